@@ -1,0 +1,3 @@
+"""samserve: a model server for promptable segmentation."""
+
+__version__ = "0.1.0"

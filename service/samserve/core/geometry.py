@@ -1,0 +1,129 @@
+"""Sizes, coordinates and crops: how the image, crop and model frames relate.
+
+All resizing is decided once, here, in float64; nobody else computes a resized size.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from samserve.types import Array, BoolArray, Size, UInt8Array
+
+Float64Array = npt.NDArray[np.float64]
+CropBox = tuple[int, int, int, int]
+"""XYXY in image pixels, ``x_max`` and ``y_max`` exclusive."""
+
+
+def resize_longest_side(size: Size, target: int) -> Size:
+    """Give the size at which a picture is placed into a model frame of side *target*.
+
+    Source: segment-anything utils/transforms.py:93-102.  In float64, because float32 (the
+    reference's ONNX path) is one pixel off for some sides above 4096.  A side never becomes 0;
+    the reference would, for aspect ratios beyond ``2 * target``.
+    """
+    scale = target * 1.0 / max(size.height, size.width)
+    height, width = (int(side * scale + 0.5) for side in (size.height, size.width))
+    return Size(max(height, 1), max(width, 1))
+
+
+def points_to_model_frame(points_xy: Array, image: Size, resized: Size) -> Float64Array:
+    """Move points from the image (or crop) frame into the model frame.
+
+    *points_xy* is ``[..., 2]``, real, XY; the answer is float64 of the same shape.  x and y have
+    scales of their own, those of the rounded size.  Source: utils/transforms.py:33-45.
+    """
+    scale = np.array([resized.width / image.width, resized.height / image.height])
+    moved: Float64Array = np.asarray(points_xy, dtype=np.float64) * scale
+    return moved
+
+
+def boxes_to_model_frame(boxes_xyxy: Array, image: Size, resized: Size) -> Float64Array:
+    """Move boxes ``[..., 4]``, XYXY, from the image frame into the model frame, as float64.
+
+    Source: segment-anything utils/transforms.py:47-53.
+    """
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64)
+    corners = boxes.reshape(*boxes.shape[:-1], 2, 2)
+    return points_to_model_frame(corners, image, resized).reshape(boxes.shape)
+
+
+def resize_image(rgb: UInt8Array, resized: Size) -> UInt8Array:
+    """Resize uint8 ``[h, w, 3]`` as the model was trained with: Pillow bilinear, antialiased.
+
+    Source: segment-anything utils/transforms.py:26-31.  No other resampler gives these bytes.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(rgb))
+    smaller = picture.resize((resized.width, resized.height), Image.Resampling.BILINEAR)
+    return np.asarray(smaller, dtype=np.uint8)
+
+
+def place_top_left(rgb: UInt8Array, side: int) -> UInt8Array:
+    """Place uint8 ``[h, w, 3]``, h and w at most *side*, into zeros ``[side, side, 3]``.
+
+    The reference pads after normalising (modeling/sam.py:164-174), so the padding must become
+    0 *after* normalisation: whoever normalises this array masks with the resized size.
+    """
+    placed = np.zeros((side, side, 3), dtype=np.uint8)
+    placed[: rgb.shape[0], : rgb.shape[1]] = rgb
+    return placed
+
+
+def crop_boxes(size: Size, n_layers: int, overlap_ratio: float) -> list[tuple[int, CropBox]]:
+    """List the (layer, crop box) pairs of AutoMask: the image, then ``(2**i)**2`` crops of it.
+
+    Source: segment-anything utils/amg.py:200-234, the same boxes in the same order, except that
+    crops without a pixel are left out (a picture of very few pixels; the reference fails there).
+    """
+    boxes: list[tuple[int, CropBox]] = [(0, (0, 0, size.width, size.height))]
+    short_side = min(size.height, size.width)
+    for layer in range(1, n_layers + 1):
+        per_side = 2**layer
+        overlap = int(overlap_ratio * short_side * (2 / per_side))
+        crop_w = _crop_length(size.width, per_side, overlap)
+        crop_h = _crop_length(size.height, per_side, overlap)
+        lefts = [(crop_w - overlap) * i for i in range(per_side)]
+        tops = [(crop_h - overlap) * i for i in range(per_side)]
+        boxes += [
+            (layer, (x, y, min(x + crop_w, size.width), min(y + crop_h, size.height)))
+            for x, y in product(lefts, tops)
+            if x < size.width and y < size.height
+        ]
+    return boxes
+
+
+def _crop_length(length: int, crops: int, overlap: int) -> int:
+    """Side of *crops* equal crops with *overlap* that cover *length* pixels (amg.py:214-215)."""
+    return math.ceil((overlap * (crops - 1) + length) / crops)
+
+
+def uncrop_boxes_xyxy(boxes_xyxy: Array, crop_box: CropBox) -> Array:
+    """Move boxes ``[n, 4]`` from the crop frame into the image frame (amg.py:237-243)."""
+    x, y = crop_box[:2]
+    moved: Array = boxes_xyxy + np.array([x, y, x, y], dtype=boxes_xyxy.dtype)
+    return moved
+
+
+def uncrop_points(points_xy: Array, crop_box: CropBox) -> Array:
+    """Move points ``[n, 2]`` from the crop frame into the image frame (amg.py:246-252)."""
+    moved: Array = points_xy + np.array(crop_box[:2], dtype=points_xy.dtype)
+    return moved
+
+
+def near_crop_edge(
+    boxes_xyxy: Array, crop_box: CropBox, image: Size, *, atol: float = 20.0
+) -> BoolArray:
+    """Say which boxes lie within *atol* pixels of a crop edge that is not an image edge.
+
+    *boxes_xyxy* is ``[n, 4]`` in the crop frame; the answer is bool ``[n]``.
+    Source: segment-anything utils/amg.py:78-88.
+    """
+    boxes = uncrop_boxes_xyxy(np.asarray(boxes_xyxy, dtype=np.float32), crop_box)
+    near_crop = np.abs(boxes - np.array(crop_box, dtype=np.float32)) <= atol
+    image_box = np.array([0, 0, image.width, image.height], dtype=np.float32)
+    near_image = np.abs(boxes - image_box) <= atol
+    return np.asarray((near_crop & ~near_image).any(axis=1), dtype=np.bool_)

@@ -1,0 +1,47 @@
+"""An ordinary mask as prompt: conversion to the decoder's low-res logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from samserve.types import Array, BoolArray, FloatArray, Size
+
+INSIDE_LOGIT = 10.0
+OUTSIDE_LOGIT = -10.0
+
+Float64Array = npt.NDArray[np.float64]
+
+
+def binary_mask_to_logits(
+    mask: BoolArray, resized: Size, model_side: int = 1024, low_res_side: int = 256
+) -> FloatArray:
+    """Turn a mask over the whole image into mask-input logits.
+
+    *mask* is bool ``[h, w]`` in the image frame; the answer is float32 ``[256, 256]`` in
+    -10..10.  Each low-res cell gets ``20 * share - 10``, *share* being the part of its area that
+    the mask covers, the padding right of and below the picture counting as not covered.  The
+    scale of 20 and -10 is SAM 2's for masks as prompts (sam2
+    modeling/sam2_base.py, ``_use_mask_as_output``); SAM 1 has no conversion of its own, it only
+    takes logits of an earlier answer.
+    """
+    cell = model_side / low_res_side
+    cells_y = np.arange(low_res_side + 1) * (cell * mask.shape[0] / resized.height)
+    cells_x = np.arange(low_res_side + 1) * (cell * mask.shape[1] / resized.width)
+    rows = _sums_between(np.asarray(mask, dtype=np.bool_), cells_y)
+    covered = _sums_between(np.ascontiguousarray(rows.T), cells_x).T
+    share = covered / ((cells_y[1] - cells_y[0]) * (cells_x[1] - cells_x[0]))
+    logits = share * (INSIDE_LOGIT - OUTSIDE_LOGIT) + OUTSIDE_LOGIT
+    clipped: FloatArray = np.clip(logits, OUTSIDE_LOGIT, INSIDE_LOGIT).astype(np.float32)
+    return clipped
+
+
+def _sums_between(values: Array, edges: Float64Array) -> Float64Array:
+    """Integrate rows of *values* ``[n, k]``, each one pixel high, between successive edges."""
+    exact = np.int32 if values.dtype == np.bool_ else np.float64
+    total = np.zeros((values.shape[0] + 1, values.shape[1]), dtype=exact)
+    np.cumsum(values, axis=0, out=total[1:])
+    edges = np.minimum(edges, values.shape[0])
+    below = np.minimum(edges.astype(np.int64), values.shape[0] - 1)
+    upto = total[below] + (edges - below)[:, None] * values[below]
+    return np.diff(upto, axis=0)

@@ -1,0 +1,271 @@
+"""From low-res logits to masks over the image: upsampling, thresholds, stability, boxes.
+
+The reference upsamples twice, bilinearly with ``align_corners=False``: low-res to the model
+frame, cut to the resized picture, then to the image (segment-anything modeling/sam.py:133-162).
+Both steps together make every image pixel a weighted mean of 3 x 3 neighbouring low-res logits.
+That has two uses here.  The steps are done as one, three taps per axis, with the coordinates that
+torch computes.  And where nine neighbours all lie on one side of a threshold the pixel is decided
+without computing it: ``summarize`` and ``binary_mask`` look at vertical strips of the image, row
+by row, and interpolate only the rows of a strip whose neighbours straddle.  What they do compute
+they compute as ``upscale_logits`` does, so the bits are the same.
+
+Elementwise numpy on purpose: small matrix products in several threads queue for BLAS's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from samserve.types import BoolArray, FloatArray, Size
+
+IntArray = npt.NDArray[np.int64]
+BoxXyxy = tuple[int, int, int, int]
+
+_STRIPS = 16
+_TAPS = 3
+_ROUNDING = 1e-5
+"""Bound of the rounding error of one pixel, relative to the largest logit; about 50 ulp."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AxisTaps:
+    """One axis of both steps: output *i* is the sum of ``weights[k, i] * input[first[i] + k]``.
+
+    *first* is int64 ``[n]`` and ascends, *weights* float32 ``[3, n]``, non-negative, sum 1.
+    """
+
+    first: IntArray
+    weights: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Upsampling:
+    """The way from low-res logits to one image (or crop) size; make it once, use it often."""
+
+    image: Size
+    rows: AxisTaps
+    columns: AxisTaps
+    strips: tuple[slice, ...]
+
+    @classmethod
+    def between(
+        cls, resized: Size, image: Size, *, model_side: int = 1024, low_res_side: int = 256
+    ) -> Upsampling:
+        """Prepare for *image*, which filled *resized* of the model frame."""
+        edges = np.linspace(0, image.width, min(_STRIPS, image.width) + 1).astype(int).tolist()
+        return cls(
+            image,
+            _axis_taps(low_res_side, model_side, resized.height, image.height),
+            _axis_taps(low_res_side, model_side, resized.width, image.width),
+            tuple(slice(a, b) for a, b in pairwise(edges)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MaskSummary:
+    """What AutoMask asks of a mask before non-maximum suppression.
+
+    *area* in pixels; *box_xyxy* of inclusive extreme pixels, zeros for an empty mask;
+    *stability* in 0..1, or NaN for 0/0.
+    """
+
+    area: int
+    box_xyxy: BoxXyxy
+    stability: float
+
+
+def upscale_logits(
+    low_res: FloatArray, resized: Size, image: Size, *, model_side: int = 1024
+) -> FloatArray:
+    """Upsample finite logits float32 ``[256, 256]`` to float32 ``[h, w]`` of the image.
+
+    Equal to the reference's two calls of ``F.interpolate`` up to float32 rounding.
+    """
+    steps = Upsampling.between(resized, image, model_side=model_side, low_res_side=low_res.shape[0])
+    every_row = np.arange(image.height)
+    transposed = np.ascontiguousarray(low_res.T, dtype=np.float32)
+    strips = [_strip_logits(transposed, steps, strip, every_row) for strip in steps.strips]
+    return np.concatenate(strips, axis=1)
+
+
+def threshold(logits: FloatArray, level: float = 0.0) -> BoolArray:
+    """Give the pixels *above* the level, which itself is outside: bool of the same shape."""
+    return np.asarray(logits > level, dtype=np.bool_)
+
+
+def stability_score(logits: FloatArray, level: float = 0.0, offset: float = 1.0) -> float:
+    """Give the IoU of the masks at ``level + offset`` and ``level - offset``; 0/0 gives NaN.
+
+    *logits* are at image (or crop) resolution.  AutoMask drops NaN, since it is not ``>=``
+    anything; answers to a prompt report 0.  Source: segment-anything utils/amg.py:156-176.
+    """
+    inner = _count(logits > level + offset)
+    outer = _count(logits > level - offset)
+    return _ratio(inner, outer)
+
+
+def mask_to_box(mask: BoolArray) -> BoxXyxy:
+    """Give XYXY of the extreme pixels of a mask ``[h, w]``, both inclusive; empty gives zeros.
+
+    Source: segment-anything utils/amg.py:303-346.
+    """
+    return _extent(np.asarray(mask.any(axis=0)), np.asarray(mask.any(axis=1)))
+
+
+def summarize(
+    low_res: FloatArray, steps: Upsampling, *, level: float = 0.0, offset: float = 1.0
+) -> MaskSummary:
+    """Give area, box and stability at image resolution of logits float32 ``[256, 256]``.
+
+    The same numbers as ``threshold``, ``mask_to_box`` and ``stability_score`` of
+    ``upscale_logits``, without making the mask.  *offset* is not negative.
+    """
+    area = inner = outer = 0
+    in_column = np.zeros(steps.image.width, dtype=np.bool_)
+    in_row = np.zeros(steps.image.height, dtype=np.bool_)
+    for block in _blocks(low_res, steps, level - offset, level + offset):
+        mask = block.logits > level
+        known = block.known_pixels
+        area += known + _count(mask)
+        inner += known + _count(block.logits > level + offset)
+        outer += known + _count(block.logits > level - offset)
+        in_column[block.columns] = mask.any(axis=0) | (known > 0)
+        in_row |= block.inside
+        in_row[block.open_rows] |= mask.any(axis=1)
+    return MaskSummary(area, _extent(in_column, in_row), _ratio(inner, outer))
+
+
+def binary_mask(low_res: FloatArray, steps: Upsampling, *, level: float = 0.0) -> BoolArray:
+    """Give the mask bool ``[h, w]``: ``threshold(upscale_logits(...), level)``, but faster."""
+    mask = np.zeros((steps.image.height, steps.image.width), dtype=np.bool_)
+    for block in _blocks(low_res, steps, level, level):
+        strip = mask[:, block.columns]
+        strip[:] = block.inside[:, None]
+        strip[block.open_rows] = block.logits > level
+    return mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    """A strip of the image that has pixels above the lower level.
+
+    Rows *inside* (bool ``[h]``) are wholly above the upper level; the *open_rows* (``[m]``) have
+    their *logits* (``[m, width of the strip]``); every other row is wholly not above the lower.
+    """
+
+    columns: slice
+    inside: BoolArray
+    open_rows: IntArray
+    logits: FloatArray
+
+    @property
+    def known_pixels(self) -> int:
+        """Pixels of the rows inside."""
+        return _count(self.inside) * int(self.logits.shape[1])
+
+
+def _blocks(low_res: FloatArray, steps: Upsampling, lower: float, upper: float) -> Iterator[_Block]:
+    """Split an upsampled map into what is known and what has to be computed."""
+    transposed = np.ascontiguousarray(low_res.T, dtype=np.float32)
+    highest, lowest = _bounds(transposed, steps)
+    guard = _ROUNDING * max(1.0, float(abs(highest.max())), float(abs(lowest.min())))
+    outside = (highest <= lower - guard)[:, steps.rows.first]
+    inside = (lowest > upper + guard)[:, steps.rows.first]
+    for index, strip in enumerate(steps.strips):
+        if outside[index].all():
+            continue
+        open_rows = np.flatnonzero(~(outside[index] | inside[index]))
+        logits = _strip_logits(transposed, steps, strip, open_rows)
+        yield _Block(strip, inside[index], open_rows, logits)
+
+
+def _bounds(transposed: FloatArray, steps: Upsampling) -> tuple[FloatArray, FloatArray]:
+    """Largest and smallest logit behind each strip and 3 low-res rows: ``[strips, rows - 2]``."""
+    spans = [_span(steps.columns, strip) for strip in steps.strips]
+    highest = np.stack([transposed[span].max(axis=0) for span in spans])
+    lowest = np.stack([transposed[span].min(axis=0) for span in spans])
+    highest = np.maximum(np.maximum(highest[:, :-2], highest[:, 1:-1]), highest[:, 2:])
+    lowest = np.minimum(np.minimum(lowest[:, :-2], lowest[:, 1:-1]), lowest[:, 2:])
+    return highest, lowest
+
+
+def _span(axis: AxisTaps, outputs: slice | IntArray) -> slice:
+    """The low-res samples behind a range of outputs (of which there is one at least)."""
+    first = axis.first[outputs]
+    return slice(int(first[0]), int(first[-1]) + _TAPS)
+
+
+def _strip_logits(
+    transposed: FloatArray, steps: Upsampling, strip: slice, rows: IntArray
+) -> FloatArray:
+    """Upsample the given rows (ascending) of one strip: float32 ``[rows, columns]``."""
+    if not rows.size:
+        return np.empty((0, strip.stop - strip.start), dtype=np.float32)
+    behind = _span(steps.rows, rows)
+    wide = _blend(
+        transposed[:, behind], steps.columns.first[strip], steps.columns.weights[:, strip]
+    )
+    first = steps.rows.first[rows] - behind.start
+    return _blend(np.ascontiguousarray(wide.T), first, steps.rows.weights[:, rows])
+
+
+def _blend(samples: FloatArray, first: IntArray, weights: FloatArray) -> FloatArray:
+    """Sum three neighbouring rows of *samples* ``[n, k]`` per output: float32 ``[m, k]``."""
+    mixed = samples[first]
+    mixed *= weights[0][:, None]
+    for tap in range(1, _TAPS):
+        part = samples[first + tap]
+        part *= weights[tap][:, None]
+        mixed += part
+    return mixed
+
+
+def _axis_taps(low_res: int, model: int, resized: int, image: int) -> AxisTaps:
+    """Compose low-res to model, cut at *resized*, to image along one axis."""
+    low, low_next, low_share = _bilinear(low_res, model)
+    mid, mid_next, mid_share = _bilinear(resized, image)
+    first = np.minimum(low[mid], low_res - _TAPS)
+    weights = np.zeros((_TAPS, image))
+    outputs = np.arange(image)
+    for model_index, share in ((mid, 1 - mid_share), (mid_next, mid_share)):
+        near, far = low[model_index] - first, low_next[model_index] - first
+        np.add.at(weights, (near, outputs), share * (1 - low_share[model_index]))
+        np.add.at(weights, (far, outputs), share * low_share[model_index])
+    return AxisTaps(first, weights.astype(np.float32))
+
+
+def _bilinear(inputs: int, outputs: int) -> tuple[IntArray, IntArray, npt.NDArray[np.float64]]:
+    """Index, next index and share of the next, per output, of torch's bilinear resize.
+
+    torch computes the coordinate in float32 with one fused multiply-add (ATen
+    UpSample.h:area_pixel_compute_source_index); float64 rounded once gives the same.
+    """
+    scale = float(np.float32(inputs) / np.float32(outputs))
+    centre = scale * (np.arange(outputs) + 0.5) - 0.5
+    coordinate = np.maximum(centre.astype(np.float32), np.float32(0))
+    index = np.minimum(coordinate.astype(np.int64), inputs - 1)
+    share = np.clip(coordinate - index.astype(np.float32), 0, 1).astype(np.float64)
+    return index, np.minimum(index + 1, inputs - 1), share
+
+
+def _extent(in_column: BoolArray, in_row: BoolArray) -> BoxXyxy:
+    """First and last column and row that hold a pixel, or zeros."""
+    x, y = np.flatnonzero(in_column), np.flatnonzero(in_row)
+    if not x.size:
+        return (0, 0, 0, 0)
+    return (int(x[0]), int(y[0]), int(x[-1]), int(y[-1]))
+
+
+def _count(mask: BoolArray) -> int:
+    """Count as a plain int."""
+    return int(np.count_nonzero(mask))
+
+
+def _ratio(inner: int, outer: int) -> float:
+    """Divide counts; 0/0 is NaN."""
+    return inner / outer if outer else float("nan")

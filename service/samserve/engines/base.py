@@ -1,0 +1,82 @@
+"""The port to the two networks of a model: the image encoder and the mask decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from samserve.context import RequestContext
+from samserve.stores.base import Slot
+from samserve.types import Embedding, FloatArray, ModelInfo, Size, UInt8Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncoderInput:
+    """A picture as the encoder wants it.
+
+    ``pixels`` is uint8 RGB ``[S, S, 3]`` in the model frame, picture top-left; ``valid`` is the
+    size of the picture inside it.  What lies outside is ignored by the model.
+    """
+
+    pixels: UInt8Array
+    valid: Size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptBatch:
+    """P prompts of N points each on one image, all in the model frame.
+
+    ``point_coords`` float32 ``[P, N, 2]``; ``point_labels`` float32 ``[P, N]`` with SAM's labels
+    (1 foreground, 0 background, -1 padding, 2 and 3 the corners of a box); ``mask_input`` float32
+    ``[M, L, L]`` with M = P, or M = 0 if no prompt of the batch has a mask.
+    """
+
+    point_coords: FloatArray
+    point_labels: FloatArray
+    mask_input: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecoderOutput:
+    """All four mask tokens of P prompts.
+
+    ``low_res_logits`` is float32 ``[P, 4, L, L]``, ``predicted_iou`` float32 ``[P, 4]``.
+    """
+
+    low_res_logits: FloatArray
+    predicted_iou: FloatArray
+
+
+class Engine(Protocol):
+    """Runs encoders and decoders; safe for concurrent use from one event loop.
+
+    Raises `EngineUnavailable` when the runtime cannot be reached and `EngineFailure` when it
+    fails; a cancelled call stops its work where the runtime can, and in any case has stopped
+    writing into the slot when the cancellation is delivered.
+    """
+
+    @property
+    def models(self) -> Mapping[str, ModelInfo]:
+        """The served models by name, the default model first."""
+        ...
+
+    async def encode(
+        self, model: str, image: EncoderInput, into: Slot, context: RequestContext
+    ) -> None:
+        """Write the embedding of *image* into the tensors of *into*."""
+        ...
+
+    async def decode(
+        self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
+    ) -> DecoderOutput:
+        """Decode *prompts* on *embedding*; waiting work is ordered by ``context.priority``."""
+        ...
+
+    async def ready(self) -> bool:
+        """Tell whether the next call can be expected to succeed."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop all work and free what is held."""
+        ...

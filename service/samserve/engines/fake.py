@@ -1,0 +1,121 @@
+"""A deterministic `Engine` without a model, for development and tests.
+
+Its embedding holds the mean colour of each cell.  Its masks are discs around the mean foreground
+click, or the ellipse inside the box, or the mask input grown a little; token *t* is the larger,
+the greater *t*.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+
+from samserve.context import RequestContext
+from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
+from samserve.stores.base import Slot
+from samserve.types import Embedding, FloatArray, ModelInfo, TensorSpec
+
+MODEL = ModelInfo(
+    name="fake",
+    family="sam1",
+    digest="fake-1",
+    preprocessing="fake-1",
+    image_size=1024,
+    mask_size=256,
+    embedding=(TensorSpec("image_embedding", np.dtype(np.float16), (256, 64, 64)),),
+    description="Draws discs around prompts; not a model.",
+)
+
+_RADII = (40.0, 20.0, 40.0, 60.0)
+_IOUS = (0.90, 0.95, 0.92, 0.89)
+
+
+class FakeEngine:
+    """Draws masks from prompts alone.
+
+    *hold* makes every encode wait until it is set, so that a test decides when work ends;
+    ``counts`` tells how often each kind of work was begun, finished and cancelled.
+    """
+
+    def __init__(self, *, hold: asyncio.Event | None = None, model: ModelInfo = MODEL) -> None:
+        self._hold = hold
+        self._model = model
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def models(self) -> Mapping[str, ModelInfo]:
+        """See `Engine.models`."""
+        return {self._model.name: self._model}
+
+    async def encode(
+        self, model: str, image: EncoderInput, into: Slot, context: RequestContext
+    ) -> None:
+        """See `Engine.encode`."""
+        self.counts["encode_begun"] += 1
+        try:
+            if self._hold is not None:
+                await self._hold.wait()
+        except asyncio.CancelledError:
+            self.counts["encode_cancelled"] += 1
+            raise
+        tensor = into.tensors["image_embedding"]
+        _, rows, columns = tensor.shape
+        cell = self._model.image_size // rows
+        cells = image.pixels.reshape(rows, cell, columns, cell, 3)
+        tensor[...] = 0
+        tensor[:3] = cells.mean(axis=(1, 3), dtype=np.float32).transpose(2, 0, 1)
+        self.counts["encode_finished"] += 1
+
+    async def decode(
+        self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
+    ) -> DecoderOutput:
+        """See `Engine.decode`."""
+        self.counts["decode_begun"] += 1
+        await asyncio.sleep(0)
+        masks = list(prompts.mask_input)
+        logits = np.stack(
+            [
+                self._draw(coords, labels, masks[index] if masks else None)
+                for index, (coords, labels) in enumerate(
+                    zip(prompts.point_coords, prompts.point_labels, strict=True)
+                )
+            ]
+        )
+        iou = np.tile(np.array(_IOUS, dtype=np.float32), (len(logits), 1))
+        self.counts["decode_finished"] += 1
+        return DecoderOutput(logits, iou)
+
+    def _draw(
+        self, coords: FloatArray, labels: FloatArray, mask: FloatArray | None
+    ) -> FloatArray:
+        side = self._model.mask_size
+        scale = side / self._model.image_size
+        if np.any(labels == 1):
+            centre = coords[labels == 1].mean(axis=0) * scale
+            return _ellipses(side, centre, np.array([1.0, 1.0]))
+        if np.any(labels == 2):
+            low, high = coords[labels == 2][0] * scale, coords[labels == 3][0] * scale
+            return _ellipses(side, (low + high) / 2, (high - low) / (2 * _RADII[2]))
+        if mask is not None:
+            return np.stack([mask + radius / _RADII[1] for radius in _RADII])
+        return np.full((4, side, side), -10.0, dtype=np.float32)
+
+    async def ready(self) -> bool:
+        """See `Engine.ready`."""
+        return True
+
+    async def aclose(self) -> None:
+        """See `Engine.aclose`."""
+
+
+def _ellipses(side: int, centre_xy: FloatArray, stretch_xy: FloatArray) -> FloatArray:
+    """Logits ``[4, side, side]`` that fall by 1 a pixel across the edge of each token's ellipse."""
+    grid = np.arange(side, dtype=np.float32) + 0.5
+    stretch = np.maximum(stretch_xy, 1e-3)
+    x = (grid[None, :] - centre_xy[0]) / stretch[0]
+    y = (grid[:, None] - centre_xy[1]) / stretch[1]
+    distance = np.hypot(x, y)
+    return np.stack([radius - distance for radius in _RADII]).astype(np.float32)

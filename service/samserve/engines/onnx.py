@@ -1,0 +1,171 @@
+"""The `Engine` that runs models in this process, on ONNX Runtime."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from samserve.context import RequestContext
+from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
+from samserve.engines.gate import PriorityGate
+from samserve.engines.repository import ModelFiles, discover
+from samserve.errors import EngineFailure, EngineUnavailable
+from samserve.metrics import Metrics
+from samserve.stores.base import Slot
+from samserve.types import Embedding, ModelInfo
+
+T = TypeVar("T")
+
+_ORT_ERRORS = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sessions:
+    info: ModelInfo
+    encoder: ort.InferenceSession
+    decoder: ort.InferenceSession
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Network:
+    """One of the two kinds of work: its gate, and its name in metrics."""
+
+    name: str
+    gate: PriorityGate
+
+
+class OnnxEngine:
+    """Runs one encoder and one decoder at a time, each on all its threads.
+
+    ONNX Runtime parallelises inside a run, so more runs at once would only share the same cores;
+    waiting work is ordered by priority instead.  A cancelled run is told to terminate, which it
+    does between two operators.
+    """
+
+    def __init__(self, repository: Path, threads: int, metrics: Metrics) -> None:
+        self._sessions = {
+            files.info.name: _open(files, threads) for files in discover(repository)
+        }
+        self._metrics = metrics
+        self._encoders = _Network("encoder", PriorityGate(1))
+        self._decoders = _Network("decoder", PriorityGate(1))
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="engine")
+
+    @property
+    def models(self) -> Mapping[str, ModelInfo]:
+        """See `Engine.models`."""
+        return {name: sessions.info for name, sessions in self._sessions.items()}
+
+    async def encode(
+        self, model: str, image: EncoderInput, into: Slot, context: RequestContext
+    ) -> None:
+        """See `Engine.encode`."""
+        session = self._sessions[model].encoder
+        feeds = {
+            "image": image.pixels[None],
+            "image_size": np.array([[image.valid.height, image.valid.width]], dtype=np.int32),
+        }
+
+        def call(options: ort.RunOptions) -> None:
+            binding = session.io_binding()
+            for name, array in feeds.items():
+                binding.bind_cpu_input(name, array)
+            for name, tensor in into.tensors.items():
+                # The network writes straight into the slot: nothing is copied afterwards.
+                binding.bind_output(
+                    name, "cpu", 0, tensor.dtype.type, (1, *tensor.shape), tensor.ctypes.data
+                )
+            session.run_with_iobinding(binding, options)
+
+        await self._run(self._encoders, context, call)
+
+    async def decode(
+        self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
+    ) -> DecoderOutput:
+        """See `Engine.decode`."""
+        session = self._sessions[model].decoder
+        feeds = {name: tensor[None] for name, tensor in embedding.tensors.items()} | {
+            "point_coords": prompts.point_coords[None],
+            "point_labels": prompts.point_labels[None],
+            "mask_input": prompts.mask_input[None],
+        }
+
+        def call(options: ort.RunOptions) -> DecoderOutput:
+            logits, iou = session.run(["low_res_logits", "predicted_iou"], feeds, options)
+            return DecoderOutput(logits[0], iou[0])
+
+        return await self._run(self._decoders, context, call)
+
+    async def ready(self) -> bool:
+        """See `Engine.ready`; models in this process are ready as soon as they are loaded."""
+        return True
+
+    async def aclose(self) -> None:
+        """See `Engine.aclose`."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(
+        self, network: _Network, context: RequestContext, call: Callable[[ort.RunOptions], T]
+    ) -> T:
+        async with network.gate.hold(context.priority):
+            options = ort.RunOptions()
+            running = asyncio.get_running_loop().run_in_executor(self._pool, call, options)
+            outcome = "failed"
+            try:
+                result = await asyncio.shield(running)
+                outcome = "ok"
+            except asyncio.CancelledError:
+                outcome = "cancelled"
+                options.terminate = True
+                # The gate and the slot stay taken until the run has really ended.
+                await _settled(running)
+                raise
+            except _ORT_ERRORS as error:
+                raise EngineFailure(f"the {network.name} failed") from error
+            finally:
+                self._metrics.engine_runs.labels(network.name, outcome).inc()
+            return result
+
+
+async def _settled(running: asyncio.Future[T]) -> None:
+    """Wait until *running* is done, whatever its outcome and however often we are cancelled."""
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError:
+            continue
+    running.exception()
+
+
+def _open(files: ModelFiles, threads: int) -> _Sessions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that spin between runs would take the cores from decoding images and masks.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return _Sessions(
+            files.info,
+            ort.InferenceSession(files.encoder, options, ["CPUExecutionProvider"]),
+            ort.InferenceSession(files.decoder, options, ["CPUExecutionProvider"]),
+        )
+    except _ORT_ERRORS as error:
+        raise EngineUnavailable(f"model {files.info.name!r} cannot be loaded: {error}") from error

@@ -1,0 +1,100 @@
+"""Reading a Triton model repository: which encoder and decoder pairs it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from samserve.errors import EngineUnavailable
+from samserve.types import ModelInfo, TensorSpec
+
+FAMILIES = frozenset({"sam1"})
+
+_DTYPES: dict[int, np.dtype[Any]] = {
+    model_config_pb2.TYPE_FP16: np.dtype(np.float16),
+    model_config_pb2.TYPE_FP32: np.dtype(np.float32),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A pair and where its two graphs lie."""
+
+    info: ModelInfo
+    encoder: Path
+    decoder: Path
+
+
+def discover(repository: Path) -> tuple[ModelFiles, ...]:
+    """List the pairs of a repository in alphabetical order.
+
+    Models without samserve's parameters are somebody else's and passed over.  Raises
+    `EngineUnavailable` for a repository without a pair and for a pair that does not fit together.
+    """
+    configs = [_read(path) for path in sorted(repository.glob("*/config.pbtxt"))]
+    by_name = {config.name: config for config in configs}
+    encoders = [config for config in configs if _parameter(config, "role") == "encoder"]
+    if not encoders:
+        raise EngineUnavailable(f"no model in {repository}")
+    return tuple(_pair(encoder, by_name, repository) for encoder in encoders)
+
+
+def model_info(encoder: model_config_pb2.ModelConfig, name: str) -> ModelInfo:
+    """Read what an encoder's configuration says about its pair."""
+    return ModelInfo(
+        name=name,
+        family=_parameter(encoder, "family"),
+        digest=_parameter(encoder, "digest"),
+        preprocessing=_parameter(encoder, "preprocessing"),
+        image_size=int(_parameter(encoder, "image_size")),
+        mask_size=int(_parameter(encoder, "mask_size")),
+        embedding=_specs(encoder.output),
+        description=_parameter(encoder, "description"),
+    )
+
+
+def _read(path: Path) -> model_config_pb2.ModelConfig:
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise EngineUnavailable(f"{path} is not a model configuration: {error}") from error
+
+
+def _pair(
+    encoder: model_config_pb2.ModelConfig,
+    by_name: dict[str, model_config_pb2.ModelConfig],
+    repository: Path,
+) -> ModelFiles:
+    name = _parameter(encoder, "model")
+    decoder = by_name.get(f"{name}_decoder")
+    info = model_info(encoder, name)
+    if decoder is None or _parameter(decoder, "digest") != info.digest:
+        raise EngineUnavailable(f"the decoder of model {name!r} is missing or of other weights")
+    if info.family not in FAMILIES:
+        raise EngineUnavailable(f"model {name!r} is of unknown family {info.family!r}")
+    return ModelFiles(info, _graph(repository, encoder.name), _graph(repository, decoder.name))
+
+
+def _graph(repository: Path, model: str) -> Path:
+    path = repository / model / "1" / "model.onnx"
+    if not path.is_file():
+        raise EngineUnavailable(f"{path} is missing")
+    return path
+
+
+def _parameter(config: model_config_pb2.ModelConfig, key: str) -> str:
+    name = f"samserve.{key}"
+    return str(config.parameters[name].string_value) if name in config.parameters else ""
+
+
+def _specs(outputs: Iterable[model_config_pb2.ModelOutput]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(output.name, _DTYPES[output.data_type], tuple(output.dims))
+        for output in outputs
+    )

@@ -1,0 +1,132 @@
+"""Everything that samserve raises on purpose.
+
+::
+
+    SamserveError
+    ├── InvalidRequest            the caller must change the request
+    │   ├── ImageUnreadable       the bytes are no picture that we read
+    │   ├── ImageTooLarge         the picture is over a limit
+    │   └── ResponseTooLarge      the asked format would not fit into an answer
+    ├── NotFound
+    │   ├── EmbeddingNotFound     unknown, expired, evicted or another tenant's: embed again
+    │   └── ModelNotFound         no such model is served
+    ├── Overloaded                a bound is reached: try again after ``retry_after_s``
+    ├── Unavailable
+    │   ├── EngineUnavailable     the model runtime is not there
+    │   └── StoreUnavailable      the embedding store is not there (never said of a miss)
+    ├── DeadlineExceeded          the call ran out of time
+    └── EngineFailure             the model runtime failed; details are logged, not answered
+
+Each class names its ``reason``; (reason, domain ``samserve``) is what clients may rely on, the
+text may change.  ``rpc/status.py`` is the only place that turns these into gRPC codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """What is wrong with one request field, by its protobuf path."""
+
+    field: str
+    description: str
+
+
+class SamserveError(Exception):
+    """Root of the tree; ``metadata`` repeats every number of the text for programs."""
+
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, *, metadata: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = dict(metadata or {})
+
+
+class InvalidRequest(SamserveError):
+    """A field of the request is wrong; ``violations`` say which and what its limit is."""
+
+    reason = "INVALID_ARGUMENT"
+
+    def __init__(
+        self, field: str, description: str, *, metadata: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(f"{field}: {description}", metadata=metadata)
+        self.violations = (FieldViolation(field, description),)
+
+
+class ImageUnreadable(InvalidRequest):
+    """The bytes are not a complete picture of a supported format."""
+
+    reason = "IMAGE_UNREADABLE"
+
+
+class ImageTooLarge(InvalidRequest):
+    """The picture has more pixels, or a longer side, than the server accepts."""
+
+    reason = "IMAGE_TOO_LARGE"
+
+
+class ResponseTooLarge(InvalidRequest):
+    """The answer in the asked format is over the response limit."""
+
+    reason = "RESPONSE_TOO_LARGE"
+
+
+class NotFound(SamserveError):
+    """Something named in the request is not here."""
+
+
+class EmbeddingNotFound(NotFound):
+    """The id is unknown, expired, evicted or another tenant's; one answer for all four."""
+
+    reason = "EMBEDDING_NOT_FOUND"
+
+
+class ModelNotFound(NotFound):
+    """No model of that name is served."""
+
+    reason = "MODEL_NOT_FOUND"
+
+
+class Overloaded(SamserveError):
+    """A bound on concurrent work or memory is reached; nothing was begun."""
+
+    reason = "OVERLOADED"
+
+    def __init__(
+        self, message: str, *, retry_after_s: float = 1.0, metadata: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message, metadata=metadata)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(SamserveError):
+    """A part that the call needs cannot be reached; the call may be repeated."""
+
+
+class EngineUnavailable(Unavailable):
+    """The model runtime cannot be reached or is not ready."""
+
+    reason = "ENGINE_UNAVAILABLE"
+
+
+class StoreUnavailable(Unavailable):
+    """The embedding store cannot be reached."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class DeadlineExceeded(SamserveError):
+    """The call's time is over; ``stage`` in the metadata says what it was doing."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+
+class EngineFailure(SamserveError):
+    """The model runtime failed on a valid input; the cause is chained for the log."""
+
+    reason = "INTERNAL"

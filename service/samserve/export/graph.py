@@ -1,0 +1,70 @@
+"""Reading what an ONNX file says about its own tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from samserve.export.errors import ExportError
+
+ANY = -1
+"""A dimension that the graph leaves open, written as Triton writes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphTensor:
+    """An input or output: ``elem_type`` is an ``onnx.TensorProto`` type, ``dims`` with batch."""
+
+    name: str
+    elem_type: int
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInterface:
+    """The tensors that go into and come out of a graph, in its order, and its main opset."""
+
+    inputs: tuple[GraphTensor, ...]
+    outputs: tuple[GraphTensor, ...]
+    opset: int
+
+    def input(self, name: str) -> GraphTensor:
+        """Find an input by name."""
+        return _find(self.inputs, name, "input")
+
+    def output(self, name: str) -> GraphTensor:
+        """Find an output by name."""
+        return _find(self.outputs, name, "output")
+
+
+def read_interface(model: bytes) -> GraphInterface:
+    """Read the interface of the ONNX file whose bytes are given."""
+    try:
+        proto = onnx.load_model_from_string(model)
+    except DecodeError as error:
+        raise ExportError("not an ONNX file") from error
+    # Old files repeat the weights among the inputs; only what has no value must be sent.
+    weights = {initializer.name for initializer in proto.graph.initializer}
+    opsets = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    return GraphInterface(
+        inputs=tuple(_tensor(value) for value in proto.graph.input if value.name not in weights),
+        outputs=tuple(_tensor(value) for value in proto.graph.output),
+        opset=max(opsets, default=0),
+    )
+
+
+def _tensor(value: onnx.ValueInfoProto) -> GraphTensor:
+    tensor = value.type.tensor_type
+    dims = tuple(
+        dim.dim_value if dim.WhichOneof("value") == "dim_value" else ANY for dim in tensor.shape.dim
+    )
+    return GraphTensor(value.name, tensor.elem_type, dims)
+
+
+def _find(tensors: tuple[GraphTensor, ...], name: str, what: str) -> GraphTensor:
+    for tensor in tensors:
+        if tensor.name == name:
+            return tensor
+    raise ExportError(f"the graph has no {what} {name!r}")

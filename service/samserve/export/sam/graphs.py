@@ -1,0 +1,86 @@
+"""The two graphs that are served, with the tensors of the model contract."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from samserve.export.sam.model import Sam
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+"""Of R, G and B, in 0..255."""
+
+
+class EncoderGraph(nn.Module):
+    """Picture to embedding, normalisation included."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.image_encoder = sam.image_encoder
+        # Buffers, so that the graph holds each constant once, however often it is used.
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN), persistent=False)
+        self.register_buffer("std", torch.tensor(PIXEL_STD), persistent=False)
+
+    def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``image_embedding`` float16 ``[B,256,64,64]`` and the same before its cast.
+
+        ``image`` uint8 ``[B,1024,1024,3]`` RGB, the picture resized and placed top-left;
+        ``image_size`` int32 ``[B,2]``, its height and width there. Other pixels do not matter.
+        """
+        embedding = self.image_encoder(self.standardise(image, image_size))
+        return embedding.half(), embedding
+
+    def standardise(self, image: Tensor, image_size: Tensor) -> Tensor:
+        """Normalise, then zero what is outside: float32 ``[B,3,1024,1024]``.
+
+        Division, not a product with the inverse: that one is not equal to the last bit.
+        """
+        height, width = image.shape[1], image.shape[2]
+        size = image_size.reshape(-1, 2, 1, 1, 1)
+        row = torch.arange(height, dtype=torch.int32).reshape(1, height, 1, 1)
+        column = torch.arange(width, dtype=torch.int32).reshape(1, 1, width, 1)
+        inside = (row < size[:, 0]) & (column < size[:, 1])
+        standard = (image.float() - self.mean) / self.std
+        return torch.where(inside, standard, torch.zeros(())).permute(0, 3, 1, 2)
+
+
+class DecoderGraph(nn.Module):
+    """Embeddings and prompts to all four masks; choosing and upsampling are the gateway's."""
+
+    places: Tensor
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.prompt_encoder, self.mask_decoder = sam.prompt_encoder, sam.mask_decoder
+        places = sam.prompt_encoder.dense_positions().detach()
+        self.register_buffer("places", places, persistent=False)
+
+    def forward(
+        self,
+        image_embedding: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``low_res_logits`` ``[B,P,4,256,256]`` and ``predicted_iou`` ``[B,P,4]``.
+
+        ``image_embedding`` float16 ``[B,256,64,64]``; ``point_coords`` ``[B,P,N,2]`` in model
+        pixels and ``point_labels`` ``[B,P,N]``, N from 0; ``mask_input`` ``[B,M,256,256]`` logits
+        for the first M of the P prompts. The caller appends the padding point where it belongs.
+        """
+        batch, prompts = point_coords.shape[0], point_coords.shape[1]
+        sparse = self.prompt_encoder.embed_points(point_coords, point_labels)
+        outputs = self.mask_decoder.output_tokens()
+        outputs = outputs.expand(batch, prompts, outputs.shape[0], outputs.shape[1])
+        # Joined before flattening, so that no axis is empty when there are no points (N = 0).
+        tokens = torch.cat([outputs, sparse], 2).flatten(0, 1)
+        dense = self.prompt_encoder.embed_masks(mask_input, prompts)
+        cells = (image_embedding.float().unsqueeze(1) + dense).flatten(0, 1)
+        cells = cells.flatten(2).transpose(1, 2)
+        logits, iou = self.mask_decoder(cells, self.places, tokens)
+        shape = (batch, prompts, logits.shape[1])
+        return logits.reshape(*shape, logits.shape[2], logits.shape[3]), iou.reshape(shape)

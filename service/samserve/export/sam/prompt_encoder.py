@@ -1,0 +1,92 @@
+"""SAM's prompt encoder, for P prompts on each of B pictures."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from samserve.export.sam.config import SamConfig
+from samserve.export.sam.layers import LayerNorm2d
+
+LABELS = (-1.0, 0.0, 1.0, 2.0, 3.0)
+"""Point labels: padding, background, foreground, a box's top-left and bottom-right corner."""
+
+
+class PromptEncoder(nn.Module):
+    """Points and mask inputs to sparse and dense embeddings."""
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__()
+        self.image_size, self.grid = config.image_size, config.grid
+        self.pe_layer = PositionEncoding(config.channels)
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, config.channels) for _ in range(4))
+        self.not_a_point_embed = nn.Embedding(1, config.channels)
+        few, many = config.mask_channels // 4, config.mask_channels
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv2d(1, few, 2, stride=2),
+            LayerNorm2d(few),
+            nn.GELU(),
+            nn.Conv2d(few, many, 2, stride=2),
+            LayerNorm2d(many),
+            nn.GELU(),
+            nn.Conv2d(many, config.channels, 1),
+        )
+        self.no_mask_embed = nn.Embedding(1, config.channels)
+
+    def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
+        """Sparse embeddings ``[B,P,N,256]``.
+
+        ``coords`` float32 ``[B,P,N,2]`` in model pixels, before the half pixel that moves them to
+        the pixel's centre; ``labels`` float32 ``[B,P,N]`` as in ``LABELS``.
+        """
+        place = self.pe_layer((coords + 0.5) / self.image_size)
+        label = labels.unsqueeze(3)
+        place = torch.where(label == LABELS[0], torch.zeros_like(place), place)
+        embeddings = [self.not_a_point_embed, *self.point_embeddings]
+        kinds = torch.cat([embedding.weight for embedding in embeddings])
+        # Indexed adds would fix P and N in a traced graph; a one-hot product adds the same value.
+        chosen = (label == torch.tensor(LABELS)).to(place.dtype)
+        return place + chosen @ kinds
+
+    def embed_masks(self, masks: Tensor, prompts: int) -> Tensor:
+        """Dense embeddings ``[B,P,256,grid,grid]``; the first M of the P prompts have masks.
+
+        ``masks`` float32 ``[B,M,4*grid,4*grid]`` low-res logits, with M from 0 to P.
+        """
+        batch, given = masks.shape[0], masks.shape[1]
+        side, channels = 4 * self.grid, self.no_mask_embed.weight.shape[1]
+        # ONNX's Reshape reads a 0 as "keep this axis": one mask more, dropped below, makes
+        # sure that there is never an axis of length 0 in front of it.
+        spare = torch.zeros(1, 1, side, side).expand(batch, 1, side, side)
+        every = torch.cat([masks, spare], 1).reshape(-1, 1, side, side)
+        shape = (batch, given + 1, channels, self.grid, self.grid)
+        dense = self.mask_downscaling(every).reshape(shape)[:, :given]
+        none = self.no_mask_embed.weight.reshape(1, 1, channels, 1, 1)
+        absent = none.expand(batch, prompts - given, channels, self.grid, self.grid)
+        return torch.cat([dense, absent], 1)
+
+    def dense_positions(self) -> Tensor:
+        """Position encoding of the embedding's cells: ``[1,grid*grid,256]``, row by row."""
+        centres = (torch.ones(self.grid).cumsum(0) - 0.5) / self.grid
+        rows, columns = torch.meshgrid(centres, centres, indexing="ij")
+        positions: Tensor = self.pe_layer(torch.stack([columns, rows], 2))
+        return positions.reshape(1, self.grid * self.grid, -1)
+
+
+class PositionEncoding(nn.Module):
+    """Random Fourier features of positions in the unit square."""
+
+    positional_encoding_gaussian_matrix: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # The name is the checkpoints'.
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.zeros(2, channels // 2))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Encode ``[...,2]`` (x, y) in 0..1 as ``[...,channels]``."""
+        waves = (2 * positions - 1) @ self.positional_encoding_gaussian_matrix
+        angles = 2 * math.pi * waves
+        return torch.cat([torch.sin(angles), torch.cos(angles)], -1)

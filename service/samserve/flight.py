@@ -1,0 +1,87 @@
+"""Single flight: concurrent callers of one key share one piece of work and its result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(slots=True, eq=False)
+class _Flight(Generic[V]):
+    result: asyncio.Future[V]
+    landed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+    passengers: int = 0
+
+
+class SingleFlight(Generic[K, V]):
+    """Runs one context manager per key, however many callers join it.
+
+    The manager is entered once, in a task of its own; what it yields is handed to everybody who
+    joined, and it is left when the last of them has left.  A caller's cancellation or failure
+    never touches the others; work that has lost its last caller is cancelled.
+    """
+
+    def __init__(self) -> None:
+        # Flights that may still be joined, by key; touched on the event loop only.
+        self._flights: dict[K, _Flight[V]] = {}
+
+    @asynccontextmanager
+    async def join(
+        self, key: K, open_work: Callable[[], AbstractAsyncContextManager[V]]
+    ) -> AsyncIterator[tuple[V, bool]]:
+        """Yield the shared value and whether this caller began the work.
+
+        An exception of the work reaches every caller that waits for it.
+        """
+        flight = self._flights.get(key)
+        leads = flight is None
+        if flight is None:
+            flight = self._launch(key, open_work)
+        flight.passengers += 1
+        try:
+            # The shield keeps one caller's cancellation from cancelling the shared future.
+            yield await asyncio.shield(flight.result), leads
+        finally:
+            flight.passengers -= 1
+            if flight.passengers == 0:
+                self._retire(key, flight)
+
+    def _launch(
+        self, key: K, open_work: Callable[[], AbstractAsyncContextManager[V]]
+    ) -> _Flight[V]:
+        flight: _Flight[V] = _Flight(asyncio.get_running_loop().create_future())
+        self._flights[key] = flight
+        flight.task = asyncio.create_task(self._fly(flight, open_work))
+        # Without callers left nobody reads the outcome; asyncio would complain about that.
+        flight.result.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return flight
+
+    async def _fly(
+        self, flight: _Flight[V], open_work: Callable[[], AbstractAsyncContextManager[V]]
+    ) -> None:
+        try:
+            async with open_work() as value:
+                flight.result.set_result(value)
+                await flight.landed.wait()
+        except asyncio.CancelledError:
+            flight.result.cancel()
+            raise
+        except Exception as error:
+            if flight.result.done():
+                raise
+            flight.result.set_exception(error)
+
+    def _retire(self, key: K, flight: _Flight[V]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        if flight.result.done():
+            flight.landed.set()
+        elif flight.task is not None:
+            flight.task.cancel()

@@ -1,0 +1,125 @@
+"""The use case Predict: prompts on one picture to masks in image pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from samserve.context import RequestContext
+from samserve.core import masks, rle, tokens
+from samserve.embedder import Embedder, Leased, Source
+from samserve.engines.base import DecoderOutput
+from samserve.prompting import Frames, PromptGroup, check_inside, group, sparse_count
+from samserve.types import Candidate, FloatArray, Mask, Multimask, Prompt
+
+# The threshold and the shift of the reference implementation.
+MASK_THRESHOLD = 0.0
+STABILITY_OFFSET = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PredictOptions:
+    """What is asked besides the prompts."""
+
+    multimask: Multimask = Multimask.AUTO
+    low_res_logits: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """Candidates of each prompt, in request order, and the embedding that was used."""
+
+    results: tuple[tuple[Candidate, ...], ...]
+    leased: Leased
+
+
+class Predictor:
+    """Answers prompts with masks."""
+
+    def __init__(self, embedder: Embedder, prompts_per_run: int) -> None:
+        self._embedder = embedder
+        self._prompts_per_run = prompts_per_run
+
+    async def predict(
+        self,
+        source: Source,
+        model: str,
+        prompts: tuple[Prompt, ...],
+        options: PredictOptions,
+        context: RequestContext,
+    ) -> Prediction:
+        """Predict masks for *prompts*, each as if it were alone.
+
+        Raises `InvalidRequest` for prompts outside the image, before any model runs.
+        """
+        check = partial(check_inside, prompts)
+        async with self._embedder.lease(source, model, context, check=check) as leased:
+            frames = Frames.of(leased.embedding.facts.image_size, leased.model)
+            upsampling = frames.upsampling()
+            results: list[tuple[Candidate, ...]] = [()] * len(prompts)
+            groups = await self._embedder.workers.run(
+                context.priority, lambda: list(group(prompts, frames, self._prompts_per_run))
+            )
+            for members in groups:
+                output = await self._decode(members, leased, context)
+                answer = partial(_candidates, prompts, members, output, upsampling, options)
+                with context.clock.stage("postprocess"):
+                    answered = await self._embedder.workers.run(context.priority, answer)
+                for index, candidates in zip(members.indices, answered, strict=True):
+                    results[index] = candidates
+        return Prediction(tuple(results), leased)
+
+    async def _decode(
+        self, members: PromptGroup, leased: Leased, context: RequestContext
+    ) -> DecoderOutput:
+        context.check_deadline()
+        with context.clock.stage("decode"):
+            return await self._embedder.engine.decode(
+                leased.model.name, leased.embedding, members.batch, context
+            )
+
+
+def _candidates(
+    prompts: tuple[Prompt, ...],
+    members: PromptGroup,
+    output: DecoderOutput,
+    upsampling: masks.Upsampling,
+    options: PredictOptions,
+) -> list[tuple[Candidate, ...]]:
+    return [
+        tuple(
+            _candidate(logits[token], float(iou[token]), token, upsampling, options)
+            for token in tokens.answered_tokens(
+                options.multimask, sparse_count(prompts[index]), iou
+            )
+        )
+        for index, logits, iou in zip(
+            members.indices, output.low_res_logits, output.predicted_iou, strict=True
+        )
+    ]
+
+
+def _candidate(
+    low_res: FloatArray,
+    iou: float,
+    token: int,
+    upsampling: masks.Upsampling,
+    options: PredictOptions,
+) -> Candidate:
+    summary = masks.summarize(
+        low_res, upsampling, level=MASK_THRESHOLD, offset=STABILITY_OFFSET
+    )
+    x_min, y_min, x_max, y_max = summary.box_xyxy
+    return Candidate(
+        mask=Mask(
+            rle=rle.encode(masks.binary_mask(low_res, upsampling, level=MASK_THRESHOLD)),
+            area=summary.area,
+            bbox=(float(x_min), float(y_min), float(x_max - x_min), float(y_max - y_min)),
+            predicted_iou=iou,
+            stability_score=0.0 if np.isnan(summary.stability) else summary.stability,
+        ),
+        token_index=token,
+        low_res_logits=low_res.copy() if options.low_res_logits else None,
+    )

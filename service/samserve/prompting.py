@@ -1,0 +1,162 @@
+"""Prompts of people to tensors of the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from samserve.core import geometry, mask_input, masks, rle, tokens
+from samserve.engines.base import PromptBatch
+from samserve.errors import InvalidRequest
+from samserve.types import BinaryMask, Box, FloatArray, ModelInfo, Prompt, Size
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """The sizes that tie image pixels to one model's frames.
+
+    ``resized`` is the picture inside the model frame; it is computed once, in float64.
+    """
+
+    image: Size
+    resized: Size
+    model_side: int
+    mask_side: int
+
+    @classmethod
+    def of(cls, image: Size, model: ModelInfo) -> Frames:
+        """Lay an image of this size into the frame of *model*."""
+        resized = geometry.resize_longest_side(image, model.image_size)
+        return cls(image, resized, model.image_size, model.mask_size)
+
+    def upsampling(self) -> masks.Upsampling:
+        """Prepare the way from low-res logits to the image."""
+        return masks.Upsampling.between(
+            self.resized, self.image, model_side=self.model_side, low_res_side=self.mask_side
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptGroup:
+    """Prompts that can be decoded together, with their places in the request."""
+
+    indices: tuple[int, ...]
+    batch: PromptBatch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _SparsePrompt:
+    index: int
+    coords: FloatArray
+    labels: FloatArray
+    mask: FloatArray | None
+
+
+def check_inside(prompts: tuple[Prompt, ...], image: Size) -> None:
+    """Raise `InvalidRequest` for the first prompt that does not lie inside the image."""
+    for i, prompt in enumerate(prompts):
+        for j, point in enumerate(prompt.points):
+            check_coordinate(f"prompts[{i}].points[{j}].x", point.x, image.width, "width")
+            check_coordinate(f"prompts[{i}].points[{j}].y", point.y, image.height, "height")
+        if prompt.box is not None:
+            check_box_inside(f"prompts[{i}].box", prompt.box, image)
+        if isinstance(prompt.mask, BinaryMask):
+            _check_mask_size(f"prompts[{i}].mask.binary.size", prompt.mask, image)
+
+
+def check_box_inside(field: str, box: Box, image: Size) -> None:
+    """Raise `InvalidRequest` unless the box lies inside the image."""
+    check_coordinate(f"{field}.x_min", box.x_min, image.width, "width")
+    check_coordinate(f"{field}.y_min", box.y_min, image.height, "height")
+    check_coordinate(f"{field}.x_max", box.x_max, image.width, "width")
+    check_coordinate(f"{field}.y_max", box.y_max, image.height, "height")
+
+
+def check_coordinate(field: str, value: float, limit: int, what: str) -> None:
+    """Raise `InvalidRequest` unless 0 <= value <= limit."""
+    if not 0 <= value <= limit:
+        raise InvalidRequest(
+            field,
+            f"must be from 0 to {limit}, the {what} of the image; got {value:g}",
+            metadata={"limit": str(limit), "value": f"{value:g}"},
+        )
+
+
+def _check_mask_size(field: str, mask: BinaryMask, image: Size) -> None:
+    size = mask.rle.size
+    if size != image:
+        raise InvalidRequest(
+            field,
+            f"must be that of the image, {image.height}x{image.width}; "
+            f"got {size.height}x{size.width}",
+            metadata={
+                "limit": f"{image.height}x{image.width}",
+                "value": f"{size.height}x{size.width}",
+            },
+        )
+
+
+def sparse_count(prompt: Prompt) -> int:
+    """Count the sparse tokens that SAM makes of a prompt: points, corners and padding."""
+    if prompt.box is not None:
+        return len(prompt.points) + 2
+    return len(prompt.points) + 1 if prompt.points else 0
+
+
+def group(
+    prompts: tuple[Prompt, ...], frames: Frames, most: int
+) -> Iterator[PromptGroup]:
+    """Cut prompts into batches of at most *most* with equal point counts and kinds of mask.
+
+    Point counts are never padded to match: a further padding point is a token that the decoder
+    attends to, so a prompt's answer would depend on its neighbours.
+    """
+    groups: dict[tuple[int, bool], list[_SparsePrompt]] = {}
+    for index, prompt in enumerate(prompts):
+        sparse = _sparse_prompt(index, prompt, frames)
+        groups.setdefault((len(sparse.labels), sparse.mask is not None), []).append(sparse)
+    for members in groups.values():
+        for start in range(0, len(members), most):
+            yield _batch(members[start : start + most], frames.mask_side)
+
+
+def _sparse_prompt(index: int, prompt: Prompt, frames: Frames) -> _SparsePrompt:
+    points = np.array([(p.x, p.y) for p in prompt.points], dtype=np.float64).reshape(-1, 2)
+    coords, labels = tokens.sparse_prompt(
+        geometry.points_to_model_frame(points, frames.image, frames.resized),
+        [point.label for point in prompt.points],
+        _model_box(prompt.box, frames),
+    )
+    return _SparsePrompt(index, coords, labels, _mask_logits(prompt, frames))
+
+
+def _model_box(box: Box | None, frames: Frames) -> np.ndarray | None:
+    if box is None:
+        return None
+    xyxy = np.array([box.x_min, box.y_min, box.x_max, box.y_max], dtype=np.float64)
+    return geometry.boxes_to_model_frame(xyxy, frames.image, frames.resized)
+
+
+def _mask_logits(prompt: Prompt, frames: Frames) -> FloatArray | None:
+    if prompt.mask is None:
+        return None
+    if not isinstance(prompt.mask, BinaryMask):
+        return prompt.mask.logits
+    return mask_input.binary_mask_to_logits(
+        rle.decode(prompt.mask.rle), frames.resized, frames.model_side, frames.mask_side
+    )
+
+
+def _batch(members: list[_SparsePrompt], mask_side: int) -> PromptGroup:
+    masks = [member.mask for member in members if member.mask is not None]
+    empty = np.zeros((0, mask_side, mask_side), dtype=np.float32)
+    return PromptGroup(
+        indices=tuple(member.index for member in members),
+        batch=PromptBatch(
+            point_coords=np.stack([member.coords for member in members]),
+            point_labels=np.stack([member.labels for member in members]),
+            mask_input=np.stack(masks) if masks else empty,
+        ),
+    )

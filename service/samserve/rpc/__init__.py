@@ -1,0 +1,1 @@
+"""The gRPC door: requests in, answers and errors out."""

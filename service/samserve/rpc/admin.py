@@ -1,0 +1,78 @@
+"""The admin listener: health and metrics over HTTP, for probes and Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from samserve.errors import Unavailable
+
+# A loop that does not turn within this time is stuck: calls are not being answered either.
+_LIVE_TIMEOUT_S = 2.0
+
+_StartResponse = Callable[[str, list[tuple[str, str]]], Any]
+
+
+class Admin:
+    """Answers /livez, /readyz and /metrics from threads, also while the event loop is busy."""
+
+    def __init__(self, registry: CollectorRegistry, loop: asyncio.AbstractEventLoop) -> None:
+        self._registry = registry
+        self._loop = loop
+        # Written on the event loop, read in threads; a bool needs no lock.
+        self.ready = False
+
+    @contextmanager
+    def listening(self, host: str, port: int) -> Iterator[int]:
+        """Serve while the block runs; yields the port."""
+        try:
+            server = make_server(host, port, self._respond, _Server, _SilentHandler)
+        except OSError as error:
+            raise Unavailable(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        thread = threading.Thread(target=server.serve_forever, name="admin", daemon=True)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            server.server_close()
+
+    def _respond(self, environ: dict[str, Any], start: _StartResponse) -> list[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            start("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
+            return [generate_latest(self._registry)]  # type: ignore[no-untyped-call]  # untyped there
+        checks = {"/livez": self._loop_turns, "/readyz": lambda: self.ready}
+        check = checks.get(path)
+        if check is None:
+            status, text = "404 Not Found", "try /livez, /readyz or /metrics"
+        elif check():
+            status, text = "200 OK", "ok"
+        else:
+            status, text = "503 Service Unavailable", "not ok"
+        start(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{text}\n".encode()]
+
+    def _loop_turns(self) -> bool:
+        turned = threading.Event()
+        try:
+            self._loop.call_soon_threadsafe(turned.set)
+        except RuntimeError:
+            return False
+        return turned.wait(_LIVE_TIMEOUT_S)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _SilentHandler(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Keep probes out of the log."""

@@ -1,0 +1,192 @@
+"""Answers of the use cases to protobuf messages, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from google.protobuf.message import Message
+
+from samserve.automask.events import Progress, Records, Summary
+from samserve.automask.options import AutoMaskOptions
+from samserve.context import StageClock
+from samserve.core import rle
+from samserve.embedder import Leased
+from samserve.errors import ResponseTooLarge
+from samserve.predictor import Prediction
+from samserve.settings import LimitSettings
+from samserve.types import AutoMaskRecord, Candidate, CocoRle, Mask, ModelInfo, OutputMode, Size
+from samserve.v1 import samserve_pb2 as pb
+
+# A streamed message stays about this small, so that masks arrive while others are being written.
+_BATCH_BYTES = 1 << 20
+
+
+def timings(clock: StageClock) -> list[pb.StageTiming]:
+    """Write the stages of a call."""
+    return [
+        pb.StageTiming(stage=stage, duration_ms=seconds * 1000)
+        for stage, seconds in clock.seconds.items()
+    ]
+
+
+def embedding(leased: Leased) -> pb.Embedding:
+    """Write which embedding was used."""
+    facts = leased.embedding.facts
+    message = pb.Embedding(
+        id=leased.embedding_id,
+        image_size=image_size(facts.image_size),
+        model=facts.model_name,
+        cached=leased.cached,
+    )
+    message.expire_time.FromNanoseconds(int(leased.embedding.expires_at * 1e9))
+    return message
+
+
+def image_size(size: Size) -> pb.ImageSize:
+    """Write a size."""
+    return pb.ImageSize(height=size.height, width=size.width)
+
+
+def prediction(answer: Prediction, mode: OutputMode) -> pb.PredictResponse:
+    """Write the candidates of every prompt; timings are added by the caller."""
+    return pb.PredictResponse(
+        results=[
+            pb.PromptResult(masks=[_candidate(candidate, mode) for candidate in candidates])
+            for candidates in answer.results
+        ],
+        embedding=embedding(answer.leased),
+    )
+
+
+def progress(event: Progress) -> pb.AutoMaskResponse:
+    """Write how far AutoMask is."""
+    return pb.AutoMaskResponse(
+        progress=pb.AutoMaskProgress(
+            evaluated_point_count=event.points_done,
+            total_point_count=event.points_total,
+            finished_crop_count=event.crops_done,
+            total_crop_count=event.crops_total,
+        )
+    )
+
+
+def record_batches(event: Records, mode: OutputMode) -> Iterator[pb.AutoMaskResponse]:
+    """Write final masks in messages of about a MiB; a larger mask travels alone."""
+    batch: list[pb.AutoMaskRecord] = []
+    size = 0
+    for record in event.records:
+        message = _record(record, mode)
+        if batch and size + message.ByteSize() > _BATCH_BYTES:
+            yield pb.AutoMaskResponse(masks=pb.AutoMaskBatch(records=batch))
+            batch, size = [], 0
+        batch.append(message)
+        size += message.ByteSize()
+    if batch:
+        yield pb.AutoMaskResponse(masks=pb.AutoMaskBatch(records=batch))
+
+
+def summary(event: Summary, clock: StageClock) -> pb.AutoMaskResponse:
+    """Write the end of an AutoMask stream."""
+    return pb.AutoMaskResponse(
+        summary=pb.AutoMaskSummary(
+            embedding=embedding(event.leased),
+            timings=timings(clock),
+            filters=[
+                pb.FilterCount(filter=count.name, in_count=count.came, out_count=count.kept)
+                for count in event.filters
+            ],
+            mask_count=event.mask_count,
+        )
+    )
+
+
+def model_list(models: Iterable[ModelInfo], limits: LimitSettings) -> pb.ListModelsResponse:
+    """Write what is served; the first model is the default."""
+    return pb.ListModelsResponse(
+        models=[_model(info, default=index == 0) for index, info in enumerate(models)],
+        limits=pb.Limits(
+            max_request_bytes=limits.request_bytes,
+            max_response_bytes=limits.response_bytes,
+            max_image_pixels=limits.image_pixels,
+            max_image_side=limits.image_side,
+            max_prompts=limits.prompts,
+            max_points=limits.points,
+            max_points_per_side=limits.points_per_side,
+            max_points_per_batch=limits.points_per_batch,
+            max_crop_n_layers=limits.crop_n_layers,
+        ),
+        automask_defaults=pb.AutoMaskOptions(**AutoMaskOptions().as_dict()),
+    )
+
+
+def checked(message: Message, limits: LimitSettings) -> None:
+    """Raise `ResponseTooLarge` for an answer that would not fit."""
+    size = message.ByteSize()
+    if size > limits.response_bytes:
+        raise ResponseTooLarge(
+            "output_mode",
+            f"the answer would have {size} bytes, over the limit of {limits.response_bytes}; "
+            "ask for fewer prompts, for run lengths, or for no logits",
+            metadata={"limit": str(limits.response_bytes), "value": str(size)},
+        )
+
+
+def _model(info: ModelInfo, *, default: bool) -> pb.Model:
+    return pb.Model(
+        name=info.name,
+        family=info.family,
+        digest=info.digest,
+        description=info.description,
+        image_side=info.image_size,
+        mask_side=info.mask_size,
+        embedding_bytes=info.embedding_bytes,
+        capabilities=pb.Capabilities(points=True, boxes=True, masks=True, automask=True),
+        default=default,
+    )
+
+
+def _candidate(candidate: Candidate, mode: OutputMode) -> pb.Mask:
+    message = _mask(candidate.mask, mode)
+    message.token_index = candidate.token_index
+    if candidate.low_res_logits is not None:
+        message.low_res_logits = candidate.low_res_logits.astype("<f4").tobytes()
+    return message
+
+
+def _record(record: AutoMaskRecord, mode: OutputMode) -> pb.AutoMaskRecord:
+    x, y = record.point
+    return pb.AutoMaskRecord(
+        mask=_mask(record.mask, mode),
+        point=pb.Position(x=x, y=y),
+        crop_box=_bounding_box(record.crop_box),
+    )
+
+
+def _mask(mask: Mask, mode: OutputMode) -> pb.Mask:
+    message = pb.Mask(
+        predicted_iou=mask.predicted_iou,
+        stability_score=mask.stability_score,
+        area=mask.area,
+        bbox=_bounding_box(mask.bbox),
+    )
+    _write_segmentation(message, mask.rle, mode)
+    return message
+
+
+def _bounding_box(xywh: tuple[float, float, float, float]) -> pb.BoundingBox:
+    x, y, width, height = xywh
+    return pb.BoundingBox(x=x, y=y, width=width, height=height)
+
+
+def _write_segmentation(message: pb.Mask, coco: CocoRle, mode: OutputMode) -> None:
+    size = image_size(coco.size)
+    match mode:
+        case OutputMode.COCO_RLE:
+            message.coco_rle.CopyFrom(pb.CocoRle(size=size, counts=coco.counts))
+        case OutputMode.UNCOMPRESSED_RLE:
+            counts = rle.uncompressed(coco)
+            message.uncompressed_rle.CopyFrom(pb.UncompressedRle(size=size, counts=counts))
+        case OutputMode.BINARY_MASK:
+            bits = np.packbits(rle.decode(coco)).tobytes()
+            message.binary_mask.CopyFrom(pb.BinaryMask(size=size, bits=bits))

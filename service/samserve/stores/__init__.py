@@ -1,0 +1,1 @@
+"""Places where embeddings live, behind one port."""

@@ -1,0 +1,172 @@
+"""Embeddings in the memory of this process: byte-bounded, least recently used out first."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from samserve.errors import EmbeddingNotFound, Overloaded
+from samserve.stores.arena import Arena, round_up_to_page, slot_bytes
+from samserve.stores.base import Slot, StoreStats
+from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, TensorSpec
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    slot: Slot
+    arena: Arena
+    expires_at: float
+    leases: int = 0
+    listed: bool = True
+
+
+class MemoryStore:
+    """An `EmbeddingStore` over arenas, one for each size of slot.
+
+    *capacity_bytes* bounds everything: published, being written, and deleted but still leased.
+    *now* gives seconds since the epoch, because expiry is told to clients.
+    """
+
+    def __init__(
+        self, capacity_bytes: int, ttl_s: float, now: Callable[[], float] = time.time
+    ) -> None:
+        self._capacity = capacity_bytes
+        self._ttl_s = ttl_s
+        self._now = now
+        # Published entries, least recently used first.
+        self._entries: OrderedDict[EmbeddingKey, _Entry] = OrderedDict()
+        self._arenas: dict[int, Arena] = {}
+        self._used = 0
+        self._hits = self._misses = self._evictions = 0
+
+    async def reserve(
+        self, key: EmbeddingKey, facts: EmbeddingFacts, specs: tuple[TensorSpec, ...]
+    ) -> Slot:
+        """See `EmbeddingStore.reserve`."""
+        arena = self._arena(slot_bytes(specs))
+        self._make_room(arena)
+        index = arena.allocate()
+        if index is None:
+            raise _full(self._capacity)
+        self._used += arena.slot_bytes
+        return Slot(
+            key=key,
+            facts=facts,
+            tensors=arena.view(index, specs),
+            index=index,
+            offset=arena.offset(index),
+            nbytes=arena.slot_bytes,
+        )
+
+    async def publish(self, slot: Slot) -> None:
+        """See `EmbeddingStore.publish`."""
+        self._unlist(slot.key)
+        for tensor in slot.tensors.values():
+            tensor.flags.writeable = False
+        entry = _Entry(slot, self._arenas[slot.nbytes], self._now() + self._ttl_s)
+        self._entries[slot.key] = entry
+
+    async def discard(self, slot: Slot) -> None:
+        """See `EmbeddingStore.discard`."""
+        self._free(slot, self._arenas[slot.nbytes])
+
+    @asynccontextmanager
+    async def lease(
+        self, key: EmbeddingKey, *, renew: bool = False
+    ) -> AsyncIterator[Embedding]:
+        """See `EmbeddingStore.lease`."""
+        entry = self._find(key)
+        if renew:
+            entry.expires_at = self._now() + self._ttl_s
+        entry.leases += 1
+        try:
+            yield Embedding(entry.slot.tensors, entry.slot.facts, entry.expires_at)
+        finally:
+            entry.leases -= 1
+            self._free_if_unused(entry)
+
+    async def delete(self, key: EmbeddingKey) -> bool:
+        """See `EmbeddingStore.delete`."""
+        entry = self._entries.get(key)
+        self._unlist(key)
+        return entry is not None and entry.expires_at > self._now()
+
+    def stats(self) -> StoreStats:
+        """See `EmbeddingStore.stats`."""
+        return StoreStats(
+            entries=len(self._entries),
+            bytes=self._used,
+            capacity_bytes=self._capacity,
+            hits=self._hits,
+            misses=self._misses,
+            evictions=self._evictions,
+        )
+
+    async def aclose(self) -> None:
+        """See `EmbeddingStore.aclose`."""
+        self._entries.clear()
+        self._arenas.clear()
+
+    def _find(self, key: EmbeddingKey) -> _Entry:
+        entry = self._entries.get(key)
+        if entry is not None and entry.expires_at <= self._now():
+            self._unlist(key)
+            entry = None
+        if entry is None:
+            self._misses += 1
+            raise EmbeddingNotFound(
+                "the embedding is unknown, has expired or was evicted; embed the image again",
+                metadata={"embedding_id": key.embedding_id},
+            )
+        self._hits += 1
+        self._entries.move_to_end(key)
+        return entry
+
+    def _arena(self, nbytes: int) -> Arena:
+        # Pages are only taken when written, so an arena as large as the capacity costs nothing.
+        nbytes = round_up_to_page(nbytes)
+        if nbytes not in self._arenas:
+            self._arenas[nbytes] = Arena(nbytes, slots=max(1, self._capacity // nbytes))
+        return self._arenas[nbytes]
+
+    def _make_room(self, arena: Arena) -> None:
+        if arena.slot_bytes > self._capacity:
+            raise _full(self._capacity)
+        while self._used + arena.slot_bytes > self._capacity:
+            victim = self._eviction_victim()
+            if victim is None:
+                raise _full(self._capacity)
+            self._unlist(victim)
+            self._evictions += 1
+
+    def _eviction_victim(self) -> EmbeddingKey | None:
+        unused = (key for key, entry in self._entries.items() if entry.leases == 0)
+        return next(unused, None)
+
+    def _unlist(self, key: EmbeddingKey) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return
+        entry.listed = False
+        self._free_if_unused(entry)
+
+    def _free_if_unused(self, entry: _Entry) -> None:
+        if not entry.listed and entry.leases == 0:
+            self._free(entry.slot, entry.arena)
+
+    def _free(self, slot: Slot, arena: Arena) -> None:
+        arena.free(slot.index)
+        self._used -= arena.slot_bytes
+        if len(self._arenas) > 1:
+            # Another size of slot may need these bytes; kept pages would exceed the capacity.
+            arena.release_pages(slot.index)
+
+
+def _full(capacity: int) -> Overloaded:
+    return Overloaded(
+        f"the embedding store is full of embeddings in use (capacity {capacity} bytes)",
+        metadata={"capacity_bytes": str(capacity)},
+    )

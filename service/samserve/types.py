@@ -1,0 +1,258 @@
+"""The values that travel between the layers: frozen, without behaviour that needs I/O.
+
+Frames, used in names all over the package:
+
+* *image*: continuous pixels of the picture as people see it (after EXIF orientation), x right,
+  y down, the outer corner of the first pixel at (0, 0).
+* *crop*: the same, relative to a crop of the image.
+* *model*: the square that the encoder sees (1024 for SAM 1), picture resized and placed top-left.
+* *low-res*: the decoder's logits, a quarter of the model frame (256 for SAM 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float32]
+UInt8Array = npt.NDArray[np.uint8]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Height and width in pixels."""
+
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        """Height times width."""
+        return self.height * self.width
+
+
+class Label(Enum):
+    """Which side of the object a click is on; the values are SAM's point labels."""
+
+    BACKGROUND = 0
+    FOREGROUND = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A click in image pixels."""
+
+    x: float
+    y: float
+    label: Label
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """An axis-aligned box in image pixels, XYXY, ``x_min < x_max`` and ``y_min < y_max``."""
+
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LogitsMask:
+    """Mask input as low-res logits of an earlier answer: float32 ``[256, 256]``."""
+
+    logits: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class CocoRle:
+    """COCO compressed run lengths, column-major; ``size`` is that of the mask."""
+
+    size: Size
+    counts: str
+
+
+@dataclass(frozen=True, slots=True)
+class BinaryMask:
+    """Mask input as an ordinary mask over the whole image."""
+
+    rle: CocoRle
+
+
+MaskInput = LogitsMask | BinaryMask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """One object to segment; any combination of points, box and mask, at least one of them."""
+
+    points: tuple[Point, ...] = ()
+    box: Box | None = None
+    mask: MaskInput | None = None
+
+
+class OutputMode(Enum):
+    """How the pixels of masks are written; names are those of the reference generator."""
+
+    COCO_RLE = "coco_rle"
+    UNCOMPRESSED_RLE = "uncompressed_rle"
+    BINARY_MASK = "binary_mask"
+
+
+class Multimask(Enum):
+    """Which of the decoder's four mask tokens are answered."""
+
+    AUTO = "auto"
+    ALL = "all"
+    SINGLE = "single"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, element type and shape (without a batch axis) of one tensor of an embedding."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor, densely packed."""
+        return int(self.dtype.itemsize * np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a served encoder and decoder pair says about itself.
+
+    ``digest`` names the weights of the pair: embeddings of one digest are never decoded by
+    another.  ``image_size`` is the side of the model frame, ``mask_size`` that of the logits.
+    """
+
+    name: str
+    family: str
+    digest: str
+    preprocessing: str
+    image_size: int
+    mask_size: int
+    embedding: tuple[TensorSpec, ...]
+    description: str = ""
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Bytes of one embedding."""
+        return sum(spec.nbytes for spec in self.embedding)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingKey:
+    """Where an embedding is found: ids of one tenant mean nothing to another."""
+
+    tenant: str
+    embedding_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingFacts:
+    """What must be remembered beside the tensors to use them."""
+
+    image_size: Size
+    model_name: str
+    model_digest: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """A stored embedding: immutable named tensors, valid while its lease is held."""
+
+    tensors: Mapping[str, Array]
+    facts: EmbeddingFacts
+    expires_at: float
+
+
+class Orientation(Enum):
+    """What to do with the orientation that a camera wrote into the file."""
+
+    EXIF = "exif"
+    IGNORE = "ignore"
+
+
+class RawLayout(Enum):
+    """Meaning of the bytes of an uncompressed image; rows from the top, no row padding."""
+
+    RGB = "rgb"
+    BGR = "bgr"
+    GRAY = "gray"
+
+    @property
+    def channels(self) -> int:
+        """Bytes per pixel."""
+        return 1 if self is RawLayout.GRAY else 3
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """A JPEG, PNG or WebP file."""
+
+    data: bytes = field(repr=False)
+    orientation: Orientation = Orientation.EXIF
+
+
+@dataclass(frozen=True, slots=True)
+class RawImage:
+    """Uncompressed 8-bit pixels."""
+
+    data: bytes = field(repr=False)
+    size: Size = Size(0, 0)
+    layout: RawLayout = RawLayout.RGB
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDigest:
+    """SHA-256 of an encoded file that the server may have seen before; carries no pixels."""
+
+    sha256: bytes
+    orientation: Orientation = Orientation.EXIF
+
+
+Image = EncodedImage | RawImage | ImageDigest
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """One mask over the whole image.
+
+    ``bbox`` is XYWH in image pixels with ``w = x_max - x_min`` of the inclusive extreme pixels,
+    exactly as the reference generator writes it; ``area`` counts pixels.
+    """
+
+    rle: CocoRle
+    area: int
+    bbox: tuple[float, float, float, float]
+    predicted_iou: float
+    stability_score: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A mask that answers a prompt; ``token_index`` 0 is SAM's single mask, 1..3 the others."""
+
+    mask: Mask
+    token_index: int
+    low_res_logits: FloatArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AutoMaskRecord:
+    """A mask found by AutoMask, with the fields of an SA-1B annotation (all in image pixels)."""
+
+    mask: Mask
+    point: tuple[float, float]
+    crop_box: tuple[float, float, float, float]

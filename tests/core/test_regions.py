@@ -1,0 +1,52 @@
+import numpy as np
+
+from samserve.core import regions
+
+
+def ring_with_dots() -> np.ndarray:
+    mask = np.zeros((20, 20), dtype=bool)
+    mask[2:10, 2:10] = True
+    mask[5:7, 5:7] = False  # a hole of 4
+    mask[15, 15] = mask[16, 16] = True  # an island of 2, joined at a corner
+    return mask
+
+
+def test_hole_below_the_area_is_filled() -> None:
+    filled, changed = regions.remove_small_regions(ring_with_dots(), 5, "holes")
+
+    assert changed
+    assert filled[5:7, 5:7].all()
+    assert filled[15, 15]
+
+
+def test_area_itself_is_not_small() -> None:
+    mask = ring_with_dots()
+
+    assert not regions.remove_small_regions(mask, 4, "holes")[1]
+    assert not regions.remove_small_regions(mask, 2, "islands")[1]
+    assert regions.remove_small_regions(mask, 3, "islands")[1]
+
+
+def test_largest_island_stays_if_all_are_small() -> None:
+    kept, changed = regions.remove_small_regions(ring_with_dots(), 1000, "islands")
+
+    assert changed
+    assert kept.sum() == 60
+    assert not kept[15:].any()
+
+
+def test_empty_mask_has_no_islands() -> None:
+    mask = np.zeros((4, 4), dtype=bool)
+
+    kept, changed = regions.remove_small_regions(mask, 9, "islands")
+
+    assert not changed
+    assert not kept.any()
+
+
+def test_given_mask_is_not_modified() -> None:
+    mask = ring_with_dots()
+
+    regions.remove_small_regions(mask, 5, "holes")
+
+    assert np.array_equal(mask, ring_with_dots())

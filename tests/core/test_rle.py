@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pycocotools import mask as coco
+
+from samserve.core import rle
+from samserve.types import BoolArray, CocoRle, Size
+
+bool_masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40))
+characters = st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=40)
+
+
+@settings(deadline=None)
+@given(bool_masks)
+def test_mask_survives_the_round_trip(mask: BoolArray) -> None:
+    packed = rle.encode(mask)
+
+    assert np.array_equal(rle.decode(packed), mask)
+    assert rle.area(packed) == mask.sum()
+    assert packed.size == Size(*mask.shape)
+
+
+@settings(deadline=None)
+@given(bool_masks)
+def test_decoding_agrees_with_pycocotools(mask: BoolArray) -> None:
+    theirs = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+
+    ours = rle.decode(CocoRle(Size(*mask.shape), theirs["counts"].decode()))
+
+    assert np.array_equal(ours, coco.decode(theirs))
+
+
+def test_trap_runs_are_column_major_and_start_with_background() -> None:
+    mask = np.array([[True, False], [True, True], [False, False]])
+
+    assert rle.uncompressed(rle.encode(mask)) == [0, 2, 2, 1, 1]
+
+
+def test_trap_holes_and_parts_survive() -> None:
+    mask = np.zeros((20, 30), dtype=bool)
+    mask[2:12, 2:12] = True
+    mask[5:8, 5:8] = False
+    mask[15, 25] = True
+
+    assert np.array_equal(rle.decode(rle.encode(mask)), mask)
+
+
+def test_long_runs_survive() -> None:
+    mask = np.zeros((3000, 4000), dtype=bool)
+    mask[1500, 2000] = True
+
+    packed = rle.encode(mask)
+
+    assert rle.uncompressed(packed) == [2000 * 3000 + 1500, 1, 1999 * 3000 + 1499]
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ("", "is empty"),
+        ("0\x000", "outside"),
+        ("é", "not ASCII"),
+        ("5p", "outside"),
+        ("P", "ends within a run"),
+        ("5", "sums to 5"),
+        ("OOOO", "negative or over"),
+        ("oooooooooo0", "more than 7"),
+        ("0" * 1000, "too many"),
+    ],
+)
+def test_malformed_counts_are_refused(counts: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        rle.validate(Size(4, 4), counts)
+
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [Size(0, 4), Size(-4, -4), Size(2**16, 2**16)], ids=str)
+def test_impossible_size_is_refused(size: Size) -> None:
+    with pytest.raises(ValueError, match="size"):
+        rle.validate(size, "0")
+
+
+def test_large_size_is_checked_without_allocating_it() -> None:
+    with pytest.raises(ValueError, match="sums to"):
+        rle.validate(Size(40000, 40000), "5")
+
+
+@settings(deadline=None, max_examples=300)
+@given(characters, st.integers(1, 12), st.integers(1, 12))
+def test_any_string_is_refused_or_is_a_mask(counts: str, height: int, width: int) -> None:
+    packed = CocoRle(Size(height, width), counts)
+    try:
+        rle.validate(packed.size, counts)
+    except ValueError:
+        return
+
+    mask = rle.decode(packed)
+
+    assert mask.shape == (height, width)
+    assert mask.sum() == rle.area(packed)
+
+
+@settings(deadline=None, max_examples=200)
+@given(bool_masks, st.integers(0, 200), st.integers(48, 111))
+def test_changed_character_is_refused_or_is_a_mask(mask: BoolArray, at: int, code: int) -> None:
+    packed = rle.encode(mask)
+    at %= len(packed.counts)
+    changed = CocoRle(packed.size, packed.counts[:at] + chr(code) + packed.counts[at + 1 :])
+    try:
+        decoded = rle.decode(changed)
+    except ValueError:
+        return
+
+    theirs = coco.decode({"size": list(mask.shape), "counts": changed.counts.encode()})
+
+    assert np.array_equal(decoded, theirs)

@@ -1,0 +1,49 @@
+"""Holding a config.pbtxt against the graph that it describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+TRITON_TYPE = {
+    onnx.TensorProto.UINT8: model_config_pb2.TYPE_UINT8,
+    onnx.TensorProto.INT32: model_config_pb2.TYPE_INT32,
+    onnx.TensorProto.FLOAT: model_config_pb2.TYPE_FP32,
+    onnx.TensorProto.FLOAT16: model_config_pb2.TYPE_FP16,
+}
+
+
+def read_config(folder: Path) -> model_config_pb2.ModelConfig:
+    """Parse ``config.pbtxt`` by Triton's own schema; unknown fields are errors."""
+    text = (folder / "config.pbtxt").read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def read_graph(folder: Path) -> onnx.ModelProto:
+    """Load version 1 of the model."""
+    return onnx.load(folder / "1" / "model.onnx")
+
+
+def declared(tensors) -> list[tuple[str, int, list[int]]]:
+    """Name, type and dims with the batch axis, as the config declares them."""
+    return [(tensor.name, tensor.data_type, [-1, *tensor.dims]) for tensor in tensors]
+
+
+def actual(values) -> list[tuple[str, int, list[int]]]:
+    """Name, type and dims with the batch axis, as the graph declares them."""
+    return [
+        (
+            value.name,
+            TRITON_TYPE[value.type.tensor_type.elem_type],
+            [dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim],
+        )
+        for value in values
+    ]
+
+
+def parameters(config: model_config_pb2.ModelConfig) -> dict[str, str]:
+    """The string parameters of a config."""
+    return {key: value.string_value for key, value in config.parameters.items()}

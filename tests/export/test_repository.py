@@ -1,0 +1,170 @@
+"""A model repository as Triton and the gateway read it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from samserve.export import repository as repository_module
+from samserve.export.errors import ExportError
+from samserve.export.repository import write_pair
+
+from tests.export import graphs
+from tests.export.config_check import actual, declared, parameters, read_config, read_graph
+
+ROLES = ("encoder", "decoder")
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """A repository with one pair, ``toy``."""
+    write_pair(
+        tmp_path, "toy", graphs.encoder(), graphs.decoder(), description='A "toy" é \\ model'
+    )
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_config_declares_the_tensors_of_its_graph(written: Path, role: str) -> None:
+    config = read_config(written / f"toy_{role}")
+    model = read_graph(written / f"toy_{role}")
+
+    assert declared(config.input) == actual(model.graph.input)
+    assert declared(config.output) == actual(model.graph.output)
+    assert config.name == f"toy_{role}"
+    assert config.backend == "onnxruntime"
+
+
+def test_encoder_batches_plainly(written: Path) -> None:
+    config = read_config(written / "toy_encoder")
+
+    assert config.max_batch_size == 4
+    assert config.HasField("dynamic_batching")
+    assert config.dynamic_batching.ByteSize() == 0
+    assert not config.instance_group
+
+
+def test_decoder_has_two_priorities_and_two_instances_of_any_kind(written: Path) -> None:
+    config = read_config(written / "toy_decoder")
+
+    assert config.max_batch_size == 8
+    assert config.dynamic_batching.priority_levels == 2
+    assert config.dynamic_batching.default_priority_level == 2
+    assert [(group.count, group.kind) for group in config.instance_group] == [(2, 0)]
+
+
+def test_parameters_say_what_the_gateway_must_know(written: Path) -> None:
+    both = hashlib.sha256(graphs.encoder()).digest() + hashlib.sha256(graphs.decoder()).digest()
+    expected = {
+        "samserve.family": "sam1",
+        "samserve.model": "toy",
+        "samserve.digest": hashlib.sha256(both).hexdigest(),
+        "samserve.preprocessing": "sam1-1",
+        "samserve.image_size": "1024",
+        "samserve.mask_size": "256",
+        "samserve.description": 'A "toy" é \\ model',
+    }
+
+    for role in ROLES:
+        found = parameters(read_config(written / f"toy_{role}"))
+        assert found == {**expected, "samserve.role": role}
+
+
+def test_digest_changes_with_either_file() -> None:
+    digests = {
+        repository_module.pair_digest(encoder, decoder)
+        for encoder, decoder in [(b"a", b"b"), (b"b", b"a"), (b"a", b"c"), (b"c", b"b")]
+    }
+
+    assert len(digests) == 4
+
+
+def test_same_arguments_write_the_same_bytes(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write_pair(tmp_path / folder, "toy", graphs.encoder(), graphs.decoder(), description="Toy")
+
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert set(contents(tmp_path / "one")) == {
+        f"toy_{role}/{file}" for role in ROLES for file in ("config.pbtxt", "1/model.onnx")
+    }
+
+
+def test_writing_again_replaces_the_pair_and_leaves_others_alone(written: Path) -> None:
+    write_pair(written, "other", graphs.encoder(), graphs.decoder(), description="Other")
+    before = contents(written / "other_encoder")
+
+    write_pair(written, "toy", graphs.encoder(), graphs.decoder(), description="New")
+
+    found = parameters(read_config(written / "toy_decoder"))
+    assert found["samserve.description"] == "New"
+    assert contents(written / "other_encoder") == before
+    assert len(list(written.iterdir())) == 4
+
+
+def test_failing_half_way_leaves_the_old_pair(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(written)
+    original = repository_module.config_text
+
+    def fail_on_decoder(config: repository_module.ModelConfig) -> str:
+        if config.name.endswith("decoder"):
+            raise OSError("disk full")
+        return original(config)
+
+    monkeypatch.setattr(repository_module, "config_text", fail_on_decoder)
+
+    with pytest.raises(OSError, match="disk full"):
+        write_pair(written, "toy", graphs.encoder(), graphs.decoder(), description="New")
+    assert contents(written) == before
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        pytest.param(
+            {"image_embedding": (graphs.FLOAT, ["B", 256, 64, 64])}, "disagree", id="dtype"
+        ),
+        pytest.param(
+            {"image_embedding": (graphs.HALF, ["B", 256, 32, 32])}, "disagree", id="shape"
+        ),
+        pytest.param({"features": (graphs.HALF, ["B", 4])}, "no input 'features'", id="name"),
+    ],
+)
+def test_encoder_that_does_not_fit_its_decoder_is_refused(
+    tmp_path: Path, outputs: graphs.Interface, message: str
+) -> None:
+    encoder = graphs.encoder(outputs)
+
+    with pytest.raises(ExportError, match=message):
+        write_pair(tmp_path, "toy", encoder, graphs.decoder(), description="Toy")
+    assert contents(tmp_path) == {}
+
+
+def test_fixed_batch_axis_is_refused(tmp_path: Path) -> None:
+    embedding = {"image_embedding": (graphs.HALF, [1, 256, 64, 64])}
+    encoder = graphs.encoder(embedding)
+    decoder = graphs.graph({**graphs.DECODER_INPUTS, **embedding}, graphs.DECODER_OUTPUTS)
+
+    with pytest.raises(ExportError, match="no open batch axis"):
+        write_pair(tmp_path, "toy", encoder, decoder, description="Toy")
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden"])
+def test_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ExportError, match="model name"):
+        write_pair(tmp_path, name, graphs.encoder(), graphs.decoder(), description="Toy")
+
+
+def test_bytes_that_are_no_graph_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="not an ONNX file"):
+        write_pair(tmp_path, "toy", b"PK\x03\x04", graphs.decoder(), description="Toy")

@@ -1,0 +1,250 @@
+"""The original Segment Anything, in any size, with weights that make a comparison worth something.
+
+Random weights as they come are a vacuous oracle: logits of +-0.1, one IoU for all, every mask the
+whole picture. :func:`build_sam` plants what training would have found, without training: cells
+look at the token of a point near them, and the last layers are solved (least squares) and scaled
+so that masks are regions around the prompt, logits spread and predicted IoUs straddle 0.88.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tests.oracle import torchvision_shim
+
+torchvision_shim.install()
+
+from segment_anything import SamPredictor  # noqa: E402
+from segment_anything.modeling import (  # noqa: E402
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+
+RADII = (0.35, 0.45, 0.3, 0.2)
+"""What each mask token learns to cover around a point, in model frames."""
+
+FOREGROUND = (0.16, 0.22, 0.15, 0.1)
+"""How much of a picture each token's mask covers, on average."""
+
+READOUT_RADIUS = 0.16
+RIDGE = 1e-4
+SAMPLING = 7
+"""Every so many low-res pixels are enough to solve 32 numbers."""
+WAVE_GAIN = 2.0
+PROMPT_SHARE = 0.1
+LOGITS_SPREAD = 12.0
+IOU_MEAN, IOU_SPREAD = 0.88, 0.05
+
+
+@dataclass(frozen=True)
+class SamSize:
+    """Sizes of the image encoder; the decoder is that of every SAM."""
+
+    width: int
+    depth: int
+    heads: int
+    global_blocks: tuple[int, ...]
+
+
+TINY = SamSize(width=64, depth=4, heads=2, global_blocks=(1, 3))
+VIT_B = SamSize(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11))
+
+
+def build_sam(size: SamSize, pictures: Sequence[np.ndarray], *, seed: int = 0) -> Sam:
+    """Build a SAM whose masks follow its prompts.
+
+    ``pictures`` are a few RGB pictures uint8 ``[H,W,3]`` to calibrate on. Save the result's
+    ``state_dict()`` for the loader under test.
+    """
+    torch.manual_seed(seed)
+    sam = original(size)
+    with torch.no_grad():
+        _enliven(sam)
+        _plant_locality(sam)
+        _calibrate(sam, pictures)
+    return sam.eval().requires_grad_(False)
+
+
+def original(size: SamSize) -> Sam:
+    """Build the original modules as ``segment_anything.build_sam`` does, in another size."""
+    encoder = ImageEncoderViT(
+        depth=size.depth,
+        embed_dim=size.width,
+        img_size=1024,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        num_heads=size.heads,
+        use_rel_pos=True,
+        global_attn_indexes=size.global_blocks,
+        window_size=14,
+    )
+    prompts = PromptEncoder(
+        embed_dim=256,
+        image_embedding_size=(64, 64),
+        input_image_size=(1024, 1024),
+        mask_in_chans=16,
+    )
+    transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
+    decoder = MaskDecoder(transformer=transformer, transformer_dim=256)
+    return Sam(encoder, prompts, decoder).eval()
+
+
+def _enliven(sam: Sam) -> None:
+    """Random values where the original starts from zeros or ones, so that each of them counts."""
+    for name, parameter in sam.named_parameters():
+        if name.endswith(("rel_pos_h", "rel_pos_w")):
+            nn.init.normal_(parameter, std=0.5)
+        elif "pos_embed" in name:
+            nn.init.normal_(parameter, std=0.2)
+        elif parameter.ndim == 1:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    prompts, decoder = sam.prompt_encoder, sam.mask_decoder
+    # Position encodings are waves of height 1: beside them, contents must not be louder.
+    for embedding in [*prompts.point_embeddings, decoder.iou_token, decoder.mask_tokens]:
+        embedding.weight.mul_(0.4)
+    for quiet in (sam.image_encoder.neck[-1].weight, prompts.no_mask_embed.weight):
+        quiet.mul_(0.4)
+    for layer in decoder.transformer.layers:
+        layer.norm3.weight.mul_(0.4)
+
+
+def _plant_locality(sam: Sam) -> None:
+    """Let queries and keys of "cells look at tokens" read the position encoding's waves.
+
+    A head reads sine and cosine of 8 of the 128 waves. Their products add up to a bump around the
+    point, as the encoding is a random Fourier basis.
+    """
+    waves = torch.arange(64).reshape(8, 8)
+    slots = torch.arange(128).reshape(8, 2, 8)
+    plant = torch.zeros(128, 256)
+    plant[slots[:, 0], waves] = WAVE_GAIN
+    plant[slots[:, 1], 128 + waves] = WAVE_GAIN
+    voices = _voices(sam)
+    for layer in sam.mask_decoder.transformer.layers:
+        among = layer.self_attn
+        for projection in (among.q_proj, among.k_proj, among.v_proj, among.out_proj):
+            projection.weight.mul_(0.2).add_(torch.eye(256))
+        attention = layer.cross_attn_image_to_token
+        for projection in (attention.q_proj, attention.k_proj):
+            projection.weight.mul_(0.2).add_(plant)
+        attention.v_proj.weight.mul_(0.2).add_(voices)
+        attention.out_proj.weight.mul_(4)
+
+
+def _voices(sam: Sam) -> Tensor:
+    """What a token says to the cells, by its label and not by its place: ``[128,256]``."""
+    background, *others = [
+        embedding.weight[0] / embedding.weight.norm()
+        for embedding in sam.prompt_encoder.point_embeddings
+    ]
+    word = torch.randn(128)
+    saying = torch.outer(-word, background)
+    for label in others:
+        saying += torch.outer(word + 0.3 * torch.randn(128), label)
+    return saying
+
+
+def _calibrate(sam: Sam, pictures: Sequence[np.ndarray]) -> None:
+    """Solve the last layers on a few clicks, spread logits and predicted IoUs."""
+    decoder = sam.mask_decoder
+    answers = [_click(sam, picture) for picture in pictures]
+    clicks, tokens, cells = (torch.cat(parts) for parts in zip(*answers, strict=True))
+    _plant_readout(decoder, _solve(cells, _bumps(clicks, 64, READOUT_RADIUS)))
+    planes = cells.transpose(1, 2).reshape(-1, 256, 64, 64)
+    fine = decoder.output_upscaling(planes).flatten(2).transpose(1, 2)[:, ::SAMPLING]
+    for mask, (radius, share) in enumerate(zip(RADII, FOREGROUND, strict=True)):
+        mix = _solve(fine, _bumps(clicks, 256, radius)[:, ::SAMPLING])
+        head = decoder.output_hypernetworks_mlps[mask]
+        _set_mask_head(head, mix, tokens[:, 1 + mask], fine, share)
+    _spread_iou(decoder.iou_prediction_head, tokens[:, 0])
+
+
+def _click(sam: Sam, picture: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Nine clicks ``[9,2]`` in model pixels; tokens ``[9,7,256]`` and cells ``[9,4096,256]``."""
+    predictor = SamPredictor(sam)
+    predictor.set_image(np.ascontiguousarray(picture))
+    height, width = predictor.input_size
+    side = (torch.arange(3) + torch.rand(3)) / 3
+    clicks = torch.cartesian_prod(side * width, side * height)
+    seen: list[tuple[Tensor, Tensor]] = []
+    hook = sam.mask_decoder.transformer.register_forward_hook(
+        lambda _module, _inputs, output: seen.append(output)
+    )
+    predictor.predict_torch(clicks.unsqueeze(1), torch.ones(len(clicks), 1))
+    hook.remove()
+    return clicks, *seen[0]
+
+
+def _bumps(clicks: Tensor, side: int, radius: float) -> Tensor:
+    """Cones around clicks, 1 in the middle and 0 at the radius: ``[n,side*side]``, at least -1."""
+    centres = (torch.arange(side) + 0.5) * (1024 / side)
+    rows, columns = torch.meshgrid(centres, centres, indexing="ij")
+    places = torch.stack([columns, rows], 2).reshape(1, -1, 2)
+    distance = (places - clicks.unsqueeze(1)).norm(dim=2)
+    return (1 - distance / (1024 * radius)).clamp(min=-1)
+
+
+def _solve(features: Tensor, target: Tensor) -> Tensor:
+    """Mix ``[C]`` of ``features`` ``[n,K,C]`` that comes closest to ``target`` ``[n,K]``."""
+    basis = features.reshape(-1, features.shape[2]).double()
+    gram = basis.T @ basis
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
+    return torch.linalg.solve(gram, basis.T @ target.reshape(-1).double()).float()
+
+
+def _plant_readout(decoder: MaskDecoder, readout: Tensor) -> None:
+    """Lead a readout of the cells through the upscaling, and a constant beside it.
+
+    All four sub-cells of a transposed convolution get nearly the same weights: one mix must fit
+    all of them.
+    """
+    first, second = decoder.output_upscaling[0], decoder.output_upscaling[3]
+    for layer in (first, second):
+        own = layer.weight - layer.weight[:, :, :1, :1]
+        layer.weight.copy_(layer.weight[:, :, :1, :1] + 0.1 * own)
+    first.weight[:, 0] = (3 * readout).reshape(-1, 1, 1)
+    first.weight[:, 1] = (-3 * readout).reshape(-1, 1, 1)
+    first.bias[:2] = 0
+    second.weight[:, :3] = 0
+    second.weight[0, 1] = second.weight[1, 2] = 1
+    second.bias[:3] = torch.tensor([1.0, 0.0, 0.0])
+
+
+def _set_mask_head(
+    head: nn.Module, mix: Tensor, tokens: Tensor, fine: Tensor, share: float
+) -> None:
+    """Set a hypernetwork's last layer: the mix, varied by the prompt, with the wanted spread.
+
+    ``share`` is the part of all pixels that becomes foreground.
+    """
+    for layer in head.layers[:-1]:
+        tokens = torch.relu(layer(tokens))
+    last = head.layers[-1]
+    # Not along the mean of the channels: that would only lift or sink whole masks.
+    mean = fine.mean((0, 1)) / fine.mean((0, 1)).norm()
+    last.weight.sub_(torch.outer(mean, mean @ last.weight))
+    answer = tokens @ last.weight.T
+    last.weight.mul_(PROMPT_SHARE * mix.std() / answer.std())
+    last.bias.copy_(mix - (tokens @ last.weight.T).mean(0))
+    logits = torch.einsum("nc,npc->np", last(tokens), fine)
+    # Channel 0 is the constant that _plant_readout put there.
+    last.bias[0] -= np.quantile(logits.numpy(), 1 - share) / fine[0, 0, 0]
+    gain = LOGITS_SPREAD / logits.std()
+    last.weight.mul_(gain)
+    last.bias.mul_(gain)
+
+
+def _spread_iou(head: nn.Module, tokens: Tensor) -> None:
+    """Shift and scale the predicted IoUs, so that the usual threshold splits them."""
+    scores, last = head(tokens), head.layers[-1]
+    gain = IOU_SPREAD / scores.std(0)
+    last.weight.mul_(gain.unsqueeze(1))
+    last.bias.copy_(IOU_MEAN + gain * (last.bias - scores.mean(0)))

@@ -1,0 +1,74 @@
+"""Building blocks shared by the encoder and the decoder.
+
+All feature maps are float ``[batch, channels, rows, columns]``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution and batch normalisation, which fold into one node at export."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs, momentum=0.03),
+    )
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Normalisation inside one prompt: batch statistics would mix prompts of different rounds."""
+    return nn.GroupNorm(8, channels)
+
+
+class EncoderBlock(nn.Module):
+    """Residual block of two 3x3 convolutions with batch normalisation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = conv_bn(channels, channels)
+        self.second = conv_bn(channels, channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Refine ``[B,C,h,w]`` features, shape kept."""
+        return torch.relu(features + self.second(torch.relu(self.first(features))))
+
+
+class PromptBlock(nn.Module):
+    """Residual block of two 3x3 convolutions with group normalisation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = group_norm(channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Refine ``[B*P,C,h,w]`` features, shape kept."""
+        return torch.relu(features + self.second(torch.relu(self.norm(self.first(features)))))
+
+
+class GlobalAttention(nn.Module):
+    """Self-attention over the coarsest grid, without positions: any grid size works."""
+
+    def __init__(self, channels: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Mix ``[B,C,h,w]`` features over all h*w positions, shape kept."""
+        batch, channels, rows, columns = features.shape
+        tokens = features.flatten(2).transpose(1, 2)
+        split = self.qkv(self.norm(tokens)).reshape(
+            batch, rows * columns, 3, self.heads, channels // self.heads
+        )
+        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
+        scale = float(channels // self.heads) ** -0.5
+        weights = torch.softmax((query * scale) @ key.transpose(2, 3), dim=-1)
+        mixed = (weights @ value).transpose(1, 2).reshape(batch, rows * columns, channels)
+        update = self.out(mixed).transpose(1, 2).reshape(batch, channels, rows, columns)
+        return features + update

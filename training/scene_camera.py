@@ -1,0 +1,60 @@
+"""What a camera does to a scene: light, blur, noise, colour, resolution, compression."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def photograph(rng: np.random.Generator, image: Array, strength: float) -> Array:
+    """Degrade a float32 RGB ``[h,w,3]`` scene into a uint8 one; ``strength`` scales the effects."""
+    image = _illuminate(rng, image, strength)
+    image = _colour(rng, image, strength)
+    image = _soften(rng, image)
+    if rng.random() < 0.6:
+        sigma = rng.exponential(5) * strength
+        grain = rng.standard_normal(image.shape[:2], np.float32)
+        image = image + (sigma * grain)[..., None]
+    pixels = np.clip(image, 0, 255).astype(np.uint8)
+    return _compress(rng, pixels) if rng.random() < 0.4 else pixels
+
+
+def _illuminate(rng: np.random.Generator, image: Array, strength: float) -> Array:
+    """Multiply by a slow light field: lamps, vignettes, soft shadows across everything."""
+    field = rng.standard_normal((3, 3), np.float32) * np.float32(0.18 * strength * rng.random())
+    light = cv2.resize(field, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    return np.asarray(image * (1 + light)[..., None], np.float32)
+
+
+def _colour(rng: np.random.Generator, image: Array, strength: float) -> Array:
+    contrast = 1 + strength * rng.uniform(-0.35, 0.25)
+    tint = (1 + strength * rng.normal(0, 0.06, 3)).astype(np.float32)
+    image = ((image - 128) * contrast + 128 + strength * rng.normal(0, 12)) * tint
+    if rng.random() < 0.15:
+        grey = image @ np.array([0.299, 0.587, 0.114], np.float32)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.asarray(image, np.float32)
+
+
+def _soften(rng: np.random.Generator, image: Array) -> Array:
+    """Blur by optics, or by an enlarged small image as photos below the model's size are."""
+    height, width = image.shape[:2]
+    choice = rng.random()
+    if choice < 0.3:
+        factor = rng.uniform(0.35, 0.9)
+        small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR))
+    if choice < 0.7:
+        return np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.3)))
+    return image
+
+
+def _compress(rng: np.random.Generator, image: Array) -> Array:
+    quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 95))]
+    _, data = cv2.imencode(".jpg", image, quality)
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))

@@ -1,0 +1,234 @@
+"""Train ``sam_tiny`` from nothing on synthetic scenes: ``python -m training.train --out runs/x``."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from training.data import Batch, SceneBatches, Shape
+from training.losses import Meanings, Result, prompt_loss
+from training.model import SamTiny
+from training.rounds import correction, feedback, forget_points
+
+PHASES = (
+    (0.45, Shape(images=4, prompts=16, side=384)),
+    (0.75, Shape(images=3, prompts=16, side=512)),
+    (1.0, Shape(images=1, prompts=16, side=1024)),
+)
+"""Until which part of the run which batch: small images teach most per second, the served size last."""
+MOST_STEPS = 1_000_000
+WARMUP_STEPS = 60
+AVERAGING = 0.998
+CHECKPOINT_SECONDS = 150.0
+REPORT_STEPS = 25
+
+
+@dataclass
+class Plan:
+    """How long to train and how fast to learn. Progress counts seconds, not steps."""
+
+    seconds: float
+    rate: float
+    seed: int
+    workers: int
+
+
+class Trainer:
+    """Model, averaged model and optimiser, and what is needed to continue a run."""
+
+    def __init__(self, plan: Plan, out: Path) -> None:
+        torch.manual_seed(plan.seed)
+        self.plan, self.out = plan, out
+        self.model = SamTiny().to(memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.model).eval()
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), plan.rate, weight_decay=0.02, fused=True
+        )
+        self.step, self.elapsed = 0, 0.0
+        self.totals: dict[str, float] = {}
+
+    def save(self) -> None:
+        """Write ``last.pt`` so that a reader never sees half of it."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "elapsed": self.elapsed,
+        }
+        partial = self.out / "last.pt.partial"
+        torch.save(state, partial)
+        partial.replace(self.out / "last.pt")
+
+    def resume(self) -> None:
+        """Continue from ``last.pt``."""
+        state = torch.load(self.out / "last.pt", map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.elapsed = state["step"], state["elapsed"]
+
+    def run(self) -> None:
+        """Train until the time is used up."""
+        last_save = time.monotonic()
+        for batch in self._batches():
+            begin = time.monotonic()
+            self._learn(batch)
+            self.elapsed += time.monotonic() - begin
+            self.step += 1
+            if self.step % REPORT_STEPS == 0:
+                self._report()
+            if time.monotonic() - last_save > CHECKPOINT_SECONDS:
+                self.save()
+                last_save = time.monotonic()
+        self.save()
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches of one phase after the other; waiting for them counts as time."""
+        for share, shape in PHASES:
+            until = share * self.plan.seconds
+            if self.elapsed >= until:
+                continue
+            scenes = SceneBatches(self.plan.seed, shape, MOST_STEPS)
+            rest = Subset(scenes, range(self.step, MOST_STEPS))
+            loader = DataLoader(rest, None, num_workers=self.plan.workers, prefetch_factor=4)
+            waiting = time.monotonic()
+            for batch in loader:
+                self.elapsed += time.monotonic() - waiting
+                yield batch
+                waiting = time.monotonic()
+                if self.elapsed >= until:
+                    break
+
+    def _learn(self, batch: Batch) -> None:
+        """One optimiser step: a first round on all prompts, more rounds on some."""
+        progress = min(1.0, self.elapsed / self.plan.seconds)
+        warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.plan.rate * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            embedding = self.model.encoder(batch.image, batch.size)
+            loss = self._rounds(embedding, batch)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        self._update_average()
+
+    def _rounds(self, embedding: Tensor, batch: Batch) -> Tensor:
+        """Ask, then correct and ask again; the mask of the answer goes back in as a prompt."""
+        side = batch.image.shape[1] // 4
+        coords, labels = batch.coords, batch.labels
+        nothing = torch.zeros(len(coords), 0, side, side)
+        logits, result = self._ask(embedding, batch, coords, labels, nothing)
+        self._note("first", result, batch.boxed.flatten())
+        loss, kept = result.loss, batch.coords.shape[1] // 2
+        batch = _first(batch, kept)
+        for _ in range(1 + int(torch.rand(()) < 0.3)):
+            logits, chosen = logits[:, :kept], _split(result.target_iou, len(coords))[:, :kept]
+            coords, labels, masks = _correct(batch, coords[:, :kept], labels[:, :kept], logits, chosen)
+            logits, result = self._ask(embedding, batch, coords, labels, masks)
+            self._note("again", result, None)
+            loss = loss + 0.5 * result.loss
+        return loss
+
+    def _ask(
+        self, embedding: Tensor, batch: Batch, coords: Tensor, labels: Tensor, masks: Tensor
+    ) -> tuple[Tensor, Result]:
+        logits, iou = self.model.decoder(embedding, coords, labels, masks)
+        meanings = Meanings(
+            batch.masks.flatten(0, 1).float(), batch.valid.flatten(0, 1), batch.target.flatten()
+        )
+        return logits, prompt_loss(logits.flatten(0, 1), iou.flatten(0, 1), meanings)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Follow the weights with an exponential average, quickly at first."""
+        keep = min(AVERAGING, (1 + self.step) / (10 + self.step))
+        slow, fast = self.average.state_dict(), self.model.state_dict()
+        counters = [name for name, value in slow.items() if not value.is_floating_point()]
+        for name in counters:
+            slow.pop(name).copy_(fast.pop(name))
+        torch._foreach_lerp_(list(slow.values()), list(fast.values()), 1 - keep)
+
+    def _note(self, name: str, result: Result, boxed: Tensor | None) -> None:
+        """Add a round's figures to the running totals."""
+        tokens = {"single": result.target_iou[:, 0], "best": result.iou[:, 1:].amax(1)}
+        groups = {"": slice(None)} if boxed is None else {"": ~boxed, " box": boxed}
+        self._add(f"{name} loss", float(result.loss.detach()), 1)
+        for suffix, group in groups.items():
+            for token, values in tokens.items():
+                chosen = values[group]
+                self._add(f"{name}{suffix} {token}", float(chosen.sum()), len(chosen))
+
+    def _add(self, name: str, value: float, count: int) -> None:
+        self.totals[name] = self.totals.get(name, 0.0) + value
+        self.totals[name + "#"] = self.totals.get(name + "#", 0.0) + count
+
+    def _report(self) -> None:
+        figures = [
+            f"{name} {value / max(1.0, self.totals[name + '#']):.3f}"
+            for name, value in self.totals.items()
+            if not name.endswith("#")
+        ]
+        print(f"step {self.step} minute {self.elapsed / 60:.1f} " + ", ".join(figures), flush=True)
+        self.totals.clear()
+
+
+def _split(values: Tensor, batch: int) -> Tensor:
+    return values.reshape(batch, -1, *values.shape[1:])
+
+
+def _first(batch: Batch, prompts: int) -> Batch:
+    """The first prompts of every image, each meaning only what was meant."""
+    meant = torch.nn.functional.one_hot(batch.target[:, :prompts], 3).bool()
+    return Batch(
+        batch.image, batch.size, batch.coords[:, :prompts], batch.labels[:, :prompts],
+        batch.masks[:, :prompts], meant, batch.target[:, :prompts], batch.boxed[:, :prompts],
+    )  # fmt: skip
+
+
+def _correct(
+    batch: Batch, coords: Tensor, labels: Tensor, logits: Tensor, target_iou: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Points and masks of the next round; sometimes only the first prompts carry their mask."""
+    images, prompts = coords.shape[:2]
+    shown = feedback(logits.flatten(0, 1), target_iou.flatten(0, 1))
+    goal = batch.masks.flatten(0, 1)[torch.arange(images * prompts), batch.target.flatten()]
+    point, label = correction(shown, goal.float())
+    coords = torch.cat([coords, _split(point, images)], 2)
+    labels = torch.cat([labels, _split(label, images)], 2)
+    masks = prompts if torch.rand(()) < 0.7 else prompts // 2
+    return coords, forget_points(labels, masks), _split(shown, images)[:, :masks].contiguous()
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--minutes", type=float, default=90.0, help="training time in all")
+    parser.add_argument("--rate", type=float, default=2.5e-3, help="peak learning rate")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes that paint scenes")
+    parser.add_argument("--resume", action="store_true", help="continue from OUT/last.pt")
+    options = parser.parse_args()
+    plan = Plan(60 * options.minutes, options.rate, options.seed, options.workers)
+    options.out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(plan, options.out)
+    if options.resume:
+        trainer.resume()
+    trainer.run()
+
+
+if __name__ == "__main__":
+    main()
