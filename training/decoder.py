@@ -22,7 +22,8 @@ SUBCELLS = 16
 BASIS = 12
 """Sub-cell patterns per cell that the image offers and a prompt combines."""
 LOGIT_GAIN = 8.0
-"""Logits reach about +-8 while Adam moves a weight by its rate per step: this saves hundreds of steps."""
+"""Logits reach about 8 and Adam moves a weight by its rate per step: this saves hundreds of steps."""
+COSINE_GAIN = 3.0
 HINTS = 3 * HEADS + 3 + 3 + 6 + 1 + SUBCELLS
 WIDTHS = (48, 80, 112)
 STATISTICS = 5
@@ -51,9 +52,11 @@ class MaskDecoder(nn.Module):
         self.up64 = nn.Conv2d(middle, fine, 1)
         self.join64 = PromptBlock(fine)
         self.mask_head = nn.Conv2d(fine + HINTS, TOKENS * (SUBCELLS + BASIS), 1)
+        # A prompt must stand out against the image, and cosines are small numbers.
+        nn.init.normal_(self.fuse.weight, std=0.25)
         # Start from the rate of foreground: the first steps need not learn that masks are small.
         nn.init.normal_(self.mask_head.weight, std=0.01)
-        nn.init.constant_(self.mask_head.bias, -2.0 / LOGIT_GAIN)
+        nn.init.constant_(self.mask_head.bias, -2.0 / LOGIT_GAIN)  # type: ignore[arg-type]
         self.iou_head = IouHead(fine, deep)
 
     def forward(
@@ -109,11 +112,11 @@ class MaskDecoder(nn.Module):
         area = area / (area.sum(2, keepdim=True) + 1e-3)
         weights = torch.cat([hints.hat_weights(points, rows, columns), area.unsqueeze(2)], 2)
         query = (weights.flatten(1, 2) @ source).reshape(batch, -1, HEADS, HEAD_WIDTH)
-        unit = functional.normalize(query, dim=3, eps=1e-4).transpose(1, 2)
+        unit = COSINE_GAIN * functional.normalize(query, dim=3, eps=1e-4).transpose(1, 2)
         cosine = (unit @ key).reshape(batch, HEADS, prompts, -1, rows * columns)
         clicks = cosine[:, :, :, :-1]
-        maps = [_strongest(clicks, points.role(label)) for label in (1, 0)]
-        maps = torch.cat([*maps, cosine[:, :, :, -1]], 1)
+        strongest = [_strongest(clicks, points.role(label)) for label in (1, 0)]
+        maps = torch.cat([*strongest, cosine[:, :, :, -1]], 1)
         maps = maps.reshape(batch, 3 * HEADS, -1, rows, columns).transpose(1, 2)
         vectors = query.reshape(batch, prompts, -1, QUERY)
         role = points.role(1).unsqueeze(-1)
@@ -188,7 +191,7 @@ def _confidence(logits: Tensor, inside: Tensor) -> Tensor:
 def _strongest(cosine: Tensor, role: Tensor) -> Tensor:
     """Maximum over the points with this role: ``[B,H,P,T,hw]``, ``[B,P,T]`` to ``[B,H,P,hw]``."""
     present = role.unsqueeze(1).unsqueeze(-1)
-    best = (cosine - 4 * (1 - present)).amax(3)
+    best = (cosine - 4 * COSINE_GAIN * (1 - present)).amax(3)
     return best * present.amax(3)
 
 

@@ -148,7 +148,7 @@ def widest_error(mask: Array, goal: Array) -> tuple[tuple[float, float], int]:
 def spearman(first: Array, second: Array) -> float:
     """Rank correlation (ties in order of appearance)."""
     ranks = [values.argsort(kind="stable").argsort(kind="stable") for values in (first, second)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def report(scores: Scores) -> list[str]:
@@ -158,7 +158,8 @@ def report(scores: Scores) -> list[str]:
     lines.append(f"predicted against true IoU: Spearman {spearman(predicted, true):.3f}")
     lines.append(f"predicted against true IoU: mean difference {abs(predicted - true).mean():.3f}")
     good = predicted > 0.88
-    lines.append(f"predicted above 0.88: {good.mean():.3f} of masks, true IoU {true[good].mean():.3f}")
+    quality = float(true[good].mean()) if good.any() else 0.0
+    lines.append(f"predicted above 0.88: {good.mean():.3f} of masks, true IoU {quality:.3f}")
     return lines
 
 

@@ -19,6 +19,7 @@ from training.scene_shapes import fill, random_shape
 from training.scene_textures import material, near_colour, noise, random_colour
 
 Array = NDArray[Any]
+Window = tuple[slice, slice]
 OBJECT, PART, SUBPART = 0, 1, 2
 
 
@@ -75,17 +76,24 @@ class _Painter:
         return self.next_id - 1
 
     def paint(
-        self, window: tuple[slice, slice], alpha: Array, surface: Array, level: int
-    ) -> None:
-        """Put a surface over the window; finer levels below it are erased."""
+        self, window: Window, alpha: Array, surface: Array, level: int, owner: int = 0
+    ) -> int:
+        """Put a surface over the window and return its id; finer levels below it are erased.
+
+        Parts stay inside the ``owner``, which is an id of the next coarser level.
+        """
         view = self.image[window]
         view += (surface - view) * alpha[..., None]
         inside = alpha > 0.5
-        self.levels[level][window][inside] = self.take_id()
+        if owner:
+            inside &= self.levels[level - 1][window] == owner
+        identity = self.take_id()
+        self.levels[level][window][inside] = identity
         for finer in range(level + 1, 3):
             self.levels[finer][window][inside] = 0
+        return identity
 
-    def colour_over(self, window: tuple[slice, slice]) -> Array:
+    def colour_over(self, window: Window) -> Array:
         """A colour for something painted here, sometimes hard to tell from what is there."""
         if self.rng.random() > self.settings.low_contrast:
             return random_colour(self.rng)
@@ -123,9 +131,10 @@ def _split_background(painter: _Painter) -> None:
     """Zero to two more regions, each below a wavy line: horizons, table edges, walls."""
     rng, size = painter.rng, painter.size
     for _ in range(int(rng.choice(3, p=[0.4, 0.4, 0.2]))):
-        angle, offset = rng.choice([0.0, 0.0, np.pi / 2, rng.uniform(0, 6.3)]), rng.uniform(-0.3, 0.3)
+        angle = rng.choice([0.0, 0.0, np.pi / 2, rng.uniform(0, 6.3)])
         t = np.linspace(-1.5, 1.5, 60)
-        wave = offset + rng.uniform(0, 0.08) * np.sin(t * rng.uniform(1, 12)) + t * rng.normal(0, 0.1)
+        wave = rng.uniform(-0.3, 0.3) + t * rng.normal(0, 0.1)
+        wave += rng.uniform(0, 0.08) * np.sin(t * rng.uniform(1, 12))
         edge = np.concatenate([np.stack([t, wave], 1), [[1.5, 2.0], [-1.5, 2.0]]])
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         alpha = fill(size, size, (edge @ turn.T + 0.5) * size)
@@ -140,7 +149,7 @@ def _random_side(painter: _Painter) -> float:
     return painter.size * float(np.exp(painter.rng.uniform(np.log(low), np.log(high))))
 
 
-def _window(painter: _Painter, alpha: Array, top: int, left: int) -> tuple[tuple[slice, slice], Array]:
+def _window(painter: _Painter, alpha: Array, top: int, left: int) -> tuple[Window, Array]:
     """Clip a silhouette placed at (top, left) to the canvas."""
     bottom, right = top + alpha.shape[0], left + alpha.shape[1]
     rows = slice(*np.clip((top, bottom), 0, painter.size).tolist())
@@ -160,12 +169,12 @@ def _add_object(painter: _Painter, side: float) -> None:
     window, alpha = _window(painter, alpha, top, left)
     if min(alpha.shape) < 12:
         return
-    _put(painter, window, alpha, material_for(painter, window, alpha))
+    owner = _put(painter, window, alpha, material_for(painter, window, alpha))
     if rng.random() < painter.settings.part_chance and side > 0.1 * painter.size:
-        _add_parts(painter, window, alpha, PART)
+        _add_parts(painter, window, alpha, owner, PART)
 
 
-def material_for(painter: _Painter, window: tuple[slice, slice], alpha: Array) -> Array:
+def material_for(painter: _Painter, window: Window, alpha: Array) -> Array:
     """A lit surface for a silhouette."""
     rng = painter.rng
     colour = painter.colour_over(window)
@@ -173,17 +182,17 @@ def material_for(painter: _Painter, window: tuple[slice, slice], alpha: Array) -
     return shade(rng, surface, alpha) if rng.random() < 0.6 else surface
 
 
-def _put(painter: _Painter, window: tuple[slice, slice], alpha: Array, surface: Array) -> None:
+def _put(painter: _Painter, window: Window, alpha: Array, surface: Array) -> int:
     """Shadow first, then the object, with a hard or a soft edge."""
     rng = painter.rng
     if rng.random() < 0.4:
         _cast_shadow(painter, window, alpha)
     if rng.random() < 0.15:
         alpha = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.7, 2.0))
-    painter.paint(window, alpha, surface, OBJECT)
+    return painter.paint(window, alpha, surface, OBJECT)
 
 
-def _cast_shadow(painter: _Painter, window: tuple[slice, slice], alpha: Array) -> None:
+def _cast_shadow(painter: _Painter, window: Window, alpha: Array) -> None:
     """Darken below and beside the object."""
     rng = painter.rng
     reach = 0.02 * painter.size * rng.uniform(0.2, 1.5) + 0.04 * max(alpha.shape)
@@ -201,7 +210,8 @@ def _cast_shadow(painter: _Painter, window: tuple[slice, slice], alpha: Array) -
 def shade(rng: np.random.Generator, surface: Array, alpha: Array) -> Array:
     """Fake relief: light from one side on the blurred silhouette taken as a height field."""
     height, width = alpha.shape
-    small = cv2.resize(alpha, (max(8, width // 4), max(8, height // 4)), interpolation=cv2.INTER_AREA)
+    quarter = max(8, width // 4), max(8, height // 4)
+    small = cv2.resize(alpha, quarter, interpolation=cv2.INTER_AREA)
     swell = cv2.GaussianBlur(small, (0, 0), 1 + rng.uniform(0.06, 0.25) * min(small.shape))
     down, across = np.gradient(swell)
     angle = rng.uniform(0, 2 * np.pi)
@@ -216,7 +226,7 @@ def shade(rng: np.random.Generator, surface: Array, alpha: Array) -> Array:
 
 
 def _add_parts(
-    painter: _Painter, window: tuple[slice, slice], parent: Array, level: int
+    painter: _Painter, window: Window, parent: Array, owner: int, level: int
 ) -> None:
     """Distinct areas clipped inside the parent, and theirs in turn."""
     rng = painter.rng
@@ -233,9 +243,9 @@ def _add_parts(
             slice(window[0].start + top, window[0].start + top + rows),
             slice(window[1].start + left, window[1].start + left + columns),
         )
-        painter.paint(area, alpha, material_for(painter, area, alpha), level)
+        part = painter.paint(area, alpha, material_for(painter, area, alpha), level, owner)
         if level == PART and rng.random() < 0.35 and min(rows, columns) > 0.1 * painter.size:
-            _add_parts(painter, area, alpha, SUBPART)
+            _add_parts(painter, area, alpha, part, SUBPART)
 
 
 def _scatter_alike(painter: _Painter) -> None:
@@ -248,8 +258,9 @@ def _scatter_alike(painter: _Painter) -> None:
     relief = noise(rng, *alpha.shape, side / 3, 0.7) * rng.uniform(0, 30)
     for row in range(rows):
         for column in range(columns):
-            top = int((row + 0.5 + rng.uniform(-0.1, 0.1)) * valid[0] / rows - alpha.shape[0] / 2)
-            left = int((column + 0.5 + rng.uniform(-0.1, 0.1)) * valid[1] / columns - alpha.shape[1] / 2)
+            y, x = np.array([row, column]) + 0.5 + rng.uniform(-0.1, 0.1, 2)
+            top = int(y * valid[0] / rows - alpha.shape[0] / 2)
+            left = int(x * valid[1] / columns - alpha.shape[1] / 2)
             window, piece = _window(painter, alpha, top, left)
             if min(piece.shape) < 12:
                 continue

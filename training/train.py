@@ -1,4 +1,7 @@
-"""Train ``sam_tiny`` from nothing on synthetic scenes: ``python -m training.train --out runs/x``."""
+"""Train ``sam_tiny`` from nothing on synthetic scenes.
+
+``python -m training.train --out runs/x --minutes 90 --seed 0 [--resume]``
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ from training.model import SamTiny
 from training.rounds import correction, feedback, forget_points
 
 PHASES = (
-    (0.45, Shape(images=4, prompts=16, side=384)),
-    (0.75, Shape(images=3, prompts=16, side=512)),
-    (1.0, Shape(images=1, prompts=16, side=1024)),
+    (0.45, Shape(images=4, prompts=12, side=384)),
+    (0.75, Shape(images=3, prompts=12, side=512)),
+    (1.0, Shape(images=1, prompts=12, side=1024)),
 )
-"""Until which part of the run which batch: small images teach most per second, the served size last."""
+"""Until which share of the run which batch: small images teach most, the served size comes last."""
 MOST_STEPS = 1_000_000
 WARMUP_STEPS = 60
 AVERAGING = 0.998
@@ -132,7 +135,7 @@ class Trainer:
         nothing = torch.zeros(len(coords), 0, side, side)
         logits, result = self._ask(embedding, batch, coords, labels, nothing)
         self._note("first", result, batch.boxed.flatten())
-        loss, kept = result.loss, batch.coords.shape[1] // 2
+        loss, kept = result.loss, batch.coords.shape[1] // 3
         batch = _first(batch, kept)
         for _ in range(1 + int(torch.rand(()) < 0.3)):
             logits, chosen = logits[:, :kept], _split(result.target_iou, len(coords))[:, :kept]

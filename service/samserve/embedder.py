@@ -44,7 +44,7 @@ class ByImage:
 
 
 Source = ById | ByImage
-SizeCheck = Callable[[Size], None]
+Check = Callable[[Size, ModelInfo], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,18 +109,18 @@ class Embedder:
         model_name: str,
         context: RequestContext,
         *,
-        check: SizeCheck = lambda size: None,
+        check: Check = lambda size, model: None,
         renew: bool = False,
     ) -> AsyncIterator[Leased]:
         """Hold the embedding of *source*, encoding it first if need be.
 
-        *check* sees the image's size before any model runs and may raise.  With *renew* the time
+        *check* sees the image's size and the model before anything runs and may raise.  With *renew* the time
         to live of a stored embedding starts again.
         """
         async with AsyncExitStack() as held:
             if isinstance(source, ById):
                 leased = await self._by_id(held, source.embedding_id, model_name, context)
-                check(leased.embedding.facts.image_size)
+                check(leased.embedding.facts.image_size, leased.model)
             else:
                 leased = await self._by_image(
                     held, source.image, self.model(model_name), context, check, renew
@@ -166,7 +166,7 @@ class Embedder:
         image: Image,
         model: ModelInfo,
         context: RequestContext,
-        check: SizeCheck,
+        check: Check,
         renew: bool,
     ) -> Leased:
         with context.clock.stage("hash"):
@@ -181,9 +181,10 @@ class Embedder:
             if isinstance(image, ImageDigest):
                 raise
         else:
-            check(embedding.facts.image_size)
+            check(embedding.facts.image_size, model)
             return Leased(embedding_id, embedding, model, cached=True)
-        check(await self.workers.run(context.priority, imaging.probe, image, self.limits))
+        size = await self.workers.run(context.priority, imaging.probe, image, self.limits)
+        check(size, model)
         embedding = await self._encode_once(held, _Job(key, image, model), context)
         return Leased(embedding_id, embedding, model, cached=False)
 
@@ -192,6 +193,8 @@ class Embedder:
     ) -> Embedding:
         joined = self._flights.join(job.key, lambda: self._encode(job, context))
         waiting = StageClock()
+        # The work has a clock of its own; this is what a deadline that strikes now is told of.
+        context.clock.current = "encode"
         with waiting.stage("join"):
             encoded, leads = await held.enter_async_context(joined)
         # Who began the work is told its stages, who joined it how long that took.

@@ -11,7 +11,7 @@ from samserve.context import RequestContext
 from samserve.core import masks, rle, tokens
 from samserve.embedder import Embedder, Leased, Source
 from samserve.engines.base import DecoderOutput
-from samserve.prompting import Frames, PromptGroup, check_inside, group, sparse_count
+from samserve.prompting import Frames, PromptGroup, check_prompts, group, sparse_count
 from samserve.types import Candidate, FloatArray, Mask, Multimask, Prompt
 
 # The threshold and the shift of the reference implementation.
@@ -54,7 +54,7 @@ class Predictor:
 
         Raises `InvalidRequest` for prompts outside the image, before any model runs.
         """
-        check = partial(check_inside, prompts)
+        check = partial(check_prompts, prompts)
         async with self._embedder.lease(source, model, context, check=check) as leased:
             frames = Frames.of(leased.embedding.facts.image_size, leased.model)
             upsampling = frames.upsampling()

@@ -10,7 +10,7 @@ import numpy as np
 from samserve.core import geometry, mask_input, masks, rle, tokens
 from samserve.engines.base import PromptBatch
 from samserve.errors import InvalidRequest
-from samserve.types import BinaryMask, Box, FloatArray, ModelInfo, Prompt, Size
+from samserve.types import BinaryMask, Box, FloatArray, LogitsMask, ModelInfo, Prompt, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ class _SparsePrompt:
     mask: FloatArray | None
 
 
-def check_inside(prompts: tuple[Prompt, ...], image: Size) -> None:
-    """Raise `InvalidRequest` for the first prompt that does not lie inside the image."""
+def check_prompts(prompts: tuple[Prompt, ...], image: Size, model: ModelInfo) -> None:
+    """Raise `InvalidRequest` for the first prompt that does not fit the image or the model."""
     for i, prompt in enumerate(prompts):
         for j, point in enumerate(prompt.points):
             check_coordinate(f"prompts[{i}].points[{j}].x", point.x, image.width, "width")
@@ -63,7 +63,11 @@ def check_inside(prompts: tuple[Prompt, ...], image: Size) -> None:
         if prompt.box is not None:
             check_box_inside(f"prompts[{i}].box", prompt.box, image)
         if isinstance(prompt.mask, BinaryMask):
-            _check_mask_size(f"prompts[{i}].mask.binary.size", prompt.mask, image)
+            _check_mask_size(f"prompts[{i}].mask.binary.size", prompt.mask.rle.size, image)
+        if isinstance(prompt.mask, LogitsMask):
+            size = Size(*prompt.mask.logits.shape)
+            side = model.mask_size
+            _check_mask_size(f"prompts[{i}].mask.low_res_logits", size, Size(side, side))
 
 
 def check_box_inside(field: str, box: Box, image: Size) -> None:
@@ -84,18 +88,16 @@ def check_coordinate(field: str, value: float, limit: int, what: str) -> None:
         )
 
 
-def _check_mask_size(field: str, mask: BinaryMask, image: Size) -> None:
-    size = mask.rle.size
-    if size != image:
-        raise InvalidRequest(
-            field,
-            f"must be that of the image, {image.height}x{image.width}; "
-            f"got {size.height}x{size.width}",
-            metadata={
-                "limit": f"{image.height}x{image.width}",
-                "value": f"{size.height}x{size.width}",
-            },
-        )
+def _check_mask_size(field: str, size: Size, expected: Size) -> None:
+    if size == expected:
+        return
+    limit = f"{expected.height}x{expected.width}"
+    value = f"{size.height}x{size.width}"
+    raise InvalidRequest(
+        field,
+        f"must have the size (height x width) {limit}; got {value}",
+        metadata={"limit": limit, "value": value},
+    )
 
 
 def sparse_count(prompt: Prompt) -> int:

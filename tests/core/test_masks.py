@@ -145,6 +145,17 @@ def test_trap_upsampling_goes_through_the_model_frame() -> None:
     assert np.count_nonzero(mask != masks.binary_mask(low_res, direct)) > 1000
 
 
+def test_trap_half_precision_logits_are_cast_before_interpolation() -> None:
+    resized, steps = steps_for(Size(300, 451))
+    (low_res,) = maps.blobs(5, 1, resized)
+    half = low_res.astype(np.float16)
+
+    summary = masks.summarize(half, steps)
+
+    assert summary == masks.summarize(half.astype(np.float32), steps)
+    assert masks.upscale_logits(half, resized, Size(300, 451)).dtype == np.float32
+
+
 def test_stability_is_the_ratio_of_the_two_thresholds() -> None:
     logits = np.array([-2, -1, -0.5, 0.5, 1, 2, 3, 4], dtype=np.float32)
 

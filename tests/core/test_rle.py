@@ -8,6 +8,9 @@ from pycocotools import mask as coco
 from samserve.core import rle
 from samserve.types import BoolArray, CocoRle, Size
 
+old_numpy_protocol = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"  # pycocotools.mask.decode on numpy 2
+)
 bool_masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40))
 characters = st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=40)
 
@@ -22,6 +25,7 @@ def test_mask_survives_the_round_trip(mask: BoolArray) -> None:
     assert packed.size == Size(*mask.shape)
 
 
+@old_numpy_protocol
 @settings(deadline=None)
 @given(bool_masks)
 def test_decoding_agrees_with_pycocotools(mask: BoolArray) -> None:
@@ -103,6 +107,7 @@ def test_any_string_is_refused_or_is_a_mask(counts: str, height: int, width: int
     assert mask.sum() == rle.area(packed)
 
 
+@old_numpy_protocol
 @settings(deadline=None, max_examples=200)
 @given(bool_masks, st.integers(0, 200), st.integers(48, 111))
 def test_changed_character_is_refused_or_is_a_mask(mask: BoolArray, at: int, code: int) -> None:

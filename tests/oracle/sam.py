@@ -35,6 +35,9 @@ RADII = (0.35, 0.45, 0.3, 0.2)
 FOREGROUND = (0.16, 0.22, 0.15, 0.1)
 """How much of a picture each token's mask covers, on average."""
 
+COMPACT = (0.05, 0.07, 0.05, 0.03)
+"""The same for a whole-picture run: smaller masks, whose boxes are smaller than the picture."""
+
 READOUT_RADIUS = 0.16
 RIDGE = 1e-4
 SAMPLING = 7
@@ -59,19 +62,34 @@ TINY = SamSize(width=64, depth=4, heads=2, global_blocks=(1, 3))
 VIT_B = SamSize(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11))
 
 
-def build_sam(size: SamSize, pictures: Sequence[np.ndarray], *, seed: int = 0) -> Sam:
+def build_sam(
+    size: SamSize,
+    pictures: Sequence[np.ndarray],
+    *,
+    seed: int = 0,
+    foreground: Sequence[float] = FOREGROUND,
+) -> Sam:
     """Build a SAM whose masks follow its prompts.
 
-    ``pictures`` are a few RGB pictures uint8 ``[H,W,3]`` to calibrate on. Save the result's
-    ``state_dict()`` for the loader under test.
+    ``pictures`` are a few RGB pictures uint8 ``[H,W,3]`` to calibrate on, ``foreground`` is how
+    much of them each token's mask covers. Save the result's ``state_dict()`` for the loader under
+    test.
     """
     torch.manual_seed(seed)
     sam = original(size)
     with torch.no_grad():
         _enliven(sam)
         _plant_locality(sam)
-        _calibrate(sam, pictures)
+        _calibrate(sam, pictures, foreground)
     return sam.eval().requires_grad_(False)
+
+
+def keep_embeddings_as_half(sam: Sam) -> Sam:
+    """Round every embedding to float16, as the product stores it; everything else stays."""
+    sam.image_encoder.register_forward_hook(
+        lambda _module, _inputs, embedding: embedding.half().float()
+    )
+    return sam
 
 
 def original(size: SamSize) -> Sam:
@@ -152,7 +170,7 @@ def _voices(sam: Sam) -> Tensor:
     return saying
 
 
-def _calibrate(sam: Sam, pictures: Sequence[np.ndarray]) -> None:
+def _calibrate(sam: Sam, pictures: Sequence[np.ndarray], foreground: Sequence[float]) -> None:
     """Solve the last layers on a few clicks, spread logits and predicted IoUs."""
     decoder = sam.mask_decoder
     answers = [_click(sam, picture) for picture in pictures]
@@ -160,7 +178,7 @@ def _calibrate(sam: Sam, pictures: Sequence[np.ndarray]) -> None:
     _plant_readout(decoder, _solve(cells, _bumps(clicks, 64, READOUT_RADIUS)))
     planes = cells.transpose(1, 2).reshape(-1, 256, 64, 64)
     fine = decoder.output_upscaling(planes).flatten(2).transpose(1, 2)[:, ::SAMPLING]
-    for mask, (radius, share) in enumerate(zip(RADII, FOREGROUND, strict=True)):
+    for mask, (radius, share) in enumerate(zip(RADII, foreground, strict=True)):
         mix = _solve(fine, _bumps(clicks, 256, radius)[:, ::SAMPLING])
         head = decoder.output_hypernetworks_mlps[mask]
         _set_mask_head(head, mix, tokens[:, 1 + mask], fine, share)

@@ -29,6 +29,7 @@ from samserve.types import (
     EmbeddingFacts,
     EmbeddingKey,
     ImageDigest,
+    ModelInfo,
     Size,
     UInt8Array,
 )
@@ -211,6 +212,6 @@ class AutoMasker:
             return await self._run(search, step, found, search.options, search.counts)
 
 
-def _check_region(options: AutoMaskOptions, image: Size) -> None:
+def _check_region(options: AutoMaskOptions, image: Size, _model: ModelInfo) -> None:
     if options.region_of_interest is not None:
         check_box_inside("options.region_of_interest", options.region_of_interest, image)

@@ -1,0 +1,77 @@
+"""Client of a samserve server: asyncio, with a blocking facade.
+
+::
+
+    async with Client("127.0.0.1:50051") as client:
+        embedding = await client.embed("photo.jpg")
+        answer = await client.predict(embedding, [Prompt(points=[(320, 240)])])
+        inside = answer.results[0][0].array  # bool [h, w]
+
+Coordinates are continuous pixels of the picture as people see it (after EXIF orientation), x
+right, y down, the outer corner of the first pixel at (0, 0).
+"""
+
+from samserve.client.blocking import SyncClient
+from samserve.client.client import Client
+from samserve.client.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EmbeddingNotFound,
+    FieldViolation,
+    Internal,
+    InvalidArgument,
+    ModelNotFound,
+    NotFound,
+    Overloaded,
+    ResourceExhausted,
+    SamserveClientError,
+    Unavailable,
+)
+from samserve.client.images import ImageLike, Orientation
+from samserve.client.requests import AutoMaskOptions, Multimask, Prompt
+from samserve.client.results import (
+    AutoMaskEvent,
+    AutoMaskRecord,
+    AutoMaskResult,
+    Catalog,
+    Embedding,
+    FilterCount,
+    Mask,
+    Model,
+    Prediction,
+    Progress,
+    Summary,
+)
+
+__all__ = [
+    "AutoMaskEvent",
+    "AutoMaskOptions",
+    "AutoMaskRecord",
+    "AutoMaskResult",
+    "Cancelled",
+    "Catalog",
+    "Client",
+    "DeadlineExceeded",
+    "Embedding",
+    "EmbeddingNotFound",
+    "FieldViolation",
+    "FilterCount",
+    "ImageLike",
+    "Internal",
+    "InvalidArgument",
+    "Mask",
+    "Model",
+    "ModelNotFound",
+    "Multimask",
+    "NotFound",
+    "Orientation",
+    "Overloaded",
+    "Prediction",
+    "Progress",
+    "Prompt",
+    "ResourceExhausted",
+    "SamserveClientError",
+    "Summary",
+    "SyncClient",
+    "Unavailable",
+]

@@ -74,18 +74,21 @@ class FakeEngine:
     ) -> DecoderOutput:
         """See `Engine.decode`."""
         self.counts["decode_begun"] += 1
-        await asyncio.sleep(0)
-        masks = list(prompts.mask_input)
+        output = await asyncio.to_thread(self._draw_all, prompts)
+        self.counts["decode_finished"] += 1
+        return output
+
+    def _draw_all(self, prompts: PromptBatch) -> DecoderOutput:
+        masks = list(prompts.mask_input) or [None] * len(prompts.point_labels)
         logits = np.stack(
             [
-                self._draw(coords, labels, masks[index] if masks else None)
-                for index, (coords, labels) in enumerate(
-                    zip(prompts.point_coords, prompts.point_labels, strict=True)
+                self._draw(coords, labels, mask)
+                for coords, labels, mask in zip(
+                    prompts.point_coords, prompts.point_labels, masks, strict=True
                 )
             ]
         )
         iou = np.tile(np.array(_IOUS, dtype=np.float32), (len(logits), 1))
-        self.counts["decode_finished"] += 1
         return DecoderOutput(logits, iou)
 
     def _draw(
@@ -100,7 +103,7 @@ class FakeEngine:
             low, high = coords[labels == 2][0] * scale, coords[labels == 3][0] * scale
             return _ellipses(side, (low + high) / 2, (high - low) / (2 * _RADII[2]))
         if mask is not None:
-            return np.stack([mask + radius / _RADII[1] for radius in _RADII])
+            return np.stack([mask + radius / _RADII[1] - 1 for radius in _RADII])
         return np.full((4, side, side), -10.0, dtype=np.float32)
 
     async def ready(self) -> bool:

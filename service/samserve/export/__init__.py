@@ -1,0 +1,1 @@
+"""Making model repositories: checkpoints to ONNX files to the folders that Triton reads."""

@@ -48,8 +48,11 @@ class Admin:
         path = environ["PATH_INFO"]
         if path == "/metrics":
             start("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
-            return [generate_latest(self._registry)]  # type: ignore[no-untyped-call]  # untyped there
-        checks = {"/livez": self._loop_turns, "/readyz": lambda: self.ready}
+            return [generate_latest(self._registry)]
+        checks: dict[str, Callable[[], bool]] = {
+            "/livez": self._loop_turns,
+            "/readyz": lambda: self.ready,
+        }
         check = checks.get(path)
         if check is None:
             status, text = "404 Not Found", "try /livez, /readyz or /metrics"

@@ -40,7 +40,7 @@ class SegmentationServiceStub:
     `reason` is part of this contract; a bad request also carries
     `google.rpc.BadRequest` naming the field, a refused one
     `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in its metadata
-    and returns it, or a new one, in the initial metadata of its answer.
+    and returns it, or a new one, in the trailing metadata of its answer.
     """
 
     def __init__(self, channel):
@@ -91,7 +91,7 @@ class SegmentationServiceServicer:
     `reason` is part of this contract; a bad request also carries
     `google.rpc.BadRequest` naming the field, a refused one
     `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in its metadata
-    and returns it, or a new one, in the initial metadata of its answer.
+    and returns it, or a new one, in the trailing metadata of its answer.
     """
 
     def Embed(self, request, context):
@@ -182,7 +182,7 @@ class SegmentationService:
     `reason` is part of this contract; a bad request also carries
     `google.rpc.BadRequest` naming the field, a refused one
     `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in its metadata
-    and returns it, or a new one, in the initial metadata of its answer.
+    and returns it, or a new one, in the trailing metadata of its answer.
     """
 
     @staticmethod

@@ -41,7 +41,7 @@ class SegmentationServiceStub:
     `reason` is part of this contract; a bad request also carries
     `google.rpc.BadRequest` naming the field, a refused one
     `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in its metadata
-    and returns it, or a new one, in the initial metadata of its answer.
+    and returns it, or a new one, in the trailing metadata of its answer.
     """
 
     @_typing.overload
@@ -79,7 +79,7 @@ class SegmentationServiceAsyncStub(SegmentationServiceStub):
     `reason` is part of this contract; a bad request also carries
     `google.rpc.BadRequest` naming the field, a refused one
     `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in its metadata
-    and returns it, or a new one, in the initial metadata of its answer.
+    and returns it, or a new one, in the trailing metadata of its answer.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -113,7 +113,7 @@ class SegmentationServiceServicer(metaclass=_abc_1.ABCMeta):
     `reason` is part of this contract; a bad request also carries
     `google.rpc.BadRequest` naming the field, a refused one
     `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in its metadata
-    and returns it, or a new one, in the initial metadata of its answer.
+    and returns it, or a new one, in the trailing metadata of its answer.
     """
 
     @_abc_1.abstractmethod

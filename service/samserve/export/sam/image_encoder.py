@@ -123,7 +123,7 @@ class Attention(nn.Module):
 
 
 def distance_table(table: Tensor, side: int) -> Tensor:
-    """Spread ``[2*side-1,width]`` distances to ``[side,width,side]``: query cell, width, key cell."""
+    """Spread ``[2*side-1,width]`` to ``[side,width,side]``, query cell first, key last."""
     cell = torch.arange(side)
     distance = cell.reshape(-1, 1) - cell.reshape(1, -1) + (side - 1)
     return table[distance].transpose(1, 2)

@@ -1,0 +1,60 @@
+# Every target sets up what it needs in .venv; nothing else on the machine is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What pip shall do besides, for instance: make test PIP_FLAGS="--extra-index-url ..."
+PIP_FLAGS ?=
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Lists the targets.
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+
+.PHONY: demo
+demo: $(VENV)/.demo ## Serves the default model and draws masks on a photograph into demo/.
+	$(BIN)/python -m samserve.cli.demo demo
+
+.PHONY: test
+test: $(VENV)/.dev ## Runs the tests, without the slow ones.
+	$(PYTEST) -m "not slow" --durations=10
+
+.PHONY: test-all
+test-all: $(VENV)/.dev ## Runs what `make test` leaves out.
+	$(PYTEST) -m slow --durations=10
+
+.PHONY: check
+check: $(VENV)/.dev ## Lints, checks types, and that generated code is up to date.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	./scripts/generate-stubs "$(BIN)" build/stubs
+	diff -r build/stubs/samserve/v1 service/samserve/v1 --exclude __pycache__ --exclude __init__.py
+
+.PHONY: proto
+proto: $(VENV)/.dev ## Generates the stubs from proto/.
+	./scripts/generate-stubs "$(BIN)" service
+
+.PHONY: wheel
+wheel: $(VENV)/.dev ## Builds the wheel, with the default model inside, into dist/.
+	$(BIN)/pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .
+
+.PHONY: clean
+clean: ## Removes everything that was made, the virtual environment too.
+	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/.base:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.base pyproject.toml
+	$(BIN)/pip install $(PIP_FLAGS) --quiet --editable ".[demo]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base pyproject.toml
+	$(BIN)/pip install $(PIP_FLAGS) --quiet --editable ".[dev]"
+	touch $@

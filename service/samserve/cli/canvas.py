@@ -1,0 +1,121 @@
+"""A picture at display size, and what is drawn on it; positions are pixels of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from samserve.cli.palette import BACKGROUND, FOREGROUND, INK, WHITE, Rgb
+
+Pixels = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+_FILL = 0.5
+# OpenCV takes positions in 1/16 pixel.
+_SHIFT = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """A mask, bool ``[h, w]`` of the image, and its colour."""
+
+    mask: Mask
+    colour: Rgb
+
+
+class Canvas:
+    """Draws on a copy of uint8 ``[h, w, 3]`` RGB, scaled so that its long side lies in *sides*."""
+
+    def __init__(self, image: Pixels, sides: tuple[int, int]) -> None:
+        height, width = image.shape[:2]
+        longest = max(height, width)
+        self.scale = min(max(longest, sides[0]), sides[1]) / longest
+        self.width = max(1, round(width * self.scale))
+        self.height = max(1, round(height * self.scale))
+        smaller = self.scale < 1
+        self._resampling = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+        self.pixels = _resized(
+            image, self.width, self.height, cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+        )
+        self._line = max(1, round(max(self.width, self.height) / 600))
+
+    def fill(self, layers: Sequence[Layer]) -> None:
+        """Tint masks; where they overlap the last one shows, so that colours stay clean."""
+        owner = np.zeros((self.height, self.width), dtype=np.int32)
+        shapes = [self._display(layer.mask) for layer in layers]
+        for number, shape in enumerate(shapes, start=1):
+            owner[shape != 0] = number
+        colours = np.array([(0, 0, 0), *(layer.colour for layer in layers)], dtype=np.float32)
+        tinted = self.pixels * (1 - _FILL) + colours[owner] * _FILL
+        self.pixels = np.where(owner[..., None] > 0, tinted, self.pixels).astype(np.uint8)
+        for shape, layer in zip(shapes, layers, strict=True):
+            self._contour(shape, layer.colour)
+
+    def outline(self, mask: Mask) -> None:
+        """Draw the edge of a mask that was a prompt."""
+        self._contour(self._display(mask), WHITE)
+
+    def click(self, x: float, y: float, *, on_object: bool) -> None:
+        """Draw a click: green with a plus on the object, red with a minus off it."""
+        radius = float(np.clip(0.012 * max(self.width, self.height), 7, 18))
+        centre = self._position(x, y)
+        self._disc(centre, radius * 1.3, INK)
+        self._disc(centre, radius * 1.2, WHITE)
+        self._disc(centre, radius, FOREGROUND if on_object else BACKGROUND)
+        arm, thickness = radius * 0.55, max(2, round(radius * 0.3))
+        self._stroke(centre, (arm, 0), thickness)
+        if on_object:
+            self._stroke(centre, (0, arm), thickness)
+
+    def box(self, corners: Sequence[float], colour: Rgb) -> None:
+        """Draw a box, XYXY."""
+        first, second = self._position(*corners[:2]), self._position(*corners[2:])
+        for tone, extra in ((INK, 4), (WHITE, 2), (colour, 0)):
+            cv2.rectangle(
+                self.pixels,
+                _fixed(first),
+                _fixed(second),
+                tone,
+                self._line + extra,
+                cv2.LINE_AA,
+                _SHIFT,
+            )
+
+    def _display(self, mask: Mask) -> Pixels:
+        """Scale a mask to display size: uint8, nonzero inside."""
+        # Masks are decoded column by column: transposed, they need no copy.
+        columns = np.ascontiguousarray(mask.T).view(np.uint8) * np.uint8(255)
+        scaled = _resized(columns, self.height, self.width, self._resampling)
+        return np.ascontiguousarray(scaled.T >= 128).view(np.uint8)
+
+    def _contour(self, shape: Pixels, colour: Rgb) -> None:
+        edges, _ = cv2.findContours(shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(self.pixels, edges, -1, INK, self._line + 2, cv2.LINE_AA)
+        cv2.drawContours(self.pixels, edges, -1, colour, self._line, cv2.LINE_AA)
+
+    def _position(self, x: float, y: float) -> tuple[float, float]:
+        """From continuous image pixels to OpenCV's, whose pixels are centred on whole numbers."""
+        return (x * self.scale - 0.5, y * self.scale - 0.5)
+
+    def _disc(self, centre: tuple[float, float], radius: float, colour: Rgb) -> None:
+        fixed = round(radius * (1 << _SHIFT))
+        cv2.circle(self.pixels, _fixed(centre), fixed, colour, cv2.FILLED, cv2.LINE_AA, _SHIFT)
+
+    def _stroke(
+        self, centre: tuple[float, float], arm: tuple[float, float], thickness: int
+    ) -> None:
+        start = _fixed((centre[0] - arm[0], centre[1] - arm[1]))
+        end = _fixed((centre[0] + arm[0], centre[1] + arm[1]))
+        cv2.line(self.pixels, start, end, WHITE, thickness, cv2.LINE_AA, _SHIFT)
+
+
+def _fixed(position: tuple[float, float]) -> tuple[int, int]:
+    return (round(position[0] * (1 << _SHIFT)), round(position[1] * (1 << _SHIFT)))
+
+
+def _resized(pixels: Pixels, width: int, height: int, resampling: int) -> Pixels:
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=resampling), np.uint8)

@@ -1,0 +1,182 @@
+"""`samserve doctor`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import platform
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from samserve.cli.errors import CommandError
+from samserve.cli.options import Assignments, ConfigFile, Server
+from samserve.cli.terminal import say
+
+if TYPE_CHECKING:
+    from samserve.cli.session import Endpoint
+    from samserve.client import Model
+    from samserve.settings import Settings
+
+_OLDEST_PYTHON = (3, 11)
+_MODULES = {
+    "grpcio": "grpc",
+    "grpcio-health-checking": "grpc_health.v1.health",
+    "grpcio-reflection": "grpc_reflection.v1alpha.reflection",
+    "grpcio-status": "grpc_status.rpc_status",
+    "protobuf": "google.protobuf",
+    "tritonclient": "tritonclient.grpc.model_config_pb2",
+    "numpy": "numpy",
+    "pillow": "PIL.Image",
+    "opencv-python-headless": "cv2",
+    "pycocotools": "pycocotools.mask",
+    "onnxruntime": "onnxruntime",
+    "prometheus-client": "prometheus_client",
+    "pydantic": "pydantic",
+    "pydantic-settings": "pydantic_settings",
+    "typer": "typer",
+    "rich": "rich",
+    "structlog": "structlog",
+}
+
+_Check = tuple[str, Callable[[], str]]
+
+
+def doctor(server: Server = "", config: ConfigFile = None, assignments: Assignments = None) -> None:
+    """Check this installation, one line per check; exit code 1 if there is a problem.
+
+    With --server: this installation's packages, and whether that server is ready.
+    """
+    passed = [_passes(name, check) for name, check in _installation()]
+    # Without its packages nothing more can be tried.
+    if all(passed):
+        checks = _remote(server, config, assignments) if server else _local(config, assignments)
+        passed += [_passes(name, check) for name, check in checks]
+    if not all(passed):
+        raise typer.Exit(1)
+
+
+def _passes(name: str, check: Callable[[], str]) -> bool:
+    try:
+        detail = check()
+    except CommandError as error:
+        say(f"problem  {name}: {'; '.join(error.lines)}")
+        return False
+    say(f"ok       {name}: {detail}")
+    return True
+
+
+def _installation() -> Iterator[_Check]:
+    yield "python", _python
+    for distribution, module in _MODULES.items():
+        yield distribution, partial(_package, distribution, module)
+
+
+def _remote(server: str, config: Path | None, assignments: list[str] | None) -> Iterator[_Check]:
+    from samserve.cli.session import Endpoint
+
+    yield "server", partial(_server, Endpoint(server, config, assignments))
+
+
+def _local(config: Path | None, assignments: list[str] | None) -> Iterator[_Check]:
+    from samserve.cli.configuration import load_settings
+
+    settings = load_settings(config, assignments)
+    listeners = settings.server
+    yield "model repository", partial(_repository, settings)
+    yield "inference", partial(_inference, config, assignments)
+    yield "API port", partial(_port, listeners.host, listeners.port)
+    yield "admin port", partial(_port, listeners.admin_host, listeners.admin_port)
+
+
+def _python() -> str:
+    if sys.version_info < _OLDEST_PYTHON:
+        oldest = ".".join(map(str, _OLDEST_PYTHON))
+        raise CommandError(f"{platform.python_version()}, needs {oldest} or newer")
+    return f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+
+
+def _package(distribution: str, module: str) -> str:
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        raise CommandError(f"cannot be imported: {error}") from error
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _server(endpoint: Endpoint) -> str:
+    from samserve.cli import session
+
+    async def work() -> str:
+        async with session.connected(endpoint) as client:
+            if not await client.ready():
+                raise CommandError(f"{endpoint.server} answers, but says NOT_SERVING")
+            catalog = await client.models()
+        return f"{endpoint.server} is ready and serves {_names(catalog.models)}"
+
+    return session.run(work())
+
+
+def _repository(settings: Settings) -> str:
+    from samserve import app
+    from samserve.engines.repository import discover
+    from samserve.errors import SamserveError
+
+    if settings.engine.kind == "fake":
+        return "not used by the fake engine"
+    repository = settings.engine.model_repository or app.default_repository()
+    try:
+        found = discover(repository)
+    except (SamserveError, OSError) as error:
+        raise CommandError(str(error)) from error
+    for files in found:
+        if _digest(files.encoder, files.decoder) != files.info.digest:
+            raise CommandError(f"{repository}: the files of {files.info.name} were changed")
+    return ", ".join(f"{files.info.name} {files.info.digest[:12]}" for files in found)
+
+
+def _digest(encoder: Path, decoder: Path) -> str:
+    """Compute what `samserve.export.repository.pair_digest` wrote, which needs an extra."""
+    both = (hashlib.sha256(path.read_bytes()).digest() for path in (encoder, decoder))
+    return hashlib.sha256(b"".join(both)).hexdigest()
+
+
+def _inference(config: Path | None, assignments: list[str] | None) -> str:
+    import numpy as np
+
+    from samserve.cli import session
+    from samserve.client import Prompt
+
+    async def work() -> str:
+        async with session.in_process(config, assignments) as client:
+            started = time.perf_counter()
+            embedding = await client.embed(np.zeros((64, 64, 3), dtype=np.uint8))
+            await client.predict(embedding, [Prompt(points=[(32, 32)])])
+            spent = time.perf_counter() - started
+            return f"{embedding.model} embeds and predicts in {spent:.2f} s"
+
+    return session.run(work())
+
+
+def _port(host: str, port: int) -> str:
+    bare = host.strip("[]")
+    try:
+        family, *_, address = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM)[0]
+        with socket.create_server(address[:2], family=family):
+            return f"{host}:{port} is free"
+    except OSError as error:
+        raise CommandError(f"{host}:{port}: {error.strerror}") from error
+
+
+def _names(models: Iterable[Model]) -> str:
+    return ", ".join(model.name for model in models)

@@ -1,0 +1,39 @@
+"""Colours that are told apart."""
+
+from __future__ import annotations
+
+import colorsys
+
+Rgb = tuple[int, int, int]
+
+WHITE: Rgb = (255, 255, 255)
+INK: Rgb = (16, 18, 24)
+PAPER: Rgb = (24, 26, 33)
+TEXT: Rgb = (236, 238, 243)
+FOREGROUND: Rgb = (34, 197, 94)
+BACKGROUND: Rgb = (239, 68, 68)
+
+_CHOSEN: tuple[Rgb, ...] = (
+    (45, 140, 255),
+    (255, 140, 26),
+    (214, 70, 226),
+    (250, 204, 21),
+    (20, 200, 190),
+    (255, 77, 109),
+    (139, 92, 246),
+    (132, 204, 22),
+)
+_GOLDEN_RATIO = 0.618034
+_TONES = ((0.62, 1.0), (0.85, 0.92), (0.45, 0.98))
+
+
+def colour(index: int) -> Rgb:
+    """Give the colour of the mask number *index*, from 0; the first eight are chosen by eye.
+
+    Further ones turn the hue by the golden angle, which keeps neighbours far apart for ever.
+    """
+    if index < len(_CHOSEN):
+        return _CHOSEN[index]
+    saturation, value = _TONES[index % len(_TONES)]
+    red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1.0, saturation, value)
+    return (round(red * 255), round(green * 255), round(blue * 255))

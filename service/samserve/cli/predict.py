@@ -1,0 +1,126 @@
+"""`samserve predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from samserve.cli.errors import UsageError
+from samserve.cli.options import (
+    Assignments,
+    ConfigFile,
+    ImageFile,
+    JsonFile,
+    ModelName,
+    Overlay,
+    Server,
+    parse_box,
+    parse_numbers,
+)
+from samserve.cli.terminal import STDOUT, mask_line, note_timings, say, write_json
+
+if TYPE_CHECKING:
+    from samserve.client import Prediction, Prompt
+
+
+def predict(  # noqa: PLR0913 - each is an option of the command line
+    image: ImageFile,
+    points: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--point", metavar="X,Y[,0|1]", help="A click, 1 (or nothing) on the object, 0 off it."
+        ),
+    ] = None,
+    boxes: Annotated[
+        list[str] | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help="A box around it.")
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            help="A mask to refine: a picture, nonzero inside, or .npy (floats are logits).",
+        ),
+    ] = None,
+    multimask: Annotated[
+        Literal["auto", "all", "single"], typer.Option(help="Which candidates to answer.")
+    ] = "auto",
+    model: ModelName = "",
+    out: Overlay = None,
+    as_json: JsonFile = "",
+    server: Server = "",
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+) -> None:
+    """Segment one object, or several, in an image.
+
+    All --point, --mask and one --box together describe one object. Several --box are as many
+    objects, and then take no --point or --mask. Coordinates are pixels of the image as viewers
+    show it. Prints one line per mask.
+    """
+    from samserve.cli import files, session
+
+    prompts = _prompts(points or [], boxes or [], mask)
+    files.check_outputs(out, as_json)
+
+    async def work() -> Prediction:
+        async with session.connected(session.Endpoint(server, config, assignments)) as client:
+            return await client.predict(image, prompts, model=model, multimask=multimask)
+
+    prediction = session.run(work())
+    _report(prediction, as_json)
+    if out is not None:
+        from samserve.cli import overlay
+
+        picture = overlay.draw_prediction(files.read_picture(image), prompts, prediction.results)
+        files.write_picture(picture, out)
+
+
+def _report(prediction: Prediction, as_json: str) -> None:
+    from samserve.cli.records import prediction_record
+
+    if as_json:
+        write_json(as_json, prediction_record(prediction))
+    note_timings(prediction.timings_ms)
+    if as_json == STDOUT:
+        return
+    for number, masks in enumerate(prediction.results, start=1):
+        for mask in masks:
+            say(f"prompt={number} token={mask.token_index} {mask_line(mask)}")
+
+
+def _prompts(points: list[str], boxes: list[str], mask: Path | None) -> list[Prompt]:
+    from samserve.cli.files import read_mask
+    from samserve.client import Prompt
+
+    if not (points or boxes or mask):
+        raise UsageError("say what to segment: --point, --box or --mask")
+    if len(boxes) > 1 and (points or mask):
+        raise UsageError(
+            "several --box are several objects: --point and --mask go with one --box only"
+        )
+    corners = [parse_box("--box", text) for text in boxes]
+    if len(corners) > 1:
+        return [Prompt(box=box) for box in corners]
+    return [
+        Prompt(
+            points=[_point(text) for text in points],
+            box=corners[0] if corners else None,
+            mask=None if mask is None else read_mask(mask),
+        )
+    ]
+
+
+def _point(text: str) -> tuple[float, float, int]:
+    if text.count(",") == 1:
+        x, y = parse_numbers("--point", text, "X,Y")
+        return (x, y, 1)
+    position, _, label = text.rpartition(",")
+    if label.strip() not in ("0", "1"):
+        raise UsageError(f"--point {text!r}: expected X,Y or X,Y,LABEL with label 0 or 1")
+    x, y = parse_numbers("--point", position, "X,Y")
+    return (x, y, int(label))

@@ -1,0 +1,56 @@
+"""Answers as JSON values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from samserve.client import AutoMaskRecord, AutoMaskResult, Mask, Prediction
+
+
+def prediction_record(prediction: Prediction) -> dict[str, Any]:
+    """Write a prediction: for each prompt its masks."""
+    embedding = prediction.embedding
+    return {
+        "embedding_id": embedding.id,
+        "image_size": list(embedding.image_size),
+        "model": embedding.model,
+        "results": [{"masks": [_mask(mask) for mask in masks]} for masks in prediction.results],
+        "timings_ms": dict(prediction.timings_ms),
+    }
+
+
+def sa1b_record(result: AutoMaskResult, image: Path) -> dict[str, Any]:
+    """Write a search as SA-1B does: one image and its annotations, numbered from 1."""
+    height, width = result.summary.embedding.image_size
+    return {
+        "image": {"image_id": 0, "width": width, "height": height, "file_name": image.name},
+        "annotations": [
+            _annotation(number, record) for number, record in enumerate(result.records, start=1)
+        ],
+    }
+
+
+def _mask(mask: Mask) -> dict[str, Any]:
+    return {
+        "segmentation": mask.rle,
+        "token_index": mask.token_index,
+        "predicted_iou": mask.predicted_iou,
+        "stability_score": mask.stability_score,
+        "area": mask.area,
+        "bbox": list(mask.bbox),
+    }
+
+
+def _annotation(number: int, record: AutoMaskRecord) -> dict[str, Any]:
+    mask = record.mask
+    return {
+        "id": number,
+        "segmentation": mask.rle,
+        "area": mask.area,
+        "bbox": list(mask.bbox),
+        "predicted_iou": mask.predicted_iou,
+        "stability_score": mask.stability_score,
+        "crop_box": list(record.crop_box),
+        "point_coords": [list(record.point)],
+    }

@@ -1,0 +1,30 @@
+"""`samserve serve`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from samserve.cli.options import Assignments, ConfigFile
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address of the API: server.host.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the API: server.port.")] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(help="Port of health and metrics: server.admin_port.")
+    ] = None,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+) -> None:
+    """Serve until Ctrl-C or SIGTERM; running calls are finished first."""
+    from samserve import app, logs
+    from samserve.cli import session
+    from samserve.cli.configuration import load_settings
+
+    given = {"host": host, "port": port, "admin_port": admin_port}
+    flags = {name: value for name, value in given.items() if value is not None}
+    settings = load_settings(config, assignments, {"server": flags})
+    logs.configure(settings.log)
+    session.run(app.serve(settings))

@@ -1,0 +1,95 @@
+"""A client for a command: of a running server, or of one in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from samserve.cli import terminal
+from samserve.cli.configuration import load_settings
+from samserve.cli.errors import CommandError, UsageError
+from samserve.client import Client, SamserveClientError, Unavailable
+from samserve.errors import SamserveError
+
+_T = TypeVar("_T")
+
+_TARGET = re.compile(r"\S*:\S*\d")
+# One server for one command: on loopback and free ports, silent, and gone as soon as it is done.
+_PRIVATE = {
+    "server": {"host": "127.0.0.1", "port": 0, "admin_host": "127.0.0.1", "admin_port": 0}
+    | {"drain_s": 0, "grace_s": 1},
+    "log": {"level": "error", "format": "console"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a command finds its server; an empty *server* starts one with the settings."""
+
+    server: str = ""
+    config: Path | None = None
+    assignments: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.server and not _TARGET.fullmatch(self.server):
+            raise UsageError(f"--server {self.server!r}: expected HOST:PORT")
+        if self.server and (self.config or self.assignments):
+            raise UsageError(
+                "--config and --set are for the server that this command starts; "
+                "they cannot change the one that --server names"
+            )
+
+
+@asynccontextmanager
+async def connected(endpoint: Endpoint) -> AsyncIterator[Client]:
+    """Open a client; without a server in *endpoint*, one runs while the block does."""
+    if endpoint.server:
+        async with Client(endpoint.server) as client:
+            yield client
+        return
+    async with in_process(endpoint.config, endpoint.assignments) as client:
+        yield client
+
+
+@asynccontextmanager
+async def in_process(
+    config: Path | None, assignments: Sequence[str] | None
+) -> AsyncIterator[Client]:
+    """Run a server for this process alone and open a client of it."""
+    from samserve import app, logs
+
+    settings = load_settings(config, assignments, _PRIVATE)
+    logs.configure(settings.log)
+    async with AsyncExitStack() as stack:
+        with terminal.busy("starting a server in this process"):
+            service = await stack.enter_async_context(app.running(settings))
+        yield await stack.enter_async_context(Client(service.address))
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run a command's work; what a user can cause ends it with a `CommandError`."""
+    try:
+        return asyncio.run(work)
+    except SamserveClientError as error:
+        raise CommandError(_answer(error)) from error
+    except SamserveError as error:
+        raise CommandError(error.message) from error
+    except OSError as error:
+        raise CommandError(_os_error(error)) from error
+
+
+def _answer(error: SamserveClientError) -> str:
+    if isinstance(error, Unavailable) and not error.reason:
+        return f"the server cannot be reached: {error.message}"
+    name = error.reason or error.code
+    return f"{error.message} ({name}, request {error.request_id})"
+
+
+def _os_error(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason

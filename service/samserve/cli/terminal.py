@@ -1,0 +1,69 @@
+"""What people see: notes and progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from samserve.client import Mask
+
+STDOUT = "-"
+
+
+def say(text: str) -> None:
+    """Write a result."""
+    typer.echo(text)
+
+
+def note(text: str) -> None:
+    """Write a remark."""
+    typer.echo(text, err=True)
+
+
+def note_timings(timings_ms: Mapping[str, float]) -> None:
+    """Write how long each stage took."""
+    note(", ".join(f"{stage} {spent:.1f} ms" for stage, spent in timings_ms.items()))
+
+
+def mask_line(mask: Mask) -> str:
+    """Write what there is to say of a mask besides its pixels."""
+    return (
+        f"predicted_iou={mask.predicted_iou:.4f} stability_score={mask.stability_score:.4f} "
+        f"area={mask.area} bbox={','.join(f'{value:g}' for value in mask.bbox)}"
+    )
+
+
+def console() -> Console:
+    """Open standard error for moving things."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    """Turn a wheel while the block runs; nothing where nobody watches."""
+    screen = console()
+    if not screen.is_terminal:
+        yield
+        return
+    with screen.status(text):
+        yield
+
+
+def write_json(destination: str, value: object) -> None:
+    """Write a value as JSON to a file, or to standard output for ``-``."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if destination == STDOUT:
+        say(text)
+        return
+    Path(destination).write_text(f"{text}\n", encoding="utf-8")
+    note(f"wrote {destination}")

@@ -1,0 +1,45 @@
+"""The channel: retries, message sizes, credentials."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+
+from samserve.v1 import samserve_pb2 as pb
+
+MAX_MESSAGE_BYTES = 256 << 20
+"""What this client sends and takes at most; the server's own limits are in `Client.models`."""
+
+# A call that has failed with UNAVAILABLE may be repeated: every method of the service gives the
+# same answer twice.  AutoMask is here too, because gRPC never repeats a call of which a part of
+# the answer has arrived: a search that has begun to stream is not begun again.
+_RETRY_POLICY = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "2s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+
+
+def service_config() -> str:
+    """Write the gRPC service config as JSON: what is retried, and how."""
+    service = pb.DESCRIPTOR.services_by_name["SegmentationService"]
+    names = [{"service": service.full_name, "method": method.name} for method in service.methods]
+    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": _RETRY_POLICY}]})
+
+
+def open_channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    """Open a channel; without *credentials* it is not encrypted."""
+    options = [
+        ("grpc.service_config", service_config()),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        # gRPC does not repeat a call whose request is larger than this; its default, 256 KiB,
+        # would leave out most uploads.
+        ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
+    ]
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, credentials, options=options)

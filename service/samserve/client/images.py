@@ -1,0 +1,68 @@
+"""Pictures to protobuf: files, bytes of files and numpy arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from samserve.v1 import samserve_pb2 as pb
+
+ImageLike = str | os.PathLike[str] | bytes | npt.NDArray[Any]
+"""A path, the bytes of a JPEG, PNG or WebP file, or uint8 ``[h, w, 3]`` RGB or ``[h, w]`` grey."""
+
+Orientation = Literal["exif", "ignore"]
+"""``exif`` turns the picture as its camera said, as viewers do; ``ignore`` does not."""
+
+_ORIENTATIONS = {"exif": pb.ORIENTATION_EXIF, "ignore": pb.ORIENTATION_IGNORE}
+# Below this, asking by hash first costs about as much as sending the file.
+_WORTH_ASKING_BYTES = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A picture ready to be sent; ``digest`` asks for it without its bytes, if that pays."""
+
+    message: pb.Image
+    digest: pb.Image | None = None
+
+
+def read(image: ImageLike, orientation: Orientation = "exif") -> Upload:
+    """Read a picture.
+
+    Blocks on files and hashes large ones.  Raises ``OSError`` for a file that cannot be read,
+    ``TypeError`` or ``ValueError`` for what cannot be a picture.
+    """
+    if orientation not in _ORIENTATIONS:
+        raise ValueError(f"orientation must be 'exif' or 'ignore', got {orientation!r}")
+    if isinstance(image, np.ndarray):
+        return Upload(pb.Image(raw=_raw(image)))
+    if isinstance(image, str | os.PathLike):
+        image = Path(image).read_bytes()
+    if not isinstance(image, bytes):
+        raise TypeError(f"an image is a path, bytes or a numpy array, not {type(image).__name__}")
+    chosen = _ORIENTATIONS[orientation]
+    upload = pb.Image(encoded=image, orientation=chosen)
+    if len(image) <= _WORTH_ASKING_BYTES:
+        return Upload(upload)
+    sha256 = hashlib.sha256(image).digest()
+    return Upload(upload, pb.Image(encoded_sha256=sha256, orientation=chosen))
+
+
+def _raw(pixels: npt.NDArray[Any]) -> pb.RawImage:
+    grey = pixels.ndim == 2
+    if pixels.dtype != np.uint8 or not (grey or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+        raise ValueError(
+            "an array must be uint8 [h, w, 3] RGB or [h, w] grey, "
+            f"got {pixels.dtype} {list(pixels.shape)}"
+        )
+    return pb.RawImage(
+        size=pb.ImageSize(height=pixels.shape[0], width=pixels.shape[1]),
+        layout=pb.RAW_LAYOUT_GRAY if grey else pb.RAW_LAYOUT_RGB,
+        data=pixels.tobytes(),
+    )

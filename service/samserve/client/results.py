@@ -1,0 +1,144 @@
+"""Answers as plain values; sizes are ``(height, width)``, boxes of answers ``(x, y, w, h)``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from samserve.core import rle as run_lengths
+from samserve.types import CocoRle, Size
+
+Xywh = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """A stored embedding; ``image_size`` is the frame of coordinates.
+
+    ``cached`` tells whether it was there before the call.  ``timings_ms`` are the stages of the
+    call that answered it.
+    """
+
+    id: str
+    image_size: tuple[int, int]
+    model: str
+    cached: bool
+    expires_at: datetime
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """One mask over the whole image.
+
+    ``rle`` is ``{"size": [h, w], "counts": str}`` as pycocotools reads it; ``bbox`` is XYWH
+    with ``w = x_max - x_min`` of the inclusive extreme pixels, as the reference writes it;
+    ``token_index`` 0 is the model's single mask, 1 to 3 are the ambiguous ones.
+    ``low_res_logits``, if asked for, is float32 ``[256, 256]`` and serves as `Prompt.mask`.
+    """
+
+    size: tuple[int, int]
+    counts: str = field(repr=False)
+    token_index: int
+    predicted_iou: float
+    stability_score: float
+    area: int
+    bbox: Xywh
+    low_res_logits: npt.NDArray[np.float32] | None = field(default=None, repr=False)
+
+    @property
+    def rle(self) -> dict[str, object]:
+        """COCO run lengths, ready for JSON and pycocotools."""
+        return {"size": list(self.size), "counts": self.counts}
+
+    @cached_property
+    def array(self) -> npt.NDArray[np.bool_]:
+        """Bool ``[h, w]``, decoded when first asked for and kept."""
+        return run_lengths.decode(CocoRle(Size(*self.size), self.counts))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """The answer of ``predict``: for each prompt its masks, in token order."""
+
+    results: list[list[Mask]]
+    embedding: Embedding
+    timings_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a search is, over all crops."""
+
+    evaluated_points: int
+    total_points: int
+    finished_crops: int
+    total_crops: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AutoMaskRecord:
+    """A mask found by ``automask``: the clicked grid point and the crop, in image pixels."""
+
+    mask: Mask
+    point: tuple[float, float]
+    crop_box: Xywh
+
+
+@dataclass(frozen=True, slots=True)
+class FilterCount:
+    """How many candidates came to a filter and how many it kept."""
+
+    name: str
+    in_count: int
+    out_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The end of a search."""
+
+    embedding: Embedding
+    timings_ms: Mapping[str, float]
+    filters: tuple[FilterCount, ...]
+    mask_count: int
+
+
+AutoMaskEvent = Progress | AutoMaskRecord | Summary
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AutoMaskResult:
+    """A whole search: its masks in the order of the reference generator, and its end."""
+
+    records: list[AutoMaskRecord]
+    summary: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A served model; ``capabilities`` are names such as ``points`` and ``automask``."""
+
+    name: str
+    family: str
+    digest: str
+    description: str
+    image_side: int
+    mask_side: int
+    embedding_bytes: int
+    capabilities: tuple[str, ...]
+    default: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """What a server serves: its models, limits on requests and defaults of AutoMask."""
+
+    models: tuple[Model, ...]
+    limits: Mapping[str, int]
+    automask_defaults: Mapping[str, float]

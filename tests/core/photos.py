@@ -1,0 +1,28 @@
+"""Photographs of odd sizes, cut and resized from those of scikit-image."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+from skimage import data
+
+from samserve.types import UInt8Array
+
+
+def resized(rgb: UInt8Array, height: int, width: int) -> UInt8Array:
+    """Resize a photograph so that it has another size and still looks like one."""
+    picture = Image.fromarray(rgb).resize((width, height), Image.Resampling.LANCZOS)
+    return np.asarray(picture, dtype=np.uint8)
+
+
+def odd_sizes() -> dict[str, UInt8Array]:
+    """Landscape, portrait, square, panorama, smaller and larger than the model frame."""
+    return {
+        "chelsea 300x451": data.chelsea(),
+        "rocket 427x640": data.rocket(),
+        "retina 1411x1411": data.retina(),
+        "coffee 1080x1920": resized(data.coffee(), 1080, 1920),
+        "astronaut 1031x761": resized(data.astronaut(), 1031, 761),
+        "coffee panorama 97x1500": resized(data.coffee()[100:140], 97, 1500),
+        "astronaut model size": resized(data.astronaut(), 1024, 1024),
+    }

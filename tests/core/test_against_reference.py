@@ -1,0 +1,290 @@
+"""Every function of the core that the original has too, side by side with the original."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from samserve.core import geometry, grid, masks, nms, regions, rle, tokens
+from samserve.types import Array, BoolArray, FloatArray, Label, Multimask, Size, UInt8Array
+from tests.core import logits as maps
+from tests.core import photos
+from tests.oracle import torchvision_shim
+
+torchvision_shim.install()
+
+from segment_anything.modeling import PromptEncoder, Sam  # noqa: E402
+from segment_anything.utils import amg  # noqa: E402
+from segment_anything.utils.onnx import SamOnnxModel  # noqa: E402
+from segment_anything.utils.transforms import ResizeLongestSide  # noqa: E402
+
+TRANSFORM = ResizeLongestSide(1024)
+PHOTOS = photos.odd_sizes()
+SIZES = [Size(1080, 1920), Size(300, 451), Size(1411, 1411), Size(1031, 761), Size(97, 1500)]
+sides = st.integers(1, 16384)
+bool_masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40))
+
+
+def reference_logits(low_res: FloatArray, resized: Size, image: Size) -> torch.Tensor:
+    sam = SimpleNamespace(image_encoder=SimpleNamespace(img_size=1024))
+    sizes = (resized.height, resized.width), (image.height, image.width)
+    upsampled: torch.Tensor = Sam.postprocess_masks(
+        sam, torch.from_numpy(low_res)[None, None], *sizes
+    )
+    return upsampled[0, 0]
+
+
+@settings(deadline=None, max_examples=500)
+@given(sides, sides)
+def test_resized_size_is_the_reference_s(height: int, width: int) -> None:
+    theirs = TRANSFORM.get_preprocess_shape(height, width, 1024)
+
+    ours = geometry.resize_longest_side(Size(height, width), 1024)
+
+    assert (ours.height, ours.width) == tuple(max(side, 1) for side in theirs)
+
+
+@pytest.mark.parametrize("name", list(PHOTOS))
+def test_trap_image_is_resized_by_pillow_with_antialiasing(name: str) -> None:
+    rgb = PHOTOS[name]
+    resized = geometry.resize_longest_side(Size(*rgb.shape[:2]), 1024)
+
+    ours = geometry.resize_image(rgb, resized)
+
+    assert np.array_equal(ours, TRANSFORM.apply_image(rgb))
+
+
+def test_trap_opencv_would_give_other_bytes() -> None:
+    rgb: UInt8Array = PHOTOS["coffee 1080x1920"]
+
+    by_opencv = cv2.resize(rgb, (1024, 576), interpolation=cv2.INTER_LINEAR)
+
+    assert not np.array_equal(by_opencv, geometry.resize_image(rgb, Size(576, 1024)))
+
+
+@settings(deadline=None)
+@given(sides, sides, st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=5))
+def test_points_and_boxes_move_as_in_the_reference(
+    height: int, width: int, shares: list[tuple[float, float]]
+) -> None:
+    image = Size(height, width)
+    resized = geometry.resize_longest_side(image, 1024)
+    if 0 in TRANSFORM.get_preprocess_shape(height, width, 1024):
+        return
+    points = np.array(shares) * [width, height]
+    boxes = np.concatenate([points, points[::-1]], axis=1)
+
+    moved_points = geometry.points_to_model_frame(points, image, resized)
+    moved_boxes = geometry.boxes_to_model_frame(boxes, image, resized)
+
+    assert np.array_equal(moved_points, TRANSFORM.apply_coords(points, (height, width)))
+    assert np.array_equal(moved_boxes, TRANSFORM.apply_boxes(boxes, (height, width)))
+
+
+@pytest.mark.parametrize("image", [*SIZES, Size(240, 320), Size(2048, 2017)], ids=str)
+def test_upsampling_is_that_of_torch(image: Size) -> None:
+    resized = geometry.resize_longest_side(image, 1024)
+    for low_res in [*maps.blobs(1, 3, resized), maps.hard()["noise"], maps.hard()["corners"]]:
+        theirs = reference_logits(low_res, resized, image).numpy()
+
+        ours = masks.upscale_logits(low_res, resized, image)
+
+        assert np.abs(ours - theirs).max() < 1e-5
+
+
+@pytest.mark.parametrize("image", SIZES, ids=str)
+def test_summary_is_that_of_the_reference(image: Size) -> None:
+    resized = geometry.resize_longest_side(image, 1024)
+    steps = masks.Upsampling.between(resized, image)
+    for low_res in maps.blobs(2, 8, resized):
+        logits = reference_logits(low_res, resized, image)
+        mask = logits > 0
+
+        summary = masks.summarize(low_res, steps)
+
+        assert summary.box_xyxy == tuple(amg.batched_mask_to_box(mask).tolist())
+        assert summary.area == pytest.approx(int(mask.sum()), abs=1)
+        theirs = float(amg.calculate_stability_score(logits[None], 0.0, 1.0)[0])
+        assert summary.stability == pytest.approx(theirs, abs=1e-4, nan_ok=True)
+
+
+@settings(deadline=None)
+@given(hnp.arrays(np.float32, (7, 9), elements=st.floats(-3, 3, width=16)))
+def test_stability_and_box_of_any_logits_are_the_reference_s(logits: FloatArray) -> None:
+    theirs = amg.calculate_stability_score(torch.from_numpy(logits)[None], 0.0, 1.0)[0]
+    box = amg.batched_mask_to_box(torch.from_numpy(logits > 0))
+
+    ours = masks.stability_score(logits, 0.0, 1.0)
+
+    assert np.array_equal(np.float32(ours), theirs.numpy(), equal_nan=True)
+    assert masks.mask_to_box(logits > 0) == tuple(box.tolist())
+
+
+@settings(deadline=None)
+@given(st.integers(8, 64), st.integers(0, 3), st.integers(1, 2))
+def test_grids_are_the_reference_s(n: int, n_layers: int, downscale: int) -> None:
+    theirs = amg.build_all_layer_point_grids(n, n_layers, downscale)
+
+    ours = grid.layer_grids(n, n_layers, downscale)
+
+    assert len(ours) == len(theirs)
+    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@settings(deadline=None)
+@given(st.integers(64, 5000), st.integers(64, 5000), st.integers(0, 3), st.floats(0, 0.9))
+def test_crops_are_the_reference_s(height: int, width: int, n_layers: int, overlap: float) -> None:
+    boxes, layers = amg.generate_crop_boxes((height, width), n_layers, overlap)
+
+    ours = geometry.crop_boxes(Size(height, width), n_layers, overlap)
+
+    assert [list(box) for _, box in ours] == boxes
+    assert [layer for layer, _ in ours] == layers
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_boxes_near_a_crop_edge_are_the_reference_s(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    crop = (rng.integers(0, 2) * 60, rng.integers(0, 2) * 35, 300, 350 + rng.integers(0, 2) * 50)
+    boxes = rng.integers(0, 300, (50, 4))
+    theirs = amg.is_box_near_crop_edge(torch.from_numpy(boxes), list(crop), [0, 0, 320, 400])
+
+    ours = geometry.near_crop_edge(boxes, crop, Size(400, 320))
+
+    assert ours.tolist() == theirs.tolist()
+
+
+def test_uncropping_is_the_reference_s() -> None:
+    rng = np.random.default_rng(0)
+    boxes, points, crop = rng.random((9, 4)), rng.random((9, 2)), (11, 22, 300, 400)
+
+    moved_boxes = geometry.uncrop_boxes_xyxy(boxes, crop)
+    moved_points = geometry.uncrop_points(points, crop)
+
+    theirs = amg.uncrop_boxes_xyxy(torch.from_numpy(boxes), list(crop))
+    assert np.array_equal(moved_boxes, theirs.numpy())
+    theirs = amg.uncrop_points(torch.from_numpy(points), list(crop))
+    assert np.array_equal(moved_points, theirs.numpy())
+
+
+@settings(deadline=None)
+@given(bool_masks, st.integers(0, 60), st.sampled_from(["holes", "islands"]))
+def test_small_regions_are_removed_as_in_the_reference(
+    mask: BoolArray, area: int, mode: Any
+) -> None:
+    theirs, their_change = amg.remove_small_regions(mask, area, mode)
+
+    ours, change = regions.remove_small_regions(mask, area, mode)
+
+    assert change == their_change
+    assert np.array_equal(ours, theirs)
+
+
+@settings(deadline=None)
+@given(bool_masks)
+def test_run_lengths_are_the_reference_s(mask: BoolArray) -> None:
+    (theirs,) = amg.mask_to_rle_pytorch(torch.from_numpy(mask.copy())[None])
+    packed = amg.coco_encode_rle(theirs)
+
+    ours = rle.encode(mask)
+
+    assert rle.uncompressed(ours) == theirs["counts"]
+    assert ours.counts == packed["counts"]
+    assert [ours.size.height, ours.size.width] == packed["size"]
+    assert rle.area(ours) == amg.area_from_rle(theirs)
+
+
+def random_boxes(rng: np.random.Generator, count: int) -> tuple[Array, Array]:
+    corners = np.sort(rng.integers(0, 60, (count, 2, 2)), axis=1).reshape(count, 4)
+    return corners, rng.integers(0, 20, count) / np.float32(20)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 200), st.sampled_from([0.0, 0.3, 0.5, 0.7]))
+def test_suppression_is_torchvision_s(seed: int, count: int, threshold: float) -> None:
+    boxes, scores = random_boxes(np.random.default_rng(seed), count)
+    theirs = torchvision_shim.batched_nms(
+        torch.from_numpy(boxes).float(),
+        torch.from_numpy(scores.astype(np.float32)),
+        torch.zeros(count),
+        threshold,
+    )
+
+    ours = nms.nms(boxes, scores, threshold)
+
+    assert ours.tolist() == theirs.tolist()
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-2, 2, width=32), min_size=4, max_size=4), st.integers(0, 9))
+def test_auto_answers_the_token_of_return_single_mask(iou: list[float], count: int) -> None:
+    predicted = torch.tensor([iou])
+    model = SimpleNamespace(model=SimpleNamespace(mask_decoder=SimpleNamespace(num_mask_tokens=4)))
+    numbered = torch.arange(4.0).reshape(1, 4, 1, 1)
+    chosen, _ = SamOnnxModel.select_masks(model, numbered, predicted, count)
+
+    answered = tokens.answered_tokens(Multimask.AUTO, count, predicted[0].numpy())
+
+    assert answered == [int(chosen)]
+
+
+@pytest.fixture(scope="module")
+def prompt_encoder() -> PromptEncoder:
+    torch.manual_seed(0)
+    return PromptEncoder(256, (64, 64), (1024, 1024), 16).eval().requires_grad_(False)
+
+
+def embedded(encoder: PromptEncoder, coords: FloatArray, labels: FloatArray) -> torch.Tensor:
+    """What the exported decoder does with coordinates and labels."""
+    exported = SimpleNamespace(img_size=1024, model=SimpleNamespace(prompt_encoder=encoder))
+    result: torch.Tensor = SamOnnxModel._embed_points(
+        exported, torch.from_numpy(coords), torch.from_numpy(labels)
+    )
+    return result
+
+
+@pytest.mark.parametrize("point_count", [0, 1, 3])
+@pytest.mark.parametrize("with_box", [False, True])
+def test_sparse_prompt_is_embedded_as_in_the_reference(
+    prompt_encoder: PromptEncoder, point_count: int, with_box: bool
+) -> None:
+    rng = np.random.default_rng(point_count)
+    points, labels = rng.random((point_count, 2)) * 1024, [1, 0, 1][:point_count]
+    box = np.array([100.3, 200.7, 640.1, 900.9]) if with_box else None
+    given_points = torch.tensor(points[None]).float(), torch.tensor(labels, dtype=torch.int)[None]
+    theirs, _ = prompt_encoder(
+        points=given_points if point_count else None,
+        boxes=None if box is None else torch.tensor(box[None]).float(),
+        masks=torch.zeros(1, 1, 256, 256),
+    )
+
+    coords, values = tokens.sparse_prompt(points, [Label(label) for label in labels], box)
+
+    assert len(coords) == theirs.shape[1]
+    if len(coords):
+        ours = embedded(prompt_encoder, coords[None], values[None])
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_grid_prompts_are_embedded_as_in_the_reference(prompt_encoder: PromptEncoder) -> None:
+    image, resized = Size(683, 1021), Size(685, 1024)
+    points = geometry.points_to_model_frame(grid.point_grid(32) * [1021, 683], image, resized)
+    theirs, _ = prompt_encoder(
+        points=(torch.from_numpy(points)[:, None], torch.ones(len(points), 1, dtype=torch.int)),
+        boxes=None,
+        masks=None,
+    )
+
+    coords, labels = tokens.grid_prompts(points)
+
+    ours = embedded(prompt_encoder, coords, labels)
+    assert torch.equal(ours, theirs)

@@ -1,0 +1,119 @@
+"""Prompts of every kind, decoded by the original and by an exported decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tests.export.conftest import Pair, View
+from tests.oracle.onnx_sam import PromptCollector
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """P prompts on one picture, in model pixels, as the original takes them.
+
+    ``coords`` ``[P,n,2]`` with ``labels`` ``[P,n]``, ``boxes`` ``[P,4]``; ``masks``
+    ``[M,1,256,256]`` for the first M prompts.
+    """
+
+    coords: Tensor | None = None
+    labels: Tensor | None = None
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Logits ``[P,4,256,256]`` and predicted IoUs ``[P,4]`` of all mask tokens."""
+
+    logits: np.ndarray
+    iou: np.ndarray
+
+    @property
+    def selected(self) -> np.ndarray:
+        """The best of the three ambiguous masks per prompt."""
+        return self.iou[:, 1:].argmax(1)
+
+
+def decode_originally(pair: Pair, view: View, prompts: PromptSet) -> Answer:
+    """Decode with the original prompt encoder and mask decoder, one prompt after the other."""
+    encoder, decoder = pair.original.prompt_encoder, pair.original.mask_decoder
+    embedding = torch.from_numpy(view.stored).float()
+    answers = []
+    for prompt in range(_count(prompts)):
+        one = slice(prompt, prompt + 1)
+        points = None if prompts.coords is None else (prompts.coords[one], prompts.labels[one])
+        boxes = None if prompts.boxes is None else prompts.boxes[one]
+        masked = prompts.masks is not None and prompt < len(prompts.masks)
+        sparse, dense = encoder(points, boxes, prompts.masks[one] if masked else None)
+        answers.append(decoder.predict_masks(embedding, encoder.get_dense_pe(), sparse, dense))
+    logits, iou = (torch.cat(parts).numpy() for parts in zip(*answers, strict=True))
+    return Answer(logits, iou)
+
+
+def decode_exported(pair: Pair, views: list[View], sets: list[PromptSet]) -> list[Answer]:
+    """Decode B pictures with P prompts each in one call of the exported decoder."""
+    collect = PromptCollector(256)
+    tokens = [
+        collect((s.coords, s.labels) if s.coords is not None else None, s.boxes, s.masks)
+        for s in sets
+    ]
+    feeds = {
+        "image_embedding": np.concatenate([view.stored for view in views]),
+        "point_coords": np.concatenate([one.coords for one, _ in tokens]),
+        "point_labels": np.concatenate([one.labels for one, _ in tokens]),
+        "mask_input": np.concatenate([one.masks for one, _ in tokens]),
+    }
+    logits, iou = pair.decoder.run(["low_res_logits", "predicted_iou"], feeds)
+    return [Answer(*parts) for parts in zip(logits, iou, strict=True)]
+
+
+def binary_masks(view: View, answer: Answer) -> np.ndarray:
+    """The original's masks over the picture, bool ``[P,4,H,W]``."""
+    predictor = view.predictor
+    logits = predictor.model.postprocess_masks(
+        torch.from_numpy(answer.logits), predictor.input_size, predictor.original_size
+    )
+    return (logits > predictor.model.mask_threshold).numpy()
+
+
+def prompts_of(kind: str, view: View, seed: int, count: int = 2) -> PromptSet:
+    """Seeded random prompts on the valid part of a picture.
+
+    ``kind`` joins ``points<n>``, ``box`` and ``mask`` with ``+``.
+    """
+    random = torch.Generator().manual_seed(seed)
+    height, width = view.image_size[0].tolist()
+    parts = kind.split("+")
+    coords = labels = boxes = masks = None
+    if parts[0].startswith("points"):
+        number = int(parts[0].removeprefix("points"))
+        size = torch.tensor([width, height])
+        coords = torch.rand(count, number, 2, generator=random) * size
+        labels = (torch.rand(count, number, generator=random) < 0.7).float()
+        labels[:, 0] = 1
+    if "box" in parts:
+        corner = torch.rand(count, 2, generator=random) * torch.tensor([width, height]) * 0.5
+        extent = torch.rand(count, 2, generator=random) * torch.tensor([width, height]) * 0.4
+        boxes = torch.cat([corner, corner + 20 + extent], 1)
+    if "mask" in parts:
+        masks = blobs(count, random)
+    return PromptSet(coords, labels, boxes, masks)
+
+
+def blobs(count: int, random: torch.Generator) -> Tensor:
+    """Round mask inputs ``[count,1,256,256]``, logits from -20 to 20."""
+    centre = torch.rand(count, 1, 1, 1, 2, generator=random) * 256
+    axis = torch.arange(256.0)
+    rows, columns = torch.meshgrid(axis, axis, indexing="ij")
+    distance = (torch.stack([columns, rows], 2) - centre).norm(dim=4)
+    return (20 - distance / 2).clamp(-20, 20)
+
+
+def _count(prompts: PromptSet) -> int:
+    parts = (prompts.coords, prompts.boxes, prompts.masks)
+    return next(len(part) for part in parts if part is not None)

@@ -1,0 +1,65 @@
+"""Reading what an error says to a client."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failed call: code, text, `ErrorInfo` and the fields that `BadRequest` names."""
+
+    code: grpc.StatusCode
+    text: str
+    reason: str
+    metadata: dict[str, str]
+    fields: list[str]
+    descriptions: list[str]
+    retry_after_s: float | None
+
+
+async def failure_of(call: Awaitable[Any]) -> Failure:
+    """Await a call that must fail and read its error."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return read(caught.value)
+
+
+async def stream_failure_of(call: Any) -> Failure:
+    """Read a stream that must fail and read its error."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in call:
+            pass
+    return read(caught.value)
+
+
+def read(error: grpc.aio.AioRpcError) -> Failure:
+    """Read the details of an error."""
+    trailing = {key: value for key, value in error.trailing_metadata() or ()}
+    status = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
+    info, bad, retry = (
+        error_details_pb2.ErrorInfo(),
+        error_details_pb2.BadRequest(),
+        error_details_pb2.RetryInfo(),
+    )
+    has_retry = False
+    for detail in status.details:
+        detail.Unpack(info) or detail.Unpack(bad)
+        has_retry = detail.Unpack(retry) or has_retry
+    assert info.domain == "samserve"
+    assert info.metadata["request_id"] == trailing["x-request-id"]
+    return Failure(
+        code=error.code(),
+        text=error.details() or "",
+        reason=info.reason,
+        metadata=dict(info.metadata),
+        fields=[violation.field for violation in bad.field_violations],
+        descriptions=[violation.description for violation in bad.field_violations],
+        retry_after_s=retry.retry_delay.ToMilliseconds() / 1000 if has_retry else None,
+    )

@@ -1,0 +1,327 @@
+"""Health, deadlines, admission, request ids, logs, errors and shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.error
+import urllib.request
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
+
+from samserve.app import Running, running
+from samserve.context import RequestContext
+from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
+from samserve.engines.fake import FakeEngine
+from samserve.errors import EngineUnavailable, Unavailable
+from samserve.rpc.boundary import SERVICE
+from samserve.stores.base import Slot
+from samserve.types import Embedding
+from samserve.v1 import samserve_pb2 as pb
+from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+from tests import pictures
+from tests.conftest import serving, settings_with
+from tests.rpc.errors import failure_of
+
+Code = grpc.StatusCode
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class BrokenEngine(FakeEngine):
+    """Works for the warm-up and raises afterwards."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    async def decode(
+        self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
+    ) -> DecoderOutput:
+        if context.tenant != "warm-up":
+            raise self._error
+        return await super().decode(model, embedding, prompts, context)
+
+
+class HeldEngine(FakeEngine):
+    """Works for the warm-up; later encodes wait for `go`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+        self.waiting = asyncio.Event()
+
+    async def encode(
+        self, model: str, image: EncoderInput, into: Slot, context: RequestContext
+    ) -> None:
+        if context.tenant != "warm-up":
+            self.waiting.set()
+            await self.go.wait()
+        await super().encode(model, image, into, context)
+
+
+async def health(address: str, name: str) -> int:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+        return int(answer.status)
+
+
+async def http(service: Running, path: str) -> tuple[int, str]:
+    def get() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://{service.admin_address}{path}") as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    return await asyncio.to_thread(get)
+
+
+async def test_health_says_serving_under_every_name(
+    service: tuple[Running, SegmentationServiceStub],
+) -> None:
+    address = service[0].address
+
+    statuses = [await health(address, name) for name in ("", SERVICE, "live")]
+
+    assert statuses == [SERVING] * 3
+
+
+async def test_nothing_is_ready_before_the_warm_up_has_inferred() -> None:
+    hold = asyncio.Event()
+    settings = settings_with(server={"port": 50951, "admin_port": 50952})
+
+    async def run() -> None:
+        async with running(settings, engine=FakeEngine(hold=hold)):
+            started.set()
+            await stop.wait()
+
+    started, stop = asyncio.Event(), asyncio.Event()
+    task = asyncio.create_task(run())
+    before = [await eventually_health("127.0.0.1:50951", name) for name in ("", SERVICE, "live")]
+    hold.set()
+    await started.wait()
+    after = await health("127.0.0.1:50951", "")
+    stop.set()
+    await task
+
+    assert before == [NOT_SERVING, NOT_SERVING, SERVING]
+    assert after == SERVING
+
+
+async def eventually_health(address: str, name: str) -> int:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service=name)
+        answer = await stub.Check(request, wait_for_ready=True, timeout=20)
+        return int(answer.status)
+
+
+async def test_the_admin_listener_tells_liveness_readiness_and_metrics(
+    service: tuple[Running, SegmentationServiceStub],
+) -> None:
+    running_service, stub = service
+    await stub.Embed(pb.EmbedRequest(image=pictures.image()))
+
+    assert await http(running_service, "/livez") == (200, "ok\n")
+    assert await http(running_service, "/readyz") == (200, "ok\n")
+    assert (await http(running_service, "/secrets"))[0] == 404
+    metrics = (await http(running_service, "/metrics"))[1]
+    assert (
+        'grpc_server_handled_total{grpc_code="OK",grpc_method="Embed",'
+        f'grpc_service="{SERVICE}"}} 1.0' in metrics
+    )
+    assert "samserve_store_entries 1.0" in metrics
+
+
+async def test_a_request_id_is_accepted_and_returned(stub: SegmentationServiceStub) -> None:
+    call = stub.ListModels(pb.ListModelsRequest(), metadata=(("x-request-id", "abc-123"),))
+    await call
+
+    assert dict(await call.trailing_metadata())["x-request-id"] == "abc-123"
+
+
+@pytest.mark.parametrize("given", ["x" * 500, "a b", "semi;colon"])
+async def test_an_unusable_request_id_is_replaced(
+    given: str, stub: SegmentationServiceStub
+) -> None:
+    call = stub.ListModels(pb.ListModelsRequest(), metadata=(("x-request-id", given),))
+    await call
+
+    assert dict(await call.trailing_metadata())["x-request-id"] != given
+
+
+async def test_every_call_gets_one_log_line(stub: SegmentationServiceStub) -> None:
+    with capture_logs() as lines:
+        await stub.Embed(
+            pb.EmbedRequest(image=pictures.image()), metadata=(("x-request-id", "r-1"),)
+        )
+        await failure_of(stub.Embed(pb.EmbedRequest()))
+    calls = [line for line in lines if line["event"] == "call"]
+
+    assert [(line["method"], line["code"], line["reason"]) for line in calls] == [
+        ("Embed", "OK", None),
+        ("Embed", "INVALID_ARGUMENT", "INVALID_ARGUMENT"),
+    ]
+    assert calls[0]["request_id"] == "r-1"
+    assert calls[0]["tenant"] == "default"
+    assert {"decode_image", "resize", "encode"} <= calls[0]["stages_ms"].keys()
+
+
+async def test_an_internal_error_says_nothing_but_the_request_id() -> None:
+    async with serving(engine=BrokenEngine(ValueError("secret at 0xdeadbeef"))) as (_, stub):
+        request = pb.PredictRequest(image=pictures.image(), prompts=[pictures.click()])
+        with capture_logs() as lines:
+            failure = await failure_of(stub.Predict(request))
+
+    assert (failure.code, failure.reason) == (Code.INTERNAL, "INTERNAL")
+    assert "secret" not in failure.text
+    assert any("secret" in str(line.get("exc_info")) for line in lines)
+
+
+async def test_an_engine_that_is_away_is_unavailable() -> None:
+    async with serving(engine=BrokenEngine(EngineUnavailable("no Triton"))) as (_, stub):
+        request = pb.PredictRequest(image=pictures.image(), prompts=[pictures.click()])
+        failure = await failure_of(stub.Predict(request))
+
+    assert (failure.code, failure.reason) == (Code.UNAVAILABLE, "ENGINE_UNAVAILABLE")
+
+
+async def test_the_default_deadline_ends_a_call_and_names_the_stage() -> None:
+    settings = settings_with(deadlines={"embed_s": 0.2})
+    async with serving(settings, engine=HeldEngine()) as (service, stub):
+        failure = await failure_of(stub.Embed(pb.EmbedRequest(image=pictures.image())))
+        while service.store.stats().bytes:
+            await asyncio.sleep(0.001)
+
+    assert (failure.code, failure.reason) == (Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+    assert failure.metadata["stage"] == "encode"
+
+
+async def test_a_client_deadline_longer_than_the_default_is_kept() -> None:
+    settings = settings_with(deadlines={"embed_s": 0.05})
+    engine = HeldEngine()
+    async with serving(settings, engine=engine) as (_, stub):
+        pending = stub.Embed(pb.EmbedRequest(image=pictures.image()), timeout=60)
+        await engine.waiting.wait()
+        # Longer than the default: the call would be over by now if the default applied.
+        await asyncio.sleep(0.2)
+        engine.go.set()
+        answer = await pending
+
+    assert answer.embedding.id
+
+
+async def test_a_call_over_the_bound_is_refused_with_a_time_to_retry() -> None:
+    engine = HeldEngine()
+    async with serving(settings_with(admission={"embed": 1}), engine=engine) as (_, stub):
+        first = stub.Embed(pb.EmbedRequest(image=pictures.image()))
+        running_first = asyncio.ensure_future(_result(first))
+        await engine.waiting.wait()
+        failure = await failure_of(stub.Embed(pb.EmbedRequest(image=pictures.image(seed=1))))
+        engine.go.set()
+        await running_first
+        again = await stub.Embed(pb.EmbedRequest(image=pictures.image(seed=1)))
+
+    assert (failure.code, failure.reason) == (Code.RESOURCE_EXHAUSTED, "OVERLOADED")
+    assert failure.metadata["limit"] == "1"
+    assert failure.retry_after_s == 1.0
+    assert again.embedding.id
+
+
+async def test_requests_over_the_byte_budget_are_refused() -> None:
+    engine = HeldEngine()
+    settings = settings_with(admission={"request_bytes": 12_000})
+    async with serving(settings, engine=engine) as (_, stub):
+        first = asyncio.ensure_future(_result(stub.Embed(pb.EmbedRequest(image=pictures.image()))))
+        await engine.waiting.wait()
+        failure = await failure_of(stub.Embed(pb.EmbedRequest(image=pictures.image(seed=1))))
+        engine.go.set()
+        await first
+
+    assert (failure.code, failure.metadata["limit"]) == (Code.RESOURCE_EXHAUSTED, "12000")
+
+
+async def test_a_message_over_the_limit_is_refused() -> None:
+    async with serving(settings_with(limits={"request_bytes": 1000})) as (_, stub):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Embed(pb.EmbedRequest(image=pictures.image()))
+
+    assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+
+
+async def test_an_answer_over_the_limit_is_a_typed_error() -> None:
+    async with serving(settings_with(limits={"response_bytes": 100_000})) as (_, stub):
+        request = pb.PredictRequest(
+            image=pictures.image(), prompts=[pictures.click()], include_low_res_logits=True
+        )
+        failure = await failure_of(stub.Predict(request))
+
+    assert (failure.code, failure.reason) == (Code.INVALID_ARGUMENT, "RESPONSE_TOO_LARGE")
+    assert failure.metadata["limit"] == "100000"
+
+
+async def test_shutdown_lets_running_calls_finish() -> None:
+    engine = HeldEngine()
+    stack = serving(engine=engine)
+    service, stub = await stack.__aenter__()
+    address = service.address
+    pending = asyncio.ensure_future(_result(stub.Embed(pb.EmbedRequest(image=pictures.image()))))
+    await engine.waiting.wait()
+    async with grpc.aio.insecure_channel(address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(service=SERVICE)
+        )
+        assert (await watch.read()).status == SERVING
+        engine.go.set()
+        answer = await pending
+        leaving = asyncio.ensure_future(stack.__aexit__(None, None, None))
+        assert (await watch.read()).status == NOT_SERVING
+        watch.cancel()
+        await leaving
+
+    assert answer.embedding.id
+    with pytest.raises(grpc.aio.AioRpcError):
+        await health(address, "")
+
+
+async def _result(call: object) -> pb.EmbedResponse:
+    return await call  # type: ignore[misc,no-any-return]  # a call object of grpc
+
+
+async def test_a_port_in_use_is_one_clear_error(
+    service: tuple[Running, SegmentationServiceStub],
+) -> None:
+    port = int(service[0].address.rsplit(":", 1)[1])
+
+    with pytest.raises(Unavailable, match="something else"):
+        async with running(settings_with(server={"port": port}), engine=FakeEngine()):
+            pass
+
+
+async def test_cancelling_the_only_caller_stops_the_encode() -> None:
+    engine = FakeEngine()
+    hold = asyncio.Event()
+    async with serving(engine=engine) as (service, stub):
+        engine._hold = hold
+        call = stub.Embed(pb.EmbedRequest(image=pictures.image()))
+        pending = asyncio.ensure_future(_result(call))
+        while engine.counts["encode_begun"] < 2:
+            await asyncio.sleep(0.001)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pending
+        while not engine.counts["encode_cancelled"]:
+            await asyncio.sleep(0.001)
+        while service.store.stats().bytes:
+            await asyncio.sleep(0.001)
+        handled = service.metrics.handled.labels(SERVICE, "Embed", "CANCELLED")
+        while not handled._value.get():
+            await asyncio.sleep(0.001)
+
+    assert engine.counts["encode_finished"] == 1
+

@@ -1,0 +1,85 @@
+"""What the model contract asks of the decoder, on a small grid with random weights."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the [training] extra is not installed")
+
+from torch import Tensor
+
+from training.decoder import MaskDecoder
+
+GRID = 16
+Prompts = tuple[Tensor, Tensor, Tensor]
+
+
+@pytest.fixture(scope="module")
+def decoder() -> MaskDecoder:
+    torch.manual_seed(0)
+    model = MaskDecoder().eval()
+    # As initialised, masks are nearly constant: any comparison would pass.
+    torch.nn.init.normal_(model.mask_head.weight, std=0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def embedding() -> Tensor:
+    return torch.randn(1, 256, GRID, GRID, generator=torch.Generator().manual_seed(1))
+
+
+def prompts(count: int, points: int, masks: int) -> Prompts:
+    random = torch.Generator().manual_seed(2)
+    coords = torch.rand(1, count, points, 2, generator=random) * GRID * 16
+    labels = torch.randint(0, 2, (1, count, points), generator=random).float()
+    return coords, labels, 6 * torch.randn(1, masks, 4 * GRID, 4 * GRID, generator=random)
+
+
+@torch.no_grad()
+def test_logits_depend_on_the_prompt(decoder: MaskDecoder, embedding: Tensor) -> None:
+    logits, iou = decoder(embedding, *prompts(3, 1, 0))
+    assert logits.shape == (1, 3, 4, 4 * GRID, 4 * GRID) and iou.shape == (1, 3, 4)
+    assert logits.std() > 0.5
+    assert (logits[:, 0] - logits[:, 1]).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_ignored_points_are_neutral(decoder: MaskDecoder, embedding: Tensor) -> None:
+    coords, labels, masks = prompts(3, 2, 0)
+    padded = torch.cat([coords, torch.full((1, 3, 2, 2), 77.0)], 2)
+    ignored = torch.cat([labels, torch.full((1, 3, 2), -1.0)], 2)
+    expected, got = decoder(embedding, coords, labels, masks), decoder(embedding, padded, ignored, masks)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masks", [0, 1, 3])
+def test_a_prompt_ignores_its_neighbours(
+    decoder: MaskDecoder, embedding: Tensor, masks: int
+) -> None:
+    coords, labels, given = prompts(3, 2, masks)
+    together = decoder(embedding, coords, labels, given)
+    for index in range(3):
+        own = given[:, index : index + 1]
+        alone = decoder(embedding, coords[:, [index]], labels[:, [index]], own)
+        for one, all_of_them in zip(alone, together, strict=True):
+            torch.testing.assert_close(one[:, 0], all_of_them[:, index], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_mask_changes_the_answer_of_its_prompt_only(
+    decoder: MaskDecoder, embedding: Tensor
+) -> None:
+    coords, labels, given = prompts(3, 1, 1)
+    plain, _ = decoder(embedding, coords, labels, given[:, :0])
+    masked, _ = decoder(embedding, coords, labels, given)
+    assert (plain[:, 0] - masked[:, 0]).abs().max() > 0.1
+    torch.testing.assert_close(plain[:, 1:], masked[:, 1:], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_mask_alone_is_a_prompt(decoder: MaskDecoder, embedding: Tensor) -> None:
+    coords, labels, given = prompts(2, 0, 2)
+    without, _ = decoder(embedding, coords, labels, given)
+    ignored, _ = decoder(embedding, torch.zeros(1, 2, 1, 2), torch.full((1, 2, 1), -1.0), given)
+    torch.testing.assert_close(without, ignored, atol=1e-4, rtol=0)

@@ -1,0 +1,74 @@
+"""The exported graphs compute what the model computes, for every shape the contract allows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the [training] extra is not installed")
+
+from training.export import decoder_onnx, encoder_onnx, write_files
+from training.model import SamTiny
+from training.runtime import OnnxPair
+
+LARGEST_PAIR = 15.5 * 2**20
+
+
+@pytest.fixture(scope="module")
+def model() -> SamTiny:
+    torch.manual_seed(0)
+    model = SamTiny().eval()
+    torch.nn.init.normal_(model.decoder.mask_head.weight, std=0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def graphs(model: SamTiny) -> tuple[bytes, bytes]:
+    return encoder_onnx(model.encoder), decoder_onnx(model.decoder)
+
+
+@pytest.fixture(scope="module")
+def pair(graphs: tuple[bytes, bytes], tmp_path_factory: pytest.TempPathFactory) -> OnnxPair:
+    folder: Path = tmp_path_factory.mktemp("pair")
+    write_files(folder, "tiny", *graphs)
+    return OnnxPair(folder / "tiny_encoder.onnx", folder / "tiny_decoder.onnx")
+
+
+def test_an_export_is_small_and_repeatable(model: SamTiny, graphs: tuple[bytes, bytes]) -> None:
+    assert sum(map(len, graphs)) <= LARGEST_PAIR
+    assert graphs == (encoder_onnx(model.encoder), decoder_onnx(model.decoder))
+
+
+def test_the_encoder_ignores_what_is_in_the_padding(model: SamTiny, pair: OnnxPair) -> None:
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
+    embedding = pair.embed(image, (1024, 700))
+    assert embedding.dtype == np.float16 and embedding.shape == (1, 256, 64, 64)
+    with torch.no_grad():
+        expected = model.encoder(torch.from_numpy(image)[None], torch.tensor([[1024, 700]]))
+    assert np.abs(expected.numpy() - embedding).max() < 5e-3
+    image[:, 700:] = 0
+    assert np.array_equal(pair.embed(image, (1024, 700)), embedding)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "points", "masks"),
+    [(1, 1, 0), (1, 1, 1), (3, 2, 0), (3, 2, 1), (3, 2, 3), (2, 0, 2), (2, 0, 0), (2, 5, 1)],
+)
+def test_the_decoder_matches_at_every_shape(
+    model: SamTiny, pair: OnnxPair, prompts: int, points: int, masks: int
+) -> None:
+    random = np.random.default_rng(1)
+    embedding = random.standard_normal((1, 256, 64, 64)).astype(np.float16)
+    coords = random.uniform(0, 1024, (prompts, points, 2)).astype(np.float32)
+    labels = random.integers(-1, 4, (prompts, points)).astype(np.float32)
+    given = (4 * random.standard_normal((masks, 256, 256))).astype(np.float32)
+    logits, iou = pair.decode(embedding, coords, labels, given)
+    tensors = [torch.from_numpy(part)[None] for part in (coords, labels, given)]
+    with torch.no_grad():
+        expected = model.decoder(torch.from_numpy(embedding).float(), *tensors)
+    assert logits.std() > 0.5
+    assert np.abs(expected[0][0].numpy() - logits).max() < 1e-3
+    assert np.abs(expected[1][0].numpy() - iou).max() < 1e-4

@@ -1,0 +1,65 @@
+"""Losses against their plain definitions."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the [training] extra is not installed")
+
+from torch.nn import functional
+
+from training.losses import Meanings, ambiguity_loss, mask_costs, prompt_loss, true_iou
+from training.rounds import correction
+
+
+def test_costs_equal_the_textbook_form() -> None:
+    torch.manual_seed(0)
+    logits, masks = 3 * torch.randn(2, 4, 8, 8), (torch.rand(2, 3, 8, 8) < 0.3).float()
+    costs = mask_costs(logits, masks)
+    one, goal = logits[1, 2], masks[1, 0]
+    entropy = functional.binary_cross_entropy_with_logits(one, goal, reduction="sum")
+    chance = one.sigmoid()
+    dice = 1 - (2 * (chance * goal).sum() + 1) / (chance.sum() + goal.sum() + 1)
+    expected = entropy / (0.1 * 64 + goal.sum()) + dice
+    torch.testing.assert_close(costs[1, 2, 0], expected)
+
+
+def test_iou_of_halves() -> None:
+    logits = torch.full((1, 4, 4, 4), -1.0)
+    logits[0, 0, :2] = 1
+    masks = torch.zeros(1, 3, 4, 4)
+    masks[0, 0, 1:] = 1
+    assert true_iou(logits, masks)[0, 0].tolist() == [0.25, 0.0, 0.0]
+
+
+def test_each_meaning_takes_a_token_of_its_own() -> None:
+    costs = torch.full((1, 4, 3), 9.0)
+    costs[0, 1, :2] = torch.tensor([0.0, 1.0])
+    costs[0, 3, 1] = 2.0
+    both = ambiguity_loss(costs, torch.tensor([[True, True, False]]))
+    # Token 1 is best for both meanings but may take one only.
+    nearest = 0.15 * (0.0 + 9.0 + 2.0)
+    torch.testing.assert_close(both, torch.tensor([(0.0 + 2.0) / 2 + nearest]))
+
+
+def test_perfect_masks_cost_little_and_gradients_flow() -> None:
+    masks = torch.zeros(1, 3, 16, 16)
+    masks[0, 0, 4:12, 4:12] = 1
+    meanings = Meanings(masks, torch.tensor([[True, False, False]]), torch.tensor([0]))
+    logits = (20 * (masks[:, :1] - 0.5)).expand(1, 4, 16, 16).clone().requires_grad_()
+    perfect = prompt_loss(logits, torch.ones(1, 4), meanings)
+    wrong = prompt_loss(-logits, torch.ones(1, 4), meanings)
+    assert float(perfect.loss) < 0.05 < float(wrong.loss)
+    assert perfect.iou.tolist() == [[1.0, 1.0, 1.0, 1.0]]
+    wrong.loss.backward()
+    assert logits.grad is not None and logits.grad.abs().sum() > 0
+
+
+def test_corrections_click_into_the_error() -> None:
+    goal = torch.zeros(1, 32, 32)
+    goal[0, 8:24, 8:24] = 1
+    coords, label = correction(torch.full((1, 32, 32), -1.0), goal)
+    x, y = coords[0, 0].tolist()
+    assert 32 <= x <= 96 and 32 <= y <= 96 and label.item() == 1
+    _, nothing = correction(goal - 0.5, goal)
+    assert nothing.item() == -1

@@ -1,0 +1,56 @@
+"""Scenes and prompts: the same seed gives the same picture, and masks are where prompts say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the [training] extra is not installed")
+
+from training.prompts import Sampler, prompts_for, sample_prompts, sample_targets
+from training.scenes import HELD_OUT, TRAINING, SceneSettings, generate_scene
+
+SIDE = 192
+
+
+@pytest.mark.parametrize("settings", [TRAINING, HELD_OUT])
+def test_a_seed_determines_the_scene(settings: SceneSettings) -> None:
+    first, second = (generate_scene(7, SIDE, settings) for _ in range(2))
+    assert np.array_equal(first.image, second.image)
+    assert np.array_equal(first.levels, second.levels)
+    assert not np.array_equal(first.image, generate_scene(8, SIDE, settings).image)
+
+
+def test_padding_is_black_and_belongs_to_nothing() -> None:
+    scenes = [generate_scene(seed, SIDE) for seed in range(12)]
+    cropped = [scene for scene in scenes if scene.size != (SIDE, SIDE)]
+    assert cropped
+    for scene in cropped:
+        height, width = scene.size
+        assert not scene.image[height:].any() and not scene.image[:, width:].any()
+        assert not scene.levels[:, height:].any() and not scene.levels[:, :, width:].any()
+
+
+def test_finer_levels_lie_inside_coarser_ones() -> None:
+    for seed in range(8):
+        levels = generate_scene(seed, SIDE).levels
+        for finer in (1, 2):
+            for identity in np.unique(levels[finer][levels[finer] > 0]):
+                assert len(np.unique(levels[finer - 1][levels[finer] == identity])) == 1
+
+
+def test_foreground_clicks_lie_on_every_meaning_at_full_resolution() -> None:
+    scene = generate_scene(3, SIDE)
+    sampler = Sampler(scene, np.random.default_rng(0))
+    targets = sample_targets(scene, 6, np.random.default_rng(0))
+    prompts = prompts_for(sampler, targets, ["click"] * len(targets))
+    for (level, identity), (x, y) in zip(targets, prompts.coords[:, 0], strict=True):
+        assert scene.levels[level, int(y), int(x)] == identity
+
+
+def test_a_box_means_exactly_one_thing() -> None:
+    scene = generate_scene(5, SIDE)
+    prompts = sample_prompts(scene, 40, np.random.default_rng(1))
+    assert prompts.boxed.any() and not prompts.boxed.all()
+    assert (prompts.valid[prompts.boxed].sum(1) == 1).all()
+    assert prompts.valid[np.arange(40), prompts.target].all()
