@@ -18,7 +18,7 @@ PAINTED_SIDE = 512
 
 @dataclass
 class Batch:
-    """``image`` uint8 ``[B,S,S,3]``, ``size`` int32 ``[B,2]``, and PromptSet's fields with a B axis."""
+    """``image`` uint8 ``[B,S,S,3]``, ``size`` int32 ``[B,2]``, PromptSet's fields with a B axis."""
 
     image: Tensor
     size: Tensor

@@ -22,7 +22,7 @@ SUBCELLS = 16
 BASIS = 12
 """Sub-cell patterns per cell that the image offers and a prompt combines."""
 LOGIT_GAIN = 8.0
-"""Logits reach about 8 and Adam moves a weight by its rate per step: this saves hundreds of steps."""
+"""Logits reach about 8, and Adam moves a weight by its rate per step: saves hundreds of steps."""
 COSINE_GAIN = 3.0
 HINTS = 3 * HEADS + 3 + 3 + 6 + 1 + SUBCELLS
 WIDTHS = (48, 80, 112)
@@ -86,7 +86,7 @@ class MaskDecoder(nn.Module):
         """Stack all hints ``[B*P,HINTS,h,w]`` and the prompt's query vectors ``[B*P,256]``."""
         rows, columns = embedding.shape[2], embedding.shape[3]
         points = hints.read_points(coords, labels, CELL)
-        boxes, has_box = hints.box_maps(points, rows, columns)
+        boxes = hints.box_maps(points, rows, columns)
         masks, has_mask = hints.mask_maps(mask_input, coords.shape[1], rows)
         inside = torch.relu(masks.mean(2)) * has_mask + boxes[:, :, 0] * (1 - has_mask)
         correlations, focus = self.correlate(embedding, points, inside)
@@ -103,7 +103,7 @@ class MaskDecoder(nn.Module):
         ``[B,P,3*HEADS,h,w]`` for foreground clicks, background clicks and the inside, and the mean
         foreground and inside queries ``[B*P,2*QUERY]``.
         """
-        batch, prompts, steps = points.x.shape
+        batch, prompts = points.x.shape[:2]
         rows, columns = embedding.shape[2], embedding.shape[3]
         key = self.key(embedding).reshape(batch, HEADS, HEAD_WIDTH, rows * columns)
         key = functional.normalize(key, dim=2)

@@ -135,7 +135,7 @@ def _score_refinement(
 
 
 def widest_error(mask: Array, goal: Array) -> tuple[tuple[float, float], int]:
-    """Centre (x, y in model pixels) of the widest error of a low-res mask, and what belongs there."""
+    """Centre (x, y in model pixels) of a low-res mask's widest error, and what belongs there."""
     wrong = np.pad(mask != goal, 1).astype(np.uint8)
     depth = cv2.distanceTransform(wrong, cv2.DIST_L2, 3)[1:-1, 1:-1]
     if not depth.any():

@@ -43,7 +43,11 @@ class ServedDecoder(nn.Module):
         self.decoder = decoder
 
     def forward(
-        self, image_embedding: Tensor, point_coords: Tensor, point_labels: Tensor, mask_input: Tensor
+        self,
+        image_embedding: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """See ``MaskDecoder.forward``; ``mask_input`` is an earlier answer of this graph."""
         logits, iou = self.decoder(

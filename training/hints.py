@@ -1,8 +1,8 @@
 """Dense maps that say where a prompt points: the decoder's prompt encoder.
 
 Frames: clicks and boxes arrive in model pixels; here one unit is an embedding cell of 16 pixels and
-cell ``i`` has its centre at ``i + 0.5``. Shapes: B images, P prompts, T points per prompt, h x w cells.
-Nothing is positional in an absolute sense, so that any grid size works.
+cell ``i`` has its centre at ``i + 0.5``. Shapes: B images, P prompts, T points per prompt, h x w
+cells. Nothing is positional in an absolute sense, so that any grid size works.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def centres(count: int, like: Tensor) -> Tensor:
 
 
 def hat_weights(points: Points, rows: int, columns: int) -> Tensor:
-    """Bilinear sampling weights ``[B,P,T,h*w]``: a matmul with these samples a map at the points."""
+    """Bilinear weights ``[B,P,T,h*w]``: a matmul with these samples a map at the points."""
     x = points.x.clamp(0.5, columns - 0.5).unsqueeze(-1)
     y = points.y.clamp(0.5, rows - 0.5).unsqueeze(-1)
     across = torch.relu(1 - (x - centres(columns, x)).abs())
@@ -65,19 +65,27 @@ def gaussian_maps(points: Points, label: int, rows: int, columns: int) -> Tensor
     down = (points.y.unsqueeze(-1) - centres(rows, points.y)).square()
     present = points.role(label).unsqueeze(-1)
     maps = [
-        ((present * torch.exp(down * scale)).unsqueeze(-1) * torch.exp(across * scale).unsqueeze(-2))
+        (
+            (present * torch.exp(down * scale)).unsqueeze(-1)
+            * torch.exp(across * scale).unsqueeze(-2)
+        )
         for scale in (-0.5 / sigma**2 for sigma in GAUSSIAN_SIGMAS)
     ]
     return torch.stack([bump.amax(2) for bump in maps], 2)
 
 
-def box_maps(points: Points, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Inside, four squashed edge distances and a flag ``[B,P,6,h,w]``, and the flag ``[B,P,1,1]``."""
+def box_maps(points: Points, rows: int, columns: int) -> Tensor:
+    """Inside, four squashed edge distances and a flag: ``[B,P,6,h,w]``, zero without a box."""
     first, last = points.role(2), points.role(3)
     flag = (first.amax(2) * last.amax(2)).unsqueeze(-1).unsqueeze(-1)
     x0, y0, x1, y1 = (
         (role * value).sum(2).unsqueeze(-1)
-        for role, value in ((first, points.x), (first, points.y), (last, points.x), (last, points.y))
+        for role, value in (
+            (first, points.x),
+            (first, points.y),
+            (last, points.x),
+            (last, points.y),
+        )
     )
     across, down = centres(columns, x0), centres(rows, y0)
     sides = [(across - x0).unsqueeze(-2), (x1 - across).unsqueeze(-2)]
@@ -87,7 +95,7 @@ def box_maps(points: Points, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     for side in sides:
         inside = inside * (side + 0.5).clamp(0, 1)
     maps = [inside, *(torch.tanh(side / BOX_SOFTNESS) + full for side in sides), full + 1]
-    return torch.stack([flag * one for one in maps], 2), flag
+    return torch.stack([flag * one for one in maps], 2)
 
 
 def mask_maps(mask_input: Tensor, prompts: int, rows: int) -> tuple[Tensor, Tensor]:

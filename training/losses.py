@@ -1,7 +1,8 @@
 """Losses of ambiguous prompts.
 
-A prompt may mean up to three nested things (object, part, subpart). Token 0 learns the one that was
-meant; tokens 1..3 share the valid meanings among themselves. Shapes: Q prompts, masks ``[Q,3,s,s]``.
+A prompt may mean up to three nested things (object, part, subpart). Token 0 learns the one that
+was meant; tokens 1..3 share the valid meanings among themselves. Shapes: Q prompts, masks
+``[Q,3,s,s]``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Meanings:
 
 @dataclass
 class Result:
-    """The loss to minimise and, detached, the true IoU of every token ``[Q,4]`` and with the target."""
+    """The loss to minimise and IoUs ``[Q,4]``: with the nearest valid meaning, with the target."""
 
     loss: Tensor
     iou: Tensor

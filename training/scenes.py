@@ -50,7 +50,10 @@ HELD_OUT = SceneSettings(
 
 @dataclass
 class Scene:
-    """``image`` uint8 ``[S,S,3]``, ``levels`` int32 ``[3,S,S]`` ids (0 none), valid ``size`` (h, w)."""
+    """``image`` uint8 ``[S,S,3]``, ``levels`` int32 ``[3,S,S]`` ids (0 none), valid ``size`` (h, w).
+
+    Ids up to ``regions`` are backgrounds.
+    """
 
     image: Array
     levels: Array
@@ -225,9 +228,7 @@ def shade(rng: np.random.Generator, surface: Array, alpha: Array) -> Array:
     return np.asarray(surface, np.float32)
 
 
-def _add_parts(
-    painter: _Painter, window: Window, parent: Array, owner: int, level: int
-) -> None:
+def _add_parts(painter: _Painter, window: Window, parent: Array, owner: int, level: int) -> None:
     """Distinct areas clipped inside the parent, and theirs in turn."""
     rng = painter.rng
     height, width = parent.shape

@@ -139,7 +139,9 @@ class Trainer:
         batch = _first(batch, kept)
         for _ in range(1 + int(torch.rand(()) < 0.3)):
             logits, chosen = logits[:, :kept], _split(result.target_iou, len(coords))[:, :kept]
-            coords, labels, masks = _correct(batch, coords[:, :kept], labels[:, :kept], logits, chosen)
+            coords, labels, masks = _correct(
+                batch, coords[:, :kept], labels[:, :kept], logits, chosen
+            )
             logits, result = self._ask(embedding, batch, coords, labels, masks)
             self._note("again", result, None)
             loss = loss + 0.5 * result.loss

@@ -57,6 +57,13 @@ class Metrics:
             registry=registry,
         )
 
+        self.engine_running = Gauge(
+            "samserve_engine_running",
+            "Runs of a network that are under way.",
+            ["network"],
+            registry=registry,
+        )
+
     def watch_store(self, stats: Callable[[], StoreStats]) -> None:
         """Export what a store says of itself whenever somebody scrapes."""
         self.registry.register(_StoreCollector(stats))

@@ -11,8 +11,9 @@ from samserve.context import RequestContext
 from samserve.core import masks, rle, tokens
 from samserve.embedder import Embedder, Leased, Source
 from samserve.engines.base import DecoderOutput
+from samserve.errors import ResponseTooLarge
 from samserve.prompting import Frames, PromptGroup, check_prompts, group, sparse_count
-from samserve.types import Candidate, FloatArray, Mask, Multimask, Prompt
+from samserve.types import Candidate, FloatArray, Mask, ModelInfo, Multimask, Prompt, Size
 
 # The threshold and the shift of the reference implementation.
 MASK_THRESHOLD = 0.0
@@ -25,6 +26,21 @@ class PredictOptions:
 
     multimask: Multimask = Multimask.AUTO
     low_res_logits: bool = False
+    most_logits_bytes: int = 64 << 20
+
+    def check_logits(self, prompts: int, model: ModelInfo) -> None:
+        """Raise `ResponseTooLarge` if the logits alone would not fit into the answer."""
+        if not self.low_res_logits:
+            return
+        masks_per_prompt = 3 if self.multimask is Multimask.ALL else 1
+        nbytes = prompts * masks_per_prompt * model.mask_size**2 * 4
+        if nbytes > self.most_logits_bytes:
+            raise ResponseTooLarge(
+                "include_low_res_logits",
+                f"the logits would have {nbytes} bytes, over the limit of "
+                f"{self.most_logits_bytes}; ask for fewer prompts or for no logits",
+                metadata={"limit": str(self.most_logits_bytes), "value": str(nbytes)},
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +70,11 @@ class Predictor:
 
         Raises `InvalidRequest` for prompts outside the image, before any model runs.
         """
-        check = partial(check_prompts, prompts)
+
+        def check(image: Size, chosen: ModelInfo) -> None:
+            options.check_logits(len(prompts), chosen)
+            check_prompts(prompts, image, chosen)
+
         async with self._embedder.lease(source, model, context, check=check) as leased:
             frames = Frames.of(leased.embedding.facts.image_size, leased.model)
             upsampling = frames.upsampling()

@@ -60,7 +60,7 @@ class AdmissionSettings(_Section):
     """Concurrent Embed calls."""
     predict: int = Field(default=256, ge=1)
     """Concurrent Predict calls."""
-    automask: int = Field(default=16, ge=1)
+    automask: int = Field(default=8, ge=1)
     """Concurrent AutoMask calls."""
     request_bytes: int = Field(default=512 * MIB, ge=1)
     """Bytes of all requests in flight."""

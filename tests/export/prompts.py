@@ -34,9 +34,9 @@ class Answer:
     iou: np.ndarray
 
     @property
-    def selected(self) -> np.ndarray:
-        """The best of the three ambiguous masks per prompt."""
-        return self.iou[:, 1:].argmax(1)
+    def best(self) -> np.ndarray:
+        """Token of the best of the three ambiguous masks, per prompt."""
+        return 1 + self.iou[:, 1:].argmax(1)
 
 
 def decode_originally(pair: Pair, view: View, prompts: PromptSet) -> Answer:
@@ -72,13 +72,15 @@ def decode_exported(pair: Pair, views: list[View], sets: list[PromptSet]) -> lis
     return [Answer(*parts) for parts in zip(logits, iou, strict=True)]
 
 
-def binary_masks(view: View, answer: Answer) -> np.ndarray:
-    """The original's masks over the picture, bool ``[P,4,H,W]``."""
+def binary_masks(view: View, answer: Answer, tokens: np.ndarray) -> np.ndarray:
+    """The original's masks over the picture, bool ``[P,H,W]``, of one token ``[P]`` per prompt."""
     predictor = view.predictor
+    chosen = answer.logits[np.arange(len(tokens)), tokens]
     logits = predictor.model.postprocess_masks(
-        torch.from_numpy(answer.logits), predictor.input_size, predictor.original_size
+        torch.from_numpy(chosen).unsqueeze(0), predictor.input_size, predictor.original_size
     )
-    return (logits > predictor.model.mask_threshold).numpy()
+    masks: np.ndarray = (logits[0] > predictor.model.mask_threshold).numpy()
+    return masks
 
 
 def prompts_of(kind: str, view: View, seed: int, count: int = 2) -> PromptSet:

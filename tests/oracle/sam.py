@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tests.oracle import torchvision_shim
 
@@ -39,7 +40,8 @@ COMPACT = (0.05, 0.07, 0.05, 0.03)
 """The same for a whole-picture run: smaller masks, whose boxes are smaller than the picture."""
 
 READOUT_RADIUS = 0.16
-RIDGE = 1e-4
+RIDGE = 3e-3
+MASK_GAIN = 3.0
 SAMPLING = 7
 """Every so many low-res pixels are enough to solve 32 numbers."""
 WAVE_GAIN = 2.0
@@ -175,7 +177,9 @@ def _calibrate(sam: Sam, pictures: Sequence[np.ndarray], foreground: Sequence[fl
     decoder = sam.mask_decoder
     answers = [_click(sam, picture) for picture in pictures]
     clicks, tokens, cells = (torch.cat(parts) for parts in zip(*answers, strict=True))
-    _plant_readout(decoder, _solve(cells, _bumps(clicks, 64, READOUT_RADIUS)))
+    readout = _solve(cells, _bumps(clicks, 64, READOUT_RADIUS))
+    _plant_readout(decoder, readout)
+    _plant_mask_input(sam.prompt_encoder, readout)
     planes = cells.transpose(1, 2).reshape(-1, 256, 64, 64)
     fine = decoder.output_upscaling(planes).flatten(2).transpose(1, 2)[:, ::SAMPLING]
     for mask, (radius, share) in enumerate(zip(RADII, foreground, strict=True)):
@@ -234,6 +238,17 @@ def _plant_readout(decoder: MaskDecoder, readout: Tensor) -> None:
     second.weight[:, :3] = 0
     second.weight[0, 1] = second.weight[1, 2] = 1
     second.bias[:3] = torch.tensor([1.0, 0.0, 0.0])
+
+
+def _plant_mask_input(encoder: PromptEncoder, readout: Tensor) -> None:
+    """Let the inside of a mask input lift the readout, and its outside lower it."""
+    target = _bumps(torch.rand(8, 2) * 1024, 256, 0.2)
+    features = encoder.mask_downscaling[:-1](20 * target.reshape(8, 1, 256, 256))
+    inside = functional.avg_pool2d(target.sign().reshape(8, 1, 256, 256), 4)
+    mix = _solve(features.flatten(2).transpose(1, 2), inside.reshape(8, -1))
+    last = encoder.mask_downscaling[-1]
+    lift = MASK_GAIN * torch.outer(readout / readout.norm(), mix)
+    last.weight.add_(lift.reshape(last.weight.shape))
 
 
 def _set_mask_head(

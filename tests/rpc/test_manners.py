@@ -96,7 +96,7 @@ async def test_nothing_is_ready_before_the_warm_up_has_inferred() -> None:
     settings = settings_with(server={"port": 50951, "admin_port": 50952})
 
     async def run() -> None:
-        async with running(settings, engine=FakeEngine(hold=hold)):
+        async with running(settings, engine=FakeEngine(held_by=hold)):
             started.set()
             await stop.wait()
 
@@ -307,7 +307,7 @@ async def test_cancelling_the_only_caller_stops_the_encode() -> None:
     engine = FakeEngine()
     hold = asyncio.Event()
     async with serving(engine=engine) as (service, stub):
-        engine._hold = hold
+        engine.hold(hold)
         call = stub.Embed(pb.EmbedRequest(image=pictures.image()))
         pending = asyncio.ensure_future(_result(call))
         while engine.counts["encode_begun"] < 2:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-torch = pytest.importorskip("torch", reason="the [training] extra is not installed")
+import torch
 
 from torch import Tensor
 
@@ -38,7 +37,8 @@ def prompts(count: int, points: int, masks: int) -> Prompts:
 @torch.no_grad()
 def test_logits_depend_on_the_prompt(decoder: MaskDecoder, embedding: Tensor) -> None:
     logits, iou = decoder(embedding, *prompts(3, 1, 0))
-    assert logits.shape == (1, 3, 4, 4 * GRID, 4 * GRID) and iou.shape == (1, 3, 4)
+    assert logits.shape == (1, 3, 4, 4 * GRID, 4 * GRID)
+    assert iou.shape == (1, 3, 4)
     assert logits.std() > 0.5
     assert (logits[:, 0] - logits[:, 1]).abs().max() > 0.1
 
@@ -48,7 +48,10 @@ def test_ignored_points_are_neutral(decoder: MaskDecoder, embedding: Tensor) -> 
     coords, labels, masks = prompts(3, 2, 0)
     padded = torch.cat([coords, torch.full((1, 3, 2, 2), 77.0)], 2)
     ignored = torch.cat([labels, torch.full((1, 3, 2), -1.0)], 2)
-    expected, got = decoder(embedding, coords, labels, masks), decoder(embedding, padded, ignored, masks)
+    expected, got = (
+        decoder(embedding, coords, labels, masks),
+        decoder(embedding, padded, ignored, masks),
+    )
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="the [training] extra is not installed")
-
 from training.prompts import Sampler, prompts_for, sample_prompts, sample_targets
 from training.scenes import HELD_OUT, TRAINING, SceneSettings, generate_scene
 
@@ -27,8 +25,10 @@ def test_padding_is_black_and_belongs_to_nothing() -> None:
     assert cropped
     for scene in cropped:
         height, width = scene.size
-        assert not scene.image[height:].any() and not scene.image[:, width:].any()
-        assert not scene.levels[:, height:].any() and not scene.levels[:, :, width:].any()
+        assert not scene.image[height:].any()
+        assert not scene.image[:, width:].any()
+        assert not scene.levels[:, height:].any()
+        assert not scene.levels[:, :, width:].any()
 
 
 def test_finer_levels_lie_inside_coarser_ones() -> None:
@@ -51,6 +51,7 @@ def test_foreground_clicks_lie_on_every_meaning_at_full_resolution() -> None:
 def test_a_box_means_exactly_one_thing() -> None:
     scene = generate_scene(5, SIDE)
     prompts = sample_prompts(scene, 40, np.random.default_rng(1))
-    assert prompts.boxed.any() and not prompts.boxed.all()
+    assert prompts.boxed.any()
+    assert not prompts.boxed.all()
     assert (prompts.valid[prompts.boxed].sum(1) == 1).all()
     assert prompts.valid[np.arange(40), prompts.target].all()

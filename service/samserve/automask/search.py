@@ -35,7 +35,7 @@ from samserve.types import (
 )
 
 # Candidates whose logits (256 KiB each) are kept for the end of a crop; more become run lengths.
-_MOST_DEFERRED = 512
+_MOST_DEFERRED = 128
 
 P = ParamSpec("P")
 T = TypeVar("T")

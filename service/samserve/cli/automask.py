@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 def automask(  # noqa: PLR0913 - each is an option of the command line
     context: typer.Context,
     image: ImageFile,
+    *,
     points_per_side: flags.PointsPerSide = None,
     points_per_batch: flags.PointsPerBatch = None,
     pred_iou_thresh: flags.PredIouThresh = None,

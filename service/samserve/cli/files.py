@@ -53,7 +53,7 @@ def read_mask(path: Path) -> npt.NDArray[Any]:
         raise UsageError(f"--mask {path}: must have two axes, has {array.ndim}")
     if np.issubdtype(array.dtype, np.floating):
         return array.astype(np.float32)
-    return array != 0
+    return np.asarray(array != 0)
 
 
 def _read_array(path: Path) -> npt.NDArray[Any]:

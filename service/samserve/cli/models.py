@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from samserve.cli.options import Assignments, ConfigFile, Server
-from samserve.cli.terminal import STDOUT, write_json
+from samserve.cli.terminal import STDOUT, say, write_json
 
 if TYPE_CHECKING:
     from samserve.client import Catalog, Model
 
-_COLUMNS = ("name", "family", "image side", "embedding", "takes", "digest", "description")
+_COLUMNS = ("name", "family", "side", "embedding", "takes", "digest", "description")
 
 
 def models(
@@ -39,14 +39,12 @@ def models(
 
 
 def _print_table(catalog: Catalog) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*_COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False)
-    for model in catalog.models:
-        table.add_row(*_row(model))
-    Console().print(table)
+    """Write columns as wide as they need: no cell is ever broken or shortened."""
+    rows = [_COLUMNS, *(_row(model) for model in catalog.models)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        say("  ".join(cells).rstrip())
 
 
 def _row(model: Model) -> tuple[str, ...]:
@@ -55,7 +53,7 @@ def _row(model: Model) -> tuple[str, ...]:
         model.family,
         str(model.image_side),
         f"{model.embedding_bytes / (1 << 20):.1f} MiB",
-        ", ".join(model.capabilities),
+        ",".join(model.capabilities),
         model.digest[:12],
         model.description,
     )

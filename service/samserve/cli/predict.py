@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 def predict(  # noqa: PLR0913 - each is an option of the command line
     image: ImageFile,
+    *,
     points: Annotated[
         list[str] | None,
         typer.Option(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from samserve.cli import terminal
-from samserve.cli.configuration import load_settings
+from samserve.cli.configuration import Sections, load_settings
 from samserve.cli.errors import CommandError, UsageError
 from samserve.client import Client, SamserveClientError, Unavailable
 from samserve.errors import SamserveError
@@ -20,9 +20,15 @@ _T = TypeVar("_T")
 
 _TARGET = re.compile(r"\S*:\S*\d")
 # One server for one command: on loopback and free ports, silent, and gone as soon as it is done.
-_PRIVATE = {
-    "server": {"host": "127.0.0.1", "port": 0, "admin_host": "127.0.0.1", "admin_port": 0}
-    | {"drain_s": 0, "grace_s": 1},
+_PRIVATE: Sections = {
+    "server": {
+        "host": "127.0.0.1",
+        "port": 0,
+        "admin_host": "127.0.0.1",
+        "admin_port": 0,
+        "drain_s": 0,
+        "grace_s": 1,
+    },
     "log": {"level": "error", "format": "console"},
 }
 

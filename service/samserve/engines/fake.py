@@ -36,14 +36,18 @@ _IOUS = (0.90, 0.95, 0.92, 0.89)
 class FakeEngine:
     """Draws masks from prompts alone.
 
-    *hold* makes every encode wait until it is set, so that a test decides when work ends;
+    *held_by* makes every encode wait until it is set, so that a test decides when work ends;
     ``counts`` tells how often each kind of work was begun, finished and cancelled.
     """
 
-    def __init__(self, *, hold: asyncio.Event | None = None, model: ModelInfo = MODEL) -> None:
-        self._hold = hold
+    def __init__(self, *, held_by: asyncio.Event | None = None, model: ModelInfo = MODEL) -> None:
+        self._held_by = held_by
         self._model = model
         self.counts: Counter[str] = Counter()
+
+    def hold(self, until: asyncio.Event) -> None:
+        """Make every later encode wait until the event is set."""
+        self._held_by = until
 
     @property
     def models(self) -> Mapping[str, ModelInfo]:
@@ -56,8 +60,8 @@ class FakeEngine:
         """See `Engine.encode`."""
         self.counts["encode_begun"] += 1
         try:
-            if self._hold is not None:
-                await self._hold.wait()
+            if self._held_by is not None:
+                await self._held_by.wait()
         except asyncio.CancelledError:
             self.counts["encode_cancelled"] += 1
             raise

@@ -124,12 +124,14 @@ class OnnxEngine:
     async def _run(
         self, network: _Network, context: RequestContext, call: Callable[[ort.RunOptions], T]
     ) -> T:
+        under_way = self._metrics.engine_running.labels(network.name)
         async with network.gate.hold(context.priority):
             options = ort.RunOptions()
             running = asyncio.get_running_loop().run_in_executor(self._pool, call, options)
             outcome = "failed"
             try:
-                result = await asyncio.shield(running)
+                with under_way.track_inprogress():
+                    result = await asyncio.shield(running)
                 outcome = "ok"
             except asyncio.CancelledError:
                 outcome = "cancelled"

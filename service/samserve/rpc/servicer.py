@@ -50,7 +50,9 @@ class SegmentationServicer(samserve_pb2_grpc.SegmentationServiceServicer):
             source = decoding.source(request)
             mode = decoding.output_mode(request.output_mode)
             options = PredictOptions(
-                decoding.multimask(request.multimask), request.include_low_res_logits
+                decoding.multimask(request.multimask),
+                request.include_low_res_logits,
+                self._limits.response_bytes,
             )
             prompts = await self._workers.run(
                 context.priority, decoding.prompts, request, self._limits

@@ -1,0 +1,205 @@
+"""Many callers at once: the answers are those of calls made alone, and work is done once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+
+from samserve.app import Running
+from samserve.engines.fake import FakeEngine
+from samserve.v1 import samserve_pb2 as pb
+from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+from tests import photos, pictures
+from tests.conftest import UNLIMITED, serving, serving_models, settings_with
+
+Call = Callable[[SegmentationServiceStub], Awaitable[list[Message]]]
+
+
+def without_circumstances(message: Any) -> Message:
+    """Drop what may differ between equal calls: times, and whether it was cached."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    part = copy.summary if isinstance(copy, pb.AutoMaskResponse) else copy
+    if not isinstance(part, pb.ListModelsResponse):
+        part.ClearField("timings")
+        part.embedding.ClearField("cached")
+        part.embedding.ClearField("expire_time")
+    return copy
+
+
+def embed(image: pb.Image) -> Call:
+    async def call(stub: SegmentationServiceStub) -> list[Message]:
+        return [without_circumstances(await stub.Embed(pb.EmbedRequest(image=image)))]
+
+    return call
+
+
+def predict(image: pb.Image, prompts: list[pb.Prompt]) -> Call:
+    request = pb.PredictRequest(
+        image=image, prompts=prompts, multimask=pb.MULTIMASK_ALL, include_low_res_logits=True
+    )
+
+    async def call(stub: SegmentationServiceStub) -> list[Message]:
+        return [without_circumstances(await stub.Predict(request))]
+
+    return call
+
+
+def automask(image: pb.Image) -> Call:
+    options = pb.AutoMaskOptions(
+        points_per_side=3, pred_iou_thresh=0.3, stability_score_thresh=0.5, crop_n_layers=0
+    )
+    request = pb.AutoMaskRequest(image=image, options=options)
+
+    async def call(stub: SegmentationServiceStub) -> list[Message]:
+        return [
+            without_circumstances(event)
+            async for event in stub.AutoMask(request)
+            if event.WhichOneof("event") != "progress"
+        ]
+
+    return call
+
+
+def delete(image: pb.Image) -> Call:
+    async def call(stub: SegmentationServiceStub) -> list[Message]:
+        embedded = await stub.Embed(pb.EmbedRequest(image=image))
+        request = pb.DeleteEmbeddingRequest(embedding_id=embedded.embedding.id)
+        await stub.DeleteEmbedding(request)
+        return []
+
+    return call
+
+
+async def list_models(stub: SegmentationServiceStub) -> list[Message]:
+    return [await stub.ListModels(pb.ListModelsRequest())]
+
+
+def mixed_calls() -> list[Call]:
+    """64 calls of every RPC over three photographs, one of which is deleted again and again."""
+    images = [pb.Image(encoded=data) for data in photos.files()]
+    calls: list[Call] = []
+    for index in range(16):
+        image = images[index % len(images)]
+        x, y = 60 + 17 * index, 40 + 13 * index
+        box = pb.Box(x_min=x / 2, y_min=y / 2, x_max=x + 50, y_max=y + 40)
+        calls += [
+            embed(image),
+            predict(image, [pictures.click(x, y), pb.Prompt(box=box)]),
+            predict(image, [pb.Prompt(points=[pb.Point(x=x, y=y, label=1)], box=box)]),
+            [automask(image), delete(images[0]), list_models, embed(image)][index % 4],
+        ]
+    return calls
+
+
+async def test_64_mixed_callers_get_the_answers_of_calls_made_alone() -> None:
+    calls = mixed_calls()
+    async with serving_models() as (service, stub):
+        alone = [await call(stub) for call in calls]
+    async with serving_models() as (service, _):
+        together = await asyncio.gather(*(_on_own_channel(service, call) for call in calls))
+
+    assert len(calls) == 64
+    assert together == alone
+
+
+async def _on_own_channel(service: Running, call: Call) -> list[Message]:
+    async with grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel:
+        return await call(SegmentationServiceStub(channel))
+
+
+@pytest.mark.parametrize("cancelled", [0, 50])
+async def test_100_embeds_of_one_new_image_encode_once(cancelled: int) -> None:
+    hold = asyncio.Event()
+    engine = FakeEngine()
+    async with serving(engine=engine) as (_, stub):
+        engine.hold(hold)
+        calls = [stub.Embed(pb.EmbedRequest(image=pictures.image(200, 300))) for _ in range(100)]
+        pending = [asyncio.ensure_future(_result(call)) for call in calls]
+        while engine.counts["encode_begun"] < 2:
+            await asyncio.sleep(0.001)
+        random.Random(0).shuffle(calls)
+        for call in calls[:cancelled]:
+            call.cancel()
+        hold.set()
+        results = await asyncio.gather(*pending, return_exceptions=True)
+    answers = [result for result in results if isinstance(result, pb.EmbedResponse)]
+
+    assert len(answers) == 100 - cancelled
+    assert len({answer.embedding.id for answer in answers}) == 1
+    assert engine.counts["encode_begun"] - 1 == 1
+    assert engine.counts["encode_finished"] - 1 == 1
+
+
+async def test_100_embeds_run_the_real_encoder_once() -> None:
+    image = pb.Image(encoded=photos.files()[0])
+    async with serving_models() as (service, stub):
+        before = encoder_runs(service, "ok")
+        calls = [_result(stub.Embed(pb.EmbedRequest(image=image))) for _ in range(100)]
+        answers = await asyncio.gather(*calls)
+
+        assert encoder_runs(service, "ok") - before == 1
+    assert sum(not answer.embedding.cached for answer in answers) >= 1
+
+
+async def test_a_cancelled_embed_stops_the_running_encoder() -> None:
+    async with serving_models() as (service, stub):
+        call = stub.Embed(pb.EmbedRequest(image=pb.Image(encoded=photos.files()[0])))
+        pending = asyncio.ensure_future(_result(call))
+        while not service.metrics.engine_running.labels("encoder")._value.get():
+            await asyncio.sleep(0.001)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pending
+        while not encoder_runs(service, "cancelled"):
+            await asyncio.sleep(0.001)
+
+        assert encoder_runs(service, "ok") == 1
+        assert service.store.stats().entries == 0
+
+
+async def test_a_cancelled_automask_decodes_no_further() -> None:
+    engine = FakeEngine()
+    async with serving(engine=engine) as (service, stub):
+        call = stub.AutoMask(pb.AutoMaskRequest(image=pictures.image(100, 100)))
+        async for event in call:
+            if event.progress.evaluated_point_count:
+                break
+        call.cancel()
+        in_flight = service.metrics.in_flight.labels("AutoMask")
+        while in_flight._value.get():
+            await asyncio.sleep(0.001)
+        after_cancelling = engine.counts["decode_begun"]
+        await stub.Embed(pb.EmbedRequest(image=pictures.image()))
+
+        assert engine.counts["decode_begun"] == after_cancelling < 1024 // 16
+
+
+async def test_a_store_smaller_than_the_load_serves_every_caller() -> None:
+    settings = settings_with(store={"capacity_bytes": 2 << 20})
+    async with serving(settings) as (service, stub):
+        image = pictures.image()
+        answers = await asyncio.gather(
+            *(
+                _result(stub.Predict(pb.PredictRequest(image=image, prompts=[pictures.click(x)])))
+                for x in range(1, 40)
+            )
+        )
+
+        assert len(answers) == 39
+        assert service.store.stats().bytes <= 2 << 20
+
+
+def encoder_runs(service: Running, outcome: str) -> float:
+    counter = service.metrics.engine_runs.labels("encoder", outcome)
+    return float(counter._value.get())
+
+
+async def _result(call: Any) -> Any:
+    return await call
