@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 import pytest
-
 from samserve.app import Running, running
 from samserve.engines.base import Engine
 from samserve.engines.fake import FakeEngine

@@ -6,7 +6,6 @@ from io import BytesIO
 
 import numpy as np
 from PIL import Image
-
 from samserve.v1 import samserve_pb2 as pb
 
 

@@ -17,7 +17,7 @@ from training.scenes import OBJECT, Scene
 
 Array = NDArray[Any]
 MAX_POINTS = 4
-SMALLEST_AREA = 90
+SMALLEST_AREA = 300
 """Visible pixels below which nobody would ask for an object."""
 KINDS = ("click", "box", "box and click", "clicks")
 KIND_WEIGHTS = (0.6, 0.18, 0.08, 0.14)
@@ -111,7 +111,8 @@ def _targets(scene: Scene) -> Array:
         for identity, area in zip(identities, areas, strict=True):
             if identity > 0 and area >= SMALLEST_AREA:
                 background = level == OBJECT and identity <= scene.regions
-                rows.append((level, identity, area**0.3 * (0.3 if background else 1.0)))
+                liking = 0.3 if background else (1.0, 2.5, 4.0)[level]
+                rows.append((level, identity, liking * area**0.5))
     return np.array(rows, np.float64)
 
 

@@ -116,7 +116,7 @@ def speckles(
 TEXTURES: tuple[Texture, ...] = (
     solid, gradient, stripes, checks, clouds, fibres, speckles,
 )  # fmt: skip
-WEIGHTS = np.array([0.28, 0.16, 0.06, 0.04, 0.24, 0.12, 0.10])
+WEIGHTS = np.array([0.34, 0.18, 0.05, 0.03, 0.24, 0.10, 0.06])
 
 
 def material(

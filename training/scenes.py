@@ -27,24 +27,24 @@ OBJECT, PART, SUBPART = 0, 1, 2
 class SceneSettings:
     """What scenes look like. ``smallest`` is a fraction of the side."""
 
-    objects: tuple[int, int] = (3, 30)
-    smallest: float = 0.06
+    objects: tuple[int, int] = (2, 16)
+    smallest: float = 0.09
     largest: float = 0.95
-    part_chance: float = 0.55
-    low_contrast: float = 0.2
-    texture_contrast: float = 0.8
-    camera: float = 1.0
+    part_chance: float = 0.65
+    low_contrast: float = 0.15
+    texture_contrast: float = 0.55
+    camera: float = 0.8
 
 
 TRAINING = SceneSettings()
 HELD_OUT = SceneSettings(
-    objects=(8, 40),
-    smallest=0.05,
+    objects=(4, 24),
+    smallest=0.07,
     largest=0.7,
-    part_chance=0.4,
+    part_chance=0.35,
     low_contrast=0.1,
-    texture_contrast=1.1,
-    camera=1.3,
+    texture_contrast=0.8,
+    camera=1.2,
 )
 
 
@@ -111,7 +111,7 @@ def generate_scene(seed: int, size: int = 512, settings: SceneSettings = TRAININ
     _split_background(painter)
     regions = painter.next_id - 1
     count = int(rng.integers(settings.objects[0], settings.objects[1] + 1))
-    if rng.random() < 0.2:
+    if rng.random() < 0.25:
         _scatter_alike(painter)
         count //= 3
     sides = sorted((_random_side(painter) for _ in range(count)), reverse=rng.random() < 0.75)
@@ -233,8 +233,8 @@ def _add_parts(painter: _Painter, window: Window, parent: Array, owner: int, lev
     rng = painter.rng
     height, width = parent.shape
     for _ in range(int(rng.integers(1, 5 if level == PART else 3))):
-        rows = int(max(14, height * rng.uniform(0.15, 0.65)))
-        columns = int(max(14, width * rng.uniform(0.15, 0.65)))
+        rows = int(max(20, height * rng.uniform(0.2, 0.7)))
+        columns = int(max(20, width * rng.uniform(0.2, 0.7)))
         if rows >= height or columns >= width:
             return
         top, left = int(rng.integers(0, height - rows)), int(rng.integers(0, width - columns))

@@ -128,9 +128,7 @@ def _candidate(
     upsampling: masks.Upsampling,
     options: PredictOptions,
 ) -> Candidate:
-    summary = masks.summarize(
-        low_res, upsampling, level=MASK_THRESHOLD, offset=STABILITY_OFFSET
-    )
+    summary = masks.summarize(low_res, upsampling, level=MASK_THRESHOLD, offset=STABILITY_OFFSET)
     x_min, y_min, x_max, y_max = summary.box_xyxy
     return Candidate(
         mask=Mask(

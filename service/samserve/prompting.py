@@ -107,9 +107,7 @@ def sparse_count(prompt: Prompt) -> int:
     return len(prompt.points) + 1 if prompt.points else 0
 
 
-def group(
-    prompts: tuple[Prompt, ...], frames: Frames, most: int
-) -> Iterator[PromptGroup]:
+def group(prompts: tuple[Prompt, ...], frames: Frames, most: int) -> Iterator[PromptGroup]:
     """Cut prompts into batches of at most *most* with equal point counts and kinds of mask.
 
     Point counts are never padded to match: a further padding point is a token that the decoder

@@ -33,9 +33,7 @@ class Workers:
         Cancelled while it waits, it never starts; cancelled while it runs, it ends unobserved.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._pools[priority], lambda: function(*args, **kwargs)
-        )
+        return await loop.run_in_executor(self._pools[priority], lambda: function(*args, **kwargs))
 
     def close(self) -> None:
         """Drop what waits and let go of the threads when they are done."""

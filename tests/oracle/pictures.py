@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def calibration() -> list[np.ndarray]:
-    """Three photographs that no comparison uses."""
+    """Three photographs, none of which is compared as it is."""
     return [skimage.data.chelsea(), skimage.data.rocket(), skimage.data.retina()[300:900, 200:900]]
 
 

@@ -41,7 +41,7 @@ async def stream_failure_of(call: Any) -> Failure:
 
 def read(error: grpc.aio.AioRpcError) -> Failure:
     """Read the details of an error."""
-    trailing = {key: value for key, value in error.trailing_metadata() or ()}
+    trailing = dict(error.trailing_metadata() or ())
     status = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
     info, bad, retry = (
         error_details_pb2.ErrorInfo(),

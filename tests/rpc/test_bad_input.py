@@ -11,12 +11,12 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
-
 from samserve.app import Running
 from samserve.core import rle
 from samserve.engines.fake import FakeEngine
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+
 from tests import pictures
 from tests.rpc.errors import Failure, failure_of, stream_failure_of
 
@@ -37,11 +37,15 @@ def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and has next to no data: a decompression bomb in miniature."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = zlib.compress(bytes(1000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
 
 
 def jpeg() -> bytes:
@@ -141,7 +145,11 @@ PROMPTS = {
         "prompts[0].points",
         "64",
     ),
-    "mask of another size": (mask(64, 48, rle.encode(np.zeros((64, 48), dtype=bool)).counts), "prompts[0].mask.binary.size", "48x64"),
+    "mask of another size": (
+        mask(64, 48, rle.encode(np.zeros((64, 48), dtype=bool)).counts),
+        "prompts[0].mask.binary.size",
+        "48x64",
+    ),
     "broken mask": (mask(48, 64, "\x00\x01"), "prompts[0].mask.binary", ""),
     "huge mask": (mask(2**31 - 1, 2**31 - 1, "0"), "prompts[0].mask.binary", ""),
     "negative mask": (mask(-1, 64, "0"), "prompts[0].mask.binary", ""),
@@ -164,9 +172,7 @@ async def test_a_bad_prompt_is_refused_with_its_field_and_limit(
     image = pictures.image(HEIGHT, WIDTH)
     before = counts(service)
 
-    failure = await failure_of(
-        service[1].Predict(pb.PredictRequest(image=image, prompts=[prompt]))
-    )
+    failure = await failure_of(service[1].Predict(pb.PredictRequest(image=image, prompts=[prompt])))
 
     assert (failure.code, failure.fields) == (INVALID, [field])
     assert limit in failure.descriptions[0]
@@ -217,7 +223,9 @@ async def test_prompts_must_be_from_one_to_the_limit(
 
 async def test_an_unknown_id_is_not_found(stub: SegmentationServiceStub) -> None:
     calls = [
-        failure_of(stub.Predict(pb.PredictRequest(embedding_id="0" * 64, prompts=[pictures.click()]))),
+        failure_of(
+            stub.Predict(pb.PredictRequest(embedding_id="0" * 64, prompts=[pictures.click()]))
+        ),
         stream_failure_of(stub.AutoMask(pb.AutoMaskRequest(embedding_id="0" * 64))),
         failure_of(stub.Embed(pb.EmbedRequest(image=pb.Image(encoded_sha256=bytes(32))))),
     ]
@@ -262,9 +270,7 @@ async def test_a_request_without_source_is_refused(stub: SegmentationServiceStub
 
 @pytest.mark.parametrize("field", ["multimask", "output_mode"])
 async def test_an_unknown_enum_value_is_refused(field: str, stub: SegmentationServiceStub) -> None:
-    request = pb.PredictRequest(
-        image=pictures.image(), prompts=[pictures.click()], **{field: 99}
-    )
+    request = pb.PredictRequest(image=pictures.image(), prompts=[pictures.click()], **{field: 99})
 
     failure = await failure_of(stub.Predict(request))
 

@@ -10,11 +10,11 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.message import Message
-
 from samserve.app import Running
 from samserve.engines.fake import FakeEngine
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+
 from tests import photos, pictures
 from tests.conftest import UNLIMITED, serving, serving_models, settings_with
 

@@ -9,8 +9,6 @@ import urllib.request
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from structlog.testing import capture_logs
-
 from samserve.app import Running, running
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
@@ -21,6 +19,8 @@ from samserve.stores.base import Slot
 from samserve.types import Embedding
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+from structlog.testing import capture_logs
+
 from tests import pictures
 from tests.conftest import serving, settings_with
 from tests.rpc.errors import failure_of
@@ -324,4 +324,3 @@ async def test_cancelling_the_only_caller_stops_the_encode() -> None:
             await asyncio.sleep(0.001)
 
     assert engine.counts["encode_finished"] == 1
-

@@ -8,7 +8,6 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
-
 from samserve.app import Running
 from samserve.automask.options import AutoMaskOptions
 from samserve.core import rle
@@ -16,6 +15,7 @@ from samserve.engines.fake import FakeEngine
 from samserve.types import CocoRle, Size
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+
 from tests import pictures
 from tests.conftest import serving, settings_with
 
@@ -51,7 +51,9 @@ async def test_a_repeated_embed_is_cached_and_encodes_nothing(service: Service) 
 
     assert second.embedding.id == first.embedding.id
     assert second.embedding.cached
-    assert second.embedding.expire_time.ToNanoseconds() >= first.embedding.expire_time.ToNanoseconds()
+    assert (
+        second.embedding.expire_time.ToNanoseconds() >= first.embedding.expire_time.ToNanoseconds()
+    )
     assert encodes(running) == 1
 
 
@@ -100,7 +102,9 @@ async def test_coordinates_are_those_of_the_picture_as_people_see_it(
         )
     )
 
-    sizes = [(e.embedding.image_size.height, e.embedding.image_size.width) for e in (turned, stored)]
+    sizes = [
+        (e.embedding.image_size.height, e.embedding.image_size.width) for e in (turned, stored)
+    ]
     assert sizes == [(64, 48), (48, 64)]
     assert turned.embedding.id != stored.embedding.id
 
@@ -200,7 +204,7 @@ async def test_the_output_modes_say_the_same_pixels(stub: SegmentationServiceStu
     bits = np.frombuffer(masks[pb.OUTPUT_MODE_BINARY_MASK].binary_mask.bits, dtype=np.uint8)
 
     assert expected.any()
-    assert (np.repeat(values, runs.counts).reshape(70, 50).T == expected).all()
+    assert (expected == np.repeat(values, runs.counts).reshape(70, 50).T).all()
     assert (np.unpackbits(bits)[: 50 * 70].reshape(50, 70) == expected).all()
 
 

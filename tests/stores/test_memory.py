@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-
 from samserve.errors import EmbeddingNotFound, Overloaded
 from samserve.stores.memory import MemoryStore
 from samserve.types import EmbeddingFacts, EmbeddingKey, Size, TensorSpec
@@ -206,6 +205,9 @@ async def test_an_embedding_may_have_several_tensors() -> None:
     await store.publish(slot)
 
     async with store.lease(key("x")) as embedding:
-        assert {name: t.shape for name, t in embedding.tensors.items()} == {"a": (3, 5), "b": (2, 7)}
+        assert {name: t.shape for name, t in embedding.tensors.items()} == {
+            "a": (3, 5),
+            "b": (2, 7),
+        }
         assert (embedding.tensors["a"] == 1).all()
         assert (embedding.tensors["b"] == 2).all()

@@ -59,15 +59,11 @@ def _grids(options: AutoMaskOptions) -> list[PointGrid]:
     )
 
 
-def _points(
-    unit: PointGrid, box: tuple[int, int, int, int], region: Box | None
-) -> PointGrid:
+def _points(unit: PointGrid, box: tuple[int, int, int, int], region: Box | None) -> PointGrid:
     x_min, y_min, x_max, y_max = box
     points = unit * np.array([x_max - x_min, y_max - y_min], dtype=np.float64)
     if region is None:
         return points
     x, y = points[:, 0] + x_min, points[:, 1] + y_min
-    inside = (
-        (region.x_min <= x) & (x <= region.x_max) & (region.y_min <= y) & (y <= region.y_max)
-    )
+    inside = (region.x_min <= x) & (x <= region.x_max) & (region.y_min <= y) & (y <= region.y_max)
     return points[inside]

@@ -82,18 +82,10 @@ class AutoMasker:
             pixels = await self._pixels(source, search)
             found: list[Candidate] = []
             yield search.progress()
-            for crop in search.crops:
-                kept: list[Candidate] = []
-                # Closed at once when the caller leaves, and not when it is garbage collected.
-                async with (
-                    self._crop_embedding(crop, pixels, search) as embedding,
-                    aclosing(self._search_crop(crop, embedding, search, kept)) as steps,
-                ):
-                    async for progress in steps:
-                        yield progress
-                found += await self._apply(filters.suppress_in_crop, kept, search)
-                search.crops_done += 1
-                yield search.progress()
+            # Closed at once when the caller leaves, and not when it is garbage collected.
+            async with aclosing(self._search_crops(pixels, search, found)) as steps:
+                async for progress in steps:
+                    yield progress
             found = await self._finish(found, search)
             with context.clock.stage("encode_masks"):
                 records = [await self._run(search, filters.record, each) for each in found]
@@ -143,7 +135,34 @@ class AutoMasker:
         finally:
             await store.discard(slot)
 
+    async def _search_crops(
+        self, pixels: UInt8Array | None, search: _Search, found: list[Candidate]
+    ) -> AsyncGenerator[Progress]:
+        for crop in search.crops:
+            async with aclosing(self._search_crop(crop, pixels, search, found)) as steps:
+                async for progress in steps:
+                    yield progress
+
     async def _search_crop(
+        self,
+        crop: CropPlan,
+        pixels: UInt8Array | None,
+        search: _Search,
+        found: list[Candidate],
+    ) -> AsyncGenerator[Progress]:
+        """Add what the crop holds to *found*."""
+        kept: list[Candidate] = []
+        async with (
+            self._crop_embedding(crop, pixels, search) as embedding,
+            aclosing(self._search_points(crop, embedding, search, kept)) as steps,
+        ):
+            async for progress in steps:
+                yield progress
+        found += await self._apply(filters.suppress_in_crop, kept, search)
+        search.crops_done += 1
+        yield search.progress()
+
+    async def _search_points(
         self, crop: CropPlan, embedding: Embedding, search: _Search, found: list[Candidate]
     ) -> AsyncGenerator[Progress]:
         """Decode the crop's points batch by batch; filter one batch while the next is decoded."""
@@ -201,9 +220,7 @@ class AutoMasker:
     async def _run(
         self, search: _Search, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        return await self._embedder.workers.run(
-            search.context.priority, function, *args, **kwargs
-        )
+        return await self._embedder.workers.run(search.context.priority, function, *args, **kwargs)
 
     async def _apply(
         self, step: Filter, found: list[Candidate], search: _Search

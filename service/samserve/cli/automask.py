@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -66,25 +67,25 @@ def automask(  # noqa: PLR0913 - each is an option of the command line
                 return await client.automask_all(image, model=model, on_progress=advance, **options)
 
     result = session.run(work())
-    if as_json:
-        from samserve.cli.records import sa1b_record
-
-        terminal.write_json(as_json, sa1b_record(result, image))
-    _report(result, quiet=as_json == terminal.STDOUT)
     if out is not None:
         from samserve.cli import overlay
 
         region = options.get("region_of_interest")
         picture = overlay.draw_everything(files.read_picture(image), result.records, region)
         files.write_picture(picture, out)
+    _report(result, image, as_json)
 
 
-def _report(result: AutoMaskResult, *, quiet: bool) -> None:
+def _report(result: AutoMaskResult, image: Path, as_json: str) -> None:
+    from samserve.cli.records import sa1b_record
+
     summary = result.summary
+    if as_json:
+        terminal.write_json(as_json, sa1b_record(result, image))
     terminal.note_timings(summary.timings_ms)
     kept = ", ".join(f"{each.name} {each.in_count} -> {each.out_count}" for each in summary.filters)
     terminal.note(f"{summary.mask_count} masks; {kept}")
-    if quiet:
+    if as_json == terminal.STDOUT:
         return
     for number, record in enumerate(result.records, start=1):
         x, y = record.point

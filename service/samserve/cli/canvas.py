@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -14,16 +14,19 @@ from samserve.cli.palette import BACKGROUND, FOREGROUND, INK, WHITE, Rgb
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
-_FILL = 0.5
+_FILL = 0.48
 # OpenCV takes positions in 1/16 pixel.
 _SHIFT = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """A mask, bool ``[h, w]`` of the image, and its colour."""
+    """A mask and its colour; *decode* makes it, bool ``[h, w]``, when it is drawn.
 
-    mask: Mask
+    Many masks of a large image would not fit into memory at once.
+    """
+
+    decode: Callable[[], Mask]
     colour: Rgb
 
 
@@ -41,23 +44,25 @@ class Canvas:
         self.pixels = _resized(
             image, self.width, self.height, cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
         )
-        self._line = max(1, round(max(self.width, self.height) / 600))
+        self._line = max(2, round(max(self.width, self.height) / 600))
 
     def fill(self, layers: Sequence[Layer]) -> None:
         """Tint masks; where they overlap the last one shows, so that colours stay clean."""
         owner = np.zeros((self.height, self.width), dtype=np.int32)
-        shapes = [self._display(layer.mask) for layer in layers]
-        for number, shape in enumerate(shapes, start=1):
+        edges = []
+        for number, layer in enumerate(layers, start=1):
+            shape = self._display(layer.decode())
             owner[shape != 0] = number
+            edges.append(_edges(shape))
         colours = np.array([(0, 0, 0), *(layer.colour for layer in layers)], dtype=np.float32)
         tinted = self.pixels * (1 - _FILL) + colours[owner] * _FILL
         self.pixels = np.where(owner[..., None] > 0, tinted, self.pixels).astype(np.uint8)
-        for shape, layer in zip(shapes, layers, strict=True):
-            self._contour(shape, layer.colour)
+        for edge, layer in zip(edges, layers, strict=True):
+            self._trace(edge, layer.colour)
 
     def outline(self, mask: Mask) -> None:
         """Draw the edge of a mask that was a prompt."""
-        self._contour(self._display(mask), WHITE)
+        self._trace(_edges(self._display(mask)), WHITE)
 
     def click(self, x: float, y: float, *, on_object: bool) -> None:
         """Draw a click: green with a plus on the object, red with a minus off it."""
@@ -90,10 +95,12 @@ class Canvas:
         # Masks are decoded column by column: transposed, they need no copy.
         columns = np.ascontiguousarray(mask.T).view(np.uint8) * np.uint8(255)
         scaled = _resized(columns, self.height, self.width, self._resampling)
+        if self.scale > 1:
+            # Rounds the corners of pixels, which are not corners of the object.
+            scaled = np.asarray(cv2.GaussianBlur(scaled, (0, 0), self.scale / 2), np.uint8)
         return np.ascontiguousarray(scaled.T >= 128).view(np.uint8)
 
-    def _contour(self, shape: Pixels, colour: Rgb) -> None:
-        edges, _ = cv2.findContours(shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    def _trace(self, edges: Sequence[npt.NDArray[np.int32]], colour: Rgb) -> None:
         cv2.drawContours(self.pixels, edges, -1, INK, self._line + 2, cv2.LINE_AA)
         cv2.drawContours(self.pixels, edges, -1, colour, self._line, cv2.LINE_AA)
 
@@ -115,6 +122,11 @@ class Canvas:
 
 def _fixed(position: tuple[float, float]) -> tuple[int, int]:
     return (round(position[0] * (1 << _SHIFT)), round(position[1] * (1 << _SHIFT)))
+
+
+def _edges(shape: Pixels) -> list[npt.NDArray[np.int32]]:
+    edges, _ = cv2.findContours(shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    return [np.asarray(edge, np.int32) for edge in edges]
 
 
 def _resized(pixels: Pixels, width: int, height: int, resampling: int) -> Pixels:

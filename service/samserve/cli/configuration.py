@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import SettingsError
 
 from samserve.cli.errors import UsageError
@@ -45,11 +46,13 @@ def _parse(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _problems(error: ValidationError) -> list[str]:
-    return [
-        f"setting {'.'.join(map(str, problem['loc']))}: {problem['msg']}{_got(problem['input'])}"
-        for problem in error.errors()
-    ]
+    return [_problem(problem) for problem in error.errors()]
 
 
-def _got(value: object) -> str:
-    return f"; got {value!r}" if isinstance(value, str | int | float) else ""
+def _problem(problem: ErrorDetails) -> str:
+    name = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return f"there is no setting {name}: see `samserve config`"
+    value = problem["input"]
+    got = f"; got {value!r}" if isinstance(value, str | int | float) else ""
+    return f"setting {name}: {problem['msg']}{got}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import platform
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ import typer
 
 from samserve.cli.errors import CommandError
 from samserve.cli.options import Assignments, ConfigFile, Server
+from samserve.cli.ports import check_free
 from samserve.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -169,13 +169,8 @@ def _inference(config: Path | None, assignments: list[str] | None) -> str:
 
 
 def _port(host: str, port: int) -> str:
-    bare = host.strip("[]")
-    try:
-        family, *_, address = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM)[0]
-        with socket.create_server(address[:2], family=family):
-            return f"{host}:{port} is free"
-    except OSError as error:
-        raise CommandError(f"{host}:{port}: {error.strerror}") from error
+    check_free(host, port)
+    return f"{host}:{port} is free"
 
 
 def _names(models: Iterable[Model]) -> str:

@@ -22,9 +22,7 @@ from samserve.cli.serve import serve
 
 INTERRUPTED = 130
 
-app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
-)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 for command in (serve, embed, predict, automask, models, config, doctor):
     app.command()(command)
 

@@ -56,7 +56,7 @@ def parse_numbers(option: str, text: str, form: str) -> tuple[float, ...]:
     except ValueError:
         numbers = ()
     if len(numbers) != len(form.split(",")):
-        raise UsageError(f"{option} {text!r}: expected {form}, numbers in pixels of the image")
+        raise UsageError(f"{option} {text!r}: expected {form}, in pixels of the image")
     return numbers
 
 

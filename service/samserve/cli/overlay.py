@@ -13,9 +13,9 @@ from samserve.cli.canvas import Canvas, Layer, Pixels
 from samserve.cli.palette import FOREGROUND, PAPER, TEXT, WHITE, Rgb, colour
 from samserve.client import AutoMaskRecord, Mask, Prompt
 
-_SIDES = (720, 2048)
+_SIDES = (1280, 2048)
 """Least and greatest long side of a picture that stands alone."""
-_PANEL_SIDES = (480, 1024)
+_PANEL_SIDES = (640, 800)
 """The same for one of several beside each other."""
 _GAP = 16
 _MOST_ROWS = 8
@@ -63,7 +63,7 @@ def draw_everything(
     """Draw all masks of a search, small ones on top, and the box *region* (XYXY) that bound it."""
     ordered = sorted(records, key=lambda record: record.mask.area, reverse=True)
     canvas = Canvas(image, _SIDES)
-    canvas.fill([Layer(each.mask.array, colour(index)) for index, each in enumerate(ordered)])
+    canvas.fill([Layer(each.mask.decode, colour(index)) for index, each in enumerate(ordered)])
     if region is not None:
         canvas.box(region, WHITE)
     return _with_legend(canvas, [_Entry(_count(records))])
@@ -82,7 +82,7 @@ def _panels(results: Sequence[Sequence[Mask]]) -> list[_Panel]:
         ordered = sorted(
             zip(masks, tones, strict=True), key=lambda pair: pair[0][1].area, reverse=True
         )
-        layers = [Layer(mask.array, tone) for (_, mask), tone in ordered]
+        layers = [Layer(mask.decode, tone) for (_, mask), tone in ordered]
         legend = [
             _Entry(_scores(mask, None if single else number + 1), tone)
             for (number, mask), tone in zip(masks, tones, strict=True)

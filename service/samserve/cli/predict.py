@@ -73,12 +73,13 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
             return await client.predict(image, prompts, model=model, multimask=multimask)
 
     prediction = session.run(work())
-    _report(prediction, as_json)
     if out is not None:
         from samserve.cli import overlay
 
         picture = overlay.draw_prediction(files.read_picture(image), prompts, prediction.results)
         files.write_picture(picture, out)
+    # Last, because whoever reads standard output may leave at any line.
+    _report(prediction, as_json)
 
 
 def _report(prediction: Prediction, as_json: str) -> None:
@@ -117,11 +118,10 @@ def _prompts(points: list[str], boxes: list[str], mask: Path | None) -> list[Pro
 
 
 def _point(text: str) -> tuple[float, float, int]:
-    if text.count(",") == 1:
+    if text.count(",") != 2:
         x, y = parse_numbers("--point", text, "X,Y")
         return (x, y, 1)
-    position, _, label = text.rpartition(",")
-    if label.strip() not in ("0", "1"):
-        raise UsageError(f"--point {text!r}: expected X,Y or X,Y,LABEL with label 0 or 1")
-    x, y = parse_numbers("--point", position, "X,Y")
+    x, y, label = parse_numbers("--point", text, "X,Y,LABEL")
+    if label not in (0, 1):
+        raise UsageError(f"--point {text!r}: the label must be 1 (on the object) or 0 (off it)")
     return (x, y, int(label))

@@ -22,9 +22,13 @@ def serve(
     from samserve import app, logs
     from samserve.cli import session
     from samserve.cli.configuration import load_settings
+    from samserve.cli.ports import check_free
 
     given = {"host": host, "port": port, "admin_port": admin_port}
     flags = {name: value for name, value in given.items() if value is not None}
     settings = load_settings(config, assignments, {"server": flags})
+    listeners = settings.server
+    check_free(listeners.host, listeners.port)
+    check_free(listeners.admin_host, listeners.admin_port)
     logs.configure(settings.log)
     session.run(app.serve(settings))

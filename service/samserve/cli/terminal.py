@@ -61,7 +61,7 @@ def busy(text: str) -> Iterator[None]:
 
 def write_json(destination: str, value: object) -> None:
     """Write a value as JSON to a file, or to standard output for ``-``."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
     if destination == STDOUT:
         say(text)
         return

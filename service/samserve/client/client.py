@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -152,13 +152,10 @@ class Client:
         call = self._stub().AutoMask(
             request, timeout=self._timeout_s, metadata=_metadata(request_id)
         )
-        try:
-            with typed_errors(request_id):
-                async for message in call:
-                    for event in responses.automask_events(message):
-                        yield event
-        finally:
-            call.cancel()
+        with _ended(call), typed_errors(request_id):
+            async for message in call:
+                for event in responses.automask_events(message):
+                    yield event
 
     async def automask_all(
         self,
@@ -221,6 +218,15 @@ class Client:
 
     def _stub(self) -> samserve_pb2_grpc.SegmentationServiceAsyncStub:
         return samserve_pb2_grpc.SegmentationServiceStub(self._opened())
+
+
+@contextmanager
+def _ended(call: grpc.aio.Call) -> Iterator[None]:
+    """End a call with the block; one that is over ignores it."""
+    try:
+        yield
+    finally:
+        call.cancel()
 
 
 async def _asking_first(

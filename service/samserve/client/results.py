@@ -59,6 +59,10 @@ class Mask:
     @cached_property
     def array(self) -> npt.NDArray[np.bool_]:
         """Bool ``[h, w]``, decoded when first asked for and kept."""
+        return self.decode()
+
+    def decode(self) -> npt.NDArray[np.bool_]:
+        """Decode to bool ``[h, w]``, a byte a pixel, which is not kept."""
         return run_lengths.decode(CocoRle(Size(*self.size), self.counts))
 
 

@@ -95,9 +95,7 @@ class FakeEngine:
         iou = np.tile(np.array(_IOUS, dtype=np.float32), (len(logits), 1))
         return DecoderOutput(logits, iou)
 
-    def _draw(
-        self, coords: FloatArray, labels: FloatArray, mask: FloatArray | None
-    ) -> FloatArray:
+    def _draw(self, coords: FloatArray, labels: FloatArray, mask: FloatArray | None) -> FloatArray:
         side = self._model.mask_size
         scale = side / self._model.image_size
         if np.any(labels == 1):

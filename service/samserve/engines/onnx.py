@@ -60,9 +60,7 @@ class OnnxEngine:
     """
 
     def __init__(self, repository: Path, threads: int, metrics: Metrics) -> None:
-        self._sessions = {
-            files.info.name: _open(files, threads) for files in discover(repository)
-        }
+        self._sessions = {files.info.name: _open(files, threads) for files in discover(repository)}
         self._metrics = metrics
         self._encoders = _Network("encoder", PriorityGate(1))
         self._decoders = _Network("decoder", PriorityGate(1))

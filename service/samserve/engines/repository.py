@@ -95,6 +95,5 @@ def _parameter(config: model_config_pb2.ModelConfig, key: str) -> str:
 
 def _specs(outputs: Iterable[model_config_pb2.ModelOutput]) -> tuple[TensorSpec, ...]:
     return tuple(
-        TensorSpec(output.name, _DTYPES[output.data_type], tuple(output.dims))
-        for output in outputs
+        TensorSpec(output.name, _DTYPES[output.data_type], tuple(output.dims)) for output in outputs
     )

@@ -94,9 +94,7 @@ def _scalars(given: pb.AutoMaskOptions, limits: LimitSettings) -> dict[str, Any]
     return values
 
 
-def _grids(
-    given: pb.AutoMaskOptions, layers: int, limits: LimitSettings
-) -> tuple[PointGrid, ...]:
+def _grids(given: pb.AutoMaskOptions, layers: int, limits: LimitSettings) -> tuple[PointGrid, ...]:
     if len(given.point_grids) != layers:
         raise InvalidRequest(
             "options.point_grids",

@@ -44,9 +44,7 @@ class _Outcome:
 class Boundary:
     """Wraps the body of every RPC of the service."""
 
-    def __init__(
-        self, admission: Admission, deadlines: DeadlineSettings, metrics: Metrics
-    ) -> None:
+    def __init__(self, admission: Admission, deadlines: DeadlineSettings, metrics: Metrics) -> None:
         self._admission = admission
         self._metrics = metrics
         self._log = structlog.get_logger("samserve.call")
@@ -58,9 +56,7 @@ class Boundary:
         }
 
     @asynccontextmanager
-    async def call(
-        self, method: str, request: Message, rpc: Rpc
-    ) -> AsyncIterator[RequestContext]:
+    async def call(self, method: str, request: Message, rpc: Rpc) -> AsyncIterator[RequestContext]:
         """Run the body of one call; whatever it raises ends the call with the right status."""
         context = self._context(method, rpc)
         rpc.set_trailing_metadata(((REQUEST_ID, context.request_id),))

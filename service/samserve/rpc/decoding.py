@@ -115,8 +115,7 @@ def prompts(message: pb.PredictRequest, limits: LimitSettings) -> tuple[Prompt, 
         text = f"must have from 1 to {limits.prompts} entries"
         raise _out_of_bounds("prompts", text, limits.prompts, count)
     return tuple(
-        _prompt(f"prompts[{index}]", prompt, limits)
-        for index, prompt in enumerate(message.prompts)
+        _prompt(f"prompts[{index}]", prompt, limits) for index, prompt in enumerate(message.prompts)
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -81,13 +81,20 @@ class SegmentationServicer(samserve_pb2_grpc.SegmentationServiceServicer):
             )
             search = self._use_cases.automasker.search(source, request.model, options, context)
             # Closed at once when the client leaves, and not when it is garbage collected.
-            async with aclosing(search) as events:
-                async for event in events:
-                    for response in await self._automask_responses(event, mode, context):
-                        encoding.checked(response, self._limits)
-                        yield response
+            async with aclosing(self._automask_responses(search, mode, context)) as responses:
+                async for response in responses:
+                    yield response
 
     async def _automask_responses(
+        self, search: AsyncGenerator[Event], mode: OutputMode, context: RequestContext
+    ) -> AsyncGenerator[pb.AutoMaskResponse]:
+        async with aclosing(search) as events:
+            async for event in events:
+                for response in await self._encoded(event, mode, context):
+                    encoding.checked(response, self._limits)
+                    yield response
+
+    async def _encoded(
         self, event: Event, mode: OutputMode, context: RequestContext
     ) -> Iterable[pb.AutoMaskResponse]:
         match event:

@@ -74,9 +74,7 @@ class MemoryStore:
         self._free(slot, self._arenas[slot.nbytes])
 
     @asynccontextmanager
-    async def lease(
-        self, key: EmbeddingKey, *, renew: bool = False
-    ) -> AsyncIterator[Embedding]:
+    async def lease(self, key: EmbeddingKey, *, renew: bool = False) -> AsyncIterator[Embedding]:
         """See `EmbeddingStore.lease`."""
         entry = self._find(key)
         if renew:

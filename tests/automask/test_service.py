@@ -1,0 +1,200 @@
+"""AutoMask through the real server, with the fake engine: options, streaming, sources."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from samserve.app import Running
+from samserve.engines.fake import FakeEngine
+from samserve.v1 import samserve_pb2 as pb
+from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+from tests import pictures
+from tests.conftest import serving, settings_with
+
+Service = tuple[Running, SegmentationServiceStub]
+KEEP_ALL = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+
+
+async def run(
+    stub: SegmentationServiceStub, request: pb.AutoMaskRequest
+) -> tuple[list[pb.AutoMaskProgress], list[pb.AutoMaskRecord], pb.AutoMaskSummary]:
+    events = [event async for event in stub.AutoMask(request)]
+    progress = [event.progress for event in events if event.WhichOneof("event") == "progress"]
+    records = [record for event in events for record in event.masks.records]
+    assert events[-1].WhichOneof("event") == "summary"
+    return progress, records, events[-1].summary
+
+
+def request(image: pb.Image | None = None, **options: object) -> pb.AutoMaskRequest:
+    return pb.AutoMaskRequest(
+        image=image or pictures.image(480, 640),
+        options=pb.AutoMaskOptions(**options),  # type: ignore[arg-type]  # given by name
+    )
+
+
+def points(records: list[pb.AutoMaskRecord]) -> set[tuple[float, float]]:
+    return {(record.point.x, record.point.y) for record in records}
+
+
+async def test_progress_counts_points_and_crops_to_their_totals(
+    stub: SegmentationServiceStub,
+) -> None:
+    progress, _, _ = await run(stub, request(points_per_side=6, crop_n_layers=1))
+
+    assert progress[0].evaluated_point_count == 0
+    assert progress[-1].evaluated_point_count == progress[-1].total_point_count == 36 * 5
+    assert progress[-1].finished_crop_count == progress[-1].total_crop_count == 5
+
+
+async def test_the_summary_tells_what_each_filter_did(stub: SegmentationServiceStub) -> None:
+    _, records, summary = await run(
+        stub,
+        request(
+            points_per_side=6,
+            crop_n_layers=1,
+            pred_iou_thresh=0.91,
+            stability_score_thresh=0.9,
+            min_mask_region_area=5,
+            max_masks=7,
+        ),
+    )
+    counts = {count.filter: (count.in_count, count.out_count) for count in summary.filters}
+
+    assert list(counts) == [
+        "pred_iou",
+        "stability_score",
+        "crop_edge",
+        "box_nms",
+        "crop_nms",
+        "small_regions",
+        "max_masks",
+    ]
+    assert counts["pred_iou"] == (36 * 5 * 3, 36 * 5 * 2)
+    assert counts["max_masks"][1] == summary.mask_count == len(records) == 7
+    assert summary.embedding.id
+    assert {"decode", "postprocess"} <= {timing.stage for timing in summary.timings}
+
+
+async def test_an_embedding_id_gives_the_masks_of_its_image(service: Service) -> None:
+    running, stub = service
+    image = pictures.image(480, 640)
+    _, from_image, summary = await run(stub, request(image, points_per_side=5))
+    by_id = pb.AutoMaskRequest(
+        embedding_id=summary.embedding.id, options=pb.AutoMaskOptions(points_per_side=5)
+    )
+    _, from_id, second = await run(stub, by_id)
+
+    assert from_id == from_image != []
+    assert second.embedding.cached
+    assert isinstance(running.engine, FakeEngine)
+    assert running.engine.counts["encode_finished"] == 2
+
+
+async def test_a_region_of_interest_filters_points_and_encodes_nothing_again(
+    service: Service,
+) -> None:
+    running, stub = service
+    image = pictures.image(480, 640)
+    region = pb.Box(x_min=100, y_min=50, x_max=400, y_max=300)
+    _, everything, _ = await run(stub, request(image, points_per_side=8, **KEEP_ALL))
+    progress, inside, _ = await run(
+        stub, request(image, points_per_side=8, region_of_interest=region, **KEEP_ALL)
+    )
+    expected = {(x, y) for x, y in points(everything) if 100 <= x <= 400 and 50 <= y <= 300}
+
+    assert points(inside) == expected != set()
+    assert progress[-1].total_point_count < 64
+    assert isinstance(running.engine, FakeEngine)
+    assert running.engine.counts["encode_finished"] == 2
+
+
+async def test_a_custom_grid_is_clicked_as_given(stub: SegmentationServiceStub) -> None:
+    grid = pb.PointGrid(
+        points=[pb.NormalizedPoint(x=0.25, y=0.5), pb.NormalizedPoint(x=0.9, y=0.1)]
+    )
+    _, records, _ = await run(stub, request(point_grids=[grid], **KEEP_ALL))
+
+    assert points(records) == {(160.0, 240.0), (576.0, 48.0)}
+
+
+async def test_max_masks_keeps_the_best_in_their_order(stub: SegmentationServiceStub) -> None:
+    _, everything, _ = await run(stub, request(points_per_side=4, **KEEP_ALL))
+    _, best, _ = await run(stub, request(points_per_side=4, max_masks=5, **KEEP_ALL))
+    floor = sorted((r.mask.predicted_iou for r in everything), reverse=True)[4]
+
+    assert len(best) == 5
+    assert all(record.mask.predicted_iou >= floor for record in best)
+    assert [record for record in everything if record in best] == best
+
+
+async def test_answers_do_not_depend_on_points_per_batch(stub: SegmentationServiceStub) -> None:
+    image = pictures.image(480, 640)
+    _, one, _ = await run(stub, request(image, points_per_side=5, points_per_batch=1))
+    _, many, _ = await run(stub, request(image, points_per_side=5, points_per_batch=1024))
+
+    assert one == many
+
+
+async def test_crops_are_encoded_and_their_slots_are_given_back(service: Service) -> None:
+    running, stub = service
+    _, records, _ = await run(stub, request(points_per_side=4, crop_n_layers=1, **KEEP_ALL))
+    crops = {(r.crop_box.x, r.crop_box.y, r.crop_box.width, r.crop_box.height) for r in records}
+
+    assert len(crops) == 5
+    assert (0.0, 0.0, 640.0, 480.0) in crops
+    assert isinstance(running.engine, FakeEngine)
+    assert running.engine.counts["encode_finished"] == 1 + 5
+    assert running.store.stats().entries == 1
+    assert running.store.stats().bytes == 2 << 20
+
+
+async def test_masks_lie_in_the_whole_image_also_from_crops(
+    stub: SegmentationServiceStub,
+) -> None:
+    _, records, _ = await run(stub, request(points_per_side=4, crop_n_layers=1, **KEEP_ALL))
+
+    for record in records:
+        size = record.mask.coco_rle.size
+        assert (size.height, size.width) == (480, 640)
+        assert record.mask.bbox.x >= record.crop_box.x - 1
+        assert 0 <= record.point.x <= 640
+        assert 0 <= record.point.y <= 480
+
+
+async def test_large_masks_are_streamed_in_several_messages(stub: SegmentationServiceStub) -> None:
+    message = request(pictures.image(1500, 1500), points_per_side=4, **KEEP_ALL)
+    message.output_mode = pb.OUTPUT_MODE_BINARY_MASK
+    batches = [
+        event.masks async for event in stub.AutoMask(message) if event.WhichOneof("event") == "masks"
+    ]
+
+    assert len(batches) > 1
+    assert all(batch.ByteSize() < (1 << 20) + 300_000 for batch in batches)
+    bits = np.frombuffer(batches[0].records[0].mask.binary_mask.bits, dtype=np.uint8)
+    assert np.unpackbits(bits).sum() == batches[0].records[0].mask.area
+
+
+async def test_a_region_without_grid_points_finds_nothing(stub: SegmentationServiceStub) -> None:
+    region = pb.Box(x_min=1, y_min=1, x_max=2, y_max=2)
+    progress, records, summary = await run(
+        stub, request(points_per_side=2, region_of_interest=region)
+    )
+
+    assert (len(progress) > 0, records, summary.mask_count) == (True, [], 0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 40), (700, 3)])
+async def test_pictures_of_a_few_pixels_work(width: int, height: int) -> None:
+    async with serving(settings_with()) as (_, stub):
+        _, records, _ = await run(
+            stub, request(pictures.image(height, width), points_per_side=2, crop_n_layers=1)
+        )
+        answer = await stub.Predict(
+            pb.PredictRequest(
+                image=pictures.image(height, width), prompts=[pictures.click(width / 2, height / 2)]
+            )
+        )
+
+    assert records is not None
+    assert answer.results[0].masks[0].area >= 0

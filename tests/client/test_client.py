@@ -1,0 +1,268 @@
+"""What the asyncio client gives and takes, through the real server with the fake engine."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+from samserve.app import Running
+from samserve.client import AutoMaskRecord, Client, Embedding, Progress, Prompt, Summary
+from samserve.engines.fake import FakeEngine
+from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+
+from tests.client.conftest import PIXELS
+from tests.conftest import serving
+
+CLICK = Prompt(points=[(32, 24)])
+
+
+def encoded(pixels: np.ndarray, *, orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", exif=exif)
+    return file.getvalue()
+
+
+def noise(seed: int) -> np.ndarray:
+    """A picture whose file is over 256 KiB."""
+    return np.random.default_rng(seed).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+
+
+async def test_embed_tells_what_is_stored(client: Client) -> None:
+    embedding = await client.embed(PIXELS)
+
+    assert embedding.image_size == (48, 64)
+    assert (embedding.model, embedding.cached) == ("fake", False)
+    assert embedding.expires_at > datetime.now(UTC)
+    assert "encode" in embedding.timings_ms
+
+
+async def test_a_path_and_its_bytes_are_the_same_picture(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(encoded(PIXELS))
+
+    embeddings = [await client.embed(image) for image in (path, str(path), path.read_bytes())]
+
+    assert len({embedding.id for embedding in embeddings}) == 1
+    assert [embedding.cached for embedding in embeddings] == [False, True, True]
+
+
+async def test_arrays_are_rgb_or_grey(client: Client) -> None:
+    colour = await client.embed(PIXELS)
+    grey = await client.embed(PIXELS[:, :, 0])
+
+    assert colour.image_size == grey.image_size == (48, 64)
+    assert colour.id != grey.id
+
+
+@pytest.mark.parametrize(
+    "array",
+    [PIXELS.astype(np.float32), PIXELS[:, :, :2], PIXELS[0, 0], PIXELS[None]],
+    ids=["not uint8", "two channels", "one axis", "four axes"],
+)
+async def test_other_arrays_are_refused_before_anything_is_sent(
+    client: Client, array: np.ndarray
+) -> None:
+    with pytest.raises(ValueError, match=r"uint8 \[h, w, 3\] RGB or \[h, w\] grey"):
+        await client.embed(array)
+
+
+async def test_orientation_is_applied_unless_ignored(client: Client) -> None:
+    file = encoded(PIXELS, orientation=6)
+
+    turned = await client.embed(file)
+    stored = await client.embed(file, orientation="ignore")
+
+    assert (turned.image_size, stored.image_size) == ((64, 48), (48, 64))
+
+
+async def test_a_missing_file_is_an_os_error(client: Client) -> None:
+    with pytest.raises(FileNotFoundError):
+        await client.embed("no such file")
+
+
+async def test_a_large_file_that_the_server_knows_is_not_sent_again(
+    service: tuple[Running, SegmentationServiceStub], client: Client
+) -> None:
+    file = encoded(noise(1))
+
+    first = await client.embed(file)
+    by_image = await client.predict(file, [CLICK])
+
+    assert len(file) > 256 << 10
+    assert not first.cached
+    assert (by_image.embedding.id, by_image.embedding.cached) == (first.id, True)
+    handled = service[0].metrics.registry.get_sample_value
+    labels = {"grpc_service": "samserve.v1.SegmentationService", "grpc_method": "Embed"}
+    name = "grpc_server_handled_total"
+    assert handled(name, {**labels, "grpc_code": "NOT_FOUND"}) == 1
+    assert handled(name, {**labels, "grpc_code": "OK"}) == 1
+
+
+async def test_predict_answers_each_prompt_in_order(client: Client) -> None:
+    embedding = await client.embed(PIXELS)
+    prompts = [CLICK, Prompt(box=(10, 10, 40, 40)), Prompt(points=[(5, 5, 1), (60, 40, 0)])]
+
+    prediction = await client.predict(embedding, prompts)
+
+    assert [len(masks) for masks in prediction.results] == [1, 1, 1]
+    assert prediction.results[0][0].array[24, 32]
+    assert prediction.results[1][0].array[25, 25]
+    assert not prediction.results[2][0].array[40, 60]
+    assert prediction.embedding.id == embedding.id
+    assert "decode" in prediction.timings_ms
+
+
+@pytest.mark.parametrize(
+    ("multimask", "tokens"), [("auto", [1]), ("all", [1, 2, 3]), ("single", [0])]
+)
+async def test_multimask_chooses_the_tokens(
+    client: Client, multimask: str, tokens: list[int]
+) -> None:
+    prediction = await client.predict(PIXELS, [CLICK], multimask=multimask)  # type: ignore[arg-type]
+
+    assert [mask.token_index for mask in prediction.results[0]] == tokens
+
+
+async def test_a_mask_tells_the_same_by_array_run_lengths_area_and_box(client: Client) -> None:
+    prediction = await client.predict(PIXELS, [Prompt(box=(10, 10, 40, 30))])
+
+    mask = prediction.results[0][0]
+    rows, columns = np.nonzero(mask.array)
+    assert mask.array.shape == (48, 64)
+    assert mask.array.dtype == np.bool_
+    assert mask.area == mask.array.sum() == coco.area(mask.rle)
+    assert mask.bbox == (columns.min(), rows.min(), np.ptp(columns), np.ptp(rows))
+
+
+async def test_logits_come_on_request_and_serve_as_mask_prompt(client: Client) -> None:
+    embedding = await client.embed(PIXELS)
+
+    first = await client.predict(embedding, [CLICK], low_res_logits=True)
+    logits = first.results[0][0].low_res_logits
+    assert logits is not None
+    again = await client.predict(embedding, [Prompt(mask=logits)], multimask="single")
+
+    assert (logits.shape, logits.dtype) == ((256, 256), np.float32)
+    assert again.results[0][0].low_res_logits is None
+    assert again.results[0][0].area > first.results[0][0].area
+
+
+async def test_a_binary_mask_serves_as_mask_prompt(client: Client) -> None:
+    inside = np.zeros((48, 64), dtype=bool)
+    inside[10:30, 20:50] = True
+
+    prediction = await client.predict(PIXELS, [Prompt(mask=inside)], multimask="single")
+
+    assert prediction.results[0][0].array[inside].mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [Prompt(points=[(1, 1, 7)]), Prompt(mask=np.zeros((4, 4), dtype=np.int64))],
+    ids=["label 7", "mask of integers"],
+)
+async def test_what_no_message_can_say_is_a_value_error(client: Client, prompt: Prompt) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        await client.predict(PIXELS, [prompt])
+
+
+async def test_automask_gives_progress_then_records_then_one_summary(client: Client) -> None:
+    embedding = await client.embed(PIXELS)
+
+    kinds = [type(event) async for event in client.automask(embedding, points_per_side=4)]
+
+    assert kinds[0] is Progress
+    assert kinds[-1] is Summary
+    assert kinds == sorted(kinds, key=[Progress, AutoMaskRecord, Summary].index)
+    assert kinds.count(Summary) == 1
+
+
+async def test_automask_all_collects_the_records(client: Client) -> None:
+    seen: list[Progress] = []
+
+    result = await client.automask_all(PIXELS, points_per_side=4, on_progress=seen.append)
+
+    assert len(result.records) == result.summary.mask_count > 0
+    assert result.summary.filters[0].name == "pred_iou"
+    assert result.records[0].mask.array.shape == (48, 64)
+    assert result.records[0].crop_box == (0, 0, 64, 48)
+    assert seen[-1].evaluated_points == seen[-1].total_points == 16
+
+
+async def test_automask_options_reach_the_server(client: Client) -> None:
+    grid = np.array([[0.5, 0.5], [0.1, 0.9]])
+
+    one = await client.automask_all(PIXELS, points_per_side=4, max_masks=1)
+    points = [event async for event in client.automask(PIXELS, point_grids=[grid])]
+    left = await client.automask_all(
+        PIXELS, points_per_side=4, region_of_interest=(0, 0, 32, 48), stability_score_thresh=0
+    )
+
+    assert len(one.records) == 1
+    assert isinstance(points[0], Progress)
+    assert points[0].total_points == 2
+    assert all(record.point[0] <= 32 for record in left.records)
+
+
+async def test_an_unknown_automask_option_is_a_type_error(client: Client) -> None:
+    with pytest.raises(TypeError, match="points_per_sid"):
+        await client.automask_all(PIXELS, points_per_sid=4)  # type: ignore[call-arg]
+
+
+async def test_leaving_a_search_ends_it_on_the_server() -> None:
+    engine = FakeEngine()
+    async with (
+        serving(engine=engine) as (service, _),
+        Client(service.address) as client,
+        aclosing(client.automask(PIXELS, points_per_side=64)) as events,
+    ):
+        await anext(events)
+
+    assert engine.counts["decode_begun"] < 64 * 64 / 16
+
+
+async def test_delete_tells_whether_there_was_something(client: Client) -> None:
+    embedding = await client.embed(PIXELS)
+
+    deleted = [await client.delete_embedding(embedding) for _ in range(2)]
+
+    assert deleted == [True, False]
+
+
+async def test_models_tells_models_limits_and_defaults(client: Client) -> None:
+    catalog = await client.models()
+
+    model = catalog.models[0]
+    assert (model.name, model.default, model.image_side) == ("fake", True, 1024)
+    assert {"points", "boxes", "masks", "automask"} <= set(model.capabilities)
+    assert catalog.limits["max_prompts"] == 256
+    assert catalog.automask_defaults["points_per_side"] == 32
+    assert catalog.automask_defaults["crop_n_layers"] == 0
+
+
+async def test_ready_asks_the_health_service(client: Client) -> None:
+    assert await client.ready()
+
+
+async def test_a_client_that_is_not_open_says_so() -> None:
+    client = Client("127.0.0.1:1")
+
+    with pytest.raises(RuntimeError, match="async with"):
+        await client.models()
+
+
+async def test_an_id_is_as_good_as_its_embedding(client: Client) -> None:
+    embedding = await client.embed(PIXELS)
+
+    prediction = await client.predict(embedding.id, [CLICK])
+
+    assert isinstance(prediction.embedding, Embedding)
+    assert prediction.embedding.id == embedding.id

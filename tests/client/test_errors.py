@@ -1,0 +1,199 @@
+"""Every failure of a call is one of the client's own classes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from samserve.client import (
+    Cancelled,
+    Client,
+    DeadlineExceeded,
+    EmbeddingNotFound,
+    Internal,
+    InvalidArgument,
+    ModelNotFound,
+    Overloaded,
+    Prompt,
+    ResourceExhausted,
+    SamserveClientError,
+    Unavailable,
+)
+from samserve.context import RequestContext
+from samserve.engines.base import EncoderInput
+from samserve.engines.fake import FakeEngine
+from samserve.stores.base import Slot
+from samserve.v1 import samserve_pb2 as pb
+from samserve.v1 import samserve_pb2_grpc
+
+from tests.client import scripted
+from tests.client.conftest import PIXELS
+from tests.client.scripted import Context, Scripted
+from tests.conftest import serving, settings_with
+
+CLICK = Prompt(points=[(1, 1)])
+
+
+class Announcing(FakeEngine):
+    """Says when it begins to encode something after the warm-up."""
+
+    def __init__(self) -> None:
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.begun = asyncio.Event()
+        super().__init__(hold=self.hold)
+
+    async def encode(
+        self, model: str, image: EncoderInput, into: Slot, context: RequestContext
+    ) -> None:
+        self.begun.set()
+        await super().encode(model, image, into, context)
+
+
+async def test_a_wrong_field_is_named_with_its_limit(client: Client) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await client.predict(PIXELS, [Prompt(points=[(65, 1)])], request_id="mine")
+
+    error = caught.value
+    assert (error.code, error.reason) == ("INVALID_ARGUMENT", "INVALID_ARGUMENT")
+    assert error.field_violations[0].field == "prompts[0].points[0].x"
+    assert error.metadata["limit"] == "64"
+    assert error.request_id == "mine"
+    assert error.field_violations[0].description in str(error)
+
+
+async def test_an_unreadable_image_keeps_the_servers_reason(client: Client) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await client.embed(b"no picture")
+
+    assert caught.value.reason == "IMAGE_UNREADABLE"
+
+
+async def test_an_unknown_embedding_is_not_found(client: Client) -> None:
+    with pytest.raises(EmbeddingNotFound) as caught:
+        await client.predict("unknown", [CLICK])
+
+    assert len(caught.value.request_id) == 32
+
+
+async def test_an_unknown_model_is_not_found(client: Client) -> None:
+    with pytest.raises(ModelNotFound, match="fake"):
+        await client.embed(PIXELS, model="unknown")
+
+
+async def test_an_error_ends_a_search_with_its_class(client: Client) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await client.automask_all(PIXELS, points_per_side=0)
+
+    assert caught.value.field_violations[0].field == "options.points_per_side"
+
+
+async def test_a_refused_call_tells_when_to_try_again() -> None:
+    engine = Announcing()
+    async with serving(settings_with(admission={"embed": 1}), engine=engine) as (service, _):
+        engine.hold.clear()
+        engine.begun.clear()
+        async with Client(service.address) as client:
+            first = asyncio.create_task(client.embed(PIXELS))
+            await engine.begun.wait()
+            with pytest.raises(Overloaded) as caught:
+                await client.embed(PIXELS[:, ::-1])
+            engine.hold.set()
+            await first
+
+    assert caught.value.retry_after_s is not None
+    assert caught.value.retry_after_s > 0
+
+
+async def test_a_message_over_the_servers_limit_is_resource_exhausted() -> None:
+    settings = settings_with(limits={"request_bytes": 1000})
+    async with serving(settings) as (service, _), Client(service.address) as client:
+        with pytest.raises(ResourceExhausted) as caught:
+            await client.embed(PIXELS)
+
+    assert not isinstance(caught.value, Overloaded)
+
+
+async def test_a_server_that_is_not_there_is_unavailable() -> None:
+    async with Client("127.0.0.1:1") as client:
+        with pytest.raises(Unavailable) as caught:
+            await client.models(request_id="mine")
+
+    assert (caught.value.reason, caught.value.request_id) == ("", "mine")
+
+
+async def test_a_call_longer_than_the_timeout_exceeds_its_deadline() -> None:
+    engine = Announcing()
+    async with serving(engine=engine) as (service, _):
+        engine.hold.clear()
+        async with Client(service.address, timeout_s=0.1) as client:
+            with pytest.raises(DeadlineExceeded):
+                await client.embed(PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.INTERNAL, Internal),
+        (grpc.StatusCode.CANCELLED, Cancelled),
+        (grpc.StatusCode.DATA_LOSS, SamserveClientError),
+    ],
+)
+async def test_a_status_without_details_is_told_by_its_code(
+    code: grpc.StatusCode, kind: type[SamserveClientError]
+) -> None:
+    servicer = Scripted(failures=1, code=code)
+    async with scripted.serving(servicer) as address, Client(address) as client:
+        with pytest.raises(SamserveClientError) as caught:
+            await client.models()
+
+    assert type(caught.value) is kind
+    assert (caught.value.code, caught.value.message) == (code.name, "as written")
+
+
+class Damaged(samserve_pb2_grpc.SegmentationServiceServicer):
+    def __init__(self, details: bytes) -> None:
+        self._details = details
+
+    async def ListModels(  # noqa: N802 - the protocol's name
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        trailing = (("grpc-status-details-bin", self._details),)
+        await context.abort(grpc.StatusCode.NOT_FOUND, "text", trailing)
+        return pb.ListModelsResponse()
+
+
+def with_damaged_detail() -> bytes:
+    damaged = any_pb2.Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff")
+    return status_pb2.Status(code=5, details=[damaged]).SerializeToString()
+
+
+def with_unknown_detail() -> bytes:
+    status = status_pb2.Status(code=5)
+    status.details.add().Pack(error_details_pb2.Help())
+    return status.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "details",
+    [b"\xff\xff", with_damaged_detail(), with_unknown_detail()],
+    ids=["no status", "damaged detail", "unknown detail"],
+)
+async def test_details_that_cannot_be_read_leave_the_code(details: bytes) -> None:
+    async with scripted.serving(Damaged(details)) as address, Client(address) as client:
+        with pytest.raises(SamserveClientError) as caught:
+            await client.models()
+
+    assert (caught.value.code, caught.value.message, caught.value.reason) == (
+        *("NOT_FOUND", "text"),
+        "",
+    )
+
+
+async def test_values_out_of_range_are_value_errors(client: Client) -> None:
+    with pytest.raises(ValueError, match="range"):
+        await client.automask_all(np.zeros((4, 4), np.uint8), points_per_side=2**40)

@@ -1,0 +1,175 @@
+"""Reading checkpoints: every size of SAM 1, and nothing else."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from samserve.engines.repository import discover
+from samserve.export.checkpoint import load_sam
+from samserve.export.errors import ExportError
+from samserve.export.sam.config import config_from_state
+from samserve.export.sam.model import Sam
+
+from tests.export.config_check import actual, declared, read_config, read_graph
+from tests.export.conftest import Pair
+from tests.oracle.sam import TINY, VIT_B, SamSize, original
+
+VIT_L = SamSize(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))
+VIT_H = SamSize(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))
+
+State = dict[str, Any]
+
+
+class RunsCode:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    """A complete state dict of the smallest size."""
+    return dict(original(TINY).state_dict())
+
+
+def saved(folder: Path, content: object) -> Path:
+    path = folder / "sam.pth"
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "windows"),
+    [
+        pytest.param(VIT_B, [14, 14, 64] * 4, id="vit_b"),
+        pytest.param(VIT_L, [14, 14, 14, 14, 14, 64] * 4, id="vit_l"),
+        pytest.param(VIT_H, [14, 14, 14, 14, 14, 14, 14, 64] * 4, id="vit_h"),
+    ],
+)
+def test_sizes_are_read_from_the_shapes(size: SamSize, windows: list[int]) -> None:
+    with torch.device("meta"):
+        expected = original(size).state_dict()
+        config = config_from_state(expected)
+        found = Sam(config).state_dict()
+
+    assert list(config.windows) == windows
+    assert (config.embed_dim, config.heads) == (size.width, size.heads)
+    assert (config.image_size, config.mask_size) == (1024, 256)
+    assert {key: value.shape for key, value in found.items()} == {
+        key: value.shape for key, value in expected.items()
+    }
+
+
+def test_values_are_those_of_the_checkpoint(tmp_path: Path, state: State) -> None:
+    sam = load_sam(saved(tmp_path, state))
+
+    found = sam.state_dict()
+    assert set(found) == set(state)
+    assert all(torch.equal(found[key], state[key]) for key in state)
+    assert not sam.training
+
+
+def test_half_precision_weights_are_widened(tmp_path: Path, state: State) -> None:
+    halves = {key: value.half() for key, value in state.items()}
+
+    sam = load_sam(saved(tmp_path, halves))
+
+    assert {parameter.dtype for parameter in sam.parameters()} == {torch.float32}
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, state: State) -> None:
+    trace = tmp_path / "trace"
+    path = saved(tmp_path, {**state, "extra": RunsCode(trace)})
+
+    with pytest.raises(ExportError, match="something else than tensors"):
+        load_sam(path)
+    assert not trace.exists()
+
+
+def test_plain_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    path = tmp_path / "sam.pth"
+    path.write_bytes(pickle.dumps(RunsCode(trace), protocol=2))
+
+    with pytest.raises(ExportError, match="something else than tensors"):
+        load_sam(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"PK\x03\x04 not a whole archive", id="cut short"),
+        pytest.param(b"\x89PNG\r\n\x1a\n", id="a picture"),
+    ],
+)
+def test_bytes_that_are_no_checkpoint_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "sam.pth"
+    path.write_bytes(content)
+
+    with pytest.raises(ExportError, match=r"sam\.pth"):
+        load_sam(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [pytest.param([1, 2], id="a list"), pytest.param({"epoch": 3}, id="a number")],
+)
+def test_contents_that_are_no_named_tensors_are_refused(tmp_path: Path, content: object) -> None:
+    with pytest.raises(ExportError, match="named tensors"):
+        load_sam(saved(tmp_path, content))
+
+
+def test_tensor_of_a_wrong_shape_is_named(tmp_path: Path, state: State) -> None:
+    wrong = {**state, "mask_decoder.iou_token.weight": torch.zeros(1, 128)}
+
+    with pytest.raises(ExportError, match=r"mask_decoder\.iou_token\.weight"):
+        load_sam(saved(tmp_path, wrong))
+
+
+@pytest.mark.parametrize("missing", ["image_encoder.pos_embed", "mask_decoder.mask_tokens.weight"])
+def test_missing_tensor_is_named(tmp_path: Path, state: State, missing: str) -> None:
+    rest = {key: value for key, value in state.items() if key != missing}
+
+    with pytest.raises(ExportError, match=missing.replace(".", r"\.")):
+        load_sam(saved(tmp_path, rest))
+
+
+def test_tensor_too_many_is_named(tmp_path: Path, state: State) -> None:
+    more = {**state, "mask_decoder.hf_token.weight": torch.zeros(1, 256)}
+
+    with pytest.raises(ExportError, match=r"hf_token"):
+        load_sam(saved(tmp_path, more))
+
+
+@pytest.mark.parametrize("role", ["encoder", "decoder"])
+def test_exported_checkpoint_is_a_model_with_a_true_config(pair: Pair, role: str) -> None:
+    folder = pair.repository / f"pair_{role}"
+    config, graph = read_config(folder), read_graph(folder)
+
+    assert declared(config.input) == actual(graph.graph.input)
+    assert declared(config.output) == actual(graph.graph.output)
+    assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", 17)]
+    assert all(value.type.tensor_type.shape.dim[0].dim_param == "B" for value in graph.graph.input)
+    onnx.checker.check_model(graph, full_check=True)
+
+
+def test_exported_checkpoint_is_found_by_the_service(pair: Pair) -> None:
+    (files,) = discover(pair.repository)
+
+    assert files.info.name == "pair"
+    assert (files.info.image_size, files.info.mask_size) == (1024, 256)
+    assert [(spec.name, spec.dtype, spec.shape) for spec in files.info.embedding] == [
+        ("image_embedding", "float16", (256, 64, 64))
+    ]

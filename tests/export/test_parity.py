@@ -1,0 +1,185 @@
+"""The exported pair against the original Segment Anything, on photographs of odd sizes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from samserve.export.checkpoint import load_sam
+from samserve.export.onnx_export import export_decoder, export_encoder
+
+from tests.export.conftest import PICTURES, Pair, View
+from tests.export.prompts import (
+    Answer,
+    PromptSet,
+    binary_masks,
+    decode_exported,
+    decode_originally,
+    prompts_of,
+)
+
+KINDS = ["points1", "points3", "box", "points1+box", "points2+box+mask", "mask"]
+
+
+def relative_l2(value: np.ndarray, expected: np.ndarray) -> float:
+    difference = value.astype(np.float64) - expected
+    return float(np.linalg.norm(difference) / np.linalg.norm(expected))
+
+
+def assert_same_logits(answer: Answer, expected: Answer) -> None:
+    assert np.abs(answer.logits - expected.logits).max() < 1e-4 * expected.logits.std()
+    assert np.abs(answer.iou - expected.iou).max() < 1e-5
+    assert answer.best.tolist() == expected.best.tolist()
+
+
+def assert_same_masks(view: View, answer: Answer, expected: Answer) -> list[float]:
+    """Compare the best masks at the picture's size; return how much of it they cover."""
+    masks = binary_masks(view, answer, expected.best)
+    expected_masks = binary_masks(view, expected, expected.best)
+
+    assert (masks == expected_masks).mean((1, 2)).min() >= 0.9999
+    return list(expected_masks.mean((1, 2)))
+
+
+def assert_not_vacuous(foreground: list[float], answers: list[Answer]) -> None:
+    assert np.mean([0.05 < part < 0.95 for part in foreground]) >= 0.5
+    assert min(answer.logits.std() for answer in answers) > 3
+    assert min(np.ptp(answer.logits, axis=0).std() for answer in answers) > 1
+
+
+@pytest.mark.parametrize("index", range(3), ids=[make.__name__ for make in PICTURES])
+def test_embedding_before_its_cast_is_the_originals(pair: Pair, index: int) -> None:
+    view = pair.views[index]
+
+    assert relative_l2(view.uncast, view.original) < 1e-4
+
+
+@pytest.mark.parametrize("index", range(3), ids=[make.__name__ for make in PICTURES])
+def test_stored_embedding_is_the_originals_rounded_once(pair: Pair, index: int) -> None:
+    view = pair.views[index]
+
+    assert view.stored.dtype == np.float16
+    assert relative_l2(view.stored, view.original) < 5e-4
+    np.testing.assert_array_equal(view.stored, view.uncast.astype(np.float16))
+
+
+def test_pictures_embedded_together_are_as_if_embedded_alone(pair: Pair) -> None:
+    views = pair.views
+    image = np.concatenate([view.image for view in views])
+    image_size = np.concatenate([view.image_size for view in views])
+
+    _, uncast = pair.embed(image, image_size)
+
+    for row, view in zip(uncast, views, strict=True):
+        assert relative_l2(row, view.uncast[0]) < 1e-5
+
+
+def test_pictures_have_different_embeddings(pair: Pair) -> None:
+    first, second, third = (view.original for view in pair.views)
+
+    assert relative_l2(first, second) > 0.1
+    assert relative_l2(second, third) > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_of_every_kind_on_three_pictures_in_one_call(pair: Pair, kind: str) -> None:
+    views = list(pair.views)
+    sets = [prompts_of(kind, view, seed=7 * number + 1) for number, view in enumerate(views)]
+    expected = [
+        decode_originally(pair, view, prompts) for view, prompts in zip(views, sets, strict=True)
+    ]
+
+    answers = decode_exported(pair, views, sets)
+
+    foreground: list[float] = []
+    for view, answer, right in zip(views, answers, expected, strict=True):
+        assert_same_logits(answer, right)
+        foreground += assert_same_masks(view, answer, right)
+    assert_not_vacuous(foreground, expected)
+
+
+@pytest.mark.parametrize("masks", [0, 1, 2])
+def test_the_first_prompts_have_the_mask_inputs(pair: Pair, masks: int) -> None:
+    views = list(pair.views[:2])
+    sets = [prompts_of("points1+mask", view, seed=3) for view in views]
+    # The whole set at once: an array of length 0 stands for no mask at all.
+    sets = [replace(prompts, masks=prompts.masks[:masks]) for prompts in sets]
+
+    answers = decode_exported(pair, views, sets)
+
+    for view, prompts, answer in zip(views, sets, answers, strict=True):
+        assert_same_logits(answer, decode_originally(pair, view, prompts))
+
+
+def test_mask_input_changes_the_answer(pair: Pair) -> None:
+    view = pair.views[0]
+    with_mask = prompts_of("points1+mask", view, seed=3)
+    without = replace(with_mask, masks=None)
+
+    (masked,), (plain,) = (
+        decode_exported(pair, [view], [prompts]) for prompts in (with_mask, without)
+    )
+
+    assert np.abs(masked.logits - plain.logits).max() > plain.logits.std()
+
+
+def test_many_prompts_on_one_picture(pair: Pair) -> None:
+    view = pair.views[0]
+    prompts = prompts_of("points1", view, seed=11, count=8)
+    expected = decode_originally(pair, view, prompts)
+
+    (answer,) = decode_exported(pair, [view], [prompts])
+
+    assert_same_logits(answer, expected)
+    assert_not_vacuous(assert_same_masks(view, answer, expected), [expected])
+    assert (expected.iou > 0.88).mean() == pytest.approx(0.5, abs=0.35)
+
+
+@pytest.mark.parametrize(("pictures", "count"), [(1, 1), (1, 3), (2, 1), (3, 2)])
+def test_prompts_do_not_see_their_neighbours(pair: Pair, pictures: int, count: int) -> None:
+    views = list(pair.views[:pictures])
+    together = [
+        prompts_of("points3", view, seed=number, count=count) for number, view in enumerate(views)
+    ]
+    last = slice(count - 1, count)
+    alone = PromptSet(together[-1].coords[last], together[-1].labels[last])
+
+    answer = decode_exported(pair, views, together)[-1]
+
+    (expected,) = decode_exported(pair, [views[-1]], [alone])
+    assert np.abs(answer.logits[-1:] - expected.logits).max() < 1e-4 * expected.logits.std()
+
+
+def test_half_a_pixel_matters(pair: Pair) -> None:
+    view = pair.views[0]
+    prompts = prompts_of("points1", view, seed=5)
+    moved = replace(prompts, coords=prompts.coords + 0.5)
+    expected = decode_originally(pair, view, prompts)
+
+    (answer,) = decode_exported(pair, [view], [moved])
+
+    assert np.abs(answer.logits - expected.logits).max() > 1e-3 * expected.logits.std()
+
+
+def test_an_extra_padding_point_changes_the_answer(pair: Pair) -> None:
+    view = pair.views[0]
+    prompts = prompts_of("points1", view, seed=5)
+    padded = PromptSet(
+        torch.cat([prompts.coords, torch.zeros(2, 1, 2)], 1),
+        torch.cat([prompts.labels, torch.full((2, 1), -1.0)], 1),
+    )
+
+    (answer,) = decode_exported(pair, [view], [padded])
+
+    assert_same_logits(answer, decode_originally(pair, view, padded))
+    (plain,) = decode_exported(pair, [view], [prompts])
+    assert np.abs(answer.logits - plain.logits).max() > 1e-3 * plain.logits.std()
+
+
+def test_exporting_again_gives_the_same_bytes(pair: Pair) -> None:
+    sam = load_sam(pair.checkpoint)
+
+    assert export_decoder(sam) == pair.decoder_path.read_bytes()
+    assert export_encoder(sam) == pair.encoder_path.read_bytes()

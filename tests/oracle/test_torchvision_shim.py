@@ -1,0 +1,67 @@
+"""What the original relies on in torchvision, by hand-made cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.oracle import torchvision_shim as shim
+
+SQUARE, HALF_OF_IT, ELSEWHERE = [0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60]
+
+
+def kept(
+    boxes: list[list[int]], scores: list[float], classes: list[int], threshold: float
+) -> list[int]:
+    result = shim.batched_nms(
+        torch.tensor(boxes).float(), torch.tensor(scores), torch.tensor(classes), threshold
+    )
+    return list(result.tolist())
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        pytest.param(0.4, [1, 2], id="over the threshold goes"),
+        pytest.param(0.5, [1, 0, 2], id="at the threshold stays"),
+    ],
+)
+def test_nms_drops_only_strictly_above_the_threshold(threshold: float, expected: list[int]) -> None:
+    found = kept([HALF_OF_IT, SQUARE, ELSEWHERE], [0.8, 0.9, 0.1], [0, 0, 0], threshold)
+
+    assert found == expected
+
+
+def test_nms_keeps_the_first_of_equal_scores() -> None:
+    found = kept([SQUARE, SQUARE, SQUARE], [0.5, 0.5, 0.5], [0, 0, 0], 0.7)
+
+    assert found == [0]
+
+
+def test_nms_treats_classes_apart() -> None:
+    found = kept([SQUARE, SQUARE], [0.5, 0.6], [0, 1], 0.7)
+
+    assert found == [1, 0]
+
+
+def test_nms_keeps_empty_boxes() -> None:
+    found = kept([[0, 0, 0, 0], [0, 0, 0, 0]], [0.5, 0.6], [0, 0], 0.7)
+
+    assert found == [1, 0]
+
+
+def test_nms_of_nothing_is_nothing() -> None:
+    found = shim.batched_nms(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0), 0.7)
+
+    assert found.tolist() == []
+
+
+def test_resize_takes_height_first_and_averages() -> None:
+    stripes = np.zeros((40, 60, 3), np.uint8)
+    stripes[:, ::2] = 200
+
+    resized = np.asarray(shim.resize(shim.to_pil_image(stripes), (20, 6)))
+
+    assert resized.shape == (20, 6, 3)
+    assert np.abs(resized[:, 1:-1].astype(int) - 100).max() <= 10

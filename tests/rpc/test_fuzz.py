@@ -1,0 +1,174 @@
+"""Property: no request, however strange, is answered INTERNAL or UNKNOWN."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from samserve.v1 import samserve_pb2 as pb
+
+from tests import pictures
+from tests.conftest import serving, settings_with
+
+BROKEN = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE}
+PNG = pictures.png(16, 24)
+JPEG = pictures.file_of(pictures.noise(16, 24), "JPEG")
+WEBP = pictures.file_of(pictures.noise(16, 24), "WEBP")
+
+numbers = st.floats(width=64) | st.floats(-5, 30)
+small = st.integers(-3, 40) | st.integers(-(2**31), 2**31 - 1)
+sizes = st.builds(pb.ImageSize, height=small, width=small) | st.just(
+    pb.ImageSize(height=16, width=24)
+)
+points = st.builds(pb.Point, x=numbers, y=numbers, label=st.integers(0, 3))
+boxes = st.builds(pb.Box, x_min=numbers, y_min=numbers, x_max=numbers, y_max=numbers)
+texts = st.text(max_size=40) | st.text("0123PQRSTUV`abcdefghijklmno", max_size=60)
+rles = st.builds(pb.CocoRle, size=sizes, counts=texts)
+floats_of_map = st.sampled_from([0.0, 1.0, -1e38, float("nan")])
+logits = st.binary(max_size=300) | st.builds(
+    lambda value: struct.pack("<f", value) * 65536, floats_of_map
+)
+masks = st.builds(pb.MaskInput, binary=rles) | st.builds(pb.MaskInput, low_res_logits=logits)
+prompts = st.builds(
+    pb.Prompt,
+    points=st.lists(points, max_size=4),
+    box=st.none() | boxes,
+    mask=st.none() | masks,
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A real file with a few bytes changed, or cut short."""
+    data = bytearray(draw(st.sampled_from([PNG, JPEG, WEBP])))
+    for position, value in draw(
+        st.lists(st.tuples(st.integers(0, len(data) - 1), st.integers(0, 255)), max_size=6)
+    ):
+        data[position] = value
+    return bytes(data[: draw(st.integers(0, len(data)))]) if draw(st.booleans()) else bytes(data)
+
+
+raws = st.builds(
+    pb.RawImage, size=sizes, layout=st.integers(0, 4), data=st.binary(max_size=16 * 24 * 3)
+)
+images = st.one_of(
+    st.builds(pb.Image, encoded=damaged() | st.binary(max_size=200), orientation=st.integers(0, 3)),
+    st.builds(pb.Image, raw=raws),
+    st.builds(pb.Image, encoded_sha256=st.binary(max_size=40)),
+    st.just(pb.Image(encoded=PNG)),
+)
+predicts = st.builds(
+    pb.PredictRequest,
+    image=images,
+    model=st.just("") | st.text(max_size=5),
+    prompts=st.lists(prompts, max_size=3),
+    multimask=st.integers(0, 4),
+    output_mode=st.integers(0, 4),
+    include_low_res_logits=st.booleans(),
+)
+grids = st.lists(
+    st.builds(
+        pb.PointGrid,
+        points=st.lists(st.builds(pb.NormalizedPoint, x=numbers, y=numbers), max_size=3),
+    ),
+    max_size=2,
+)
+options = st.builds(
+    pb.AutoMaskOptions,
+    points_per_side=st.none() | st.integers(-1, 3),
+    points_per_batch=st.none() | st.integers(-1, 9),
+    pred_iou_thresh=st.none() | numbers,
+    stability_score_thresh=st.none() | numbers,
+    stability_score_offset=st.none() | numbers,
+    box_nms_thresh=st.none() | numbers,
+    crop_n_layers=st.none() | st.integers(-1, 2),
+    crop_overlap_ratio=st.none() | numbers,
+    crop_n_points_downscale_factor=st.none() | st.integers(-1, 4),
+    point_grids=grids,
+    min_mask_region_area=st.none() | small,
+    region_of_interest=st.none() | boxes,
+    max_masks=st.none() | small,
+)
+automasks = st.builds(
+    pb.AutoMaskRequest, image=images, options=options, output_mode=st.integers(0, 4)
+)
+
+
+class Session:
+    """One server for all examples of a property, on a loop of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        limits = {"image_pixels": 10_000, "points_per_side": 3, "crop_n_layers": 1}
+        self._stack = serving(settings_with(limits=limits, log={"level": "error"}))
+        _, self.stub = self.loop.run_until_complete(self._stack.__aenter__())
+
+    def code(self, method: str, request: Any) -> grpc.StatusCode:
+        """Call and give the code of the answer."""
+        return self.loop.run_until_complete(self._code(method, request))
+
+    async def _code(self, method: str, request: Any) -> grpc.StatusCode:
+        call = getattr(self.stub, method)(request)
+        try:
+            if hasattr(call, "__aiter__"):
+                async for _ in call:
+                    pass
+            else:
+                await call
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        return grpc.StatusCode.OK
+
+    def close(self) -> None:
+        """Stop the server and the loop."""
+        self.loop.run_until_complete(self._stack.__aexit__(None, None, None))
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    session = Session()
+    yield session
+    session.close()
+
+
+FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@FUZZ
+@given(request=st.builds(pb.EmbedRequest, image=images, model=st.just("") | st.text(max_size=5)))
+def test_embed_never_breaks(session: Session, request: pb.EmbedRequest) -> None:
+    assert session.code("Embed", request) not in BROKEN
+
+
+@FUZZ
+@given(request=predicts)
+def test_predict_never_breaks(session: Session, request: pb.PredictRequest) -> None:
+    assert session.code("Predict", request) not in BROKEN
+
+
+@FUZZ
+@given(request=automasks)
+def test_automask_never_breaks(session: Session, request: pb.AutoMaskRequest) -> None:
+    assert session.code("AutoMask", request) not in BROKEN
+
+
+@FUZZ
+@given(embedding_id=st.text(max_size=200))
+def test_delete_never_breaks(session: Session, embedding_id: str) -> None:
+    request = pb.DeleteEmbeddingRequest(embedding_id=embedding_id)
+
+    assert session.code("DeleteEmbedding", request) not in BROKEN
+
+
+def test_the_server_still_answers(session: Session) -> None:
+    request = pb.PredictRequest(image=pb.Image(encoded=PNG), prompts=[pictures.click(5, 5)])
+
+    assert session.code("Predict", request) is grpc.StatusCode.OK

@@ -1,0 +1,192 @@
+"""The shape of the code: who may import whom, and how large things may become."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from samserve import errors
+from samserve.rpc.status import code_of
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "service" / "samserve"
+MODULES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.parent.name != "v1" and path.stat().st_size
+)
+
+# What each part may import of the package itself, by prefix; parts not named here may import
+# everything.  The order is the direction of the data: from the doors inwards.
+ALLOWED = {
+    "types": (),
+    "errors": (),
+    "core": ("types", "core"),
+    "context": ("errors",),
+    "flight": (),
+    "workers": ("context",),
+    "settings": (),
+    "identity": ("types",),
+    "imaging": ("types", "errors", "core"),
+    "metrics": ("stores.base",),
+    "stores": ("types", "errors", "stores"),
+    "engines.base": ("types", "context", "stores.base"),
+    "engines": ("types", "errors", "context", "metrics", "stores.base", "engines"),
+    "prompting": ("types", "errors", "core", "engines.base"),
+    "warmup": ("types", "context", "engines.base", "stores.base"),
+    "embedder": (
+        *("types", "errors", "context", "core", "engines.base", "stores.base"),
+        *("flight", "identity", "imaging", "prompting", "workers"),
+    ),
+    "predictor": ("types", "errors", "context", "core", "engines.base", "embedder", "prompting"),
+    "automask": (
+        *("types", "errors", "context", "core", "engines.base", "embedder", "prompting"),
+        *("imaging", "automask"),
+    ),
+    "client": ("types", "core", "v1", "client"),
+    "export": ("errors", "types", "export"),
+}
+
+# Libraries that only these parts may import.
+RESERVED = {
+    "grpc": ("rpc", "client", "cli"),
+    "grpc_health": ("rpc", "client"),
+    "grpc_reflection": ("rpc",),
+    "grpc_status": ("rpc", "client"),
+    "torch": ("export",),
+    "onnx": ("export",),
+    "onnxruntime": ("engines.onnx", "cli.doctor"),
+    "tritonclient": ("engines",),
+    "typer": ("cli",),
+    "prometheus_client": ("metrics", "rpc.admin", "app"),
+    "redis": (),
+}
+
+MOST_LINES, MOST_FUNCTION_LINES, MOST_NESTING = 400, 60, 3
+
+
+def name_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE).with_suffix("")
+    parts = relative.parts[:-1] if relative.name == "__init__" else relative.parts
+    return ".".join(parts)
+
+
+def within(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every imported module, also those imported inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            if node.module == "samserve":
+                yield from (f"samserve.{alias.name}" for alias in node.names)
+
+
+def rule_for(name: str) -> tuple[str, ...] | None:
+    """The most specific rule."""
+    matching = [prefix for prefix in ALLOWED if within(name, prefix)]
+    return ALLOWED[max(matching, key=len)] if matching else None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_import_only_inwards(path: Path) -> None:
+    name = name_of(path)
+    allowed = rule_for(name)
+    inner = [
+        module.removeprefix("samserve.") for module in imports(path) if within(module, "samserve")
+    ]
+    if allowed is None:
+        return
+
+    wrong = [
+        module
+        for module in inner
+        if module != "samserve" and not any(within(module, prefix) for prefix in allowed)
+    ]
+
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_libraries_stay_in_the_parts_that_own_them(path: Path) -> None:
+    name = name_of(path)
+
+    wrong = [
+        module
+        for module in imports(path)
+        for library, owners in RESERVED.items()
+        if within(module, library) and not any(within(name, owner) for owner in owners)
+    ]
+
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_and_functions_stay_small_and_flat(path: Path) -> None:
+    text = path.read_text()
+    functions = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+    long = [node.name for node in functions if lines(node) > MOST_FUNCTION_LINES]
+    deep = [node.name for node in functions if nesting(node) > MOST_NESTING]
+
+    assert len(text.splitlines()) <= MOST_LINES
+    assert (long, deep) == ([], [])
+
+
+def lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return (node.end_lineno or 0) - node.lineno + 1
+
+
+def nesting(node: ast.AST, depth: int = 0) -> int:
+    """Depth of blocks inside a function; a nested function begins again."""
+    blocks = ast.For | ast.AsyncFor | ast.While | ast.If | ast.With | ast.AsyncWith | ast.Try
+    deepest = depth
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        deeper = isinstance(child, blocks) and not _is_elif(node, child)
+        deepest = max(deepest, nesting(child, depth + deeper))
+    return deepest
+
+
+def _is_elif(parent: ast.AST, child: ast.AST) -> bool:
+    return isinstance(parent, ast.If) and isinstance(child, ast.If) and parent.orelse == [child]
+
+
+def test_the_only_catch_all_is_the_boundary() -> None:
+    catchers = [
+        name_of(path)
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ExceptHandler)
+        and isinstance(node.type, ast.Name)
+        and node.type.id in ("Exception", "BaseException")
+        and not any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+    ]
+
+    # The flight hands every failure of its work on to its callers.
+    assert sorted(catchers) == ["rpc.boundary"]
+
+
+def test_every_error_has_a_status() -> None:
+    def leaves(kind: type[errors.SamserveError]) -> Iterator[type[errors.SamserveError]]:
+        below = kind.__subclasses__()
+        yield from (leaf for sub in below for leaf in leaves(sub))
+        if not below:
+            yield kind
+
+    from_table = {
+        kind.__name__: code_of(kind.__new__(kind)).name for kind in leaves(errors.SamserveError)
+    }
+
+    internal = {name for name, code in from_table.items() if code == "INTERNAL"}
+    assert internal == {"EngineFailure"}
+    assert len(from_table) >= 9
