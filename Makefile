@@ -14,7 +14,7 @@ help: ## Lists the targets.
 
 .PHONY: demo
 demo: $(VENV)/.demo ## Serves the default model and draws masks on a photograph into demo/.
-	$(BIN)/python -m samserve.cli.demo demo
+	$(BIN)/python examples/demo.py demo
 
 .PHONY: test
 test: $(VENV)/.dev ## Runs the tests, without the slow ones.

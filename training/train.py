@@ -23,8 +23,8 @@ from training.model import SamTiny
 from training.rounds import correction, feedback, forget_points
 
 PHASES = (
-    (0.45, Shape(images=4, prompts=12, side=384)),
-    (0.75, Shape(images=3, prompts=12, side=512)),
+    (0.55, Shape(images=2, prompts=12, side=384)),
+    (0.82, Shape(images=2, prompts=12, side=512)),
     (1.0, Shape(images=1, prompts=12, side=1024)),
 )
 """Until which share of the run which batch: small images teach most, the served size comes last."""

@@ -13,6 +13,7 @@ from samserve.client import (
     Cancelled,
     Client,
     DeadlineExceeded,
+    Embedding,
     EmbeddingNotFound,
     Internal,
     InvalidArgument,
@@ -23,10 +24,7 @@ from samserve.client import (
     SamserveClientError,
     Unavailable,
 )
-from samserve.context import RequestContext
-from samserve.engines.base import EncoderInput
 from samserve.engines.fake import FakeEngine
-from samserve.stores.base import Slot
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1 import samserve_pb2_grpc
 
@@ -36,22 +34,6 @@ from tests.client.scripted import Context, Scripted
 from tests.conftest import serving, settings_with
 
 CLICK = Prompt(points=[(1, 1)])
-
-
-class Announcing(FakeEngine):
-    """Says when it begins to encode something after the warm-up."""
-
-    def __init__(self) -> None:
-        self.hold = asyncio.Event()
-        self.hold.set()
-        self.begun = asyncio.Event()
-        super().__init__(hold=self.hold)
-
-    async def encode(
-        self, model: str, image: EncoderInput, into: Slot, context: RequestContext
-    ) -> None:
-        self.begun.set()
-        await super().encode(model, image, into, context)
 
 
 async def test_a_wrong_field_is_named_with_its_limit(client: Client) -> None:
@@ -93,20 +75,20 @@ async def test_an_error_ends_a_search_with_its_class(client: Client) -> None:
 
 
 async def test_a_refused_call_tells_when_to_try_again() -> None:
-    engine = Announcing()
+    engine, hold = FakeEngine(), asyncio.Event()
     async with serving(settings_with(admission={"embed": 1}), engine=engine) as (service, _):
-        engine.hold.clear()
-        engine.begun.clear()
+        engine.hold(hold)
         async with Client(service.address) as client:
-            first = asyncio.create_task(client.embed(PIXELS))
-            await engine.begun.wait()
-            with pytest.raises(Overloaded) as caught:
-                await client.embed(PIXELS[:, ::-1])
-            engine.hold.set()
-            await first
+            calls = [asyncio.create_task(client.embed(PIXELS[rows:])) for rows in (0, 1)]
+            done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            hold.set()
+            results = await asyncio.gather(*calls, return_exceptions=True)
 
-    assert caught.value.retry_after_s is not None
-    assert caught.value.retry_after_s > 0
+    refused = done.pop().exception()
+    assert isinstance(refused, Overloaded)
+    assert refused.retry_after_s is not None
+    assert refused.retry_after_s > 0
+    assert [isinstance(result, Embedding) for result in results].count(True) == 1
 
 
 async def test_a_message_over_the_servers_limit_is_resource_exhausted() -> None:
@@ -127,9 +109,9 @@ async def test_a_server_that_is_not_there_is_unavailable() -> None:
 
 
 async def test_a_call_longer_than_the_timeout_exceeds_its_deadline() -> None:
-    engine = Announcing()
+    engine = FakeEngine()
     async with serving(engine=engine) as (service, _):
-        engine.hold.clear()
+        engine.hold(asyncio.Event())
         async with Client(service.address, timeout_s=0.1) as client:
             with pytest.raises(DeadlineExceeded):
                 await client.embed(PIXELS)

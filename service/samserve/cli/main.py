@@ -49,17 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = get_command(app)
     try:
         args = None if arguments is None else list(arguments)
-        return command.main(args=args, prog_name="samserve", standalone_mode=False) or 0
+        code = int(command.main(args=args, prog_name="samserve", standalone_mode=False) or 0)
     except CommandError as error:
         return _complain(error.lines, error.exit_code)
     except typer.TyperException as error:
         return _complain([error.format_message()], error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        return _complain(["interrupted"], INTERRUPTED)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has left; Python shall not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    # Typer makes this code of most interrupts and says nothing.
+    return _complain(["interrupted"], code) if code == INTERRUPTED else code
 
 
 def _complain(lines: Sequence[str], exit_code: int) -> int:
