@@ -17,7 +17,6 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
-
 from samserve import app, logs, settings
 from samserve.cli import overlay
 from samserve.client import AutoMaskRecord, Client, Prompt, Summary

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from samserve.export.repository import write_pair
 from torch import Tensor, nn
 
 from training.decoder import MaskDecoder
@@ -134,9 +135,6 @@ def main() -> None:
     if options.files is not None:
         write_files(options.files, options.name, encoder, decoder)
         return
-    # Imported here: writing plain files must not need the serving package.
-    from samserve.export.repository import write_pair
-
     write_pair(options.repository, options.name, encoder, decoder, description=DESCRIPTION)
 
 

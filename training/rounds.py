@@ -42,7 +42,7 @@ def feedback(logits: Tensor, target_iou: Tensor) -> Tensor:
 
 
 def forget_points(labels: Tensor, masks: int) -> Tensor:
-    """Drop all points of some prompts that have a mask (the first ``masks``): ``[B,P,N]`` labels."""
+    """Drop all points of some of the first ``masks`` prompts: ``[B,P,N]`` labels in and out."""
     forget = torch.rand(labels.shape[:2]) < 0.15
     forget[:, masks:] = False
     return torch.where(forget.unsqueeze(2), -1.0, labels)

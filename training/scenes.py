@@ -50,7 +50,7 @@ HELD_OUT = SceneSettings(
 
 @dataclass
 class Scene:
-    """``image`` uint8 ``[S,S,3]``, ``levels`` int32 ``[3,S,S]`` ids (0 none), valid ``size`` (h, w).
+    """``image`` uint8 ``[S,S,3]``, ``levels`` int32 ``[3,S,S]`` ids or 0, valid ``size`` (h, w).
 
     Ids up to ``regions`` are backgrounds.
     """

@@ -100,6 +100,9 @@ async def serve(settings: Settings) -> None:
             models=list(service.engine.models),
         )
         await stop.wait()
+        # Whoever asks a second time does not want to wait.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
         log.info("stopping", grace_s=settings.server.grace_s)
     log.info("stopped")
 
@@ -116,7 +119,8 @@ def _open_engine(settings: EngineSettings, metrics: Metrics) -> Engine:
             return FakeEngine()
         case "onnx":
             repository = settings.model_repository or default_repository()
-            return OnnxEngine(repository, settings.threads or core_count(), metrics)
+            threads = settings.threads or core_count()
+            return OnnxEngine(repository, threads, metrics, settings.default_model)
 
 
 def _use_cases(

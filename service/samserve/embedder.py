@@ -114,8 +114,8 @@ class Embedder:
     ) -> AsyncIterator[Leased]:
         """Hold the embedding of *source*, encoding it first if need be.
 
-        *check* sees the image's size and the model before anything runs and may raise.  With *renew* the time
-        to live of a stored embedding starts again.
+        *check* sees the image's size and the model before anything runs and may raise.  With
+        *renew* the time to live of a stored embedding starts again.
         """
         async with AsyncExitStack() as held:
             if isinstance(source, ById):

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-from PIL import Image as pillow
+from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -49,22 +49,32 @@ _FOREIGN_ERRORS = (
     TypeError,
     ValueError,
     Warning,  # where warnings are errors
-    pillow.DecompressionBombError,
+    Image.DecompressionBombError,
     struct.error,
     zlib.error,
 )
 """What Pillow lets out of its parsers for hostile bytes, found by fuzzing and reading."""
 
 _TRANSPOSITIONS = {
-    2: pillow.Transpose.FLIP_LEFT_RIGHT,
-    3: pillow.Transpose.ROTATE_180,
-    4: pillow.Transpose.FLIP_TOP_BOTTOM,
-    5: pillow.Transpose.TRANSPOSE,
-    6: pillow.Transpose.ROTATE_270,
-    7: pillow.Transpose.TRANSVERSE,
-    8: pillow.Transpose.ROTATE_90,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = frozenset({5, 6, 7, 8})
+
+
+class _QuietJpeg(JpegImageFile):
+    """A JPEG whose EXIF block is not parsed for a resolution on opening.
+
+    Pillow's parser warns about damaged blocks; should it rename the method, it warns again.
+    """
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +146,7 @@ def _reader(data: bytes) -> Callable[[BytesIO], ImageFile]:
     if not data:
         raise ImageUnreadable(_ENCODED, "is empty")
     if data.startswith(b"\xff\xd8\xff"):
-        return JpegImageFile
+        return _QuietJpeg
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return PngImageFile
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
@@ -200,15 +210,15 @@ def _tiff_orientation(tiff: bytes) -> int:
     return 1
 
 
-def _to_rgb(opened: pillow.Image) -> pillow.Image:
+def _to_rgb(opened: Image.Image) -> Image.Image:
     """Convert any mode that the three decoders produce."""
     if opened.mode.startswith("I"):
         deep = np.asarray(opened).astype(np.uint32)
-        return pillow.fromarray(((deep + 128) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(((deep + 128) // 257).astype(np.uint8)).convert("RGB")
     if opened.mode in {"LA", "PA", "RGBA"} or "transparency" in opened.info:
         rgba = opened.convert("RGBA")
-        white = pillow.new("RGBA", rgba.size, "white")
-        return pillow.alpha_composite(white, rgba).convert("RGB")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
     return opened.convert("RGB")
 
 

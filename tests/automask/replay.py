@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping
 
 import numpy as np
-
 from samserve.automask.events import FilterCount, Records, Summary
 from samserve.automask.options import AutoMaskOptions
 from samserve.automask.search import AutoMasker

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import skimage.data
 from prometheus_client import CollectorRegistry
-
 from samserve.app import default_repository
 from samserve.automask import candidates, plan, search
 from samserve.automask.options import AutoMaskOptions
@@ -25,6 +24,7 @@ from samserve.core import geometry, grid, masks, nms, regions, tokens
 from samserve.engines.onnx import OnnxEngine
 from samserve.metrics import Metrics
 from samserve.types import AutoMaskRecord, Size
+
 from tests.automask.replay import RecordingEngine, mask_of, product_auto_mask
 from tests.oracle.generator import FilterCounts, reference_auto_mask
 
@@ -97,9 +97,7 @@ def run(engine: RecordingEngine, name: str) -> tuple[tuple[AutoMaskRecord, ...],
     return asyncio.run(product_auto_mask(engine, case.picture, AutoMaskOptions(**case.options)))
 
 
-def differences(
-    records: tuple[AutoMaskRecord, ...], expected: list[dict[str, Any]]
-) -> list[str]:
+def differences(records: tuple[AutoMaskRecord, ...], expected: list[dict[str, Any]]) -> list[str]:
     """List everything in which the product's records differ from the original's."""
     found = []
     if len(records) != len(expected):
@@ -214,6 +212,11 @@ def area_favoured(original: Any) -> Any:
     return across
 
 
+def inclusive_bbox(record: AutoMaskRecord) -> AutoMaskRecord:
+    x, y, width, height = record.mask.bbox
+    return replace(record, mask=replace(record.mask, bbox=(x, y, width + 1, height + 1)))
+
+
 def only(mode: str) -> Any:
     def make(original: Any) -> Any:
         def remove(mask: Any, area: float, asked: str) -> Any:
@@ -249,9 +252,11 @@ ALTERED: dict[str, tuple[str, Patch]] = {
         swap(
             grid,
             "point_grid",
-            lambda _: lambda n: np.stack(
-                np.meshgrid(np.linspace(0, 1, n), np.linspace(0, 1, n)), -1
-            ).reshape(-1, 2),
+            lambda _: (
+                lambda n: np.stack(
+                    np.meshgrid(np.linspace(0, 1, n), np.linspace(0, 1, n)), -1
+                ).reshape(-1, 2)
+            ),
         ),
     ),
     "a grid with y fastest": (
@@ -259,8 +264,8 @@ ALTERED: dict[str, tuple[str, Patch]] = {
         swap(
             grid,
             "point_grid",
-            lambda point_grid: lambda n: (
-                point_grid(n).reshape(n, n, 2).transpose(1, 0, 2).reshape(-1, 2)
+            lambda point_grid: (
+                lambda n: point_grid(n).reshape(n, n, 2).transpose(1, 0, 2).reshape(-1, 2)
             ),
         ),
     ),
@@ -281,19 +286,7 @@ ALTERED: dict[str, tuple[str, Patch]] = {
         swap(
             candidates,
             "record",
-            lambda record: lambda each: (
-                lambda made: replace(
-                    made,
-                    mask=replace(
-                        made.mask,
-                        bbox=(
-                            *made.mask.bbox[:2],
-                            made.mask.bbox[2] + 1,
-                            made.mask.bbox[3] + 1,
-                        ),
-                    ),
-                )
-            )(record(each)),
+            lambda record: lambda each: inclusive_bbox(record(each)),
         ),
     ),
     "no filter at crop edges": (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from samserve.app import Running
 from samserve.engines.fake import FakeEngine
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+
 from tests import pictures
 from tests.conftest import serving, settings_with
 
@@ -166,7 +166,9 @@ async def test_large_masks_are_streamed_in_several_messages(stub: SegmentationSe
     message = request(pictures.image(1500, 1500), points_per_side=4, **KEEP_ALL)
     message.output_mode = pb.OUTPUT_MODE_BINARY_MASK
     batches = [
-        event.masks async for event in stub.AutoMask(message) if event.WhichOneof("event") == "masks"
+        event.masks
+        async for event in stub.AutoMask(message)
+        if event.WhichOneof("event") == "masks"
     ]
 
     assert len(batches) > 1

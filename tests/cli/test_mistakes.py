@@ -106,6 +106,18 @@ def test_what_is_not_a_picture_is_told_in_one_line(samserve: Command, tmp_path: 
     assert "image.encoded: is not a JPEG, PNG or WebP file (IMAGE_UNREADABLE" in ended.err
 
 
+def test_an_output_that_cannot_be_written_is_told_in_one_line(
+    samserve: Command, image: Path, tmp_path: Path
+) -> None:
+    # A name that no file system takes, in a folder that is there.
+    record = tmp_path / ("x" * 300)
+
+    ended = samserve("predict", image, "--point", "1,1", "--json", record, *FAKE)
+
+    assert ended.code == FAILURE
+    assert f"samserve: error: {record}: File name too long\n" in ended.err
+
+
 def test_a_server_that_is_not_there_is_told_in_one_line(samserve: Command) -> None:
     ended = samserve("models", "--server", "127.0.0.1:1")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-
 from samserve.types import FloatArray, Size
 
 SIDE = 256

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
+from samserve.types import UInt8Array
 from skimage import data
 
-from samserve.types import UInt8Array
+
+def named(name: str) -> UInt8Array:
+    """Load a photograph of scikit-image, whose functions have no types."""
+    return np.asarray(getattr(data, name)(), dtype=np.uint8)
 
 
 def resized(rgb: UInt8Array, height: int, width: int) -> UInt8Array:
@@ -18,11 +22,11 @@ def resized(rgb: UInt8Array, height: int, width: int) -> UInt8Array:
 def odd_sizes() -> dict[str, UInt8Array]:
     """Landscape, portrait, square, panorama, smaller and larger than the model frame."""
     return {
-        "chelsea 300x451": data.chelsea(),
-        "rocket 427x640": data.rocket(),
-        "retina 1411x1411": data.retina(),
-        "coffee 1080x1920": resized(data.coffee(), 1080, 1920),
-        "astronaut 1031x761": resized(data.astronaut(), 1031, 761),
-        "coffee panorama 97x1500": resized(data.coffee()[100:140], 97, 1500),
-        "astronaut model size": resized(data.astronaut(), 1024, 1024),
+        "chelsea 300x451": named("chelsea"),
+        "rocket 427x640": named("rocket"),
+        "retina 1411x1411": named("retina"),
+        "coffee 1080x1920": resized(named("coffee"), 1080, 1920),
+        "astronaut 1031x761": resized(named("astronaut"), 1031, 761),
+        "coffee panorama 97x1500": resized(named("coffee")[100:140], 97, 1500),
+        "astronaut model size": resized(named("astronaut"), 1024, 1024),
     }

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-
 from samserve.core import geometry, grid, masks, nms, regions, rle, tokens
 from samserve.types import Array, BoolArray, FloatArray, Label, Multimask, Size, UInt8Array
+
 from tests.core import logits as maps
 from tests.core import photos
 from tests.oracle import torchvision_shim
@@ -154,7 +154,8 @@ def test_crops_are_the_reference_s(height: int, width: int, n_layers: int, overl
 @given(st.integers(0, 2**32 - 1))
 def test_boxes_near_a_crop_edge_are_the_reference_s(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    crop = (rng.integers(0, 2) * 60, rng.integers(0, 2) * 35, 300, 350 + rng.integers(0, 2) * 50)
+    left, top, more = rng.integers(0, 2, 3).tolist()
+    crop = (left * 60, top * 35, 300, 350 + more * 50)
     boxes = rng.integers(0, 300, (50, 4))
     theirs = amg.is_box_near_crop_edge(torch.from_numpy(boxes), list(crop), [0, 0, 320, 400])
 

@@ -1,5 +1,4 @@
 import pytest
-
 from samserve.core import grid
 
 

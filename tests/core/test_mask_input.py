@@ -1,7 +1,6 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from samserve.core import geometry, mask_input, masks
 from samserve.types import Size
 

@@ -1,13 +1,14 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-
 from samserve.core import geometry, masks
 from samserve.types import FloatArray, Size
+
 from tests.core import logits as maps
 
 IMAGES = [
@@ -136,7 +137,7 @@ def test_trap_stability_is_measured_at_image_resolution() -> None:
 
 def test_trap_upsampling_goes_through_the_model_frame() -> None:
     image = Size(1080, 1920)
-    resized, steps = steps_for(image)
+    _, steps = steps_for(image)
     direct = masks.Upsampling.between(Size(144, 256), image, model_side=256)
     low_res = maps.hard()["noise"]
 
@@ -148,7 +149,7 @@ def test_trap_upsampling_goes_through_the_model_frame() -> None:
 def test_trap_half_precision_logits_are_cast_before_interpolation() -> None:
     resized, steps = steps_for(Size(300, 451))
     (low_res,) = maps.blobs(5, 1, resized)
-    half = low_res.astype(np.float16)
+    half: Any = low_res.astype(np.float16)
 
     summary = masks.summarize(half, steps)
 

@@ -4,7 +4,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
-
 from samserve.core import rle
 from samserve.types import BoolArray, CocoRle, Size
 

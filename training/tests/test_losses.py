@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-
 from torch.nn import functional
 
 from training.losses import Meanings, ambiguity_loss, mask_costs, prompt_loss, true_iou
@@ -48,7 +46,7 @@ def test_perfect_masks_cost_little_and_gradients_flow() -> None:
     logits = (20 * (masks[:, :1] - 0.5)).expand(1, 4, 16, 16).clone().requires_grad_()
     perfect = prompt_loss(logits, torch.ones(1, 4), meanings)
     wrong = prompt_loss(-logits, torch.ones(1, 4), meanings)
-    assert float(perfect.loss) < 0.05 < float(wrong.loss)
+    assert perfect.loss.detach().item() < 0.05 < wrong.loss.detach().item()
     assert perfect.iou.tolist() == [[1.0, 1.0, 1.0, 1.0]]
     wrong.loss.backward()
     assert logits.grad is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from samserve import imaging
 from samserve.cli import terminal
@@ -67,5 +67,5 @@ def _read_grey(path: Path) -> npt.NDArray[Any]:
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("L"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UsageError(f"--mask {path}: is not a picture") from error

@@ -60,8 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has left; Python shall not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        return _complain([_os_error(error)], 1)
     # Typer makes this code of most interrupts and says nothing.
     return _complain(["interrupted"], code) if code == INTERRUPTED else code
+
+
+def _os_error(error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
 
 
 def _complain(lines: Sequence[str], exit_code: int) -> int:

@@ -85,8 +85,6 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
         raise CommandError(_answer(error)) from error
     except SamserveError as error:
         raise CommandError(error.message) from error
-    except OSError as error:
-        raise CommandError(_os_error(error)) from error
 
 
 def _answer(error: SamserveClientError) -> str:
@@ -94,8 +92,3 @@ def _answer(error: SamserveClientError) -> str:
         return f"the server cannot be reached: {error.message}"
     name = error.reason or error.code
     return f"{error.message} ({name}, request {error.request_id})"
-
-
-def _os_error(error: OSError) -> str:
-    reason = error.strerror or str(error)
-    return f"{error.filename}: {reason}" if error.filename else reason

@@ -59,8 +59,11 @@ class OnnxEngine:
     does between two operators.
     """
 
-    def __init__(self, repository: Path, threads: int, metrics: Metrics) -> None:
-        self._sessions = {files.info.name: _open(files, threads) for files in discover(repository)}
+    def __init__(
+        self, repository: Path, threads: int, metrics: Metrics, default_model: str = ""
+    ) -> None:
+        found = _default_first(discover(repository), default_model)
+        self._sessions = {files.info.name: _open(files, threads) for files in found}
         self._metrics = metrics
         self._encoders = _Network("encoder", PriorityGate(1))
         self._decoders = _Network("decoder", PriorityGate(1))
@@ -142,6 +145,15 @@ class OnnxEngine:
             finally:
                 self._metrics.engine_runs.labels(network.name, outcome).inc()
             return result
+
+
+def _default_first(found: tuple[ModelFiles, ...], default_model: str) -> list[ModelFiles]:
+    names = [files.info.name for files in found]
+    if default_model and default_model not in names:
+        raise EngineUnavailable(
+            f"the default model {default_model!r} is not there; there are: {', '.join(names)}"
+        )
+    return sorted(found, key=lambda files: files.info.name != default_model)
 
 
 async def _settled(running: asyncio.Future[T]) -> None:

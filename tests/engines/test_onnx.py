@@ -1,0 +1,151 @@
+"""The in-process engine on the default model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+from samserve.app import default_repository
+from samserve.context import RequestContext
+from samserve.engines.base import EncoderInput, PromptBatch
+from samserve.engines.onnx import OnnxEngine
+from samserve.errors import EngineFailure, EngineUnavailable
+from samserve.metrics import Metrics
+from samserve.stores.base import Slot
+from samserve.stores.memory import MemoryStore
+from samserve.types import EmbeddingFacts, EmbeddingKey, Size
+
+from tests import pictures
+
+NAME = "sam_tiny"
+
+
+def open_engine(repository: Path, default_model: str = "") -> OnnxEngine:
+    return OnnxEngine(repository, 2, Metrics(CollectorRegistry()), default_model)
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[OnnxEngine]:
+    engine = open_engine(default_repository())
+    yield engine
+    await engine.aclose()
+
+
+async def encoded(engine: OnnxEngine, valid: Size, padding: int = 0) -> Slot:
+    info = engine.models[NAME]
+    store = MemoryStore(8 << 20, ttl_s=60)
+    facts = EmbeddingFacts(valid, NAME, info.digest)
+    slot = await store.reserve(EmbeddingKey("t", "x"), facts, info.embedding)
+    pixels = np.full((1024, 1024, 3), padding, dtype=np.uint8)
+    pixels[: valid.height, : valid.width] = pictures.noise(valid.height, valid.width)
+    await engine.encode(NAME, EncoderInput(pixels, valid), slot, RequestContext())
+    return slot
+
+
+def clicks(count: int) -> PromptBatch:
+    coords = np.zeros((count, 2, 2), dtype=np.float32)
+    coords[:, 0] = np.linspace(50, 900, count)[:, None]
+    labels = np.tile(np.array([1, -1], dtype=np.float32), (count, 1))
+    return PromptBatch(coords, labels, np.zeros((0, 256, 256), dtype=np.float32))
+
+
+async def test_what_lies_outside_the_picture_does_not_matter(engine: OnnxEngine) -> None:
+    clean = await encoded(engine, Size(700, 1024), padding=0)
+    garbage = await encoded(engine, Size(700, 1024), padding=255)
+
+    for name, tensor in clean.tensors.items():
+        assert np.array_equal(tensor, garbage.tensors[name])
+        assert np.isfinite(tensor.astype(np.float32)).all()
+
+
+async def test_equal_runs_give_equal_bits(engine: OnnxEngine) -> None:
+    slot = await encoded(engine, Size(1024, 640))
+    outputs = [
+        await engine.decode(NAME, slot.as_embedding(), clicks(3), RequestContext())
+        for _ in range(2)
+    ]
+
+    assert np.array_equal(outputs[0].low_res_logits, outputs[1].low_res_logits)
+    assert np.array_equal(outputs[0].predicted_iou, outputs[1].predicted_iou)
+    assert outputs[0].low_res_logits.shape == (3, 4, 256, 256)
+    assert outputs[0].predicted_iou.shape == (3, 4)
+
+
+async def test_a_prompt_does_not_depend_on_its_neighbours(engine: OnnxEngine) -> None:
+    slot = await encoded(engine, Size(1024, 640))
+    together = await engine.decode(NAME, slot.as_embedding(), clicks(5), RequestContext())
+    batch = clicks(5)
+    alone = await engine.decode(
+        NAME,
+        slot.as_embedding(),
+        PromptBatch(batch.point_coords[3:4], batch.point_labels[3:4], batch.mask_input),
+        RequestContext(),
+    )
+
+    assert np.allclose(together.low_res_logits[3], alone.low_res_logits[0], atol=1e-3)
+
+
+async def test_a_failing_run_is_an_engine_failure(engine: OnnxEngine) -> None:
+    slot = await encoded(engine, Size(1024, 640))
+    wrong = PromptBatch(
+        np.zeros((1, 2, 3), dtype=np.float32),
+        np.zeros((1, 2), dtype=np.float32),
+        np.zeros((0, 256, 256), dtype=np.float32),
+    )
+
+    with pytest.raises(EngineFailure):
+        await engine.decode(NAME, slot.as_embedding(), wrong, RequestContext())
+
+
+def copied(tmp_path: Path) -> Path:
+    repository = tmp_path / "repository"
+    shutil.copytree(default_repository(), repository)
+    return repository
+
+
+def test_an_empty_repository_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailable, match="no model"):
+        open_engine(tmp_path)
+
+
+def test_a_decoder_of_other_weights_is_refused(tmp_path: Path) -> None:
+    repository = copied(tmp_path)
+    config = repository / f"{NAME}_decoder" / "config.pbtxt"
+    digest = open_engine(repository).models[NAME].digest
+    config.write_text(config.read_text().replace(digest, "0" * 64))
+
+    with pytest.raises(EngineUnavailable, match="other weights"):
+        open_engine(repository)
+
+
+def test_a_missing_graph_is_refused(tmp_path: Path) -> None:
+    repository = copied(tmp_path)
+    (repository / f"{NAME}_decoder" / "1" / "model.onnx").unlink()
+
+    with pytest.raises(EngineUnavailable, match=r"model\.onnx"):
+        open_engine(repository)
+
+
+def test_a_broken_graph_is_refused(tmp_path: Path) -> None:
+    repository = copied(tmp_path)
+    (repository / f"{NAME}_encoder" / "1" / "model.onnx").write_bytes(b"not a graph")
+
+    with pytest.raises(EngineUnavailable, match="cannot be loaded"):
+        open_engine(repository)
+
+
+def test_a_broken_configuration_is_refused(tmp_path: Path) -> None:
+    repository = copied(tmp_path)
+    (repository / f"{NAME}_encoder" / "config.pbtxt").write_text("name: [")
+
+    with pytest.raises(EngineUnavailable, match=r"config\.pbtxt"):
+        open_engine(repository)
+
+
+def test_a_default_model_that_is_not_there_is_refused() -> None:
+    with pytest.raises(EngineUnavailable, match="sam_tiny"):
+        open_engine(default_repository(), default_model="sam_vit_h")

@@ -1,0 +1,80 @@
+"""Resident memory stays under model + cache + in-flight bounds, each stated here."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+
+import grpc
+import psutil
+import pytest
+from samserve.v1 import samserve_pb2 as pb
+from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+
+from tests import pictures
+from tests.conftest import UNLIMITED
+
+MIB = 1 << 20
+CACHE = 16 * MIB
+HEIGHT, WIDTH = 600, 800
+CALLERS = 8
+PROMPTS_PER_RUN = 16
+
+# What work in flight may take, by its parts (docs/operations.md has the same formula).
+REQUESTS = CALLERS * 3 * HEIGHT * WIDTH
+IMAGES = 2 * 2 * 3 * HEIGHT * WIDTH  # decoded and converted, in as many threads as there are cores
+RUNS = 2 * PROMPTS_PER_RUN * 4 * 256 * 256 * 4  # one being decoded, one being filtered
+ACTIVATIONS = 160 * MIB  # of the decoder at 16 prompts, which ONNX Runtime keeps for the next run
+DEFERRED = CALLERS * 128 * 256 * 256 * 4  # candidates of AutoMask before suppression
+ALLOCATOR = 64 * MIB  # freed, but not yet returned to the system
+IN_FLIGHT = REQUESTS + IMAGES + RUNS + ACTIVATIONS + DEFERRED + ALLOCATOR
+
+
+async def start() -> tuple[asyncio.subprocess.Process, str]:
+    settings = {
+        "server.port": 0,
+        "server.admin_port": 0,
+        "store.capacity_bytes": CACHE,
+        "engine.prompts_per_run": PROMPTS_PER_RUN,
+    }
+    flags = [f"--set={name}={value}" for name, value in settings.items()]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "samserve", "serve", *flags), stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    async for line in process.stderr:
+        if found := re.search(r"address=(\S+)", line.decode()):
+            return process, found[1]
+    raise AssertionError("the server did not start")
+
+
+async def load(stub: SegmentationServiceStub, seed: int) -> None:
+    """Everything that takes memory: new images, many prompts, a search, large answers."""
+    image = pb.Image(encoded=pictures.png(HEIGHT, WIDTH, seed))
+    prompts = [pictures.click(10 + 20 * index, 300) for index in range(2 * PROMPTS_PER_RUN)]
+    await stub.Predict(pb.PredictRequest(image=image, prompts=prompts, multimask=pb.MULTIMASK_ALL))
+    options = pb.AutoMaskOptions(points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    async for _ in stub.AutoMask(pb.AutoMaskRequest(image=image, options=options)):
+        pass
+
+
+@pytest.mark.slow
+async def test_resident_memory_stays_under_its_stated_bounds() -> None:
+    process, address = await start()
+    try:
+        server = psutil.Process(process.pid)
+        base = server.memory_info().rss
+        async with grpc.aio.insecure_channel(address, options=UNLIMITED) as channel:
+            stub = SegmentationServiceStub(channel)
+            for first in range(0, 4 * CALLERS, CALLERS):
+                await asyncio.gather(*(load(stub, first + caller) for caller in range(CALLERS)))
+        grown = server.memory_info().rss - base
+    finally:
+        process.terminate()
+        await process.communicate()
+
+    # Four times as many embeddings were made as the cache holds.
+    assert 4 * CALLERS * 2 * MIB > 3 * CACHE
+    assert grown <= CACHE + IN_FLIGHT, f"{grown / MIB:.0f} MiB"
