@@ -49,6 +49,9 @@ ALLOWED = {
 
 # Libraries that only these parts may import.
 RESERVED = {
+    "PIL": ("imaging", "core.geometry", "cli"),
+    "cv2": ("core", "cli"),
+    "pycocotools": ("core",),
     "grpc": ("rpc", "client", "cli"),
     "grpc_health": ("rpc", "client"),
     "grpc_reflection": ("rpc",),

@@ -76,6 +76,14 @@ def test_summary_of_any_map_has_the_bits_of_the_plain_path(
     assert_same_bits(low_res, Size(height, width), level, offset)
 
 
+@pytest.mark.parametrize("value", [-1.0, 0.1, 0.7, 13.3])
+def test_rounding_at_the_level_has_the_bits_of_the_plain_path(value: float) -> None:
+    level = float(np.float32(value))  # weights that sum to 1 + 1e-7 lift pixels above it
+
+    for image in (Size(1080, 1920), Size(300, 451)):
+        assert_same_bits(maps.constant(value), image, level, 0.0)
+
+
 def test_every_pixel_is_a_mean_of_three_by_three_neighbours() -> None:
     for image in IMAGES:
         _, steps = steps_for(image)

@@ -72,15 +72,14 @@ def decode_exported(pair: Pair, views: list[View], sets: list[PromptSet]) -> lis
     return [Answer(*parts) for parts in zip(logits, iou, strict=True)]
 
 
-def binary_masks(view: View, answer: Answer, tokens: np.ndarray) -> np.ndarray:
-    """The original's masks over the picture, bool ``[P,H,W]``, of one token ``[P]`` per prompt."""
+def picture_logits(view: View, answer: Answer, tokens: np.ndarray) -> np.ndarray:
+    """The original's logits over the picture ``[P,H,W]``, of one token ``[P]`` per prompt."""
     predictor = view.predictor
     chosen = answer.logits[np.arange(len(tokens)), tokens]
-    logits = predictor.model.postprocess_masks(
+    logits: np.ndarray = predictor.model.postprocess_masks(
         torch.from_numpy(chosen).unsqueeze(0), predictor.input_size, predictor.original_size
-    )
-    masks: np.ndarray = (logits[0] > predictor.model.mask_threshold).numpy()
-    return masks
+    )[0].numpy()
+    return logits
 
 
 def prompts_of(kind: str, view: View, seed: int, count: int = 2) -> PromptSet:

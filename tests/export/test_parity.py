@@ -14,9 +14,9 @@ from tests.export.conftest import PICTURES, Pair, View
 from tests.export.prompts import (
     Answer,
     PromptSet,
-    binary_masks,
     decode_exported,
     decode_originally,
+    picture_logits,
     prompts_of,
 )
 
@@ -34,19 +34,25 @@ def assert_same_logits(answer: Answer, expected: Answer) -> None:
     assert answer.best.tolist() == expected.best.tolist()
 
 
-def assert_same_masks(view: View, answer: Answer, expected: Answer) -> list[float]:
-    """Compare the best masks at the picture's size; return how much of it they cover."""
-    masks = binary_masks(view, answer, expected.best)
-    expected_masks = binary_masks(view, expected, expected.best)
+def assert_same_masks(view: View, answer: Answer, expected: Answer) -> None:
+    """Compare the best masks at the picture's size.
 
-    assert (masks == expected_masks).mean((1, 2)).min() >= 0.9999
-    return list(expected_masks.mean((1, 2)))
+    They are cut at 0, as they are served, and where 30 % of the picture are foreground: a cut at 0
+    compares little in a mask that is nearly empty or nearly full.
+    """
+    logits = picture_logits(view, answer, expected.best)
+    right = picture_logits(view, expected, expected.best)
+    middle = np.quantile(right[:, ::4, ::4], 0.7, axis=(1, 2)).reshape(-1, 1, 1)
+
+    assert (right > middle).mean((1, 2)) == pytest.approx(0.3, abs=0.02)
+    for cut in (0, middle):
+        assert ((logits > cut) == (right > cut)).mean((1, 2)).min() >= 0.9999
 
 
-def assert_not_vacuous(foreground: list[float], answers: list[Answer]) -> None:
-    assert np.mean([0.05 < part < 0.95 for part in foreground]) >= 0.5
-    assert min(answer.logits.std() for answer in answers) > 3
-    assert min(np.ptp(answer.logits, axis=0).std() for answer in answers) > 1
+def assert_worth_comparing(expected: Answer) -> None:
+    """Logits are spread, and prompts have different ones."""
+    assert expected.logits.std() > 3
+    assert np.ptp(expected.logits, axis=0).std() > 1
 
 
 @pytest.mark.parametrize("index", range(3), ids=[make.__name__ for make in PICTURES])
@@ -93,11 +99,10 @@ def test_prompts_of_every_kind_on_three_pictures_in_one_call(pair: Pair, kind: s
 
     answers = decode_exported(pair, views, sets)
 
-    foreground: list[float] = []
     for view, answer, right in zip(views, answers, expected, strict=True):
+        assert_worth_comparing(right)
         assert_same_logits(answer, right)
-        foreground += assert_same_masks(view, answer, right)
-    assert_not_vacuous(foreground, expected)
+        assert_same_masks(view, answer, right)
 
 
 @pytest.mark.parametrize("masks", [0, 1, 2])
@@ -133,7 +138,9 @@ def test_many_prompts_on_one_picture(pair: Pair) -> None:
     (answer,) = decode_exported(pair, [view], [prompts])
 
     assert_same_logits(answer, expected)
-    assert_not_vacuous(assert_same_masks(view, answer, expected), [expected])
+    assert_same_masks(view, answer, expected)
+    foreground = (picture_logits(view, expected, expected.best) > 0).mean((1, 2))
+    assert ((foreground > 0.05) & (foreground < 0.95)).mean() > 0.5
     assert (expected.iou > 0.88).mean() == pytest.approx(0.5, abs=0.35)
 
 

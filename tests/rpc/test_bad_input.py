@@ -134,6 +134,7 @@ PROMPTS = {
     "below the image": (pictures.click(1, 48.5), "prompts[0].points[0].y", "48"),
     "left of the image": (pictures.click(-0.1, 1), "prompts[0].points[0].x", "64"),
     "label 7": (pictures.click(1, 1, label=7), "prompts[0].points[0].label", "1, 2"),
+    "label -1": (pictures.click(1, 1, label=-1), "prompts[0].points[0].label", "1, 2"),
     "no label": (pictures.click(1, 1, label=0), "prompts[0].points[0].label", "1, 2"),
     "inverted box": (box(9, 1, 5, 9), "prompts[0].box.x_max", "9"),
     "empty box": (box(1, 5, 9, 5), "prompts[0].box.y_max", "5"),

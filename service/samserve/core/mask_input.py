@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -38,10 +40,8 @@ def binary_mask_to_logits(
 
 def _sums_between(values: Array, edges: Float64Array) -> Float64Array:
     """Integrate rows of *values* ``[n, k]``, each one pixel high, between successive edges."""
-    exact = np.int32 if values.dtype == np.bool_ else np.float64
-    total = np.zeros((values.shape[0] + 1, values.shape[1]), dtype=exact)
-    np.cumsum(values, axis=0, out=total[1:])
-    edges = np.minimum(edges, values.shape[0])
-    below = np.minimum(edges.astype(np.int64), values.shape[0] - 1)
-    upto = total[below] + (edges - below)[:, None] * values[below]
-    return np.diff(upto, axis=0)
+    edges = np.minimum(edges, len(values))
+    whole = edges.astype(np.int64)
+    sums = np.stack([values[a:b].sum(axis=0, dtype=np.float64) for a, b in pairwise(whole)])
+    part = (edges - whole)[:, None] * values[np.minimum(whole, len(values) - 1)]
+    return np.asarray(sums + part[1:] - part[:-1], dtype=np.float64)

@@ -15,19 +15,7 @@ def box_iou(boxes_xyxy: Array, others_xyxy: Array) -> FloatArray:
 
     Two boxes without area (a mask of one pixel or line has such a box) have IoU NaN.
     """
-    a = np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 1, 4)
-    b = np.asarray(others_xyxy, dtype=np.float32).reshape(1, -1, 4)
-    overlap_wh = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    overlap = np.maximum(overlap_wh, np.float32(0)).prod(axis=-1)
-    union = _areas(a) + _areas(b) - overlap
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(overlap / union, dtype=np.float32)
-
-
-def _areas(boxes_xyxy: FloatArray) -> FloatArray:
-    """Areas of boxes ``[..., 4]`` without the +1 of inclusive pixels (torchvision box_area)."""
-    sides = boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]
-    return np.asarray(sides[..., 0] * sides[..., 1], dtype=np.float32)
+    return _iou(_columns(boxes_xyxy)[:, :, None], _columns(others_xyxy)[:, None, :])
 
 
 def nms(boxes_xyxy: Array, scores: Array, threshold: float) -> IntArray:
@@ -38,12 +26,32 @@ def nms(boxes_xyxy: Array, scores: Array, threshold: float) -> IntArray:
     the input.  Source: torchvision ops/cpu/nms_kernel.cpp, used by
     segment-anything automatic_mask_generator.py:251-257.
     """
-    boxes = np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4)
-    waiting = np.argsort(-np.asarray(scores), kind="stable")
-    kept: list[int] = []
-    while waiting.size:
-        best, waiting = waiting[0], waiting[1:]
-        kept.append(int(best))
-        iou = box_iou(boxes[best], boxes[waiting])[0].astype(np.float64)
-        waiting = waiting[~(iou > threshold)]
-    return np.array(kept, dtype=np.int64)
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    sides = _columns(boxes_xyxy)[:, order]
+    dropped = np.zeros(order.size, dtype=np.bool_)
+    for best in range(order.size):
+        if dropped[best]:
+            continue
+        iou = _iou(sides[:, best, None], sides[:, best + 1 :])
+        dropped[best + 1 :] |= iou.astype(np.float64) > threshold
+    return np.asarray(order[~dropped], dtype=np.int64)
+
+
+def _columns(boxes_xyxy: Array) -> FloatArray:
+    """The four sides of boxes ``[n, 4]``, each contiguous: float32 ``[4, n]``."""
+    return np.ascontiguousarray(np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4).T)
+
+
+def _iou(a: FloatArray, b: FloatArray) -> FloatArray:
+    """IoU of sides ``[4, ...]`` that broadcast; areas without the +1 of inclusive pixels."""
+    zero = np.float32(0)
+    width = np.maximum(np.minimum(a[2], b[2]) - np.maximum(a[0], b[0]), zero)
+    height = np.maximum(np.minimum(a[3], b[3]) - np.maximum(a[1], b[1]), zero)
+    overlap = width * height
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(overlap / (_areas(a) + _areas(b) - overlap), dtype=np.float32)
+
+
+def _areas(sides: FloatArray) -> FloatArray:
+    """Areas of sides ``[4, ...]``."""
+    return np.asarray((sides[2] - sides[0]) * (sides[3] - sides[1]), dtype=np.float32)
