@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 import skimage.data
 import torch
-
 from samserve import app, logs, settings
 from samserve.client import Client
+
 from tests.oracle.generator import auto_mask
 from tests.oracle.onnx_sam import OnnxSam
 

@@ -18,8 +18,9 @@ from training.model import load_model
 OPSET = 17
 SIDE = 1024
 GRID = SIDE // 16
-LOGIT_SCALE = 1.0
-"""Served logits are the trained ones times this. The masks stay the same; see README."""
+LOGIT_SCALE = 5.0
+"""Served logits are the trained ones times this, which changes no mask. Chosen on held-out scenes so
+that the stability score (logits above 1 against above -1) reaches 0.95 at an IoU of about 0.85."""
 DESCRIPTION = "sam_tiny: demonstration model trained on synthetic scenes"
 
 

@@ -41,7 +41,7 @@ COMPACT = (0.05, 0.07, 0.05, 0.03)
 
 READOUT_RADIUS = 0.16
 RIDGE = 3e-3
-MASK_GAIN = 3.0
+MASK_GAIN = 5.0
 SAMPLING = 7
 """Every so many low-res pixels are enough to solve 32 numbers."""
 WAVE_GAIN = 2.0
