@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.export import decoder_onnx, encoder_onnx, write_files
+from training.export import ServedDecoder, decoder_onnx, encoder_onnx, write_files
 from training.model import SamTiny
 from training.runtime import OnnxPair
 
@@ -68,7 +68,7 @@ def test_the_decoder_matches_at_every_shape(
     logits, iou = pair.decode(embedding, coords, labels, given)
     tensors = [torch.from_numpy(part)[None] for part in (coords, labels, given)]
     with torch.no_grad():
-        expected = model.decoder(torch.from_numpy(embedding).float(), *tensors)
+        expected = ServedDecoder(model.decoder)(torch.from_numpy(embedding), *tensors)
     assert logits.std() > 0.5
-    assert np.abs(expected[0][0].numpy() - logits).max() < 1e-3
+    assert np.abs(expected[0][0].numpy() - logits).max() < 5e-3
     assert np.abs(expected[1][0].numpy() - iou).max() < 1e-4

@@ -59,6 +59,7 @@ def test_corrections_click_into_the_error() -> None:
     coords, label = correction(torch.full((1, 32, 32), -1.0), goal)
     x, y = coords[0, 0].tolist()
     assert 32 <= x <= 96
-    assert 32 <= y <= 96 and label.item() == 1
+    assert 32 <= y <= 96
+    assert label.item() == 1
     _, nothing = correction(goal - 0.5, goal)
     assert nothing.item() == -1
