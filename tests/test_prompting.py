@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from samserve.engines.fake import MODEL
 from samserve.prompting import Frames, group, sparse_count
 from samserve.types import Box, Label, LogitsMask, Point, Prompt, Size

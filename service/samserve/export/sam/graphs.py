@@ -21,9 +21,9 @@ class EncoderGraph(nn.Module):
     def __init__(self, sam: Sam) -> None:
         super().__init__()
         self.image_encoder = sam.image_encoder
-        # Buffers, so that the graph holds each constant once, however often it is used.
-        self.register_buffer("mean", torch.tensor(PIXEL_MEAN), persistent=False)
-        self.register_buffer("std", torch.tensor(PIXEL_STD), persistent=False)
+        # Persistent buffers, as only these are stored once, however often a graph uses them.
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN))
+        self.register_buffer("std", torch.tensor(PIXEL_STD))
 
     def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``image_embedding`` float16 ``[B,256,64,64]`` and the same before its cast.
@@ -57,7 +57,7 @@ class DecoderGraph(nn.Module):
         super().__init__()
         self.prompt_encoder, self.mask_decoder = sam.prompt_encoder, sam.mask_decoder
         places = sam.prompt_encoder.dense_positions().detach()
-        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("places", places)
 
     def forward(
         self,
