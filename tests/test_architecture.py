@@ -44,7 +44,7 @@ ALLOWED = {
         *("imaging", "automask"),
     ),
     "client": ("types", "core", "v1", "client"),
-    "export": ("errors", "types", "export"),
+    "export": ("errors", "types", "identity", "export"),
 }
 
 # Libraries that only these parts may import.

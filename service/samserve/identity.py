@@ -1,4 +1,4 @@
-"""Ids of embeddings: fingerprints of everything that decides their content."""
+"""Names by content: of the weights of a model, and of embeddings."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ def embedding_id(image: Image, model: ModelInfo) -> str:
         digest.update(len(part).to_bytes(4, "big"))
         digest.update(part)
     return digest.hexdigest()
+
+
+def pair_digest(encoder: bytes, decoder: bytes) -> str:
+    """Name the weights of a pair by its two ONNX files.
+
+    Hex SHA-256 over 64 bytes: the SHA-256 of the encoder's file, then that of the decoder's.
+    """
+    both = hashlib.sha256(encoder).digest() + hashlib.sha256(decoder).digest()
+    return hashlib.sha256(both).hexdigest()
 
 
 def _reading(image: Image) -> str:

@@ -26,7 +26,8 @@ from samserve.engines.onnx import OnnxEngine
 from samserve.metrics import Metrics
 from samserve.types import AutoMaskRecord
 
-from tests.automask.replay import RecordingEngine, mask_of, product_auto_mask
+from tests.automask.comparison import differences, kept_by
+from tests.automask.replay import RecordingEngine, product_auto_mask
 from tests.oracle.generator import FilterCounts, reference_auto_mask
 
 THREADS = 2
@@ -109,37 +110,6 @@ def run(engine: RecordingEngine, name: str) -> tuple[tuple[AutoMaskRecord, ...],
     return asyncio.run(product_auto_mask(engine, case.picture, AutoMaskOptions(**case.options)))
 
 
-def differences(records: tuple[AutoMaskRecord, ...], expected: list[dict[str, Any]]) -> list[str]:
-    """List everything in which the product's records differ from the original's."""
-    found = []
-    if len(records) != len(expected):
-        found.append(f"{len(records)} masks instead of {len(expected)}")
-    for index, (ours, theirs) in enumerate(zip(records, expected, strict=False)):
-        found += [f"mask {index}: {text}" for text in _record_differences(ours, theirs)]
-    return found
-
-
-def _record_differences(ours: AutoMaskRecord, theirs: dict[str, Any]) -> Iterator[str]:
-    pixels = np.count_nonzero(mask_of(ours) != theirs["segmentation"])
-    # Two-step upsampling in another order of operations may flip a pixel that lies at 0.
-    if pixels > 1:
-        yield f"{pixels} pixels differ"
-    if abs(ours.mask.area - theirs["area"]) > 1:
-        yield f"area {ours.mask.area} instead of {theirs['area']}"
-    if not np.allclose(ours.mask.bbox, theirs["bbox"], atol=1 if pixels else 0):
-        yield f"bbox {ours.mask.bbox} instead of {theirs['bbox']}"
-    for name, value in (
-        ("predicted_iou", ours.mask.predicted_iou),
-        ("stability_score", ours.mask.stability_score),
-    ):
-        if abs(value - theirs[name]) > 1e-4:
-            yield f"{name} {value} instead of {theirs[name]}"
-    if not np.allclose(ours.point, theirs["point_coords"][0], atol=1e-9):
-        yield f"point {ours.point} instead of {theirs['point_coords']}"
-    if list(ours.crop_box) != list(theirs["crop_box"]):
-        yield f"crop box {ours.crop_box} instead of {theirs['crop_box']}"
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_records_are_those_of_the_original_generator(
     name: str, engine: RecordingEngine, references: dict[str, Reference]
@@ -155,15 +125,7 @@ def test_filters_keep_as_many_as_the_original_and_each_rejects_some(
     name: str, engine: RecordingEngine, references: dict[str, Reference]
 ) -> None:
     _, counts = run(engine, name)
-    theirs = references[name].counts
-    expected = {
-        "pred_iou": theirs.after_pred_iou,
-        "stability_score": theirs.after_stability,
-        "crop_edge": theirs.after_crop_edge,
-        "box_nms": theirs.after_box_nms,
-        "crop_nms": theirs.after_crop_nms,
-        "small_regions": theirs.after_small_regions,
-    }
+    expected = kept_by(references[name].counts)
     ours = {filter_name: count.kept for filter_name, count in counts.items()}
 
     assert ours == {filter_name: expected[filter_name] for filter_name in ours}

@@ -27,7 +27,7 @@ EQUAL = 0.9999
 
 @dataclass(frozen=True)
 class Ask:
-    """One prompt in image pixels: points ``[n,3]`` (x, y, label), box XYXY, logits ``[256,256]``."""
+    """One prompt in image pixels: points ``[n,3]`` (x, y, label), box XYXY, logits."""
 
     points: np.ndarray | None = None
     box: np.ndarray | None = None

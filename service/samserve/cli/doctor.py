@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import platform
 import sys
@@ -131,6 +130,7 @@ def _repository(settings: Settings) -> str:
     from samserve import app
     from samserve.engines.repository import discover
     from samserve.errors import SamserveError
+    from samserve.identity import pair_digest
 
     if settings.engine.kind == "fake":
         return "not used by the fake engine"
@@ -140,15 +140,10 @@ def _repository(settings: Settings) -> str:
     except (SamserveError, OSError) as error:
         raise CommandError(str(error)) from error
     for files in found:
-        if _digest(files.encoder, files.decoder) != files.info.digest:
+        found_digest = pair_digest(files.encoder.read_bytes(), files.decoder.read_bytes())
+        if found_digest != files.info.digest:
             raise CommandError(f"{repository}: the files of {files.info.name} were changed")
     return ", ".join(f"{files.info.name} {files.info.digest[:12]}" for files in found)
-
-
-def _digest(encoder: Path, decoder: Path) -> str:
-    """Compute what `samserve.export.repository.pair_digest` wrote, which needs an extra."""
-    both = (hashlib.sha256(path.read_bytes()).digest() for path in (encoder, decoder))
-    return hashlib.sha256(b"".join(both)).hexdigest()
 
 
 def _inference(config: Path | None, assignments: list[str] | None) -> str:

@@ -13,7 +13,6 @@ gateway must know; nothing about a model is configured anywhere else.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 from samserve.export.config_text import ModelConfig, config_text
 from samserve.export.errors import ExportError
 from samserve.export.graph import GraphInterface, read_interface
+from samserve.identity import pair_digest
 
 PREPROCESSING = "sam1-1"
 """Version of what happens to a picture before the encoder: resize, place, normalise, zero."""
@@ -94,15 +94,6 @@ def write_pair(
         ),
     }
     _write_models(repository, [(configs["encoder"], encoder), (configs["decoder"], decoder)])
-
-
-def pair_digest(encoder: bytes, decoder: bytes) -> str:
-    """Name the weights of a pair.
-
-    Hex SHA-256 over 64 bytes: the SHA-256 of the encoder's file, then that of the decoder's.
-    """
-    both = hashlib.sha256(encoder).digest() + hashlib.sha256(decoder).digest()
-    return hashlib.sha256(both).hexdigest()
 
 
 def _parameters(name: str, family: str, description: str, pair: _Pair) -> dict[str, str]:

@@ -1,0 +1,76 @@
+"""AutoMask with the reference's default settings, on a Segment Anything: original and product."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+from samserve.automask.options import AutoMaskOptions
+from samserve.engines.onnx import OnnxEngine
+from samserve.export.checkpoint import export_checkpoint
+from samserve.metrics import Metrics
+
+from tests.automask.comparison import differences, kept_by
+from tests.automask.replay import product_auto_mask
+from tests.oracle import pictures
+from tests.oracle.generator import reference_auto_mask
+from tests.oracle.sam import COMPACT, TINY, build_sam
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "crops": {
+        "points_per_side": 16,
+        "crop_n_layers": 1,
+        "crop_n_points_downscale_factor": 2,
+        "min_mask_region_area": 100,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small SAM whose masks are compact, so that suppression has something to choose from."""
+    folder = tmp_path_factory.mktemp("compact")
+    sam = build_sam(TINY, pictures.calibration(), foreground=COMPACT)
+    torch.save(sam.state_dict(), folder / "sam.pth")
+    export_checkpoint(folder / "sam.pth", folder / "repository", "compact")
+    return folder / "repository"
+
+
+@pytest.fixture(scope="module")
+def engine(repository: Path) -> Iterator[OnnxEngine]:
+    engine = OnnxEngine(repository, 2, Metrics(CollectorRegistry()))
+    yield engine
+    asyncio.run(engine.aclose())
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_product_finds_what_the_original_finds(
+    name: str, repository: Path, engine: OnnxEngine
+) -> None:
+    picture = pictures.coffee_427x640()
+    encoder, decoder = (
+        repository / f"compact_{role}" / "1" / "model.onnx" for role in ("encoder", "decoder")
+    )
+    expected, counts = reference_auto_mask(
+        picture, encoder, decoder, output_mode="binary_mask", **SETTINGS[name]
+    )
+
+    options = AutoMaskOptions(**SETTINGS[name])
+    records, filters = asyncio.run(product_auto_mask(engine, picture, options))
+
+    assert len(expected) >= 20
+    assert differences(records, expected) == []
+    kept = kept_by(counts)
+    assert {each.name: each.kept for each in filters.values()} == {
+        each: kept[each] for each in filters
+    }
+    rejecting = {each.name for each in filters.values() if each.kept < each.came}
+    assert {"pred_iou", "stability_score", "box_nms"} <= rejecting
