@@ -19,9 +19,13 @@ from tests.automask.comparison import differences, kept_by
 from tests.automask.replay import product_auto_mask
 from tests.oracle import pictures
 from tests.oracle.generator import reference_auto_mask
-from tests.oracle.sam import COMPACT, TINY, build_sam
+from tests.oracle.sam import TINY, build_sam
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+# Small masks with steep edges: many survive the default thresholds and suppression.
+SMALL = (0.03, 0.04, 0.03, 0.015)
+SHARPER = 5.0
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -36,9 +40,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small SAM whose masks are compact, so that suppression has something to choose from."""
+    """A small SAM of random weights whose masks pass, and fail, every filter."""
     folder = tmp_path_factory.mktemp("compact")
-    sam = build_sam(TINY, pictures.calibration(), foreground=COMPACT)
+    sam = build_sam(TINY, pictures.calibration(), foreground=SMALL)
+    with torch.no_grad():
+        for hypernetwork in sam.mask_decoder.output_hypernetworks_mlps:
+            hypernetwork.layers[-1].weight *= SHARPER
+            hypernetwork.layers[-1].bias *= SHARPER
     torch.save(sam.state_dict(), folder / "sam.pth")
     export_checkpoint(folder / "sam.pth", folder / "repository", "compact")
     return folder / "repository"

@@ -23,7 +23,7 @@ from structlog.testing import capture_logs
 
 from tests import pictures
 from tests.conftest import serving, settings_with
-from tests.rpc.errors import failure_of
+from tests.rpc.errors import failure_of, stream_failure_of
 
 Code = grpc.StatusCode
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -200,6 +200,27 @@ async def test_the_default_deadline_ends_a_call_and_names_the_stage() -> None:
 
     assert (failure.code, failure.reason) == (Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
     assert failure.metadata["stage"] == "encode"
+
+
+async def test_the_default_deadline_ends_a_stream_too() -> None:
+    settings = settings_with(deadlines={"automask_s": 0.2})
+    async with serving(settings, engine=HeldEngine()) as (service, stub):
+        failure = await stream_failure_of(stub.AutoMask(pb.AutoMaskRequest(image=pictures.image())))
+        while service.store.stats().bytes:
+            await asyncio.sleep(0.001)
+
+    assert (failure.code, failure.metadata["stage"]) == (Code.DEADLINE_EXCEEDED, "encode")
+
+
+async def test_a_call_that_outlives_its_client_s_deadline_is_counted_as_such() -> None:
+    async with serving(engine=HeldEngine()) as (service, stub):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Embed(pb.EmbedRequest(image=pictures.image()), timeout=0.2)
+        handled = service.metrics.handled.labels(SERVICE, "Embed", "DEADLINE_EXCEEDED")
+        while not handled._value.get():
+            await asyncio.sleep(0.001)
+
+    assert caught.value.code() is Code.DEADLINE_EXCEEDED
 
 
 async def test_a_client_deadline_longer_than_the_default_is_kept() -> None:
