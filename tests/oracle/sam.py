@@ -36,9 +36,6 @@ RADII = (0.35, 0.45, 0.3, 0.2)
 FOREGROUND = (0.16, 0.22, 0.15, 0.1)
 """How much of a picture each token's mask covers, on average."""
 
-COMPACT = (0.05, 0.07, 0.05, 0.03)
-"""The same for a whole-picture run: smaller masks, whose boxes are smaller than the picture."""
-
 READOUT_RADIUS = 0.16
 RIDGE = 3e-3
 MASK_GAIN = 5.0
