@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from samserve.engines.repository import discover
 from samserve.identity import pair_digest
+
 from tests.export import config_check
 
 REPOSITORY = Path(__file__).parents[1] / "model_repository"

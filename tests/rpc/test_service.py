@@ -12,12 +12,14 @@ from samserve.app import Running
 from samserve.automask.options import AutoMaskOptions
 from samserve.core import rle
 from samserve.engines.fake import FakeEngine
+from samserve.stores.memory import MemoryStore
 from samserve.types import CocoRle, Size
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import pictures
-from tests.conftest import serving, settings_with
+from tests.conftest import serving
+from tests.rpc.errors import failure_of
 
 Service = tuple[Running, SegmentationServiceStub]
 
@@ -322,9 +324,16 @@ async def test_every_option_of_the_message_is_known() -> None:
 
 
 async def test_an_expired_embedding_is_embedded_again_under_the_same_id() -> None:
-    async with serving(settings_with(store={"ttl_s": 0.001})) as (_, stub):
+    times = [1000.0]
+    store = MemoryStore(64 << 20, ttl_s=60, now=lambda: times[0])
+    async with serving(store=store) as (_, stub):
         first = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
+        times[0] += 61
+        request = pb.PredictRequest(embedding_id=first.embedding.id, prompts=[pictures.click()])
+        expired = await failure_of(stub.Predict(request))
         second = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
 
+    assert first.embedding.expire_time.seconds == 1060
+    assert expired.reason == "EMBEDDING_NOT_FOUND"
     assert first.embedding.id == second.embedding.id
     assert not second.embedding.cached
