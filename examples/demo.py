@@ -19,11 +19,17 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from samserve import app, logs, settings
 from samserve.cli import overlay
-from samserve.client import AutoMaskRecord, Client, Prompt, Summary
+from samserve.client import AutoMaskOptions, AutoMaskRecord, Client, Prompt, Summary
 from samserve.client import Progress as Searched
 
-CLICK = (322.0, 260.0)
-BOX = (130.0, 60.0, 480.0, 330.0)
+CLICK = (352.0, 185.0)
+BOXES = ((193.0, 27.0, 241.0, 74.0), (314.0, 156.0, 382.0, 216.0), (186.0, 163.0, 238.0, 216.0))
+# The demonstration model is sure of few masks; a real SAM needs no lower thresholds.
+SEARCH: AutoMaskOptions = {
+    "pred_iou_thresh": 0.45,
+    "stability_score_thresh": 0.9,
+    "min_mask_region_area": 60,
+}
 FREE_PORTS = {"server": {"port": 0, "admin_port": 0}, "log": {"level": "warning"}}
 
 
@@ -32,7 +38,7 @@ async def main(folder: Path) -> None:
     console = Console()
     folder.mkdir(parents=True, exist_ok=True)
     photo = folder / "photo.png"
-    picture = np.asarray(skimage.data.coffee())
+    picture = np.repeat(skimage.data.coins()[..., None], 3, axis=2)
     Image.fromarray(picture).save(photo)
     chosen = settings.load(FREE_PORTS)
     logs.configure(chosen.log)
@@ -54,10 +60,10 @@ async def show(client: Client, console: Console, folder: Path, picture: np.ndarr
     report(console, "Predict from a click", clicked.timings_ms)
     overlay.draw_prediction(picture, click, clicked.results).save(folder / "click.png")
 
-    box = [Prompt(box=BOX)]
-    boxed = await client.predict(embedding, box)
-    report(console, "Predict from a box", boxed.timings_ms)
-    overlay.draw_prediction(picture, box, boxed.results).save(folder / "box.png")
+    boxes = [Prompt(box=box) for box in BOXES]
+    boxed = await client.predict(embedding, boxes)
+    report(console, "Predict from three boxes", boxed.timings_ms)
+    overlay.draw_prediction(picture, boxes, boxed.results).save(folder / "boxes.png")
 
     records, summary = await search(client, console, embedding.id)
     report(console, f"AutoMask, {len(records)} masks", summary.timings_ms)
@@ -71,7 +77,7 @@ async def search(
     records: list[AutoMaskRecord] = []
     with ProgressBar(console=console, transient=True) as bar:
         task = bar.add_task("AutoMask", total=None)
-        async for event in client.automask(embedding_id):
+        async for event in client.automask(embedding_id, **SEARCH):
             match event:
                 case AutoMaskRecord():
                     records.append(event)
