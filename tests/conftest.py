@@ -8,10 +8,11 @@ from typing import Any
 
 import grpc
 import pytest
+from samserve import logs
 from samserve.app import Running, running
 from samserve.engines.base import Engine
 from samserve.engines.fake import FakeEngine
-from samserve.settings import Settings, load
+from samserve.settings import LogSettings, Settings, load
 from samserve.stores.base import EmbeddingStore
 from samserve.v1 import samserve_pb2_grpc
 
@@ -56,6 +57,12 @@ async def serving_models(
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
     ):
         yield service, samserve_pb2_grpc.SegmentationServiceStub(channel)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_logs() -> None:
+    """Log as the command line does; structlog's own default prints every local variable."""
+    logs.configure(LogSettings(level="warning"))
 
 
 @pytest.fixture

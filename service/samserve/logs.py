@@ -15,7 +15,11 @@ def configure(settings: LogSettings) -> None:
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if settings.format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            # The prettier formatters print local variables: images and prompts of callers.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     )
     exceptions: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info] if settings.format == "json" else []

@@ -67,7 +67,8 @@ def _ranges(limits: LimitSettings) -> dict[str, _Range]:
         "points_per_batch": _Range(1, limits.points_per_batch),
         "pred_iou_thresh": unit,
         "stability_score_thresh": unit,
-        "stability_score_offset": _Range(0, None),
+        # Logits are float32: a shift beyond them says nothing, and would overflow.
+        "stability_score_offset": _Range(0, 1e6),
         "box_nms_thresh": unit,
         "crop_n_layers": _Range(0, limits.crop_n_layers),
         "crop_nms_thresh": unit,

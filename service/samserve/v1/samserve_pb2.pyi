@@ -1007,7 +1007,9 @@ class AutoMaskOptions(_message.Message):
     0.95.
     """
     stability_score_offset: _builtins.float
-    """Shift of the threshold for the stability score, not negative. Default 1."""
+    """Shift of the threshold for the stability score. From 0 to 1000000, default
+    1.
+    """
     box_nms_thresh: _builtins.float
     """Box IoU above which the worse of two masks of one crop is dropped. From 0
     to 1, default 0.7.
