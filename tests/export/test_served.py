@@ -18,9 +18,16 @@ from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 from tests import pictures
 from tests.conftest import serving_models
 from tests.export.conftest import Pair, View
+from tests.oracle.sam import TINY
 
-# One server for all tests: encoding the pictures takes most of the time.
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    # One server for all tests: encoding the pictures takes most of the time.
+    pytest.mark.asyncio(loop_scope="module"),
+    # The real size is compared in test_parity: its random weights mask next to nothing for a box.
+    pytest.mark.parametrize(
+        "pair", [pytest.param(TINY, id="tiny")], indirect=True, scope="session"
+    ),
+]
 
 EQUAL = 0.9999
 
