@@ -59,10 +59,10 @@ async def serving_models(
         yield service, samserve_pb2_grpc.SegmentationServiceStub(channel)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _plain_logs() -> None:
-    """Log as the command line does; structlog's own default prints every local variable."""
-    logs.configure(LogSettings(level="warning"))
+    """Log as a server does, whatever a command configured in a test before."""
+    logs.configure(LogSettings())
 
 
 @pytest.fixture

@@ -50,10 +50,18 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+# `python -m samserve`, with Ctrl-C as at a terminal: a background job inherits it ignored.
+RUN = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("samserve", run_name="__main__", alter_sys=True)
+"""
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     """Begin `python -m samserve`."""
     return subprocess.Popen(
-        [sys.executable, "-m", "samserve", *arguments],
+        [sys.executable, "-c", RUN, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
