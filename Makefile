@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# tritonserver and the Python of its models: they need another numpy.
+TRITON := $(VENV)-triton
 # What pip shall do besides, for instance: make test PIP_FLAGS="--extra-index-url ..."
 PIP_FLAGS ?=
 PYTEST := $(BIN)/python -m pytest
@@ -16,12 +18,16 @@ help: ## Lists the targets.
 demo: $(VENV)/.demo ## Serves the default model and draws masks on a photograph into demo/.
 	$(BIN)/python examples/demo.py demo
 
+.PHONY: triton
+triton: $(VENV)/.dev $(TRITON)/.done ## Runs tritonserver on model_repository/ until Ctrl-C.
+	$(BIN)/python -m harness.triton
+
 .PHONY: test
-test: $(VENV)/.dev ## Runs the tests, without the slow ones.
+test: $(VENV)/.dev $(TRITON)/.done ## Runs the tests, without the slow ones.
 	$(PYTEST) -m "not slow" --durations=10
 
 .PHONY: test-all
-test-all: $(VENV)/.dev ## Runs what `make test` leaves out.
+test-all: $(VENV)/.dev $(TRITON)/.done ## Runs what `make test` leaves out.
 	$(PYTEST) -m slow --durations=10
 
 .PHONY: check
@@ -43,8 +49,8 @@ wheel: $(VENV)/.dev ## Builds the wheel, with the default model inside, into dis
 	$(BIN)/pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .
 
 .PHONY: clean
-clean: ## Removes everything that was made, the virtual environment too.
-	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache
+clean: ## Removes everything that was made, the virtual environments too.
+	rm -rf $(VENV) $(TRITON) build dist demo .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.base:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -57,4 +63,12 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.base pyproject.toml
 	$(BIN)/pip install $(PIP_FLAGS) --quiet --editable ".[dev]"
+	touch $@
+
+# The same onnxruntime as in $(VENV), so that a served model computes the same bits.
+$(TRITON)/.done: harness/triton/requirements.txt $(VENV)/.dev
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/pip install $(PIP_FLAGS) --quiet --constraint $< \
+		onnxruntime==$$($(BIN)/python -c 'import onnxruntime; print(onnxruntime.__version__)')
+	$(TRITON)/bin/pip install $(PIP_FLAGS) --quiet --no-deps --requirement $<
 	touch $@

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from samserve.engines.repository import discover
+from samserve.export.repository import write_pair
 from samserve.identity import pair_digest
 
 from tests.export import config_check
@@ -39,3 +40,20 @@ def test_the_default_model_stays_small() -> None:
     (files,) = discover(REPOSITORY)
 
     assert files.encoder.stat().st_size + files.decoder.stat().st_size <= 16 << 20
+
+
+def test_configurations_are_what_the_export_writes_today(tmp_path: Path) -> None:
+    (files,) = discover(REPOSITORY)
+
+    write_pair(
+        tmp_path,
+        files.info.name,
+        files.encoder.read_bytes(),
+        files.decoder.read_bytes(),
+        description=files.info.description,
+        family=files.info.family,
+    )
+
+    for role in ("encoder", "decoder"):
+        config = Path(f"{files.info.name}_{role}") / "config.pbtxt"
+        assert (REPOSITORY / config).read_text() == (tmp_path / config).read_text()

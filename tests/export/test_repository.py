@@ -50,7 +50,7 @@ def test_encoder_batches_plainly(written: Path) -> None:
     assert config.max_batch_size == 4
     assert config.HasField("dynamic_batching")
     assert config.dynamic_batching.ByteSize() == 0
-    assert not config.instance_group
+    assert [(group.count, group.kind) for group in config.instance_group] == [(1, 0)]
 
 
 def test_decoder_has_two_priorities_and_two_instances_of_any_kind(written: Path) -> None:
@@ -60,6 +60,42 @@ def test_decoder_has_two_priorities_and_two_instances_of_any_kind(written: Path)
     assert config.dynamic_batching.priority_levels == 2
     assert config.dynamic_batching.default_priority_level == 2
     assert [(group.count, group.kind) for group in config.instance_group] == [(2, 0)]
+
+
+def test_decoder_takes_timeouts_of_requests_and_bounds_its_queues(written: Path) -> None:
+    policy = read_config(written / "toy_decoder").dynamic_batching.default_queue_policy
+
+    assert policy.timeout_action == policy.REJECT
+    assert policy.allow_timeout_override
+    # Triton ignores the timeout of a request that is not below this one.
+    assert policy.default_timeout_microseconds == 60_000_000
+    assert policy.max_queue_size == 256
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_warm_up_is_a_valid_request_of_zeros(written: Path, role: str) -> None:
+    config = read_config(written / f"toy_{role}")
+    (warm_up,) = config.model_warmup
+
+    assert warm_up.batch_size == 1
+    assert set(warm_up.inputs) == {tensor.name for tensor in config.input}
+    for tensor in config.input:
+        value = warm_up.inputs[tensor.name]
+        assert value.zero_data
+        assert value.data_type == tensor.data_type
+        pairs = zip(tensor.dims, value.dims, strict=True)
+        assert all(wanted in (given, -1) for wanted, given in pairs)
+
+
+def test_warm_up_of_the_decoder_is_a_click_without_a_mask(written: Path) -> None:
+    (warm_up,) = read_config(written / "toy_decoder").model_warmup
+
+    assert {name: list(value.dims) for name, value in warm_up.inputs.items()} == {
+        "image_embedding": [256, 64, 64],
+        "point_coords": [1, 2, 2],
+        "point_labels": [1, 2],
+        "mask_input": [0, 256, 256],
+    }
 
 
 def test_parameters_say_what_the_gateway_must_know(written: Path) -> None:

@@ -13,15 +13,16 @@ gateway must know; nothing about a model is configured anywhere else.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from samserve.export.config_text import ModelConfig, config_text
+from samserve.export.config_text import TRITON_TYPES, ModelConfig, config_text
 from samserve.export.errors import ExportError
-from samserve.export.graph import GraphInterface, read_interface
+from samserve.export.graph import GraphInterface, GraphTensor, read_interface
 from samserve.identity import pair_digest
 
 PREPROCESSING = "sam1-1"
@@ -39,14 +40,34 @@ _DECODER_SCHEDULING = """\
 # No kind: Triton then takes a GPU where there is one (KIND_AUTO); one file serves both machines.
 # Two instances, because priorities with a single instance stall for 500 ms now and then.
 instance_group [ { count: 2 } ]
-# Priority 1 is a person waiting for Predict, 2 (the default) everything else.
-dynamic_batching { priority_levels: 2 default_priority_level: 2 }
+# Priority 1 is a person waiting for Predict, 2 (the default) everything else. Each has a queue of
+# its own, so that a flood of one is refused early and leaves the other alone. The timeout lets
+# requests bring a shorter one: Triton ignores theirs unless there is a longer one here.
+dynamic_batching {
+  priority_levels: 2
+  default_priority_level: 2
+  default_queue_policy {
+    timeout_action: REJECT
+    default_timeout_microseconds: 60000000
+    allow_timeout_override: true
+    max_queue_size: 256
+  }
+}
 """
 
 _ENCODER_SCHEDULING = """\
-# Plain on purpose: priorities or queue limits would need a second instance, so the weights twice.
+# One instance: without a GPU Triton takes two for this backend, and so the weights twice.
+instance_group [ { count: 1 } ]
+# Plain on purpose: with priorities or queue limits one instance stalls for 500 ms now and then.
 dynamic_batching { }
 """
+
+_WARM_UP = """\
+# The first run of a graph is slow: Triton makes it before it calls the model ready.
+"""
+
+_CLICK_DIMS = {"point_coords": (1, 2, 2), "point_labels": (1, 2)}
+"""A click as the gateway sends it: one prompt of a point and its padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +103,14 @@ def write_pair(
             name=f"{name}_encoder",
             max_batch_size=ENCODER_MAX_BATCH,
             interface=pair.encoder_interface,
-            scheduling=_ENCODER_SCHEDULING,
+            scheduling=_ENCODER_SCHEDULING + _warm_up(pair.encoder_interface),
             parameters={**parameters, "samserve.role": "encoder"},
         ),
         "decoder": ModelConfig(
             name=f"{name}_decoder",
             max_batch_size=DECODER_MAX_BATCH,
             interface=pair.decoder_interface,
-            scheduling=_DECODER_SCHEDULING,
+            scheduling=_DECODER_SCHEDULING + _warm_up(pair.decoder_interface),
             parameters={**parameters, "samserve.role": "decoder"},
         ),
     }
@@ -108,6 +129,21 @@ def _parameters(name: str, family: str, description: str, pair: _Pair) -> dict[s
         "samserve.mask_size": str(mask_size),
         "samserve.description": description,
     }
+
+
+def _warm_up(interface: GraphInterface) -> str:
+    """A request of zeros: a blank picture, or a click without a mask (zero masks)."""
+    inputs = "\n".join(f"  {_warm_up_input(tensor)}" for tensor in interface.inputs)
+    return f'{_WARM_UP}model_warmup {{\n  name: "first"\n  batch_size: 1\n{inputs}\n}}\n'
+
+
+def _warm_up_input(tensor: GraphTensor) -> str:
+    click = _CLICK_DIMS.get(tensor.name)
+    # Axes that are open, the batch axis apart, are those of prompts; of masks there are none.
+    dims = click or [max(dim, 0) for dim in tensor.dims[1:]]
+    data_type = TRITON_TYPES[tensor.elem_type]
+    value = f"{{ data_type: {data_type} dims: {list(dims)} zero_data: true }}"
+    return f"inputs {{ key: {json.dumps(tensor.name)} value: {value} }}"
 
 
 def _check_text(name: str, description: str) -> None:

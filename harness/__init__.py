@@ -1,0 +1,1 @@
+"""What development and tests run beside the service; no part of the package."""

@@ -1,0 +1,61 @@
+"""Run tritonserver on a model repository, in the foreground, until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from pathlib import Path
+
+from harness.triton.environment import ROOT, HarnessError
+from harness.triton.server import TritonServer
+
+
+def main() -> int:
+    """Return the exit status: zero if it was ended by Ctrl-C or SIGTERM."""
+    options = _parser().parse_args()
+    server = TritonServer(
+        options.model_repository,
+        log=None,
+        grpc_port=options.grpc_port,
+        http_port=options.http_port,
+        metrics_port=options.metrics_port,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with contextlib.suppress(KeyboardInterrupt), server:
+            print(_greeting(server), flush=True)
+            return _served(server)
+    except HarnessError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _served(server: TritonServer) -> int:
+    try:
+        return server.wait()
+    finally:
+        server.stop()
+
+
+def _greeting(server: TritonServer) -> str:
+    return (
+        f"Triton listens on {server.grpc_address} (HTTP {server.http_port}, "
+        f"metrics {server.metrics_port}); Ctrl-C ends it. Point the gateway at it: "
+        f"samserve serve --set engine.kind=triton --set triton.url={server.grpc_address}"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m harness.triton", description=__doc__)
+    parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository")
+    parser.add_argument("--grpc-port", type=int, default=8001)
+    parser.add_argument("--http-port", type=int, default=8000)
+    parser.add_argument("--metrics-port", type=int, default=8002)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

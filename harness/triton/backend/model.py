@@ -1,0 +1,88 @@
+"""A Python-based Triton backend that stands in for NVIDIA's ``onnxruntime``.
+
+tritonserver loads it, under that name, into one process for each instance of a model.  It does
+what the model repository needs of NVIDIA's backend and nothing that that one could not do: no
+optional inputs, no stopping of a run once it has begun.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import triton_python_backend_utils as pb
+
+
+class TritonPythonModel:
+    """One instance of one model; Triton calls its methods by name."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the session.  ``args`` are Triton's, the configuration as JSON among them."""
+        _check_numpy()
+        config = json.loads(args["model_config"])
+        file = config.get("default_model_filename") or "model.onnx"
+        path = Path(args["model_repository"]) / args["model_version"] / file
+        self._session = ort.InferenceSession(
+            path, _session_options(config), providers=["CPUExecutionProvider"]
+        )
+        self._inputs = [tensor.name for tensor in self._session.get_inputs()]
+        self._outputs = [tensor.name for tensor in self._session.get_outputs()]
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Run all requests as one batch; Triton has seen to it that their shapes agree."""
+        try:
+            return self._run(requests)
+        except Exception as error:  # whatever it was, it belongs to these requests alone
+            failure = pb.TritonError(f"onnx runtime error: {error}")
+            return [pb.InferenceResponse(error=failure) for _ in requests]
+
+    def _run(self, requests: Sequence[Any]) -> list[Any]:
+        parts = [[_array(request, name) for name in self._inputs] for request in requests]
+        sizes = [arrays[0].shape[0] for arrays in parts]
+        batch = [_joined(arrays) for arrays in zip(*parts, strict=True)]
+        results = self._session.run(self._outputs, dict(zip(self._inputs, batch, strict=True)))
+        ends = np.cumsum(sizes)
+        return [
+            self._response(request, [result[end - size : end] for result in results])
+            for request, size, end in zip(requests, sizes, ends, strict=True)
+        ]
+
+    def _response(self, request: Any, results: list[np.ndarray]) -> Any:
+        wanted = set(request.requested_output_names())
+        tensors = [
+            pb.Tensor(name, result)
+            for name, result in zip(self._outputs, results, strict=True)
+            if name in wanted
+        ]
+        return pb.InferenceResponse(output_tensors=tensors)
+
+
+def _check_numpy() -> None:
+    if int(np.__version__.split(".")[0]) >= 2:
+        raise RuntimeError(
+            f"numpy {np.__version__}: the Python backend of this tritonserver silently corrupts "
+            "tensors with numpy 2 or newer; install numpy 1.26.4"
+        )
+
+
+def _session_options(config: dict[str, Any]) -> ort.SessionOptions:
+    """Plain options, so that results are those of a session with as many threads elsewhere."""
+    options = ort.SessionOptions()
+    threads = config.get("parameters", {}).get("intra_op_thread_count", {}).get("string_value")
+    options.intra_op_num_threads = int(threads or 0)
+    # Idle threads of one instance would take the cores that another one needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _array(request: Any, name: str) -> np.ndarray:
+    array: np.ndarray = pb.get_input_tensor_by_name(request, name).as_numpy()
+    return array
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -1,0 +1,188 @@
+"""What the gateway relies on and Triton documents nowhere, with the committed configurations."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc.aio as aio_client
+from tritonclient.utils import InferenceServerException
+
+from harness.triton.environment import find_home
+from harness.triton.server import SHARED_MEMORY, TritonServer
+from tests.triton import asking
+
+DECODER = "sam_tiny_decoder"
+NOBODY, A_GROUP = 65534, 54321
+PROMPTS = 32
+"""As many that a run takes about a second."""
+
+
+@dataclass
+class Region:
+    """A file of shared memory."""
+
+    name: str
+    memory: np.ndarray
+
+    @property
+    def path(self) -> Path:
+        return SHARED_MEMORY / self.name
+
+
+@contextlib.contextmanager
+def region(size: int, mode: int = 0o600) -> Iterator[Region]:
+    # Not a name of the service's own: it removes those that nobody holds.
+    name = f"triton-contract-{os.getpid()}-{time.monotonic_ns()}"
+    descriptor = os.open(SHARED_MEMORY / name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        os.fchmod(descriptor, mode)
+        os.ftruncate(descriptor, size)
+        yield Region(name, np.frombuffer(mmap.mmap(descriptor, size), np.uint8))
+    finally:
+        os.close(descriptor)
+        (SHARED_MEMORY / name).unlink()
+
+
+@pytest.fixture
+async def client(triton: TritonServer) -> AsyncIterator[aio_client.InferenceServerClient]:
+    async with aio_client.InferenceServerClient(triton.grpc_address) as connection:
+        yield connection
+
+
+async def unregister(client: aio_client.InferenceServerClient, name: str) -> bool:
+    """Whether the server let go of it; False says that it is in use."""
+    try:
+        await client.unregister_system_shared_memory(name)
+    except InferenceServerException as error:
+        if "currently in use" not in error.message():
+            raise
+        return False
+    return True
+
+
+async def until_unregistered(client: aio_client.InferenceServerClient, name: str) -> None:
+    async with asyncio.timeout(30):
+        while not await unregister(client, name):
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_region_of_an_output_is_in_use_until_the_run_has_ended(
+    client: aio_client.InferenceServerClient, cancelled: bool
+) -> None:
+    size = PROMPTS * 4 * 256 * 256 * 4
+    with region(size) as written:
+        await client.register_system_shared_memory("out", f"/{written.name}", size)
+        output = aio_client.InferRequestedOutput("low_res_logits")
+        output.set_shared_memory("out", size)
+        inputs = asking.inline(asking.prompts(count=PROMPTS))
+        request = asyncio.create_task(client.infer(DECODER, inputs, outputs=[output]))
+        await asyncio.sleep(0.2)
+        assert not await unregister(client, "out")
+        assert not written.memory.any()
+
+        if cancelled:
+            request.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await request
+            # Nobody waits for it, but it still runs and will still write.
+            assert not await unregister(client, "out")
+            assert not written.memory.any()
+        await until_unregistered(client, "out")
+
+        assert written.memory[-1024:].any()
+        if not cancelled:
+            await request
+
+
+async def test_region_of_an_input_is_in_use_until_the_run_has_ended(
+    client: aio_client.InferenceServerClient,
+) -> None:
+    tensors = asking.prompts(count=PROMPTS)
+    embedding = tensors.pop("image_embedding")
+    with region(embedding.nbytes) as given:
+        given.memory[:] = embedding.reshape(-1).view(np.uint8)
+        await client.register_system_shared_memory("in", f"/{given.name}", embedding.nbytes)
+        source = aio_client.InferInput("image_embedding", list(embedding.shape), "FP16")
+        source.set_shared_memory("in", embedding.nbytes)
+        request = asyncio.create_task(client.infer(DECODER, [source, *asking.inline(tensors)]))
+        await asyncio.sleep(0.2)
+
+        assert not await unregister(client, "in")
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        assert not await unregister(client, "in")
+        await until_unregistered(client, "in")
+
+        assert (await client.get_system_shared_memory_status()).regions == {}
+
+
+@pytest.mark.parametrize("priority", [1, 2])
+async def test_requests_bring_their_timeout_at_each_priority(
+    client: aio_client.InferenceServerClient, priority: int
+) -> None:
+    inputs = asking.inline(asking.prompts())
+
+    with pytest.raises(InferenceServerException, match="Request timeout expired") as expired:
+        await client.infer(DECODER, inputs, priority=priority, timeout=1)
+    assert expired.value.status() == "StatusCode.UNAVAILABLE"
+
+    await client.infer(DECODER, inputs, priority=priority, timeout=50_000_000)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can run a server as somebody else")
+@pytest.mark.parametrize(
+    ("groups", "mode", "possible"),
+    [
+        ([], 0o600, False),
+        ([], 0o660, False),
+        ([A_GROUP], 0o640, False),
+        ([A_GROUP], 0o660, True),
+    ],
+)
+def test_region_must_be_writable_for_the_user_of_the_server(
+    groups: list[int], mode: int, possible: bool
+) -> None:
+    if not all(parent.stat().st_mode & 0o001 for parent in find_home().server.parents):
+        pytest.skip("nobody may not reach tritonserver here")
+    expectation = (
+        contextlib.nullcontext()
+        if possible
+        else pytest.raises(InferenceServerException, match="Unable to open shared memory")
+    )
+    with (
+        serving_as_nobody(groups) as server,
+        asking.client(server) as client,
+        region(4096, mode) as shared,
+    ):
+        os.chown(shared.path, 0, A_GROUP)
+        with expectation:
+            client.register_system_shared_memory("pool", f"/{shared.name}", 4096)
+
+
+@contextlib.contextmanager
+def serving_as_nobody(groups: list[int]) -> Iterator[TritonServer]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        with TritonServer(
+            # Without models, so that nobody needs no access to this Python.
+            folder,
+            log=folder / "log",
+            extra_args=["--model-control-mode=explicit"],
+            user=NOBODY,
+            group=NOBODY,
+            groups=groups,
+        ) as server:
+            yield server
