@@ -1,4 +1,8 @@
-"""The real server over a real channel; the engine is the fake one unless a test asks for models."""
+"""The real server over a real channel.
+
+The engine is the fake one, or what ``--engine`` names, unless a test brings its own or asks for the
+default model.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,20 @@ import pytest
 from samserve import logs
 from samserve.app import Running, running
 from samserve.engines.base import Engine
-from samserve.engines.fake import FakeEngine
 from samserve.settings import LogSettings, Settings, load
 from samserve.stores.base import EmbeddingStore
 from samserve.v1 import samserve_pb2_grpc
+
+from tests import chosen
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engine", choices=chosen.ENGINES, default="fake", help=chosen.__doc__)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    chosen.kind = config.getoption("--engine")
+
 
 FREE_PORTS = {"port": 0, "admin_port": 0, "grace_s": 5.0}
 UNLIMITED = [
@@ -28,7 +42,10 @@ UNLIMITED = [
 def settings_with(**sections: dict[str, Any]) -> Settings:
     """Build settings on free ports; each argument is a section."""
     server = {**FREE_PORTS, **sections.pop("server", {})}
-    return load({"server": server, **sections})
+    merged = chosen.drawing()
+    for name, section in sections.items():
+        merged[name] = {**merged.get(name, {}), **section}
+    return load({"server": server, **merged})
 
 
 @asynccontextmanager
@@ -38,10 +55,9 @@ async def serving(
     engine: Engine | None = None,
     store: EmbeddingStore | None = None,
 ) -> AsyncIterator[tuple[Running, samserve_pb2_grpc.SegmentationServiceStub]]:
-    """Run the service with the fake engine, or the given one, and connect to it."""
-    chosen = engine or FakeEngine()
+    """Run the service with the chosen engine, or the given one, and connect to it."""
     async with (
-        running(settings or settings_with(), engine=chosen, store=store) as service,
+        running(settings or settings_with(), engine=engine, store=store) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
     ):
         yield service, samserve_pb2_grpc.SegmentationServiceStub(channel)
@@ -53,7 +69,7 @@ async def serving_models(
 ) -> AsyncIterator[tuple[Running, samserve_pb2_grpc.SegmentationServiceStub]]:
     """Run the service with the default model and connect to it."""
     async with (
-        running(settings_with(**sections)) as service,
+        running(settings_with(**{**chosen.default_model(), **sections})) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
     ):
         yield service, samserve_pb2_grpc.SegmentationServiceStub(channel)
@@ -67,7 +83,7 @@ def _plain_logs() -> None:
 
 @pytest.fixture
 async def service() -> AsyncIterator[tuple[Running, samserve_pb2_grpc.SegmentationServiceStub]]:
-    """A running service with the fake engine, and a stub for it."""
+    """A running service with the chosen engine, and a stub for it."""
     async with serving() as pair:
         yield pair
 
@@ -76,5 +92,5 @@ async def service() -> AsyncIterator[tuple[Running, samserve_pb2_grpc.Segmentati
 async def stub(
     service: tuple[Running, samserve_pb2_grpc.SegmentationServiceStub],
 ) -> samserve_pb2_grpc.SegmentationServiceStub:
-    """A stub for a running service with the fake engine."""
+    """A stub for a running service with the chosen engine."""
     return service[1]

@@ -23,3 +23,8 @@ def _jpeg(pixels: np.ndarray) -> bytes:
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
+
+
+def pixels(data: bytes) -> np.ndarray:
+    """Read a file as uint8 RGB ``[h, w, 3]``."""
+    return np.asarray(Image.open(BytesIO(data)).convert("RGB"))

@@ -28,10 +28,14 @@ ALLOWED = {
     "settings": (),
     "identity": ("types",),
     "imaging": ("types", "errors", "core"),
-    "metrics": ("stores.base",),
-    "stores": ("types", "errors", "stores"),
-    "engines.base": ("types", "context", "stores.base"),
-    "engines": ("types", "errors", "context", "metrics", "stores.base", "engines"),
+    "memory": ("types", "errors", "memory"),
+    "metrics": ("types", "stores.base"),
+    "stores": ("types", "errors", "memory", "stores"),
+    "engines.base": ("types", "context", "memory.base", "stores.base"),
+    "engines": (
+        *("types", "errors", "context", "memory", "metrics", "settings", "stores.base"),
+        "engines",
+    ),
     "prompting": ("types", "errors", "core", "engines.base"),
     "warmup": ("types", "context", "engines.base", "stores.base"),
     "embedder": (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -17,9 +18,11 @@ from samserve.embedder import Embedder
 from samserve.engines.base import Engine
 from samserve.engines.fake import FakeEngine
 from samserve.engines.onnx import OnnxEngine
+from samserve.engines.triton.engine import TritonEngine
 from samserve.imaging import ImageLimits
 from samserve.metrics import Metrics
 from samserve.predictor import Predictor
+from samserve.readiness import Readiness
 from samserve.rpc.admin import Admin
 from samserve.rpc.admission import Admission
 from samserve.rpc.boundary import Boundary
@@ -30,6 +33,8 @@ from samserve.stores.base import EmbeddingStore
 from samserve.stores.memory import MemoryStore
 from samserve.warmup import warm_up
 from samserve.workers import Workers
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,11 +59,18 @@ async def running(
     """
     metrics = Metrics(CollectorRegistry())
     async with AsyncExitStack() as stack:
+        admin = Admin(metrics.registry, asyncio.get_running_loop())
+        admin_port = stack.enter_context(
+            admin.listening(settings.server.admin_host, settings.server.admin_port)
+        )
         if engine is None:
-            engine = await asyncio.to_thread(_open_engine, settings.engine, metrics)
+            engine = await open_engine(settings, metrics)
         await stack.enter_async_context(_closing(engine))
+        metrics.watch_engine(lambda: engine.transport)
         if store is None:
-            store = MemoryStore(settings.store.capacity_bytes, settings.store.ttl_s)
+            store = MemoryStore(
+                settings.store.capacity_bytes, settings.store.ttl_s, allocate=engine.allocate
+            )
         await stack.enter_async_context(_closing(store))
         metrics.watch_store(store.stats)
         workers = Workers(core_count())
@@ -67,15 +79,11 @@ async def running(
         boundary = Boundary(Admission(settings.admission), settings.deadlines, metrics)
         servicer = SegmentationServicer(use_cases, boundary, settings.limits)
         api = ApiServer(servicer, settings.server, settings.limits)
-        admin = Admin(metrics.registry, asyncio.get_running_loop())
-        admin_port = stack.enter_context(
-            admin.listening(settings.server.admin_host, settings.server.admin_port)
-        )
         await stack.enter_async_context(api.serving())
         await warm_up(engine, store)
-        stack.push_async_callback(_drain, api, admin, settings.server.drain_s)
-        await api.set_ready(ready=True)
-        admin.ready = True
+        stack.push_async_callback(asyncio.sleep, settings.server.drain_s)
+        readiness = Readiness(engine, api, admin)
+        await stack.enter_async_context(readiness.followed())
         yield Running(
             address=f"{settings.server.host}:{api.port}",
             admin_address=f"{settings.server.admin_host}:{admin_port}",
@@ -86,25 +94,54 @@ async def running(
 
 
 async def serve(settings: Settings) -> None:
-    """Run the service until SIGINT or SIGTERM."""
+    """Run the service until SIGINT or SIGTERM, which also end it while it starts."""
     log = structlog.get_logger("samserve")
-    stop = asyncio.Event()
+    with _stop_signals() as stop:
+        try:
+            async with running(settings) as service:
+                stop.cancels = None
+                log.info(
+                    "serving",
+                    address=service.address,
+                    admin=f"http://{service.admin_address}",
+                    models=list(service.engine.models),
+                    transport=service.engine.transport.value,
+                )
+                await stop.asked.wait()
+                log.info("stopping", grace_s=settings.server.grace_s)
+        except asyncio.CancelledError:
+            if not stop.asked.is_set():
+                raise
+        log.info("stopped")
+
+
+@dataclass(slots=True)
+class _Stop:
+    asked: asyncio.Event
+    # What a signal cancels: the start, which may be waiting for a model server.
+    cancels: asyncio.Task[Any] | None
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    async with running(settings) as service:
-        log.info(
-            "serving",
-            address=service.address,
-            admin=f"http://{service.admin_address}",
-            models=list(service.engine.models),
-        )
-        await stop.wait()
+    stop = _Stop(asyncio.Event(), asyncio.current_task())
+
+    def ask() -> None:
         # Whoever asks a second time does not want to wait.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _STOP_SIGNALS:
             loop.remove_signal_handler(number)
-        log.info("stopping", grace_s=settings.server.grace_s)
-    log.info("stopped")
+        stop.asked.set()
+        if stop.cancels is not None:
+            stop.cancels.cancel()
+
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, ask)
+    try:
+        yield stop
+    finally:
+        for number in _STOP_SIGNALS:
+            loop.remove_signal_handler(number)
 
 
 def default_repository() -> Path:
@@ -113,14 +150,26 @@ def default_repository() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "model_repository"
 
 
-def _open_engine(settings: EngineSettings, metrics: Metrics) -> Engine:
-    match settings.kind:
+async def open_engine(settings: Settings, metrics: Metrics) -> Engine:
+    """Open the engine that the settings choose.  Raises `EngineUnavailable`."""
+    match settings.engine.kind:
         case "fake":
             return FakeEngine()
         case "onnx":
-            repository = settings.model_repository or default_repository()
-            threads = settings.threads or core_count()
-            return OnnxEngine(repository, threads, metrics, settings.default_model)
+            return await asyncio.to_thread(_open_onnx, settings.engine, metrics)
+        case "triton":
+            engine = TritonEngine(settings.triton, metrics, settings.engine.default_model)
+            async with AsyncExitStack() as until_open:
+                until_open.push_async_callback(engine.aclose)
+                await engine.open()
+                until_open.pop_all()
+            return engine
+
+
+def _open_onnx(settings: EngineSettings, metrics: Metrics) -> Engine:
+    repository = settings.model_repository or default_repository()
+    threads = settings.threads or core_count()
+    return OnnxEngine(repository, threads, metrics, settings.default_model)
 
 
 def _use_cases(
@@ -134,9 +183,3 @@ def _use_cases(
 
 def _closing(resource: Engine | EmbeddingStore) -> aclosing[Engine | EmbeddingStore]:
     return aclosing(resource)
-
-
-async def _drain(api: ApiServer, admin: Admin, drain_s: float) -> None:
-    admin.ready = False
-    await api.set_ready(ready=False)
-    await asyncio.sleep(drain_s)

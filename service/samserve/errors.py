@@ -11,7 +11,8 @@
     │   ├── EmbeddingNotFound     unknown, expired, evicted or another tenant's: embed again
     │   └── ModelNotFound         no such model is served
     ├── Overloaded                a bound is reached: try again after ``retry_after_s``
-    ├── Unavailable
+    │   └── MemoryExhausted       the system has no room for shared memory
+    ├── Unavailable               a part is not there: try again after ``retry_after_s``
     │   ├── EngineUnavailable     the model runtime is not there
     │   └── StoreUnavailable      the embedding store is not there (never said of a miss)
     ├── DeadlineExceeded          the call ran out of time
@@ -104,8 +105,16 @@ class Overloaded(SamserveError):
         self.retry_after_s = retry_after_s
 
 
+class MemoryExhausted(Overloaded):
+    """The system has no room for the memory that was asked for."""
+
+    reason = "MEMORY_EXHAUSTED"
+
+
 class Unavailable(SamserveError):
     """A part that the call needs cannot be reached; the call may be repeated."""
+
+    retry_after_s: ClassVar[float] = 1.0
 
 
 class EngineUnavailable(Unavailable):

@@ -92,16 +92,43 @@ class LimitSettings(_Section):
 class EngineSettings(_Section):
     """The model runtime."""
 
-    kind: Literal["onnx", "fake"] = "onnx"
-    """`onnx` runs models in this process; `fake` draws discs around prompts, for development."""
+    kind: Literal["onnx", "triton", "fake"] = "onnx"
+    """`onnx` runs models in this process, `triton` asks the server that `triton.url` names,
+    `fake` draws discs around prompts, for development."""
     model_repository: Path | None = None
-    """Folder of the models; unset takes the default model that comes with the package."""
+    """Folder of the models (`onnx`); unset takes the default model that comes with the package."""
     threads: int = Field(default=0, ge=0)
-    """Threads of one model run; 0 takes one per core."""
+    """Threads of one model run (`onnx`); 0 takes one per core."""
     prompts_per_run: int = Field(default=16, ge=1)
     """Prompts decoded in one run at most, which bounds memory and how long a click waits."""
     default_model: str = ""
     """Model of requests that name none; empty takes the first in alphabetical order."""
+
+
+class TritonSettings(_Section):
+    """The Triton Inference Server, for `engine.kind=triton`."""
+
+    url: str = "127.0.0.1:8001"
+    """Host and port of its gRPC listener."""
+    shared_memory: Literal["auto", "required", "off"] = "auto"
+    """`auto` shares memory with a Triton that accepts it and else sends tensors in messages,
+    `required` refuses to start without it."""
+    shared_memory_group: int | None = Field(default=None, ge=0)
+    """Numeric group that owns the segments, for a Triton of another user; unset keeps ours."""
+    scratch_bytes: int = Field(default=256 * MIB, ge=0)
+    """Bytes of shared memory for pictures and logits under way; beyond it they go in messages."""
+    encoder_in_flight: int = Field(default=8, ge=1)
+    """Requests of one image encoder that Triton is given at once; more wait here."""
+    decoder_in_flight: int = Field(default=32, ge=1)
+    """Requests of one mask decoder that Triton is given at once; more wait here."""
+    channels: int = Field(default=2, ge=1)
+    """Connections that share the requests."""
+    answer_s: float = Field(default=60.0, gt=0)
+    """Time after which a request counts as lost, if the call's deadline is not sooner."""
+    startup_s: float = Field(default=600.0, ge=0)
+    """Time that Triton gets to load its models before this server gives up."""
+    health_interval_s: float = Field(default=0.5, gt=0)
+    """Time between two looks at Triton's health."""
 
 
 class StoreSettings(_Section):
@@ -139,6 +166,7 @@ class Settings(BaseSettings):
     admission: AdmissionSettings = AdmissionSettings()
     limits: LimitSettings = LimitSettings()
     engine: EngineSettings = EngineSettings()
+    triton: TritonSettings = TritonSettings()
     store: StoreSettings = StoreSettings()
     log: LogSettings = LogSettings()
 

@@ -114,6 +114,14 @@ class Multimask(Enum):
     SINGLE = "single"
 
 
+class Transport(Enum):
+    """How tensors travel between this process and the model runtime."""
+
+    IN_PROCESS = "in_process"
+    SHARED_MEMORY = "shared_memory"
+    MESSAGE = "message"
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """Name, element type and shape (without a batch axis) of one tensor of an embedding."""

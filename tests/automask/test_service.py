@@ -1,15 +1,14 @@
-"""AutoMask through the real server, with the fake engine: options, streaming, sources."""
+"""AutoMask through the real server, with an engine that draws: options, streaming, sources."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from samserve.app import Running
-from samserve.engines.fake import FakeEngine
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
-from tests import pictures
+from tests import chosen, pictures
 from tests.conftest import serving, settings_with
 
 Service = tuple[Running, SegmentationServiceStub]
@@ -87,8 +86,7 @@ async def test_an_embedding_id_gives_the_masks_of_its_image(service: Service) ->
 
     assert from_id == from_image != []
     assert second.embedding.cached
-    assert isinstance(running.engine, FakeEngine)
-    assert running.engine.counts["encode_finished"] == 2
+    assert chosen.runs(running, "encoder") == 2
 
 
 async def test_a_region_of_interest_filters_points_and_encodes_nothing_again(
@@ -105,8 +103,7 @@ async def test_a_region_of_interest_filters_points_and_encodes_nothing_again(
 
     assert points(inside) == expected != set()
     assert progress[-1].total_point_count < 64
-    assert isinstance(running.engine, FakeEngine)
-    assert running.engine.counts["encode_finished"] == 2
+    assert chosen.runs(running, "encoder") == 2
 
 
 async def test_a_custom_grid_is_clicked_as_given(stub: SegmentationServiceStub) -> None:
@@ -143,8 +140,7 @@ async def test_crops_are_encoded_and_their_slots_are_given_back(service: Service
 
     assert len(crops) == 5
     assert (0.0, 0.0, 640.0, 480.0) in crops
-    assert isinstance(running.engine, FakeEngine)
-    assert running.engine.counts["encode_finished"] == 1 + 5
+    assert chosen.runs(running, "encoder") == 1 + 5
     assert running.store.stats().entries == 1
     assert running.store.stats().bytes == 2 << 20
 

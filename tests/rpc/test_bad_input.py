@@ -13,11 +13,10 @@ import pytest
 from PIL import Image
 from samserve.app import Running
 from samserve.core import rle
-from samserve.engines.fake import FakeEngine
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
-from tests import pictures
+from tests import chosen, pictures
 from tests.rpc.errors import Failure, failure_of, stream_failure_of
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -27,10 +26,13 @@ HEIGHT, WIDTH = 48, 64
 Service = tuple[Running, SegmentationServiceStub]
 
 
-def counts(service: Service) -> dict[str, int]:
-    engine = service[0].engine
-    assert isinstance(engine, FakeEngine)
-    return dict(engine.counts)
+def counts(service: Service) -> list[int]:
+    """How often each network has run, by how it ended."""
+    return [
+        chosen.runs(service[0], network, outcome)
+        for network in ("encoder", "decoder")
+        for outcome in ("ok", "cancelled")
+    ]
 
 
 def png_header(width: int, height: int) -> bytes:

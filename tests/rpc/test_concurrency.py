@@ -8,16 +8,20 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.message import Message
 from samserve.app import Running
+from samserve.core import rle
 from samserve.engines.fake import FakeEngine
+from samserve.types import CocoRle, Size
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
-from tests import photos, pictures
+from tests import chosen, photos, pictures
 from tests.conftest import UNLIMITED, serving, serving_models, settings_with
 
+Answers = list[list[Message]]
 Call = Callable[[SegmentationServiceStub], Awaitable[list[Message]]]
 
 
@@ -106,7 +110,41 @@ async def test_64_mixed_callers_get_the_answers_of_calls_made_alone() -> None:
         together = await asyncio.gather(*(_on_own_channel(service, call) for call in calls))
 
     assert len(calls) == 64
-    assert together == alone
+    if chosen.kind.startswith("triton"):
+        # Triton batches runs of different callers; a run of another size rounds differently.
+        assert_equal_across_batch_shapes(together, alone)
+    else:
+        assert together == alone
+
+
+def assert_equal_across_batch_shapes(together: Answers, alone: Answers) -> None:
+    """Hold answers to the same selection and 99.99 % equal pixels."""
+    pixels = unequal = 0
+    for ours, theirs in zip(together, alone, strict=True):
+        pairs = list(zip(masks_of(ours), masks_of(theirs), strict=True))
+        pixels += sum(mask.size for _, (_, mask) in pairs)
+        for (token, mask), (expected_token, expected) in pairs:
+            assert token == expected_token
+            unequal += np.count_nonzero(mask != expected)
+
+    assert pixels > 10_000_000
+    assert unequal <= 1e-4 * pixels
+
+
+def masks_of(messages: list[Message]) -> list[tuple[int, np.ndarray]]:
+    """Every mask of a call with its token."""
+    found = []
+    for message in messages:
+        if isinstance(message, pb.PredictResponse):
+            found += [mask for result in message.results for mask in result.masks]
+        if isinstance(message, pb.AutoMaskResponse):
+            found += [record.mask for record in message.masks.records]
+    return [(mask.token_index, pixels_of(mask)) for mask in found]
+
+
+def pixels_of(mask: pb.Mask) -> np.ndarray:
+    size = mask.coco_rle.size
+    return rle.decode(CocoRle(Size(size.height, size.width), mask.coco_rle.counts))
 
 
 async def _on_own_channel(service: Running, call: Call) -> list[Message]:

@@ -11,13 +11,12 @@ from PIL import Image
 from samserve.app import Running
 from samserve.automask.options import AutoMaskOptions
 from samserve.core import rle
-from samserve.engines.fake import FakeEngine
 from samserve.stores.memory import MemoryStore
 from samserve.types import CocoRle, Size
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
-from tests import pictures
+from tests import chosen, pictures
 from tests.conftest import serving
 from tests.rpc.errors import failure_of
 
@@ -61,8 +60,7 @@ async def test_a_repeated_embed_is_cached_and_encodes_nothing(service: Service) 
 
 def encodes(running: Running) -> int:
     """Count the encodes besides the warm-up's."""
-    assert isinstance(running.engine, FakeEngine)
-    return running.engine.counts["encode_finished"] - 1
+    return chosen.runs(running, "encoder") - 1
 
 
 async def test_a_known_image_is_found_by_the_hash_of_its_file(
@@ -321,6 +319,13 @@ async def test_every_option_of_the_message_is_known() -> None:
     fields = {field.name for field in pb.AutoMaskOptions.DESCRIPTOR.fields}
 
     assert fields == set(AutoMaskOptions.__slots__)
+
+
+async def test_list_models_tells_the_transport_in_force(stub: SegmentationServiceStub) -> None:
+    answer = await stub.ListModels(pb.ListModelsRequest())
+
+    expected = {"triton": pb.TRANSPORT_SHARED_MEMORY, "triton-message": pb.TRANSPORT_MESSAGE}
+    assert answer.models[0].transport == expected.get(chosen.kind, pb.TRANSPORT_IN_PROCESS)
 
 
 async def test_an_expired_embedding_is_embedded_again_under_the_same_id() -> None:

@@ -13,7 +13,7 @@ from samserve.cli.terminal import STDOUT, say, write_json
 if TYPE_CHECKING:
     from samserve.client import Catalog, Model
 
-_COLUMNS = ("name", "family", "side", "embedding", "takes", "digest", "description")
+_COLUMNS = ("name", "family", "side", "embedding", "takes", "transport", "digest", "description")
 
 
 def models(
@@ -54,6 +54,7 @@ def _row(model: Model) -> tuple[str, ...]:
         str(model.image_side),
         f"{model.embedding_bytes / (1 << 20):.1f} MiB",
         ",".join(model.capabilities),
+        model.transport,
         model.digest[:12],
         model.description,
     )

@@ -143,4 +143,11 @@ def _model(message: pb.Model) -> Model:
             descriptor.name for descriptor, value in message.capabilities.ListFields() if value
         ),
         default=message.default,
+        transport=_transport(message.transport),
     )
+
+
+def _transport(value: int) -> str:
+    """Name a transport; empty if it is not told, or newer than this client."""
+    known = pb.Transport.DESCRIPTOR.values_by_number.get(value)
+    return known.name.removeprefix("TRANSPORT_").lower() if value and known else ""

@@ -126,7 +126,12 @@ class AutoMaskResult:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A served model; ``capabilities`` are names such as ``points`` and ``automask``."""
+    """A served model.
+
+    ``capabilities`` are names such as ``points`` and ``automask``; ``transport`` is how tensors
+    travel between server and model runtime: ``in_process``, ``shared_memory``, ``message``, or
+    empty if the server does not tell.
+    """
 
     name: str
     family: str
@@ -137,6 +142,7 @@ class Model:
     embedding_bytes: int
     capabilities: tuple[str, ...]
     default: bool
+    transport: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from samserve.context import RequestContext
+from samserve.memory.base import Memory
 from samserve.stores.base import Slot
-from samserve.types import Embedding, FloatArray, ModelInfo, Size, UInt8Array
+from samserve.types import Embedding, FloatArray, ModelInfo, Size, Transport, UInt8Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +42,9 @@ class PromptBatch:
 class DecoderOutput:
     """All four mask tokens of P prompts.
 
-    ``low_res_logits`` is float32 ``[P, 4, L, L]``, ``predicted_iou`` float32 ``[P, 4]``.
+    ``low_res_logits`` is float32 ``[P, 4, L, L]``, ``predicted_iou`` float32 ``[P, 4]``.  The
+    logits may lie in memory that an engine uses again when the last view of them is gone: what is
+    kept for long should be a copy.
     """
 
     low_res_logits: FloatArray
@@ -52,13 +55,22 @@ class Engine(Protocol):
     """Runs encoders and decoders; safe for concurrent use from one event loop.
 
     Raises `EngineUnavailable` when the runtime cannot be reached and `EngineFailure` when it
-    fails; a cancelled call stops its work where the runtime can, and in any case has stopped
-    writing into the slot when the cancellation is delivered.
+    fails; a cancelled call stops its work where the runtime can.  A call that ends, however it
+    ends, has stopped writing into its slot, or has added to the slot's late writers.
     """
 
     @property
     def models(self) -> Mapping[str, ModelInfo]:
         """The served models by name, the default model first."""
+        ...
+
+    @property
+    def transport(self) -> Transport:
+        """How tensors travel to the runtime now."""
+        ...
+
+    def allocate(self, nbytes: int) -> Memory:
+        """Map memory for embeddings that the runtime can use in place, if it can any."""
         ...
 
     async def encode(

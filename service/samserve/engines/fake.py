@@ -15,8 +15,9 @@ import numpy as np
 
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
+from samserve.memory.base import AnonymousMemory, Memory
 from samserve.stores.base import Slot
-from samserve.types import Embedding, FloatArray, ModelInfo, TensorSpec
+from samserve.types import Embedding, FloatArray, ModelInfo, TensorSpec, Transport
 
 MODEL = ModelInfo(
     name="fake",
@@ -53,6 +54,15 @@ class FakeEngine:
     def models(self) -> Mapping[str, ModelInfo]:
         """See `Engine.models`."""
         return {self._model.name: self._model}
+
+    @property
+    def transport(self) -> Transport:
+        """See `Engine.transport`."""
+        return Transport.IN_PROCESS
+
+    def allocate(self, nbytes: int) -> Memory:
+        """See `Engine.allocate`."""
+        return AnonymousMemory(nbytes)
 
     async def encode(
         self, model: str, image: EncoderInput, into: Slot, context: RequestContext

@@ -16,11 +16,12 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.gate import PriorityGate
-from samserve.engines.repository import ModelFiles, discover
+from samserve.engines.repository import ModelFiles, default_first, discover
 from samserve.errors import EngineFailure, EngineUnavailable
+from samserve.memory.base import AnonymousMemory, Memory
 from samserve.metrics import Metrics
 from samserve.stores.base import Slot
-from samserve.types import Embedding, ModelInfo
+from samserve.types import Embedding, ModelInfo, Transport
 
 T = TypeVar("T")
 
@@ -62,8 +63,9 @@ class OnnxEngine:
     def __init__(
         self, repository: Path, threads: int, metrics: Metrics, default_model: str = ""
     ) -> None:
-        found = _default_first(discover(repository), default_model)
-        self._sessions = {files.info.name: _open(files, threads) for files in found}
+        found = {files.info.name: files for files in discover(repository)}
+        names = default_first(found, default_model)
+        self._sessions = {name: _open(found[name], threads) for name in names}
         self._metrics = metrics
         self._encoders = _Network("encoder", PriorityGate(1))
         self._decoders = _Network("decoder", PriorityGate(1))
@@ -73,6 +75,15 @@ class OnnxEngine:
     def models(self) -> Mapping[str, ModelInfo]:
         """See `Engine.models`."""
         return {name: sessions.info for name, sessions in self._sessions.items()}
+
+    @property
+    def transport(self) -> Transport:
+        """See `Engine.transport`."""
+        return Transport.IN_PROCESS
+
+    def allocate(self, nbytes: int) -> Memory:
+        """See `Engine.allocate`."""
+        return AnonymousMemory(nbytes)
 
     async def encode(
         self, model: str, image: EncoderInput, into: Slot, context: RequestContext
@@ -125,35 +136,22 @@ class OnnxEngine:
     async def _run(
         self, network: _Network, context: RequestContext, call: Callable[[ort.RunOptions], T]
     ) -> T:
-        under_way = self._metrics.engine_running.labels(network.name)
         async with network.gate.hold(context.priority):
-            options = ort.RunOptions()
-            running = asyncio.get_running_loop().run_in_executor(self._pool, call, options)
-            outcome = "failed"
-            try:
-                with under_way.track_inprogress():
-                    result = await asyncio.shield(running)
-                outcome = "ok"
-            except asyncio.CancelledError:
-                outcome = "cancelled"
-                options.terminate = True
-                # The gate and the slot stay taken until the run has really ended.
-                await _settled(running)
-                raise
-            except _ORT_ERRORS as error:
-                raise EngineFailure(f"the {network.name} failed") from error
-            finally:
-                self._metrics.engine_runs.labels(network.name, outcome).inc()
-            return result
+            with self._metrics.engine_run(network.name):
+                return await self._run_alone(network, call)
 
-
-def _default_first(found: tuple[ModelFiles, ...], default_model: str) -> list[ModelFiles]:
-    names = [files.info.name for files in found]
-    if default_model and default_model not in names:
-        raise EngineUnavailable(
-            f"the default model {default_model!r} is not there; there are: {', '.join(names)}"
-        )
-    return sorted(found, key=lambda files: files.info.name != default_model)
+    async def _run_alone(self, network: _Network, call: Callable[[ort.RunOptions], T]) -> T:
+        options = ort.RunOptions()
+        running = asyncio.get_running_loop().run_in_executor(self._pool, call, options)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            options.terminate = True
+            # The gate and the slot stay taken until the run has really ended.
+            await _settled(running)
+            raise
+        except _ORT_ERRORS as error:
+            raise EngineFailure(f"the {network.name} failed") from error
 
 
 async def _settled(running: asyncio.Future[T]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,15 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """An encoder and a decoder of the same weights, by the names of their models."""
+
+    info: ModelInfo
+    encoder: str
+    decoder: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFiles:
     """A pair and where its two graphs lie."""
 
@@ -39,10 +48,45 @@ def discover(repository: Path) -> tuple[ModelFiles, ...]:
     """
     configs = [_read(path) for path in sorted(repository.glob("*/config.pbtxt"))]
     by_name = {config.name: config for config in configs}
-    encoders = [config for config in configs if _parameter(config, "role") == "encoder"]
-    if not encoders:
+    pairs = [pair_of(config, by_name) for config in encoders(configs)]
+    if not pairs:
         raise EngineUnavailable(f"no model in {repository}")
-    return tuple(_pair(encoder, by_name, repository) for encoder in encoders)
+    return tuple(
+        ModelFiles(pair.info, _graph(repository, pair.encoder), _graph(repository, pair.decoder))
+        for pair in pairs
+    )
+
+
+def encoders(configs: Iterable[model_config_pb2.ModelConfig]) -> list[model_config_pb2.ModelConfig]:
+    """Choose the configurations of image encoders that samserve can pair."""
+    return [config for config in configs if _parameter(config, "role") == "encoder"]
+
+
+def pair_of(
+    encoder: model_config_pb2.ModelConfig, by_name: Mapping[str, model_config_pb2.ModelConfig]
+) -> Pair:
+    """Find the decoder of an encoder.  Raises `EngineUnavailable` if they do not fit."""
+    name = _parameter(encoder, "model")
+    decoder = by_name.get(f"{name}_decoder")
+    info = model_info(encoder, name)
+    if decoder is None or _parameter(decoder, "digest") != info.digest:
+        raise EngineUnavailable(f"the decoder of model {name!r} is missing or of other weights")
+    if info.family not in FAMILIES:
+        raise EngineUnavailable(f"model {name!r} is of unknown family {info.family!r}")
+    return Pair(info, encoder.name, decoder.name)
+
+
+def default_first(names: Iterable[str], default_model: str) -> list[str]:
+    """Order models by name, the default one first.
+
+    Raises `EngineUnavailable` if a default is named and not there.
+    """
+    ordered = sorted(names)
+    if default_model and default_model not in ordered:
+        raise EngineUnavailable(
+            f"the default model {default_model!r} is not there; there are: {', '.join(ordered)}"
+        )
+    return sorted(ordered, key=lambda name: name != default_model)
 
 
 def model_info(encoder: model_config_pb2.ModelConfig, name: str) -> ModelInfo:
@@ -64,21 +108,6 @@ def _read(path: Path) -> model_config_pb2.ModelConfig:
         return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
         raise EngineUnavailable(f"{path} is not a model configuration: {error}") from error
-
-
-def _pair(
-    encoder: model_config_pb2.ModelConfig,
-    by_name: dict[str, model_config_pb2.ModelConfig],
-    repository: Path,
-) -> ModelFiles:
-    name = _parameter(encoder, "model")
-    decoder = by_name.get(f"{name}_decoder")
-    info = model_info(encoder, name)
-    if decoder is None or _parameter(decoder, "digest") != info.digest:
-        raise EngineUnavailable(f"the decoder of model {name!r} is missing or of other weights")
-    if info.family not in FAMILIES:
-        raise EngineUnavailable(f"model {name!r} is of unknown family {info.family!r}")
-    return ModelFiles(info, _graph(repository, encoder.name), _graph(repository, decoder.name))
 
 
 def _graph(repository: Path, model: str) -> Path:

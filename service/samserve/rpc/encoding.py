@@ -15,11 +15,26 @@ from samserve.embedder import Leased
 from samserve.errors import ResponseTooLarge
 from samserve.predictor import Prediction
 from samserve.settings import LimitSettings
-from samserve.types import AutoMaskRecord, Candidate, CocoRle, Mask, ModelInfo, OutputMode, Size
+from samserve.types import (
+    AutoMaskRecord,
+    Candidate,
+    CocoRle,
+    Mask,
+    ModelInfo,
+    OutputMode,
+    Size,
+    Transport,
+)
 from samserve.v1 import samserve_pb2 as pb
 
 # A streamed message stays about this small, so that masks arrive while others are being written.
 _BATCH_BYTES = 1 << 20
+
+_TRANSPORTS = {
+    Transport.IN_PROCESS: pb.TRANSPORT_IN_PROCESS,
+    Transport.SHARED_MEMORY: pb.TRANSPORT_SHARED_MEMORY,
+    Transport.MESSAGE: pb.TRANSPORT_MESSAGE,
+}
 
 
 def timings(clock: StageClock) -> list[pb.StageTiming]:
@@ -101,10 +116,12 @@ def summary(event: Summary, clock: StageClock) -> pb.AutoMaskResponse:
     )
 
 
-def model_list(models: Iterable[ModelInfo], limits: LimitSettings) -> pb.ListModelsResponse:
+def model_list(
+    models: Iterable[ModelInfo], transport: Transport, limits: LimitSettings
+) -> pb.ListModelsResponse:
     """Write what is served; the first model is the default."""
     return pb.ListModelsResponse(
-        models=[_model(info, default=index == 0) for index, info in enumerate(models)],
+        models=[_model(info, transport, default=index == 0) for index, info in enumerate(models)],
         limits=pb.Limits(
             max_request_bytes=limits.request_bytes,
             max_response_bytes=limits.response_bytes,
@@ -132,7 +149,7 @@ def checked(message: Message, limits: LimitSettings) -> None:
         )
 
 
-def _model(info: ModelInfo, *, default: bool) -> pb.Model:
+def _model(info: ModelInfo, transport: Transport, *, default: bool) -> pb.Model:
     return pb.Model(
         name=info.name,
         family=info.family,
@@ -143,6 +160,7 @@ def _model(info: ModelInfo, *, default: bool) -> pb.Model:
         embedding_bytes=info.embedding_bytes,
         capabilities=pb.Capabilities(points=True, boxes=True, masks=True, automask=True),
         default=default,
+        transport=_TRANSPORTS[transport],
     )
 
 

@@ -117,5 +117,5 @@ class SegmentationServicer(samserve_pb2_grpc.SegmentationServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, rpc: Rpc) -> pb.ListModelsResponse:
         async with self._boundary.call("ListModels", request, rpc):
-            models = self._use_cases.embedder.engine.models.values()
-            return encoding.model_list(models, self._limits)
+            engine = self._use_cases.embedder.engine
+            return encoding.model_list(engine.models.values(), engine.transport, self._limits)

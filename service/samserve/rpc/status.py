@@ -36,7 +36,7 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
     details: list[Message] = [_info(error.reason, error.metadata, request_id)]
     if isinstance(error, errors.InvalidRequest):
         details.append(_bad_request(error))
-    if isinstance(error, errors.Overloaded):
+    if isinstance(error, errors.Overloaded | errors.Unavailable):
         details.append(_retry_info(error.retry_after_s))
     return _status(code.value[0], error.message, details)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
-
-import numpy as np
-
+from samserve.errors import MemoryExhausted
+from samserve.memory.base import Memory
 from samserve.types import Array, TensorSpec
 
 # Tensors start on cache lines, which vectorised kernels like, and slots on pages, so that the
@@ -14,23 +12,32 @@ _TENSOR_ALIGNMENT = 64
 
 
 class Arena:
-    """Slots of one size inside one anonymous mapping; pages are taken when first written.
+    """Slots of one size, a whole number of pages, inside one block of memory.
 
     Not thread safe: allocation happens on the event loop, only the bytes of a slot are touched by
     other threads.
     """
 
-    def __init__(self, slot_bytes: int, slots: int) -> None:
-        self.slot_bytes = round_up_to_page(slot_bytes)
-        # Private: the pages of a shared mapping could not be given back one by one.
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._memory = mmap.mmap(-1, self.slot_bytes * slots, flags=flags)
+    def __init__(self, memory: Memory, slot_bytes: int, *, commit: bool = False) -> None:
+        """Cut *memory*; with *commit* all of it is taken now, else each slot when it is used."""
+        self.slot_bytes = slot_bytes
+        self._memory = memory
+        slots = range(memory.nbytes // slot_bytes)
         # Free slots; the last one is taken first, so that warm pages are used again.
-        self._free = list(reversed(range(slots)))
+        self._free = list(reversed(slots))
+        # Slots without memory behind them.
+        self._hollow: set[int] = set() if commit else set(slots)
+        if commit:
+            memory.commit(0, len(slots) * slot_bytes)
 
     def allocate(self) -> int | None:
-        """Take a slot, or None if there is none."""
-        return self._free.pop() if self._free else None
+        """Take a slot, or None if there is none.  Raises `MemoryExhausted`."""
+        if not self._free:
+            return None
+        index = self._free.pop()
+        if index in self._hollow:
+            self._commit(index)
+        return index
 
     def free(self, index: int) -> None:
         """Give a slot back; its content may be overwritten from now on."""
@@ -38,33 +45,37 @@ class Arena:
 
     def release_pages(self, index: int) -> None:
         """Return the memory of a free slot to the system; its content becomes zeros."""
-        self._memory.madvise(mmap.MADV_DONTNEED, self.offset(index), self.slot_bytes)
+        self._memory.release(index * self.slot_bytes, self.slot_bytes)
+        self._hollow.add(index)
 
-    def offset(self, index: int) -> int:
-        """First byte of a slot within the arena."""
-        return index * self.slot_bytes
+    def release_free_pages(self) -> None:
+        """Return the memory of all free slots to the system."""
+        for index in set(self._free) - self._hollow:
+            self.release_pages(index)
 
     def view(self, index: int, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
         """View a slot as named tensors, laid out one after the other."""
         tensors: dict[str, Array] = {}
-        offset = self.offset(index)
+        offset = index * self.slot_bytes
         for spec in specs:
-            count = spec.nbytes // spec.dtype.itemsize
-            flat = np.frombuffer(self._memory, dtype=spec.dtype, count=count, offset=offset)
+            flat = self._memory.array[offset : offset + spec.nbytes].view(spec.dtype)
             tensors[spec.name] = flat.reshape(spec.shape)
-            offset += _round_up(spec.nbytes, _TENSOR_ALIGNMENT)
+            offset += _aligned(spec.nbytes)
         return tensors
+
+    def _commit(self, index: int) -> None:
+        try:
+            self._memory.commit(index * self.slot_bytes, self.slot_bytes)
+        except MemoryExhausted:
+            self._free.append(index)
+            raise
+        self._hollow.remove(index)
 
 
 def slot_bytes(specs: tuple[TensorSpec, ...]) -> int:
     """Bytes that a slot needs to hold tensors of these specs."""
-    return sum(_round_up(spec.nbytes, _TENSOR_ALIGNMENT) for spec in specs)
+    return sum(_aligned(spec.nbytes) for spec in specs)
 
 
-def round_up_to_page(nbytes: int) -> int:
-    """Size of the smallest whole number of pages that holds *nbytes*."""
-    return _round_up(nbytes, mmap.PAGESIZE)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _TENSOR_ALIGNMENT) * _TENSOR_ALIGNMENT

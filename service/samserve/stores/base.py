@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from samserve.types import Array, Embedding, EmbeddingFacts, EmbeddingKey, TensorSpec
@@ -14,17 +15,17 @@ from samserve.types import Array, Embedding, EmbeddingFacts, EmbeddingKey, Tenso
 class Slot:
     """Memory for one embedding that is being written; its owner publishes or discards it.
 
-    ``tensors`` are writable views, one for each spec, without a batch axis.  ``index`` and
-    ``offset`` say where the slot lies in its arena, for engines that are given addresses instead
-    of bytes.
+    ``tensors`` are writable views, one for each spec, without a batch axis.  ``index`` is the
+    slot's place in its arena.  An engine that loses sight of a run which may still write here adds
+    a future to ``late_writers``; it ends when the run certainly writes no more.
     """
 
     key: EmbeddingKey
     facts: EmbeddingFacts
     tensors: Mapping[str, Array]
     index: int
-    offset: int
     nbytes: int
+    late_writers: list[asyncio.Future[None]] = field(default_factory=list)
 
     def as_embedding(self) -> Embedding:
         """View what was written as an embedding that is never published (a crop's, say)."""
@@ -33,10 +34,14 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """What a store holds now, and how often it answered so far."""
+    """What a store holds now, and how often it answered so far.
+
+    ``quarantined_bytes``, a part of ``bytes``, belong to slots that a lost run may write into.
+    """
 
     entries: int
     bytes: int
+    quarantined_bytes: int
     capacity_bytes: int
     hits: int
     misses: int
@@ -64,7 +69,10 @@ class EmbeddingStore(Protocol):
         ...
 
     async def discard(self, slot: Slot) -> None:
-        """Give back a slot that will not be published; nobody may write into it any more."""
+        """Give back a slot that will not be published.
+
+        Its memory is used again once all of its late writers have ended, at once if it has none.
+        """
         ...
 
     def lease(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -9,7 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from samserve.errors import EmbeddingNotFound, Overloaded
-from samserve.stores.arena import Arena, round_up_to_page, slot_bytes
+from samserve.memory.base import Allocate, AnonymousMemory, round_up_to_page
+from samserve.stores.arena import Arena, slot_bytes
 from samserve.stores.base import Slot, StoreStats
 from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, TensorSpec
 
@@ -26,20 +28,27 @@ class _Entry:
 class MemoryStore:
     """An `EmbeddingStore` over arenas, one for each size of slot.
 
-    *capacity_bytes* bounds everything: published, being written, and deleted but still leased.
-    *now* gives seconds since the epoch, because expiry is told to clients.
+    *capacity_bytes* bounds everything: published, being written, deleted but still leased, and
+    quarantined.  *allocate* maps the arenas.  *now* gives seconds since the epoch, because expiry
+    is told to clients.
     """
 
     def __init__(
-        self, capacity_bytes: int, ttl_s: float, now: Callable[[], float] = time.time
+        self,
+        capacity_bytes: int,
+        ttl_s: float,
+        *,
+        allocate: Allocate = AnonymousMemory,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._capacity = capacity_bytes
         self._ttl_s = ttl_s
         self._now = now
+        self._allocate = allocate
         # Published entries, least recently used first.
         self._entries: OrderedDict[EmbeddingKey, _Entry] = OrderedDict()
         self._arenas: dict[int, Arena] = {}
-        self._used = 0
+        self._used = self._quarantined = 0
         self._hits = self._misses = self._evictions = 0
 
     async def reserve(
@@ -57,7 +66,6 @@ class MemoryStore:
             facts=facts,
             tensors=arena.view(index, specs),
             index=index,
-            offset=arena.offset(index),
             nbytes=arena.slot_bytes,
         )
 
@@ -71,7 +79,19 @@ class MemoryStore:
 
     async def discard(self, slot: Slot) -> None:
         """See `EmbeddingStore.discard`."""
-        self._free(slot, self._arenas[slot.nbytes])
+        arena = self._arenas[slot.nbytes]
+        writing = [writer for writer in slot.late_writers if not writer.done()]
+        if not writing:
+            self._free(slot, arena)
+            return
+        self._quarantined += slot.nbytes
+        # The callback keeps the slot alive; the futures keep the callback.
+        ended = asyncio.gather(*writing, return_exceptions=True)
+        ended.add_done_callback(lambda _: self._end_quarantine(slot, arena))
+
+    def _end_quarantine(self, slot: Slot, arena: Arena) -> None:
+        self._quarantined -= slot.nbytes
+        self._free(slot, arena)
 
     @asynccontextmanager
     async def lease(self, key: EmbeddingKey, *, renew: bool = False) -> AsyncIterator[Embedding]:
@@ -97,6 +117,7 @@ class MemoryStore:
         return StoreStats(
             entries=len(self._entries),
             bytes=self._used,
+            quarantined_bytes=self._quarantined,
             capacity_bytes=self._capacity,
             hits=self._hits,
             misses=self._misses,
@@ -124,11 +145,17 @@ class MemoryStore:
         return entry
 
     def _arena(self, nbytes: int) -> Arena:
-        # Pages are only taken when written, so an arena as large as the capacity costs nothing.
         nbytes = round_up_to_page(nbytes)
         if nbytes not in self._arenas:
-            self._arenas[nbytes] = Arena(nbytes, slots=max(1, self._capacity // nbytes))
+            self._arenas[nbytes] = self._map_arena(nbytes)
         return self._arenas[nbytes]
+
+    def _map_arena(self, nbytes: int) -> Arena:
+        """Map an arena as large as the capacity; only the first one takes its memory at once."""
+        for arena in self._arenas.values():
+            arena.release_free_pages()
+        memory = self._allocate(nbytes * max(1, self._capacity // nbytes))
+        return Arena(memory, nbytes, commit=not self._arenas)
 
     def _make_room(self, arena: Arena) -> None:
         if arena.slot_bytes > self._capacity:

@@ -20,6 +20,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Transport:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TransportEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Transport.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRANSPORT_UNSPECIFIED: _Transport.ValueType  # 0
+    """Not told."""
+    TRANSPORT_IN_PROCESS: _Transport.ValueType  # 1
+    """The models run in the process of this server."""
+    TRANSPORT_SHARED_MEMORY: _Transport.ValueType  # 2
+    """By address, in memory that this server and the runtime share."""
+    TRANSPORT_MESSAGE: _Transport.ValueType  # 3
+    """In messages."""
+
+class Transport(_Transport, metaclass=_TransportEnumTypeWrapper):
+    """How tensors travel between this server and the model runtime."""
+
+TRANSPORT_UNSPECIFIED: Transport.ValueType  # 0
+"""Not told."""
+TRANSPORT_IN_PROCESS: Transport.ValueType  # 1
+"""The models run in the process of this server."""
+TRANSPORT_SHARED_MEMORY: Transport.ValueType  # 2
+"""By address, in memory that this server and the runtime share."""
+TRANSPORT_MESSAGE: Transport.ValueType  # 3
+"""In messages."""
+Global___Transport: _TypeAlias = Transport  # noqa: Y015
+
 class _Multimask:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1406,6 +1434,7 @@ class Model(_message.Message):
     EMBEDDING_BYTES_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     DEFAULT_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name to select it by."""
     family: _builtins.str
@@ -1422,6 +1451,8 @@ class Model(_message.Message):
     """Bytes that one embedding takes in the store."""
     default: _builtins.bool
     """True for the model that is used when a request names none."""
+    transport: Global___Transport.ValueType
+    """How its tensors travel between this server and the model runtime now."""
     @_builtins.property
     def capabilities(self) -> Global___Capabilities:
         """What it can do."""
@@ -1438,10 +1469,11 @@ class Model(_message.Message):
         embedding_bytes: _builtins.int = ...,
         capabilities: Global___Capabilities | None = ...,
         default: _builtins.bool = ...,
+        transport: Global___Transport.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "default", b"default", "description", b"description", "digest", b"digest", "embedding_bytes", b"embedding_bytes", "family", b"family", "image_side", b"image_side", "mask_side", b"mask_side", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "default", b"default", "description", b"description", "digest", b"digest", "embedding_bytes", b"embedding_bytes", "family", b"family", "image_side", b"image_side", "mask_side", b"mask_side", "name", b"name", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""The `Engine` that asks a Triton Inference Server."""

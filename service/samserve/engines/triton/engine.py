@@ -1,0 +1,207 @@
+"""`TritonEngine`: encoders and decoders on a Triton Inference Server."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from tritonclient.grpc import InferResult
+
+from samserve.context import RequestContext, deadline_exceeded
+from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
+from samserve.engines.gate import PriorityGate
+from samserve.engines.repository import Pair
+from samserve.engines.triton.connection import InferCall, TritonConnection
+from samserve.engines.triton.failures import NoAnswer, RegionUnknown, Unreachable
+from samserve.engines.triton.link import TritonLink
+from samserve.engines.triton.regions import Regions
+from samserve.engines.triton.scratch import ScratchPool
+from samserve.engines.triton.tensors import (
+    DecoderAnswer,
+    EncoderAnswer,
+    decoder_inputs,
+    encoder_inputs,
+)
+from samserve.errors import EngineUnavailable, MemoryExhausted
+from samserve.memory.base import AnonymousMemory, Memory
+from samserve.memory.shared import SharedMemory, SharedSegment
+from samserve.metrics import Metrics
+from samserve.settings import TritonSettings
+from samserve.stores.base import Slot
+from samserve.types import Embedding, ModelInfo, Transport
+
+# A deadline that has this little left has caused a timeout that came from elsewhere.
+_CLOSE_TO_DEADLINE_S = 0.05
+
+
+class TritonEngine:
+    """Sends each run to Triton, which batches runs of different callers.
+
+    With shared memory in force a request names its large tensors by region and offset: the encoder
+    writes into the slot of the store, the decoder reads it there.  Each such request has a scratch
+    segment of its own, which is how it is known when a request that was lost has ended.
+    """
+
+    def __init__(self, settings: TritonSettings, metrics: Metrics, default_model: str = "") -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._log = structlog.get_logger("samserve.triton")
+        self._connection = TritonConnection(settings.url, settings.channels)
+        self._shared = SharedMemory(group=settings.shared_memory_group)
+        self._regions = Regions(self._connection, self._shared)
+        self._link = TritonLink(self._connection, self._regions, settings, default_model)
+        self._scratch = ScratchPool(self._shared, self._regions, settings.scratch_bytes, metrics)
+        self._arena_is_shared = True
+        self._gates = {
+            "encoder": _gates(settings.encoder_in_flight),
+            "decoder": _gates(settings.decoder_in_flight),
+        }
+
+    async def open(self) -> None:
+        """Wait for Triton; call this once, before anything else.
+
+        Raises `EngineUnavailable` if Triton does not come up in time.
+        """
+        await self._link.open()
+        self._log.info(
+            "model server found",
+            url=self._settings.url,
+            transport=self.transport.value,
+            reason=None if self._regions.accepted else self._regions.refusal or "switched off",
+        )
+
+    @property
+    def models(self) -> Mapping[str, ModelInfo]:
+        """See `Engine.models`."""
+        return self._link.models
+
+    @property
+    def transport(self) -> Transport:
+        """See `Engine.transport`."""
+        shared = self._regions.accepted and self._arena_is_shared
+        return Transport.SHARED_MEMORY if shared else Transport.MESSAGE
+
+    def allocate(self, nbytes: int) -> Memory:
+        """See `Engine.allocate`; raises `MemoryExhausted` if shared memory is required."""
+        if not self._regions.accepted:
+            return AnonymousMemory(nbytes)
+        free = self._shared.free_bytes
+        if free < nbytes:
+            self._arena_is_shared = False
+            text = f"{free} bytes of shared memory are free, the embedding store needs {nbytes}"
+            if self._settings.shared_memory == "required":
+                raise MemoryExhausted(text)
+            self._log.warning("embeddings will travel in messages", reason=text)
+            return AnonymousMemory(nbytes)
+        segment = self._shared.create(nbytes)
+        self._regions.want(segment)
+        return segment
+
+    async def encode(
+        self, model: str, image: EncoderInput, into: Slot, context: RequestContext
+    ) -> None:
+        """See `Engine.encode`."""
+        pair = self._pair(model)
+        async with self._admitted("encoder", model, context):
+            scratch = await self._take_scratch("encoder", image.pixels.nbytes)
+            # Only a request with a segment of its own may write into the slot by itself: without
+            # one, nobody could tell when it has ended.
+            answer = EncoderAnswer(into, self._shared if scratch is not None else None)
+            try:
+                inputs = encoder_inputs(image, scratch)
+                call = InferCall(pair.encoder, inputs, answer.outputs(), context.request_id)
+                result = await self._infer(call, context)
+            except BaseException:
+                if scratch is not None:
+                    into.late_writers.append(self._scratch.retire(scratch))
+                raise
+            if scratch is not None:
+                self._scratch.give_back(scratch)
+            answer.read(result)
+
+    async def decode(
+        self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
+    ) -> DecoderOutput:
+        """See `Engine.decode`."""
+        pair = self._pair(model)
+        count = len(prompts.point_labels)
+        async with self._admitted("decoder", model, context):
+            scratch = await self._take_scratch("decoder", DecoderAnswer.nbytes(pair.info, count))
+            answer = DecoderAnswer(pair.info, count, scratch)
+            try:
+                # Reading the embedding too late harms nobody: the answer is not read any more.
+                shared = self._shared if self._regions.accepted else None
+                inputs = decoder_inputs(embedding, prompts, shared)
+                call = InferCall(
+                    *(pair.decoder, inputs, answer.outputs(), context.request_id),
+                    priority=int(context.priority),
+                )
+                result = await self._infer(call, context)
+            except BaseException:
+                if scratch is not None:
+                    self._scratch.retire(scratch)
+                raise
+            output = answer.read(result)
+            if scratch is not None:
+                self._scratch.give_back_after(scratch, output.low_res_logits)
+            return output
+
+    async def ready(self) -> bool:
+        """See `Engine.ready`; asks nobody, Triton is being watched."""
+        return self._link.healthy
+
+    async def aclose(self) -> None:
+        """See `Engine.aclose`."""
+        await self._link.aclose()
+        await self._regions.aclose()
+        await self._connection.aclose()
+
+    def _pair(self, model: str) -> Pair:
+        pair = self._link.pairs.get(model)
+        if pair is None:
+            raise EngineUnavailable(f"the model server does not serve {model!r} any more")
+        return pair
+
+    @asynccontextmanager
+    async def _admitted(
+        self, network: str, model: str, context: RequestContext
+    ) -> AsyncIterator[None]:
+        """Wait for a place among what Triton is given at once, and count how the run ends."""
+        async with self._gates[network][model].hold(context.priority):
+            with self._metrics.engine_run(network):
+                yield
+
+    async def _take_scratch(self, network: str, nbytes: int) -> SharedSegment | None:
+        scratch = await self._scratch.take(nbytes)
+        if scratch is None and self._regions.accepted:
+            self._metrics.message_fallbacks.labels(network).inc()
+        return scratch
+
+    async def _infer(self, call: InferCall, context: RequestContext) -> InferResult:
+        try:
+            return await self._infer_once(call, context)
+        except RegionUnknown:
+            # Triton has restarted, or has not heard of a new arena yet; it did nothing so far.
+            await self._regions.restore()
+            return await self._infer_once(call, context)
+
+    async def _infer_once(self, call: InferCall, context: RequestContext) -> InferResult:
+        context.check_deadline()
+        timeout_s = min(context.remaining_s, self._settings.answer_s)
+        try:
+            return await self._connection.infer(call, timeout_s)
+        except NoAnswer:
+            if context.remaining_s < _CLOSE_TO_DEADLINE_S:
+                raise deadline_exceeded(context.clock.current) from None
+            raise
+        except Unreachable:
+            self._link.suspect()
+            raise
+
+
+def _gates(permits: int) -> defaultdict[Any, PriorityGate]:
+    """Bounds on what Triton is given at once, one for each model."""
+    return defaultdict(lambda: PriorityGate(permits))

@@ -1,0 +1,83 @@
+"""The engine that the behavioural suite runs on, which ``pytest --engine NAME`` chooses.
+
+The suite's expectations are those of `FakeEngine`.  The other engines serve the same answers from
+real ONNX models (`tests.engines.drawing`); tests about the default model use that one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from samserve.app import Running, default_repository
+from samserve.engines.fake import FakeEngine
+
+from harness.triton.server import TritonServer
+from tests.engines.drawing import write_drawing_pair
+
+ENGINES = ("fake", "onnx", "triton", "triton-message")
+
+Sections = dict[str, dict[str, Any]]
+
+kind = "fake"
+"""One of `ENGINES`; set once, from the command line."""
+
+
+def drawing(engine: str = "") -> Sections:
+    """Settings of an engine that draws as `FakeEngine` does; the chosen one if none is named."""
+    match engine or kind:
+        case "fake":
+            return {"engine": {"kind": "fake"}}
+        case "onnx":
+            return {"engine": {"kind": "onnx", "model_repository": drawing_repository()}}
+        case triton:
+            return _triton(triton, triton_server(drawing_repository()))
+
+
+def default_model() -> Sections:
+    """Settings of an engine that serves the default model."""
+    if kind.startswith("triton"):
+        return _triton(kind, triton_server(default_repository()))
+    return {"engine": {"kind": "onnx"}}
+
+
+def runs(service: Running, network: str, outcome: str = "ok") -> int:
+    """Count the runs of a network, the one of the warm-up among them."""
+    if isinstance(service.engine, FakeEngine):
+        name = {"encoder": "encode", "decoder": "decode"}[network]
+        ended = {"ok": "finished", "cancelled": "cancelled"}[outcome]
+        return service.engine.counts[f"{name}_{ended}"]
+    return int(service.metrics.engine_runs.labels(network, outcome)._value.get())
+
+
+def _triton(engine: str, server: TritonServer) -> Sections:
+    memory = "off" if engine == "triton-message" else "required"
+    return {
+        "engine": {"kind": "triton"},
+        "triton": {"url": server.grpc_address, "shared_memory": memory},
+        # Every service of the suite takes its arena at once.
+        "store": {"capacity_bytes": 64 << 20},
+    }
+
+
+@cache
+def drawing_repository() -> Path:
+    """Write the pair that draws, once."""
+    folder = tempfile.TemporaryDirectory(prefix="samserve-tests-")
+    atexit.register(folder.cleanup)
+    write_drawing_pair(Path(folder.name))
+    return Path(folder.name)
+
+
+@cache
+def triton_server(repository: Path) -> TritonServer:
+    """Start a Triton that runs until the tests end, or give the one that runs."""
+    log = Path(tempfile.mkstemp(prefix="samserve-triton-", suffix=".log")[1])
+    server = TritonServer(model_repository=repository, log=log)
+    server.start()
+    atexit.register(log.unlink, missing_ok=True)
+    atexit.register(server.kill)
+    return server

@@ -1,0 +1,237 @@
+"""The contract of `Engine`, run over every engine; all of them draw what `FakeEngine` draws."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+from samserve.app import open_engine
+from samserve.context import Priority, RequestContext
+from samserve.engines.base import EncoderInput, Engine, PromptBatch
+from samserve.engines.fake import MODEL, FakeEngine
+from samserve.errors import DeadlineExceeded, EngineFailure
+from samserve.metrics import Metrics
+from samserve.settings import load
+from samserve.stores.base import Slot
+from samserve.stores.memory import MemoryStore
+from samserve.types import EmbeddingFacts, EmbeddingKey, Size, Transport
+
+from tests import chosen, pictures
+
+NAME = MODEL.name
+SIDE = MODEL.image_size
+
+
+@asynccontextmanager
+async def opened(kind: str, **triton: Any) -> AsyncIterator[tuple[Engine, MemoryStore]]:
+    """An engine of that kind, and a store in the memory that it allocates."""
+    sections = chosen.drawing(kind)
+    sections["triton"] = {**sections.get("triton", {}), **triton}
+    engine = await open_engine(load(sections), Metrics(CollectorRegistry()))
+    store = MemoryStore(32 << 20, ttl_s=60, allocate=engine.allocate)
+    try:
+        yield engine, store
+    finally:
+        await store.aclose()
+        await engine.aclose()
+
+
+@pytest.fixture(params=chosen.ENGINES)
+async def pair(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Engine, MemoryStore]]:
+    async with opened(request.param) as both:
+        yield both
+
+
+async def reserved(engine: Engine, store: MemoryStore, name: str = "x") -> Slot:
+    info = engine.models[NAME]
+    facts = EmbeddingFacts(Size(SIDE, SIDE), NAME, info.digest)
+    return await store.reserve(EmbeddingKey("t", name), facts, info.embedding)
+
+
+WHOLE = Size(SIDE, SIDE)
+
+
+def picture(seed: int = 0, valid: Size = WHOLE) -> EncoderInput:
+    pixels = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
+    pixels[: valid.height, : valid.width] = pictures.noise(valid.height, valid.width, seed)
+    return EncoderInput(pixels, valid)
+
+
+def prompts(labels: list[int], count: int, masks: int = 0, seed: int = 0) -> PromptBatch:
+    numbers = np.random.default_rng(seed)
+    coords = np.sort(numbers.random((count, len(labels), 2)), axis=1) * SIDE
+    return PromptBatch(
+        coords.astype(np.float32),
+        np.tile(np.array(labels, dtype=np.float32), (count, 1)),
+        numbers.normal(size=(masks, 256, 256)).astype(np.float32),
+    )
+
+
+async def test_an_embedding_is_written_into_its_slot(pair: tuple[Engine, MemoryStore]) -> None:
+    engine, store = pair
+    valid = Size(480, SIDE)
+    image = picture(3, valid)
+    slot = await reserved(engine, store)
+    slot.tensors["image_embedding"][...] = -1
+    await engine.encode(NAME, image, slot, RequestContext())
+
+    cells = image.pixels.reshape(64, 16, 64, 16, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
+    written = slot.tensors["image_embedding"].astype(np.float32)
+    assert np.allclose(written[:3], cells, atol=0.1)
+    assert (written[3:] == 0).all()
+    assert not slot.late_writers
+
+
+@pytest.mark.parametrize(
+    ("labels", "count", "masks"),
+    [
+        pytest.param([1, -1], 1, 0, id="click"),
+        pytest.param([1, -1], 16, 0, id="16 clicks"),
+        pytest.param([2, 3], 3, 0, id="boxes"),
+        pytest.param([1, 1, 0, -1], 2, 0, id="several points"),
+        pytest.param([-1], 2, 2, id="masks alone"),
+        pytest.param([0, 2, 3], 2, 2, id="everything"),
+    ],
+)
+async def test_prompts_are_decoded_as_the_fake_engine_draws_them(
+    labels: list[int], count: int, masks: int, pair: tuple[Engine, MemoryStore]
+) -> None:
+    engine, store = pair
+    slot = await reserved(engine, store)
+    await engine.encode(NAME, picture(), slot, RequestContext())
+    batch = prompts(labels, count, masks)
+    expected = await FakeEngine().decode(NAME, slot.as_embedding(), batch, RequestContext())
+    for priority in Priority:
+        context = RequestContext(priority=priority)
+        output = await engine.decode(NAME, slot.as_embedding(), batch, context)
+
+        assert output.low_res_logits.shape == (count, 4, 256, 256)
+        assert output.low_res_logits.dtype == output.predicted_iou.dtype == np.float32
+        assert np.allclose(output.low_res_logits, expected.low_res_logits, atol=1e-3)
+        assert np.allclose(output.predicted_iou, expected.predicted_iou)
+
+
+async def test_answers_at_once_do_not_mix(pair: tuple[Engine, MemoryStore]) -> None:
+    engine, store = pair
+    slot = await reserved(engine, store)
+    await engine.encode(NAME, picture(), slot, RequestContext())
+    batches = [prompts([1, -1], 1 + seed % 2, seed=seed) for seed in range(40)]
+    embedding = slot.as_embedding()
+    outputs = await asyncio.gather(
+        *(engine.decode(NAME, embedding, batch, RequestContext()) for batch in batches)
+    )
+    fake = FakeEngine()
+    for batch, output in zip(batches, outputs, strict=True):
+        expected = await fake.decode(NAME, embedding, batch, RequestContext())
+        assert np.allclose(output.low_res_logits, expected.low_res_logits, atol=1e-3)
+
+
+async def test_pictures_at_once_do_not_mix(pair: tuple[Engine, MemoryStore]) -> None:
+    engine, store = pair
+    images = [picture(seed) for seed in range(10)]
+    slots = [await reserved(engine, store, str(seed)) for seed in range(10)]
+    await asyncio.gather(
+        *(
+            engine.encode(NAME, image, slot, RequestContext())
+            for image, slot in zip(images, slots, strict=True)
+        )
+    )
+
+    for image, slot in zip(images, slots, strict=True):
+        cells = image.pixels.reshape(64, 16, 64, 16, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
+        written = slot.tensors["image_embedding"][:3].astype(np.float32)
+        assert np.allclose(written, cells, atol=0.1)
+
+
+async def test_an_output_stays_as_it_is_while_others_are_decoded(
+    pair: tuple[Engine, MemoryStore],
+) -> None:
+    engine, store = pair
+    slot = await reserved(engine, store)
+    await engine.encode(NAME, picture(), slot, RequestContext())
+    kept = await engine.decode(NAME, slot.as_embedding(), prompts([1, -1], 2), RequestContext())
+    part, before = kept.low_res_logits[1, 2], kept.low_res_logits.copy()
+    del kept
+    for seed in range(1, 6):
+        other = prompts([1, -1], 2, seed=seed)
+        await engine.decode(NAME, slot.as_embedding(), other, RequestContext())
+
+    assert np.array_equal(part, before[1, 2])
+
+
+@pytest.mark.parametrize("pair", ["triton", "triton-message"], indirect=True)
+async def test_a_call_without_time_left_is_not_sent(pair: tuple[Engine, MemoryStore]) -> None:
+    engine, store = pair
+    slot = await reserved(engine, store)
+    with pytest.raises(DeadlineExceeded):
+        await engine.encode(NAME, picture(), slot, RequestContext(deadline=0.0))
+
+
+async def test_a_cancelled_encode_leaves_a_slot_that_can_be_given_back(
+    pair: tuple[Engine, MemoryStore],
+) -> None:
+    engine, store = pair
+    for _ in range(10):
+        slot = await reserved(engine, store)
+        task = asyncio.create_task(engine.encode(NAME, picture(), slot, RequestContext()))
+        await asyncio.sleep(0.005)
+        task.cancel()
+        await asyncio.wait([task])
+        await store.discard(slot)
+    async with asyncio.timeout(20):
+        while store.stats().quarantined_bytes:
+            await asyncio.sleep(0.01)
+
+    assert store.stats().bytes == 0
+    slot = await reserved(engine, store)
+    await engine.encode(NAME, picture(), slot, RequestContext())
+
+
+# The fake engine cannot fail.
+@pytest.mark.parametrize("pair", ["onnx", "triton", "triton-message"], indirect=True)
+async def test_a_failing_run_is_an_engine_failure(pair: tuple[Engine, MemoryStore]) -> None:
+    engine, store = pair
+    slot = await reserved(engine, store)
+    await engine.encode(NAME, picture(), slot, RequestContext())
+    good = prompts([1, -1], 1)
+    wrong = PromptBatch(np.zeros((1, 2, 3), dtype=np.float32), good.point_labels, good.mask_input)
+
+    with pytest.raises(EngineFailure):
+        await engine.decode(NAME, slot.as_embedding(), wrong, RequestContext())
+    await engine.decode(NAME, slot.as_embedding(), good, RequestContext())
+
+
+@pytest.mark.parametrize(
+    ("kind", "transport"),
+    [
+        ("fake", Transport.IN_PROCESS),
+        ("onnx", Transport.IN_PROCESS),
+        ("triton", Transport.SHARED_MEMORY),
+        ("triton-message", Transport.MESSAGE),
+    ],
+)
+async def test_an_engine_is_ready_and_tells_its_models_and_transport(
+    kind: str, transport: Transport
+) -> None:
+    async with opened(kind) as (engine, _):
+        assert await engine.ready()
+        assert engine.transport is transport
+        assert list(engine.models) == [NAME]
+        assert engine.models[NAME].embedding == MODEL.embedding
+
+
+async def test_without_scratch_memory_tensors_go_in_messages() -> None:
+    async with opened("triton", scratch_bytes=0) as (engine, store):
+        slot = await reserved(engine, store)
+        await engine.encode(NAME, picture(5), slot, RequestContext())
+        batch = prompts([1, -1], 3)
+        output = await engine.decode(NAME, slot.as_embedding(), batch, RequestContext())
+        expected = await FakeEngine().decode(NAME, slot.as_embedding(), batch, RequestContext())
+
+        assert slot.tensors["image_embedding"][:3].any()
+        assert np.allclose(output.low_res_logits, expected.low_res_logits, atol=1e-3)

@@ -1,0 +1,55 @@
+"""A TCP relay that counts what passes: the wire between gateway and Triton."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Relay:
+    """Bytes seen so far; ``url`` is where to connect instead of the real address."""
+
+    url: str = ""
+    sent: int = 0
+    received: int = 0
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    def reset(self) -> None:
+        """Count from zero again."""
+        self.sent = self.received = 0
+
+
+@asynccontextmanager
+async def relay(target: str) -> AsyncIterator[Relay]:
+    """Relay connections to *target* while the block runs."""
+    counts = Relay()
+    host, port = target.split(":")
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
+        while data := await reader.read(1 << 20):
+            setattr(counts, way, getattr(counts, way) + len(data))
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        counts.writers += [writer, far_writer]
+        await asyncio.gather(
+            pump(reader, far_writer, "sent"),
+            pump(far_reader, writer, "received"),
+            return_exceptions=True,
+        )
+
+    server = await asyncio.start_server(connect, "127.0.0.1", 0)
+    counts.url = "{}:{}".format(*server.sockets[0].getsockname()[:2])
+    try:
+        yield counts
+    finally:
+        server.close()
+        for writer in counts.writers:
+            writer.close()
+        await server.wait_closed()

@@ -1,0 +1,157 @@
+"""Triton and the in-process engine compute the same, and batches do not change what is selected."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+from samserve.app import default_repository
+from samserve.context import RequestContext
+from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
+from samserve.engines.onnx import OnnxEngine
+from samserve.metrics import Metrics
+from samserve.stores.base import Slot
+from samserve.stores.memory import MemoryStore
+from samserve.types import Embedding, Size
+
+from harness.triton.server import TritonServer
+from tests import chosen, photos
+from tests.engines.triton.opening import SIDE, clicks, opened, reserved
+from tests.triton import asking
+from tests.triton.repositories import write_unbatched
+
+THREADS = 2
+MODEL = "sam_tiny"
+
+
+@pytest.fixture(scope="module")
+def unbatched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """The default model with batching off and as many threads as the in-process engine has."""
+    folder = tmp_path_factory.mktemp("unbatched")
+    for network in ("encoder", "decoder"):
+        write_unbatched(folder / "models", f"{MODEL}_{network}", THREADS)
+    with TritonServer(folder / "models", log=folder / "log") as server:
+        yield server
+
+
+@dataclass
+class InProcess:
+    engine: OnnxEngine
+    store: MemoryStore
+
+    async def encode(self, image: EncoderInput) -> Slot:
+        info = self.engine.models[MODEL]
+        slot = await reserved(self.engine, self.store, str(id(image)), info.name)  # type: ignore[arg-type]  # any engine does
+        await self.engine.encode(MODEL, image, slot, RequestContext())
+        return slot
+
+    async def decode(self, embedding: Embedding, prompts: PromptBatch) -> DecoderOutput:
+        return await self.engine.decode(MODEL, embedding, prompts, RequestContext())
+
+
+@pytest.fixture
+async def local() -> AsyncIterator[InProcess]:
+    engine = OnnxEngine(default_repository(), THREADS, Metrics(CollectorRegistry()))
+    yield InProcess(engine, MemoryStore(64 << 20, ttl_s=60))
+    await engine.aclose()
+
+
+def photographs() -> list[EncoderInput]:
+    """Three photographs, cut to what fits, in the model frame."""
+    inputs = []
+    for data in photos.files():
+        picture = photos.pixels(data)[:SIDE, :SIDE]
+        frame = np.full((SIDE, SIDE, 3), 255, dtype=np.uint8)
+        frame[: picture.shape[0], : picture.shape[1]] = picture
+        inputs.append(EncoderInput(frame, Size(*picture.shape[:2])))
+    return inputs
+
+
+PROMPTS = [
+    clicks(1),
+    clicks(5, seed=1),
+    clicks(1, seed=2, points=4),
+    clicks(3, seed=3, masks=3),
+    clicks(16, seed=4),
+]
+
+
+@pytest.mark.parametrize("memory", ["required", "off"])
+async def test_without_batching_every_bit_is_equal(
+    memory: str, unbatched: TritonServer, local: InProcess
+) -> None:
+    async with opened(unbatched.grpc_address, shared_memory=memory) as (engine, store):
+        for index, image in enumerate(photographs()):
+            slot = await reserved(engine, store, str(index))
+            await engine.encode(MODEL, image, slot, RequestContext())
+            expected_slot = await local.encode(image)
+            ours = slot.tensors["image_embedding"]
+            assert ours.astype(np.float32).std() > 0.1
+            assert np.array_equal(ours, expected_slot.tensors["image_embedding"])
+            for batch in PROMPTS:
+                output = await engine.decode(MODEL, slot.as_embedding(), batch, RequestContext())
+                expected = await local.decode(expected_slot.as_embedding(), batch)
+                assert np.array_equal(output.low_res_logits, expected.low_res_logits)
+                assert np.array_equal(output.predicted_iou, expected.predicted_iou)
+
+
+async def test_eight_clients_are_batched_and_each_gets_its_own_answer(local: InProcess) -> None:
+    server = chosen.triton_server(default_repository())
+    decoder = f"{MODEL}_decoder"
+    async with opened(server.grpc_address) as (engine, store):
+        slots = []
+        for seed in range(8):
+            slot = await reserved(engine, store, str(seed))
+            await engine.encode(MODEL, _tinted(seed), slot, RequestContext())
+            slots.append(slot)
+        batches = [clicks(1, seed=seed) for seed in range(8)]
+        before = [asking.metric(server, name, decoder) for name in COUNTERS]
+        rounds = 4
+        for _ in range(rounds):
+            outputs = await asyncio.gather(
+                *(
+                    engine.decode(MODEL, slot.as_embedding(), batch, RequestContext())
+                    for slot, batch in zip(slots, batches, strict=True)
+                )
+            )
+        asking.settled_metric(server, COUNTERS[0], decoder, before[0] + rounds * 8)
+        requests, executions = (
+            asking.metric(server, name, decoder) - start
+            for name, start in zip(COUNTERS, before, strict=True)
+        )
+        for slot, batch, output in zip(slots, batches, outputs, strict=True):
+            assert_right(output, await local.decode(slot.as_embedding(), batch))
+        assert_each_is_its_own(outputs)
+
+    assert requests == rounds * 8
+    assert executions < requests
+
+
+COUNTERS = ("nv_inference_request_success", "nv_inference_exec_count")
+
+
+def _tinted(seed: int) -> EncoderInput:
+    """One photograph, shifted differently for each seed."""
+    image = photographs()[seed % 3]
+    return EncoderInput(np.roll(image.pixels, 37 * seed, axis=(0, 1)), Size(SIDE, SIDE))
+
+
+def assert_right(output: DecoderOutput, expected: DecoderOutput) -> None:
+    """Same best token, and the same side of the threshold for 99.99 % of the pixels."""
+    assert np.allclose(output.predicted_iou, expected.predicted_iou, atol=1e-4)
+    assert output.predicted_iou.argmax() == expected.predicted_iou.argmax()
+    unequal = (output.low_res_logits > 0) != (expected.low_res_logits > 0)
+    assert unequal.mean() <= 1e-4
+
+
+def assert_each_is_its_own(outputs: list[DecoderOutput]) -> None:
+    """No two answers are alike: one given to two callers would be noticed."""
+    masks = [output.low_res_logits > 0 for output in outputs]
+    for index, mask in enumerate(masks):
+        assert 0.001 < mask.mean() < 0.999
+        for other in masks[:index]:
+            assert (mask != other).mean() > 0.01
