@@ -16,7 +16,6 @@ from samserve.app import Running, default_repository
 from samserve.engines.fake import FakeEngine
 
 from harness.triton.server import TritonServer
-from tests.engines.drawing import write_drawing_pair
 
 ENGINES = ("fake", "onnx", "triton", "triton-message")
 
@@ -68,6 +67,9 @@ def drawing_repository() -> Path:
     """Write the pair that draws, once."""
     folder = tempfile.TemporaryDirectory(prefix="samserve-tests-")
     atexit.register(folder.cleanup)
+    # Imported where it is used: torch takes seconds.
+    from tests.engines.drawing import write_drawing_pair  # noqa: PLC0415
+
     write_drawing_pair(Path(folder.name))
     return Path(folder.name)
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +35,7 @@ _ERROR = re.compile(r"E\d{4} |error: ")
 _PORT_TAKEN = "already in use"
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Options:
     log: Path | None
     """File that the server's log is appended to; None: this process's stderr."""
@@ -55,7 +54,7 @@ class _Options:
     start_timeout_s: float = 60.0
 
 
-@dataclass
+@dataclass(eq=False)
 class TritonServer(_Options):
     """The real tritonserver on a model repository; it can be started again after it ended.
 

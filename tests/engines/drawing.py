@@ -22,8 +22,35 @@ SIDE, GRID, CHANNELS = MODEL.image_size, 64, 256
 CELL = SIDE // GRID
 
 
+# A step takes a millisecond or two.
+DAWDLING_SIZE = 1 << 20
+ONE_SECOND = 1000
+DAWDLING_CLICK = 1023.75
+"""A click with this x takes as many steps more as the pair was written with."""
+
+
+def _dawdle(numbers: Tensor, steps: Tensor) -> Tensor:
+    """Compute zeros, slowly."""
+    for _ in range(int(steps)):
+        numbers = torch.sin(numbers)
+    return numbers
+
+
+with warnings.catch_warnings():
+    # A loop that becomes a loop of the graph needs a script, which torch announces the end of.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    dawdle = torch.jit.script(_dawdle)
+
+
 class Encoder(nn.Module):
-    """Writes the mean colour of each cell into the first three channels."""
+    """Writes the mean colour of each cell into the first three channels.
+
+    A picture whose first pixel is white takes *steps* steps more.
+    """
+
+    def __init__(self, *, steps: int = 0) -> None:
+        super().__init__()
+        self.steps = steps
 
     def forward(self, image: Tensor, image_size: Tensor) -> Tensor:
         rows = torch.arange(SIDE).reshape(1, SIDE, 1, 1)
@@ -32,11 +59,21 @@ class Encoder(nn.Module):
         pixels = torch.where(inside, image.float(), torch.zeros(()))
         cells = pixels.reshape(-1, GRID, CELL, GRID, CELL, 3).mean(dim=(2, 4)).permute(0, 3, 1, 2)
         rest = torch.zeros(1, CHANNELS - 3, GRID, GRID).expand(image.shape[0], -1, -1, -1)
-        return torch.cat([cells, rest], 1).half()
+        embedding = torch.cat([cells, rest], 1).half()
+        return self._slowly(embedding, image) if self.steps else embedding
+
+    def _slowly(self, embedding: Tensor, image: Tensor) -> Tensor:
+        white = (image[:, 0, 0].int().amin(1) == 255).int().amax().long()
+        zeros = dawdle(torch.zeros(DAWDLING_SIZE), white * self.steps)
+        return embedding + zeros[0].half()
 
 
 class Decoder(nn.Module):
     """Draws discs, ellipses or the mask input, in this order of preference."""
+
+    def __init__(self, *, steps: int = 0) -> None:
+        super().__init__()
+        self.steps = steps
 
     def forward(
         self, image_embedding: Tensor, point_coords: Tensor, point_labels: Tensor, mask: Tensor
@@ -58,6 +95,9 @@ class Decoder(nn.Module):
         logits = torch.where((has_click | has_box)[..., None, None], drawn, fallback)
         # The embedding must be an input of the graph: it is added, zero times.
         logits = logits + 0 * image_embedding[:, :1, :1, :1, None].float()
+        if self.steps:
+            slow = (point_coords[..., 0] == DAWDLING_CLICK).int().amax().long()
+            logits = logits + dawdle(torch.zeros(DAWDLING_SIZE), slow * self.steps)[0]
         iou = torch.tensor(IOUS).expand(*point_labels.shape[:2], -1)
         return logits, iou + 0 * count[..., None]
 
@@ -75,17 +115,17 @@ class Decoder(nn.Module):
         return torch.cat([mask[:, :, None] + growth, nothing], 1)[:, : drawn.shape[1]]
 
 
-def write_drawing_pair(repository: Path, name: str = MODEL.name) -> None:
+def write_drawing_pair(repository: Path, name: str = MODEL.name, *, steps: int = 0) -> None:
     """Add the models ``<name>_encoder`` and ``<name>_decoder`` to a repository."""
     image = torch.zeros(2, SIDE, SIDE, 3, dtype=torch.uint8)
     encoder = _export(
-        Encoder(),
+        Encoder(steps=steps),
         {"image": (image, {0: "B"}), "image_size": (torch.full((2, 2), SIDE).int(), {0: "B"})},
         {"image_embedding": ("B", CHANNELS, GRID, GRID)},
     )
     side = MODEL.mask_size
     decoder = _export(
-        Decoder(),
+        Decoder(steps=steps),
         {
             "image_embedding": (torch.zeros(2, CHANNELS, GRID, GRID).half(), {0: "B"}),
             "point_coords": (torch.ones(2, 3, 4, 2), {0: "B", 1: "P", 2: "N"}),

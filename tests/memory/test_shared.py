@@ -162,7 +162,8 @@ def test_segments_of_the_killed_are_removed_once() -> None:
 
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "somebody-elses").write_bytes(b"x")
-    (tmp_path / f"{PREFIX}link").symlink_to(tmp_path / "somebody-elses")
+    (tmp_path / f"{PREFIX}of-another-kind").write_bytes(b"x")
+    (tmp_path / f"{PREFIX}0123456789abcdef").symlink_to(tmp_path / "somebody-elses")
 
     assert SharedMemory(tmp_path).remove_orphans() == []
-    assert (tmp_path / "somebody-elses").exists()
+    assert len(list(tmp_path.iterdir())) == 3

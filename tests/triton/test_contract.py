@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import mmap
 import os
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -17,12 +16,11 @@ import pytest
 import tritonclient.grpc.aio as aio_client
 from tritonclient.utils import InferenceServerException
 
-from harness.triton.environment import find_home
 from harness.triton.server import SHARED_MEMORY, TritonServer
-from tests.triton import asking
+from tests.triton import asking, nobody
 
 DECODER = "sam_tiny_decoder"
-NOBODY, A_GROUP = 65534, 54321
+A_GROUP = 54321
 PROMPTS = 32
 """As many that a run takes about a second."""
 
@@ -141,7 +139,7 @@ async def test_requests_bring_their_timeout_at_each_priority(
     await client.infer(DECODER, inputs, priority=priority, timeout=50_000_000)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can run a server as somebody else")
+@nobody.needed
 @pytest.mark.parametrize(
     ("groups", "mode", "possible"),
     [
@@ -154,35 +152,16 @@ async def test_requests_bring_their_timeout_at_each_priority(
 def test_region_must_be_writable_for_the_user_of_the_server(
     groups: list[int], mode: int, possible: bool
 ) -> None:
-    if not all(parent.stat().st_mode & 0o001 for parent in find_home().server.parents):
-        pytest.skip("nobody may not reach tritonserver here")
     expectation = (
         contextlib.nullcontext()
         if possible
         else pytest.raises(InferenceServerException, match="Unable to open shared memory")
     )
     with (
-        serving_as_nobody(groups) as server,
+        nobody.serving(groups) as server,
         asking.client(server) as client,
         region(4096, mode) as shared,
     ):
         os.chown(shared.path, 0, A_GROUP)
         with expectation:
             client.register_system_shared_memory("pool", f"/{shared.name}", 4096)
-
-
-@contextlib.contextmanager
-def serving_as_nobody(groups: list[int]) -> Iterator[TritonServer]:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        with TritonServer(
-            # Without models, so that nobody needs no access to this Python.
-            folder,
-            log=folder / "log",
-            extra_args=["--model-control-mode=explicit"],
-            user=NOBODY,
-            group=NOBODY,
-            groups=groups,
-        ) as server:
-            yield server

@@ -26,6 +26,9 @@ from samserve.types import Array, FloatArray, UInt8Array
 PREFIX = "samserve-"
 """How the names of all segments of all gateways begin."""
 
+_KEY_BYTES = 8
+_NAMES = PREFIX + 2 * _KEY_BYTES * "[0-9a-f]"
+
 # The runtime may run as another user of the same group.
 _MODE = 0o660
 # Linux 5.14; populates page tables, so that first use does not fault page by page.
@@ -140,7 +143,7 @@ class SharedMemory:
     def remove_orphans(self) -> list[str]:
         """Remove the segments of gateways that are dead; gives their keys."""
         removed = []
-        for path in sorted(self._directory.glob(f"{PREFIX}*")):
+        for path in sorted(self._directory.glob(_NAMES)):
             if _remove_if_orphan(path):
                 removed.append(f"/{path.name}")
         return removed
@@ -161,7 +164,7 @@ class SharedMemory:
 
     def _create_locked(self) -> tuple[Path, int]:
         while True:
-            path = self._directory / f"{PREFIX}{secrets.token_hex(8)}"
+            path = self._directory / f"{PREFIX}{secrets.token_hex(_KEY_BYTES)}"
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, _MODE)
             if _lock(descriptor) and os.fstat(descriptor).st_nlink:
                 return path, descriptor

@@ -1,0 +1,235 @@
+"""Triton dies, hangs and comes back; gateways die. No wrong answer, and no restart of a gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from samserve.app import Running, running
+from samserve.settings import load
+from samserve.v1 import samserve_pb2 as pb
+from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+
+from harness.triton.server import TritonServer
+from tests import chosen, pictures
+from tests.conftest import FREE_PORTS, UNLIMITED
+from tests.engines.triton.opening import eventually
+from tests.rpc.errors import Failure, read
+from tests.triton import asking
+
+SHARED_MEMORY = Path("/dev/shm")
+DEADLINE_S = 10.0
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+Service = tuple[Running, SegmentationServiceStub]
+
+
+@pytest.fixture
+def triton(tmp_path: Path) -> Iterator[TritonServer]:
+    """A Triton that the test may harm."""
+    with TritonServer(chosen.drawing_repository(), log=tmp_path / "log") as server:
+        yield server
+
+
+@asynccontextmanager
+async def gateway(server: TritonServer, **triton: object) -> AsyncIterator[Service]:
+    sections = {
+        "server": FREE_PORTS,
+        "engine": {"kind": "triton"},
+        "triton": {"url": server.grpc_address, "shared_memory": "required", **triton},
+        "store": {"capacity_bytes": 64 << 20},
+    }
+    async with (
+        running(load(sections)) as service,
+        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+    ):
+        yield service, SegmentationServiceStub(channel)
+
+
+async def health(service: Running) -> tuple[int, int]:
+    """What the gRPC health service says, and the status of /readyz."""
+    async with grpc.aio.insecure_channel(service.address) as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+
+    def get() -> int:
+        try:
+            with urllib.request.urlopen(f"http://{service.admin_address}/readyz") as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    return answer.status, await asyncio.to_thread(get)
+
+
+def click(embedding_id: str, x: float) -> pb.PredictRequest:
+    return pb.PredictRequest(embedding_id=embedding_id, prompts=[pictures.click(x, 100)])
+
+
+async def outcome(call: grpc.aio.UnaryUnaryCall) -> pb.PredictResponse | Failure:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        return read(error)
+
+
+async def embedded(stub: SegmentationServiceStub, count: int) -> list[str]:
+    answers = [
+        await stub.Embed(pb.EmbedRequest(image=pictures.image(200, 300, seed)))
+        for seed in range(count)
+    ]
+    return [answer.embedding.id for answer in answers]
+
+
+async def test_service_survives_the_death_of_triton_under_load(triton: TritonServer) -> None:
+    async with gateway(triton) as (service, stub):
+        ids = await embedded(stub, 6)
+        before = [await stub.Predict(click(each, 50)) for each in ids]
+        encodes = chosen.runs(service, "encoder")
+        assert await health(service) == (SERVING, 200)
+
+        # Stopped first, so that all of these are in flight when it dies.
+        triton.pause()
+        in_flight = [
+            asyncio.ensure_future(outcome(stub.Predict(click(each, 60), timeout=DEADLINE_S)))
+            for each in ids * 4
+        ]
+        await asyncio.sleep(0.5)
+        assert not any(call.done() for call in in_flight)
+        triton.kill()
+        async with asyncio.timeout(DEADLINE_S):
+            failures = await asyncio.gather(*in_flight)
+        for failure in failures:
+            assert isinstance(failure, Failure)
+            assert (failure.code, failure.reason) == (
+                grpc.StatusCode.UNAVAILABLE,
+                "ENGINE_UNAVAILABLE",
+            )
+            assert failure.retry_after_s == 1.0
+        await eventually(lambda: not service.engine._link.healthy)  # type: ignore[attr-defined]
+        await asyncio.sleep(0.3)
+        assert await health(service) == (NOT_SERVING, 503)
+        while_down = await outcome(stub.Predict(click(ids[0], 50), timeout=DEADLINE_S))
+        assert isinstance(while_down, Failure)
+        assert while_down.code is grpc.StatusCode.UNAVAILABLE
+
+        triton.start()
+        async with asyncio.timeout(10):
+            while await health(service) != (SERVING, 200):
+                await asyncio.sleep(0.05)
+        after = [await stub.Predict(click(each, 50), timeout=DEADLINE_S) for each in ids]
+
+        assert [answer.results for answer in after] == [answer.results for answer in before]
+        assert all(answer.embedding.cached for answer in after)
+        assert chosen.runs(service, "encoder") == encodes
+        assert service.engine.transport.value == "shared_memory"
+        new = await stub.Embed(pb.EmbedRequest(image=pictures.image(200, 300, 99)))
+        assert not new.embedding.cached
+        # The new Triton has been told of everything, and what the dead one held is free again.
+        await eventually(lambda: service.engine._regions.retired_bytes == 0)  # type: ignore[attr-defined]
+        assert service.store.stats().quarantined_bytes == 0
+
+
+async def test_a_gateway_waits_for_a_triton_that_is_not_there_yet(triton: TritonServer) -> None:
+    triton.kill()
+    entered = asyncio.create_task(_first_answer(triton))
+    await asyncio.sleep(1.0)
+    assert not entered.done()
+    triton.start()
+    async with asyncio.timeout(20):
+        assert (await entered).results
+
+
+async def _first_answer(triton: TritonServer) -> pb.PredictResponse:
+    async with gateway(triton) as (_, stub):
+        (embedding_id,) = await embedded(stub, 1)
+        return await stub.Predict(click(embedding_id, 40))
+
+
+def start_gateway(server: TritonServer) -> tuple[subprocess.Popen[bytes], str]:
+    settings = {
+        "server.port": 0,
+        "server.admin_port": 0,
+        "engine.kind": "triton",
+        "triton.url": server.grpc_address,
+        "triton.shared_memory": "required",
+        "store.capacity_bytes": 32 << 20,
+    }
+    flags = [f"--set={name}={value}" for name, value in settings.items()]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "samserve", "serve", *flags], stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"serving .*address=(\S+)", line.decode()):
+            return process, found[1]
+    raise AssertionError("the gateway did not start")
+
+
+def regions(server: TritonServer) -> dict[str, str]:
+    with asking.client(server) as client:
+        status = client.get_system_shared_memory_status()
+        return {name: region.key for name, region in status.regions.items()}
+
+
+def mapped(server: TritonServer) -> set[str]:
+    """Our segments that tritonserver has mapped, whether or not they still have a name."""
+    maps = Path(f"/proc/{server.pid}/maps").read_text()
+    return set(re.findall(r"/dev/shm/(samserve-[0-9a-f]+)", maps))
+
+
+async def test_two_gateways_share_a_triton_and_a_killed_one_leaves_nothing(
+    triton: TritonServer,
+) -> None:
+    killed, address = start_gateway(triton)
+    try:
+        async with grpc.aio.insecure_channel(address, options=UNLIMITED) as channel:
+            stub = SegmentationServiceStub(channel)
+            (embedding_id,) = await embedded(stub, 1)
+            expected = await stub.Predict(click(embedding_id, 50))
+        of_killed = mapped(triton)
+        async with gateway(triton) as (_, other):
+            # Two at once: each has memory of its own.
+            (same,) = await embedded(other, 1)
+            assert (await other.Predict(click(same, 50))).results == expected.results
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
+            left_behind = {name for name in of_killed if (SHARED_MEMORY / name).exists()}
+            assert left_behind < mapped(triton)
+            assert len(left_behind) > 1
+            async with gateway(triton) as (_, third):
+                # The third gateway has swept up, and has left the second one alone.
+                assert not any((SHARED_MEMORY / name).exists() for name in left_behind)
+                assert not mapped(triton) & left_behind
+                assert not set(regions(triton)) & left_behind
+                (again,) = await embedded(third, 1)
+                for each, stub in ((same, other), (again, third)):
+                    answer = await stub.Predict(click(each, 50))
+                    assert answer.results == expected.results
+    finally:
+        killed.kill()
+        killed.communicate()
+
+    assert mapped(triton) == set()
+
+
+async def test_a_gateway_that_ends_in_good_order_leaves_nothing(triton: TritonServer) -> None:
+    async with gateway(triton) as (_, stub):
+        await embedded(stub, 2)
+        names = mapped(triton)
+        assert names
+
+    assert mapped(triton) == set()
+    assert not any((SHARED_MEMORY / name).exists() for name in names)

@@ -1,0 +1,216 @@
+"""Which transport is in force: users and groups, a Triton elsewhere, no room, a newer Triton."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from samserve.context import RequestContext
+from samserve.engines.triton import engine as engine_module
+from samserve.engines.triton.connection import TritonConnection
+from samserve.engines.triton.failures import Unreachable
+from samserve.engines.triton.regions import Regions
+from samserve.errors import EngineFailure, EngineUnavailable, MemoryExhausted
+from samserve.memory.shared import SharedMemory
+from samserve.types import Transport
+from structlog.testing import capture_logs
+
+from harness.triton.server import TritonServer
+from tests import chosen
+from tests.engines.triton.opening import clicks, opened, picture, reserved
+from tests.triton import nobody
+
+SHARED_GROUP, OTHER_GROUP = 54321, 54322
+
+
+@pytest.fixture(scope="module")
+def triton_of_nobody() -> Iterator[TritonServer]:
+    with nobody.serving([SHARED_GROUP]) as server:
+        yield server
+
+
+@asynccontextmanager
+async def regions_of(server: TritonServer, group: int | None) -> AsyncIterator[Regions]:
+    connection = TritonConnection(server.grpc_address, channels=1)
+    regions = Regions(connection, SharedMemory(group=group))
+    try:
+        yield regions
+    finally:
+        await regions.aclose()
+        await connection.aclose()
+
+
+@nobody.needed
+async def test_a_triton_of_another_user_shares_memory_through_a_group(
+    triton_of_nobody: TritonServer,
+) -> None:
+    async with regions_of(triton_of_nobody, SHARED_GROUP) as regions:
+        await regions.probe()
+        assert regions.accepted
+
+
+@nobody.needed
+@pytest.mark.parametrize("group", [None, OTHER_GROUP])
+async def test_a_triton_of_another_user_and_group_refuses(
+    group: int | None, triton_of_nobody: TritonServer
+) -> None:
+    async with regions_of(triton_of_nobody, group) as regions:
+        await regions.probe()
+        assert not regions.accepted
+        assert "Unable to open shared memory region" in regions.refusal
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Triton does not see our segments, as if it ran on another machine."""
+    monkeypatch.setattr(engine_module, "SharedMemory", partial(SharedMemory, tmp_path))
+
+
+@pytest.mark.usefixtures("elsewhere")
+async def test_a_triton_elsewhere_is_sent_messages_and_the_log_says_so() -> None:
+    server = chosen.triton_server(chosen.drawing_repository())
+    with capture_logs() as logs:
+        async with opened(server.grpc_address, shared_memory="auto") as (engine, store):
+            assert engine.transport is Transport.MESSAGE
+            slot = await reserved(engine, store, "x")
+            await engine.encode("fake", picture(), slot, RequestContext())
+            output = await engine.decode("fake", slot.as_embedding(), clicks(), RequestContext())
+            assert output.low_res_logits.any()
+
+    (found,) = [entry for entry in logs if entry["event"] == "model server found"]
+    assert found["transport"] == "message"
+    assert "Unable to open shared memory region" in found["reason"]
+
+
+@pytest.mark.usefixtures("elsewhere")
+async def test_shared_memory_that_is_required_is_not_done_without() -> None:
+    server = chosen.triton_server(chosen.drawing_repository())
+    with pytest.raises(EngineUnavailable, match="shares no memory"):
+        async with opened(server.grpc_address, shared_memory="required"):
+            pass
+
+
+async def test_an_arena_that_does_not_fit_is_said_and_done_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = chosen.triton_server(chosen.drawing_repository())
+    monkeypatch.setattr(SharedMemory, "free_bytes", 1000)
+    with capture_logs() as logs:
+        async with opened(server.grpc_address, shared_memory="auto") as (engine, store):
+            slot = await reserved(engine, store, "x")
+            assert engine.transport is Transport.MESSAGE
+            await engine.encode("fake", picture(), slot, RequestContext())
+            assert slot.tensors["image_embedding"].any()
+    warnings = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert "1000 bytes of shared memory are free" in warnings[0]["reason"]
+
+    async with opened(server.grpc_address, shared_memory="required") as (engine, store):
+        with pytest.raises(MemoryExhausted):
+            await reserved(engine, store, "x")
+
+
+class NewerTriton:
+    """Stands in for a Triton that cannot run here. In the sources of 2026, unregistering a region that
+    is in use succeeds, and the region stays listed until its last request has ended.
+    """
+
+    def __init__(self) -> None:
+        self.listed: dict[str, str] = {}
+        self.in_use: set[str] = set()
+        self.refuses = self.down = False
+
+    async def regions(self) -> dict[str, str]:
+        if self.down:
+            raise Unreachable("down")
+        return dict(self.listed)
+
+    async def register(self, name: str, key: str, nbytes: int) -> None:
+        if self.refuses:
+            raise EngineFailure("shared memory is disabled")
+        if name in self.listed:
+            raise EngineFailure(f"shared memory region '{name}' already in manager")
+        self.listed[name] = key
+
+    async def unregister(self, name: str) -> None:
+        if self.down:
+            raise Unreachable("down")
+        if name not in self.in_use:
+            self.listed.pop(name, None)
+
+
+@pytest.fixture
+def newer() -> NewerTriton:
+    return NewerTriton()
+
+
+@pytest.fixture
+async def regions(newer: NewerTriton) -> AsyncIterator[Regions]:
+    found = Regions(newer, SharedMemory())  # type: ignore[arg-type]  # what is used of it
+    yield found
+    await found.aclose()
+
+
+async def test_a_region_that_is_listed_still_is_in_use_still(
+    newer: NewerTriton, regions: Regions
+) -> None:
+    segment = regions._shared.create(1)
+    await regions.add(segment)
+    newer.in_use.add(segment.key.lstrip("/"))
+    ended = regions.retire(segment)
+    for _ in range(3):
+        await regions.reap()
+    assert not ended.done()
+    assert regions.retired_bytes == segment.nbytes
+
+    newer.in_use.clear()
+    await regions.reap()
+    assert ended.done()
+    assert regions.retired_bytes == 0
+
+
+async def test_an_unreachable_triton_keeps_what_it_may_write_into(
+    newer: NewerTriton, regions: Regions
+) -> None:
+    segment = regions._shared.create(1)
+    await regions.add(segment)
+    ended = regions.retire(segment)
+    newer.down = True
+    with pytest.raises(Unreachable):
+        await regions.reap()
+    assert not ended.done()
+
+    # It has restarted: it knows nothing any more.
+    newer.down = False
+    newer.listed.clear()
+    await regions.reap()
+    assert ended.done()
+
+
+async def test_a_region_that_is_known_already_is_as_good_as_new(
+    newer: NewerTriton, regions: Regions
+) -> None:
+    segment = regions._shared.create(1)
+    await regions.add(segment)
+    await regions.add(segment)
+
+    assert regions.accepted
+
+
+async def test_a_triton_that_refuses_after_a_restart_is_asked_again(
+    newer: NewerTriton, regions: Regions
+) -> None:
+    segment = regions._shared.create(1)
+    await regions.add(segment)
+    newer.listed.clear()
+    newer.refuses = True
+    await regions.restore()
+    assert not regions.accepted
+    assert "disabled" in regions.refusal
+
+    newer.refuses = False
+    await regions.restore()
+    assert regions.accepted
+    assert list(newer.listed.values()) == [segment.key]

@@ -1,0 +1,49 @@
+"""A tritonserver of another user, as where gateway and Triton run in containers of their own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from harness.triton.environment import HarnessError, find_home
+from harness.triton.server import TritonServer
+
+USER = 65534
+
+
+def _missing() -> str:
+    if os.getuid() != 0:
+        return "only root can run a server as somebody else"
+    try:
+        folders = find_home().server.parents
+    except HarnessError as error:
+        return str(error)
+    reachable = all(folder.stat().st_mode & 0o001 for folder in folders)
+    return "" if reachable else "nobody may not reach tritonserver here"
+
+
+needed = pytest.mark.skipif(bool(_missing()), reason=_missing() or "can run")
+"""Marks tests that run a server as another user."""
+
+
+@contextmanager
+def serving(groups: Sequence[int]) -> Iterator[TritonServer]:
+    """Run a server as nobody, who may not read the Python of models: it has none."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "models").mkdir()
+        with TritonServer(
+            folder / "models",
+            log=folder / "log",
+            extra_args=["--model-control-mode=explicit"],
+            user=USER,
+            group=USER,
+            groups=groups,
+        ) as server:
+            yield server
