@@ -18,13 +18,15 @@ from samserve.types import Candidate, FloatArray, Mask, ModelInfo, Multimask, Pr
 # The threshold and the shift of the reference implementation.
 MASK_THRESHOLD = 0.0
 STABILITY_OFFSET = 1.0
+_FEW = 4
 
 
 @dataclass(frozen=True, slots=True)
 class PredictOptions:
-    """What is asked besides the prompts."""
+    """What is asked besides the prompts; without *pixels*, nothing is upsampled."""
 
     multimask: Multimask = Multimask.AUTO
+    pixels: bool = True
     low_res_logits: bool = False
     most_logits_bytes: int = 64 << 20
 
@@ -79,14 +81,18 @@ class Predictor:
             frames = Frames.of(leased.embedding.facts.image_size, leased.model)
             upsampling = frames.upsampling()
             results: list[tuple[Candidate, ...]] = [()] * len(prompts)
-            groups = await self._embedder.workers.run(
-                context.priority, lambda: list(group(prompts, frames, self._prompts_per_run))
+            groups = await self._embedder.workers.run_unless(
+                _is_quick(prompts),
+                context.priority,
+                lambda: list(group(prompts, frames, self._prompts_per_run)),
             )
             for members in groups:
                 output = await self._decode(members, leased, context)
                 answer = partial(_candidates, prompts, members, output, upsampling, options)
                 with context.clock.stage("postprocess"):
-                    answered = await self._embedder.workers.run(context.priority, answer)
+                    answered = await self._embedder.workers.run_unless(
+                        not options.pixels, context.priority, answer
+                    )
                 for index, candidates in zip(members.indices, answered, strict=True):
                     results[index] = candidates
         return Prediction(tuple(results), leased)
@@ -99,6 +105,11 @@ class Predictor:
             return await self._embedder.engine.decode(
                 leased.model.name, leased.embedding, members.batch, context
             )
+
+
+def _is_quick(prompts: tuple[Prompt, ...]) -> bool:
+    """Tell whether tensors are made of the prompts in a fraction of a millisecond."""
+    return len(prompts) <= _FEW and all(prompt.mask is None for prompt in prompts)
 
 
 def _candidates(
@@ -128,16 +139,22 @@ def _candidate(
     upsampling: masks.Upsampling,
     options: PredictOptions,
 ) -> Candidate:
+    return Candidate(
+        predicted_iou=iou,
+        token_index=token,
+        mask=_mask(low_res, iou, upsampling) if options.pixels else None,
+        # A copy: a view would keep the logits of the whole batch alive.
+        low_res_logits=low_res.copy() if options.low_res_logits else None,
+    )
+
+
+def _mask(low_res: FloatArray, iou: float, upsampling: masks.Upsampling) -> Mask:
     summary = masks.summarize(low_res, upsampling, level=MASK_THRESHOLD, offset=STABILITY_OFFSET)
     x_min, y_min, x_max, y_max = summary.box_xyxy
-    return Candidate(
-        mask=Mask(
-            rle=rle.encode(masks.binary_mask(low_res, upsampling, level=MASK_THRESHOLD)),
-            area=summary.area,
-            bbox=(float(x_min), float(y_min), float(x_max - x_min), float(y_max - y_min)),
-            predicted_iou=iou,
-            stability_score=0.0 if np.isnan(summary.stability) else summary.stability,
-        ),
-        token_index=token,
-        low_res_logits=low_res.copy() if options.low_res_logits else None,
+    return Mask(
+        rle=rle.encode(masks.binary_mask(low_res, upsampling, level=MASK_THRESHOLD)),
+        area=summary.area,
+        bbox=(float(x_min), float(y_min), float(x_max - x_min), float(y_max - y_min)),
+        predicted_iou=iou,
+        stability_score=0.0 if np.isnan(summary.stability) else summary.stability,
     )

@@ -99,11 +99,12 @@ class Prompt:
 
 
 class OutputMode(Enum):
-    """How the pixels of masks are written; names are those of the reference generator."""
+    """How masks are written; the names of the first three are those of the reference generator."""
 
     COCO_RLE = "coco_rle"
     UNCOMPRESSED_RLE = "uncompressed_rle"
     BINARY_MASK = "binary_mask"
+    LOW_RES_LOGITS = "low_res_logits"
 
 
 class Multimask(Enum):
@@ -250,10 +251,14 @@ class Mask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A mask that answers a prompt; ``token_index`` 0 is SAM's single mask, 1..3 the others."""
+    """A mask that answers a prompt; ``token_index`` 0 is SAM's single mask, 1..3 the others.
 
-    mask: Mask
+    ``mask`` is None if only logits were asked for.
+    """
+
+    predicted_iou: float
     token_index: int
+    mask: Mask | None = None
     low_res_logits: FloatArray | None = None
 
 

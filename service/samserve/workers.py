@@ -35,6 +35,18 @@ class Workers:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pools[priority], lambda: function(*args, **kwargs))
 
+    async def run_unless(
+        self,
+        quick: bool,
+        priority: Priority,
+        function: Callable[[], T],
+    ) -> T:
+        """Call *function* right here if it is *quick*: going to a thread costs more than it does.
+
+        Quick is what takes a fraction of a millisecond; see `run` for the rest.
+        """
+        return function() if quick else await self.run(priority, function)
+
     def close(self) -> None:
         """Drop what waits and let go of the threads when they are done."""
         for pool in self._pools.values():

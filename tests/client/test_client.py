@@ -266,3 +266,16 @@ async def test_an_id_is_as_good_as_its_embedding(client: Client) -> None:
 
     assert isinstance(prediction.embedding, Embedding)
     assert prediction.embedding.id == embedding.id
+
+
+async def test_logits_alone_come_without_pixels(client: Client) -> None:
+    embedding = await client.embed(PIXELS)
+    click = Prompt(points=[(32, 24)])
+    full = await client.predict(embedding, [click], low_res_logits=True)
+    bare = await client.predict(embedding, [click], low_res_logits="only")
+    (mask,) = bare.results[0]
+
+    assert np.array_equal(mask.low_res_logits, full.results[0][0].low_res_logits)
+    assert mask.predicted_iou == full.results[0][0].predicted_iou
+    with pytest.raises(ValueError, match="no pixels"):
+        _ = mask.array

@@ -369,3 +369,13 @@ async def still_answers(service: Service) -> None:
         pb.PredictRequest(image=pictures.image(seed=5), prompts=[pictures.click()])
     )
     assert len(answer.results) == 1
+
+
+async def test_a_search_cannot_answer_without_pixels(stub: SegmentationServiceStub) -> None:
+    failure = await stream_failure_of(
+        stub.AutoMask(
+            pb.AutoMaskRequest(image=pictures.image(), output_mode=pb.OUTPUT_MODE_LOW_RES_LOGITS)
+        )
+    )
+
+    assert (failure.code, failure.fields) == (INVALID, ["output_mode"])

@@ -231,6 +231,30 @@ async def test_low_res_logits_come_on_request_and_go_back_as_a_mask_prompt(
     assert (mask_of(refined.results[0].masks[0]) == mask_of(first.results[0].masks[0])).all()
 
 
+async def test_an_answer_may_be_low_res_logits_and_nothing_else(
+    stub: SegmentationServiceStub,
+) -> None:
+    request = pb.PredictRequest(
+        image=pictures.image(480, 640),
+        prompts=[pictures.click(320, 240), pictures.click(100, 100)],
+        multimask=pb.MULTIMASK_ALL,
+        include_low_res_logits=True,
+    )
+    full = await stub.Predict(request)
+    request.include_low_res_logits = False
+    request.output_mode = pb.OUTPUT_MODE_LOW_RES_LOGITS
+    bare = await stub.Predict(request)
+
+    for with_pixels, without in zip(full.results, bare.results, strict=True):
+        for expected, mask in zip(with_pixels.masks, without.masks, strict=True):
+            assert mask == pb.Mask(
+                predicted_iou=expected.predicted_iou,
+                token_index=expected.token_index,
+                low_res_logits=expected.low_res_logits,
+            )
+            assert len(mask.low_res_logits) == 256 * 256 * 4
+
+
 async def test_an_ordinary_mask_is_taken_as_a_prompt(stub: SegmentationServiceStub) -> None:
     mask = np.zeros((480, 640), dtype=bool)
     mask[100:300, 200:500] = True

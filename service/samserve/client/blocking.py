@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 import grpc
 
@@ -86,7 +86,7 @@ class SyncClient:
         *,
         model: str = "",
         multimask: Multimask = "auto",
-        low_res_logits: bool = False,
+        low_res_logits: bool | Literal["only"] = False,
         request_id: str = "",
     ) -> Prediction:
         """See `Client.predict`."""

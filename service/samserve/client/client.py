@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Literal, Self, TypeVar, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -101,20 +101,22 @@ class Client:
         *,
         model: str = "",
         multimask: Multimask = "auto",
-        low_res_logits: bool = False,
+        low_res_logits: bool | Literal["only"] = False,
         request_id: str = "",
     ) -> Prediction:
         """Segment one object per prompt.
 
         A picture as *source* is asked for and sent as in `embed`, turned by its EXIF orientation,
-        and stays embedded: go on with ``prediction.embedding``.
+        and stays embedded: go on with ``prediction.embedding``.  With ``low_res_logits="only"``
+        masks have no pixels, box, area or stability score, which spares the upsampling.
         """
         messages = await asyncio.to_thread(lambda: [requests.prompt_message(p) for p in prompts])
         request = pb.PredictRequest(
             model=model,
             prompts=messages,
             multimask=requests.multimask_value(multimask),
-            include_low_res_logits=low_res_logits,
+            include_low_res_logits=bool(low_res_logits),
+            output_mode=requests.output_mode_value(pixels=low_res_logits != "only"),
         )
 
         async def send(message: pb.Image | None) -> pb.PredictResponse:

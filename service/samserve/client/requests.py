@@ -96,6 +96,11 @@ def automask_message(options: AutoMaskOptions) -> pb.AutoMaskOptions:
     )
 
 
+def output_mode_value(*, pixels: bool) -> pb.OutputMode.ValueType:
+    """Choose how masks are to be written."""
+    return pb.OUTPUT_MODE_COCO_RLE if pixels else pb.OUTPUT_MODE_LOW_RES_LOGITS
+
+
 def _point(point: PointLike) -> pb.Point:
     x, y, label = point if len(point) == 3 else (*point, 1)
     if label not in _LABELS:

@@ -39,7 +39,8 @@ class Mask:
     ``rle`` is ``{"size": [h, w], "counts": str}`` as pycocotools reads it; ``bbox`` is XYWH
     with ``w = x_max - x_min`` of the inclusive extreme pixels, as the reference writes it;
     ``token_index`` 0 is the model's single mask, 1 to 3 are the ambiguous ones.
-    ``low_res_logits``, if asked for, is float32 ``[256, 256]`` and serves as `Prompt.mask`.
+    ``low_res_logits``, if asked for, is float32 ``[256, 256]`` and serves as `Prompt.mask`; if
+    only they were asked for, ``counts`` is empty and there are no pixels.
     """
 
     size: tuple[int, int]
@@ -62,7 +63,12 @@ class Mask:
         return self.decode()
 
     def decode(self) -> npt.NDArray[np.bool_]:
-        """Decode to bool ``[h, w]``, a byte a pixel, which is not kept."""
+        """Decode to bool ``[h, w]``, a byte a pixel, which is not kept.
+
+        Raises `ValueError` for a mask without pixels.
+        """
+        if not self.counts:
+            raise ValueError("this mask has no pixels: only low-res logits were asked for")
         return run_lengths.decode(CocoRle(Size(*self.size), self.counts))
 
 

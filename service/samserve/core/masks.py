@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -27,6 +28,8 @@ IntArray = npt.NDArray[np.int64]
 BoxXyxy = tuple[int, int, int, int]
 
 _STRIPS = 16
+# One for each size of picture that is clicked on now; some ten kilobytes each.
+_KEPT_WAYS = 256
 _TAPS = 3
 _ROUNDING = 1e-5
 """Bound of the rounding error of one pixel, relative to the largest logit; about 50 ulp."""
@@ -45,7 +48,7 @@ class AxisTaps:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Upsampling:
-    """The way from low-res logits to one image (or crop) size; make it once, use it often."""
+    """The way from low-res logits to one image (or crop) size, remembered for a while."""
 
     image: Size
     rows: AxisTaps
@@ -53,6 +56,7 @@ class Upsampling:
     strips: tuple[slice, ...]
 
     @classmethod
+    @lru_cache(maxsize=_KEPT_WAYS)
     def between(
         cls, resized: Size, image: Size, *, model_side: int = 1024, low_res_side: int = 256
     ) -> Upsampling:
@@ -236,7 +240,9 @@ def _axis_taps(low_res: int, model: int, resized: int, image: int) -> AxisTaps:
         near, far = low[model_index] - first, low_next[model_index] - first
         np.add.at(weights, (near, outputs), share * (1 - low_share[model_index]))
         np.add.at(weights, (far, outputs), share * low_share[model_index])
-    return AxisTaps(first, weights.astype(np.float32))
+    taps = AxisTaps(first, weights.astype(np.float32))
+    taps.first.flags.writeable = taps.weights.flags.writeable = False
+    return taps
 
 
 def _bilinear(inputs: int, outputs: int) -> tuple[IntArray, IntArray, npt.NDArray[np.float64]]:

@@ -58,12 +58,15 @@ _MULTIMASKS = {
     pb.MULTIMASK_ALL: Multimask.ALL,
     pb.MULTIMASK_SINGLE: Multimask.SINGLE,
 }
-_OUTPUT_MODES = {
+_PIXEL_MODES = {
     pb.OUTPUT_MODE_UNSPECIFIED: OutputMode.COCO_RLE,
     pb.OUTPUT_MODE_COCO_RLE: OutputMode.COCO_RLE,
     pb.OUTPUT_MODE_UNCOMPRESSED_RLE: OutputMode.UNCOMPRESSED_RLE,
     pb.OUTPUT_MODE_BINARY_MASK: OutputMode.BINARY_MASK,
 }
+_OUTPUT_MODES = _PIXEL_MODES | {pb.OUTPUT_MODE_LOW_RES_LOGITS: OutputMode.LOW_RES_LOGITS}
+# Prompts of this many bytes, without masks, are read in a fraction of a millisecond.
+_FEW_BYTES = 1024
 _SHA256_BYTES = 32
 # Ids are 64 characters; more is not worth a look-up, nor a line in the log.
 _MAX_ID = 128
@@ -119,6 +122,13 @@ def prompts(message: pb.PredictRequest, limits: LimitSettings) -> tuple[Prompt, 
     )
 
 
+def prompts_are_quick(message: pb.PredictRequest) -> bool:
+    """Tell whether `prompts` takes so little that no thread is worth it."""
+    if sum(prompt.ByteSize() for prompt in message.prompts) > _FEW_BYTES:
+        return False
+    return not any(prompt.HasField("mask") for prompt in message.prompts)
+
+
 def multimask(value: int) -> Multimask:
     """Read which candidates are asked for."""
     return _choice("multimask", value, _MULTIMASKS)
@@ -127,6 +137,11 @@ def multimask(value: int) -> Multimask:
 def output_mode(value: int) -> OutputMode:
     """Read how masks are to be written."""
     return _choice("output_mode", value, _OUTPUT_MODES)
+
+
+def pixel_mode(value: int) -> OutputMode:
+    """Read how masks are to be written where an answer without pixels makes no sense."""
+    return _choice("output_mode", value, _PIXEL_MODES)
 
 
 def box(field: str, message: pb.Box) -> Box:

@@ -29,6 +29,7 @@ from samserve.v1 import samserve_pb2 as pb
 
 # A streamed message stays about this small, so that masks arrive while others are being written.
 _BATCH_BYTES = 1 << 20
+_FEW = 4
 
 _TRANSPORTS = {
     Transport.IN_PROCESS: pb.TRANSPORT_IN_PROCESS,
@@ -72,6 +73,12 @@ def prediction(answer: Prediction, mode: OutputMode) -> pb.PredictResponse:
         ],
         embedding=embedding(answer.leased),
     )
+
+
+def prediction_is_quick(answer: Prediction, mode: OutputMode) -> bool:
+    """Tell whether `prediction` takes so little that no thread is worth it."""
+    candidates = sum(map(len, answer.results))
+    return candidates <= _FEW and mode in (OutputMode.COCO_RLE, OutputMode.LOW_RES_LOGITS)
 
 
 def progress(event: Progress) -> pb.AutoMaskResponse:
@@ -165,7 +172,8 @@ def _model(info: ModelInfo, transport: Transport, *, default: bool) -> pb.Model:
 
 
 def _candidate(candidate: Candidate, mode: OutputMode) -> pb.Mask:
-    message = _mask(candidate.mask, mode)
+    message = pb.Mask() if candidate.mask is None else _mask(candidate.mask, mode)
+    message.predicted_iou = candidate.predicted_iou
     message.token_index = candidate.token_index
     if candidate.low_res_logits is not None:
         message.low_res_logits = candidate.low_res_logits.astype("<f4").tobytes()

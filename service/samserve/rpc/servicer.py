@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 
 from samserve.automask.events import Event, Progress, Records, Summary
 from samserve.automask.search import AutoMasker
@@ -49,20 +50,26 @@ class SegmentationServicer(samserve_pb2_grpc.SegmentationServiceServicer):
         async with self._boundary.call("Predict", request, rpc) as context:
             source = decoding.source(request)
             mode = decoding.output_mode(request.output_mode)
+            pixels = mode is not OutputMode.LOW_RES_LOGITS
             options = PredictOptions(
                 decoding.multimask(request.multimask),
-                request.include_low_res_logits,
+                pixels,
+                request.include_low_res_logits or not pixels,
                 self._limits.response_bytes,
             )
-            prompts = await self._workers.run(
-                context.priority, decoding.prompts, request, self._limits
+            prompts = await self._workers.run_unless(
+                decoding.prompts_are_quick(request),
+                context.priority,
+                partial(decoding.prompts, request, self._limits),
             )
             answer = await self._use_cases.predictor.predict(
                 source, request.model, prompts, options, context
             )
             with context.clock.stage("encode_masks"):
-                response = await self._workers.run(
-                    context.priority, encoding.prediction, answer, mode
+                response = await self._workers.run_unless(
+                    encoding.prediction_is_quick(answer, mode),
+                    context.priority,
+                    partial(encoding.prediction, answer, mode),
                 )
             response.timings.extend(encoding.timings(context.clock))
             encoding.checked(response, self._limits)
@@ -75,7 +82,7 @@ class SegmentationServicer(samserve_pb2_grpc.SegmentationServiceServicer):
             # Everything that AutoMask does waits behind people who click.
             context = replace(call, priority=Priority.BULK)
             source = decoding.source(request)
-            mode = decoding.output_mode(request.output_mode)
+            mode = decoding.pixel_mode(request.output_mode)
             options = await self._workers.run(
                 context.priority, automask_decoding.options, request, source, self._limits
             )

@@ -96,6 +96,10 @@ class _OutputModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputMode
     """Uncompressed run lengths."""
     OUTPUT_MODE_BINARY_MASK: _OutputMode.ValueType  # 3
     """One bit per pixel."""
+    OUTPUT_MODE_LOW_RES_LOGITS: _OutputMode.ValueType  # 4
+    """No pixels, box, area or stability score: only `low_res_logits`, for clients
+    that upsample by themselves or only refine. `Predict` only.
+    """
 
 class OutputMode(_OutputMode, metaclass=_OutputModeEnumTypeWrapper):
     """How the pixels of masks are written; names are those of the reference
@@ -110,6 +114,10 @@ OUTPUT_MODE_UNCOMPRESSED_RLE: OutputMode.ValueType  # 2
 """Uncompressed run lengths."""
 OUTPUT_MODE_BINARY_MASK: OutputMode.ValueType  # 3
 """One bit per pixel."""
+OUTPUT_MODE_LOW_RES_LOGITS: OutputMode.ValueType  # 4
+"""No pixels, box, area or stability score: only `low_res_logits`, for clients
+that upsample by themselves or only refine. `Predict` only.
+"""
 Global___OutputMode: _TypeAlias = OutputMode  # noqa: Y015
 
 class _Orientation:

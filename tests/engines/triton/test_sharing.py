@@ -113,8 +113,10 @@ async def test_an_arena_that_does_not_fit_is_said_and_done_without(
 
 
 class NewerTriton:
-    """Stands in for a Triton that cannot run here. In the sources of 2026, unregistering a region that
-    is in use succeeds, and the region stays listed until its last request has ended.
+    """Stands in for a newer Triton, which cannot run here.
+
+    By its source of mid 2026, unregistering a region that is in use succeeds, and the region stays
+    listed until its last request has ended.
     """
 
     def __init__(self) -> None:
