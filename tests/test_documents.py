@@ -1,0 +1,42 @@
+"""What documents tell people to put into files is what those files take."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from samserve.settings import TritonSettings
+from tritonclient.grpc import model_config_pb2
+
+ROOT = Path(__file__).parents[1]
+TRITON = (ROOT / "docs" / "triton.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```protobuf\n(.*?)```", TRITON, re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+@pytest.mark.parametrize("model", ["sam_tiny_encoder", "sam_tiny_decoder"])
+def test_changes_to_configurations_fit_them(snippet: str, model: str) -> None:
+    text = (ROOT / "model_repository" / model / "config.pbtxt").read_text(encoding="utf-8")
+    change = text_format.Parse(snippet, model_config_pb2.ModelConfig())
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    if change.instance_group:
+        config.ClearField("instance_group")
+    config.MergeFrom(change)
+
+    assert change.ListFields()
+    assert text_format.Parse(text_format.MessageToString(config), type(config)()) == config
+
+
+def test_there_are_changes_for_what_is_promised() -> None:
+    assert len(SNIPPETS) == 3
+    assert "tensorrt" in "".join(SNIPPETS)
+    assert "gpus" in "".join(SNIPPETS)
+
+
+def test_every_setting_of_triton_is_documented() -> None:
+    table = TRITON.split("## Settings")[1]
+
+    for name in TritonSettings.model_fields:
+        assert f"`triton.{name}`" in table or f"`.{name}`" in table, name
