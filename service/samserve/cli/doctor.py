@@ -31,7 +31,7 @@ _MODULES = {
     "grpcio-reflection": "grpc_reflection.v1alpha.reflection",
     "grpcio-status": "grpc_status.rpc_status",
     "protobuf": "google.protobuf",
-    "tritonclient": "tritonclient.grpc.model_config_pb2",
+    "tritonclient": "tritonclient.grpc.aio",
     "numpy": "numpy",
     "pillow": "PIL.Image",
     "opencv-python-headless": "cv2",
@@ -132,8 +132,8 @@ def _repository(settings: Settings) -> str:
     from samserve.errors import SamserveError
     from samserve.identity import pair_digest
 
-    if settings.engine.kind == "fake":
-        return "not used by the fake engine"
+    if settings.engine.kind != "onnx":
+        return f"not used by the {settings.engine.kind} engine"
     repository = settings.engine.model_repository or app.default_repository()
     try:
         found = discover(repository)
@@ -158,7 +158,8 @@ def _inference(config: Path | None, assignments: list[str] | None) -> str:
             embedding = await client.embed(np.zeros((64, 64, 3), dtype=np.uint8))
             await client.predict(embedding, [Prompt(points=[(32, 32)])])
             spent = time.perf_counter() - started
-            return f"{embedding.model} embeds and predicts in {spent:.2f} s"
+            ways = {model.transport.replace("_", " ") for model in (await client.models()).models}
+            return f"{embedding.model} embeds and predicts in {spent:.2f} s, {', '.join(ways)}"
 
     return session.run(work())
 

@@ -29,6 +29,8 @@ _PRIVATE: Sections = {
         "drain_s": 0,
         "grace_s": 1,
     },
+    # Whoever waits for a command does not wait for a model server that is being deployed.
+    "triton": {"startup_s": 5},
     "log": {"level": "error", "format": "console"},
 }
 
