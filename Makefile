@@ -7,6 +7,9 @@ TRITON := $(VENV)-triton
 # What pip shall do besides, for instance: make test PIP_FLAGS="--extra-index-url ..."
 PIP_FLAGS ?=
 PYTEST := $(BIN)/python -m pytest
+# What any engine must pass: the suite of the gateway, and the part that says most in short.
+BEHAVIOUR := tests/rpc tests/automask/test_service.py tests/client
+BEHAVIOUR_IN_SHORT := tests/rpc/test_service.py tests/rpc/test_concurrency.py
 
 .DEFAULT_GOAL := help
 
@@ -25,10 +28,14 @@ triton: $(VENV)/.dev $(TRITON)/.done ## Runs tritonserver on model_repository/ u
 .PHONY: test
 test: $(VENV)/.dev $(TRITON)/.done ## Runs the tests, without the slow ones.
 	$(PYTEST) -m "not slow" --durations=10
+	$(PYTEST) -m "not slow" --engine triton $(BEHAVIOUR_IN_SHORT)
 
 .PHONY: test-all
 test-all: $(VENV)/.dev $(TRITON)/.done ## Runs what `make test` leaves out.
 	$(PYTEST) -m slow --durations=10
+	$(PYTEST) -m "not slow" --engine onnx $(BEHAVIOUR)
+	$(PYTEST) -m "not slow" --engine triton $(BEHAVIOUR)
+	$(PYTEST) -m "not slow" --engine triton-message $(BEHAVIOUR)
 
 .PHONY: check
 check: $(VENV)/.dev ## Lints, checks types, and that generated code is up to date.

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -36,7 +37,9 @@ class Admin:
             server = make_server(host, port, self._respond, _Server, _SilentHandler)
         except OSError as error:
             raise Unavailable(f"cannot listen on {host}:{port}: {error.strerror}") from error
-        thread = threading.Thread(target=server.serve_forever, name="admin", daemon=True)
+        # A shutdown is noticed at the next poll; the default of 0.5 s would delay every stop.
+        serve = partial(server.serve_forever, poll_interval=0.05)
+        thread = threading.Thread(target=serve, name="admin", daemon=True)
         thread.start()
         try:
             yield server.server_port

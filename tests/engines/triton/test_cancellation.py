@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import pytest
-from samserve.app import Running, default_repository, running
+from samserve.app import Running, running
+from samserve.engines.fake import MODEL
 from samserve.settings import load
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
-from tests import chosen, photos, pictures
+from harness.triton.server import TritonServer
+from tests import pictures
 from tests.conftest import FREE_PORTS, UNLIMITED
+from tests.engines.drawing import DAWDLING_CLICK, ONE_SECOND, write_drawing_pair
 from tests.engines.triton.opening import eventually
-from tests.rpc.errors import failure_of
 from tests.triton import asking
 
-# Two runs of so many prompts keep both instances of the decoder busy for about a second.
-LONG = 64
 QUEUED, LEAVING = 6, 4
-DECODER, ENCODER = "sam_tiny_decoder", "sam_tiny_encoder"
-SERVER = default_repository()
+DECODER, ENCODER = f"{MODEL.name}_decoder", f"{MODEL.name}_encoder"
+SIDE = MODEL.image_size
 
 Service = tuple[Running, SegmentationServiceStub]
 
 
+@pytest.fixture(scope="module")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """The pair that draws, and dawdles over some clicks and pictures."""
+    folder = tmp_path_factory.mktemp("cancellation")
+    write_drawing_pair(folder / "models", steps=2 * ONE_SECOND)
+    with TritonServer(folder / "models", log=folder / "log") as server:
+        yield server
+
+
 @pytest.fixture
-async def service() -> AsyncIterator[Service]:
+async def service(triton: TritonServer) -> AsyncIterator[Service]:
     sections = {
         "server": FREE_PORTS,
-        "engine": {"kind": "triton", "prompts_per_run": LONG},
-        "triton": {"url": chosen.triton_server(SERVER).grpc_address, "encoder_in_flight": 1},
+        "engine": {"kind": "triton"},
+        "triton": {"url": triton.grpc_address, "encoder_in_flight": 1},
         "store": {"capacity_bytes": 64 << 20},
     }
     async with (
@@ -42,47 +51,67 @@ async def service() -> AsyncIterator[Service]:
         yield service, SegmentationServiceStub(channel)
 
 
-def request(embedding_id: str, count: int = 1) -> pb.PredictRequest:
-    prompts = [pictures.click(20 + 5 * index, 100) for index in range(count)]
+def request(embedding_id: str, *clicks: float) -> pb.PredictRequest:
+    prompts = [pictures.click(x, 100) for x in clicks]
     return pb.PredictRequest(embedding_id=embedding_id, prompts=prompts)
 
 
-def successes(model: str) -> int:
-    return asking.metric(chosen.triton_server(SERVER), "nv_inference_request_success", model)
+def picture(seed: int, *, dawdles: bool = False) -> pb.Image:
+    pixels = pictures.noise(SIDE, SIDE, seed)
+    pixels[0, 0] = 255 if dawdles else 0
+    size = pb.ImageSize(height=SIDE, width=SIDE)
+    return pb.Image(raw=pb.RawImage(size=size, layout=pb.RAW_LAYOUT_RGB, data=pixels.tobytes()))
 
 
-async def settled(model: str, expected: int) -> int:
+async def settled(triton: TritonServer, model: str, expected: int) -> int:
     """Successes, once they have stayed as they are for a while; they lag behind the answers."""
-    await eventually(lambda: successes(model) >= expected)
+    await eventually(lambda: successes(triton, model) >= expected)
     await asyncio.sleep(0.5)
-    return successes(model)
+    return successes(triton, model)
 
 
-async def busy(service: Service) -> tuple[str, list[asyncio.Future[pb.PredictResponse]]]:
-    """Embed a photograph and keep both instances of the decoder at work on it."""
-    running, stub = service
-    embedded = await stub.Embed(pb.EmbedRequest(image=pb.Image(encoded=photos.files()[0])))
-    under_way = running.metrics.engine_running.labels("decoder")._value
+def successes(triton: TritonServer, model: str) -> int:
+    return asking.metric(triton, "nv_inference_request_success", model)
+
+
+def under_way(service: Service, network: str) -> int:
+    return int(service[0].metrics.engine_running.labels(network)._value.get())
+
+
+async def busy(service: Service, triton: TritonServer) -> tuple[str, int, list[Pending]]:
+    """Embed a picture and keep both instances of the decoder at work on it for seconds.
+
+    Gives the embedding's id, the successes of the decoder before, and the two calls.
+    """
+    _, stub = service
+    embedded = await stub.Embed(pb.EmbedRequest(image=picture(0)))
+    before = await settled(triton, DECODER, 1)
+    # Of two shapes, so that they are not batched.
     long = [
-        asyncio.ensure_future(result(stub.Predict(request(embedded.embedding.id, LONG))))
-        for _ in range(2)
+        asyncio.ensure_future(result(stub.Predict(request(embedded.embedding.id, *clicks))))
+        for clicks in ([DAWDLING_CLICK], [DAWDLING_CLICK, 1.0])
     ]
-    await eventually(lambda: under_way.get() == 2)
-    await asyncio.sleep(0.1)
-    return embedded.embedding.id, long
+    await eventually(lambda: under_way(service, "decoder") == 2)
+    await asyncio.sleep(0.2)
+    return embedded.embedding.id, before, long
+
+
+Pending = asyncio.Future[pb.PredictResponse]
 
 
 async def result(call: grpc.aio.UnaryUnaryCall) -> pb.PredictResponse:
     return await call
 
 
-async def test_clients_that_leave_take_their_requests_along(service: Service) -> None:
+async def test_clients_that_leave_take_their_requests_along(
+    service: Service, triton: TritonServer
+) -> None:
     _, stub = service
-    embedding_id, long = await busy(service)
-    before = successes(DECODER)
-    calls = [stub.Predict(request(embedding_id)) for _ in range(QUEUED)]
+    embedding_id, before, long = await busy(service, triton)
+    calls = [stub.Predict(request(embedding_id, 50.0 + x)) for x in range(QUEUED)]
     waiting = [asyncio.ensure_future(result(call)) for call in calls]
-    await asyncio.sleep(0.2)
+    await eventually(lambda: under_way(service, "decoder") == 2 + QUEUED)
+    await asyncio.sleep(0.1)
     assert not any(call.done() for call in [*long, *waiting])
     for call in calls[:LEAVING]:
         call.cancel()
@@ -92,44 +121,53 @@ async def test_clients_that_leave_take_their_requests_along(service: Service) ->
     assert [isinstance(each, asyncio.CancelledError) for each in outcomes] == [
         index < LEAVING for index in range(QUEUED)
     ]
-    assert await settled(DECODER, before + 2 + QUEUED - LEAVING) == before + 2 + QUEUED - LEAVING
+    expected = before + 2 + QUEUED - LEAVING
+    assert await settled(triton, DECODER, expected) == expected
 
 
-async def test_requests_whose_deadline_has_expired_are_not_run(service: Service) -> None:
+async def test_requests_whose_deadline_has_expired_are_not_run(
+    service: Service, triton: TritonServer
+) -> None:
     _, stub = service
-    embedding_id, long = await busy(service)
-    before = successes(DECODER)
-    late = [failure_of(stub.Predict(request(embedding_id), timeout=0.2)) for _ in range(LEAVING)]
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.Predict(request(embedding_id), timeout=0.2)
-    for each in late:
-        each.close()
+    embedding_id, before, long = await busy(service, triton)
+    failures = await asyncio.gather(
+        *(
+            failure_of_any(stub.Predict(request(embedding_id, 50.0 + x), timeout=0.2))
+            for x in range(LEAVING)
+        )
+    )
+    assert not any(call.done() for call in long)
     await asyncio.gather(*long)
 
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert await settled(DECODER, before + 2) == before + 2
+    assert failures == [grpc.StatusCode.DEADLINE_EXCEEDED] * LEAVING
+    assert await settled(triton, DECODER, before + 2) == before + 2
 
 
-async def test_pictures_that_wait_for_the_encoder_are_dropped(service: Service) -> None:
-    running, stub = service
-    before = successes(ENCODER)
-    calls = [stub.Embed(pb.EmbedRequest(image=pictures.image(600, 800, seed))) for seed in range(5)]
+async def failure_of_any(call: grpc.aio.UnaryUnaryCall) -> grpc.StatusCode:
+    """The code; whether client or server has noticed the time first leaves other details."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code()
+
+
+async def test_pictures_that_wait_for_the_encoder_are_dropped(
+    service: Service, triton: TritonServer
+) -> None:
+    _, stub = service
+    before = await settled(triton, ENCODER, 1)
+    long = asyncio.ensure_future(
+        result(stub.Embed(pb.EmbedRequest(image=picture(1, dawdles=True))))
+    )
+    await eventually(lambda: under_way(service, "encoder") == 1)
+    calls = [stub.Embed(pb.EmbedRequest(image=picture(2 + seed))) for seed in range(QUEUED)]
     waiting = [asyncio.ensure_future(result(call)) for call in calls]
-    under_way = running.metrics.engine_running.labels("encoder")._value
-    await eventually(lambda: under_way.get() == 1)
-    # All are decoded and resized by now, or will find their callers gone.
-    await asyncio.sleep(0.05)
-    first = asyncio.create_task(first_done(waiting))
-    for call in calls[1:]:
+    await asyncio.sleep(0.3)
+    assert not long.done()
+    for call in calls[:LEAVING]:
         call.cancel()
-    await first
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-    answered = sum(isinstance(each, pb.EmbedResponse) for each in outcomes)
-    ran = await settled(ENCODER, before + 1) - before
+    await long
 
-    assert answered >= 1
-    assert ran <= 2
-
-
-async def first_done(waiting: list[asyncio.Future[pb.PredictResponse]]) -> None:
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    assert sum(isinstance(each, pb.EmbedResponse) for each in outcomes) == QUEUED - LEAVING
+    expected = before + 1 + QUEUED - LEAVING
+    assert await settled(triton, ENCODER, expected) == expected
