@@ -69,8 +69,11 @@ class Engine(Protocol):
         """How tensors travel to the runtime now."""
         ...
 
-    def allocate(self, nbytes: int) -> Memory:
-        """Map memory for embeddings that the runtime can use in place, if it can any."""
+    def allocate(self, nbytes: int, *, commit: bool) -> Memory:
+        """Map memory for embeddings that the runtime can use in place, if it can any.
+
+        See `samserve.memory.base.Allocate`.
+        """
         ...
 
     async def encode(

@@ -81,9 +81,9 @@ class OnnxEngine:
         """See `Engine.transport`."""
         return Transport.IN_PROCESS
 
-    def allocate(self, nbytes: int) -> Memory:
+    def allocate(self, nbytes: int, *, commit: bool) -> Memory:
         """See `Engine.allocate`."""
-        return AnonymousMemory(nbytes)
+        return AnonymousMemory(nbytes, commit=commit)
 
     async def encode(
         self, model: str, image: EncoderInput, into: Slot, context: RequestContext

@@ -90,7 +90,19 @@ def default_first(names: Iterable[str], default_model: str) -> list[str]:
 
 
 def model_info(encoder: model_config_pb2.ModelConfig, name: str) -> ModelInfo:
-    """Read what an encoder's configuration says about its pair."""
+    """Read what an encoder's configuration says about its pair.
+
+    Raises `EngineUnavailable` if that is not enough to serve it.
+    """
+    try:
+        return _model_info(encoder, name)
+    except (KeyError, ValueError) as error:
+        raise EngineUnavailable(
+            f"the configuration of {encoder.name!r} is incomplete or of a kind not served: {error}"
+        ) from error
+
+
+def _model_info(encoder: model_config_pb2.ModelConfig, name: str) -> ModelInfo:
     return ModelInfo(
         name=name,
         family=_parameter(encoder, "family"),
@@ -123,6 +135,9 @@ def _parameter(config: model_config_pb2.ModelConfig, key: str) -> str:
 
 
 def _specs(outputs: Iterable[model_config_pb2.ModelOutput]) -> tuple[TensorSpec, ...]:
-    return tuple(
+    specs = tuple(
         TensorSpec(output.name, _DTYPES[output.data_type], tuple(output.dims)) for output in outputs
     )
+    if not specs or min(dim for spec in specs for dim in spec.shape) <= 0:
+        raise ValueError("embeddings must have fixed sizes")
+    return specs

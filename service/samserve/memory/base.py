@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -36,14 +35,22 @@ class Memory(Protocol):
         ...
 
 
-Allocate = Callable[[int], Memory]
-"""Maps a block of at least that many bytes."""
+class Allocate(Protocol):
+    """Maps a block of at least *nbytes* bytes, all of it committed if that is asked for.
+
+    Raises `samserve.errors.MemoryExhausted`.
+    """
+
+    def __call__(self, nbytes: int, *, commit: bool) -> Memory: ...  # noqa: D102
 
 
 class AnonymousMemory:
-    """Memory of this process alone; the system takes pages when they are first written."""
+    """Memory of this process alone; the system takes pages when they are first written.
 
-    def __init__(self, nbytes: int) -> None:
+    *commit* changes nothing: the system overcommits private memory.
+    """
+
+    def __init__(self, nbytes: int, *, commit: bool = False) -> None:
         self.nbytes = round_up_to_page(nbytes)
         # Private: the pages of a shared anonymous mapping could not be given back one by one.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -51,7 +58,7 @@ class AnonymousMemory:
         self.array: UInt8Array = np.frombuffer(self._map, dtype=np.uint8)
 
     def commit(self, offset: int, nbytes: int) -> None:
-        """See `Memory.commit`; nothing to do, the system overcommits private memory."""
+        """See `Memory.commit`."""
 
     def release(self, offset: int, nbytes: int) -> None:
         """See `Memory.release`."""

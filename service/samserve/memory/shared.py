@@ -103,10 +103,11 @@ class SharedMemory:
         self._group = group
         self._segments: dict[str, SharedSegment] = {}
 
-    def create(self, nbytes: int) -> SharedSegment:
-        """Make a segment of at least *nbytes* bytes, none of them committed yet.
+    def create(self, nbytes: int, *, commit: bool = False) -> SharedSegment:
+        """Make a segment of at least *nbytes* bytes, with *commit* all of them committed.
 
-        Raises `OSError` if the directory cannot be used.
+        Raises `MemoryExhausted` if there is no room, `OSError` if the directory cannot be used;
+        nothing is left of the segment then.
         """
         size = round_up_to_page(nbytes)
         path, descriptor = self._create_locked()
@@ -117,6 +118,8 @@ class SharedMemory:
             os.fchmod(descriptor, _MODE)
             os.ftruncate(descriptor, size)
             segment = SharedSegment(path, descriptor, size)
+            if commit:
+                segment.commit(0, size)
         except BaseException:
             path.unlink(missing_ok=True)
             os.close(descriptor)
@@ -147,11 +150,6 @@ class SharedMemory:
             if _remove_if_orphan(path):
                 removed.append(f"/{path.name}")
         return removed
-
-    @property
-    def free_bytes(self) -> int:
-        """Room that is left for segments."""
-        return _free_bytes(self._directory)
 
     def exists(self, key: str) -> bool:
         """Tell whether a segment of that key has a name still."""
@@ -202,13 +200,9 @@ def _remove_if_orphan(path: Path) -> bool:
 
 
 def _exhausted(directory: Path, nbytes: int) -> MemoryExhausted:
-    available = _free_bytes(directory)
+    status = os.statvfs(directory)
+    available = status.f_bavail * status.f_frsize
     return MemoryExhausted(
         f"{directory} has {available} bytes free, {nbytes} are needed",
         metadata={"available": str(available), "needed": str(nbytes)},
     )
-
-
-def _free_bytes(directory: Path) -> int:
-    status = os.statvfs(directory)
-    return status.f_bavail * status.f_frsize

@@ -18,17 +18,15 @@ class Arena:
     other threads.
     """
 
-    def __init__(self, memory: Memory, slot_bytes: int, *, commit: bool = False) -> None:
-        """Cut *memory*; with *commit* all of it is taken now, else each slot when it is used."""
+    def __init__(self, memory: Memory, slot_bytes: int, *, committed: bool) -> None:
+        """Cut *memory*; what is not *committed* yet is so slot by slot, when they are used."""
         self.slot_bytes = slot_bytes
         self._memory = memory
         slots = range(memory.nbytes // slot_bytes)
         # Free slots; the last one is taken first, so that warm pages are used again.
         self._free = list(reversed(slots))
         # Slots without memory behind them.
-        self._hollow: set[int] = set() if commit else set(slots)
-        if commit:
-            memory.commit(0, len(slots) * slot_bytes)
+        self._hollow: set[int] = set() if committed else set(slots)
 
     def allocate(self) -> int | None:
         """Take a slot, or None if there is none.  Raises `MemoryExhausted`."""

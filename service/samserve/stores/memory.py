@@ -79,7 +79,9 @@ class MemoryStore:
 
     async def discard(self, slot: Slot) -> None:
         """See `EmbeddingStore.discard`."""
-        arena = self._arenas[slot.nbytes]
+        arena = self._arenas.get(slot.nbytes)
+        if arena is None:
+            return  # the store was closed while the slot was being written
         writing = [writer for writer in slot.late_writers if not writer.done()]
         if not writing:
             self._free(slot, arena)
@@ -154,8 +156,9 @@ class MemoryStore:
         """Map an arena as large as the capacity; only the first one takes its memory at once."""
         for arena in self._arenas.values():
             arena.release_free_pages()
-        memory = self._allocate(nbytes * max(1, self._capacity // nbytes))
-        return Arena(memory, nbytes, commit=not self._arenas)
+        first = not self._arenas
+        memory = self._allocate(nbytes * max(1, self._capacity // nbytes), commit=first)
+        return Arena(memory, nbytes, committed=first)
 
     def _make_room(self, arena: Arena) -> None:
         if arena.slot_bytes > self._capacity:

@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 from samserve.app import Running, running
+from samserve.context import RequestContext
 from samserve.errors import EngineUnavailable
 from samserve.settings import load
 from samserve.v1 import samserve_pb2 as pb
@@ -18,8 +19,9 @@ from harness.triton.server import TritonServer
 from tests import chosen, pictures
 from tests.conftest import FREE_PORTS, UNLIMITED
 from tests.engines.drawing import write_drawing_pair
-from tests.engines.triton.opening import eventually, opened
+from tests.engines.triton.opening import clicks, eventually, opened, picture, reserved
 from tests.rpc.errors import failure_of
+from tests.triton import asking
 
 
 def settings(server: TritonServer, default_model: str = "") -> dict[str, dict[str, object]]:
@@ -142,3 +144,38 @@ async def test_a_triton_that_is_not_there_is_given_up_in_time() -> None:
     with pytest.raises(EngineUnavailable, match="cannot be reached"):
         async with opened("127.0.0.1:1", startup_s=0.5):
             pass
+
+
+async def test_weights_that_are_replaced_under_a_running_triton_are_noticed(
+    tmp_path: Path,
+) -> None:
+    models = tmp_path / "models"
+    write_drawing_pair(models, "fake")
+    control = ["--model-control-mode=explicit", "--load-model=*"]
+    with TritonServer(models, log=tmp_path / "log", extra_args=control) as server:
+        async with opened(server.grpc_address) as (engine, store):
+            slot = await reserved(engine, store, "old")
+            await engine.encode("fake", picture(), slot, RequestContext())
+            digest = engine.models["fake"].digest
+            write_drawing_pair(models, "fake", steps=1)
+            with asking.client(server) as client:
+                for network in ("encoder", "decoder"):
+                    client.load_model(f"fake_{network}")
+            await eventually(lambda: engine.models["fake"].digest != digest)
+            with pytest.raises(EngineUnavailable):
+                await engine.decode("fake", slot.as_embedding(), clicks(), RequestContext())
+            fresh = await reserved(engine, store, "new")
+            await engine.encode("fake", picture(), fresh, RequestContext())
+            await engine.decode("fake", fresh.as_embedding(), clicks(), RequestContext())
+
+
+async def test_an_odd_model_of_somebody_else_disturbs_nobody(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    write_models(models)
+    config = models / "other_encoder" / "config.pbtxt"
+    lines = config.read_text().splitlines()
+    config.write_text("\n".join(line for line in lines if "samserve.image_size" not in line))
+    with TritonServer(models, log=tmp_path / "log") as server:
+        async with opened(server.grpc_address) as (engine, _):
+            assert list(engine.models) == ["fake"]
+            assert await engine.ready()

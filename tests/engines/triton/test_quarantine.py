@@ -15,7 +15,7 @@ from samserve.context import RequestContext
 from samserve.engines.base import EncoderInput, PromptBatch
 from samserve.engines.fake import MODEL, FakeEngine
 from samserve.engines.triton.engine import TritonEngine
-from samserve.errors import EngineUnavailable
+from samserve.errors import EngineFailure, EngineUnavailable
 from samserve.stores.base import Slot
 from samserve.stores.memory import MemoryStore
 
@@ -126,6 +126,22 @@ async def test_logits_do_not_change_when_a_lost_decode_writes(pair: Pair) -> Non
         expected = await fake.decode(NAME, embedding, batch, RequestContext())
         assert np.array_equal(output.low_res_logits, copy)
         assert np.allclose(copy, expected.low_res_logits, atol=1e-3)
+
+
+async def test_a_request_that_triton_refuses_holds_nothing(pair: Pair) -> None:
+    engine, store = pair
+    slot = await reserved(engine, store, "x")
+    await engine.encode(NAME, picture(), slot, RequestContext())
+    good = clicks(2)
+    wrong = PromptBatch(good.point_coords[..., :1], good.point_labels, good.mask_input)
+    for _ in range(3):
+        with pytest.raises(EngineFailure):
+            await engine.decode(NAME, slot.as_embedding(), wrong, RequestContext())
+        assert engine._regions.retired_bytes == 0
+    before = engine._scratch._bytes
+    await engine.decode(NAME, slot.as_embedding(), good, RequestContext())
+
+    assert engine._scratch._bytes == before
 
 
 async def test_a_request_that_a_stopped_triton_has_yet_to_read_harms_nobody(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,7 +15,7 @@ from samserve.engines.triton.connection import TritonConnection
 from samserve.engines.triton.failures import Unreachable
 from samserve.engines.triton.regions import Regions
 from samserve.errors import EngineFailure, EngineUnavailable, MemoryExhausted
-from samserve.memory.shared import SharedMemory
+from samserve.memory.shared import SharedMemory, SharedSegment
 from samserve.types import Transport
 from structlog.testing import capture_logs
 
@@ -97,7 +98,7 @@ async def test_an_arena_that_does_not_fit_is_said_and_done_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = chosen.triton_server(chosen.drawing_repository())
-    monkeypatch.setattr(SharedMemory, "free_bytes", 1000)
+    monkeypatch.setattr(SharedSegment, "commit", no_room)
     with capture_logs() as logs:
         async with opened(server.grpc_address, shared_memory="auto") as (engine, store):
             slot = await reserved(engine, store, "x")
@@ -105,11 +106,15 @@ async def test_an_arena_that_does_not_fit_is_said_and_done_without(
             await engine.encode("fake", picture(), slot, RequestContext())
             assert slot.tensors["image_embedding"].any()
     warnings = [entry for entry in logs if entry["log_level"] == "warning"]
-    assert "1000 bytes of shared memory are free" in warnings[0]["reason"]
+    assert "1000 bytes free" in warnings[0]["reason"]
 
     async with opened(server.grpc_address, shared_memory="required") as (engine, store):
         with pytest.raises(MemoryExhausted):
             await reserved(engine, store, "x")
+
+
+def no_room(segment: SharedSegment, _offset: int, nbytes: int) -> None:
+    raise MemoryExhausted(f"{segment.key}: 1000 bytes free, {nbytes} are needed")
 
 
 class NewerTriton:
@@ -122,7 +127,7 @@ class NewerTriton:
     def __init__(self) -> None:
         self.listed: dict[str, str] = {}
         self.in_use: set[str] = set()
-        self.refuses = self.down = False
+        self.refuses = self.down = self.is_old = False
 
     async def regions(self) -> dict[str, str]:
         if self.down:
@@ -139,6 +144,10 @@ class NewerTriton:
     async def unregister(self, name: str) -> None:
         if self.down:
             raise Unreachable("down")
+        if self.refuses:
+            raise EngineFailure("shared memory is disabled")
+        if name in self.in_use and self.is_old:
+            raise EngineFailure(f"Cannot unregister '{name}', it is currently in use.")
         if name not in self.in_use:
             self.listed.pop(name, None)
 
@@ -195,17 +204,16 @@ async def test_a_region_that_is_known_already_is_as_good_as_new(
     newer: NewerTriton, regions: Regions
 ) -> None:
     segment = regions._shared.create(1)
-    await regions.add(segment)
-    await regions.add(segment)
 
-    assert regions.accepted
+    assert await regions.add(segment)
+    assert await regions.add(segment)
 
 
 async def test_a_triton_that_refuses_after_a_restart_is_asked_again(
     newer: NewerTriton, regions: Regions
 ) -> None:
     segment = regions._shared.create(1)
-    await regions.add(segment)
+    assert await regions.add(segment)
     newer.listed.clear()
     newer.refuses = True
     await regions.restore()
@@ -216,3 +224,93 @@ async def test_a_triton_that_refuses_after_a_restart_is_asked_again(
     await regions.restore()
     assert regions.accepted
     assert list(newer.listed.values()) == [segment.key]
+
+
+async def test_a_triton_that_has_sharing_switched_off_leaves_nothing_behind(
+    newer: NewerTriton, regions: Regions
+) -> None:
+    newer.refuses = True
+    await regions.probe()
+    assert not regions.accepted
+    assert regions.retired_bytes == 0
+
+    # A look at it finds nothing to do, and nothing wrong.
+    await regions.restore()
+    await regions.reap()
+
+
+async def test_one_refused_segment_does_not_end_sharing(
+    newer: NewerTriton, regions: Regions
+) -> None:
+    await regions.probe()
+    newer.refuses = True
+    assert not await regions.add(regions._shared.create(1))
+
+    assert regions.accepted
+
+
+async def test_a_segment_that_is_retired_while_others_are_registered_stays_away(
+    newer: NewerTriton, regions: Regions
+) -> None:
+    first, second = regions._shared.create(1), regions._shared.create(1)
+    regions.want(first)
+    regions.want(second)
+    register = newer.register
+    ended: list[asyncio.Future[None]] = []
+    reaping: list[asyncio.Task[None]] = []
+
+    async def register_and_lose(name: str, key: str, nbytes: int) -> None:
+        await register(name, key, nbytes)
+        if key == first.key:
+            ended.append(regions.retire(second))
+            reaping.append(asyncio.create_task(regions.reap()))
+            await asyncio.sleep(0)
+
+    newer.register = register_and_lose  # type: ignore[method-assign]  # what happens meanwhile
+    await regions.restore()
+    await asyncio.gather(*reaping)
+
+    assert regions.accepted
+    assert ended[0].done()
+    assert list(newer.listed.values()) == [first.key]
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+async def test_regions_of_dead_gateways_are_forgotten_when_they_are_used_no_more(
+    is_old: bool, newer: NewerTriton, regions: Regions
+) -> None:
+    newer.is_old = is_old
+    dead, others = "samserve-0000000000000000", "somebody-elses"
+    newer.listed = {dead: f"/{dead}", others: f"/{others}"}
+    newer.in_use.add(dead)
+    await regions.forget_orphans()
+    assert dead in newer.listed
+
+    newer.in_use.clear()
+    await regions.reap()
+    assert list(newer.listed) == [others]
+
+
+async def test_what_is_in_use_at_the_end_is_waited_for(newer: NewerTriton) -> None:
+    newer.is_old = True
+    regions = Regions(newer, SharedMemory())  # type: ignore[arg-type]  # what is used of it
+    segment = regions._shared.create(1)
+    await regions.add(segment)
+    newer.in_use.add(segment.key.lstrip("/"))
+    asyncio.get_running_loop().call_later(0.15, newer.in_use.clear)
+    await regions.aclose()
+
+    assert newer.listed == {}
+    assert not regions._shared.exists(segment.key)
+
+
+async def test_the_end_does_not_wait_for_a_triton_that_is_away(newer: NewerTriton) -> None:
+    regions = Regions(newer, SharedMemory())  # type: ignore[arg-type]  # what is used of it
+    segment = regions._shared.create(1)
+    await regions.add(segment)
+    lost = regions.retire(segment)
+    newer.down = True
+    await regions.aclose()
+
+    assert lost.cancelled()
+    assert not regions._shared.exists(segment.key)

@@ -72,6 +72,11 @@ class TritonConnection:
         )
         return answer.config
 
+    async def reach(self) -> None:
+        """See that every channel for requests is connected."""
+        for client in self._data:
+            await self._ask(client.is_server_live(client_timeout=_CONTROL_S))
+
     async def regions(self) -> dict[str, str]:
         """List the system shared-memory regions: their keys by name."""
         status = await self._ask(
@@ -80,7 +85,7 @@ class TritonConnection:
         return {name: region.key for name, region in status.regions.items()}
 
     async def register(self, name: str, key: str, nbytes: int) -> None:
-        """Let Triton map a segment; `EngineFailure` if it will not."""
+        """Let Triton map a segment; `EngineFailure` if it will not, or has done so before."""
         await self._ask(
             self._control.register_system_shared_memory(
                 name, key, nbytes, client_timeout=_CONTROL_S
@@ -124,5 +129,10 @@ def _client(url: str) -> InferenceServerClient:
             ("grpc.min_reconnect_backoff_ms", 1000),
             ("grpc.max_reconnect_backoff_ms", 1000),
             ("grpc.enable_http_proxy", 0),
+            # Pings no more often than Triton allows by default. What counts is that gRPC also gives
+            # up a connection on which data stays unacknowledged for the timeout: without this, a
+            # machine that vanishes would be waited for until the kernel gives up, minutes later.
+            ("grpc.keepalive_time_ms", 300_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
         ],
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
@@ -15,7 +16,7 @@ from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.gate import PriorityGate
 from samserve.engines.repository import Pair
 from samserve.engines.triton.connection import InferCall, TritonConnection
-from samserve.engines.triton.failures import NoAnswer, RegionUnknown, Unreachable
+from samserve.engines.triton.failures import ENDED, NoAnswer, RegionUnknown, Unreachable
 from samserve.engines.triton.link import TritonLink
 from samserve.engines.triton.regions import Regions
 from samserve.engines.triton.scratch import ScratchPool
@@ -31,7 +32,7 @@ from samserve.memory.shared import SharedMemory, SharedSegment
 from samserve.metrics import Metrics
 from samserve.settings import TritonSettings
 from samserve.stores.base import Slot
-from samserve.types import Embedding, ModelInfo, Transport
+from samserve.types import Embedding, EmbeddingFacts, ModelInfo, Transport
 
 # A deadline that has this little left has caused a timeout that came from elsewhere.
 _CLOSE_TO_DEADLINE_S = 0.05
@@ -84,19 +85,20 @@ class TritonEngine:
         shared = self._regions.accepted and self._arena_is_shared
         return Transport.SHARED_MEMORY if shared else Transport.MESSAGE
 
-    def allocate(self, nbytes: int) -> Memory:
-        """See `Engine.allocate`; raises `MemoryExhausted` if shared memory is required."""
+    def allocate(self, nbytes: int, *, commit: bool) -> Memory:
+        """See `Engine.allocate`; falls back to memory of this process if that is allowed."""
         if not self._regions.accepted:
             return AnonymousMemory(nbytes)
-        free = self._shared.free_bytes
-        if free < nbytes:
-            self._arena_is_shared = False
-            text = f"{free} bytes of shared memory are free, the embedding store needs {nbytes}"
+        try:
+            segment = self._shared.create(nbytes, commit=commit)
+        except (MemoryExhausted, OSError) as error:
             if self._settings.shared_memory == "required":
-                raise MemoryExhausted(text)
-            self._log.warning("embeddings will travel in messages", reason=text)
+                raise MemoryExhausted(
+                    f"no shared memory for the embedding store: {error}"
+                ) from error
+            self._arena_is_shared = False
+            self._log.warning("embeddings will travel in messages", reason=str(error))
             return AnonymousMemory(nbytes)
-        segment = self._shared.create(nbytes)
         self._regions.want(segment)
         return segment
 
@@ -104,7 +106,7 @@ class TritonEngine:
         self, model: str, image: EncoderInput, into: Slot, context: RequestContext
     ) -> None:
         """See `Engine.encode`."""
-        pair = self._pair(model)
+        pair = self._pair(model, into.facts)
         async with self._admitted("encoder", model, context):
             scratch = await self._take_scratch("encoder", image.pixels.nbytes)
             # Only a request with a segment of its own may write into the slot by itself: without
@@ -114,9 +116,9 @@ class TritonEngine:
                 inputs = encoder_inputs(image, scratch)
                 call = InferCall(pair.encoder, inputs, answer.outputs(), context.request_id)
                 result = await self._infer(call, context)
-            except BaseException:
+            except BaseException as error:
                 if scratch is not None:
-                    into.late_writers.append(self._scratch.retire(scratch))
+                    into.late_writers.extend(self._end(scratch, error))
                 raise
             if scratch is not None:
                 self._scratch.give_back(scratch)
@@ -126,13 +128,14 @@ class TritonEngine:
         self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
     ) -> DecoderOutput:
         """See `Engine.decode`."""
-        pair = self._pair(model)
+        pair = self._pair(model, embedding.facts)
         count = len(prompts.point_labels)
         async with self._admitted("decoder", model, context):
             scratch = await self._take_scratch("decoder", DecoderAnswer.nbytes(pair.info, count))
             answer = DecoderAnswer(pair.info, count, scratch)
             try:
-                # Reading the embedding too late harms nobody: the answer is not read any more.
+                # A lost request may read the embedding too late, from a slot that is used again:
+                # its answer goes where nobody looks.
                 shared = self._shared if self._regions.accepted else None
                 inputs = decoder_inputs(embedding, prompts, shared)
                 call = InferCall(
@@ -140,9 +143,9 @@ class TritonEngine:
                     priority=int(context.priority),
                 )
                 result = await self._infer(call, context)
-            except BaseException:
+            except BaseException as error:
                 if scratch is not None:
-                    self._scratch.retire(scratch)
+                    self._end(scratch, error)
                 raise
             output = answer.read(result)
             if scratch is not None:
@@ -155,15 +158,24 @@ class TritonEngine:
 
     async def aclose(self) -> None:
         """See `Engine.aclose`."""
-        await self._link.aclose()
-        await self._regions.aclose()
-        await self._connection.aclose()
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._connection.aclose)
+            stack.push_async_callback(self._regions.aclose)
+            stack.push_async_callback(self._link.aclose)
 
-    def _pair(self, model: str) -> Pair:
+    def _pair(self, model: str, facts: EmbeddingFacts) -> Pair:
+        """Find the pair that made, or shall make, an embedding; never one of other weights."""
         pair = self._link.pairs.get(model)
-        if pair is None:
-            raise EngineUnavailable(f"the model server does not serve {model!r} any more")
+        if pair is None or pair.info.digest != facts.model_digest:
+            raise EngineUnavailable(f"the model server does not serve this {model!r} any more")
         return pair
+
+    def _end(self, scratch: SharedSegment, error: BaseException) -> list[asyncio.Future[None]]:
+        """Take back the segment of a request that failed; gives what ends when the request does."""
+        if isinstance(error, ENDED):
+            self._scratch.give_back(scratch)
+            return []
+        return [self._scratch.retire(scratch)]
 
     @asynccontextmanager
     async def _admitted(

@@ -21,6 +21,21 @@ class RegionUnknown(EngineUnavailable):
     """Triton does not know a shared-memory region of the request; it has done nothing."""
 
 
+class QueueFull(Overloaded):
+    """Triton has refused the request; it has done nothing."""
+
+
+class QueueTimeout(DeadlineExceeded):
+    """The request's time was over before Triton began."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, metadata={"stage": "queue"})
+
+
+class Refused(EngineFailure):
+    """Triton finds something wrong with the request; it has done nothing."""
+
+
 class NoAnswer(EngineUnavailable):
     """Triton did not answer in the time that the request was given."""
 
@@ -29,23 +44,31 @@ class Unreachable(EngineUnavailable):
     """There is no connection to Triton, or it broke while the request was under way."""
 
 
-_TABLE: tuple[tuple[str, str, type[SamserveError], str], ...] = (
+ENDED = (RegionUnknown, QueueFull, QueueTimeout, Refused)
+"""Errors after which the request has certainly ended; after any other it may still be run."""
+
+_Row = tuple[str, str, type[SamserveError], str]
+_TABLE: tuple[_Row, ...] = (
     # status, part of Triton's text, our error, what a client is told; the first match counts.
-    (
-        *("NOT_FOUND", "shared memory region"),
-        *(RegionUnknown, "the model server has forgotten the shared memory"),
-    ),
+    ("NOT_FOUND", "shared memory region", RegionUnknown, "the model server has lost our memory"),
     ("NOT_FOUND", "", EngineUnavailable, "the model server does not serve the model any more"),
-    ("UNAVAILABLE", "maximum queue size", Overloaded, "the queue of the model server is full"),
+    ("UNAVAILABLE", "maximum queue size", QueueFull, "the queue of the model server is full"),
     (
-        *("UNAVAILABLE", "timeout expired"),
-        *(DeadlineExceeded, "deadline exceeded in the queue of the model server"),
+        "UNAVAILABLE",
+        "timeout expired",
+        QueueTimeout,
+        "deadline exceeded in the model server's queue",
     ),
     ("UNAVAILABLE", "not ready", EngineUnavailable, "the model is not ready in the model server"),
+    ("UNAVAILABLE", "is restricted", Refused, "the model server restricts this protocol"),
     ("UNAVAILABLE", "", Unreachable, "the model server cannot be reached"),
     ("DEADLINE_EXCEEDED", "", NoAnswer, "the model server did not answer in time"),
     ("CANCELLED", "", Unreachable, "the model server gave up the request"),
 )
+
+
+# INTERNAL and UNKNOWN may come from gRPC itself: then nobody knows what Triton does.
+_REFUSALS = frozenset({"INVALID_ARGUMENT", "ALREADY_EXISTS", "UNIMPLEMENTED"})
 
 
 def translate(error: InferenceServerException) -> SamserveError:
@@ -55,4 +78,5 @@ def translate(error: InferenceServerException) -> SamserveError:
     for status, part, kind, told in _TABLE:
         if code == status and part in text:
             return kind(told)
-    return EngineFailure(f"the model server failed: {code}: {text}")
+    failure = Refused if code in _REFUSALS else EngineFailure
+    return failure(f"the model server failed: {code}: {text}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 import structlog
@@ -19,6 +19,8 @@ from samserve.types import ModelInfo
 # Between two attempts to reach a Triton that is loading or restarting, and between two log lines.
 _RETRY_S = 0.2
 _SAY_SO_EVERY_S = 10.0
+# Time between two looks for models that were not there before.
+_LIST_EVERY_S = 5.0
 
 
 class TritonLink:
@@ -37,6 +39,9 @@ class TritonLink:
         self._default_model = default_model
         self._log = structlog.get_logger("samserve.triton")
         self._ready_models: frozenset[str] = frozenset()
+        self._list_again = 0.0
+        self._said: tuple[bool, bool] | None = None
+        # Set when what is known may be wrong.
         self._stale = True
         self._wake = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
@@ -50,10 +55,13 @@ class TritonLink:
         Raises `EngineUnavailable` if it does not come up in time, or refuses to share memory that
         is required.
         """
-        await self._wait_until_served()
+        give_up = asyncio.get_running_loop().time() + self._settings.startup_s
+        await self._until_done(self._look, give_up)
         if self._settings.shared_memory != "off":
-            await self._offer_shared_memory()
+            await self._until_done(self._offer_shared_memory, give_up)
+            self._insist()
         self._watching = asyncio.create_task(self._watch())
+        self._watching.add_done_callback(self._note_end)
 
     def suspect(self) -> None:
         """Take note that a request has met a broken connection; look at once."""
@@ -65,17 +73,16 @@ class TritonLink:
         """Stop watching."""
         if self._watching is not None:
             self._watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watching
+            await asyncio.wait([self._watching])
 
-    async def _wait_until_served(self) -> None:
+    async def _until_done(self, step: Callable[[], Awaitable[None]], give_up: float) -> None:
+        """Try again and again while Triton loads, or restarts."""
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + self._settings.startup_s
         say_so = loop.time()
         while True:
             try:
-                return await self._look()
-            except EngineUnavailable as error:
+                return await step()
+            except SamserveError as error:
                 now = loop.time()
                 if now >= give_up:
                     raise
@@ -86,12 +93,15 @@ class TritonLink:
 
     async def _offer_shared_memory(self) -> None:
         try:
+            self._regions.remove_orphans()
             await self._regions.probe()
         except OSError as error:
             self._regions.refusal = f"no shared memory on this machine: {error.strerror}"
         if self._regions.accepted:
-            await self._regions.remove_orphans()
-        elif self._settings.shared_memory == "required":
+            await self._regions.forget_orphans()
+
+    def _insist(self) -> None:
+        if self._settings.shared_memory == "required" and not self._regions.accepted:
             raise EngineUnavailable(
                 f"the model server shares no memory with us: {self._regions.refusal}"
             )
@@ -103,39 +113,55 @@ class TritonLink:
                 # Whoever woke us must not keep us busy while Triton is away.
                 await asyncio.sleep(_RETRY_S)
             self._wake.clear()
+            reason = ""
             try:
                 await self._look()
-            except SamserveError as error:
-                self._note(healthy=False, reason=str(error))
-            else:
-                self._note(healthy=True)
+            except (SamserveError, OSError) as error:
+                self.healthy = False
+                reason = str(error)
+            self._say(reason)
 
     async def _look(self) -> None:
+        """See what there is; `healthy` only if no request has met anything else meanwhile."""
         stale, self._stale = self._stale, False
         try:
-            ready = await self._connection.ready_models()
-            if stale or ready != self._ready_models:
-                await self._discover(ready)
             if self._settings.shared_memory != "off":
                 await self._regions.restore()
                 await self._regions.reap()
+            if stale:
+                await self._connection.reach()
+            await self._discover(stale=stale)
         except BaseException:
             self._stale = True
             raise
-        self.healthy = True
+        self.healthy = not self._stale
 
-    async def _discover(self, ready: frozenset[str]) -> None:
-        pairs = await served_pairs(self._connection, ready, self._default_model)
+    async def _discover(self, *, stale: bool) -> None:
+        now = asyncio.get_running_loop().time()
+        # Triton lists its storage for this, which may be far away.
+        if stale or now >= self._list_again:
+            self._ready_models = await self._connection.ready_models()
+            self._list_again = now + _LIST_EVERY_S
+        pairs = await served_pairs(self._connection, self._ready_models, self._default_model)
         models = {name: pair.info for name, pair in pairs.items()}
         if models != self.models:
             self._log.info("models discovered", models=list(models))
-        self.pairs, self.models, self._ready_models = pairs, models, ready
+        self.pairs, self.models = pairs, models
 
-    def _note(self, *, healthy: bool, reason: str = "") -> None:
-        if healthy != self._last_said:
-            say = self._log.info if healthy else self._log.warning
-            say("model server " + ("is back" if healthy else "is away"), reason=reason or None)
-            self._last_said = healthy
-        self.healthy = healthy
+    def _say(self, reason: str) -> None:
+        """Log what has changed."""
+        now = (self.healthy, self._regions.accepted)
+        if self._said not in (None, now):
+            say = self._log.info if self.healthy else self._log.warning
+            say(
+                "model server " + ("is here" if self.healthy else "is away"),
+                shared_memory=self._regions.accepted,
+                reason=reason or None,
+            )
+        self._said = now
 
-    _last_said = True
+    def _note_end(self, watching: asyncio.Task[None]) -> None:
+        # Nobody looks any more: nobody may believe what was seen last.
+        self.healthy = False
+        if not watching.cancelled() and watching.exception() is not None:
+            self._log.error("the watch over the model server ended", exc_info=watching.exception())

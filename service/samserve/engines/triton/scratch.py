@@ -69,14 +69,14 @@ class ScratchPool:
         try:
             # Clearing megabytes of pages takes milliseconds.
             await asyncio.to_thread(segment.commit, 0, segment.nbytes)
-            await self._regions.add(segment)
+            taken = await self._regions.add(segment)
         except MemoryExhausted:
             self.retire(segment)
             return None
         except BaseException:
             self.retire(segment)
             raise
-        if not self._regions.accepted:
+        if not taken:
             self.retire(segment)
             return None
         return segment

@@ -1,0 +1,51 @@
+"""What Triton's errors are turned into, and after which of them a request has ended."""
+
+from __future__ import annotations
+
+import pytest
+from samserve.engines.triton.failures import ENDED, translate
+from samserve.errors import (
+    DeadlineExceeded,
+    EngineFailure,
+    EngineUnavailable,
+    Overloaded,
+    SamserveError,
+)
+from tritonclient.utils import InferenceServerException
+
+# Status and text of a real server (2.51, or by the source of mid 2026), our error, is it over.
+ERRORS = [
+    ("NOT_FOUND", "Unable to find shared memory region: 'x'", EngineUnavailable, True),
+    ("NOT_FOUND", "Request for unknown model: 'x' is not found", EngineUnavailable, False),
+    ("UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", Overloaded, True),
+    ("UNAVAILABLE", "Request timeout expired", DeadlineExceeded, True),
+    ("UNAVAILABLE", "Stream removed (Socket closed)", EngineUnavailable, False),
+    ("UNAVAILABLE", "failed to connect; Connection refused", EngineUnavailable, False),
+    ("UNAVAILABLE", "This protocol is restricted, expecting header 'x'", EngineFailure, True),
+    ("DEADLINE_EXCEEDED", "Deadline Exceeded", EngineUnavailable, False),
+    ("CANCELLED", "Locally cancelled by application!", EngineUnavailable, False),
+    ("INVALID_ARGUMENT", "unexpected shape for input 'x'", EngineFailure, True),
+    ("INTERNAL", "onnx runtime error 6", EngineFailure, False),
+    ("UNKNOWN", "", EngineFailure, False),
+    ("", "", EngineFailure, False),
+]
+
+
+@pytest.mark.parametrize(("status", "text", "kind", "ended"), ERRORS)
+def test_errors_of_triton_become_ours(
+    status: str, text: str, kind: type[SamserveError], ended: bool
+) -> None:
+    error = translate(InferenceServerException(text, f"StatusCode.{status}" if status else None))
+
+    assert isinstance(error, kind)
+    assert isinstance(error, ENDED) == ended
+
+
+def test_a_clients_text_holds_nothing_of_tritons() -> None:
+    secret = "/models/secret/1/model.onnx"
+    texts = [
+        str(translate(InferenceServerException(secret, f"StatusCode.{status}")))
+        for status in ("NOT_FOUND", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
+    ]
+
+    assert not any(secret in text for text in texts)
