@@ -233,3 +233,40 @@ async def test_a_gateway_that_ends_in_good_order_leaves_nothing(triton: TritonSe
 
     assert mapped(triton) == set()
     assert not any((SHARED_MEMORY / name).exists() for name in names)
+
+
+async def test_callers_meet_unavailable_and_nothing_else(triton: TritonServer) -> None:
+    async with gateway(triton) as (service, stub):
+        ids = await embedded(stub, 4)
+        expected = {each: (await stub.Predict(click(each, 50))).results for each in ids}
+        failures: list[Failure] = []
+        answers = 0
+        over = asyncio.Event()
+
+        async def caller(number: int) -> None:
+            nonlocal answers
+            while not over.is_set():
+                each = ids[number % len(ids)]
+                got = await outcome(stub.Predict(click(each, 50), timeout=DEADLINE_S))
+                if isinstance(got, Failure):
+                    failures.append(got)
+                    await asyncio.sleep(0.02)
+                else:
+                    assert got.results == expected[each]
+                    answers += 1
+
+        callers = [asyncio.create_task(caller(number)) for number in range(8)]
+        await asyncio.sleep(1.0)
+        triton.kill()
+        await asyncio.sleep(1.0)
+        while_down = len(failures)
+        triton.start()
+        after_start = answers
+        await eventually(lambda: answers > after_start + 50, within_s=10)
+        over.set()
+        await asyncio.gather(*callers)
+        assert chosen.runs(service, "encoder") == 1 + len(ids)
+
+    assert while_down > 8
+    assert {failure.code for failure in failures} == {grpc.StatusCode.UNAVAILABLE}
+    assert {failure.retry_after_s for failure in failures} == {1.0}
