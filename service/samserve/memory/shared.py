@@ -88,7 +88,9 @@ class SharedSegment:
     def close(self) -> None:
         """Remove the name and drop the lock; the bytes stay while somebody maps them."""
         self._path.unlink(missing_ok=True)
-        os.close(self._descriptor)
+        # Whoever still commits in another thread must not meet a file that got the same number.
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
 
 
 class SharedMemory:

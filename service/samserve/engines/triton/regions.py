@@ -49,11 +49,13 @@ class Regions:
     async def probe(self) -> None:
         """Find out whether Triton accepts shared memory, by sharing a page with it."""
         segment = self._shared.create(1)
-        self.accepted = await self.add(segment)
-        if self.accepted:
+        try:
+            self.accepted = await self.add(segment)
+        finally:
             self.retire(segment)
-        else:
-            self._wanted.pop(segment.key)
+        if not self.accepted:
+            # Triton may refuse to unregister, too, and has nothing to let go of.
+            self._retired.pop(segment.key)
             self._shared.close_segment(segment)
 
     def want(self, segment: SharedSegment) -> None:
