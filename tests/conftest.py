@@ -42,10 +42,15 @@ UNLIMITED = [
 def settings_with(**sections: dict[str, Any]) -> Settings:
     """Build settings on free ports; each argument is a section."""
     server = {**FREE_PORTS, **sections.pop("server", {})}
-    merged = chosen.drawing()
-    for name, section in sections.items():
-        merged[name] = {**merged.get(name, {}), **section}
-    return load({"server": server, **merged})
+    return load({"server": server, **_merged(chosen.drawing(), sections)})
+
+
+def _merged(sections: chosen.Sections, changes: chosen.Sections) -> chosen.Sections:
+    """Change single settings of sections."""
+    return {
+        name: {**sections.get(name, {}), **changes.get(name, {})}
+        for name in sections.keys() | changes.keys()
+    }
 
 
 @asynccontextmanager
@@ -69,7 +74,7 @@ async def serving_models(
 ) -> AsyncIterator[tuple[Running, samserve_pb2_grpc.SegmentationServiceStub]]:
     """Run the service with the default model and connect to it."""
     async with (
-        running(settings_with(**{**chosen.default_model(), **sections})) as service,
+        running(settings_with(**_merged(chosen.default_model(), sections))) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
     ):
         yield service, samserve_pb2_grpc.SegmentationServiceStub(channel)
