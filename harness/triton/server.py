@@ -83,6 +83,11 @@ class TritonServer(_Options):
         return self._process.pid
 
     @property
+    def alive(self) -> bool:
+        """Whether tritonserver runs; it may have crashed."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def grpc_address(self) -> str:
         """``host:port`` for clients; known once the server was started, and kept afterwards."""
         return f"{HOST}:{self.grpc_port}"

@@ -93,6 +93,11 @@ async def hang_and_go_on(triton: TritonServer) -> None:
         triton.pause()
         await asyncio.sleep(0.8)
         triton.resume()
+        if not triton.alive:
+            # This version crashes now and then on a cancellation (docs/triton.md); the
+            # gateway has to survive that as well.
+            triton.kill()
+            triton.start()
 
 
 async def test_no_mask_is_wrong_when_triton_hangs_under_load(triton: TritonServer) -> None:
