@@ -28,8 +28,8 @@ IntArray = npt.NDArray[np.int64]
 BoxXyxy = tuple[int, int, int, int]
 
 _STRIPS = 16
-# One for each size of picture that is clicked on now; some ten kilobytes each.
-_KEPT_WAYS = 256
+# One for each size of picture that is clicked on now; 20 bytes for each of its rows and columns.
+_KEPT_WAYS = 32
 _TAPS = 3
 _ROUNDING = 1e-5
 """Bound of the rounding error of one pixel, relative to the largest logit; about 50 ulp."""

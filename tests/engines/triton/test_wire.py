@@ -59,7 +59,7 @@ async def test_the_count_notices_tensors_in_messages() -> None:
 
 
 @pytest.mark.parametrize("memory", ["required", "off"])
-async def test_a_broken_connection_is_noticed_and_mended(memory: str) -> None:
+async def test_a_broken_connection_is_mended(memory: str) -> None:
     server = chosen.triton_server(chosen.drawing_repository())
     async with relay(server.grpc_address) as relayed:
         settings = load(
