@@ -61,6 +61,7 @@ class Leased:
 class _Encoded:
     embedding: Embedding
     clock: StageClock
+    cached: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,12 +186,12 @@ class Embedder:
             return Leased(embedding_id, embedding, model, cached=True)
         size = await self.workers.run(context.priority, imaging.probe, image, self.limits)
         check(size, model)
-        embedding = await self._encode_once(held, _Job(key, image, model), context)
-        return Leased(embedding_id, embedding, model, cached=False)
+        encoded = await self._encode_once(held, _Job(key, image, model), context)
+        return Leased(embedding_id, encoded.embedding, model, encoded.cached)
 
     async def _encode_once(
         self, held: AsyncExitStack, job: _Job, context: RequestContext
-    ) -> Embedding:
+    ) -> _Encoded:
         joined = self._flights.join(job.key, lambda: self._encode(job, context))
         waiting = StageClock()
         # The work has a clock of its own; this is what a deadline that strikes now is told of.
@@ -199,11 +200,24 @@ class Embedder:
             encoded, leads = await held.enter_async_context(joined)
         # Who began the work is told its stages, who joined it how long that took.
         context.clock.merge(encoded.clock if leads else waiting)
-        return encoded.embedding
+        return encoded
 
     @asynccontextmanager
     async def _encode(self, job: _Job, caller: RequestContext) -> AsyncIterator[_Encoded]:
         """Encode, publish and hold; runs on behalf of everybody who joins, not of *caller*."""
+        async with AsyncExitStack() as held:
+            clock, cached = StageClock(), True
+            try:
+                # *caller* met a miss, then looked at its picture: another flight may have landed.
+                lease = self.store.lease(job.key, again=True)
+                embedding = await held.enter_async_context(lease)
+            except EmbeddingNotFound:
+                clock, cached = await self._encode_and_publish(job, caller), False
+                embedding = await held.enter_async_context(self.store.lease(job.key, again=True))
+            yield _Encoded(embedding, clock, cached)
+
+    async def _encode_and_publish(self, job: _Job, caller: RequestContext) -> StageClock:
+        """Return what each stage took."""
         context = RequestContext(
             tenant=job.key.tenant,
             request_id=caller.request_id,
@@ -223,8 +237,7 @@ class Embedder:
             await self.store.discard(slot)
             raise
         await self.store.publish(slot)
-        async with self.store.lease(job.key) as embedding:
-            yield _Encoded(embedding, context.clock)
+        return context.clock
 
     async def encode_pixels(
         self, pixels: UInt8Array, model: ModelInfo, slot: Slot, context: RequestContext

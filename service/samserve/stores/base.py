@@ -76,11 +76,13 @@ class EmbeddingStore(Protocol):
         ...
 
     def lease(
-        self, key: EmbeddingKey, *, renew: bool = False
+        self, key: EmbeddingKey, *, renew: bool = False, again: bool = False
     ) -> AbstractAsyncContextManager[Embedding]:
         """Hold an embedding: it is neither evicted nor overwritten while the block runs.
 
-        With *renew*, its time to live starts again.  Raises `EmbeddingNotFound`.
+        With *renew*, its time to live starts again.  With *again*, the caller has just been told
+        of a miss, and this look counts neither as a hit nor as another miss.  Raises
+        `EmbeddingNotFound`.
         """
         ...
 

@@ -96,9 +96,11 @@ class MemoryStore:
         self._free(slot, arena)
 
     @asynccontextmanager
-    async def lease(self, key: EmbeddingKey, *, renew: bool = False) -> AsyncIterator[Embedding]:
+    async def lease(
+        self, key: EmbeddingKey, *, renew: bool = False, again: bool = False
+    ) -> AsyncIterator[Embedding]:
         """See `EmbeddingStore.lease`."""
-        entry = self._find(key)
+        entry = self._find(key, counts=not again)
         if renew:
             entry.expires_at = self._now() + self._ttl_s
         entry.leases += 1
@@ -131,18 +133,18 @@ class MemoryStore:
         self._entries.clear()
         self._arenas.clear()
 
-    def _find(self, key: EmbeddingKey) -> _Entry:
+    def _find(self, key: EmbeddingKey, *, counts: bool) -> _Entry:
         entry = self._entries.get(key)
         if entry is not None and entry.expires_at <= self._now():
             self._unlist(key)
             entry = None
         if entry is None:
-            self._misses += 1
+            self._misses += counts
             raise EmbeddingNotFound(
                 "the embedding is unknown, has expired or was evicted; embed the image again",
                 metadata={"embedding_id": key.embedding_id},
             )
-        self._hits += 1
+        self._hits += counts
         self._entries.move_to_end(key)
         return entry
 
