@@ -70,6 +70,8 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.base pyproject.toml
 	$(BIN)/pip install $(PIP_FLAGS) --quiet --editable ".[dev]"
+	# For MobileSAM's original encoder; what it asks for, another torch among it, is not needed.
+	$(BIN)/pip install $(PIP_FLAGS) --quiet --no-deps samexporter==0.5.0
 	touch $@
 
 # The same onnxruntime as in $(VENV), so that a served model computes the same bits.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
-from samserve.export.repository import write_pair
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from samserve.export.repository import Description, write_pair
 
 MODEL = "constant"
 SIDE, GRID, CHANNELS, MASK = 1024, 64, 256, 256
@@ -17,11 +17,11 @@ def write_constant_pair(repository: Path) -> None:
     """Add the pair, and a pair whose embedding is float32, to a repository."""
     for name, dtype in ((MODEL, _FP16), (f"{MODEL}_fp32", _FP32)):
         write_pair(
-            repository, name, _encoder(dtype), _decoder(dtype), description="computes nothing"
+            repository, name, _encoder(dtype), _decoder(dtype), Description("computes nothing")
         )
 
 
-def _encoder(dtype: int) -> bytes:
+def _encoder(dtype: int) -> ModelProto:
     """Answer the same embedding for every picture."""
     nodes = [
         helper.make_node("Shape", ["image_size"], ["size_shape"]),
@@ -46,7 +46,7 @@ def _encoder(dtype: int) -> bytes:
     )
 
 
-def _decoder(dtype: int) -> bytes:
+def _decoder(dtype: int) -> ModelProto:
     """Answer a fixed disc for every prompt."""
     grid = np.arange(MASK, dtype=np.float32) - MASK / 2
     disc = (60 - np.hypot(grid[:, None], grid))[None, None, None]
@@ -90,7 +90,7 @@ def _model(
     inputs: dict[str, tuple[int, list[str | int]]],
     outputs: dict[str, tuple[int, list[str | int]]],
     constants: dict[str, np.ndarray],
-) -> bytes:
+) -> ModelProto:
     graph = helper.make_graph(
         nodes,
         "constant",
@@ -98,5 +98,4 @@ def _model(
         [helper.make_tensor_value_info(name, *kind) for name, kind in outputs.items()],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return bytes(model.SerializeToString(deterministic=True))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
+from samserve.cli.main import main
 from samserve.settings import TritonSettings
 from tritonclient.grpc import model_config_pb2
 
@@ -40,3 +41,22 @@ def test_every_setting_of_triton_is_documented() -> None:
 
     for name in TritonSettings.model_fields:
         assert f"`triton.{name}`" in table or f"`.{name}`" in table, name
+
+
+def test_every_option_of_the_export_that_documents_name_exists(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    texts = [ROOT / "README.md", ROOT / "docs" / "models.md", ROOT / "docs" / "triton.md"]
+    named = set()
+    for path in texts:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        about = [line for line in lines if "samserve export" in line or "models pull" in line]
+        about += lines if path.name == "models.md" else []
+        named |= set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", "\n".join(about)))
+    there = set()
+    for command in (("export",), ("models",), ("models", "pull"), ("serve",)):
+        assert main([*command, "--help"]) == 0
+        there |= set(re.findall(r"--[a-z][a-z0-9-]+", capsys.readouterr().out))
+
+    assert len(named) > 10
+    assert named <= there

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from samserve.engines.repository import discover
-from samserve.export.repository import write_pair
+from samserve.export.onnx_file import parsed
+from samserve.export.repository import Description, write_pair
 from samserve.identity import pair_digest
 
 from tests.export import config_check
@@ -28,7 +29,7 @@ def test_configurations_repeat_what_their_graphs_declare(model: str) -> None:
 def test_the_pair_has_the_digest_of_its_files_and_the_contract_of_sam() -> None:
     (files,) = discover(REPOSITORY)
 
-    assert files.info.digest == pair_digest(files.encoder.read_bytes(), files.decoder.read_bytes())
+    assert files.info.digest == pair_digest(files.encoder, files.decoder)
     assert (files.info.name, files.info.family) == ("sam_tiny", "sam1")
     assert (files.info.image_size, files.info.mask_size) == (1024, 256)
     assert [(spec.name, spec.dtype.name, spec.shape) for spec in files.info.embedding] == [
@@ -48,10 +49,9 @@ def test_configurations_are_what_the_export_writes_today(tmp_path: Path) -> None
     write_pair(
         tmp_path,
         files.info.name,
-        files.encoder.read_bytes(),
-        files.decoder.read_bytes(),
-        description=files.info.description,
-        family=files.info.family,
+        parsed(files.encoder.read_bytes()),
+        parsed(files.decoder.read_bytes()),
+        Description(files.info.description, files.info.family),
     )
 
     for role in ("encoder", "decoder"):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import onnx
 import torch
-from samserve.export.repository import write_pair
+from samserve.export.onnx_file import parsed
+from samserve.export.repository import Description, write_pair
 from torch import Tensor, nn
 
 from training.decoder import MaskDecoder
@@ -158,7 +159,8 @@ def main() -> None:
     if options.files is not None:
         write_files(options.files, options.name, encoder, decoder)
         return
-    write_pair(options.repository, options.name, encoder, decoder, description=DESCRIPTION)
+    models = parsed(encoder), parsed(decoder)
+    write_pair(options.repository, options.name, *models, Description(DESCRIPTION))
 
 
 if __name__ == "__main__":

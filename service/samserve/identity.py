@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 from samserve.types import EncodedImage, Image, ImageDigest, ModelInfo, RawImage
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+"""Beside a model whose weights do not fit into one file."""
 
 _DOMAIN = b"samserve.embedding.v1"
 
@@ -31,13 +36,25 @@ def embedding_id(image: Image, model: ModelInfo) -> str:
     return digest.hexdigest()
 
 
-def pair_digest(encoder: bytes, decoder: bytes) -> str:
+def pair_digest(encoder: Path, decoder: Path) -> str:
     """Name the weights of a pair by its two ONNX files.
 
-    Hex SHA-256 over 64 bytes: the SHA-256 of the encoder's file, then that of the decoder's.
+    Hex SHA-256 over 64 bytes: the digest of the encoder, then that of the decoder.  A model's
+    digest is the SHA-256 of its file; if it has its weights in a file beside it, the SHA-256 over
+    the digests of both.
     """
-    both = hashlib.sha256(encoder).digest() + hashlib.sha256(decoder).digest()
-    return hashlib.sha256(both).hexdigest()
+    return hashlib.sha256(_model_digest(encoder) + _model_digest(decoder)).hexdigest()
+
+
+def _model_digest(path: Path) -> bytes:
+    data = path.with_name(DATA_FILE)
+    digest = _file_digest(path)
+    return hashlib.sha256(digest + _file_digest(data)).digest() if data.exists() else digest
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _reading(image: Image) -> str:

@@ -138,6 +138,43 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Parity:
+    """How far exported models are from their checkpoint's own networks in float32.
+
+    The IoUs are those of each prompt's best mask, cut at 0 and compared on the low-res grid inside
+    the picture; the best is the one of the three ambiguous masks that the reference would choose.
+    ``changed_choices`` is the share of prompts for which the export would choose another one.
+    ``embedding_error`` is the largest relative L2 distance of an embedding.
+    """
+
+    pictures: int
+    prompts: int
+    mean_iou: float
+    worst_iou: float
+    changed_choices: float
+    embedding_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Where a model comes from and what was lost on the way; empty is what is not known.
+
+    ``variant`` is the published size or ``custom``; ``source_format`` says whose names the
+    checkpoint's tensors had and their narrowest type; ``precision`` is that of the image encoder;
+    ``parity`` is None if nothing was compared.
+    """
+
+    variant: str = ""
+    source: str = ""
+    source_revision: str = ""
+    source_sha256: str = ""
+    source_format: str = ""
+    precision: str = ""
+    exporter: str = ""
+    parity: Parity | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a served encoder and decoder pair says about itself.
 
@@ -153,6 +190,7 @@ class ModelInfo:
     mask_size: int
     embedding: tuple[TensorSpec, ...]
     description: str = ""
+    card: ModelCard = ModelCard()
 
     @property
     def embedding_bytes(self) -> int:

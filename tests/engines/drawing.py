@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 import torch
 from samserve.engines.fake import MODEL
-from samserve.export.repository import write_pair
+from samserve.export.repository import Description, write_pair
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
@@ -134,14 +134,14 @@ def write_drawing_pair(repository: Path, name: str = MODEL.name, *, steps: int =
         },
         {"low_res_logits": ("B", "P", 4, side, side), "predicted_iou": ("B", "P", 4)},
     )
-    write_pair(repository, name, encoder, decoder, description=MODEL.description)
+    write_pair(repository, name, encoder, decoder, Description(MODEL.description))
 
 
 def _export(
     graph: nn.Module,
     inputs: dict[str, tuple[Tensor, dict[int, str]]],
     outputs: dict[str, tuple[str | int, ...]],
-) -> bytes:
+) -> onnx.ModelProto:
     buffer = BytesIO()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -171,4 +171,4 @@ def _export(
                 dim.dim_value = axis
             else:
                 dim.dim_param = axis
-    return bytes(model.SerializeToString(deterministic=True))
+    return model

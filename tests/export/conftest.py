@@ -11,11 +11,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from samserve.export.checkpoint import export_checkpoint, load_sam
+from samserve.export.checkpoint import load_sam
 from samserve.export.onnx_export import UNCAST_EMBEDDING, export_encoder
+from samserve.export.onnx_file import serialized
+from samserve.export.pipeline import ExportOptions, export
 
 from tests.oracle import pictures
-from tests.oracle.sam import TINY, VIT_B, Sam, SamPredictor, SamSize, build_sam
+from tests.oracle.sam import MOBILE, TINY, VIT_B, Sam, SamPredictor, Size, build_sam
 
 PICTURES: tuple[Callable[[], np.ndarray], ...] = (
     pictures.coffee_427x640,
@@ -66,7 +68,8 @@ class Pair:
     @cached_property
     def comparable_encoder(self) -> onnxruntime.InferenceSession:
         """A session with an encoder that also answers its embedding before the cast."""
-        return session(export_encoder(load_sam(self.checkpoint), keep_uncast=True))
+        encoder = export_encoder(load_sam(self.checkpoint), keep_uncast=True)
+        return session(serialized(encoder))
 
     @cached_property
     def views(self) -> tuple[View, ...]:
@@ -105,14 +108,15 @@ def session(model: Path | bytes) -> onnxruntime.InferenceSession:
     scope="session",
     params=[
         pytest.param(TINY, id="tiny"),
+        pytest.param(MOBILE, id="mobile"),
         pytest.param(VIT_B, id="vit_b", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
     ],
 )
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """A pair with its oracle; the real size is slow."""
     folder = tmp_path_factory.mktemp("pair")
-    size: SamSize = request.param
+    size: Size = request.param
     original = build_sam(size, pictures.calibration())
     torch.save(original.state_dict(), folder / "sam.pth")
-    export_checkpoint(folder / "sam.pth", folder / "repository", "pair")
+    export(folder / "sam.pth", ExportOptions(folder / "repository", "pair", check=False))
     return Pair(original, folder / "sam.pth", folder / "repository")

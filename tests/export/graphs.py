@@ -1,8 +1,8 @@
-"""Small ONNX files with the tensors of the model contract and next to nothing inside."""
+"""Small ONNX models with the tensors of the model contract and next to nothing inside."""
 
 from __future__ import annotations
 
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 UINT8, INT32 = TensorProto.UINT8, TensorProto.INT32
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -23,23 +23,22 @@ DECODER_OUTPUTS = {
 Interface = dict[str, tuple[int, list[object]]]
 
 
-def graph(inputs: Interface, outputs: Interface) -> bytes:
-    """Serialize a model that declares these tensors and answers with constants."""
+def graph(inputs: Interface, outputs: Interface) -> ModelProto:
+    """Make a model that declares these tensors and answers with constants."""
     nodes = [
         helper.make_node("Constant", [], [name], value=helper.make_tensor("value", kind, [1], [0]))
         for name, (kind, _) in outputs.items()
     ]
     made = helper.make_graph(nodes, "graph", _values(inputs), _values(outputs))
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)])
-    return bytes(model.SerializeToString())
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)])
 
 
-def encoder(outputs: Interface = EMBEDDING) -> bytes:
+def encoder(outputs: Interface = EMBEDDING) -> ModelProto:
     """An encoder by the contract."""
     return graph(ENCODER_INPUTS, outputs)
 
 
-def decoder() -> bytes:
+def decoder() -> ModelProto:
     """A decoder by the contract."""
     return graph(DECODER_INPUTS, DECODER_OUTPUTS)
 

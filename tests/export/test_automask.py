@@ -12,7 +12,7 @@ import torch
 from prometheus_client import CollectorRegistry
 from samserve.automask.options import AutoMaskOptions
 from samserve.engines.onnx import OnnxEngine
-from samserve.export.checkpoint import export_checkpoint
+from samserve.export.pipeline import ExportOptions, export
 from samserve.metrics import Metrics
 
 from tests.automask.comparison import differences, kept_by
@@ -48,7 +48,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
             hypernetwork.layers[-1].weight *= SHARPER
             hypernetwork.layers[-1].bias *= SHARPER
     torch.save(sam.state_dict(), folder / "sam.pth")
-    export_checkpoint(folder / "sam.pth", folder / "repository", "compact")
+    export(folder / "sam.pth", ExportOptions(folder / "repository", "compact", check=False))
     return folder / "repository"
 
 

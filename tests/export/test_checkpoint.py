@@ -18,10 +18,7 @@ from samserve.export.sam.model import Sam
 
 from tests.export.config_check import actual, declared, read_config, read_graph
 from tests.export.conftest import Pair
-from tests.oracle.sam import TINY, VIT_B, SamSize, original
-
-VIT_L = SamSize(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))
-VIT_H = SamSize(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))
+from tests.oracle.sam import TINY, VIT_B, VIT_H, VIT_L, SamSize, original
 
 State = dict[str, Any]
 
@@ -62,8 +59,8 @@ def test_sizes_are_read_from_the_shapes(size: SamSize, windows: list[int]) -> No
         config = config_from_state(expected)
         found = Sam(config).state_dict()
 
-    assert list(config.windows) == windows
-    assert (config.embed_dim, config.heads) == (size.width, size.heads)
+    assert list(config.encoder.windows) == windows
+    assert (config.encoder.embed_dim, config.encoder.heads) == (size.width, size.heads)
     assert (config.image_size, config.mask_size) == (1024, 256)
     assert {key: value.shape for key, value in found.items()} == {
         key: value.shape for key, value in expected.items()

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from samserve.export import repository as repository_module
 from samserve.export.errors import ExportError
-from samserve.export.repository import write_pair
+from samserve.export.onnx_file import parsed, serialized
+from samserve.export.repository import Description, write_pair
+from samserve.identity import pair_digest
 
 from tests.export import graphs
 from tests.export.config_check import actual, declared, parameters, read_config, read_graph
@@ -20,7 +22,7 @@ ROLES = ("encoder", "decoder")
 def written(tmp_path: Path) -> Path:
     """A repository with one pair, ``toy``."""
     write_pair(
-        tmp_path, "toy", graphs.encoder(), graphs.decoder(), description='A "toy" é \\ model'
+        tmp_path, "toy", graphs.encoder(), graphs.decoder(), Description('A "toy" é \\ model')
     )
     return tmp_path
 
@@ -99,7 +101,8 @@ def test_warm_up_of_the_decoder_is_a_click_without_a_mask(written: Path) -> None
 
 
 def test_parameters_say_what_the_gateway_must_know(written: Path) -> None:
-    both = hashlib.sha256(graphs.encoder()).digest() + hashlib.sha256(graphs.decoder()).digest()
+    files = [serialized(model) for model in (graphs.encoder(), graphs.decoder())]
+    both = b"".join(hashlib.sha256(file).digest() for file in files)
     expected = {
         "samserve.family": "sam1",
         "samserve.model": "toy",
@@ -115,18 +118,25 @@ def test_parameters_say_what_the_gateway_must_know(written: Path) -> None:
         assert found == {**expected, "samserve.role": role}
 
 
-def test_digest_changes_with_either_file() -> None:
-    digests = {
-        repository_module.pair_digest(encoder, decoder)
-        for encoder, decoder in [(b"a", b"b"), (b"b", b"a"), (b"a", b"c"), (b"c", b"b")]
-    }
+def test_digest_changes_with_every_file(tmp_path: Path) -> None:
+    digests = set()
+    for names in ["ab", "ba", "ac", "cb"]:
+        for weights in [b"", b"w", b"x"]:
+            files = []
+            for role, name in zip(ROLES, names, strict=True):
+                files.append(tmp_path / f"{role}_{name}_{weights.decode()}" / "model.onnx")
+                files[-1].parent.mkdir(exist_ok=True)
+                files[-1].write_bytes(name.encode())
+            if weights:
+                files[0].with_name("model.onnx.data").write_bytes(weights)
+            digests.add(pair_digest(*files))
 
-    assert len(digests) == 4
+    assert len(digests) == 12
 
 
 def test_same_arguments_write_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("one", "two"):
-        write_pair(tmp_path / folder, "toy", graphs.encoder(), graphs.decoder(), description="Toy")
+        write_pair(tmp_path / folder, "toy", graphs.encoder(), graphs.decoder(), Description("Toy"))
 
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert set(contents(tmp_path / "one")) == {
@@ -135,10 +145,10 @@ def test_same_arguments_write_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_writing_again_replaces_the_pair_and_leaves_others_alone(written: Path) -> None:
-    write_pair(written, "other", graphs.encoder(), graphs.decoder(), description="Other")
+    write_pair(written, "other", graphs.encoder(), graphs.decoder(), Description("Other"))
     before = contents(written / "other_encoder")
 
-    write_pair(written, "toy", graphs.encoder(), graphs.decoder(), description="New")
+    write_pair(written, "toy", graphs.encoder(), graphs.decoder(), Description("New"))
 
     found = parameters(read_config(written / "toy_decoder"))
     assert found["samserve.description"] == "New"
@@ -160,7 +170,7 @@ def test_failing_half_way_leaves_the_old_pair(
     monkeypatch.setattr(repository_module, "config_text", fail_on_decoder)
 
     with pytest.raises(OSError, match="disk full"):
-        write_pair(written, "toy", graphs.encoder(), graphs.decoder(), description="New")
+        write_pair(written, "toy", graphs.encoder(), graphs.decoder(), Description("New"))
     assert contents(written) == before
 
 
@@ -182,7 +192,7 @@ def test_encoder_that_does_not_fit_its_decoder_is_refused(
     encoder = graphs.encoder(outputs)
 
     with pytest.raises(ExportError, match=message):
-        write_pair(tmp_path, "toy", encoder, graphs.decoder(), description="Toy")
+        write_pair(tmp_path, "toy", encoder, graphs.decoder(), Description("Toy"))
     assert contents(tmp_path) == {}
 
 
@@ -192,15 +202,15 @@ def test_fixed_batch_axis_is_refused(tmp_path: Path) -> None:
     decoder = graphs.graph({**graphs.DECODER_INPUTS, **embedding}, graphs.DECODER_OUTPUTS)
 
     with pytest.raises(ExportError, match="no open batch axis"):
-        write_pair(tmp_path, "toy", encoder, decoder, description="Toy")
+        write_pair(tmp_path, "toy", encoder, decoder, Description("Toy"))
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden"])
 def test_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ExportError, match="model name"):
-        write_pair(tmp_path, name, graphs.encoder(), graphs.decoder(), description="Toy")
+        write_pair(tmp_path, name, graphs.encoder(), graphs.decoder(), Description("Toy"))
 
 
-def test_bytes_that_are_no_graph_are_refused(tmp_path: Path) -> None:
+def test_bytes_that_are_no_graph_are_refused() -> None:
     with pytest.raises(ExportError, match="not an ONNX file"):
-        write_pair(tmp_path, "toy", b"PK\x03\x04", graphs.decoder(), description="Toy")
+        parsed(b"PK\x03\x04")

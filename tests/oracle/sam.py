@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.oracle import torchvision_shim
+from tests.oracle import mobile, torchvision_shim
 
 torchvision_shim.install()
 
@@ -49,20 +49,46 @@ IOU_MEAN, IOU_SPREAD = 0.88, 0.05
 
 @dataclass(frozen=True)
 class SamSize:
-    """Sizes of the image encoder; the decoder is that of every SAM."""
+    """Sizes of a ViT; the decoder is that of every SAM."""
 
     width: int
     depth: int
     heads: int
     global_blocks: tuple[int, ...]
 
+    def encoder(self) -> nn.Module:
+        """Build the original image encoder."""
+        return ImageEncoderViT(
+            depth=self.depth,
+            embed_dim=self.width,
+            img_size=1024,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            num_heads=self.heads,
+            use_rel_pos=True,
+            global_attn_indexes=self.global_blocks,
+            window_size=14,
+        )
+
+
+class MobileSize:
+    """The one size of MobileSAM."""
+
+    def encoder(self) -> nn.Module:
+        """Build the original image encoder."""
+        return mobile.image_encoder()
+
+
+Size = SamSize | MobileSize
 
 TINY = SamSize(width=64, depth=4, heads=2, global_blocks=(1, 3))
 VIT_B = SamSize(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11))
+VIT_L = SamSize(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))
+VIT_H = SamSize(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))
+MOBILE = MobileSize()
 
 
 def build_sam(
-    size: SamSize,
+    size: Size,
     pictures: Sequence[np.ndarray],
     *,
     seed: int = 0,
@@ -78,6 +104,8 @@ def build_sam(
     sam = original(size)
     with torch.no_grad():
         _enliven(sam)
+        if isinstance(size, MobileSize):
+            mobile.enliven(sam.image_encoder, standardised(sam, pictures))
         _plant_locality(sam)
         _calibrate(sam, pictures, foreground)
     return sam.eval().requires_grad_(False)
@@ -91,18 +119,19 @@ def keep_embeddings_as_half(sam: Sam) -> Sam:
     return sam
 
 
-def original(size: SamSize) -> Sam:
+def standardised(sam: Sam, pictures: Sequence[np.ndarray]) -> Tensor:
+    """Resize, normalise and pad as SamPredictor does: float32 ``[n,3,1024,1024]``."""
+    transform = SamPredictor(sam).transform
+    planes = [
+        torch.from_numpy(transform.apply_image(np.ascontiguousarray(picture))).permute(2, 0, 1)
+        for picture in pictures
+    ]
+    return torch.cat([sam.preprocess(plane.unsqueeze(0).float()) for plane in planes])
+
+
+def original(size: Size) -> Sam:
     """Build the original modules as ``segment_anything.build_sam`` does, in another size."""
-    encoder = ImageEncoderViT(
-        depth=size.depth,
-        embed_dim=size.width,
-        img_size=1024,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        num_heads=size.heads,
-        use_rel_pos=True,
-        global_attn_indexes=size.global_blocks,
-        window_size=14,
-    )
+    encoder = size.encoder()  # first, so that seeds keep their meaning
     prompts = PromptEncoder(
         embed_dim=256,
         image_embedding_size=(64, 64),

@@ -7,6 +7,7 @@ descending order, IoU in float32 compared in double, strictly above the threshol
 
 from __future__ import annotations
 
+import importlib
 import sys
 from types import ModuleType
 
@@ -52,6 +53,8 @@ def batched_nms(
 
 def install() -> None:
     """Make ``import torchvision`` find the functions above; call before ``segment_anything``."""
+    # It asks once whether torchvision is installed; the truth is that it is not.
+    importlib.import_module("transformers")
     root, ops, boxes, transforms, functional = (
         ModuleType(f"torchvision{suffix}")
         for suffix in ("", ".ops", ".ops.boxes", ".transforms", ".transforms.functional")

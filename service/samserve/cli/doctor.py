@@ -140,7 +140,7 @@ def _repository(settings: Settings) -> str:
     except (SamserveError, OSError) as error:
         raise CommandError(str(error)) from error
     for files in found:
-        found_digest = pair_digest(files.encoder.read_bytes(), files.decoder.read_bytes())
+        found_digest = pair_digest(files.encoder, files.decoder)
         if found_digest != files.info.digest:
             raise CommandError(f"{repository}: the files of {files.info.name} were changed")
     return ", ".join(f"{files.info.name} {files.info.digest[:12]}" for files in found)

@@ -16,6 +16,7 @@ from samserve.cli.config import config
 from samserve.cli.doctor import doctor
 from samserve.cli.embed import embed
 from samserve.cli.errors import CommandError
+from samserve.cli.export import export
 from samserve.cli.models import models
 from samserve.cli.predict import predict
 from samserve.cli.serve import serve
@@ -23,8 +24,9 @@ from samserve.cli.serve import serve
 INTERRUPTED = 130
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-for command in (serve, embed, predict, automask, models, config, doctor):
+for command in (serve, embed, predict, automask, export, config, doctor):
     app.command()(command)
+app.add_typer(models, name="models")
 
 
 @app.callback(invoke_without_command=True)

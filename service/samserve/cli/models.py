@@ -1,4 +1,4 @@
-"""`samserve models`."""
+"""`samserve models`: what a server serves, and what can be downloaded for it."""
 
 from __future__ import annotations
 
@@ -7,47 +7,83 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from samserve.cli.errors import UsageError
+from samserve.cli.export_options import card_lines
 from samserve.cli.options import Assignments, ConfigFile, Server
-from samserve.cli.terminal import STDOUT, say, write_json
+from samserve.cli.pull import known, pull
+from samserve.cli.terminal import STDOUT, print_table, say, write_json
 
 if TYPE_CHECKING:
     from samserve.client import Catalog, Model
 
-_COLUMNS = ("name", "family", "side", "embedding", "takes", "transport", "digest", "description")
+_COLUMNS = (
+    *("name", "family", "side", "embedding", "takes", "transport", "digest"),
+    *("precision", "masks", "description"),
+)
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Everything, limits and defaults too, as JSON.")
+]
+
+models = typer.Typer(no_args_is_help=False)
+models.command()(pull)
+models.command()(known)
 
 
-def models(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Everything, limits and defaults too, as JSON.")
-    ] = False,
+@models.callback(invoke_without_command=True)
+def list_models(
+    context: typer.Context,
+    as_json: AsJson = False,
     server: Server = "",
     config: ConfigFile = None,
     assignments: Assignments = None,
 ) -> None:
-    """List the served models; * marks the default."""
+    """List the served models; * marks the default.  `pull` gets others.
+
+    `masks` is the mean IoU of a model's masks with its checkpoint's own, as compared at the export.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    catalog = _served(server, config, assignments)
+    if as_json:
+        write_json(STDOUT, asdict(catalog))
+        return
+    print_table([_COLUMNS, *(_row(model) for model in catalog.models)])
+
+
+@models.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a served model.")],
+    server: Server = "",
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+) -> None:
+    """Print a served model's card: where it comes from, and what was lost on the way."""
+    catalog = _served(server, config, assignments)
+    found = [model for model in catalog.models if model.name == name]
+    if not found:
+        there = ", ".join(model.name for model in catalog.models)
+        raise UsageError(f"no model {name!r} is served; there are: {there}")
+    (model,) = found
+    say(f"model: {model.name}")
+    say(f"description: {model.description}")
+    say(f"digest: {model.digest}")
+    for line in card_lines(model.card) or ["card: none was written when the model was exported"]:
+        say(line)
+
+
+def _served(server: Server, config: ConfigFile, assignments: Assignments) -> Catalog:
     from samserve.cli import session
 
     async def work() -> Catalog:
         async with session.connected(session.Endpoint(server, config, assignments)) as client:
             return await client.models()
 
-    catalog = session.run(work())
-    if as_json:
-        write_json(STDOUT, asdict(catalog))
-        return
-    _print_table(catalog)
-
-
-def _print_table(catalog: Catalog) -> None:
-    """Write columns as wide as they need: no cell is ever broken or shortened."""
-    rows = [_COLUMNS, *(_row(model) for model in catalog.models)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        say("  ".join(cells).rstrip())
+    return session.run(work())
 
 
 def _row(model: Model) -> tuple[str, ...]:
+    parity = model.card.parity
     return (
         f"{model.name} *" if model.default else model.name,
         model.family,
@@ -56,5 +92,7 @@ def _row(model: Model) -> tuple[str, ...]:
         ",".join(model.capabilities),
         model.transport,
         model.digest[:12],
+        model.card.precision or "-",
+        "-" if parity is None else f"{parity.mean_iou:.4f}",
         model.description,
     )

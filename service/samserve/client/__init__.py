@@ -42,6 +42,7 @@ from samserve.client.results import (
     Progress,
     Summary,
 )
+from samserve.types import ModelCard, Parity
 
 __all__ = [
     "AutoMaskEvent",
@@ -61,11 +62,13 @@ __all__ = [
     "InvalidArgument",
     "Mask",
     "Model",
+    "ModelCard",
     "ModelNotFound",
     "Multimask",
     "NotFound",
     "Orientation",
     "Overloaded",
+    "Parity",
     "Prediction",
     "Progress",
     "Prompt",

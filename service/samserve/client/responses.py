@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from datetime import UTC
 
 import numpy as np
 import numpy.typing as npt
 
+from samserve.card import TEXTS
 from samserve.client.results import (
     AutoMaskEvent,
     AutoMaskRecord,
@@ -21,6 +23,7 @@ from samserve.client.results import (
     Summary,
     Xywh,
 )
+from samserve.types import ModelCard, Parity
 from samserve.v1 import samserve_pb2 as pb
 
 
@@ -144,7 +147,15 @@ def _model(message: pb.Model) -> Model:
         ),
         default=message.default,
         transport=_transport(message.transport),
+        card=_card(message.card),
     )
+
+
+def _card(message: pb.ModelCard) -> ModelCard:
+    parity = message.parity
+    figures = {field.name: getattr(parity, field.name) for field in fields(Parity)}
+    texts = {name: getattr(message, name) for name in TEXTS}
+    return ModelCard(**texts, parity=Parity(**figures) if message.HasField("parity") else None)
 
 
 def _transport(value: int) -> str:

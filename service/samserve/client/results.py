@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samserve.core import rle as run_lengths
-from samserve.types import CocoRle, Size
+from samserve.types import CocoRle, ModelCard, Size
 
 Xywh = tuple[float, float, float, float]
 
@@ -136,7 +136,7 @@ class Model:
 
     ``capabilities`` are names such as ``points`` and ``automask``; ``transport`` is how tensors
     travel between server and model runtime: ``in_process``, ``shared_memory``, ``message``, or
-    empty if the server does not tell.
+    empty if the server does not tell; ``card`` says where the model comes from.
     """
 
     name: str
@@ -149,6 +149,7 @@ class Model:
     capabilities: tuple[str, ...]
     default: bool
     transport: str
+    card: ModelCard
 
 
 @dataclass(frozen=True, slots=True)

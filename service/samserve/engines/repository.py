@@ -11,6 +11,7 @@ import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from samserve import card
 from samserve.errors import EngineUnavailable
 from samserve.types import ModelInfo, TensorSpec
 
@@ -112,6 +113,7 @@ def _model_info(encoder: model_config_pb2.ModelConfig, name: str) -> ModelInfo:
         mask_size=int(_parameter(encoder, "mask_size")),
         embedding=_specs(encoder.output),
         description=_parameter(encoder, "description"),
+        card=card.from_parameters(_parameters(encoder)),
     )
 
 
@@ -132,6 +134,16 @@ def _graph(repository: Path, model: str) -> Path:
 def _parameter(config: model_config_pb2.ModelConfig, key: str) -> str:
     name = f"samserve.{key}"
     return str(config.parameters[name].string_value) if name in config.parameters else ""
+
+
+def _parameters(config: model_config_pb2.ModelConfig) -> dict[str, str]:
+    """Give all of samserve's parameters without their prefix."""
+    prefix = "samserve."
+    return {
+        name.removeprefix(prefix): value.string_value
+        for name, value in config.parameters.items()
+        if name.startswith(prefix)
+    }
 
 
 def _specs(outputs: Iterable[model_config_pb2.ModelOutput]) -> tuple[TensorSpec, ...]:

@@ -1,48 +1,61 @@
-"""Reading SAM checkpoints and exporting them."""
+"""From a checkpoint, in any of its published forms, to a SAM with its weights."""
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from samserve.export.errors import ExportError
-from samserve.export.onnx_export import export_decoder, export_encoder
-from samserve.export.repository import write_pair
 from samserve.export.sam.config import config_from_state
 from samserve.export.sam.model import Sam
+from samserve.export.sources.source import Source, open_source
+
+
+def open_sam(spec: str | Path, revision: str | None = None) -> tuple[Sam, Source]:
+    """Load the SAM that *spec* names, and say where it came from.
+
+    *spec* is a file, a directory of the transformers library, or a name on its hub, there at
+    *revision*.  Weights are widened to float32.  Raises `ExportError`.
+    """
+    tensors, source = open_source(spec, revision)
+    return sam_from(tensors), source
 
 
 def load_sam(path: Path) -> Sam:
-    """Load a ``sam_vit_b``, ``_l`` or ``_h`` checkpoint, or another size of the same networks.
+    """Load a SAM from a file or a directory.  Raises `ExportError`."""
+    return open_sam(path)[0]
 
-    A checkpoint is a pickle: only tensors are taken from it and no code of it runs.
+
+def sam_from(state: Mapping[str, Tensor]) -> Sam:
+    """Build the SAM whose tensors are given under the names of the original checkpoints.
+
+    Raises `ExportError` if one is missing, too many or of another shape.
     """
-    state = _read_state(path)
-    # Without memory: every value comes from the checkpoint or the strict load fails.
+    # Without memory: every value comes from the checkpoint.
     with torch.device("meta"):
         sam = Sam(config_from_state(state))
-    try:
-        sam.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        raise ExportError(f"{path.name} is no SAM checkpoint: {error}") from error
+    _check(state, {name: value.shape for name, value in sam.state_dict().items()})
+    widened = {
+        name: value.float() if value.is_floating_point() else value for name, value in state.items()
+    }
+    sam.load_state_dict(widened, strict=True, assign=True)
     return sam.eval().requires_grad_(False)
 
 
-def export_checkpoint(path: Path, repository: Path, name: str, *, description: str = "") -> None:
-    """Write the checkpoint's encoder and decoder into a Triton model repository."""
-    sam = load_sam(path)
-    described = description or f"Segment Anything, {path.stem}"
-    write_pair(repository, name, export_encoder(sam), export_decoder(sam), description=described)
+def _check(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    missing, unknown = sorted(shapes.keys() - state.keys()), sorted(state.keys() - shapes.keys())
+    if missing or unknown:
+        which = [_some("lacks", missing), _some("does not belong there:", unknown)]
+        raise ExportError(f"no SAM checkpoint: {'; '.join(filter(None, which))}")
+    for name, shape in shapes.items():
+        if state[name].shape != shape:
+            found, expected = tuple(state[name].shape), tuple(shape)
+            raise ExportError(f"no SAM checkpoint: {name} has shape {found}, not {expected}")
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ExportError(f"{path.name} holds something else than tensors: {error}") from error
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise ExportError(f"{path.name} holds something else than named tensors")
-    return {name: tensor.float() for name, tensor in state.items()}
+def _some(text: str, names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{text} {names[0]}{more}" if names else ""

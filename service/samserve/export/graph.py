@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx
-from google.protobuf.message import DecodeError
 
 from samserve.export.errors import ExportError
 
@@ -39,18 +38,14 @@ class GraphInterface:
         return _find(self.outputs, name, "output")
 
 
-def read_interface(model: bytes) -> GraphInterface:
-    """Read the interface of the ONNX file whose bytes are given."""
-    try:
-        proto = onnx.load_model_from_string(model)
-    except DecodeError as error:
-        raise ExportError("not an ONNX file") from error
+def read_interface(model: onnx.ModelProto) -> GraphInterface:
+    """Read the interface of a model."""
     # Old files repeat the weights among the inputs; only what has no value must be sent.
-    weights = {initializer.name for initializer in proto.graph.initializer}
-    opsets = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    weights = {initializer.name for initializer in model.graph.initializer}
+    opsets = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     return GraphInterface(
-        inputs=tuple(_tensor(value) for value in proto.graph.input if value.name not in weights),
-        outputs=tuple(_tensor(value) for value in proto.graph.output),
+        inputs=tuple(_tensor(value) for value in model.graph.input if value.name not in weights),
+        outputs=tuple(_tensor(value) for value in model.graph.output),
         opset=max(opsets, default=0),
     )
 

@@ -13,16 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
-from samserve.export.errors import ExportError
 from samserve.export.sam.graphs import DecoderGraph, EncoderGraph
 from samserve.export.sam.model import Sam
 
 OPSET = 17
 UNCAST_EMBEDDING = "image_embedding_float32"
 """Extra output of an encoder that is exported for comparison."""
-
-PROTOBUF_LIMIT_BYTES = 2**31 - 2**20
-"""One ONNX file is one protobuf message, which ends at 2 GiB; a little is left for the graph."""
 
 Axes = tuple[str | int, ...]
 
@@ -35,10 +31,10 @@ class _Interface:
     outputs: Mapping[str, Axes]
 
 
-def export_encoder(sam: Sam, *, keep_uncast: bool = False) -> bytes:
-    """Write the image encoder; ``keep_uncast`` adds the embedding in float32 as a last output.
+def export_encoder(sam: Sam, *, keep_uncast: bool = False) -> onnx.ModelProto:
+    """Trace the image encoder; ``keep_uncast`` adds the embedding in float32 as a last output.
 
-    The same weights give the same bytes, under one version of torch.
+    The same weights give the same model, under one version of torch.
     """
     size, grid, channels = sam.config.image_size, sam.config.grid, sam.config.channels
     embedding: Axes = ("B", channels, grid, grid)
@@ -54,10 +50,10 @@ def export_encoder(sam: Sam, *, keep_uncast: bool = False) -> bytes:
     return _finish(model, interface)
 
 
-def export_decoder(sam: Sam) -> bytes:
-    """Write prompt encoder and mask decoder as one graph, with B, P, N and M open.
+def export_decoder(sam: Sam) -> onnx.ModelProto:
+    """Trace prompt encoder and mask decoder as one graph, with B, P, N and M open.
 
-    The same weights give the same bytes, under one version of torch.
+    The same weights give the same model, under one version of torch.
     """
     grid, side, channels = sam.config.grid, sam.config.mask_size, sam.config.channels
     interface = _Interface(
@@ -82,11 +78,9 @@ def export_decoder(sam: Sam) -> bytes:
 def _export(
     graph: nn.Module, example: tuple[Tensor, ...], interface: _Interface
 ) -> onnx.ModelProto:
-    weights_bytes = sum(parameter.nbytes for parameter in graph.parameters())
-    if weights_bytes > PROTOBUF_LIMIT_BYTES:
-        raise ExportError(f"{weights_bytes} bytes of weights do not fit into one ONNX file")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         file = Path(folder) / "graph.onnx"
+        # Beyond 2 GiB every weight is written into a file of its own; loading gathers them.
         # The TorchScript exporter: its graph runs 1.2 times as fast in ONNX Runtime as that of
         # its successor, which is why it is used although torch announces its end.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -95,7 +89,7 @@ def _export(
         torch.onnx.export(
             graph.eval(),
             example,
-            file,
+            str(file),  # a plain string, else it refuses what exceeds 2 GiB
             dynamo=False,
             opset_version=OPSET,
             input_names=list(interface.inputs),
@@ -108,12 +102,11 @@ def _export(
         return onnx.load(file)
 
 
-def _finish(model: onnx.ModelProto, interface: _Interface) -> bytes:
-    """Declare the outputs' shapes, which the exporter leaves half open, and serialize."""
+def _finish(model: onnx.ModelProto, interface: _Interface) -> onnx.ModelProto:
+    """Declare the outputs' shapes, which the exporter leaves half open."""
     for output in model.graph.output:
         _declare(output, list(interface.outputs[output.name]))
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString(deterministic=True))
+    return model
 
 
 def _declare(value: onnx.ValueInfoProto, axes: Sequence[str | int]) -> None:

@@ -1,4 +1,4 @@
-"""Writing a pair of ONNX files as two Triton models that the gateway can discover.
+"""Writing a pair of ONNX models as two Triton models that the gateway can discover.
 
 One folder per model, as Triton wants it::
 
@@ -7,39 +7,46 @@ One folder per model, as Triton wants it::
     <repository>/<name>_decoder/config.pbtxt
     <repository>/<name>_decoder/1/model.onnx
 
-A config.pbtxt repeats the tensors that its graph declares and carries, as parameters, all that the
-gateway must know; nothing about a model is configured anywhere else.
+with ``model.onnx.data`` beside a model of more than 2 GiB.  A config.pbtxt repeats the tensors that
+its graph declares and carries, as parameters, all that the gateway must know; nothing about a model
+is configured anywhere else.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnx
+
+from samserve.export import onnx_file
 from samserve.export.config_text import TRITON_TYPES, ModelConfig, config_text
 from samserve.export.errors import ExportError
 from samserve.export.graph import GraphInterface, GraphTensor, read_interface
+from samserve.export.overlays import PLAIN, Overlays, acceleration, instance_group
+from samserve.export.staging import staging
 from samserve.identity import pair_digest
 
 PREPROCESSING = "sam1-1"
 """Version of what happens to a picture before the encoder: resize, place, normalise, zero."""
 
+FAMILY = "sam1"
 ENCODER_MAX_BATCH = 4
 DECODER_MAX_BATCH = 8
 MODEL_VERSION = "1"
-MODEL_FILE = "model.onnx"
 CONFIG_FILE = "config.pbtxt"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
-_DECODER_SCHEDULING = """\
+_DECODER_INSTANCES = """\
 # No kind: Triton then takes a GPU where there is one (KIND_AUTO); one file serves both machines.
 # Two instances, because priorities with a single instance stall for 500 ms now and then.
-instance_group [ { count: 2 } ]
+"""
+
+_DECODER_BATCHING = """\
 # Priority 1 is a person waiting for Predict, 2 (the default) everything else. Each has a queue of
 # its own, so that a flood of one is refused early and leaves the other alone. The timeout lets
 # requests bring a shorter one: Triton ignores theirs unless there is a longer one here.
@@ -55,9 +62,11 @@ dynamic_batching {
 }
 """
 
-_ENCODER_SCHEDULING = """\
+_ENCODER_INSTANCES = """\
 # One instance: without a GPU Triton takes two for this backend, and so the weights twice.
-instance_group [ { count: 1 } ]
+"""
+
+_ENCODER_BATCHING = """\
 # Plain on purpose: with priorities or queue limits one instance stalls for 500 ms now and then.
 dynamic_batching { }
 """
@@ -71,63 +80,130 @@ _CLICK_DIMS = {"point_coords": (1, 2, 2), "point_labels": (1, 2)}
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
-    """The two files of a model and what they say of themselves."""
+class StagedPair:
+    """A pair whose graphs are written, into a folder that nobody reads yet."""
 
-    encoder: bytes
-    decoder: bytes
+    name: str
+    encoder: Path
+    decoder: Path
     encoder_interface: GraphInterface
     decoder_interface: GraphInterface
+
+    @property
+    def folders(self) -> list[str]:
+        """The names of its two models."""
+        return [f"{self.name}_encoder", f"{self.name}_decoder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a configuration says beyond its graph.
+
+    ``text`` is one printable line for people, ``facts`` are further parameters without their
+    prefix.
+    """
+
+    text: str
+    family: str = FAMILY
+    facts: Mapping[str, str] = field(default_factory=dict)
+    overlays: Overlays = PLAIN
 
 
 def write_pair(
     repository: Path,
     name: str,
-    encoder: bytes,
-    decoder: bytes,
-    *,
-    description: str,
-    family: str = "sam1",
+    encoder: onnx.ModelProto,
+    decoder: onnx.ModelProto,
+    description: Description,
 ) -> None:
     """Write, or replace, the models ``<name>_encoder`` and ``<name>_decoder``.
 
-    ``encoder`` and ``decoder`` are ONNX files that obey the model contract. The same arguments
-    give the same bytes. Both folders are complete before either of them appears.
+    ``encoder`` and ``decoder`` are models that obey the model contract.  The same arguments give
+    the same bytes.  Both folders are complete before either of them appears.
     """
-    _check_text(name, description)
-    pair = _Pair(encoder, decoder, read_interface(encoder), read_interface(decoder))
-    _check_pair(pair)
-    parameters = _parameters(name, family, description, pair)
-    configs = {
-        "encoder": ModelConfig(
-            name=f"{name}_encoder",
+    check_name(name)
+    with staging(repository) as stage:
+        pair = stage_pair(stage.folder, name, encoder, decoder)
+        write_configs(pair, description)
+        stage.publish(pair.folders)
+
+
+def check_name(name: str) -> None:
+    """Refuse, with `ExportError`, a name that is no folder's."""
+    if not _NAME.fullmatch(name):
+        raise ExportError(f"model name {name!r}: only letters, digits, '_', '-' and '.'")
+
+
+def stage_pair(
+    folder: Path, name: str, encoder: onnx.ModelProto, decoder: onnx.ModelProto
+) -> StagedPair:
+    """Write the graphs of a pair into *folder*; raises `ExportError` if they do not fit.
+
+    The models may be changed: their weights move to the disk.
+    """
+    interfaces = read_interface(encoder), read_interface(decoder)
+    _check_pair(*interfaces)
+    paths = []
+    for role, model in (("encoder", encoder), ("decoder", decoder)):
+        version = folder / f"{name}_{role}" / MODEL_VERSION
+        version.mkdir(parents=True)
+        paths.append(onnx_file.save(model, version))
+    return StagedPair(name, paths[0], paths[1], *interfaces)
+
+
+def write_configs(pair: StagedPair, description: Description) -> None:
+    """Write the configurations of a pair beside its graphs."""
+    if not all(text.isprintable() for text in [description.text, *description.facts.values()]):
+        raise ExportError("the description must be one printable line")
+    parameters = _parameters(pair, description)
+    overlays = description.overlays
+    _write_config(
+        pair.encoder,
+        ModelConfig(
+            name=f"{pair.name}_encoder",
             max_batch_size=ENCODER_MAX_BATCH,
             interface=pair.encoder_interface,
-            scheduling=_ENCODER_SCHEDULING + _warm_up(pair.encoder_interface),
+            scheduling=_ENCODER_INSTANCES
+            + instance_group(1, overlays)
+            + _ENCODER_BATCHING
+            + acceleration(overlays)
+            + _warm_up(pair.encoder_interface),
             parameters={**parameters, "samserve.role": "encoder"},
         ),
-        "decoder": ModelConfig(
-            name=f"{name}_decoder",
+    )
+    _write_config(
+        pair.decoder,
+        ModelConfig(
+            name=f"{pair.name}_decoder",
             max_batch_size=DECODER_MAX_BATCH,
             interface=pair.decoder_interface,
-            scheduling=_DECODER_SCHEDULING + _warm_up(pair.decoder_interface),
+            scheduling=_DECODER_INSTANCES
+            + instance_group(2, overlays)
+            + _DECODER_BATCHING
+            + _warm_up(pair.decoder_interface),
             parameters={**parameters, "samserve.role": "decoder"},
         ),
-    }
-    _write_models(repository, [(configs["encoder"], encoder), (configs["decoder"], decoder)])
+    )
 
 
-def _parameters(name: str, family: str, description: str, pair: _Pair) -> dict[str, str]:
+def _write_config(graph: Path, config: ModelConfig) -> None:
+    path = graph.parents[1] / CONFIG_FILE
+    path.write_text(config_text(config), encoding="utf-8", newline="\n")
+
+
+def _parameters(pair: StagedPair, description: Description) -> dict[str, str]:
     image_size = pair.encoder_interface.input("image").dims[1]
     mask_size = pair.decoder_interface.input("mask_input").dims[-1]
+    facts = {f"samserve.{key}": value for key, value in description.facts.items()}
     return {
-        "samserve.family": family,
-        "samserve.model": name,
+        "samserve.family": description.family,
+        "samserve.model": pair.name,
         "samserve.digest": pair_digest(pair.encoder, pair.decoder),
         "samserve.preprocessing": PREPROCESSING,
         "samserve.image_size": str(image_size),
         "samserve.mask_size": str(mask_size),
-        "samserve.description": description,
+        "samserve.description": description.text,
+        **facts,
     }
 
 
@@ -146,43 +222,11 @@ def _warm_up_input(tensor: GraphTensor) -> str:
     return f"inputs {{ key: {json.dumps(tensor.name)} value: {value} }}"
 
 
-def _check_text(name: str, description: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise ExportError(f"model name {name!r}: only letters, digits, '_', '-' and '.'")
-    if not description.isprintable():
-        raise ExportError("the description must be one printable line")
-
-
-def _check_pair(pair: _Pair) -> None:
+def _check_pair(encoder: GraphInterface, decoder: GraphInterface) -> None:
     """Refuse a decoder that does not take what the encoder gives, and sizes left open."""
-    for embedding in pair.encoder_interface.outputs:
-        if pair.decoder_interface.input(embedding.name) != embedding:
+    for embedding in encoder.outputs:
+        if decoder.input(embedding.name) != embedding:
             raise ExportError(f"encoder and decoder disagree about {embedding.name!r}")
-    sizes = [*pair.encoder_interface.input("image").dims[1:3]]
-    sizes += pair.decoder_interface.input("mask_input").dims[-2:]
+    sizes = [*encoder.input("image").dims[1:3], *decoder.input("mask_input").dims[-2:]]
     if min(sizes) <= 0:
         raise ExportError("image and mask_input must have fixed heights and widths")
-
-
-def _write_models(repository: Path, models: list[tuple[ModelConfig, bytes]]) -> None:
-    """Write every model into a staging folder on the same disk, then rename them into place."""
-    repository.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=repository))
-    try:
-        for config, model in models:
-            version = staging / config.name / MODEL_VERSION
-            version.mkdir(parents=True)
-            (version / MODEL_FILE).write_bytes(model)
-            text = config_text(config)
-            (staging / config.name / CONFIG_FILE).write_text(text, encoding="utf-8", newline="\n")
-        for config, _ in models:
-            _swap(staging / config.name, repository / config.name, staging / f"{config.name}.old")
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _swap(staged: Path, target: Path, aside: Path) -> None:
-    # A folder cannot be renamed over one that has files: the old one steps aside first.
-    if target.exists():
-        target.rename(aside)
-    staged.rename(target)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 
 import numpy as np
 from google.protobuf.message import Message
 
 from samserve.automask.events import Progress, Records, Summary
 from samserve.automask.options import AutoMaskOptions
+from samserve.card import TEXTS
 from samserve.context import StageClock
 from samserve.core import rle
 from samserve.embedder import Leased
@@ -20,6 +22,7 @@ from samserve.types import (
     Candidate,
     CocoRle,
     Mask,
+    ModelCard,
     ModelInfo,
     OutputMode,
     Size,
@@ -168,7 +171,15 @@ def _model(info: ModelInfo, transport: Transport, *, default: bool) -> pb.Model:
         capabilities=pb.Capabilities(points=True, boxes=True, masks=True, automask=True),
         default=default,
         transport=_TRANSPORTS[transport],
+        card=_card(info.card),
     )
+
+
+def _card(card: ModelCard) -> pb.ModelCard:
+    message = pb.ModelCard(**{name: getattr(card, name) for name in TEXTS})
+    if card.parity is not None:
+        message.parity.CopyFrom(pb.Parity(**asdict(card.parity)))
+    return message
 
 
 def _candidate(candidate: Candidate, mode: OutputMode) -> pb.Mask:

@@ -1443,6 +1443,7 @@ class Model(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     DEFAULT_FIELD_NUMBER: _builtins.int
     TRANSPORT_FIELD_NUMBER: _builtins.int
+    CARD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name to select it by."""
     family: _builtins.str
@@ -1465,6 +1466,10 @@ class Model(_message.Message):
     def capabilities(self) -> Global___Capabilities:
         """What it can do."""
 
+    @_builtins.property
+    def card(self) -> Global___ModelCard:
+        """Where it comes from and what was lost on the way."""
+
     def __init__(
         self,
         *,
@@ -1478,14 +1483,109 @@ class Model(_message.Message):
         capabilities: Global___Capabilities | None = ...,
         default: _builtins.bool = ...,
         transport: Global___Transport.ValueType = ...,
+        card: Global___ModelCard | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "card", b"card"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "default", b"default", "description", b"description", "digest", b"digest", "embedding_bytes", b"embedding_bytes", "family", b"family", "image_side", b"image_side", "mask_side", b"mask_side", "name", b"name", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "card", b"card", "default", b"default", "description", b"description", "digest", b"digest", "embedding_bytes", b"embedding_bytes", "family", b"family", "image_side", b"image_side", "mask_side", b"mask_side", "name", b"name", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class ModelCard(_message.Message):
+    """What an export wrote down about a model. What is empty is not known."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SOURCE_REVISION_FIELD_NUMBER: _builtins.int
+    SOURCE_SHA256_FIELD_NUMBER: _builtins.int
+    SOURCE_FORMAT_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    EXPORTER_FIELD_NUMBER: _builtins.int
+    PARITY_FIELD_NUMBER: _builtins.int
+    variant: _builtins.str
+    """Published size: `vit_b`, `vit_l`, `vit_h`, `mobile`; `custom` is any other."""
+    source: _builtins.str
+    """File, directory or hub name of the checkpoint."""
+    source_revision: _builtins.str
+    """Commit on the hub."""
+    source_sha256: _builtins.str
+    """SHA-256 of the checkpoint, 64 hexadecimal digits."""
+    source_format: _builtins.str
+    """Whose names the checkpoint's tensors had, and their narrowest type."""
+    precision: _builtins.str
+    """Precision of the image encoder's weights and arithmetic: `fp32`, `fp16`."""
+    exporter: _builtins.str
+    """Programs that wrote the model."""
+    @_builtins.property
+    def parity(self) -> Global___Parity:
+        """Unset if nothing was compared."""
+
+    def __init__(
+        self,
+        *,
+        variant: _builtins.str = ...,
+        source: _builtins.str = ...,
+        source_revision: _builtins.str = ...,
+        source_sha256: _builtins.str = ...,
+        source_format: _builtins.str = ...,
+        precision: _builtins.str = ...,
+        exporter: _builtins.str = ...,
+        parity: Global___Parity | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parity", b"parity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exporter", b"exporter", "parity", b"parity", "precision", b"precision", "source", b"source", "source_format", b"source_format", "source_revision", b"source_revision", "source_sha256", b"source_sha256", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelCard: _TypeAlias = ModelCard  # noqa: Y015
+
+@_typing.final
+class Parity(_message.Message):
+    """How far the served model is from its checkpoint's own networks in float32."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PICTURES_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    MEAN_IOU_FIELD_NUMBER: _builtins.int
+    WORST_IOU_FIELD_NUMBER: _builtins.int
+    CHANGED_CHOICES_FIELD_NUMBER: _builtins.int
+    EMBEDDING_ERROR_FIELD_NUMBER: _builtins.int
+    pictures: _builtins.int
+    """Pictures that masks were compared on."""
+    prompts: _builtins.int
+    """Prompts on all of them."""
+    mean_iou: _builtins.float
+    """Mean intersection over union of each prompt's best mask."""
+    worst_iou: _builtins.float
+    """The least of them."""
+    changed_choices: _builtins.float
+    """Share of prompts for which another of the three masks would be chosen."""
+    embedding_error: _builtins.float
+    """Largest relative L2 distance of an embedding."""
+    def __init__(
+        self,
+        *,
+        pictures: _builtins.int = ...,
+        prompts: _builtins.int = ...,
+        mean_iou: _builtins.float = ...,
+        worst_iou: _builtins.float = ...,
+        changed_choices: _builtins.float = ...,
+        embedding_error: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_choices", b"changed_choices", "embedding_error", b"embedding_error", "mean_iou", b"mean_iou", "pictures", b"pictures", "prompts", b"prompts", "worst_iou", b"worst_iou"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Parity: _TypeAlias = Parity  # noqa: Y015
 
 @_typing.final
 class Capabilities(_message.Message):

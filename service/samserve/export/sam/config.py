@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,22 +10,46 @@ from torch import Tensor
 
 from samserve.export.errors import ExportError
 
+GRID = 64
+"""Cells along a side of an embedding; a MobileSAM's shapes do not tell it."""
+
 
 @dataclass(frozen=True, slots=True)
-class SamConfig:
-    """Sizes of a SAM.
+class VitConfig:
+    """Sizes of a plain ViT.
 
-    ``windows`` holds one entry per block of the image encoder: the side of its attention windows
-    in cells, or ``grid`` where attention is global. A cell is ``patch_size`` image pixels, and
-    ``grid`` cells are a side of the model frame.
+    ``windows`` holds one entry per block: the side of its attention windows in cells, or the whole
+    grid where attention is global.
     """
 
     embed_dim: int
     heads: int
     windows: tuple[int, ...]
-    grid: int = 64
-    patch_size: int = 16
     mlp_dim: int = 3072
+    patch_size: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TinyVitConfig:
+    """Sizes of MobileSAM's TinyViT; its first stage is convolutional, the others have attention.
+
+    ``widths`` and ``depths`` are those of the four stages, ``heads`` and ``windows`` those of the
+    three with attention.
+    """
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    windows: tuple[int, ...]
+    patch_size: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SamConfig:
+    """Sizes of a SAM.  ``grid`` cells are a side of the model frame, each of a patch's pixels."""
+
+    encoder: VitConfig | TinyVitConfig
+    grid: int = GRID
     channels: int = 256
     decoder_mlp_dim: int = 2048
     decoder_depth: int = 2
@@ -33,40 +58,87 @@ class SamConfig:
     @property
     def image_size(self) -> int:
         """Side of the model frame in pixels: 1024."""
-        return self.grid * self.patch_size
+        return self.grid * self.encoder.patch_size
 
     @property
     def mask_size(self) -> int:
         """Side of the low-res logits in pixels: 256."""
         return 4 * self.grid
 
+    @property
+    def variant(self) -> str:
+        """Name of the published size, or ``custom``."""
+        return next(
+            (name for name, encoder in VARIANTS.items() if encoder == self.encoder), "custom"
+        )
+
+
+VARIANTS: Mapping[str, VitConfig | TinyVitConfig] = {
+    "vit_b": VitConfig(768, 12, (14, 14, 64) * 4, 3072),
+    "vit_l": VitConfig(1024, 16, (14, 14, 14, 14, 14, 64) * 4, 4096),
+    "vit_h": VitConfig(1280, 16, (14, 14, 14, 14, 14, 14, 14, 64) * 4, 5120),
+    "mobile": TinyVitConfig((64, 128, 160, 320), (2, 2, 6, 2), (4, 5, 10), (7, 14, 7)),
+}
+"""The encoders that were published."""
+
 
 def config_from_state(state: Mapping[str, Tensor]) -> SamConfig:
-    """Read the sizes from a state dict; every variant of SAM 1 tells itself by them."""
+    """Read the sizes from a state dict; every variant of SAM 1 tells itself by them.
+
+    Raises `ExportError` if they are not those of a SAM.
+    """
     try:
         return _read(state)
-    except (KeyError, IndexError, ValueError) as error:
+    except KeyError as error:
         raise ExportError(f"no SAM checkpoint: {error} is not there") from error
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        raise ExportError(
+            "no SAM checkpoint: its tensors have other shapes than a SAM's"
+        ) from error
 
 
 def _read(state: Mapping[str, Tensor]) -> SamConfig:
+    tiny = any(key.startswith("image_encoder.layers.") for key in state)
+    return SamConfig(
+        encoder=_tiny_vit(state) if tiny else _vit(state),
+        grid=GRID if tiny else state["image_encoder.pos_embed"].shape[1],
+        channels=state["image_encoder.neck.0.weight"].shape[0],
+        decoder_mlp_dim=state["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
+        decoder_depth=_count(state, "mask_decoder.transformer.layers."),
+        mask_channels=state["prompt_encoder.mask_downscaling.3.weight"].shape[0],
+    )
+
+
+def _vit(state: Mapping[str, Tensor]) -> VitConfig:
     embed_dim, _, patch_size, _ = state["image_encoder.patch_embed.proj.weight"].shape
     # The tables hold one row per distance, -(side - 1) to side - 1, and a head's channels.
     tables = [
         state[f"image_encoder.blocks.{block}.attn.rel_pos_h"].shape
         for block in range(_count(state, "image_encoder.blocks."))
     ]
-    return SamConfig(
+    return VitConfig(
         embed_dim=embed_dim,
         heads=embed_dim // tables[0][1],
         windows=tuple((rows + 1) // 2 for rows, _ in tables),
-        grid=state["image_encoder.pos_embed"].shape[1],
-        patch_size=patch_size,
         mlp_dim=state["image_encoder.blocks.0.mlp.lin1.weight"].shape[0],
-        channels=state["image_encoder.neck.0.weight"].shape[0],
-        decoder_mlp_dim=state["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
-        decoder_depth=_count(state, "mask_decoder.transformer.layers."),
-        mask_channels=state["prompt_encoder.mask_downscaling.3.weight"].shape[0],
+        patch_size=patch_size,
+    )
+
+
+def _tiny_vit(state: Mapping[str, Tensor]) -> TinyVitConfig:
+    stages = range(_count(state, "image_encoder.layers."))
+    first = [f"image_encoder.layers.{stage}.blocks.0." for stage in stages]
+    # One bias per head and distance; distances are counted without their sign.
+    biases = [state[f"{prefix}attn.attention_biases"].shape for prefix in first[1:]]
+    convolution = state[f"{first[0]}conv3.c.weight"].shape[0]
+    return TinyVitConfig(
+        widths=(
+            convolution,
+            *(state[f"{prefix}attn.norm.weight"].shape[0] for prefix in first[1:]),
+        ),
+        depths=tuple(_count(state, f"image_encoder.layers.{stage}.blocks.") for stage in stages),
+        heads=tuple(heads for heads, _ in biases),
+        windows=tuple(math.isqrt(distances) for _, distances in biases),
     )
 
 

@@ -21,6 +21,7 @@ class EncoderGraph(nn.Module):
     def __init__(self, sam: Sam) -> None:
         super().__init__()
         self.image_encoder = sam.image_encoder
+        self.dtype = next(sam.image_encoder.parameters()).dtype
         # Persistent buffers, as only these are stored once, however often a graph uses them.
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN))
         self.register_buffer("std", torch.tensor(PIXEL_STD))
@@ -31,8 +32,9 @@ class EncoderGraph(nn.Module):
         ``image`` uint8 ``[B,1024,1024,3]`` RGB, the picture resized and placed top-left;
         ``image_size`` int32 ``[B,2]``, its height and width there. Other pixels do not matter.
         """
-        embedding = self.image_encoder(self.standardise(image, image_size))
-        return embedding.half(), embedding
+        pictures = self.standardise(image, image_size)
+        embedding = self.image_encoder(pictures.to(self.dtype))
+        return embedding.half(), embedding.float()
 
     def standardise(self, image: Tensor, image_size: Tensor) -> Tensor:
         """Normalise, then zero what is outside: float32 ``[B,3,1024,1024]``.

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from samserve.export.sam.config import SamConfig
+from samserve.export.sam.config import SamConfig, VitConfig
 from samserve.export.sam.layers import LayerNorm2d, TransformerMlp
+from samserve.export.sam.windows import Windows
 
 
 class ImageEncoder(nn.Module):
     """Standardised pictures float32 ``[B,3,S,S]`` to embeddings ``[B,256,S/16,S/16]``."""
 
-    def __init__(self, config: SamConfig) -> None:
+    def __init__(self, config: SamConfig, sizes: VitConfig) -> None:
         super().__init__()
-        self.patch_embed = PatchEmbedding(config)
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.grid, config.grid, config.embed_dim))
-        self.blocks = nn.ModuleList(Block(config, window) for window in config.windows)
+        grid = config.grid
+        self.patch_embed = PatchEmbedding(sizes)
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, sizes.embed_dim))
+        self.blocks = nn.ModuleList(Block(sizes, window, grid) for window in sizes.windows)
         self.neck = nn.Sequential(
-            nn.Conv2d(config.embed_dim, config.channels, 1, bias=False),
+            nn.Conv2d(sizes.embed_dim, config.channels, 1, bias=False),
             LayerNorm2d(config.channels),
             nn.Conv2d(config.channels, config.channels, 3, padding=1, bias=False),
             LayerNorm2d(config.channels),
@@ -39,10 +38,10 @@ class ImageEncoder(nn.Module):
 class PatchEmbedding(nn.Module):
     """One vector per patch: ``[B,3,S,S]`` to ``[B,grid,grid,C]``."""
 
-    def __init__(self, config: SamConfig) -> None:
+    def __init__(self, sizes: VitConfig) -> None:
         super().__init__()
-        patch = config.patch_size
-        self.proj = nn.Conv2d(3, config.embed_dim, patch, stride=patch)
+        patch = sizes.patch_size
+        self.proj = nn.Conv2d(3, sizes.embed_dim, patch, stride=patch)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Project patches, channels last."""
@@ -57,14 +56,14 @@ class Block(nn.Module):
     the grid.
     """
 
-    def __init__(self, config: SamConfig, window: int) -> None:
+    def __init__(self, sizes: VitConfig, window: int, grid: int) -> None:
         super().__init__()
-        self.is_global = window == config.grid
-        self.windows = Windows(config.grid, window, config.embed_dim)
-        self.norm1 = nn.LayerNorm(config.embed_dim, eps=1e-6)
-        self.attn = Attention(config, window)
-        self.norm2 = nn.LayerNorm(config.embed_dim, eps=1e-6)
-        self.mlp = TransformerMlp(config.embed_dim, config.mlp_dim, nn.GELU())
+        self.is_global = window == grid
+        self.windows = Windows(grid, window, sizes.embed_dim)
+        self.norm1 = nn.LayerNorm(sizes.embed_dim, eps=1e-6)
+        self.attn = Attention(sizes, window)
+        self.norm2 = nn.LayerNorm(sizes.embed_dim, eps=1e-6)
+        self.mlp = TransformerMlp(sizes.embed_dim, sizes.mlp_dim, nn.GELU())
 
     def forward(self, cells: Tensor) -> Tensor:
         """Mix cells, shape kept."""
@@ -79,14 +78,20 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over a square of cells, with decomposed relative positions."""
+    """Multi-head self-attention over a square of cells, with decomposed relative positions.
 
-    def __init__(self, config: SamConfig, side: int) -> None:
+    A score is ``q.k`` plus a number for the distance in rows and one for that in columns.  Both
+    are entries of the query's own lists ``rows`` and ``columns``, so the whole score is one
+    product, ``[q,rows,columns].[k,one-hot row,one-hot column]``: plain attention, which fused
+    kernels take, and to the last bit what adding gives where sums run in order.
+    """
+
+    def __init__(self, sizes: VitConfig, side: int) -> None:
         super().__init__()
-        self.side, self.heads = side, config.heads
-        self.head_width = config.embed_dim // config.heads
-        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim)
-        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.side, self.heads = side, sizes.heads
+        self.head_width = sizes.embed_dim // sizes.heads
+        self.qkv = nn.Linear(sizes.embed_dim, 3 * sizes.embed_dim)
+        self.proj = nn.Linear(sizes.embed_dim, sizes.embed_dim)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, self.head_width))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, self.head_width))
 
@@ -99,11 +104,12 @@ class Attention(nn.Module):
         side, heads, width = self.side, self.heads, self.head_width
         split = self.qkv(cells).reshape(-1, side * side, 3, heads, width)
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
-        scores = (query * width**-0.5) @ key.transpose(2, 3)
-        scores = scores.reshape(-1, heads, side * side, side, side)
-        along_rows, along_columns = self.position_scores(query)
-        scores = scores + along_rows.unsqueeze(4) + along_columns.unsqueeze(3)
-        weights = torch.softmax(scores.reshape(-1, heads, side * side, side * side), dim=3)
+        rows, columns = self.position_scores(query)
+        placed_query = torch.cat([query * width**-0.5, rows, columns], 3)
+        places = one_hot_places(side).to(key.dtype)
+        places = places.expand(key.shape[0], heads, side * side, 2 * side)
+        placed_key = torch.cat([key, places], 3)
+        weights = torch.softmax(placed_query @ placed_key.transpose(2, 3), dim=3)
         mixed = (weights @ value).transpose(1, 2).reshape(-1, side, side, heads * width)
         result: Tensor = self.proj(mixed)
         return result
@@ -122,40 +128,14 @@ class Attention(nn.Module):
         return rows.reshape(shape), columns.transpose(2, 3).reshape(shape)
 
 
+def one_hot_places(side: int) -> Tensor:
+    """Row and column of every cell, each one-hot: ``[side*side,2*side]``."""
+    row, column = torch.eye(side).repeat_interleave(side, 0), torch.eye(side).repeat(side, 1)
+    return torch.cat([row, column], 1)
+
+
 def distance_table(table: Tensor, side: int) -> Tensor:
     """Spread ``[2*side-1,width]`` to ``[side,width,side]``, query cell first, key last."""
     cell = torch.arange(side)
     distance = cell.reshape(-1, 1) - cell.reshape(1, -1) + (side - 1)
     return table[distance].transpose(1, 2)
-
-
-@dataclass(frozen=True, slots=True)
-class Windows:
-    """Cutting ``[B,grid,grid,C]`` into ``count * count`` windows per picture and back."""
-
-    grid: int
-    side: int
-    channels: int
-
-    @property
-    def count(self) -> int:
-        """Windows along one side of the grid; the last ones may stick out."""
-        return -(-self.grid // self.side)
-
-    def split(self, cells: Tensor) -> Tensor:
-        """Cut into ``[B*count*count,side,side,C]``; zero cells fill what sticks out.
-
-        The filling takes part in attention, as it did in training.
-        """
-        count, side = self.count, self.side
-        missing = count * side - self.grid
-        padded = functional.pad(cells, (0, 0, 0, missing, 0, missing))
-        blocks = padded.reshape(-1, count, side, count, side, self.channels)
-        return blocks.transpose(2, 3).reshape(-1, side, side, self.channels)
-
-    def join(self, windows: Tensor) -> Tensor:
-        """Undo :meth:`split`."""
-        count, side = self.count, self.side
-        blocks = windows.reshape(-1, count, count, side, side, self.channels).transpose(2, 3)
-        whole = blocks.reshape(-1, count * side, count * side, self.channels)
-        return whole[:, : self.grid, : self.grid]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from samserve.export.sam.config import SamConfig
+from samserve.export.sam.config import SamConfig, TinyVitConfig
 from samserve.export.sam.image_encoder import ImageEncoder
 from samserve.export.sam.mask_decoder import MaskDecoder
 from samserve.export.sam.prompt_encoder import PromptEncoder
+from samserve.export.sam.tiny_vit import TinyVit
 
 
 class Sam(nn.Module):
@@ -16,6 +17,11 @@ class Sam(nn.Module):
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder(config)
+        sizes = config.encoder
+        self.image_encoder = (
+            TinyVit(config, sizes)
+            if isinstance(sizes, TinyVitConfig)
+            else ImageEncoder(config, sizes)
+        )
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)

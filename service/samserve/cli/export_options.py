@@ -1,0 +1,173 @@
+"""What `samserve export` and `samserve models pull` share: options, and the export itself."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from samserve.cli.errors import CommandError, UsageError
+from samserve.cli.terminal import busy, note, say
+
+if TYPE_CHECKING:
+    from samserve.export.pipeline import ExportOptions
+    from samserve.types import ModelCard
+
+Repository = Annotated[
+    Path,
+    typer.Option(
+        "--repository", metavar="DIR", file_okay=False, help="Model repository to add to."
+    ),
+]
+Name = Annotated[
+    str, typer.Option("--name", help="Name of the model; made from the checkpoint's size if unset.")
+]
+PrecisionName = Annotated[
+    str,
+    typer.Option("--precision", metavar="fp32|fp16", help="Of the image encoder's arithmetic."),
+]
+Pictures = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="Picture to compare masks on, instead of the samples; repeatable.",
+    ),
+]
+MinIou = Annotated[
+    float | None,
+    typer.Option(
+        "--min-iou", metavar="X", help="Least mean IoU with the checkpoint's own masks; 0.99."
+    ),
+]
+NoCheck = Annotated[
+    bool, typer.Option("--no-check", help="Compare no masks; fp32 only. Saves time and memory.")
+]
+TensorRtPrecision = Annotated[
+    str,
+    typer.Option(
+        "--tensorrt", metavar="fp32|fp16", help="Let TensorRT run the image encoder on GPUs."
+    ),
+]
+Gpus = Annotated[
+    str,
+    typer.Option("--gpus", metavar="N,N", help="GPUs to serve from; without it, all there are."),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFlags:
+    """The options as they were typed."""
+
+    repository: Path
+    name: str
+    precision: str
+    pictures: list[Path] | None
+    min_iou: float | None
+    no_check: bool
+    tensorrt: str
+    gpus: str
+
+
+def options_of(
+    flags: ExportFlags, *, variant: str = "", revision: str | None = None
+) -> ExportOptions:
+    """Read the options; one that is wrong is told before any work."""
+    with _export_installed():
+        from samserve.export.errors import ExportError
+        from samserve.export.overlays import Overlays, TensorRt
+        from samserve.export.pipeline import DEFAULT_MIN_IOU, ExportOptions, Precision
+
+    if flags.precision not in list(Precision):
+        raise UsageError(f"--precision {flags.precision!r}: expected fp32 or fp16")
+    if flags.tensorrt not in ("", TensorRt.FP32, TensorRt.FP16):
+        raise UsageError(f"--tensorrt {flags.tensorrt!r}: expected fp32 or fp16")
+    try:
+        return ExportOptions(
+            repository=flags.repository,
+            name=flags.name,
+            variant=variant,
+            revision=revision,
+            precision=Precision(flags.precision),
+            overlays=Overlays(_gpus(flags.gpus), TensorRt(flags.tensorrt or TensorRt.OFF)),
+            check=not flags.no_check,
+            pictures=tuple(flags.pictures or ()),
+            min_iou=DEFAULT_MIN_IOU if flags.min_iou is None else flags.min_iou,
+        )
+    except ExportError as error:
+        raise CommandError(str(error)) from error
+
+
+def run_export(spec: str | Path, options: ExportOptions) -> None:
+    """Export and say what came out."""
+    from samserve.export.errors import ExportError
+    from samserve.export.pipeline import export
+
+    try:
+        with _ended_by_sigterm(), busy("exporting"):
+            exported = export(spec, options, note)
+    except ExportError as error:
+        raise CommandError(str(error)) from error
+    for folder in exported.folders:
+        say(f"wrote {folder}")
+    say(f"model {exported.name}, digest {exported.digest}")
+    for line in card_lines(exported.card):
+        say(line)
+
+
+def card_lines(card: ModelCard) -> list[str]:
+    """Write a model card, one line for each thing that is known."""
+    facts = asdict(card)
+    figures = facts.pop("parity")
+    lines = [f"{name.replace('_', ' ')}: {value}" for name, value in facts.items() if value]
+    if figures is None:
+        return [*lines, "parity: not compared"] if lines else []
+    return [
+        *lines,
+        f"parity: mean IoU {figures['mean_iou']:.5f}, worst {figures['worst_iou']:.5f}, "
+        f"other choice in {figures['changed_choices']:.1%} of {figures['prompts']} prompts on "
+        f"{figures['pictures']} pictures, embedding error {figures['embedding_error']:.1e}",
+    ]
+
+
+def _gpus(text: str) -> tuple[int, ...]:
+    if not text:
+        return ()
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+        raise UsageError(f"--gpus {text!r}: expected device numbers, each once, such as 0,1")
+    return tuple(int(part) for part in parts)
+
+
+@contextmanager
+def _export_installed() -> Iterator[None]:
+    """Say which packages are missing instead of which import failed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f"this needs {error.name}, which is not installed: pip install 'samserve[export]'"
+        ) from error
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does, so that nothing half-written stays."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,137 @@
+"""`samserve models pull` and `samserve models known`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from samserve.cli.errors import CommandError
+from samserve.cli.export_options import (
+    ExportFlags,
+    Gpus,
+    MinIou,
+    Name,
+    NoCheck,
+    Pictures,
+    PrecisionName,
+    Repository,
+    TensorRtPrecision,
+    options_of,
+    run_export,
+)
+from samserve.cli.terminal import downloading, note, print_table, say
+
+if TYPE_CHECKING:
+    from samserve.export.catalog import Entry
+    from samserve.export.download import Checksum
+
+CACHE = Path("~/.cache/samserve/checkpoints")
+
+CatalogFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--catalog",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="Catalogue to choose from, instead of the package's own.",
+    ),
+]
+
+
+def pull(  # noqa: PLR0913, PLR0917  (options, by name)
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="`samserve models known` lists the names.")
+    ],
+    repository: Repository,
+    sha256: Annotated[
+        str, typer.Option("--sha256", metavar="HEX", help="SHA-256 that the checkpoint must have.")
+    ] = "",
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Take the checkpoint without a checksum.")
+    ] = False,
+    cache: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", file_okay=False, envvar="SAMSERVE_CACHE", help="Keeps checkpoints."
+        ),
+    ] = CACHE,
+    catalog: CatalogFile = None,
+    rename: Name = "",
+    precision: PrecisionName = "fp32",
+    pictures: Pictures = None,
+    min_iou: MinIou = None,
+    no_check: NoCheck = False,
+    tensorrt: TensorRtPrecision = "",
+    gpus: Gpus = "",
+) -> None:
+    """Download a published checkpoint and turn it into a pair of models to serve.
+
+    What was cut off is resumed when the command is given again.  The options are those of `export`.
+    """
+    flags = ExportFlags(
+        repository, rename or name, precision, pictures, min_iou, no_check, tensorrt, gpus
+    )
+    entry = _entry(name, catalog)
+    options = options_of(flags, variant=entry.variant)
+    checkpoint = _download(entry, _checksum(entry, sha256, unverified), cache.expanduser())
+    run_export(checkpoint, options)
+
+
+def known(catalog: CatalogFile = None) -> None:
+    """List the models that `pull` knows."""
+    from samserve.export.catalog import load
+    from samserve.export.errors import ExportError
+
+    try:
+        entries = load(catalog).values()
+    except ExportError as error:
+        raise CommandError(str(error)) from error
+    rows = [
+        (entry.name, "yes" if entry.checksum else "pass --sha256", entry.license, entry.description)
+        for entry in entries
+    ]
+    print_table([("name", "checksum", "licence", "description"), *rows])
+
+
+def _entry(name: str, catalog: Path | None) -> Entry:
+    from samserve.export.catalog import find, load
+    from samserve.export.errors import ExportError
+
+    try:
+        return find(name, load(catalog))
+    except ExportError as error:
+        raise CommandError(str(error)) from error
+
+
+def _checksum(entry: Entry, sha256: str, unverified: bool) -> Checksum | None:
+    from samserve.export.download import Checksum
+    from samserve.export.errors import ExportError
+
+    try:
+        checksum = Checksum.parse(sha256) if sha256 else entry.checksum
+    except ExportError as error:
+        raise CommandError(f"--sha256: {error}") from error
+    if checksum is None and not unverified:
+        raise CommandError(
+            f"whoever published {entry.name} tells no checksum of it; pass the one that you trust "
+            "with --sha256, or take what comes with --unverified, which prints its checksum"
+        )
+    return checksum
+
+
+def _download(entry: Entry, checksum: Checksum | None, cache: Path) -> Path:
+    from samserve.export.download import download
+    from samserve.export.errors import ExportError
+
+    note(f"{entry.name} from {entry.url} ({entry.license}, {entry.page})")
+    try:
+        with downloading(entry.name) as progress:
+            found = download(entry.url, cache, checksum=checksum, progress=progress)
+    except ExportError as error:
+        raise CommandError(str(error)) from error
+    say(f"{found.path}: {found.size} bytes, sha256 {found.sha256}")
+    return found.path

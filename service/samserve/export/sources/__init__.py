@@ -1,0 +1,1 @@
+"""Where checkpoints come from: files, directories of the transformers library, its hub."""

@@ -1,0 +1,147 @@
+"""Whose names a checkpoint's tensors have, and what they are called in the original ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from samserve.export.errors import ExportError
+from samserve.export.sam.graphs import PIXEL_MEAN, PIXEL_STD
+from samserve.export.sources.files import State
+
+
+class Naming(StrEnum):
+    """Who named the tensors."""
+
+    ORIGINAL = "original"
+    TRANSFORMERS = "transformers"
+
+
+FOREIGN: Mapping[str, str] = {
+    r"mask_decoder\.(hf_token|hf_mlp|hq_token|hq_mask_mlp)": "SAM-HQ",
+    r"image_encoder\.trunk\.|memory_attention\.|sam_mask_decoder\.|memory_encoder\.": "SAM 2",
+    r"vision_encoder\.backbone\.|detector\.backbone\.|geometry_encoder\.": "SAM 2 or SAM 3",
+    r"image_encoder\.backbone\.|image_encoder\.model\.": "EfficientSAM or another distilled SAM",
+    r"\.Adapter\.|\.adapter\.|lora_": "a SAM with adapters",
+}
+"""Parts of names that only other models have."""
+
+_NORMALISATION = {"pixel_mean": PIXEL_MEAN, "pixel_std": PIXEL_STD}
+
+_UNUSED = re.compile(r"image_encoder\.(norm_head|head)\.")
+"""MobileSAM keeps the classifier that its encoder was trained with."""
+
+_TIED = "prompt_encoder.shared_embedding.positional_embedding"
+
+_TRANSFORMERS: tuple[tuple[str, str], ...] = (
+    (r"shared_image_embedding\.positional_embedding", "prompt_encoder.pe_layer.{gaussian}"),
+    (r"vision_encoder\.pos_embed", "image_encoder.pos_embed"),
+    (r"vision_encoder\.patch_embed\.projection\.(\w+)", r"image_encoder.patch_embed.proj.\1"),
+    (
+        r"vision_encoder\.layers\.(\d+)\.layer_norm([12])\.(\w+)",
+        r"image_encoder.blocks.\1.norm\2.\3",
+    ),
+    (r"vision_encoder\.layers\.(\d+)\.(attn|mlp)\.([\w.]+)", r"image_encoder.blocks.\1.\2.\3"),
+    (r"vision_encoder\.neck\.conv1\.(\w+)", r"image_encoder.neck.0.\1"),
+    (r"vision_encoder\.neck\.layer_norm1\.(\w+)", r"image_encoder.neck.1.\1"),
+    (r"vision_encoder\.neck\.conv2\.(\w+)", r"image_encoder.neck.2.\1"),
+    (r"vision_encoder\.neck\.layer_norm2\.(\w+)", r"image_encoder.neck.3.\1"),
+    (r"prompt_encoder\.mask_embed\.conv1\.(\w+)", r"prompt_encoder.mask_downscaling.0.\1"),
+    (r"prompt_encoder\.mask_embed\.layer_norm1\.(\w+)", r"prompt_encoder.mask_downscaling.1.\1"),
+    (r"prompt_encoder\.mask_embed\.conv2\.(\w+)", r"prompt_encoder.mask_downscaling.3.\1"),
+    (r"prompt_encoder\.mask_embed\.layer_norm2\.(\w+)", r"prompt_encoder.mask_downscaling.4.\1"),
+    (r"prompt_encoder\.mask_embed\.conv3\.(\w+)", r"prompt_encoder.mask_downscaling.6.\1"),
+    (r"prompt_encoder\.point_embed\.(\d+)\.weight", r"prompt_encoder.point_embeddings.\1.weight"),
+    (r"prompt_encoder\.(no_mask_embed|not_a_point_embed)\.weight", r"prompt_encoder.\1.weight"),
+    (r"mask_decoder\.(iou_token|mask_tokens)\.weight", r"mask_decoder.\1.weight"),
+    (
+        r"mask_decoder\.transformer\.layers\.(\d+)\.layer_norm([1-4])\.(\w+)",
+        r"mask_decoder.transformer.layers.\1.norm\2.\3",
+    ),
+    (
+        r"mask_decoder\.transformer\.layers\.(\d+)\.((?:self|cross)_attn\w*|mlp)\.(\w+)\.(\w+)",
+        r"mask_decoder.transformer.layers.\1.\2.\3.\4",
+    ),
+    (
+        r"mask_decoder\.transformer\.final_attn_token_to_image\.(\w+)\.(\w+)",
+        r"mask_decoder.transformer.final_attn_token_to_image.\1.\2",
+    ),
+    (
+        r"mask_decoder\.transformer\.layer_norm_final_attn\.(\w+)",
+        r"mask_decoder.transformer.norm_final_attn.\1",
+    ),
+    (r"mask_decoder\.upscale_conv1\.(\w+)", r"mask_decoder.output_upscaling.0.\1"),
+    (r"mask_decoder\.upscale_layer_norm\.(\w+)", r"mask_decoder.output_upscaling.1.\1"),
+    (r"mask_decoder\.upscale_conv2\.(\w+)", r"mask_decoder.output_upscaling.3.\1"),
+    (
+        r"mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.proj_in\.(\w+)",
+        r"mask_decoder.\1.layers.0.\2",
+    ),
+    (
+        r"mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.layers\.0\.(\w+)",
+        r"mask_decoder.\1.layers.1.\2",
+    ),
+    (
+        r"mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.proj_out\.(\w+)",
+        r"mask_decoder.\1.layers.2.\2",
+    ),
+)
+"""Names of the transformers library and the original ones."""
+
+_RENAMES = tuple(
+    (re.compile(pattern), name.replace("{gaussian}", "positional_encoding_gaussian_matrix"))
+    for pattern, name in _TRANSFORMERS
+)
+
+
+def original_names(tensors: Mapping[str, Tensor]) -> tuple[Naming, State]:
+    """Give the tensors under the names of the original checkpoints, and say whose they had.
+
+    What a SAM does not use is dropped.  Raises `ExportError` for another family of models.
+    """
+    state = _without_prefix(dict(tensors))
+    _refuse_foreign(state)
+    naming = Naming.ORIGINAL
+    if any(key.startswith("vision_encoder.layers.") for key in state):
+        naming = Naming.TRANSFORMERS
+        state.pop(_TIED, None)
+        state = {_renamed(key): value for key, value in state.items()}
+    _drop_normalisation(state)
+    return naming, {key: value for key, value in state.items() if not _UNUSED.match(key)}
+
+
+def _without_prefix(state: State) -> State:
+    """Undo what data-parallel training puts before every name."""
+    prefix = "module."
+    if state and all(key.startswith(prefix) for key in state):
+        return {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _refuse_foreign(state: State) -> None:
+    for pattern, family in FOREIGN.items():
+        sign = next((key for key in state if re.search(pattern, key)), None)
+        if sign:
+            raise ExportError(
+                f"this looks like {family} ({sign}); only SAM 1 and MobileSAM are read"
+            )
+
+
+def _renamed(key: str) -> str:
+    for pattern, name in _RENAMES:
+        match = pattern.fullmatch(key)
+        if match:
+            return match.expand(name)
+    raise ExportError(f"no SAM of the transformers library: {key} does not belong there")
+
+
+def _drop_normalisation(state: State) -> None:
+    """Drop a checkpoint's own normalisation, if it is SAM's, which is part of the served graph."""
+    for key, expected in _NORMALISATION.items():
+        found = state.pop(key, None)
+        if found is not None and found.flatten().tolist() != torch.tensor(expected).tolist():
+            raise ExportError(f"{key} differs from SAM's, which the served models apply")

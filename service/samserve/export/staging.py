@@ -1,0 +1,66 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PREFIX = ".samserve-staging-"
+LOCK = "lock"
+
+
+class Staging:
+    """A folder on the target's disk, whose sub-folders are renamed into place at the end."""
+
+    def __init__(self, target: Path, folder: Path) -> None:
+        self._target, self.folder = target, folder
+
+    def publish(self, names: list[str]) -> None:
+        """Put the folders of these names in place, instead of those that are there."""
+        for name in names:
+            target = self._target / name
+            # A folder cannot be renamed over one that has files: the old one steps aside first.
+            if target.exists():
+                target.rename(self.folder / f"{name}.old")
+            (self.folder / name).rename(target)
+
+
+@contextmanager
+def staging(target: Path) -> Iterator[Staging]:
+    """Open a staging folder for *target*, which is made; whatever happens, it is removed.
+
+    It lies beside *target*, or inside if that is a disk of its own.  What a killed process left
+    there is removed too.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    place = _place(target)
+    _sweep(place)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+    try:
+        with (folder / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield Staging(target, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _place(target: Path) -> Path:
+    """Choose where to stage: Triton takes every folder in its repository for a model."""
+    beside = target.resolve().parent
+    same_disk = beside.stat().st_dev == target.stat().st_dev
+    return beside if same_disk and os.access(beside, os.W_OK) else target
+
+
+def _sweep(place: Path) -> None:
+    for lock in place.glob(f"{PREFIX}*/{LOCK}"):
+        try:
+            with lock.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue  # somebody is exporting, has just ended, or is another user
+        shutil.rmtree(lock.parent, ignore_errors=True)

@@ -1,0 +1,141 @@
+"""`samserve export`, `samserve models pull` and what they make, through the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from samserve.cli import export_options
+
+from tests.cli.conftest import RUN, Command
+from tests.oracle.sam import TINY, original
+
+SAMPLE = Path(export_options.__file__).parents[1] / "export" / "samples" / "coffee.jpg"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("checkpoint") / "small.pth"
+    torch.save(original(TINY).state_dict(), path)
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_export_says_what_it_wrote_and_models_shows_it(
+    samserve: Command, checkpoint: Path, tmp_path: Path
+) -> None:
+    ended = samserve(
+        "export", checkpoint, "--repository", tmp_path, "--name", "mine", "--image", SAMPLE
+    )
+    served = ("--set", f"engine.model_repository={tmp_path}")
+    table = samserve("models", *served)
+    card = samserve("models", "show", "mine", *served)
+    record = json.loads(samserve("models", "--json", *served).out)["models"][0]["card"]
+
+    assert ended.code == 0
+    assert f"wrote {tmp_path / 'mine_encoder'}" in ended.out
+    assert "precision: fp32" in ended.out
+    assert names(tmp_path) == ["mine_decoder", "mine_encoder"]
+    header, row = table.out.splitlines()
+    assert row[header.index("precision") :].startswith("fp32")
+    assert row[header.index("masks") :].startswith(("0.99", "1.00"))
+    told = dict(line.split(": ", 1) for line in card.out.splitlines())
+    assert told["source"] == "small.pth"
+    assert told["source sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert told["parity"].startswith(("mean IoU 0.99", "mean IoU 1.0"))
+    assert "25 prompts on 1 pictures" in told["parity"]
+    assert record["source_sha256"] == told["source sha256"]
+    assert record["parity"]["prompts"] == 25
+
+
+def test_a_model_without_a_card_says_so(samserve: Command) -> None:
+    ended = samserve("models", "show", "sam_tiny")
+
+    assert ended.code == 0
+    assert "card: none was written" in ended.out
+
+
+def test_show_of_a_model_that_is_not_served_names_those_that_are(samserve: Command) -> None:
+    ended = samserve("models", "show", "sam_vit_h")
+
+    assert ended.code == 2
+    assert ended.err == ("samserve: error: no model 'sam_vit_h' is served; there are: sam_tiny\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (("missing.pth",), 1, "missing.pth: no such file or directory"),
+        (("PICTURE",), 1, "coffee.jpg is neither a PyTorch file nor a safetensors file"),
+        (("CHECKPOINT", "--precision", "int8"), 2, "--precision 'int8': expected fp32 or fp16"),
+        (("CHECKPOINT", "--tensorrt", "int8"), 2, "--tensorrt 'int8': expected fp32 or fp16"),
+        (("CHECKPOINT", "--gpus", "0,,1"), 2, "--gpus '0,,1': expected device numbers"),
+        (("CHECKPOINT", "--gpus", "1,1"), 2, "--gpus '1,1': expected device numbers"),
+        (("CHECKPOINT", "--name", "../up"), 1, "model name '../up'"),
+        (("CHECKPOINT", "--min-iou", "2"), 1, "from 0 to 1, not 2"),
+        (("CHECKPOINT", "--precision", "fp16", "--no-check"), 1, "fp16 is never written"),
+        (("CHECKPOINT", "--image", "missing.jpg"), 2, "'missing.jpg' does not exist"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    samserve: Command,
+    checkpoint: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    code: int,
+    text: str,
+) -> None:
+    files = {"CHECKPOINT": str(checkpoint), "PICTURE": str(SAMPLE)}
+    given = [files.get(argument, argument) for argument in arguments]
+
+    ended = samserve("export", *given, "--repository", tmp_path / "repository")
+
+    assert ended.code == code
+    lines = [line for line in ended.err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    assert text in lines[0]
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "repository").exists()
+
+
+def test_missing_packages_are_named_with_the_command_that_brings_them(
+    samserve: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("samserve.export.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+    ended = samserve("export", checkpoint, "--repository", tmp_path)
+
+    assert ended.code == 1
+    assert ended.err == (
+        "samserve: error: this needs torch, which is not installed: "
+        "pip install 'samserve[export]'\n"
+    )
+
+
+def test_sigterm_leaves_nothing_half_written(checkpoint: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    command = [sys.executable, "-c", RUN, "export", checkpoint, "--repository", repository]
+    process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob(".samserve-staging-*/*_encoder")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert names(tmp_path) == ["repository"]
+    assert names(repository) == []

@@ -1,0 +1,82 @@
+"""Models whose weights do not fit into one file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from samserve.engines.repository import discover
+from samserve.export import onnx_file
+from samserve.export.onnx_file import save
+from samserve.export.repository import Description, write_pair
+from samserve.identity import pair_digest
+
+from tests.export.conftest import Pair, session
+
+SMALL = 1_000_000
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def read(path: Path) -> onnx.ModelProto:
+    return onnx.load(path)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    found = [tmp_path / name for name in ("one", "two")]
+    for folder in found:
+        folder.mkdir()
+    return found
+
+
+def test_weights_beside_the_model_give_the_same_answers(pair: Pair, folders: list[Path]) -> None:
+    path = save(read(pair.decoder_path), folders[0], largest=SMALL)
+    feeds = {
+        "image_embedding": np.random.default_rng(0).normal(size=(1, 256, 64, 64)).astype("f2"),
+        "point_coords": np.full((1, 1, 2, 2), 300, np.float32),
+        "point_labels": np.array([[[1, -1]]], np.float32),
+        "mask_input": np.zeros((1, 0, 256, 256), np.float32),
+    }
+
+    answers = [session(model).run(None, feeds) for model in (path, pair.decoder_path)]
+
+    assert sorted(contents(folders[0])) == ["model.onnx", "model.onnx.data"]
+    assert path.stat().st_size < SMALL
+    assert path.with_name("model.onnx.data").stat().st_mode == path.stat().st_mode
+    assert path.with_name("model.onnx.data").stat().st_size > 4 * SMALL
+    for split, whole in zip(*answers, strict=True):
+        np.testing.assert_array_equal(split, whole)
+
+
+def test_the_same_model_gives_the_same_files(pair: Pair, folders: list[Path]) -> None:
+    for folder in folders:
+        save(read(pair.decoder_path), folder, largest=SMALL)
+
+    assert contents(folders[0]) == contents(folders[1])
+
+
+def test_what_fits_stays_in_one_file(pair: Pair, folders: list[Path]) -> None:
+    path = save(read(pair.decoder_path), folders[0])
+
+    assert list(contents(folders[0])) == ["model.onnx"]
+    assert path.read_bytes() == pair.decoder_path.read_bytes()
+
+
+def test_the_digest_is_that_of_all_files(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(save, "__kwdefaults__", {"largest": SMALL})
+    models = read(pair.encoder_path), read(pair.decoder_path)
+    write_pair(tmp_path, "split", *models, Description("split"))
+    (files,) = discover(tmp_path)
+    data = files.decoder.with_name(onnx_file.DATA_FILE)
+
+    assert files.info.digest == pair_digest(files.encoder, files.decoder)
+    data.write_bytes(data.read_bytes()[:-1] + b"\0")
+    assert files.info.digest != pair_digest(files.encoder, files.decoder)

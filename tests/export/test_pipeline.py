@@ -1,0 +1,319 @@
+"""Exports as a whole: what they write, what they refuse, and that they leave nothing behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+from samserve.engines.repository import discover
+from samserve.export import pipeline
+from samserve.export.errors import ExportError
+from samserve.export.overlays import Overlays, TensorRt
+from samserve.export.pictures import SAMPLES
+from samserve.export.pipeline import ExportOptions, Precision, export
+
+from tests import photos
+from tests.export.config_check import read_config
+from tests.oracle import pictures
+from tests.oracle.sam import MOBILE, TINY, build_sam, original
+
+ONE = (SAMPLES / "coffee.jpg",)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small SAM whose masks follow its prompts."""
+    path = tmp_path_factory.mktemp("checkpoint") / "small.pth"
+    torch.save(build_sam(TINY, pictures.calibration()).state_dict(), path)
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def changed(path: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Copy a checkpoint with other values."""
+    state = torch.load(path, weights_only=True)
+    change(state)
+    target = folder / "changed.pth"
+    torch.save(state, target)
+    return target
+
+
+def weights(path: Path) -> dict[str, int]:
+    """Elements of the weights of a model, by their type."""
+    found: dict[str, int] = {}
+    for tensor in onnx.load(path).graph.initializer:
+        name = TensorProto.DataType.Name(tensor.data_type)
+        found[name] = found.get(name, 0) + int(np.prod(tensor.dims))
+    return found
+
+
+def test_an_export_tells_where_it_comes_from_and_what_was_compared(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    steps: list[str] = []
+
+    exported = export(checkpoint, ExportOptions(tmp_path, pictures=ONE), steps.append)
+
+    (files,) = discover(tmp_path)
+    card, parity = files.info.card, files.info.card.parity
+    assert (exported.name, files.info.name) == ("small", "small")
+    assert exported.digest == files.info.digest
+    assert (card.variant, card.source, card.precision) == ("custom", "small.pth", "fp32")
+    assert card.source_format == "original, float32"
+    assert card.source_sha256 == exported.card.source_sha256
+    assert parity is not None
+    assert (parity.pictures, parity.prompts) == (1, 25)
+    assert 0.999 < parity.mean_iou <= 1
+    assert 0.99 < parity.worst_iou <= parity.mean_iou
+    # The embedding is rounded to float16; if not even that shows, nothing was compared.
+    assert 1e-5 < parity.embedding_error < 1e-3
+    assert len(steps) >= 4
+    assert str(tmp_path) not in (tmp_path / "small_encoder" / "config.pbtxt").read_text()
+
+
+def test_fp16_halves_the_encoder_and_leaves_the_decoder(checkpoint: Path, tmp_path: Path) -> None:
+    full = export(checkpoint, ExportOptions(tmp_path, "full", check=False))
+    half = export(
+        checkpoint, ExportOptions(tmp_path, "half", precision=Precision.FP16, pictures=ONE)
+    )
+
+    wide, narrow = (weights(exported.folders[0] / "1" / "model.onnx") for exported in (full, half))
+    assert wide["FLOAT"] > 1_000_000
+    assert narrow["FLOAT16"] > 0.95 * wide["FLOAT"]
+    # Norms and the picture's normalisation stay as they are.
+    assert 0 < narrow["FLOAT"] < 0.01 * wide["FLOAT"]
+    decoders = [exported.folders[1] / "1" / "model.onnx" for exported in (full, half)]
+    assert decoders[0].read_bytes() == decoders[1].read_bytes()
+    assert half.card.precision == "fp16"
+    assert half.card.parity is not None
+    assert half.card.parity.embedding_error > 3e-4
+    assert full.digest != half.digest
+
+
+def test_fp16_that_loses_numbers_is_refused_and_leaves_nothing(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """Hidden values beyond 65504 mean nothing to float32 and are infinite in float16."""
+
+    def raise_hidden_values(state: dict[str, Any]) -> None:
+        for block in range(2):
+            mlp = f"image_encoder.blocks.{block}.mlp"
+            state[f"{mlp}.lin1.weight"] *= 200_000
+            state[f"{mlp}.lin1.bias"] *= 0
+            state[f"{mlp}.lin2.weight"] /= 200_000
+
+    source = changed(checkpoint, tmp_path, raise_hidden_values)
+    repository = tmp_path / "repository"
+
+    export(source, ExportOptions(repository, "wide", pictures=ONE))
+    before = contents(repository)
+    with pytest.raises(ExportError, match=r"^refused: .* in fp16 ") as refused:
+        export(source, ExportOptions(repository, "wide", precision=Precision.FP16, pictures=ONE))
+
+    assert "\n" not in str(refused.value)
+    assert contents(repository) == before
+    assert len(list(repository.iterdir())) == 2
+
+
+def test_weights_beyond_half_precision_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    def raise_one(state: dict[str, Any]) -> None:
+        state["image_encoder.blocks.1.attn.qkv.bias"][7] = 70_000.0
+
+    source = changed(checkpoint, tmp_path, raise_one)
+
+    with pytest.raises(ExportError, match=r"blocks\.1\.attn\.qkv\.bias .* range of float16"):
+        export(source, ExportOptions(tmp_path / "repository", precision=Precision.FP16))
+    assert not any((tmp_path / "repository").iterdir())
+
+
+def test_masks_that_differ_by_more_than_is_allowed_are_refused(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    options = ExportOptions(tmp_path, precision=Precision.FP16, pictures=ONE, min_iou=1.0)
+
+    with pytest.raises(ExportError, match=r"mean IoU of 0\.99\d+ .* below 1 \(worst 0\.\d+, 25"):
+        export(checkpoint, options)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_wrong_export_does_not_pass_as_the_checkpoints_own(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the gate is for: here the traced decoder is another one than the checkpoint's."""
+    other = pipeline.open_sam(changed(checkpoint, tmp_path, _swap_masks))[0]
+    decoder = pipeline.export_decoder(other)
+    monkeypatch.setattr(pipeline, "export_decoder", lambda _sam: decoder)
+
+    with pytest.raises(ExportError, match=r"^refused: masks in fp32 have a mean IoU of 0\.[0-8]"):
+        export(checkpoint, ExportOptions(tmp_path / "repository", pictures=ONE))
+
+
+def _swap_masks(state: dict[str, Any]) -> None:
+    name = "mask_decoder.output_hypernetworks_mlps"
+    for key in list(state):
+        if key.startswith(f"{name}.1"):
+            one, other = key, key.replace(f"{name}.1", f"{name}.3")
+            state[one], state[other] = state[other].clone(), state[one].clone()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": Precision.FP16, "check": False}, "fp16 is never written without"),
+        ({"min_iou": 1.5}, "from 0 to 1, not 1.5"),
+        ({"min_iou": float("nan")}, "from 0 to 1, not nan"),
+        ({"name": "../up"}, "model name"),
+        ({"variant": "vit_h"}, "small.pth is a SAM of variant custom, not vit_h"),
+        ({"pictures": (SAMPLES / "README.md",)}, "README.md cannot be read as a picture"),
+        ({"pictures": (Path("missing.jpg"),)}, "missing.jpg cannot be read as a picture"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    checkpoint: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    repository = tmp_path / "repository"
+
+    with pytest.raises(ExportError, match=message) as refused:
+        export(checkpoint, ExportOptions(repository, **options))
+    assert "\n" not in str(refused.value)
+    assert not repository.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no checkpoint", b"PK\x03\x04 cut short", b"\x80\x02cposix\nsystem\n."],
+    ids=["empty", "text", "archive", "code"],
+)
+def test_a_checkpoint_that_is_none_leaves_no_trace(tmp_path: Path, content: bytes) -> None:
+    source, repository = tmp_path / "sam.pth", tmp_path / "repository"
+    source.write_bytes(content)
+
+    with pytest.raises(ExportError, match=r"^sam\.pth ") as refused:
+        export(source, ExportOptions(repository))
+    assert "\n" not in str(refused.value)
+    assert not repository.exists()
+
+
+def test_an_interrupted_export_leaves_the_old_models(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ExportOptions(tmp_path, check=False)
+    export(checkpoint, options)
+    before = contents(tmp_path)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "write_configs", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export(checkpoint, options)
+
+    assert contents(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+EXPORT = """
+import sys, torch
+from pathlib import Path
+from samserve.export.pipeline import ExportOptions, Precision, export
+torch.set_num_threads(int(sys.argv[3]))
+for precision in Precision:
+    options = ExportOptions(
+        Path(sys.argv[2]), precision.value, precision=precision, pictures=(Path(sys.argv[4]),)
+    )
+    print(export(sys.argv[1], options).digest)
+"""
+
+
+def test_processes_agree_on_every_byte(checkpoint: Path, tmp_path: Path) -> None:
+    """Whatever the seed of their hashes, their threads and the checkpoint's place and name."""
+    copy = tmp_path / "elsewhere" / "other.pth"
+    copy.parent.mkdir()
+    copy.write_bytes(checkpoint.read_bytes())
+    printed = []
+    for number, source in enumerate([checkpoint, copy]):
+        arguments = [source, tmp_path / str(number), 1 + number, ONE[0]]
+        command = [sys.executable, "-W", "ignore", "-c", EXPORT, *map(str, arguments)]
+        seeded = ["env", f"PYTHONHASHSEED={number}", *command]
+        ended = subprocess.run(seeded, capture_output=True, text=True, check=True)
+        printed.append(ended.stdout)
+
+    models = [
+        {name: data for name, data in contents(tmp_path / str(number)).items() if "onnx" in name}
+        for number in range(2)
+    ]
+    assert printed[0] == printed[1]
+    assert len(set(printed[0].split())) == 2
+    assert len(models[0]) == 4
+    assert models[0] == models[1]
+
+
+def test_the_weights_digest_is_not_that_of_what_is_said_about_them(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    digests = {
+        export(
+            checkpoint,
+            ExportOptions(tmp_path, name, description=name, overlays=overlays, check=False),
+        ).digest
+        for name, overlays in [("one", Overlays()), ("two", Overlays((1,), TensorRt.FP16))]
+    }
+
+    assert len(digests) == 1
+
+
+def test_overlays_name_gpus_and_hand_the_encoder_to_tensorrt(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    overlays = Overlays(gpus=(0, 2), tensorrt=TensorRt.FP16)
+
+    export(checkpoint, ExportOptions(tmp_path, "toy", overlays=overlays, check=False))
+
+    encoder, decoder = (read_config(tmp_path / f"toy_{role}") for role in ("encoder", "decoder"))
+    for config, count in ((encoder, 1), (decoder, 2)):
+        (group,) = config.instance_group
+        assert (group.count, group.kind, list(group.gpus)) == (count, group.KIND_GPU, [0, 2])
+    (accelerator,) = encoder.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == "tensorrt"
+    assert accelerator.parameters["precision_mode"] == "FP16"
+    assert accelerator.parameters["trt_engine_cache_enable"] == "1"
+    assert not decoder.HasField("optimization")
+
+
+def test_pictures_of_the_user_are_compared_on(checkpoint: Path, tmp_path: Path) -> None:
+    files = []
+    for number, data in enumerate(photos.files()[:2]):
+        files.append(tmp_path / f"{number}.jpg")
+        files[-1].write_bytes(data)
+
+    exported = export(checkpoint, ExportOptions(tmp_path / "repository", pictures=tuple(files)))
+
+    assert exported.card.parity is not None
+    assert (exported.card.parity.pictures, exported.card.parity.prompts) == (2, 50)
+
+
+def test_a_mobile_sam_names_itself(tmp_path: Path) -> None:
+    torch.save(original(MOBILE).state_dict(), tmp_path / "weights.pt")
+
+    exported = export(
+        tmp_path / "weights.pt",
+        ExportOptions(tmp_path / "repository", variant="mobile", check=False),
+    )
+
+    assert exported.name == "mobile_sam"
+    assert exported.card.variant == "mobile"

@@ -1,0 +1,102 @@
+"""SAM as the transformers library has it: its directories, and its own forward pass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import SamConfig, SamModel, SamVisionConfig
+
+from tests.oracle.sam import SamSize
+
+
+def model(size: SamSize, mlp_dim: int) -> SamModel:
+    """Build a SamModel of a size with weights of its own."""
+    vision = SamVisionConfig(
+        hidden_size=size.width,
+        num_hidden_layers=size.depth,
+        num_attention_heads=size.heads,
+        global_attn_indexes=list(size.global_blocks),
+        mlp_dim=mlp_dim,
+        window_size=14,
+    )
+    return SamModel(SamConfig(vision_config=vision.to_dict())).eval().requires_grad_(False)
+
+
+def from_original(size: SamSize, state: Mapping[str, Tensor]) -> SamModel:
+    """Build a SamModel with the weights of an original checkpoint."""
+    mlp_dim = state["image_encoder.blocks.0.mlp.lin1.weight"].shape[0]
+    with torch.device("meta"):
+        built = model(size, mlp_dim)
+    named = {name: state[original_name(name)] for name in built.state_dict()}
+    built.load_state_dict(named, strict=True, assign=True)
+    return built.eval().requires_grad_(False)
+
+
+def save(built: SamModel, folder: Path) -> Path:
+    """Write the directory that ``from_pretrained`` reads."""
+    built.save_pretrained(folder)
+    return folder
+
+
+def embed(built: SamModel, standardised: Tensor) -> np.ndarray:
+    """Embed float32 ``[1,3,1024,1024]`` to float32 ``[1,256,64,64]``."""
+    embedding: np.ndarray = built.get_image_embeddings(standardised).numpy()
+    return embedding
+
+
+def decode(
+    built: SamModel, embedding: np.ndarray, points: Tensor | None, boxes: Tensor | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits ``[P,3,256,256]`` and predicted IoU ``[P,3]`` of the ambiguous masks.
+
+    ``points`` ``[P,n,2]`` foreground clicks or None, ``boxes`` ``[P,4]`` or None, in model pixels.
+    """
+    answer = built(
+        image_embeddings=torch.from_numpy(embedding),
+        input_points=None if points is None else points.unsqueeze(0),
+        input_labels=None if points is None else torch.ones(1, *points.shape[:2], dtype=torch.int),
+        input_boxes=None if boxes is None else boxes.unsqueeze(0),
+        multimask_output=True,
+    )
+    return answer.pred_masks[0].numpy(), answer.iou_scores[0].numpy()
+
+
+def original_name(name: str) -> str:
+    """Name a tensor of SamModel as the original does, by the parts that it belongs to."""
+    for pattern, replacement in _STEPS:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+_STEPS = (
+    (
+        r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$",
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ),
+    (r"^vision_encoder\.layers", "image_encoder.blocks"),
+    (r"^vision_encoder", "image_encoder"),
+    (r"\.projection\.", ".proj."),
+    (r"neck\.conv1", "neck.0"),
+    (r"neck\.layer_norm1", "neck.1"),
+    (r"neck\.conv2", "neck.2"),
+    (r"neck\.layer_norm2", "neck.3"),
+    (r"mask_embed\.conv1", "mask_downscaling.0"),
+    (r"mask_embed\.layer_norm1", "mask_downscaling.1"),
+    (r"mask_embed\.conv2", "mask_downscaling.3"),
+    (r"mask_embed\.layer_norm2", "mask_downscaling.4"),
+    (r"mask_embed\.conv3", "mask_downscaling.6"),
+    (r"\.point_embed\.", ".point_embeddings."),
+    (r"upscale_conv1", "output_upscaling.0"),
+    (r"upscale_layer_norm", "output_upscaling.1"),
+    (r"upscale_conv2", "output_upscaling.3"),
+    (r"layer_norm_final_attn", "norm_final_attn"),
+    (r"layer_norm(\d)", r"norm\1"),
+    (r"(mlps\.\d|head)\.layers\.0", r"\1.layers.1"),
+    (r"(mlps\.\d|head)\.proj_in", r"\1.layers.0"),
+    (r"(mlps\.\d|head)\.proj_out", r"\1.layers.2"),
+)
