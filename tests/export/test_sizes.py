@@ -1,6 +1,6 @@
 """The published sizes, from both kinds of checkpoints, against PyTorch.
 
-ViT-L and ViT-H are slow; ViT-H needs some 14 GB of memory and 9 GB of disk.
+ViT-L and ViT-H are slow; ViT-H needs some 16 GB of memory and 8 GB of disk.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from samserve.engines.repository import discover
 from samserve.export.pipeline import Exported, ExportOptions, export
 from samserve.v1 import samserve_pb2 as pb
+from torch import nn
 
 from harness.triton.server import TritonServer
 from tests import chosen
@@ -41,8 +42,11 @@ SIZES = [
     pytest.param(("vit_h", VIT_H), id="vit_h", marks=[pytest.mark.slow, pytest.mark.timeout(2400)]),
 ]
 
-PATIENT = {"deadlines": {"embed_s": 300, "predict_s": 300}}
-"""ViT-H embeds for half a minute on two cores."""
+
+class Forgotten(nn.Module):
+    """Where an image encoder was."""
+
+    img_size = 1024
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,11 @@ def sized(
         ExportOptions(folder / "repository", "pair", variant=variant, check=False),
     )
     pair = Pair(original, folder / "sam.pth", folder / "repository")
-    yield Sized(size, pair, exported, view_of(pair))
-    del original, pair
+    view = view_of(pair)
+    # What is left to do needs its size alone, and the checkpoint has its weights.
+    original.image_encoder = Forgotten()
+    yield Sized(size, pair, exported, view)
+    del original, pair, view
     for path in folder.rglob("*"):
         if path.is_file():
             path.unlink()
@@ -113,7 +120,8 @@ def test_masks_are_the_originals(sized: Sized, kind: str) -> None:
 
 def test_the_same_weights_from_a_transformers_directory(sized: Sized, tmp_path: Path) -> None:
     """They give the same models, which answer as the library's own forward pass does."""
-    view, state = sized.view, sized.pair.original.state_dict()
+    view = sized.view
+    state = torch.load(sized.pair.checkpoint, mmap=True, weights_only=True)
     library = huggingface.from_original(sized.size, state)
     folder = huggingface.save(library, tmp_path / "sam-vit")
 
@@ -133,6 +141,7 @@ def test_the_same_weights_from_a_transformers_directory(sized: Sized, tmp_path: 
         assert ((answer.logits[:, 1:] > 0) == (logits > 0)).mean() >= 0.9999
 
 
+@pytest.mark.parametrize("sized", SIZES[:1], indirect=True)
 @pytest.mark.parametrize("engine", ["onnx", "triton"])
 async def test_it_is_served(sized: Sized, engine: str) -> None:
     """A click through the whole service, in-process and from a real Triton."""
@@ -149,7 +158,7 @@ async def test_it_is_served(sized: Sized, engine: str) -> None:
     )
 
     with served_by(engine, sized.pair.repository) as sections:
-        async with serving(settings_with(**sections, **PATIENT)) as (_, stub):
+        async with serving(settings_with(**sections)) as (_, stub):
             (listed,) = (await stub.ListModels(pb.ListModelsRequest())).models
             answer = await stub.Predict(request)
 
@@ -176,7 +185,6 @@ def served_by(engine: str, repository: Path) -> Iterator[chosen.Sections]:
                 "triton": {
                     "url": server.grpc_address,
                     "shared_memory": "required",
-                    "answer_s": 300,
                 },
                 "store": {"capacity_bytes": 64 << 20},
             }

@@ -10,15 +10,17 @@ import venv
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import photos
+from tests.oracle.sam import TINY, original
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+def run(*command: str | Path, cwd: Path, code: int = 0) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [str(part) for part in command],
@@ -28,8 +30,8 @@ def run(*command: str | Path, cwd: Path) -> str:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + (done.stderr if code else "")
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +68,33 @@ def test_an_installed_wheel_carries_no_training_framework(installed: Path, tmp_p
 
     assert names.isdisjoint({"torch", "onnx", "transformers", "scikit-image"})
     assert "samserve" in names
+
+
+@pytest.mark.parametrize("command", ["export small.pth", "models pull mobile_sam"])
+def test_what_needs_the_extra_names_it(installed: Path, tmp_path: Path, command: str) -> None:
+    arguments = (*command.split(), "--repository", "models")
+
+    told = run(installed / "samserve", *arguments, cwd=tmp_path, code=1)
+
+    assert told.count("\n") == 1
+    assert "pip install 'samserve[export]'" in told
+
+
+def test_with_its_extra_the_wheel_exports_and_serves(installed: Path, tmp_path: Path) -> None:
+    """What the extra names is enough, and the pictures that masks are compared on are there."""
+    (wheel,) = installed.parents[1].glob("samserve-*.whl")
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=True)
+    run(environment / "bin" / "pip", "install", "--quiet", f"{wheel}[export]", cwd=tmp_path)
+    torch.manual_seed(0)
+    torch.save(original(TINY).state_dict(), tmp_path / "small.pth")
+    (tmp_path / "photo.jpg").write_bytes(photos.files()[0])
+    samserve = environment / "bin" / "samserve"
+
+    told = run(samserve, "export", "small.pth", "--repository", "models", cwd=tmp_path)
+    served = ("--set", "engine.model_repository=models", "--json", "-")
+    answer = run(samserve, "predict", "photo.jpg", "--point", "250,200", *served, cwd=tmp_path)
+
+    assert "75 prompts on 3 pictures" in told
+    assert json.loads(answer.splitlines()[-1])["model"] == "small"
+    assert "sam_vit_h" in run(samserve, "models", "known", cwd=tmp_path)

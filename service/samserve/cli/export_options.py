@@ -82,7 +82,7 @@ def options_of(
     flags: ExportFlags, *, variant: str = "", revision: str | None = None
 ) -> ExportOptions:
     """Read the options; one that is wrong is told before any work."""
-    with _export_installed():
+    with export_installed():
         from samserve.export.errors import ExportError
         from samserve.export.overlays import Overlays, TensorRt
         from samserve.export.pipeline import DEFAULT_MIN_IOU, ExportOptions, Precision
@@ -149,7 +149,7 @@ def _gpus(text: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def _export_installed() -> Iterator[None]:
+def export_installed() -> Iterator[None]:
     """Say which packages are missing instead of which import failed."""
     try:
         yield

@@ -18,6 +18,7 @@ from samserve.cli.export_options import (
     PrecisionName,
     Repository,
     TensorRtPrecision,
+    export_installed,
     options_of,
     run_export,
 )
@@ -83,8 +84,9 @@ def pull(  # noqa: PLR0913, PLR0917  (options, by name)
 
 def known(catalog: CatalogFile = None) -> None:
     """List the models that `pull` knows."""
-    from samserve.export.catalog import load
-    from samserve.export.errors import ExportError
+    with export_installed():
+        from samserve.export.catalog import load
+        from samserve.export.errors import ExportError
 
     try:
         entries = load(catalog).values()
@@ -98,8 +100,9 @@ def known(catalog: CatalogFile = None) -> None:
 
 
 def _entry(name: str, catalog: Path | None) -> Entry:
-    from samserve.export.catalog import find, load
-    from samserve.export.errors import ExportError
+    with export_installed():
+        from samserve.export.catalog import find, load
+        from samserve.export.errors import ExportError
 
     try:
         return find(name, load(catalog))
