@@ -37,6 +37,9 @@ class Seen:
         return self.headers["Range"]
 
 
+NOW = "Wed, 05 Apr 2023 10:00:01 GMT"
+"""The Date of every answer."""
+
 Script = Callable[[Message], Reply]
 
 
@@ -123,6 +126,9 @@ def loopback() -> Iterator[Loopback]:
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(chunks(body, reply.cut) if reply.framing == "chunked" else body)
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return NOW
 
         def log_message(self, *_: object) -> None:
             pass

@@ -70,7 +70,7 @@ def test_an_entry_is_read_as_it_is_written(tmp_path: Path) -> None:
         ("url", "ftp://models.example/some.pth", "only https"),
         ("url", "https://me:secret@models.example/some.pth", "credentials"),
         ("url", "https://models.example/", "no file name"),
-        ("url", "https://models.example:99999/some.pth", "not a URL"),
+        ("url", "https://me:secret@models.example:99999/some.pth", "not a URL"),
         ("page", "some page", "not a URL"),
         ("page", "models.example/some", "only https"),
         ("variant", "vit_x", "vit_b, vit_l, vit_h, mobile"),

@@ -25,7 +25,7 @@ from samserve.export.errors import ExportError
 from samserve.export.part import Origin, Part
 from samserve.export.transfer import check_url, file_name, shown
 
-from tests.export.loopback import Loopback, Reply, file, loopback, ranged, redirect, whole
+from tests.export.loopback import NOW, Loopback, Reply, file, loopback, ranged, redirect, whole
 
 CONTENT = bytes(range(256)) * 1000
 HALF = len(CONTENT) // 2
@@ -176,6 +176,7 @@ def test_a_circle_of_redirects_is_left(server: Loopback, pull: Pull) -> None:
         ("ftp://127.0.0.1/sam.pth", "ftp://127.0.0.1/sam.pth: only https"),
         ("https://me:secret@models.example/sam.pth", "credentials"),
         ("http://[oops/sam.pth", "no URL"),
+        ("https://me:secret@models.example:99999/sam.pth?token=secret", "no URL"),
     ],
 )
 def test_redirects_to_what_may_not_be_asked_are_refused(
@@ -328,7 +329,7 @@ def test_an_interrupted_download_is_resumed(server: Loopback, pull: Pull) -> Non
 @pytest.mark.parametrize("content", [CONTENT, OTHER])
 def test_a_last_modified_is_a_version_too(server: Loopback, pull: Pull, content: bytes) -> None:
     date = "Wed, 05 Apr 2023 10:00:00 GMT"
-    tags = {"ETag": 'W/"v1"', "Last-Modified": date}
+    tags = {"Last-Modified": date}
     second = whole(OTHER, **tags) if content is OTHER else ranged(CONTENT, 1000, **tags)
     url = server.on("/sam.pth", whole(CONTENT, cut=1000, **tags), second)
 
@@ -336,6 +337,25 @@ def test_a_last_modified_is_a_version_too(server: Loopback, pull: Pull, content:
 
     assert server.ranges == [None, "bytes=1000-"]
     assert server.seen[1].headers["If-Range"] == date
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"ETag": 'W/"v1"', "Last-Modified": "Wed, 05 Apr 2023 10:00:00 GMT"},
+        {"Last-Modified": NOW},
+        {"Last-Modified": "Wed, 05 Apr 2023 10:00:02 GMT"},
+        {"Last-Modified": "yesterday"},
+    ],
+)
+def test_a_version_that_two_files_may_share_is_none(
+    server: Loopback, pull: Pull, tags: dict[str, str]
+) -> None:
+    url = server.on("/sam.pth", whole(CONTENT, cut=1000, **tags), whole(OTHER, **tags))
+
+    assert_whole(pull, pull(url), OTHER)
+
+    assert server.ranges == [None, None]
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"v1"'])
@@ -469,6 +489,18 @@ def test_parts_of_unknown_origin_are_not_resumed(
         path.unlink()
     else:
         path.write_bytes(note.encode("latin-1"))
+
+    assert_whole(pull, pull(url))
+
+    assert server.ranges == [None]
+
+
+@pytest.mark.parametrize(("validator", "total"), [(1, len(CONTENT)), ('"v1"', "all")])
+def test_parts_with_a_note_of_another_kind_are_not_resumed(
+    server: Loopback, pull: Pull, validator: Any, total: Any
+) -> None:
+    url = server.on("/sam.pth", file(CONTENT))
+    pull.leave(url, OTHER[:1000], validator, total)
 
     assert_whole(pull, pull(url))
 

@@ -92,8 +92,8 @@ def download(
     A file that is there already is taken without asking the network: if *checksum* fits or, without
     one, as it is.  Until a file is whole and verified it is called ``<name>.part``.  Its bytes stay
     unless they turn out wrong, and this or a later call resumes them if the server tells a size and
-    a version of the file (a strong ETag or Last-Modified); without a version only if *checksum*
-    will judge the result.  Otherwise the file is begun anew.
+    a version of the file (an ETag or else Last-Modified, and a strong one); without a version only
+    if *checksum* will judge the result.  Otherwise the file is begun anew.
 
     Broken connections, 429 and 5xx are tried `ATTEMPTS` times, counted anew whenever one brings
     more; between them ``sleep(seconds)`` is called.  While another process downloads the same file,

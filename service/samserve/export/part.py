@@ -12,7 +12,7 @@ from pathlib import Path
 class Origin:
     """Where the bytes of a part came from.
 
-    ``validator`` is what If-Range takes: a strong ETag, else a Last-Modified, None without either.
+    ``validator`` is what If-Range takes: a strong ETag or Last-Modified, None without either.
     ``total`` is the size of the whole file in bytes, None if the server told none.
     """
 
@@ -39,11 +39,14 @@ class Part:
         if not self.size:
             return None
         try:
-            origin = Origin(**json.loads(self._note.read_text(encoding="utf-8")))
+            note = json.loads(self._note.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            note = None
+        match note:
+            case {"url": found, "validator": str() | None, "total": int() | None} if found == url:
+                return Origin(url, note["validator"], note["total"])
         # A note that is missing, cut or of another version: the bytes are nobody's.
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
-        return origin if origin.url == url else None
+        return None
 
     def begin(self, origin: Origin) -> None:
         """Start anew.  The note comes second: it never describes bytes of another origin."""

@@ -8,6 +8,7 @@ import shutil
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.client import responses
 from urllib.parse import urljoin
@@ -55,7 +56,8 @@ def check_url(url: str) -> Url:
     try:
         parsed = parse_url(url)
     except LocationParseError as error:
-        raise ExportError(f"not a URL: {url!r}") from error
+        # Not shown: what cannot be parsed cannot be rid of its secrets.
+        raise ExportError("not a URL") from error
     if parsed.auth:
         raise ExportError(f"{shown(url)}: credentials in URLs are refused")
     if not parsed.host:
@@ -152,7 +154,7 @@ def _follow(pool: PoolManager, url: str, headers: dict[str, str]) -> tuple[str, 
             return url, response
         response.close()
         try:
-            url = urljoin(url, location)
+            url = parse_url(urljoin(url, location)).url
         except ValueError as error:
             raise ExportError(f"{shown(url)}: redirected to what is no URL") from error
     raise ExportError(f"{shown(url)}: more than {MOST_REDIRECTS} redirects")
@@ -180,8 +182,20 @@ def _whole(response: BaseHTTPResponse, request: Request) -> Origin:
 
 
 def _validator(response: BaseHTTPResponse) -> str | None:
-    tag = response.headers.get("ETag", "")
-    return tag if tag.startswith('"') else response.headers.get("Last-Modified")
+    """Find a strong one, which no two versions share (RFC 9110, 8.8 and 13.1.5).
+
+    A Last-Modified is one only without an ETag, and if it is older than the answer by a second:
+    later in its own second the file may have changed once more.
+    """
+    tag = response.headers.get("ETag")
+    if tag is not None:
+        return tag if tag.startswith('"') else None
+    modified = response.headers.get("Last-Modified", "")
+    try:
+        age = _seconds(response.headers.get("Date", "")) - _seconds(modified)
+    except ValueError:
+        return None
+    return modified if age >= 1 else None
 
 
 def _goes_on(response: BaseHTTPResponse, origin: Origin, offset: int) -> bool:
@@ -241,6 +255,10 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _seconds(date: str) -> float:
+    return parsedate_to_datetime(date).timestamp()
 
 
 def _one_line(error: object) -> str:
