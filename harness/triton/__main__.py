@@ -22,7 +22,9 @@ def main() -> int:
         http_port=options.http_port,
         metrics_port=options.metrics_port,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT too: a shell starts what runs in the background with it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         with contextlib.suppress(KeyboardInterrupt), server:
             print(_greeting(server), flush=True)

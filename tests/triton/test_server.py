@@ -153,7 +153,10 @@ def test_command_serves_until_ctrl_c() -> None:
         assert command.stdout is not None
         greeting = command.stdout.readline()
         command.send_signal(signal.SIGINT)
-        _, log = command.communicate(timeout=30)
+        try:
+            _, log = command.communicate(timeout=30)
+        finally:
+            command.kill()
 
     assert f"triton.url=127.0.0.1:{ports[0]}" in greeting
     assert "Started GRPCInferenceService" in log
