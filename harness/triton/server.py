@@ -187,17 +187,27 @@ class TritonServer(_Options):
         with self._open_log() as log:
             self._log_start = log.seek(0, os.SEEK_END) if self.log else 0
             return subprocess.Popen(
-                self._command(home, folder),
+                [*self._as_user(), *self._command(home, folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
                 env=home.variables(os.environ) | dict(self.env or {}),
                 start_new_session=True,
-                user=self.user,
-                group=self.group,
-                extra_groups=self.groups,
             )
+
+    def _as_user(self) -> list[str]:
+        """Change the user in the new process, by util-linux.
+
+        Popen would do it between fork and exec, where the threads of a forked gRPC come to life.
+        """
+        if self.user is None:
+            return []
+        groups = ",".join(map(str, self.groups or ()))
+        return [
+            *("setpriv", f"--reuid={self.user}", f"--regid={self.group}"),
+            f"--groups={groups}" if groups else "--clear-groups",
+        ]
 
     @contextlib.contextmanager
     def _open_log(self) -> Iterator[IO[bytes]]:
