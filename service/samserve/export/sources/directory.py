@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from samserve.export.errors import ExportError
-from samserve.export.sources.files import State, read_tensors
+from samserve.export.sources.files import State, check_size, read_tensors, shown
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -21,26 +21,29 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises `ExportError` if there are none, or if the configuration is another model's.
     """
-    found = str(_read_json(folder / CONFIG).get("model_type"))
+    name = shown(folder.name)
+    found = _read_json(folder / CONFIG).get("model_type")
     if found != MODEL_TYPE:
-        raise ExportError(f"{folder.name} holds a model of type {found!r}; only 'sam' is served")
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return [folder / name]
-        if (folder / f"{name}.index.json").is_file():
-            return _shards(folder, f"{name}.index.json")
-    raise ExportError(f"{folder.name} holds neither {' nor '.join(WEIGHTS)}")
+        kind = shown(repr(found)) if found else "that it does not name"
+        raise ExportError(f"{name} holds a model of type {kind}; only {MODEL_TYPE!r} is served")
+    for file in WEIGHTS:
+        if (folder / file).is_file():
+            return [folder / file]
+        if (folder / f"{file}.index.json").is_file():
+            return _shards(folder, f"{file}.index.json")
+    raise ExportError(f"{name} holds neither {' nor '.join(WEIGHTS)}")
 
 
-def read_directory(files: list[Path]) -> State:
-    """Read the tensors of all *files*; one that occurs twice is refused."""
+def read_files(files: list[Path], name: str) -> State:
+    """Read the tensors of all *files* of the checkpoint *name*; one that is twice is refused."""
     state: State = {}
     for path in files:
         shard = read_tensors(path)
         twice = state.keys() & shard.keys()
         if twice:
-            raise ExportError(f"{path.name} repeats {min(twice)}")
+            raise ExportError(f"{shown(path.name)} repeats {shown(min(twice))}")
         state |= shard
+    check_size(state, name)
     return state
 
 
@@ -49,21 +52,36 @@ def _shards(folder: Path, index: str) -> list[Path]:
     if not isinstance(names, dict) or not names:
         raise ExportError(f"{index} lists no weights")
     # An index may come from anybody: it shall not lead out of its folder.
-    if not all(isinstance(name, str) and name == Path(name).name for name in names.values()):
+    if not all(isinstance(name, str) and _is_plain(name) for name in names.values()):
         raise ExportError(f"{index} names files outside of its directory")
     files = [folder / name for name in sorted(set(names.values()))]
-    missing = [path.name for path in files if not path.is_file()]
-    if missing:
-        raise ExportError(f"{folder.name} lacks {missing[0]}, which {index} lists")
+    for path in files:
+        if not path.is_file():
+            raise ExportError(f"{shown(folder.name)} lacks {shown(path.name)}, which {index} lists")
+        if not _is_inside(path, folder):
+            raise ExportError(f"{shown(path.name)} is a link out of its directory")
     return files
 
 
+def _is_plain(name: str) -> bool:
+    return name not in ("", "..") and name == Path(name).name
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Tell where links end; the hub's cache keeps what its snapshots link to in one folder."""
+    home = folder.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.with_name("blobs"))
+    return path.resolve().parent in allowed
+
+
 def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ExportError(f"{shown(path.parent.name)} holds no {path.name}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ExportError(f"{path.parent.name} holds no {path.name}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ExportError(f"{path.name} is no JSON file") from error
     if not isinstance(content, dict):
         raise ExportError(f"{path.name} is no JSON object")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samserve.export.errors import ExportError
 from samserve.export.sam.graphs import PIXEL_MEAN, PIXEL_STD
-from samserve.export.sources.files import State
+from samserve.export.sources.files import State, shown
 
 
 class Naming(StrEnum):
@@ -22,20 +22,30 @@ class Naming(StrEnum):
 
 
 FOREIGN: Mapping[str, str] = {
-    r"mask_decoder\.(hf_token|hf_mlp|hq_token|hq_mask_mlp)": "SAM-HQ",
-    r"image_encoder\.trunk\.|memory_attention\.|sam_mask_decoder\.|memory_encoder\.": "SAM 2",
-    r"vision_encoder\.backbone\.|detector\.backbone\.|geometry_encoder\.": "SAM 2 or SAM 3",
-    r"image_encoder\.backbone\.|image_encoder\.model\.": "EfficientSAM or another distilled SAM",
-    r"\.Adapter\.|\.adapter\.|lora_": "a SAM with adapters",
+    r"mask_decoder\.(hf_token|hf_mlp|hq_token|hq_mask_mlp)\.": "SAM-HQ",
+    r"(memory_attention|memory_encoder|sam_mask_decoder|image_encoder\.trunk)\.": "SAM 2",
+    r"(vision_encoder|detector)\.backbone\.|geometry_encoder\.": "SAM 2 or SAM 3",
+    r"(prompt_encoder\.invalid_points|mask_decoder\.final_output_upscaling)": "EfficientSAM",
+    r"image_encoder\.backbone\.": "EfficientViT-SAM",
+    r"image_encoder\.features\.": "EdgeSAM or RepViT-SAM",
+    r"(image_encoder|vision_encoder|mask_decoder)\..*([Aa]dapter|lora_)": "a SAM with adapters",
 }
 """Parts of names that only other models have."""
+
+SIGNS: Mapping[Naming, tuple[str, ...]] = {
+    Naming.ORIGINAL: ("image_encoder.blocks.", "image_encoder.layers."),
+    Naming.TRANSFORMERS: ("vision_encoder.layers.", "shared_image_embedding."),
+}
+"""How names begin, of which a SAM has some."""
 
 _NORMALISATION = {"pixel_mean": PIXEL_MEAN, "pixel_std": PIXEL_STD}
 
 _UNUSED = re.compile(r"image_encoder\.(norm_head|head)\.")
 """MobileSAM keeps the classifier that its encoder was trained with."""
 
+_SHARED = "shared_image_embedding.positional_embedding"
 _TIED = "prompt_encoder.shared_embedding.positional_embedding"
+"""One tensor with two names in the transformers library, which has saved either or both."""
 
 _TRANSFORMERS: tuple[tuple[str, str], ...] = (
     (r"shared_image_embedding\.positional_embedding", "prompt_encoder.pe_layer.{gaussian}"),
@@ -104,14 +114,26 @@ def original_names(tensors: Mapping[str, Tensor]) -> tuple[Naming, State]:
     What a SAM does not use is dropped.  Raises `ExportError` for another family of models.
     """
     state = _without_prefix(dict(tensors))
-    _refuse_foreign(state)
-    naming = Naming.ORIGINAL
-    if any(key.startswith("vision_encoder.layers.") for key in state):
-        naming = Naming.TRANSFORMERS
-        state.pop(_TIED, None)
+    naming = _naming(state)
+    if naming is Naming.TRANSFORMERS:
+        _untie(state)
         state = {_renamed(key): value for key, value in state.items()}
     _drop_normalisation(state)
     return naming, {key: value for key, value in state.items() if not _UNUSED.match(key)}
+
+
+def _naming(state: State) -> Naming:
+    for pattern, family in FOREIGN.items():
+        sign = next((key for key in state if re.search(pattern, key)), None)
+        if sign:
+            raise ExportError(
+                f"this looks like {family} ({shown(sign)}); only SAM 1 and MobileSAM are read"
+            )
+    for naming, starts in SIGNS.items():
+        if any(key.startswith(starts) for key in state):
+            return naming
+    some = ", ".join(list(state)[:3])
+    raise ExportError(f"this is no SAM: its {len(state)} tensors are called {shown(some)} ...")
 
 
 def _without_prefix(state: State) -> State:
@@ -122,13 +144,10 @@ def _without_prefix(state: State) -> State:
     return state
 
 
-def _refuse_foreign(state: State) -> None:
-    for pattern, family in FOREIGN.items():
-        sign = next((key for key in state if re.search(pattern, key)), None)
-        if sign:
-            raise ExportError(
-                f"this looks like {family} ({sign}); only SAM 1 and MobileSAM are read"
-            )
+def _untie(state: State) -> None:
+    tied = state.pop(_TIED, None)
+    if tied is not None and not torch.equal(state.setdefault(_SHARED, tied).float(), tied.float()):
+        raise ExportError(f"{_TIED} differs from {_SHARED}, though they are one")
 
 
 def _renamed(key: str) -> str:
@@ -136,12 +155,16 @@ def _renamed(key: str) -> str:
         match = pattern.fullmatch(key)
         if match:
             return match.expand(name)
-    raise ExportError(f"no SAM of the transformers library: {key} does not belong there")
+    raise ExportError(f"no SAM of the transformers library: {shown(key)} does not belong there")
 
 
 def _drop_normalisation(state: State) -> None:
     """Drop a checkpoint's own normalisation, if it is SAM's, which is part of the served graph."""
     for key, expected in _NORMALISATION.items():
         found = state.pop(key, None)
-        if found is not None and found.flatten().tolist() != torch.tensor(expected).tolist():
+        if found is None:
+            continue
+        # Rounded as it is stored, and once more where it is wider than the graph's.
+        rounded = torch.tensor(expected, dtype=found.dtype).float()
+        if not torch.equal(found.flatten().float(), rounded):
             raise ExportError(f"{key} differs from SAM's, which the served models apply")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from samserve.export.errors import ExportError
 from samserve.export.sources import hub
-from samserve.export.sources.directory import CONFIG, read_directory, weight_files
-from samserve.export.sources.files import State, read_tensors
+from samserve.export.sources.directory import CONFIG, read_files, weight_files
+from samserve.export.sources.files import State, shown
 from samserve.export.sources.naming import Naming, original_names
 
 
@@ -23,8 +24,8 @@ class Source:
 
     ``name`` is that of the file, the directory or the model on the hub, never a whole path;
     ``revision`` the hub's commit or empty.  ``sha256`` is the file's; for a directory it is that
-    of the lines ``<name> <sha256>`` of its files in order.  ``dtype`` is the narrowest type of the
-    weights as they were stored.
+    of the lines ``<name>\\0<sha256>\\n`` of its weights and configuration, in order of names.
+    ``dtype`` is the narrowest type of the weights as they were stored.
     """
 
     name: str
@@ -37,32 +38,56 @@ class Source:
 def open_source(spec: str | Path, revision: str | None = None) -> tuple[State, Source]:
     """Read the tensors of *spec*, in their stored types, under the original names.
 
-    A file or directory that is there goes before a name on the hub.  Raises `ExportError`.
+    A file or directory that is there goes before a name on the hub, and has no *revision*.  Raises
+    `ExportError`.
     """
     path, commit = Path(spec), ""
-    name = path.name
-    if not path.exists():
-        if not hub.is_hub_name(str(spec)):
-            raise ExportError(f"{spec}: no such file or directory, and no name on the hub")
-        path, commit = hub.fetch(str(spec), revision)
-        name = str(spec)
+    name = os.path.basename(os.path.abspath(path))
     try:
-        tensors, sha256 = _read_directory(path) if path.is_dir() else _read_file(path)
+        if not path.exists():
+            path, commit = _fetch(spec, revision)
+            name = str(spec)
+        elif revision:
+            raise ExportError(f"{shown(name)} is on this machine; only the hub has revisions")
+        tensors, sha256 = _read(path, shown(name))
     except OSError as error:
-        raise ExportError(f"{name} cannot be read: {error.strerror or error}") from error
+        raise ExportError(f"{shown(name)} cannot be read: {error.strerror or error}") from error
     naming, state = original_names(tensors)
     return state, Source(name, commit, sha256, naming, _narrowest(state.values()))
 
 
-def _read_file(path: Path) -> tuple[State, str]:
-    sha256 = _sha256(path)
-    return read_tensors(path), sha256
+def _fetch(spec: str | Path, revision: str | None) -> tuple[Path, str]:
+    if not hub.is_hub_name(str(spec)):
+        raise ExportError(f"{shown(str(spec))}: no such file or directory, and no name on the hub")
+    return hub.fetch(str(spec), revision)
 
 
-def _read_directory(folder: Path) -> tuple[State, str]:
-    files = weight_files(folder)
-    lines = [f"{path.name} {_sha256(path)}\n" for path in sorted([*files, folder / CONFIG])]
-    return read_directory(files), hashlib.sha256("".join(lines).encode()).hexdigest()
+def _read(path: Path, name: str) -> tuple[State, str]:
+    """Read a file or directory, and the SHA-256 of just that."""
+    is_folder = path.is_dir()
+    if not is_folder and not path.is_file():
+        raise ExportError(f"{name} is neither a file nor a directory")
+    weights = weight_files(path) if is_folder else [path]
+    files = sorted([*weights, path / CONFIG]) if is_folder else weights
+    before = [_state(file) for file in files]
+    sums = [_sha256(file) for file in files]
+    tensors = read_files(weights, name)
+    if [_state(file) for file in files] != before:
+        raise ExportError(f"{name} was changed while it was read")
+    return tensors, _digest(files, sums) if is_folder else sums[0]
+
+
+def _digest(files: list[Path], sums: list[str]) -> str:
+    lines = [
+        os.fsencode(f"{path.name}\0{digest}\n") for path, digest in zip(files, sums, strict=True)
+    ]
+    return hashlib.sha256(b"".join(lines)).hexdigest()
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What tells that a file is another one, or was written to."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _sha256(path: Path) -> str:

@@ -1,0 +1,230 @@
+"""Names of tensors: the original ones, those of the transformers library, and foreign ones."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from samserve.export.errors import ExportError
+from samserve.export.sam.config import config_from_state
+from samserve.export.sam.model import Sam
+from samserve.export.sources.naming import Naming, original_names
+from torch import Tensor
+from transformers import Sam2Config, Sam2Model, SamHQConfig, SamHQModel
+
+from tests.oracle import huggingface
+from tests.oracle.sam import MOBILE, TINY, Size, original
+
+SHARED = "shared_image_embedding.positional_embedding"
+TIED = "prompt_encoder.shared_embedding.positional_embedding"
+
+State = dict[str, Tensor]
+
+
+def numbered(names: list[str]) -> State:
+    """Tensors that tell which they are."""
+    return {name: torch.tensor([float(number)]) for number, name in enumerate(names)}
+
+
+@cache
+def names_of(size: Size) -> list[str]:
+    return list(original(size).state_dict())
+
+
+@pytest.fixture(scope="module")
+def library() -> State:
+    """Every tensor of a SamModel under its own name."""
+    with torch.device("meta"):
+        names = list(huggingface.model(TINY, 256).state_dict())
+    state = numbered(names)
+    assert {SHARED, TIED} <= state.keys()
+    return {**state, TIED: state[SHARED]}
+
+
+def refusal(state: State) -> str:
+    with pytest.raises(ExportError) as refused:
+        original_names(state)
+    text = str(refused.value)
+    assert text.isprintable()
+    return text
+
+
+def assert_same(found: State, expected: State) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] is value, name
+
+
+def test_original_names_stay() -> None:
+    state = numbered(names_of(TINY))
+
+    naming, found = original_names(state)
+
+    assert naming is Naming.ORIGINAL
+    assert_same(found, state)
+
+
+def test_every_name_of_the_library_becomes_the_original_one(library: State) -> None:
+    expected = {
+        huggingface.original_name(name): value for name, value in library.items() if name != TIED
+    }
+
+    naming, found = original_names(library)
+
+    assert naming is Naming.TRANSFORMERS
+    assert_same(found, expected)
+    assert sorted(found) == sorted(names_of(TINY))
+
+
+def test_layers_with_two_digits_are_renamed() -> None:
+    """ViT-H has 32 blocks."""
+    names = ["vision_encoder.layers.31.mlp.lin2.bias", "vision_encoder.layers.3.layer_norm2.bias"]
+
+    _, found = original_names(numbered(names))
+
+    assert list(found) == [
+        "image_encoder.blocks.31.mlp.lin2.bias",
+        "image_encoder.blocks.3.norm2.bias",
+    ]
+
+
+@pytest.mark.parametrize("left", [SHARED, TIED])
+def test_one_of_two_tied_names_is_enough(library: State, left: str) -> None:
+    dropped = {SHARED: TIED, TIED: SHARED}[left]
+    state = {name: value for name, value in library.items() if name != dropped}
+
+    _, found = original_names(state)
+
+    assert found["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"] is library[left]
+    assert sorted(found) == sorted(names_of(TINY))
+
+
+@pytest.mark.parametrize("other", [torch.tensor([-1.0]), torch.zeros(2)])
+def test_tied_tensors_that_differ_are_refused(library: State, other: Tensor) -> None:
+    assert refusal({**library, TIED: other}).startswith(f"{TIED} differs from {SHARED}")
+
+
+def test_a_name_that_the_library_does_not_have_is_refused(library: State) -> None:
+    text = refusal({**library, "mask_decoder.transformer.layers.0.layer_norm5.bias": torch.ones(1)})
+
+    assert "mask_decoder.transformer.layers.0.layer_norm5.bias does not belong there" in text
+
+
+@pytest.mark.parametrize("which", ["original", "transformers"])
+def test_prefix_of_data_parallel_training_is_removed(library: State, which: str) -> None:
+    state = library if which == "transformers" else numbered(names_of(TINY))
+    prefixed = {f"module.{name}": value for name, value in state.items()}
+
+    naming, found = original_names(prefixed)
+
+    assert naming.value == which
+    assert_same(found, original_names(state)[1])
+
+
+def test_prefix_on_some_names_only_stays() -> None:
+    names = names_of(TINY)
+
+    _, found = original_names(numbered([f"module.{names[0]}", *names[1:]]))
+
+    assert f"module.{names[0]}" in found
+
+
+def test_a_mobile_sam_loses_the_classifier_that_it_does_not_use() -> None:
+    state = dict(original(MOBILE).state_dict())
+    head = ["norm_head.weight", "norm_head.bias", "head.weight", "head.bias"]
+    unused = {f"image_encoder.{name}" for name in head}
+    assert unused <= state.keys()
+
+    naming, found = original_names(state)
+
+    assert naming is Naming.ORIGINAL
+    assert_same(found, {name: value for name, value in state.items() if name not in unused})
+    assert found.keys() == Sam(config_from_state(found)).state_dict().keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_sams_own_normalisation_is_dropped(dtype: torch.dtype) -> None:
+    """The original registers it as ``[3,1,1]``; halved with the rest it is rounded."""
+    state = numbered(names_of(TINY))
+    own = {
+        "pixel_mean": torch.tensor([123.675, 116.28, 103.53]).reshape(3, 1, 1).to(dtype),
+        "pixel_std": torch.tensor([58.395, 57.12, 57.375], dtype=dtype).reshape(1, 3, 1, 1),
+    }
+
+    _, found = original_names({**own, **state})
+
+    assert_same(found, state)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("pixel_mean", [0.0, 0.0, 0.0]),
+        ("pixel_mean", [103.53, 116.28, 123.675]),
+        ("pixel_std", [58.395, 57.12, 57.0]),
+        ("pixel_std", [58.395, 57.12]),
+    ],
+)
+def test_another_normalisation_is_refused(name: str, values: list[float]) -> None:
+    text = refusal({**numbered(names_of(TINY)), name: torch.tensor(values)})
+
+    assert text.startswith(f"{name} differs from SAM's")
+
+
+@pytest.mark.parametrize(
+    ("sign", "family"),
+    [
+        ("mask_decoder.hf_token.weight", "SAM-HQ"),
+        ("mask_decoder.hf_mlp.layers.0.weight", "SAM-HQ"),
+        ("sam_mask_decoder.iou_token.weight", "SAM 2 "),
+        ("memory_attention.layers.0.norm1.bias", "SAM 2 "),
+        ("image_encoder.trunk.blocks.0.attn.qkv.weight", "SAM 2 "),
+        ("detector.backbone.vision_backbone.trunk.pos_embed", "SAM 2 or SAM 3"),
+        ("prompt_encoder.invalid_points.weight", "EfficientSAM"),
+        ("mask_decoder.final_output_upscaling_layers.0.0.weight", "EfficientSAM"),
+        ("image_encoder.backbone.input_stem.op_list.0.conv.weight", "EfficientViT-SAM"),
+        ("image_encoder.features.0.0.c.weight", "EdgeSAM or RepViT-SAM"),
+        ("image_encoder.blocks.0.Adapter.channel.0.weight", "a SAM with adapters"),
+        ("image_encoder.blocks.0.MLP_Adapter.D_fc1.weight", "a SAM with adapters"),
+        ("image_encoder.blocks.0.attn.qkv.lora_A.default.weight", "a SAM with adapters"),
+    ],
+)
+def test_another_family_is_named(sign: str, family: str) -> None:
+    """One of its tensors is enough: most families share the rest with SAM."""
+    text = refusal({**numbered(names_of(TINY)), sign: torch.ones(1)})
+
+    assert text.startswith(f"this looks like {family}")
+    assert sign in text
+
+
+@pytest.mark.parametrize(
+    ("build", "family"),
+    [
+        pytest.param(lambda: SamHQModel(SamHQConfig()), "SAM-HQ", id="sam_hq"),
+        pytest.param(lambda: Sam2Model(Sam2Config()), "SAM 2 or SAM 3", id="sam2"),
+    ],
+)
+def test_other_families_of_the_library_are_named(build: object, family: str) -> None:
+    assert callable(build)
+    with torch.device("meta"):
+        state = dict(build().state_dict())
+
+    assert refusal(state).startswith(f"this looks like {family}")
+
+
+def test_what_is_no_sam_is_told_by_some_of_its_names() -> None:
+    text = refusal(numbered(["conv1.weight", "bn1.weight", "layer1.0\n\x1b[31m.weight", "fc.bias"]))
+
+    assert text == (
+        "this is no SAM: its 4 tensors are called conv1.weight, bn1.weight, "
+        "layer1.0??[31m.weight ..."
+    )
+
+
+def test_an_image_encoder_alone_names_what_it_lacks() -> None:
+    names = [name for name in names_of(TINY) if name.startswith("image_encoder.")]
+    _, found = original_names(numbered(names))
+
+    with pytest.raises(ExportError, match="no SAM checkpoint"):
+        Sam(config_from_state(found))
