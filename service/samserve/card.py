@@ -22,18 +22,24 @@ def to_parameters(card: ModelCard) -> dict[str, str]:
 
 
 def from_parameters(parameters: Mapping[str, str]) -> ModelCard:
-    """Undo `to_parameters`, passing over other parameters.
+    """Undo `to_parameters`, passing over what is not known.
 
-    Raises `ValueError` for figures that are none.
+    A card informs; figures that are none are left out, and the model is served all the same.
     """
     texts: dict[str, Any] = {name: parameters[name] for name in TEXTS if name in parameters}
-    card = ModelCard(**texts)
-    if "parity" not in parameters:
-        return card
+    return replace(ModelCard(**texts), parity=_parity(parameters.get("parity", "")))
+
+
+def _parity(text: str) -> Parity | None:
     try:
-        return replace(card, parity=Parity(**json.loads(parameters["parity"])))
-    except TypeError as error:
-        raise ValueError(f"parity: {error}") from error
+        content = json.loads(text)
+        figures = [content[field.name] for field in fields(Parity)]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    if not all(type(figure) in (int, float) and 0 <= figure < 1 << 31 for figure in figures):
+        return None
+    pictures, prompts, *rest = figures
+    return Parity(int(pictures), int(prompts), *map(float, rest))
 
 
 def _rounded(parity: Parity) -> dict[str, Any]:

@@ -66,6 +66,13 @@ def test_a_model_without_a_card_says_so(samserve: Command) -> None:
     assert "card: none was written" in ended.out
 
 
+def test_options_before_a_subcommand_are_refused_and_not_forgotten(samserve: Command) -> None:
+    ended = samserve("models", "--server", "127.0.0.1:1", "show", "sam_tiny")
+
+    assert ended.code == 2
+    assert "give options after 'show', not before it" in ended.err
+
+
 def test_show_of_a_model_that_is_not_served_names_those_that_are(samserve: Command) -> None:
     ended = samserve("models", "show", "sam_vit_h")
 
@@ -81,6 +88,8 @@ def test_show_of_a_model_that_is_not_served_names_those_that_are(samserve: Comma
         (("CHECKPOINT", "--precision", "int8"), 2, "--precision 'int8': expected fp32 or fp16"),
         (("CHECKPOINT", "--tensorrt", "int8"), 2, "--tensorrt 'int8': expected fp32 or fp16"),
         (("CHECKPOINT", "--gpus", "0,,1"), 2, "--gpus '0,,1': expected device numbers"),
+        (("CHECKPOINT", "--gpus", "9999"), 2, "--gpus '9999': expected device numbers"),
+        (("CHECKPOINT", "--name", "n" * 200), 1, "at most 128 of them"),
         (("CHECKPOINT", "--gpus", "1,1"), 2, "--gpus '1,1': expected device numbers"),
         (("CHECKPOINT", "--name", "../up"), 1, "model name '../up'"),
         (("CHECKPOINT", "--min-iou", "2"), 1, "from 0 to 1, not 2"),

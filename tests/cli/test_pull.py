@@ -38,7 +38,7 @@ class World:
     @property
     def cached(self) -> list[str]:
         cache = self.folder / "cache"
-        return sorted(path.name for path in cache.iterdir()) if cache.exists() else []
+        return sorted(path.name for path in cache.glob("*/*"))
 
     def pull(self, *arguments: str, variant: str = "mobile", checksum: str = "") -> Ended:
         lines = [

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import samserve
 import urllib3.util.connection
+from samserve.export import transfer as transfer_module
 from samserve.export.download import Checksum, Downloaded, download
 from samserve.export.errors import ExportError
 from samserve.export.part import Origin, Part
@@ -879,3 +880,25 @@ def test_a_certificate_that_nobody_signed_is_refused_at_once(tls_port: int, pull
 
     assert "certificate verify failed" in error
     assert pull.waits == []
+
+
+def test_a_redirect_from_elsewhere_to_this_machine_is_not_followed() -> None:
+    asked: list[str] = []
+
+    class Pool:
+        def __init__(self) -> None:
+            self.headers: dict[str, str] = {}
+
+        def request(self, _method: str, url: str, **_options: object) -> Pool:
+            asked.append(url)
+            return self
+
+        def get_redirect_location(self) -> str:
+            return "http://127.0.0.1:8500/secrets"
+
+        def close(self) -> None:
+            pass
+
+    with pytest.raises(ExportError, match="redirected from elsewhere to this machine"):
+        transfer_module._follow(Pool(), "https://example.org/a.pth", {})  # type: ignore[arg-type]
+    assert asked == ["https://example.org/a.pth"]

@@ -54,3 +54,45 @@ def test_publishing_replaces_what_is_there(tmp_path: Path) -> None:
 
     assert (tmp_path / "models" / "model" / "file").read_text() == "new"
     assert not list(tmp_path.glob(f"{PREFIX}*"))
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2, 3])
+def test_publishing_that_is_interrupted_leaves_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    repository = tmp_path / "models"
+    names = ["encoder", "decoder"]
+    for name in names:
+        (repository / name).mkdir(parents=True)
+        (repository / name / "file").write_text(f"old {name}")
+    rename, done = Path.rename, []
+
+    def interrupted(source: Path, target: Path) -> Path:
+        done.append(target)
+        if len(done) == moves + 1:
+            raise KeyboardInterrupt
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with staging(repository) as stage:
+        for name in names:
+            (stage.folder / name).mkdir()
+        with pytest.raises(KeyboardInterrupt):
+            stage.publish(names)
+
+    assert sorted(path.name for path in repository.iterdir()) == sorted(names)
+    for name in names:
+        assert (repository / name / "file").read_text() == f"old {name}"
+
+
+def test_what_is_there_may_be_a_link_to_nowhere(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    repository.mkdir()
+    (repository / "model").symlink_to(tmp_path / "nowhere")
+
+    with staging(repository) as stage:
+        (stage.folder / "model").mkdir()
+        stage.publish(["model"])
+
+    assert (repository / "model").is_dir()
+    assert not (repository / "model").is_symlink()

@@ -143,7 +143,8 @@ def _gpus(text: str) -> tuple[int, ...]:
     if not text:
         return ()
     parts = text.split(",")
-    if not all(part.isascii() and part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+    numbers = all(part.isascii() and part.isdigit() and len(part) < 4 for part in parts)
+    if not numbers or len(set(parts)) < len(parts):
         raise UsageError(f"--gpus {text!r}: expected device numbers, each once, such as 0,1")
     return tuple(int(part) for part in parts)
 

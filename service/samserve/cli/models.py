@@ -43,6 +43,8 @@ def list_models(
     `masks` is the mean IoU of a model's masks with its checkpoint's own, as compared at the export.
     """
     if context.invoked_subcommand is not None:
+        if as_json or server or config or assignments:
+            raise UsageError(f"give options after {context.invoked_subcommand!r}, not before it")
         return
     catalog = _served(server, config, assignments)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,7 +79,7 @@ def pull(  # noqa: PLR0913, PLR0917  (options, by name)
     )
     entry = _entry(name, catalog)
     options = options_of(flags, variant=entry.variant)
-    checkpoint = _download(entry, _checksum(entry, sha256, unverified), cache.expanduser())
+    checkpoint = _download(entry, _checksum(entry, sha256, unverified), _expanded(cache))
     run_export(checkpoint, options)
 
 
@@ -97,6 +98,13 @@ def known(catalog: CatalogFile = None) -> None:
         for entry in entries
     ]
     print_table([("name", "checksum", "licence", "description"), *rows])
+
+
+def _expanded(cache: Path) -> Path:
+    try:
+        return cache.expanduser()
+    except RuntimeError as error:
+        raise CommandError(f"there is no home directory for {cache}; name one: --cache") from error
 
 
 def _entry(name: str, catalog: Path | None) -> Entry:
@@ -129,11 +137,14 @@ def _checksum(entry: Entry, sha256: str, unverified: bool) -> Checksum | None:
 def _download(entry: Entry, checksum: Checksum | None, cache: Path) -> Path:
     from samserve.export.download import download
     from samserve.export.errors import ExportError
+    from samserve.export.transfer import shown
 
-    note(f"{entry.name} from {entry.url} ({entry.license}, {entry.page})")
+    note(f"{entry.name} from {shown(entry.url)} ({entry.license}, {entry.page})")
+    # Names of files repeat; a cached one is trusted to be what its URL gives.
+    folder = cache / hashlib.sha256(entry.url.encode()).hexdigest()[:12]
     try:
         with downloading(entry.name) as progress:
-            found = download(entry.url, cache, checksum=checksum, progress=progress)
+            found = download(entry.url, folder, checksum=checksum, progress=progress)
     except ExportError as error:
         raise CommandError(str(error)) from error
     say(f"{found.path}: {found.size} bytes, sha256 {found.sha256}")

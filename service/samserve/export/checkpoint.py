@@ -38,8 +38,10 @@ def sam_from(state: Mapping[str, Tensor]) -> Sam:
     with torch.device("meta"):
         sam = Sam(config_from_state(state))
     _check(state, {name: value.shape for name, value in sam.state_dict().items()})
+    # Copied, not only widened: what stays mapped to a file would change, or end, with it.
     widened = {
-        name: value.float() if value.is_floating_point() else value for name, value in state.items()
+        name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+        for name, value in state.items()
     }
     sam.load_state_dict(widened, strict=True, assign=True)
     return sam.eval().requires_grad_(False)

@@ -31,6 +31,7 @@ from samserve.export.repository import (
     write_configs,
 )
 from samserve.export.sam.model import Sam
+from samserve.export.sources.files import shown
 from samserve.export.sources.source import Source
 from samserve.export.staging import staging
 from samserve.identity import pair_digest
@@ -95,7 +96,7 @@ def export(spec: str | Path, options: ExportOptions, say: Say = lambda text: Non
     checkpoint that is none, and for an export whose masks differ by more than the options allow.
     """
     pictures = read_pictures(options.pictures) if options.check else []
-    say(f"reading {spec}")
+    say(f"reading {shown(str(spec))}")
     sam, source = open_sam(spec, options.revision)
     variant = _variant(sam, source, options)
     name = options.name or default_name(variant, source)

@@ -39,7 +39,7 @@ DECODER_MAX_BATCH = 8
 MODEL_VERSION = "1"
 CONFIG_FILE = "config.pbtxt"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 _DECODER_INSTANCES = """\
 # No kind: Triton then takes a GPU where there is one (KIND_AUTO); one file serves both machines.
@@ -131,7 +131,9 @@ def write_pair(
 def check_name(name: str) -> None:
     """Refuse, with `ExportError`, a name that is no folder's."""
     if not _NAME.fullmatch(name):
-        raise ExportError(f"model name {name!r}: only letters, digits, '_', '-' and '.'")
+        raise ExportError(
+            f"model name {name[:80]!r}: only letters, digits, '_', '-' and '.', at most 128 of them"
+        )
 
 
 def stage_pair(

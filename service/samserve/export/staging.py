@@ -21,13 +21,28 @@ class Staging:
         self._target, self.folder = target, folder
 
     def publish(self, names: list[str]) -> None:
-        """Put the folders of these names in place, instead of those that are there."""
-        for name in names:
-            target = self._target / name
-            # A folder cannot be renamed over one that has files: the old one steps aside first.
-            if target.exists():
-                target.rename(self.folder / f"{name}.old")
-            (self.folder / name).rename(target)
+        """Put the folders of these names in place, instead of those that are there.
+
+        Fails or is interrupted as a whole: then the old ones are there again.
+        """
+        done: list[tuple[Path, Path]] = []
+        try:
+            for name in names:
+                target = self._target / name
+                # A folder cannot be renamed over one that has files: the old one steps aside first.
+                if os.path.lexists(target):
+                    self._move(target, self.folder / f"{name}.old", done)
+                self._move(self.folder / name, target, done)
+        except BaseException:
+            for source, target in reversed(done):
+                if os.path.lexists(target):
+                    target.rename(source)
+            raise
+
+    def _move(self, source: Path, target: Path, done: list[tuple[Path, Path]]) -> None:
+        # Noted before it happens: an interrupt may come at any moment.
+        done.append((source, target))
+        source.rename(target)
 
 
 @contextmanager

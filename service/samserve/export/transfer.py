@@ -139,8 +139,11 @@ def _attempt(pool: PoolManager, request: Request, part: Part) -> None:
 
 def _follow(pool: PoolManager, url: str, headers: dict[str, str]) -> tuple[str, BaseHTTPResponse]:
     """Follow redirects by hand: every URL must obey the rule before it is asked."""
+    asked_here = _is_loopback(check_url(url).host or "")
     for _ in range(MOST_REDIRECTS + 1):
-        check_url(url)
+        # A stranger shall not make this machine ask itself.
+        if _is_loopback(check_url(url).host or "") and not asked_here:
+            raise ExportError(f"{shown(url)}: redirected from elsewhere to this machine")
         response = pool.request(
             "GET",
             url,

@@ -71,8 +71,11 @@ class PromptEncoder(nn.Module):
         """Position encoding of the embedding's cells: ``[1,grid*grid,256]``, row by row."""
         centres = (torch.ones(self.grid).cumsum(0) - 0.5) / self.grid
         rows, columns = torch.meshgrid(centres, centres, indexing="ij")
-        positions: Tensor = self.pe_layer(torch.stack([columns, rows], 2))
-        return positions.reshape(1, self.grid * self.grid, -1)
+        # Term by term: these numbers are baked into the model, and the order in which a matrix
+        # product adds depends on the processor.
+        along_x, along_y = self.pe_layer.positional_encoding_gaussian_matrix.unsqueeze(1)
+        waves = (2 * columns - 1).unsqueeze(2) * along_x + (2 * rows - 1).unsqueeze(2) * along_y
+        return self.pe_layer.encoded(waves).reshape(1, self.grid * self.grid, -1)
 
 
 class PositionEncoding(nn.Module):
@@ -87,6 +90,9 @@ class PositionEncoding(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         """Encode ``[...,2]`` (x, y) in 0..1 as ``[...,channels]``."""
-        waves = (2 * positions - 1) @ self.positional_encoding_gaussian_matrix
+        return self.encoded((2 * positions - 1) @ self.positional_encoding_gaussian_matrix)
+
+    def encoded(self, waves: Tensor) -> Tensor:
+        """Turn ``[...,channels/2]`` waves into their sines and cosines."""
         angles = 2 * math.pi * waves
         return torch.cat([torch.sin(angles), torch.cos(angles)], -1)

@@ -1,12 +1,13 @@
 """Tensors out of files that nobody vouches for.
 
-A ``.pth`` file is a pickle, which can hold code.  Only tensors are taken from it: PyTorch's
-restricted unpickler refuses everything else before it could run.
+A ``.pth`` file is a pickle, which can hold code.  Only tensors are taken from it: it is looked
+through before anything of it is built, and PyTorch's restricted unpickler refuses all code too.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import pickle
 import warnings
 import zipfile
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from samserve.export.errors import ExportError
+from samserve.export.sources.pickles import check_pickle
 
 State = dict[str, Tensor]
 
@@ -33,6 +35,9 @@ COUNTER = "num_batches_tracked"
 """Batch norms count; nothing else in a SAM is an integer."""
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+_LEGACY_PICKLES = 5
+"""A file without an archive: a number, a version, a machine, the content, names of storages."""
+
 _SHOWN = 200
 
 
@@ -89,8 +94,13 @@ def _parsed(path: Path, start: bytes) -> object:
     """Read a file in the format that its first nine bytes tell."""
     if start.startswith(_ZIP):
         _check_archive(path)
+        # By PyTorch's own reader: another one might find another entry of that name.
+        check_pickle(io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
         return _unpickled(path, mmap=True)
     if start.startswith(_PICKLE):
+        with path.open("rb") as file:
+            for _ in range(_LEGACY_PICKLES):
+                check_pickle(file)
         return _unpickled(path, mmap=False)
     if start[8:] == b"{":
         return load_file(path)
@@ -167,11 +177,8 @@ def _check(state: State, path: Path) -> None:
 
 def _fault_of_form(key: str, value: Tensor) -> str:
     """Say what makes a tensor no weight, whatever its values; empty for a good one."""
-    plain = value.layout is torch.strided and not (value.is_nested or value.is_quantized)
-    if not plain or value.is_neg():
-        return "is no dense tensor"
-    if value.device.type != "cpu":
-        return "has no values"
+    if value.is_neg():
+        return "is a negated view"
     if value.dtype not in FLOATS and not (value.dtype is torch.int64 and key.endswith(COUNTER)):
         return f"has type {str(value.dtype).removeprefix('torch.')}, which no weight has"
     # Strides of 0 let a few bytes claim any shape.

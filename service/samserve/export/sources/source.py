@@ -53,7 +53,7 @@ def open_source(spec: str | Path, revision: str | None = None) -> tuple[State, S
     except OSError as error:
         raise ExportError(f"{shown(name)} cannot be read: {error.strerror or error}") from error
     naming, state = original_names(tensors)
-    return state, Source(name, commit, sha256, naming, _narrowest(state.values()))
+    return state, Source(shown(name), commit, sha256, naming, _narrowest(state.values()))
 
 
 def _fetch(spec: str | Path, revision: str | None) -> tuple[Path, str]:
