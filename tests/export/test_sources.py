@@ -233,6 +233,12 @@ def test_the_directory_that_one_is_in_has_a_name(
     assert open_source(".")[1].name == "directory"
 
 
+def test_a_name_cannot_write_on_the_terminal_either(forms: dict[str, Path], tmp_path: Path) -> None:
+    path = shutil.copy(forms["safetensors"], tmp_path / "sam\n\x1b[31m.safetensors")
+
+    assert open_source(path)[1].name == "sam??[31m.safetensors"
+
+
 @pytest.mark.parametrize(
     ("types", "narrowest"),
     [
@@ -602,19 +608,61 @@ def test_programs_that_would_end_or_hang_the_process_are_refused(
         check_pickle(io.BytesIO(b"\x80\x02" + program))
 
 
-@pytest.mark.parametrize("place", range(5))
-def test_every_pickle_of_a_legacy_file_is_looked_through(tmp_path: Path, place: int) -> None:
-    stream = io.BytesIO(pth(tmp_path, SMALL, zipped=False).read_bytes())
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("posix system", "builtins eval", "__builtin__ bytearray", "_codecs encode"),
+        *("my.collections OrderedDict", "collections OrderedDict.fromkeys", "torch load"),
+        *("torch.storage _load_from_bytes", "torch Tensor", "torch._utils _rebuild_tensor_v22"),
+    ],
+)
+def test_other_names_are_not_asked_for(name: str) -> None:
+    program = b"\x80\x02c%b\n." % name.replace(" ", "\n").encode()
+
+    with pytest.raises(UnpicklingError, match="is no part of a checkpoint"):
+        check_pickle(io.BytesIO(program))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pytorchs_own_restriction_stays_behind_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
+    monkeypatch.setattr(files, "check_pickle", lambda _: None)
+    path = pth(tmp_path, {**SMALL, "b": RunsCode(tmp_path / "trace")}, zipped=zipped)
+
+    assert refused(path) == NO_TENSORS
+    assert not (tmp_path / "trace").exists()
+
+
+def legacy_parts(path: Path) -> tuple[list[bytes], bytes]:
+    """The five pickles of a file without an archive, and its numbers."""
+    stream = io.BytesIO(path.read_bytes())
     parts = []
     for _ in range(5):
         start = stream.tell()
         pickletools.dis(stream, io.StringIO())
         parts.append(stream.getvalue()[start : stream.tell()])
+    return parts, stream.read()
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_every_pickle_of_a_legacy_file_is_looked_through(tmp_path: Path, place: int) -> None:
+    path = pth(tmp_path, SMALL, zipped=False)
+    parts, numbers = legacy_parts(path)
     parts[place] = b"\x80\x02" + DEEP + b"."
-    path = tmp_path / "sam.pth"
-    path.write_bytes(b"".join(parts) + stream.read())
+    path.write_bytes(b"".join(parts) + numbers)
 
     assert refused(path) == NO_TENSORS
+
+
+def test_storages_that_a_legacy_file_does_not_fill_are_refused(tmp_path: Path) -> None:
+    """They would hold whatever was in the memory before."""
+    path = pth(tmp_path, {"a.weight": torch.ones(1 << 16)}, zipped=False)
+    parts, _ = legacy_parts(path)
+    parts[4] = pickle.dumps([], 2)
+    path.write_bytes(b"".join(parts))
+
+    assert refused(path) == "sam.pth claims more numbers than it holds"
 
 
 def test_what_training_keeps_beside_weights_is_let_through(tmp_path: Path) -> None:
