@@ -25,7 +25,7 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Everything, limits and defaults too, as JSON.")
 ]
 
-models = typer.Typer(no_args_is_help=False)
+models = typer.Typer()
 models.command()(pull)
 models.command()(known)
 

@@ -34,7 +34,6 @@ from samserve.export.sam.model import Sam
 from samserve.export.sources.files import shown
 from samserve.export.sources.source import Source
 from samserve.export.staging import staging
-from samserve.identity import pair_digest
 from samserve.types import ModelCard, Parity
 
 DEFAULT_MIN_IOU = 0.99
@@ -111,8 +110,8 @@ def export(spec: str | Path, options: ExportOptions, say: Say = lambda text: Non
         made = _card(variant, source, options, figures)
         text = options.description or f"Segment Anything ({variant}) from {source.name}"
         facts = card.to_parameters(made)
-        write_configs(pair, Description(text, facts=facts, overlays=options.overlays))
-        digest = pair_digest(pair.encoder, pair.decoder)
+        described = Description(text, facts=facts, overlays=options.overlays)
+        digest = write_configs(pair, described)
         stage.publish(pair.folders)
     folders = tuple(options.repository / folder for folder in pair.folders)
     return Exported(name, digest, folders, made)

@@ -153,8 +153,8 @@ def stage_pair(
     return StagedPair(name, paths[0], paths[1], *interfaces)
 
 
-def write_configs(pair: StagedPair, description: Description) -> None:
-    """Write the configurations of a pair beside its graphs."""
+def write_configs(pair: StagedPair, description: Description) -> str:
+    """Write the configurations of a pair beside its graphs, and give the pair's digest."""
     if not all(text.isprintable() for text in [description.text, *description.facts.values()]):
         raise ExportError("the description must be one printable line")
     parameters = _parameters(pair, description)
@@ -186,6 +186,7 @@ def write_configs(pair: StagedPair, description: Description) -> None:
             parameters={**parameters, "samserve.role": "decoder"},
         ),
     )
+    return parameters["samserve.digest"]
 
 
 def _write_config(graph: Path, config: ModelConfig) -> None:
