@@ -21,6 +21,8 @@ from samserve.v1 import samserve_pb2_grpc
 
 from tests import chosen
 
+pytest_plugins = ["tests.secrecy", "pytester"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", choices=chosen.ENGINES, default="fake", help=chosen.__doc__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +22,20 @@ from samserve.engines.triton.engine import TritonEngine
 from samserve.imaging import ImageLimits
 from samserve.metrics import Metrics
 from samserve.predictor import Predictor
+from samserve.quotas import Quotas
 from samserve.readiness import Readiness
 from samserve.rpc.admin import Admin
 from samserve.rpc.admission import Admission
 from samserve.rpc.boundary import Boundary
+from samserve.rpc.entrance import Entrance
 from samserve.rpc.server import ApiServer
 from samserve.rpc.servicer import SegmentationServicer, UseCases
+from samserve.security.setup import open_security
 from samserve.settings import EngineSettings, Settings, core_count
 from samserve.stores.base import EmbeddingStore
 from samserve.stores.memory import MemoryStore
 from samserve.warmup import warm_up
+from samserve.watched import Watched, refreshing
 from samserve.workers import Workers
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -46,6 +50,7 @@ class Running:
     engine: Engine
     store: EmbeddingStore
     metrics: Metrics
+    watched: Sequence[Watched[Any]]
 
 
 @asynccontextmanager
@@ -58,6 +63,8 @@ async def running(
     warm-up inference and says SERVING when the block begins.
     """
     metrics = Metrics(CollectorRegistry())
+    security = open_security(settings)
+    metrics.watch_files(security.watched)
     async with AsyncExitStack() as stack:
         admin = Admin(metrics.registry, asyncio.get_running_loop())
         admin_port = stack.enter_context(
@@ -69,16 +76,27 @@ async def running(
         metrics.watch_engine(lambda: engine.transport)
         if store is None:
             store = MemoryStore(
-                settings.store.capacity_bytes, settings.store.ttl_s, allocate=engine.allocate
+                settings.store.capacity_bytes,
+                settings.store.ttl_s,
+                quota=lambda tenant: security.policy().quota(tenant).stored_bytes,
+                allocate=engine.allocate,
             )
         await stack.enter_async_context(_closing(store))
         metrics.watch_store(store.stats)
         workers = Workers(core_count())
         stack.callback(workers.close)
         use_cases = _use_cases(settings, engine, store, workers)
-        boundary = Boundary(Admission(settings.admission), settings.deadlines, metrics)
-        servicer = SegmentationServicer(use_cases, boundary, settings.limits)
-        api = ApiServer(servicer, settings.server, settings.limits)
+        entrance = Entrance(
+            security.authenticator,
+            Quotas(security.policy),
+            Admission(settings.admission, shared=lambda: security.authenticator.required),
+        )
+        boundary = Boundary(entrance, settings.deadlines, settings.server, metrics)
+        servicer = SegmentationServicer(use_cases, settings.limits)
+        api = ApiServer(
+            servicer.handlers(boundary), settings.server, settings.limits, security.certificate
+        )
+        await stack.enter_async_context(refreshing(security.watched, settings.tls.reload_s))
         await stack.enter_async_context(api.serving())
         await warm_up(engine, store)
         stack.push_async_callback(asyncio.sleep, settings.server.drain_s)
@@ -90,6 +108,7 @@ async def running(
             engine=engine,
             store=store,
             metrics=metrics,
+            watched=security.watched,
         )
 
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from samserve.errors import DeadlineExceeded
-
-DEFAULT_TENANT = "default"
+from samserve.principal import ANYBODY, UNLIMITED, Allowance, Principal
 
 
 class Priority(IntEnum):
@@ -55,14 +54,20 @@ class StageClock:
 
 @dataclass(slots=True)
 class RequestContext:
-    """One call: its tenant, absolute deadline (seconds of *now*), stage clock and priority."""
+    """One call: its caller, absolute deadline (seconds of *now*), stage clock and priority."""
 
-    tenant: str = DEFAULT_TENANT
+    principal: Principal = ANYBODY
+    allowance: Allowance = UNLIMITED
     request_id: str = ""
     deadline: float = float("inf")
     priority: Priority = Priority.INTERACTIVE
     clock: StageClock = field(default_factory=StageClock)
     now: Callable[[], float] = time.monotonic
+
+    @property
+    def tenant(self) -> str:
+        """Whose embeddings the call sees, and whose turn its work waits for."""
+        return self.principal.tenant
 
     @property
     def remaining_s(self) -> float:

@@ -12,6 +12,7 @@ from samserve.core import geometry
 from samserve.engines.base import EncoderInput, Engine
 from samserve.errors import EmbeddingNotFound, InvalidRequest, ModelNotFound
 from samserve.flight import SingleFlight
+from samserve.principal import Permission
 from samserve.prompting import Frames
 from samserve.stores.base import EmbeddingStore, Slot
 from samserve.types import (
@@ -171,9 +172,7 @@ class Embedder:
         renew: bool,
     ) -> Leased:
         with context.clock.stage("hash"):
-            embedding_id = await self.workers.run(
-                context.priority, identity.embedding_id, image, model
-            )
+            embedding_id = await self.workers.run(context, identity.embedding_id, image, model)
         key = EmbeddingKey(context.tenant, embedding_id)
         try:
             with context.clock.stage("cache_get"):
@@ -184,7 +183,10 @@ class Embedder:
         else:
             check(embedding.facts.image_size, model)
             return Leased(embedding_id, embedding, model, cached=True)
-        size = await self.workers.run(context.priority, imaging.probe, image, self.limits)
+        context.principal.require(Permission.EMBED)
+        self.store.check_room(context.tenant, model.embedding)
+        size = await self.workers.run(context, imaging.probe, image, self.limits)
+        context.allowance.check_image(size.pixels)
         check(size, model)
         encoded = await self._encode_once(held, _Job(key, image, model), context)
         return Leased(embedding_id, encoded.embedding, model, encoded.cached)
@@ -219,15 +221,14 @@ class Embedder:
     async def _encode_and_publish(self, job: _Job, caller: RequestContext) -> StageClock:
         """Return what each stage took."""
         context = RequestContext(
-            tenant=job.key.tenant,
+            principal=caller.principal,
+            allowance=caller.allowance,
             request_id=caller.request_id,
             deadline=caller.now() + self._encode_deadline_s,
             priority=caller.priority,
         )
         with context.clock.stage("decode_image"):
-            pixels = await self.workers.run(
-                context.priority, imaging.decode, job.image, self.limits
-            )
+            pixels = await self.workers.run(context, imaging.decode, job.image, self.limits)
         size = Size(*pixels.shape[:2])
         facts = EmbeddingFacts(size, job.model.name, job.model.digest)
         slot = await self.store.reserve(job.key, facts, job.model.embedding)
@@ -246,7 +247,7 @@ class Embedder:
         frames = Frames.of(Size(*pixels.shape[:2]), model)
         with context.clock.stage("resize"):
             placed = await self.workers.run(
-                context.priority, _place, pixels, frames.resized, model.image_size
+                context, _place, pixels, frames.resized, model.image_size
             )
         with context.clock.stage("encode"):
             await self.engine.encode(

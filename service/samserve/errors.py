@@ -10,11 +10,15 @@
     ├── NotFound
     │   ├── EmbeddingNotFound     unknown, expired, evicted or another tenant's: embed again
     │   └── ModelNotFound         no such model is served
+    ├── Unauthenticated           no credentials, or none that hold
+    ├── PermissionDenied          the caller's roles do not allow it
     ├── Overloaded                a bound is reached: try again after ``retry_after_s``
-    │   └── MemoryExhausted       the system has no room for shared memory
+    │   ├── MemoryExhausted       the system has no room for shared memory
+    │   └── QuotaExceeded         a bound of this tenant, or the rate of the whole server
     ├── Unavailable               a part is not there: try again after ``retry_after_s``
     │   ├── EngineUnavailable     the model runtime is not there
-    │   └── StoreUnavailable      the embedding store is not there (never said of a miss)
+    │   ├── StoreUnavailable      the embedding store is not there (never said of a miss)
+    │   └── Misconfigured         a file of the server's configuration cannot be used
     ├── DeadlineExceeded          the call ran out of time
     └── EngineFailure             the model runtime failed; details are logged, not answered
 
@@ -93,13 +97,32 @@ class ModelNotFound(NotFound):
     reason = "MODEL_NOT_FOUND"
 
 
+class Unauthenticated(SamserveError):
+    """The call carries no credentials, or none that hold; what was sent is never repeated."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(SamserveError):
+    """The caller is known, but none of its roles allows the call."""
+
+    reason = "PERMISSION_DENIED"
+
+
 class Overloaded(SamserveError):
-    """A bound on concurrent work or memory is reached; nothing was begun."""
+    """A bound on concurrent work or memory is reached; nothing was begun.
+
+    ``retry_after_s`` is None where waiting does not help.
+    """
 
     reason = "OVERLOADED"
 
     def __init__(
-        self, message: str, *, retry_after_s: float = 1.0, metadata: dict[str, str] | None = None
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = 1.0,
+        metadata: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message, metadata=metadata)
         self.retry_after_s = retry_after_s
@@ -109,6 +132,23 @@ class MemoryExhausted(Overloaded):
     """The system has no room for the memory that was asked for."""
 
     reason = "MEMORY_EXHAUSTED"
+
+
+class QuotaExceeded(Overloaded):
+    """A quota is used up; ``subject`` says whose: ``tenant:NAME`` or ``server``."""
+
+    reason = "QUOTA_EXCEEDED"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        subject: str,
+        retry_after_s: float | None,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, metadata=metadata)
+        self.subject = subject
 
 
 class Unavailable(SamserveError):
@@ -127,6 +167,15 @@ class StoreUnavailable(Unavailable):
     """The embedding store cannot be reached."""
 
     reason = "STORE_UNAVAILABLE"
+
+
+class Misconfigured(Unavailable):
+    """A file that the server was told to use is not there or says nothing sensible.
+
+    Raised at start only; the text names the file and the place in it, never its values.
+    """
+
+    reason = "MISCONFIGURED"
 
 
 class DeadlineExceeded(SamserveError):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from samserve.stores.base import StoreStats
 from samserve.types import Transport
+from samserve.watched import Watched
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -21,62 +24,45 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self.started = Counter(
-            "grpc_server_started",
-            "RPCs that were begun.",
-            ["grpc_service", "grpc_method"],
-            registry=registry,
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        seconds = partial(Histogram, buckets=_SECONDS, registry=registry)
+        rpc = ["grpc_service", "grpc_method"]
+        self.started = counter("grpc_server_started", "RPCs that were begun.", rpc)
+        self.handled = counter(
+            "grpc_server_handled", "RPCs that ended, by status code.", [*rpc, "grpc_code"]
         )
-        self.handled = Counter(
-            "grpc_server_handled",
-            "RPCs that ended, by status code.",
-            ["grpc_service", "grpc_method", "grpc_code"],
-            registry=registry,
+        self.handling = seconds(
+            "grpc_server_handling_seconds", "Time from the call to the end of the answer.", rpc
         )
-        self.handling = Histogram(
-            "grpc_server_handling_seconds",
-            "Time from the request to the end of the answer.",
-            ["grpc_service", "grpc_method"],
-            buckets=_SECONDS,
-            registry=registry,
+        self.errors = counter(
+            "samserve_errors",
+            "Calls that were refused or failed, by the reason that the client was told.",
+            ["grpc_method", "reason"],
         )
-        self.in_flight = Gauge(
-            "samserve_inflight_requests",
-            "Calls that are being worked on.",
-            ["grpc_method"],
-            registry=registry,
+        self.in_flight = gauge(
+            "samserve_inflight_requests", "Calls that are being worked on.", ["grpc_method"]
         )
-        self.stages = Histogram(
-            "samserve_stage_seconds",
-            "Time by stage of a call.",
-            ["grpc_method", "stage"],
-            buckets=_SECONDS,
-            registry=registry,
+        self.stages = seconds(
+            "samserve_stage_seconds", "Time by stage of a call.", ["grpc_method", "stage"]
         )
-        self.engine_runs = Counter(
+        self.engine_runs = counter(
             "samserve_engine_runs",
             "Runs of a network, by outcome (ok, cancelled, failed).",
             ["network", "outcome"],
-            registry=registry,
         )
-
-        self.message_fallbacks = Counter(
+        self.engine_running = gauge(
+            "samserve_engine_running", "Runs of a network that are under way.", ["network"]
+        )
+        self.message_fallbacks = counter(
             "samserve_triton_message_fallbacks",
             "Requests that went in messages although memory is shared, for want of scratch memory.",
             ["network"],
-            registry=registry,
         )
-        self.scratch_bytes = Gauge(
+        self.scratch_bytes = gauge(
             "samserve_triton_scratch_bytes",
             "Shared memory for requests under way: all of it, and what lost runs may write into.",
             ["state"],
-            registry=registry,
-        )
-        self.engine_running = Gauge(
-            "samserve_engine_running",
-            "Runs of a network that are under way.",
-            ["network"],
-            registry=registry,
         )
 
     @contextmanager
@@ -97,6 +83,10 @@ class Metrics:
         """Export what a store says of itself whenever somebody scrapes."""
         self.registry.register(_StoreCollector(stats))
 
+    def watch_files(self, files: Sequence[Watched[Any]]) -> None:
+        """Export whether files that may change are in order, at the time of the scrape."""
+        self.registry.register(_FilesCollector(files))
+
     def watch_engine(self, transport: Callable[[], Transport]) -> None:
         """Export how tensors travel to the model runtime, as it is at the time of the scrape."""
         self.registry.register(_TransportCollector(transport))
@@ -115,6 +105,21 @@ class _TransportCollector(Collector):
         in_force = self._transport()
         for transport in Transport:
             family.add_metric([transport.value], float(transport is in_force))
+        yield family
+
+
+class _FilesCollector(Collector):
+    def __init__(self, files: Sequence[Watched[Any]]) -> None:
+        self._files = files
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            "samserve_file_in_order",
+            "1 if a watched file is in force as it is, 0 if an older content had to be kept.",
+            labels=["file"],
+        )
+        for file in self._files:
+            family.add_metric([file.name], float(file.healthy))
         yield family
 
 

@@ -83,7 +83,7 @@ class Predictor:
             results: list[tuple[Candidate, ...]] = [()] * len(prompts)
             groups = await self._embedder.workers.run_unless(
                 _is_quick(prompts),
-                context.priority,
+                context,
                 lambda: list(group(prompts, frames, self._prompts_per_run)),
             )
             for members in groups:
@@ -91,7 +91,7 @@ class Predictor:
                 answer = partial(_candidates, prompts, members, output, upsampling, options)
                 with context.clock.stage("postprocess"):
                     answered = await self._embedder.workers.run_unless(
-                        not options.pixels, context.priority, answer
+                        not options.pixels, context, answer
                     )
                 for index, candidates in zip(members.indices, answered, strict=True):
                     results[index] = candidates

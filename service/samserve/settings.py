@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -32,12 +33,89 @@ class ServerSettings(_Section):
     """Address of the admin listener (HTTP: /livez, /readyz, /metrics)."""
     admin_port: int = Field(default=8081, ge=0, le=65535)
     """Port of the admin listener; 0 takes a free one."""
+    plaintext: bool = False
+    """Whether to serve without TLS on an address other than loopback."""
     reflection: bool = True
     """Whether generic clients may list and describe the services."""
+    receive_s: float = Field(default=60.0, gt=0)
+    """Time that a request may take to arrive, if the call's deadline is not sooner."""
+    send_s: float = Field(default=60.0, gt=0)
+    """Time that a client may take to accept one message of an answer."""
+    streams: int = Field(default=256, ge=1)
+    """Calls that one connection may have open; more wait at the client."""
+    connections: int = Field(default=4096, ge=1)
+    """Connections that are accepted."""
+    handshake_s: float = Field(default=20.0, gt=0)
+    """Time that a new connection gets for TLS and HTTP/2."""
+    idle_s: float = Field(default=900.0, gt=0)
+    """Time after which a connection without calls is closed."""
+    connection_age_s: float = Field(default=0.0, ge=0)
+    """Age at which a connection is asked to end and be opened anew, which balances load and brings
+    new certificates into force; 0 means never."""
+    ping_interval_s: float = Field(default=10.0, gt=0)
+    """Clients that ping more often are sent away."""
     drain_s: float = Field(default=0.0, ge=0)
     """Time between saying NOT_SERVING and refusing new calls, for load balancers to notice."""
     grace_s: float = Field(default=30.0, ge=0)
-    """Time that running calls get to finish at shutdown."""
+    """Time that running calls get to finish at shutdown, and on a connection that ends for age."""
+
+
+class TlsSettings(_Section):
+    """TLS on the API listener; files are read again when they change."""
+
+    cert_file: Path | None = None
+    """Certificate chain (PEM); with `key_file` it turns TLS on."""
+    key_file: Path | None = None
+    """Private key (PEM, not encrypted)."""
+    client_ca_file: Path | None = None
+    """CAs of client certificates (PEM); with it, only clients with a certificate are let in."""
+    client_identities: str = ""
+    """Names (DNS or URI) in client certificates that are let in, separated by commas; empty takes
+    every certificate of those CAs."""
+    reload_s: float = Field(default=1.0, gt=0)
+    """Time between two looks at the files of `tls` and `auth`."""
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """`client_identities`, one by one."""
+        return tuple(name for part in self.client_identities.split(",") if (name := part.strip()))
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file need each other")
+        if self.client_ca_file is not None and self.cert_file is None:
+            raise ValueError("client_ca_file needs cert_file and key_file")
+        if self.client_identities and self.client_ca_file is None:
+            raise ValueError("client_identities needs client_ca_file")
+        return self
+
+
+class AuthSettings(_Section):
+    """Who may call; without keys and tokens, everybody who reaches the API listener."""
+
+    keys_file: Path | None = None
+    """API keys as `samserve keys new` makes them (TOML)."""
+    jwks_file: Path | None = None
+    """Public keys (JWKS) that bearer tokens are signed with."""
+    jwt_issuer: str = ""
+    """What tokens must have as `iss`."""
+    jwt_audience: str = ""
+    """What tokens must have in `aud`."""
+    jwt_tenant_claim: str = "tenant"
+    """Claim that names the tenant."""
+    jwt_roles_claim: str = "roles"
+    """Claim that lists the roles, as a list or separated by spaces."""
+    jwt_leeway_s: float = Field(default=30.0, ge=0)
+    """How far the clocks of issuer and server may be apart."""
+    policy_file: Path | None = None
+    """Roles, tenants and quotas (TOML); see `docs/security.md`."""
+
+    @model_validator(mode="after")
+    def _tokens_have_rules(self) -> Self:
+        if self.jwks_file is not None and not (self.jwt_issuer and self.jwt_audience):
+            raise ValueError("jwks_file needs jwt_issuer and jwt_audience")
+        return self
 
 
 class DeadlineSettings(_Section):
@@ -128,7 +206,27 @@ class TritonSettings(_Section):
     startup_s: float = Field(default=600.0, ge=0)
     """Time that Triton gets to load its models before this server gives up."""
     health_interval_s: float = Field(default=0.5, gt=0)
-    """Time between two looks at Triton's health."""
+    """Time between two looks at Triton's health, and at the files below."""
+    tls: bool = False
+    """Whether the connections are encrypted, and Triton's certificate is verified."""
+    ca_file: Path | None = None
+    """CA certificates (PEM) that may have signed Triton's; unset takes the system's."""
+    cert_file: Path | None = None
+    """Client certificate (PEM, then its chain) for a Triton that asks for one."""
+    key_file: Path | None = None
+    """Private key (PEM, not encrypted) of `triton.cert_file`."""
+    headers_file: Path | None = None
+    """Lines `name: value`, sent with every request: what `--grpc-restricted-protocol` expects."""
+
+    @model_validator(mode="after")
+    def _certificates_make_sense(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            missing = "cert_file" if self.cert_file is None else "key_file"
+            raise ValueError(f"triton.{missing} is missing: certificate and key go together")
+        useless = [name for name in ("ca_file", "cert_file") if getattr(self, name) is not None]
+        if useless and not self.tls:
+            raise ValueError(f"triton.{useless[0]} is for triton.tls=true only")
+        return self
 
 
 class StoreSettings(_Section):
@@ -162,6 +260,8 @@ class Settings(BaseSettings):
     )
 
     server: ServerSettings = ServerSettings()
+    tls: TlsSettings = TlsSettings()
+    auth: AuthSettings = AuthSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     admission: AdmissionSettings = AdmissionSettings()
     limits: LimitSettings = LimitSettings()
@@ -169,6 +269,40 @@ class Settings(BaseSettings):
     triton: TritonSettings = TritonSettings()
     store: StoreSettings = StoreSettings()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _plaintext_is_wanted(self) -> Self:
+        open_to_others = not is_loopback(self.server.host) and not self.server.plaintext
+        if open_to_others and self.tls.cert_file is None:
+            raise ValueError(
+                f"server.host {self.server.host} is not loopback: give tls.cert_file and "
+                "tls.key_file, or server.plaintext=true where the network is trusted"
+            )
+        return self
+
+
+class ClientSettings(BaseSettings):
+    """How commands reach the server that `--server` names, from the environment.
+
+    `SAMSERVE_CLIENT_TOKEN` and so on; options of the commands win.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="SAMSERVE_CLIENT_", frozen=True, hide_input_in_errors=True
+    )
+
+    tls: bool = False
+    """Whether to use TLS; with the system's CAs, unless `ca_file` names others."""
+    ca_file: Path | None = None
+    """CAs of the server's certificate (PEM); turns TLS on."""
+    cert_file: Path | None = None
+    """Client certificate (PEM), with `key_file`."""
+    key_file: Path | None = None
+    """Private key of the client certificate (PEM)."""
+    token: SecretStr = SecretStr("")
+    """API key or bearer token."""
+    token_file: Path | None = None
+    """File that holds one."""
 
 
 def load(overrides: dict[str, Any] | None = None, file: Path | None = None) -> Settings:
@@ -191,6 +325,16 @@ def load(overrides: dict[str, Any] | None = None, file: Path | None = None) -> S
             return sources if file is None else (*sources, TomlConfigSettingsSource(cls, file))
 
     return FromFile(**(overrides or {}))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody on another machine can reach a listener on *host*."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def core_count() -> int:

@@ -379,3 +379,27 @@ async def test_a_search_cannot_answer_without_pixels(stub: SegmentationServiceSt
     )
 
     assert (failure.code, failure.fields) == (INVALID, ["output_mode"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"\xff", b"\x0a\xff\xff\xff\xff\x0f", bytes(100), b"\x0b" * 200],
+    ids=["tag", "length", "zeros", "groups"],
+)
+@pytest.mark.parametrize("method", ["Embed", "Predict", "AutoMask", "DeleteEmbedding"])
+async def test_bytes_that_are_no_request(service: Service, method: str, body: bytes) -> None:
+    async with grpc.aio.insecure_channel(service[0].address) as channel:
+        call = channel.unary_unary(f"/samserve.v1.SegmentationService/{method}")
+        failure = await failure_of(call(body))
+
+    assert failure.code is INVALID
+    assert failure.fields == ["request"]
+
+
+async def test_a_call_without_a_request(service: Service) -> None:
+    async with grpc.aio.insecure_channel(service[0].address) as channel:
+        call = channel.stream_unary("/samserve.v1.SegmentationService/Embed")
+        failure = await failure_of(call(iter(())))
+
+    assert failure.code is INVALID
+    assert failure.fields == ["request"]

@@ -220,7 +220,7 @@ class AutoMasker:
     async def _run(
         self, search: _Search, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        return await self._embedder.workers.run(search.context.priority, function, *args, **kwargs)
+        return await self._embedder.workers.run(search.context, function, *args, **kwargs)
 
     async def _apply(
         self, step: Filter, found: list[Candidate], search: _Search

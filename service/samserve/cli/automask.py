@@ -13,12 +13,14 @@ from samserve.cli import automask_options as flags
 from samserve.cli import terminal
 from samserve.cli.options import (
     Assignments,
+    CaFile,
     ConfigFile,
     ImageFile,
     JsonFile,
     ModelName,
     Overlay,
     Server,
+    TokenFile,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ def automask(  # noqa: PLR0913 - each is an option of the command line
     server: Server = "",
     config: ConfigFile = None,
     assignments: Assignments = None,
+    ca: CaFile = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Segment everything in an image.
 
@@ -61,7 +65,7 @@ def automask(  # noqa: PLR0913 - each is an option of the command line
     files.check_outputs(out, as_json)
 
     async def work() -> AutoMaskResult:
-        endpoint = session.Endpoint(server, config, assignments)
+        endpoint = session.Endpoint(server, config, assignments, ca, token_file)
         async with session.connected(endpoint) as client:
             with _progress_bar() as advance:
                 return await client.automask_all(image, model=model, on_progress=advance, **options)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from samserve.cli.errors import CommandError
-from samserve.cli.options import Assignments, ConfigFile, Server
+from samserve.cli.options import Assignments, CaFile, ConfigFile, Server, TokenFile
 from samserve.cli.ports import check_free
 from samserve.cli.terminal import say
 
@@ -38,6 +38,8 @@ _MODULES = {
     "pycocotools": "pycocotools.mask",
     "onnxruntime": "onnxruntime",
     "prometheus-client": "prometheus_client",
+    "pyjwt": "jwt",
+    "cryptography": "cryptography.x509",
     "pydantic": "pydantic",
     "pydantic-settings": "pydantic_settings",
     "typer": "typer",
@@ -48,7 +50,13 @@ _MODULES = {
 _Check = tuple[str, Callable[[], str]]
 
 
-def doctor(server: Server = "", config: ConfigFile = None, assignments: Assignments = None) -> None:
+def doctor(
+    server: Server = "",
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    ca: CaFile = None,
+    token_file: TokenFile = None,
+) -> None:
     """Check this installation, one line per check; exit code 1 if there is a problem.
 
     With --server: this installation's packages, and whether that server is ready.
@@ -56,7 +64,10 @@ def doctor(server: Server = "", config: ConfigFile = None, assignments: Assignme
     passed = [_passes(name, check) for name, check in _installation()]
     # Without its packages nothing more can be tried.
     if all(passed):
-        checks = _remote(server, config, assignments) if server else _local(config, assignments)
+        from samserve.cli.session import Endpoint
+
+        endpoint = Endpoint(server, config, assignments, ca, token_file)
+        checks = _remote(endpoint) if server else _local(config, assignments)
         passed += [_passes(name, check) for name, check in checks]
     if not all(passed):
         raise typer.Exit(1)
@@ -78,10 +89,8 @@ def _installation() -> Iterator[_Check]:
         yield distribution, partial(_package, distribution, module)
 
 
-def _remote(server: str, config: Path | None, assignments: list[str] | None) -> Iterator[_Check]:
-    from samserve.cli.session import Endpoint
-
-    yield "server", partial(_server, Endpoint(server, config, assignments))
+def _remote(endpoint: Endpoint) -> Iterator[_Check]:
+    yield "server", partial(_server, endpoint)
 
 
 def _local(config: Path | None, assignments: list[str] | None) -> Iterator[_Check]:
@@ -90,6 +99,7 @@ def _local(config: Path | None, assignments: list[str] | None) -> Iterator[_Chec
     settings = load_settings(config, assignments)
     listeners = settings.server
     yield "model repository", partial(_repository, settings)
+    yield "access", partial(_access, settings)
     yield "inference", partial(_inference, config, assignments)
     yield "API port", partial(_port, listeners.host, listeners.port)
     yield "admin port", partial(_port, listeners.admin_host, listeners.admin_port)
@@ -144,6 +154,20 @@ def _repository(settings: Settings) -> str:
         if found_digest != files.info.digest:
             raise CommandError(f"{repository}: the files of {files.info.name} were changed")
     return ", ".join(f"{files.info.name} {files.info.digest[:12]}" for files in found)
+
+
+def _access(settings: Settings) -> str:
+    from samserve.errors import Misconfigured
+    from samserve.security.setup import open_security
+
+    try:
+        security = open_security(settings)
+    except Misconfigured as error:
+        raise CommandError(error.message) from error
+    way = "plaintext" if security.certificate is None else "TLS"
+    if settings.tls.client_ca_file is not None:
+        way = "mutual TLS"
+    return f"{way}, credentials {'needed' if security.authenticator.required else 'not needed'}"
 
 
 def _inference(config: Path | None, assignments: list[str] | None) -> str:

@@ -17,6 +17,7 @@ from samserve.cli.doctor import doctor
 from samserve.cli.embed import embed
 from samserve.cli.errors import CommandError
 from samserve.cli.export import export
+from samserve.cli.keys import keys
 from samserve.cli.models import models
 from samserve.cli.predict import predict
 from samserve.cli.serve import serve
@@ -27,6 +28,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 for command in (serve, embed, predict, automask, export, config, doctor):
     app.command()(command)
 app.add_typer(models, name="models")
+app.add_typer(keys, name="keys")
 
 
 @app.callback(invoke_without_command=True)

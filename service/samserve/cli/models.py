@@ -9,11 +9,12 @@ import typer
 
 from samserve.cli.errors import UsageError
 from samserve.cli.export_options import card_lines
-from samserve.cli.options import Assignments, ConfigFile, Server
+from samserve.cli.options import Assignments, CaFile, ConfigFile, Server, TokenFile
 from samserve.cli.pull import known, pull
 from samserve.cli.terminal import STDOUT, print_table, say, write_json
 
 if TYPE_CHECKING:
+    from samserve.cli.session import Endpoint
     from samserve.client import Catalog, Model
 
 _COLUMNS = (
@@ -31,22 +32,27 @@ models.command()(known)
 
 
 @models.callback(invoke_without_command=True)
-def list_models(
+def list_models(  # noqa: PLR0913 - each is an option of the command line
     context: typer.Context,
+    *,
     as_json: AsJson = False,
     server: Server = "",
     config: ConfigFile = None,
     assignments: Assignments = None,
+    ca: CaFile = None,
+    token_file: TokenFile = None,
 ) -> None:
     """List the served models; * marks the default.  `pull` gets others.
 
     `masks` is the mean IoU of a model's masks with its checkpoint's own, as compared at the export.
     """
     if context.invoked_subcommand is not None:
-        if as_json or server or config or assignments:
+        if any((as_json, server, config, assignments, ca, token_file)):
             raise UsageError(f"give options after {context.invoked_subcommand!r}, not before it")
         return
-    catalog = _served(server, config, assignments)
+    from samserve.cli.session import Endpoint
+
+    catalog = _served(Endpoint(server, config, assignments, ca, token_file))
     if as_json:
         write_json(STDOUT, asdict(catalog))
         return
@@ -59,9 +65,13 @@ def show(
     server: Server = "",
     config: ConfigFile = None,
     assignments: Assignments = None,
+    ca: CaFile = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Print a served model's card: where it comes from, and what was lost on the way."""
-    catalog = _served(server, config, assignments)
+    from samserve.cli.session import Endpoint
+
+    catalog = _served(Endpoint(server, config, assignments, ca, token_file))
     found = [model for model in catalog.models if model.name == name]
     if not found:
         there = ", ".join(model.name for model in catalog.models)
@@ -74,11 +84,11 @@ def show(
         say(line)
 
 
-def _served(server: Server, config: ConfigFile, assignments: Assignments) -> Catalog:
+def _served(endpoint: Endpoint) -> Catalog:
     from samserve.cli import session
 
     async def work() -> Catalog:
-        async with session.connected(session.Endpoint(server, config, assignments)) as client:
+        async with session.connected(endpoint) as client:
             return await client.models()
 
     return session.run(work())

@@ -23,6 +23,26 @@ Server = Annotated[
         help="A running server. Without it, one runs in this process for this command.",
     ),
 ]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="With --server: TLS with these CAs.",
+    ),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="With --server: file with an API key or token; or set SAMSERVE_CLIENT_TOKEN.",
+    ),
+]
 ModelName = Annotated[
     str, typer.Option("--model", help="Model to use; without it, the server's default.")
 ]

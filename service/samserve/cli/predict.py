@@ -10,12 +10,14 @@ import typer
 from samserve.cli.errors import UsageError
 from samserve.cli.options import (
     Assignments,
+    CaFile,
     ConfigFile,
     ImageFile,
     JsonFile,
     ModelName,
     Overlay,
     Server,
+    TokenFile,
     parse_box,
     parse_numbers,
 )
@@ -56,6 +58,8 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     server: Server = "",
     config: ConfigFile = None,
     assignments: Assignments = None,
+    ca: CaFile = None,
+    token_file: TokenFile = None,
 ) -> None:
     """Segment one object, or several, in an image.
 
@@ -69,7 +73,8 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     files.check_outputs(out, as_json)
 
     async def work() -> Prediction:
-        async with session.connected(session.Endpoint(server, config, assignments)) as client:
+        endpoint = session.Endpoint(server, config, assignments, ca, token_file)
+        async with session.connected(endpoint) as client:
             return await client.predict(image, prompts, model=model, multimask=multimask)
 
     prediction = session.run(work())

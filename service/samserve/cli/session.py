@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from samserve.cli import terminal
+from samserve.cli import remote, terminal
 from samserve.cli.configuration import Sections, load_settings
 from samserve.cli.errors import CommandError, UsageError
 from samserve.client import Client, SamserveClientError, Unavailable
@@ -29,6 +29,9 @@ _PRIVATE: Sections = {
         "drain_s": 0,
         "grace_s": 1,
     },
+    # The one caller is this command; files of a server's identity are none of its business.
+    "tls": {"cert_file": None, "key_file": None, "client_ca_file": None, "client_identities": ""},
+    "auth": {"keys_file": None, "jwks_file": None, "policy_file": None},
     # Whoever waits for a command does not wait for a model server that is being deployed.
     "triton": {"startup_s": 5},
     "log": {"level": "error", "format": "console"},
@@ -37,11 +40,16 @@ _PRIVATE: Sections = {
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a command finds its server; an empty *server* starts one with the settings."""
+    """Where a command finds its server; an empty *server* starts one with the settings.
+
+    *ca_file* and *token_file* win over what the environment says of the way to *server*.
+    """
 
     server: str = ""
     config: Path | None = None
     assignments: Sequence[str] | None = None
+    ca_file: Path | None = None
+    token_file: Path | None = None
 
     def __post_init__(self) -> None:
         if self.server and not _TARGET.fullmatch(self.server):
@@ -51,13 +59,16 @@ class Endpoint:
                 "--config and --set are for the server that this command starts; "
                 "they cannot change the one that --server names"
             )
+        if not self.server and (self.ca_file or self.token_file):
+            raise UsageError("--ca and --token-file are for the server that --server names")
 
 
 @asynccontextmanager
 async def connected(endpoint: Endpoint) -> AsyncIterator[Client]:
     """Open a client; without a server in *endpoint*, one runs while the block does."""
     if endpoint.server:
-        async with Client(endpoint.server) as client:
+        credentials, token = remote.credentials(endpoint.ca_file, endpoint.token_file)
+        async with Client(endpoint.server, credentials=credentials, token=token) as client:
             yield client
         return
     async with in_process(endpoint.config, endpoint.assignments) as client:

@@ -23,8 +23,11 @@ from samserve.client.errors import (
     ModelNotFound,
     NotFound,
     Overloaded,
+    PermissionDenied,
+    QuotaExceeded,
     ResourceExhausted,
     SamserveClientError,
+    Unauthenticated,
     Unavailable,
 )
 from samserve.client.images import ImageLike, Orientation
@@ -69,12 +72,15 @@ __all__ = [
     "Orientation",
     "Overloaded",
     "Parity",
+    "PermissionDenied",
     "Prediction",
     "Progress",
     "Prompt",
+    "QuotaExceeded",
     "ResourceExhausted",
     "SamserveClientError",
     "Summary",
     "SyncClient",
+    "Unauthenticated",
     "Unavailable",
 ]

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack
 
 import grpc
 
-from samserve.client.client import Client, Source
+from samserve.client.client import Client, Source, Token
 from samserve.client.images import ImageLike, Orientation
 from samserve.client.requests import AutoMaskOptions, Multimask, Prompt
 from samserve.client.results import (
@@ -39,8 +39,9 @@ class SyncClient:
         *,
         timeout_s: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        token: Token = "",
     ) -> None:
-        self._client = Client(target, timeout_s=timeout_s, credentials=credentials)
+        self._client = Client(target, timeout_s=timeout_s, credentials=credentials, token=token)
         # Set while the client is open.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()

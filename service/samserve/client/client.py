@@ -33,6 +33,9 @@ from samserve.v1 import samserve_pb2_grpc
 Source = Embedding | ImageLike
 """What is segmented: an `Embedding` or its id (any ``str``), or a picture (a path as ``Path``)."""
 
+Token = str | Callable[[], str]
+"""An API key or bearer token, or what gives one; empty sends none."""
+
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
@@ -42,6 +45,8 @@ class Client:
 
     *timeout_s* bounds each call; without it the server's own deadlines hold.  Every method takes
     a *request_id*, which the server logs and errors carry; a new one is made where it is empty.
+    *token* is an API key or a bearer token; a callable is asked at each call, for tokens that
+    expire.  Give *credentials* (TLS) with it unless the way to the server is private.
     Safe for concurrent use on the event loop that opened it.  Raises the classes of
     `samserve.client.errors`.
     """
@@ -52,8 +57,10 @@ class Client:
         *,
         timeout_s: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        token: Token = "",
     ) -> None:
         self._target = target
+        self._token = token
         self._timeout_s = timeout_s
         self._credentials = credentials
         # Set while the client is open.
@@ -152,7 +159,7 @@ class Client:
             request.image.CopyFrom(located.message)
         request_id = request_id or uuid.uuid4().hex
         call = self._stub().AutoMask(
-            request, timeout=self._timeout_s, metadata=_metadata(request_id)
+            request, timeout=self._timeout_s, metadata=self._metadata(request_id)
         )
         with _ended(call), typed_errors(request_id):
             async for message in call:
@@ -210,8 +217,14 @@ class Client:
         request_id: str,
     ) -> _Response:
         request_id = request_id or uuid.uuid4().hex
+        metadata = self._metadata(request_id)
         with typed_errors(request_id):
-            return await method(request, timeout=self._timeout_s, metadata=_metadata(request_id))
+            return await method(request, timeout=self._timeout_s, metadata=metadata)
+
+    def _metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
+        token = self._token() if callable(self._token) else self._token
+        named = (("x-request-id", request_id),)
+        return (*named, ("authorization", f"Bearer {token}")) if token else named
 
     def _opened(self) -> grpc.aio.Channel:
         if self._channel is None:
@@ -248,7 +261,3 @@ async def _locate(source: Source) -> str | Upload:
     if isinstance(source, Embedding):
         return source.id
     return source if isinstance(source, str) else await asyncio.to_thread(images.read, source)
-
-
-def _metadata(request_id: str) -> tuple[tuple[str, str], ...]:
-    return (("x-request-id", request_id),)

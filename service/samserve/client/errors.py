@@ -7,8 +7,11 @@
     ├── NotFound
     │   ├── EmbeddingNotFound  call ``embed`` again, or send the image
     │   └── ModelNotFound      choose another model
+    ├── Unauthenticated        give a ``token`` that holds
+    ├── PermissionDenied       the token's roles do not allow this
     ├── ResourceExhausted      a message over the size limit of the server, or of the client
-    │   └── Overloaded         try again after ``retry_after_s``
+    │   ├── Overloaded         try again after ``retry_after_s``
+    │   └── QuotaExceeded      the same, if that is not None; ``quota_subject`` says whose quota
     ├── Unavailable            not reachable, or going down; retried already
     ├── DeadlineExceeded       ``timeout_s``, or the server's own deadline, has passed
     ├── Cancelled              the server or a proxy ended the call
@@ -48,6 +51,7 @@ class ErrorDetails:
     metadata: Mapping[str, str] = field(default_factory=dict)
     field_violations: tuple[FieldViolation, ...] = ()
     retry_after_s: float | None = None
+    quota_subject: str = ""
 
 
 class SamserveClientError(Exception):
@@ -74,6 +78,7 @@ class SamserveClientError(Exception):
         self.metadata = dict(details.metadata)
         self.field_violations = details.field_violations
         self.retry_after_s = details.retry_after_s
+        self.quota_subject = details.quota_subject
 
 
 class InvalidArgument(SamserveClientError):
@@ -92,12 +97,24 @@ class ModelNotFound(NotFound):
     """No model of that name is served."""
 
 
+class Unauthenticated(SamserveClientError):
+    """The server wants credentials, or does not take those that were given."""
+
+
+class PermissionDenied(SamserveClientError):
+    """The server knows who calls, and does not allow it this."""
+
+
 class ResourceExhausted(SamserveClientError):
     """A message is larger than the server, or this client, takes."""
 
 
 class Overloaded(ResourceExhausted):
     """The server is at one of its bounds: nothing was begun, try again later."""
+
+
+class QuotaExceeded(Overloaded):
+    """A quota is used up; without ``retry_after_s``, waiting does not help: ask for less."""
 
 
 class Unavailable(SamserveClientError):
@@ -120,10 +137,13 @@ _BY_REASON: Mapping[str, type[SamserveClientError]] = {
     "EMBEDDING_NOT_FOUND": EmbeddingNotFound,
     "MODEL_NOT_FOUND": ModelNotFound,
     "OVERLOADED": Overloaded,
+    "QUOTA_EXCEEDED": QuotaExceeded,
 }
 _BY_CODE: Mapping[grpc.StatusCode, type[SamserveClientError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
     grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
@@ -161,10 +181,12 @@ def _details(serialized: str | bytes | None) -> ErrorDetails:
     info = error_details_pb2.ErrorInfo()
     bad = error_details_pb2.BadRequest()
     retry = error_details_pb2.RetryInfo()
+    quota = error_details_pb2.QuotaFailure()
+    known = (info, bad, retry, quota)
     try:
         for detail in status_pb2.Status.FromString(serialized).details:
             # Unpack does nothing for a detail of another type.
-            detail.Unpack(info) or detail.Unpack(bad) or detail.Unpack(retry)
+            any(detail.Unpack(kind) for kind in known)
     except DecodeError:
         return ErrorDetails()
     return ErrorDetails(
@@ -175,6 +197,7 @@ def _details(serialized: str | bytes | None) -> ErrorDetails:
             for violation in bad.field_violations
         ),
         retry_after_s=_seconds(retry),
+        quota_subject=quota.violations[0].subject if quota.violations else "",
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
+from samserve.gate import FairGate
 from samserve.memory.base import AnonymousMemory, Memory
 from samserve.stores.base import Slot
 from samserve.types import Embedding, FloatArray, ModelInfo, TensorSpec, Transport
@@ -38,11 +39,20 @@ class FakeEngine:
     """Draws masks from prompts alone.
 
     *held_by* makes every encode wait until it is set, so that a test decides when work ends;
+    *service_s* makes every run take that long, one after the other, as a real engine would;
     ``counts`` tells how often each kind of work was begun, finished and cancelled.
     """
 
-    def __init__(self, *, held_by: asyncio.Event | None = None, model: ModelInfo = MODEL) -> None:
+    def __init__(
+        self,
+        *,
+        held_by: asyncio.Event | None = None,
+        service_s: float = 0.0,
+        model: ModelInfo = MODEL,
+    ) -> None:
         self._held_by = held_by
+        self._service_s = service_s
+        self._gate = FairGate(1)
         self._model = model
         self.counts: Counter[str] = Counter()
 
@@ -72,6 +82,7 @@ class FakeEngine:
         try:
             if self._held_by is not None:
                 await self._held_by.wait()
+            await self._serve(context)
         except asyncio.CancelledError:
             self.counts["encode_cancelled"] += 1
             raise
@@ -88,9 +99,15 @@ class FakeEngine:
     ) -> DecoderOutput:
         """See `Engine.decode`."""
         self.counts["decode_begun"] += 1
+        await self._serve(context)
         output = await asyncio.to_thread(self._draw_all, prompts)
         self.counts["decode_finished"] += 1
         return output
+
+    async def _serve(self, context: RequestContext) -> None:
+        if self._service_s:
+            async with self._gate.hold(context):
+                await asyncio.sleep(self._service_s)
 
     def _draw_all(self, prompts: PromptBatch) -> DecoderOutput:
         masks = list(prompts.mask_input) or [None] * len(prompts.point_labels)

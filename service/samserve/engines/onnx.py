@@ -15,9 +15,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
-from samserve.engines.gate import PriorityGate
 from samserve.engines.repository import ModelFiles, default_first, discover
 from samserve.errors import EngineFailure, EngineUnavailable
+from samserve.gate import FairGate
 from samserve.memory.base import AnonymousMemory, Memory
 from samserve.metrics import Metrics
 from samserve.stores.base import Slot
@@ -49,7 +49,7 @@ class _Network:
     """One of the two kinds of work: its gate, and its name in metrics."""
 
     name: str
-    gate: PriorityGate
+    gate: FairGate
 
 
 class OnnxEngine:
@@ -67,8 +67,8 @@ class OnnxEngine:
         names = default_first(found, default_model)
         self._sessions = {name: _open(found[name], threads) for name in names}
         self._metrics = metrics
-        self._encoders = _Network("encoder", PriorityGate(1))
-        self._decoders = _Network("decoder", PriorityGate(1))
+        self._encoders = _Network("encoder", FairGate(1))
+        self._decoders = _Network("decoder", FairGate(1))
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="engine")
 
     @property
@@ -136,7 +136,7 @@ class OnnxEngine:
     async def _run(
         self, network: _Network, context: RequestContext, call: Callable[[ort.RunOptions], T]
     ) -> T:
-        async with network.gate.hold(context.priority):
+        async with network.gate.hold(context):
             with self._metrics.engine_run(network.name):
                 return await self._run_alone(network, call)
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from samserve.errors import Overloaded
 from samserve.settings import AdmissionSettings
 
+# A tenant may hold this many times what is free: alone it gets three quarters of all places, and
+# those who come later still find some (dynamic thresholds, Choudhury and Hahne 1998).
+_TIMES_FREE = 3
+
 
 class Admission:
-    """Counts calls by method and bytes over all; touched on the event loop only."""
+    """Counts calls by method and bytes over all; touched on the event loop only.
 
-    def __init__(self, settings: AdmissionSettings) -> None:
+    With *shared*, no tenant takes all the places; otherwise there is one tenant, and it may.
+    """
+
+    def __init__(self, settings: AdmissionSettings, *, shared: Callable[[], bool]) -> None:
+        self._shared = shared
         self._limits = {
             "Embed": settings.embed,
             "Predict": settings.predict,
@@ -21,27 +29,49 @@ class Admission:
         }
         self._byte_limit = settings.request_bytes
         self._calls: Counter[str] = Counter()
+        self._by_tenant: Counter[tuple[str, str]] = Counter()
         self._bytes = 0
 
     @contextmanager
-    def admit(self, method: str, nbytes: int) -> Iterator[None]:
+    def admit(self, method: str, tenant: str) -> Iterator[None]:
         """Count a call in for the length of the block.  Raises `Overloaded`."""
-        limit = self._limits.get(method)
-        if limit is not None and self._calls[method] >= limit:
-            raise _refused(f"{limit} {method} calls are in flight, the most that are taken", limit)
+        self._check(method, tenant)
+        self._calls[method] += 1
+        self._by_tenant[method, tenant] += 1
+        try:
+            yield
+        finally:
+            self._calls[method] -= 1
+            self._by_tenant[method, tenant] -= 1
+            if not self._by_tenant[method, tenant]:
+                del self._by_tenant[method, tenant]
+
+    @contextmanager
+    def holding(self, nbytes: int) -> Iterator[None]:
+        """Count the bytes of a request for the length of the block.  Raises `Overloaded`."""
         # A request over the whole budget still passes alone: its own limit is another one.
         if self._bytes and self._bytes + nbytes > self._byte_limit:
             raise _refused(
                 f"requests of {self._byte_limit} bytes are in flight, the most that are taken",
                 self._byte_limit,
             )
-        self._calls[method] += 1
         self._bytes += nbytes
         try:
             yield
         finally:
-            self._calls[method] -= 1
             self._bytes -= nbytes
+
+    def _check(self, method: str, tenant: str) -> None:
+        limit = self._limits.get(method)
+        if limit is None:
+            return
+        free = limit - self._calls[method]
+        if free <= 0:
+            raise _refused(f"{limit} {method} calls are in flight, the most that are taken", limit)
+        if self._shared() and self._by_tenant[method, tenant] >= _TIMES_FREE * free:
+            raise _refused(
+                f"{free} of {limit} places for {method} calls are kept for other tenants", limit
+            )
 
 
 def _refused(message: str, limit: int) -> Overloaded:

@@ -2,6 +2,10 @@
 
 Each call gets a request id, a deadline, admission, metrics and one log line here; no other module
 turns an exception into a status.
+
+To gRPC every method is one that streams both ways, which looks the same to a client.  So a handler
+begins before the request has been received: who may not call does not get to send megabytes, a
+request that trickles in is given up, and bytes that are no request get an error of ours.
 """
 
 from __future__ import annotations
@@ -10,29 +14,33 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from samserve.context import RequestContext, deadline_exceeded
-from samserve.errors import SamserveError
+from samserve.errors import InvalidRequest, SamserveError
 from samserve.metrics import Metrics
-from samserve.rpc.admission import Admission
+from samserve.principal import NOBODY
+from samserve.rpc.entrance import Entrance, Rpc
+from samserve.rpc.methods import SERVICE, Method
 from samserve.rpc.status import code_of, status_of
-from samserve.settings import DeadlineSettings
+from samserve.settings import DeadlineSettings, ServerSettings
 
-SERVICE = "samserve.v1.SegmentationService"
 REQUEST_ID = "x-request-id"
 
 _DETAILS = "grpc-status-details-bin"
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+# What an error may take to leave: to a client that does not read, it never would.
+_ABORT_S = 5.0
 
-Rpc = grpc.aio.ServicerContext[Any, Any]
+Unary = Callable[[Any, RequestContext], Coroutine[Any, Any, Message]]
+Streaming = Callable[[Any, RequestContext], AsyncGenerator[Message]]
 
 
 @dataclass(slots=True)
@@ -44,10 +52,17 @@ class _Outcome:
 class Boundary:
     """Wraps the body of every RPC of the service."""
 
-    def __init__(self, admission: Admission, deadlines: DeadlineSettings, metrics: Metrics) -> None:
-        self._admission = admission
+    def __init__(
+        self,
+        entrance: Entrance,
+        deadlines: DeadlineSettings,
+        server: ServerSettings,
+        metrics: Metrics,
+    ) -> None:
+        self._entrance = entrance
         self._metrics = metrics
         self._log = structlog.get_logger("samserve.call")
+        self._server = server
         self._other_s = deadlines.other_s
         self._default_s = {
             "Embed": deadlines.embed_s,
@@ -55,19 +70,31 @@ class Boundary:
             "AutoMask": deadlines.automask_s,
         }
 
+    def handler(self, method: Method, body: Unary | Streaming) -> grpc.RpcMethodHandler[Any, Any]:
+        """Make *body*, which gets the request and the context, the handler of an RPC."""
+
+        async def handle(_: AsyncIterator[bytes], rpc: Rpc) -> None:
+            async with self._call(method, rpc) as context:
+                request = await self._receive(method, rpc)
+                with self._entrance.admission.holding(request.ByteSize()):
+                    await self._answer(body(request, context), rpc)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
     @asynccontextmanager
-    async def call(self, method: str, request: Message, rpc: Rpc) -> AsyncIterator[RequestContext]:
-        """Run the body of one call; whatever it raises ends the call with the right status."""
-        context = self._context(method, rpc)
+    async def _call(self, method: Method, rpc: Rpc) -> AsyncIterator[RequestContext]:
+        """Run one call; whatever the block raises ends the call with the right status."""
+        context = self._context(method.name, rpc)
         rpc.set_trailing_metadata(((REQUEST_ID, context.request_id),))
         outcome = _Outcome()
         started = time.monotonic()
-        self._metrics.started.labels(SERVICE, method).inc()
+        self._metrics.started.labels(SERVICE, method.name).inc()
         try:
-            with self._admission.admit(method, request.ByteSize()):
-                async with self._in_flight(method, context):
+            context.principal = self._entrance.identify(rpc)
+            with self._entrance.admitted(method, context.principal) as context.allowance:
+                async with self._in_flight(method.name, context):
                     yield context
-        except (asyncio.CancelledError, GeneratorExit):
+        except asyncio.CancelledError:
             late = context.remaining_s <= 0
             outcome.code = _Codes.DEADLINE_EXCEEDED if late else _Codes.CANCELLED
             raise
@@ -75,7 +102,32 @@ class Boundary:
             outcome.code = code_of(error)
             await self._abort(error, context, outcome, rpc)
         finally:
-            self._record(method, context, outcome, time.monotonic() - started)
+            self._record(method.name, context, outcome, time.monotonic() - started)
+
+    async def _receive(self, method: Method, rpc: Rpc) -> Message:
+        async with _at_most(self._server.receive_s, "receive"):
+            data = await rpc.read()
+        if not isinstance(data, bytes):
+            raise InvalidRequest("request", "is missing")
+        try:
+            return method.request.FromString(data)
+        except DecodeError as error:
+            raise InvalidRequest("request", f"is no {method.request.__name__}") from error
+
+    async def _answer(
+        self, answer: Coroutine[Any, Any, Message] | AsyncGenerator[Message], rpc: Rpc
+    ) -> None:
+        if isinstance(answer, Coroutine):
+            await self._send(await answer, rpc)
+            return
+        # Closed at once when the client leaves, and not when it is garbage collected.
+        async with aclosing(answer) as messages:
+            async for message in messages:
+                await self._send(message, rpc)
+
+    async def _send(self, message: Message, rpc: Rpc) -> None:
+        async with _at_most(self._server.send_s, "send"):
+            await rpc.write(message.SerializeToString())
 
     def _context(self, method: str, rpc: Rpc) -> RequestContext:
         # A call without a deadline of its own has None here, or a value of years.
@@ -83,6 +135,7 @@ class Boundary:
         default = self._default_s.get(method, self._other_s)
         unset = remaining is None or remaining > _NO_DEADLINE_S
         return RequestContext(
+            principal=NOBODY,
             request_id=_request_id(rpc),
             deadline=time.monotonic() + (default if unset or remaining is None else remaining),
         )
@@ -103,11 +156,12 @@ class Boundary:
         outcome.reason = error.reason if isinstance(error, SamserveError) else "INTERNAL"
         if outcome.code is grpc.StatusCode.INTERNAL:
             self._log.error("internal error", request_id=context.request_id, exc_info=error)
-        await rpc.abort(
-            outcome.code,
-            status.message,
-            ((REQUEST_ID, context.request_id), (_DETAILS, status.SerializeToString())),
-        )
+        async with asyncio.timeout(_ABORT_S):
+            await rpc.abort(
+                outcome.code,
+                status.message,
+                ((REQUEST_ID, context.request_id), (_DETAILS, status.SerializeToString())),
+            )
 
     def _record(
         self, method: str, context: RequestContext, outcome: _Outcome, seconds: float
@@ -115,6 +169,8 @@ class Boundary:
         stages = context.clock.seconds
         self._metrics.handled.labels(SERVICE, method, outcome.code.name).inc()
         self._metrics.handling.labels(SERVICE, method).observe(seconds)
+        if outcome.reason:
+            self._metrics.errors.labels(method, outcome.reason).inc()
         for stage, spent in stages.items():
             self._metrics.stages.labels(method, stage).observe(spent)
         self._log.info(
@@ -124,7 +180,8 @@ class Boundary:
             reason=outcome.reason or None,
             duration_ms=round(seconds * 1000, 2),
             stages_ms={stage: round(spent * 1000, 2) for stage, spent in stages.items()},
-            tenant=context.tenant,
+            tenant=context.tenant or None,
+            caller=context.principal.subject or None,
             request_id=context.request_id,
         )
 
@@ -132,6 +189,15 @@ class Boundary:
 _Codes = grpc.StatusCode
 # Core reports a missing deadline as one in the very far future.
 _NO_DEADLINE_S = 10 * 365 * 24 * 3600.0
+
+
+@asynccontextmanager
+async def _at_most(seconds: float, stage: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise deadline_exceeded(stage) from error
 
 
 def _request_id(rpc: Rpc) -> str:

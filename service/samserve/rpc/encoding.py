@@ -16,6 +16,7 @@ from samserve.core import rle
 from samserve.embedder import Leased
 from samserve.errors import ResponseTooLarge
 from samserve.predictor import Prediction
+from samserve.principal import UNLIMITED, Allowance
 from samserve.settings import LimitSettings
 from samserve.types import (
     AutoMaskRecord,
@@ -127,17 +128,20 @@ def summary(event: Summary, clock: StageClock) -> pb.AutoMaskResponse:
 
 
 def model_list(
-    models: Iterable[ModelInfo], transport: Transport, limits: LimitSettings
+    models: Iterable[ModelInfo],
+    transport: Transport,
+    limits: LimitSettings,
+    allowance: Allowance = UNLIMITED,
 ) -> pb.ListModelsResponse:
-    """Write what is served; the first model is the default."""
+    """Write what is served, the default model first, and what holds for this caller."""
     return pb.ListModelsResponse(
         models=[_model(info, transport, default=index == 0) for index, info in enumerate(models)],
         limits=pb.Limits(
             max_request_bytes=limits.request_bytes,
             max_response_bytes=limits.response_bytes,
-            max_image_pixels=limits.image_pixels,
+            max_image_pixels=_least(limits.image_pixels, allowance.image_pixels),
             max_image_side=limits.image_side,
-            max_prompts=limits.prompts,
+            max_prompts=_least(limits.prompts, allowance.prompts),
             max_points=limits.points,
             max_points_per_side=limits.points_per_side,
             max_points_per_batch=limits.points_per_batch,
@@ -145,6 +149,10 @@ def model_list(
         ),
         automask_defaults=pb.AutoMaskOptions(**AutoMaskOptions().as_dict()),
     )
+
+
+def _least(limit: int, quota: int | None) -> int:
+    return limit if quota is None else min(limit, quota)
 
 
 def checked(message: Message, limits: LimitSettings) -> None:

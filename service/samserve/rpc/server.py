@@ -11,10 +11,10 @@ from grpc_health.v1.health import aio as aio_health
 from grpc_reflection.v1alpha import reflection
 
 from samserve.errors import Unavailable
-from samserve.rpc.boundary import SERVICE
-from samserve.rpc.servicer import SegmentationServicer
+from samserve.rpc.bystanders import Bystanders
+from samserve.rpc.methods import SERVICE
+from samserve.rpc.tls import Certificate, server_credentials
 from samserve.settings import LimitSettings, ServerSettings
-from samserve.v1 import samserve_pb2_grpc
 
 LIVE = "live"
 _READY_NAMES = ("", SERVICE)
@@ -24,17 +24,24 @@ class ApiServer:
     """A bound listener; `serving` runs it."""
 
     def __init__(
-        self, servicer: SegmentationServicer, settings: ServerSettings, limits: LimitSettings
+        self,
+        handlers: grpc.GenericRpcHandler,
+        settings: ServerSettings,
+        limits: LimitSettings,
+        certificate: Certificate | None = None,
     ) -> None:
+        """Listen; with *certificate* over TLS only."""
         self._settings = settings
         self._health = aio_health.HealthServicer()
-        self._server = grpc.aio.server(options=_options(limits))
-        samserve_pb2_grpc.add_SegmentationServiceServicer_to_server(servicer, self._server)
+        self._server = grpc.aio.server(
+            options=_options(settings, limits), interceptors=[Bystanders()]
+        )
+        self._server.add_generic_rpc_handlers((handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if settings.reflection:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
-        self.port = _bind(self._server, f"{settings.host}:{settings.port}")
+        self.port = _bind(self._server, f"{settings.host}:{settings.port}", certificate)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -59,20 +66,37 @@ class ApiServer:
             await self._health.set(name, status)
 
 
-def _options(limits: LimitSettings) -> list[tuple[str, int]]:
-    return [
+def _options(settings: ServerSettings, limits: LimitSettings) -> list[tuple[str, int]]:
+    options = [
         ("grpc.max_receive_message_length", limits.request_bytes),
         ("grpc.max_send_message_length", limits.response_bytes),
         # Two servers on one port would share its connections without anybody noticing.
         ("grpc.so_reuseport", 0),
-        # Clients may ping every 10 s, with or without calls, without being sent away.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        # Clients may ping, with or without calls, so often without being sent away.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _ms(settings.ping_interval_s)),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_concurrent_streams", settings.streams),
+        ("grpc.max_allowed_incoming_connections", settings.connections),
+        ("grpc.server_handshake_timeout_ms", _ms(settings.handshake_s)),
+        ("grpc.max_connection_idle_ms", _ms(settings.idle_s)),
+        ("grpc.max_connection_age_grace_ms", _ms(settings.grace_s)),
+        # A peer that has vanished is noticed, and what it had asked for ends.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
     ]
+    if settings.connection_age_s:
+        options.append(("grpc.max_connection_age_ms", _ms(settings.connection_age_s)))
+    return options
 
 
-def _bind(server: grpc.aio.Server, address: str) -> int:
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _bind(server: grpc.aio.Server, address: str, certificate: Certificate | None) -> int:
     try:
-        return server.add_insecure_port(address)
+        if certificate is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, server_credentials(certificate))
     except RuntimeError as error:
         raise Unavailable(f"cannot listen on {address}: is something else using it?") from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
+
+import grpc
 
 from samserve.automask.events import Event, Progress, Records, Summary
 from samserve.automask.search import AutoMasker
@@ -13,11 +15,11 @@ from samserve.context import Priority, RequestContext
 from samserve.embedder import ById, ByImage, Embedder
 from samserve.predictor import PredictOptions, Predictor
 from samserve.rpc import automask_decoding, decoding, encoding
-from samserve.rpc.boundary import Boundary, Rpc
+from samserve.rpc.boundary import Boundary
+from samserve.rpc.methods import METHODS, SERVICE
 from samserve.settings import LimitSettings
 from samserve.types import OutputMode
 from samserve.v1 import samserve_pb2 as pb
-from samserve.v1 import samserve_pb2_grpc
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,72 +31,70 @@ class UseCases:
     automasker: AutoMasker
 
 
-class SegmentationServicer(samserve_pb2_grpc.SegmentationServiceServicer):
-    """Serves `samserve.v1.SegmentationService`."""
+class SegmentationServicer:
+    """Serves `samserve.v1.SegmentationService`; methods have the names that the protocol has."""
 
-    def __init__(self, use_cases: UseCases, boundary: Boundary, limits: LimitSettings) -> None:
+    def __init__(self, use_cases: UseCases, limits: LimitSettings) -> None:
         self._use_cases = use_cases
-        self._boundary = boundary
         self._limits = limits
         self._workers = use_cases.embedder.workers
 
-    async def Embed(self, request: pb.EmbedRequest, rpc: Rpc) -> pb.EmbedResponse:
-        async with self._boundary.call("Embed", request, rpc) as context:
-            source = ByImage(decoding.image(request.image))
-            leasing = self._use_cases.embedder.lease(source, request.model, context, renew=True)
-            async with leasing as leased:
-                embedding = encoding.embedding(leased)
-            return pb.EmbedResponse(embedding=embedding, timings=encoding.timings(context.clock))
+    def handlers(self, boundary: Boundary) -> grpc.GenericRpcHandler:
+        """Put every method of the protocol behind the boundary."""
+        by_name = {
+            method.name: boundary.handler(method, getattr(self, method.name)) for method in METHODS
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, by_name)
 
-    async def Predict(self, request: pb.PredictRequest, rpc: Rpc) -> pb.PredictResponse:
-        async with self._boundary.call("Predict", request, rpc) as context:
-            source = decoding.source(request)
-            mode = decoding.output_mode(request.output_mode)
-            pixels = mode is not OutputMode.LOW_RES_LOGITS
-            options = PredictOptions(
-                decoding.multimask(request.multimask),
-                pixels,
-                request.include_low_res_logits or not pixels,
-                self._limits.response_bytes,
+    async def Embed(self, request: pb.EmbedRequest, context: RequestContext) -> pb.EmbedResponse:
+        source = ByImage(decoding.image(request.image))
+        leasing = self._use_cases.embedder.lease(source, request.model, context, renew=True)
+        async with leasing as leased:
+            embedding = encoding.embedding(leased)
+        return pb.EmbedResponse(embedding=embedding, timings=encoding.timings(context.clock))
+
+    async def Predict(
+        self, request: pb.PredictRequest, context: RequestContext
+    ) -> pb.PredictResponse:
+        context.allowance.check_prompts(len(request.prompts))
+        source = decoding.source(request)
+        mode = decoding.output_mode(request.output_mode)
+        pixels = mode is not OutputMode.LOW_RES_LOGITS
+        options = PredictOptions(
+            decoding.multimask(request.multimask),
+            pixels,
+            request.include_low_res_logits or not pixels,
+            self._limits.response_bytes,
+        )
+        prompts = await self._workers.run_unless(
+            decoding.prompts_are_quick(request),
+            context,
+            partial(decoding.prompts, request, self._limits),
+        )
+        answer = await self._use_cases.predictor.predict(
+            source, request.model, prompts, options, context
+        )
+        with context.clock.stage("encode_masks"):
+            response = await self._workers.run_unless(
+                encoding.prediction_is_quick(answer, mode),
+                context,
+                partial(encoding.prediction, answer, mode),
             )
-            prompts = await self._workers.run_unless(
-                decoding.prompts_are_quick(request),
-                context.priority,
-                partial(decoding.prompts, request, self._limits),
-            )
-            answer = await self._use_cases.predictor.predict(
-                source, request.model, prompts, options, context
-            )
-            with context.clock.stage("encode_masks"):
-                response = await self._workers.run_unless(
-                    encoding.prediction_is_quick(answer, mode),
-                    context.priority,
-                    partial(encoding.prediction, answer, mode),
-                )
-            response.timings.extend(encoding.timings(context.clock))
-            encoding.checked(response, self._limits)
-            return response
+        response.timings.extend(encoding.timings(context.clock))
+        encoding.checked(response, self._limits)
+        return response
 
     async def AutoMask(
-        self, request: pb.AutoMaskRequest, rpc: Rpc
-    ) -> AsyncIterator[pb.AutoMaskResponse]:
-        async with self._boundary.call("AutoMask", request, rpc) as call:
-            # Everything that AutoMask does waits behind people who click.
-            context = replace(call, priority=Priority.BULK)
-            source = decoding.source(request)
-            mode = decoding.pixel_mode(request.output_mode)
-            options = await self._workers.run(
-                context.priority, automask_decoding.options, request, source, self._limits
-            )
-            search = self._use_cases.automasker.search(source, request.model, options, context)
-            # Closed at once when the client leaves, and not when it is garbage collected.
-            async with aclosing(self._automask_responses(search, mode, context)) as responses:
-                async for response in responses:
-                    yield response
-
-    async def _automask_responses(
-        self, search: AsyncGenerator[Event], mode: OutputMode, context: RequestContext
+        self, request: pb.AutoMaskRequest, call: RequestContext
     ) -> AsyncGenerator[pb.AutoMaskResponse]:
+        # Everything that AutoMask does waits behind people who click.
+        context = replace(call, priority=Priority.BULK)
+        source = decoding.source(request)
+        mode = decoding.pixel_mode(request.output_mode)
+        options = await self._workers.run(
+            context, automask_decoding.options, request, source, self._limits
+        )
+        search = self._use_cases.automasker.search(source, request.model, options, context)
         async with aclosing(search) as events:
             async for event in events:
                 for response in await self._encoded(event, mode, context):
@@ -111,18 +111,20 @@ class SegmentationServicer(samserve_pb2_grpc.SegmentationServiceServicer):
                 return (encoding.summary(event, context.clock),)
             case Records():
                 return await self._workers.run(
-                    context.priority, lambda: list(encoding.record_batches(event, mode))
+                    context, lambda: list(encoding.record_batches(event, mode))
                 )
 
     async def DeleteEmbedding(
-        self, request: pb.DeleteEmbeddingRequest, rpc: Rpc
+        self, request: pb.DeleteEmbeddingRequest, context: RequestContext
     ) -> pb.DeleteEmbeddingResponse:
-        async with self._boundary.call("DeleteEmbedding", request, rpc) as context:
-            source = ById(decoding.embedding_id(request.embedding_id))
-            deleted = await self._use_cases.embedder.delete(source.embedding_id, context)
-            return pb.DeleteEmbeddingResponse(deleted=deleted)
+        source = ById(decoding.embedding_id(request.embedding_id))
+        deleted = await self._use_cases.embedder.delete(source.embedding_id, context)
+        return pb.DeleteEmbeddingResponse(deleted=deleted)
 
-    async def ListModels(self, request: pb.ListModelsRequest, rpc: Rpc) -> pb.ListModelsResponse:
-        async with self._boundary.call("ListModels", request, rpc):
-            engine = self._use_cases.embedder.engine
-            return encoding.model_list(engine.models.values(), engine.transport, self._limits)
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: RequestContext
+    ) -> pb.ListModelsResponse:
+        engine = self._use_cases.embedder.engine
+        return encoding.model_list(
+            engine.models.values(), engine.transport, self._limits, context.allowance
+        )

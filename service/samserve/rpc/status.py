@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
@@ -15,6 +17,8 @@ INTERNAL_TEXT = "internal error; the server's log has the request id"
 _CODES: tuple[tuple[type[errors.SamserveError], grpc.StatusCode], ...] = (
     (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.NotFound, grpc.StatusCode.NOT_FOUND),
+    (errors.Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (errors.PermissionDenied, grpc.StatusCode.PERMISSION_DENIED),
     (errors.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
     (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
@@ -36,8 +40,10 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
     details: list[Message] = [_info(error.reason, error.metadata, request_id)]
     if isinstance(error, errors.InvalidRequest):
         details.append(_bad_request(error))
+    if isinstance(error, errors.QuotaExceeded):
+        details.append(_quota_failure(error))
     if isinstance(error, errors.Overloaded | errors.Unavailable):
-        details.append(_retry_info(error.retry_after_s))
+        details.extend(_retry_info(error.retry_after_s))
     return _status(code.value[0], error.message, details)
 
 
@@ -67,7 +73,17 @@ def _bad_request(error: errors.InvalidRequest) -> error_details_pb2.BadRequest:
     )
 
 
-def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
+def _quota_failure(error: errors.QuotaExceeded) -> error_details_pb2.QuotaFailure:
+    violation = error_details_pb2.QuotaFailure.Violation(
+        subject=error.subject, description=error.message
+    )
+    return error_details_pb2.QuotaFailure(violations=[violation])
+
+
+def _retry_info(seconds: float | None) -> list[error_details_pb2.RetryInfo]:
+    if seconds is None:
+        return []
     delay = duration_pb2.Duration()
-    delay.FromMilliseconds(round(seconds * 1000))
-    return error_details_pb2.RetryInfo(retry_delay=delay)
+    # Rounded up: a client that comes back a moment too early is refused again.
+    delay.FromMilliseconds(math.ceil(seconds * 1000))
+    return [error_details_pb2.RetryInfo(retry_delay=delay)]

@@ -55,12 +55,20 @@ class EmbeddingStore(Protocol):
     is told of a miss uploads its image again.
     """
 
+    def check_room(self, tenant: str, specs: tuple[TensorSpec, ...]) -> None:
+        """Raise `QuotaExceeded` if all that the tenant may hold is in use: nothing will make room.
+
+        Asked before a picture is looked at; `reserve` asks again.
+        """
+        ...
+
     async def reserve(
         self, key: EmbeddingKey, facts: EmbeddingFacts, specs: tuple[TensorSpec, ...]
     ) -> Slot:
         """Take memory for a new embedding, evicting what was used longest ago.
 
-        Raises `Overloaded` if everything that is held is in use.
+        A tenant over its own quota evicts what is its own.  Raises `Overloaded` if everything that
+        is held is in use, `QuotaExceeded` if that is so of what the tenant may hold.
         """
         ...
 

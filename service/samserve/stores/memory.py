@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections import OrderedDict, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from samserve.errors import EmbeddingNotFound, Overloaded
+from samserve.errors import EmbeddingNotFound, Overloaded, QuotaExceeded
 from samserve.memory.base import Allocate, AnonymousMemory, round_up_to_page
 from samserve.stores.arena import Arena, slot_bytes
 from samserve.stores.base import Slot, StoreStats
@@ -25,12 +25,21 @@ class _Entry:
     listed: bool = True
 
 
+@dataclass(slots=True, eq=False)
+class _Share:
+    """What one tenant holds: its part of `_used`, and its published keys, oldest use first."""
+
+    used: int = 0
+    keys: OrderedDict[EmbeddingKey, None] = field(default_factory=OrderedDict)
+
+
 class MemoryStore:
     """An `EmbeddingStore` over arenas, one for each size of slot.
 
     *capacity_bytes* bounds everything: published, being written, deleted but still leased, and
-    quarantined.  *allocate* maps the arenas.  *now* gives seconds since the epoch, because expiry
-    is told to clients.
+    quarantined.  *quota* gives the bytes that a tenant may hold of it, None for no such bound.
+    *allocate* maps the arenas.  *now* gives seconds since the epoch, because expiry is told to
+    clients.
     """
 
     def __init__(
@@ -38,6 +47,7 @@ class MemoryStore:
         capacity_bytes: int,
         ttl_s: float,
         *,
+        quota: Callable[[str], int | None] = lambda tenant: None,
         allocate: Allocate = AnonymousMemory,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -45,22 +55,36 @@ class MemoryStore:
         self._ttl_s = ttl_s
         self._now = now
         self._allocate = allocate
+        self._quota = quota
         # Published entries, least recently used first.
         self._entries: OrderedDict[EmbeddingKey, _Entry] = OrderedDict()
         self._arenas: dict[int, Arena] = {}
         self._used = self._quarantined = 0
+        self._shares: defaultdict[str, _Share] = defaultdict(_Share)
         self._hits = self._misses = self._evictions = 0
+
+    def check_room(self, tenant: str, specs: tuple[TensorSpec, ...]) -> None:
+        """See `EmbeddingStore.check_room`."""
+        quota = self._quota(tenant)
+        if quota is None:
+            return
+        share = self._shares.get(tenant, _Share())
+        over = share.used + round_up_to_page(slot_bytes(specs)) > quota
+        if over and self._idle(share.keys) is None:
+            raise _over_quota(tenant, quota)
 
     async def reserve(
         self, key: EmbeddingKey, facts: EmbeddingFacts, specs: tuple[TensorSpec, ...]
     ) -> Slot:
         """See `EmbeddingStore.reserve`."""
         arena = self._arena(slot_bytes(specs))
+        self._make_room_within_quota(key.tenant, arena)
         self._make_room(arena)
         index = arena.allocate()
         if index is None:
             raise _full(self._capacity)
         self._used += arena.slot_bytes
+        self._shares[key.tenant].used += arena.slot_bytes
         return Slot(
             key=key,
             facts=facts,
@@ -76,6 +100,7 @@ class MemoryStore:
             tensor.flags.writeable = False
         entry = _Entry(slot, self._arenas[slot.nbytes], self._now() + self._ttl_s)
         self._entries[slot.key] = entry
+        self._shares[slot.key.tenant].keys[slot.key] = None
 
     async def discard(self, slot: Slot) -> None:
         """See `EmbeddingStore.discard`."""
@@ -131,6 +156,7 @@ class MemoryStore:
     async def aclose(self) -> None:
         """See `EmbeddingStore.aclose`."""
         self._entries.clear()
+        self._shares.clear()
         self._arenas.clear()
 
     def _find(self, key: EmbeddingKey, *, counts: bool) -> _Entry:
@@ -146,6 +172,7 @@ class MemoryStore:
             )
         self._hits += counts
         self._entries.move_to_end(key)
+        self._shares[key.tenant].keys.move_to_end(key)
         return entry
 
     def _arena(self, nbytes: int) -> Arena:
@@ -166,20 +193,31 @@ class MemoryStore:
         if arena.slot_bytes > self._capacity:
             raise _full(self._capacity)
         while self._used + arena.slot_bytes > self._capacity:
-            victim = self._eviction_victim()
-            if victim is None:
-                raise _full(self._capacity)
-            self._unlist(victim)
-            self._evictions += 1
+            self._evict(self._idle(self._entries), _full(self._capacity))
 
-    def _eviction_victim(self) -> EmbeddingKey | None:
-        unused = (key for key, entry in self._entries.items() if entry.leases == 0)
-        return next(unused, None)
+    def _make_room_within_quota(self, tenant: str, arena: Arena) -> None:
+        quota = self._quota(tenant)
+        if quota is None:
+            return
+        share = self._shares.get(tenant, _Share())
+        while share.used + arena.slot_bytes > quota:
+            self._evict(self._idle(share.keys), _over_quota(tenant, quota))
+
+    def _evict(self, victim: EmbeddingKey | None, otherwise: Overloaded) -> None:
+        if victim is None:
+            raise otherwise
+        self._unlist(victim)
+        self._evictions += 1
+
+    def _idle(self, keys: Iterable[EmbeddingKey]) -> EmbeddingKey | None:
+        """Find the first that nobody holds."""
+        return next((key for key in keys if self._entries[key].leases == 0), None)
 
     def _unlist(self, key: EmbeddingKey) -> None:
         entry = self._entries.pop(key, None)
         if entry is None:
             return
+        self._shares[key.tenant].keys.pop(key)
         entry.listed = False
         self._free_if_unused(entry)
 
@@ -190,9 +228,26 @@ class MemoryStore:
     def _free(self, slot: Slot, arena: Arena) -> None:
         arena.free(slot.index)
         self._used -= arena.slot_bytes
+        self._leave_share(slot.key.tenant, arena.slot_bytes)
         if len(self._arenas) > 1:
             # Another size of slot may need these bytes; kept pages would exceed the capacity.
             arena.release_pages(slot.index)
+
+    def _leave_share(self, tenant: str, nbytes: int) -> None:
+        share = self._shares[tenant]
+        share.used -= nbytes
+        if not share.used:
+            # Tenants come and go for as long as the server runs.
+            del self._shares[tenant]
+
+
+def _over_quota(tenant: str, quota: int) -> QuotaExceeded:
+    return QuotaExceeded(
+        f"all of the {quota} bytes of embeddings that are this tenant's quota are in use",
+        subject=f"tenant:{tenant}",
+        retry_after_s=1.0,
+        metadata={"quota": "stored_bytes", "limit": str(quota)},
+    )
 
 
 def _full(capacity: int) -> Overloaded:

@@ -22,6 +22,13 @@ ERRORS = [
     ("UNAVAILABLE", "Stream removed (Socket closed)", EngineUnavailable, False),
     ("UNAVAILABLE", "failed to connect; Connection refused", EngineUnavailable, False),
     ("UNAVAILABLE", "This protocol is restricted, expecting header 'x'", EngineFailure, True),
+    (
+        "UNAVAILABLE",
+        "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Tls handshake "
+        "failed: CERTIFICATE_VERIFY_FAILED: unable to get local issuer certificate",
+        EngineUnavailable,
+        False,
+    ),
     ("DEADLINE_EXCEEDED", "Deadline Exceeded", EngineUnavailable, False),
     ("CANCELLED", "Locally cancelled by application!", EngineUnavailable, False),
     ("INVALID_ARGUMENT", "unexpected shape for input 'x'", EngineFailure, True),
@@ -39,6 +46,29 @@ def test_errors_of_triton_become_ours(
 
     assert isinstance(error, kind)
     assert isinstance(error, ENDED) == ended
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("CERTIFICATE_VERIFY_FAILED: self signed certificate in chain", "not signed by a CA"),
+        ("CERTIFICATE_VERIFY_FAILED: certificate has expired: OK", "has expired"),
+        ("UNAUTHENTICATED: Hostname Verification Check failed.", "for another name"),
+        ("Handshake read failed (Socket closed)", "maybe the model server does not use TLS"),
+        ("UNAVAILABLE: ipv4:127.0.0.1:1: Socket closed", "maybe it wants TLS or a client"),
+        ("UNAVAILABLE: ipv4:127.0.0.1:1: Connection refused", "cannot be reached"),
+    ],
+)
+def test_what_is_wrong_with_a_new_connection_is_told(text: str, told: str) -> None:
+    whole = f"failed to connect to all addresses; last error: {text}"
+
+    assert told in str(translate(InferenceServerException(whole, "StatusCode.UNAVAILABLE")))
+
+
+def test_a_connection_that_breaks_later_is_no_matter_of_tls() -> None:
+    broken = InferenceServerException("Socket closed", "StatusCode.UNAVAILABLE")
+
+    assert str(translate(broken)) == "the model server cannot be reached"
 
 
 def test_a_clients_text_holds_nothing_of_tritons() -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult, model_config_pb2
-from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from samserve.engines.triton.failures import translate
+from samserve.engines.triton.channels import CONTROL_S, Channels
+from samserve.engines.triton.credentials import PLAIN, Credentials
+from samserve.engines.triton.failures import Unreachable, translate
 
 T = TypeVar("T")
-
-# Control calls are small; one that takes longer means that Triton is not well.
-_CONTROL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,24 +29,48 @@ class InferCall:
 
 
 class TritonConnection:
-    """Channels to one Triton: *channels* that share the requests, and one for everything else.
+    """The channels to one Triton, which may be exchanged for others while calls are under way.
 
-    Control calls have a channel of their own so that megabytes of tensors never delay them.  All
-    methods raise what `translate` makes of Triton's errors.
+    All methods raise what `translate` makes of Triton's errors.  With *credentials* None there is
+    no channel before `open` tells them.
     """
 
-    def __init__(self, url: str, channels: int) -> None:
-        self._control = _client(url)
-        self._data = [_client(url) for _ in range(channels)]
-        self._turns = itertools.cycle(self._data)
+    def __init__(self, url: str, channels: int, credentials: Credentials | None = PLAIN) -> None:
+        self._url = url
+        self._count = channels
+        self._now: Channels | None = None
+        self._retired: dict[asyncio.Task[None], Channels] = {}
+        if credentials is not None:
+            self.open(credentials)
+
+    def open(self, credentials: Credentials) -> None:
+        """Make the first channels, whether or not Triton is there."""
+        self._now = Channels(self._url, self._count, credentials)
+
+    async def renew(self, credentials: Credentials) -> None:
+        """Use new channels for what comes; the old ones are closed when their last call has ended.
+
+        If the new ones do not reach Triton this raises, and everything stays as it was.
+        """
+        new = Channels(self._url, self._count, credentials)
+        try:
+            await _translated(new.reach())
+            # Live is what Triton says to everybody; its models may be for those with a header.
+            await _translated(_index(new))
+        except BaseException:
+            await new.close()
+            raise
+        old, self._now = self._now, new
+        if old is not None:
+            self._retire(old)
 
     async def infer(self, call: InferCall, timeout_s: float) -> InferResult:
         """Run one inference; cancelling this cancels the request.
 
         *timeout_s* ends the call here, and takes the request out of Triton's queue there.
         """
-        return await _translated(
-            next(self._turns).infer(
+        return await self._ask(
+            lambda channels: channels.next().infer(
                 call.model,
                 list(call.inputs),
                 outputs=list(call.outputs),
@@ -57,38 +78,42 @@ class TritonConnection:
                 priority=call.priority,
                 timeout=max(1, round(timeout_s * 1e6)),
                 client_timeout=timeout_s,
+                headers=channels.headers,
             )
         )
 
     async def ready_models(self) -> frozenset[str]:
         """List the models that Triton would run now."""
-        index = await self._ask(self._control.get_model_repository_index(client_timeout=_CONTROL_S))
+        index = await self._ask(_index)
         return frozenset(model.name for model in index.models if model.state == "READY")
 
     async def config(self, model: str) -> model_config_pb2.ModelConfig:
         """Read the configuration of a model, completed by Triton."""
         answer = await self._ask(
-            self._control.get_model_config(model, client_timeout=_CONTROL_S),
+            lambda channels: channels.control.get_model_config(
+                model, headers=channels.headers, client_timeout=CONTROL_S
+            )
         )
         return answer.config
 
     async def reach(self) -> None:
         """See that every channel for requests is connected."""
-        for client in self._data:
-            await self._ask(client.is_server_live(client_timeout=_CONTROL_S))
+        await self._ask(Channels.reach)
 
     async def regions(self) -> dict[str, str]:
         """List the system shared-memory regions: their keys by name."""
         status = await self._ask(
-            self._control.get_system_shared_memory_status(client_timeout=_CONTROL_S)
+            lambda channels: channels.control.get_system_shared_memory_status(
+                headers=channels.headers, client_timeout=CONTROL_S
+            )
         )
         return {name: region.key for name, region in status.regions.items()}
 
     async def register(self, name: str, key: str, nbytes: int) -> None:
         """Let Triton map a segment; `EngineFailure` if it will not, or has done so before."""
         await self._ask(
-            self._control.register_system_shared_memory(
-                name, key, nbytes, client_timeout=_CONTROL_S
+            lambda channels: channels.control.register_system_shared_memory(
+                name, key, nbytes, headers=channels.headers, client_timeout=CONTROL_S
             )
         )
 
@@ -98,15 +123,40 @@ class TritonConnection:
         `EngineFailure` if it is in use and this Triton does not wait for that by itself.
         """
         await self._ask(
-            self._control.unregister_system_shared_memory(name, client_timeout=_CONTROL_S)
+            lambda channels: channels.control.unregister_system_shared_memory(
+                name, headers=channels.headers, client_timeout=CONTROL_S
+            )
         )
 
     async def aclose(self) -> None:
         """Close the channels; requests under way end."""
-        await asyncio.gather(*(client.close() for client in [self._control, *self._data]))
+        for closing in self._retired:
+            closing.cancel()
+        now = [] if self._now is None else [self._now]
+        await asyncio.gather(*(each.close() for each in (*self._retired.values(), *now)))
 
-    async def _ask(self, call: Coroutine[Any, Any, T]) -> T:
-        return await _translated(call)
+    async def _ask(self, call: Callable[[Channels], Coroutine[Any, Any, T]]) -> T:
+        channels = self._now
+        if channels is None:
+            raise Unreachable("the model server was not looked for yet")
+        with channels.in_use():
+            return await _translated(call(channels))
+
+    def _retire(self, channels: Channels) -> None:
+        closing = asyncio.create_task(_close_when_idle(channels))
+        self._retired[closing] = channels
+        closing.add_done_callback(self._retired.pop)
+
+
+async def _close_when_idle(channels: Channels) -> None:
+    await channels.idle()
+    await channels.close()
+
+
+async def _index(channels: Channels) -> Any:
+    return await channels.control.get_model_repository_index(
+        headers=channels.headers, client_timeout=CONTROL_S
+    )
 
 
 async def _translated(call: Coroutine[Any, Any, T]) -> T:
@@ -114,25 +164,3 @@ async def _translated(call: Coroutine[Any, Any, T]) -> T:
         return await call
     except InferenceServerException as error:
         raise translate(error) from error
-
-
-def _client(url: str) -> InferenceServerClient:
-    return InferenceServerClient(
-        url,
-        channel_args=[
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_receive_message_length", -1),
-            # Channels of one process would otherwise share one connection.
-            ("grpc.use_local_subchannel_pool", 1),
-            # The default is up to two minutes between attempts.
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 1000),
-            ("grpc.max_reconnect_backoff_ms", 1000),
-            ("grpc.enable_http_proxy", 0),
-            # Pings no more often than Triton allows by default. What counts is that gRPC also gives
-            # up a connection on which data stays unacknowledged for the timeout: without this, a
-            # machine that vanishes would be waited for until the kernel gives up, minutes later.
-            ("grpc.keepalive_time_ms", 300_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-        ],
-    )

@@ -13,7 +13,6 @@ from tritonclient.grpc import InferResult
 
 from samserve.context import RequestContext, deadline_exceeded
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
-from samserve.engines.gate import PriorityGate
 from samserve.engines.repository import Pair
 from samserve.engines.triton.connection import InferCall, TritonConnection
 from samserve.engines.triton.failures import ENDED, NoAnswer, RegionUnknown, Unreachable
@@ -27,6 +26,7 @@ from samserve.engines.triton.tensors import (
     encoder_inputs,
 )
 from samserve.errors import EngineUnavailable, MemoryExhausted
+from samserve.gate import FairGate
 from samserve.memory.base import AnonymousMemory, Memory
 from samserve.memory.shared import SharedMemory, SharedSegment
 from samserve.metrics import Metrics
@@ -50,7 +50,8 @@ class TritonEngine:
         self._settings = settings
         self._metrics = metrics
         self._log = structlog.get_logger("samserve.triton")
-        self._connection = TritonConnection(settings.url, settings.channels)
+        # Its credentials are read when it is opened.
+        self._connection = TritonConnection(settings.url, settings.channels, credentials=None)
         self._shared = SharedMemory(group=settings.shared_memory_group)
         self._regions = Regions(self._connection, self._shared)
         self._link = TritonLink(self._connection, self._regions, settings, default_model)
@@ -64,7 +65,8 @@ class TritonEngine:
     async def open(self) -> None:
         """Wait for Triton; call this once, before anything else.
 
-        Raises `EngineUnavailable` if Triton does not come up in time.
+        Raises `EngineUnavailable` if Triton does not come up in time, or if a file of credentials
+        cannot be used.
         """
         await self._link.open()
         self._log.info(
@@ -182,7 +184,7 @@ class TritonEngine:
         self, network: str, model: str, context: RequestContext
     ) -> AsyncIterator[None]:
         """Wait for a place among what Triton is given at once, and count how the run ends."""
-        async with self._gates[network][model].hold(context.priority):
+        async with self._gates[network][model].hold(context):
             with self._metrics.engine_run(network):
                 yield
 
@@ -214,6 +216,6 @@ class TritonEngine:
             raise
 
 
-def _gates(permits: int) -> defaultdict[Any, PriorityGate]:
+def _gates(permits: int) -> defaultdict[Any, FairGate]:
     """Bounds on what Triton is given at once, one for each model."""
-    return defaultdict(lambda: PriorityGate(permits))
+    return defaultdict(lambda: FairGate(permits))

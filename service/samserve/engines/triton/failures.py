@@ -6,6 +6,8 @@ too.  Source of the texts: triton-inference-server core, server; tried on 2.51.
 
 from __future__ import annotations
 
+import re
+
 from tritonclient.utils import InferenceServerException
 
 from samserve.errors import (
@@ -49,7 +51,7 @@ ENDED = (RegionUnknown, QueueFull, QueueTimeout, Refused)
 
 _Row = tuple[str, str, type[SamserveError], str]
 _TABLE: tuple[_Row, ...] = (
-    # status, part of Triton's text, our error, what a client is told; the first match counts.
+    # status, pattern in Triton's text, our error, what a client is told; the first match counts.
     ("NOT_FOUND", "shared memory region", RegionUnknown, "the model server has lost our memory"),
     ("NOT_FOUND", "", EngineUnavailable, "the model server does not serve the model any more"),
     ("UNAVAILABLE", "maximum queue size", QueueFull, "the queue of the model server is full"),
@@ -60,7 +62,30 @@ _TABLE: tuple[_Row, ...] = (
         "deadline exceeded in the model server's queue",
     ),
     ("UNAVAILABLE", "not ready", EngineUnavailable, "the model is not ready in the model server"),
-    ("UNAVAILABLE", "is restricted", Refused, "the model server restricts this protocol"),
+    (
+        *("UNAVAILABLE", "is restricted", Refused),
+        "the model server restricts this protocol, and triton.headers_file has not what it expects",
+    ),
+    (
+        *("UNAVAILABLE", "certificate has expired", Unreachable),
+        "the certificate of the model server has expired",
+    ),
+    (
+        *("UNAVAILABLE", "CERTIFICATE_VERIFY_FAILED", Unreachable),
+        "the certificate of the model server is not signed by a CA of triton.ca_file",
+    ),
+    (
+        *("UNAVAILABLE", "Hostname Verification|not in peer certificate", Unreachable),
+        "the certificate of the model server is for another name than that in triton.url",
+    ),
+    (
+        *("UNAVAILABLE", "[Hh]andshake", Unreachable),
+        "the TLS handshake failed; maybe the model server does not use TLS",
+    ),
+    (
+        *("UNAVAILABLE", "failed to connect.*Socket closed", Unreachable),
+        "the model server closes new connections; maybe it wants TLS or a client certificate",
+    ),
     ("UNAVAILABLE", "", Unreachable, "the model server cannot be reached"),
     ("DEADLINE_EXCEEDED", "", NoAnswer, "the model server did not answer in time"),
     ("CANCELLED", "", Unreachable, "the model server gave up the request"),
@@ -75,8 +100,8 @@ def translate(error: InferenceServerException) -> SamserveError:
     """Turn an error of tritonclient into one of ours; Triton's own text goes to the log only."""
     code = str(error.status() or "").removeprefix("StatusCode.")
     text = error.message() or ""
-    for status, part, kind, told in _TABLE:
-        if code == status and part in text:
+    for status, pattern, kind, told in _TABLE:
+        if code == status and re.search(pattern, text):
             return kind(told)
     failure = Refused if code in _REFUSALS else EngineFailure
     return failure(f"the model server failed: {code}: {text}")

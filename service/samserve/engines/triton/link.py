@@ -10,8 +10,10 @@ import structlog
 
 from samserve.engines.repository import Pair
 from samserve.engines.triton.connection import TritonConnection
+from samserve.engines.triton.credentials import CredentialFiles
 from samserve.engines.triton.discovery import served_pairs
 from samserve.engines.triton.regions import Regions
+from samserve.engines.triton.rotation import Rotation
 from samserve.errors import EngineUnavailable, SamserveError
 from samserve.settings import TritonSettings
 from samserve.types import ModelInfo
@@ -36,6 +38,7 @@ class TritonLink:
         self._connection = connection
         self._regions = regions
         self._settings = settings
+        self._rotation = Rotation(CredentialFiles(settings), connection)
         self._default_model = default_model
         self._log = structlog.get_logger("samserve.triton")
         self._ready_models: frozenset[str] = frozenset()
@@ -53,8 +56,9 @@ class TritonLink:
         """Wait until Triton serves a model, see whether it shares memory, and keep watching.
 
         Raises `EngineUnavailable` if it does not come up in time, or refuses to share memory that
-        is required.
+        is required, or if a file of credentials cannot be used.
         """
+        await self._rotation.open()
         give_up = asyncio.get_running_loop().time() + self._settings.startup_s
         await self._until_done(self._look, give_up)
         if self._settings.shared_memory != "off":
@@ -125,6 +129,7 @@ class TritonLink:
         """See what there is; `healthy` only if no request has met anything else meanwhile."""
         stale, self._stale = self._stale, False
         try:
+            await self._rotation.look()
             if self._settings.shared_memory != "off":
                 await self._regions.restore()
                 await self._regions.reap()

@@ -1,0 +1,187 @@
+"""`samserve keys`: API keys, made and kept without a server."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from samserve.cli.errors import CommandError, UsageError
+from samserve.cli.terminal import print_table, say
+
+if TYPE_CHECKING:
+    from samserve.security.keys import KeyEntry, KeyRing
+
+keys = typer.Typer()
+
+_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "y": timedelta(days=365)}
+
+Tenant = Annotated[str, typer.Option("--tenant", help="Tenant that the key's caller belongs to.")]
+Roles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--role",
+        help="Role of the caller; repeatable. Without one, the tenant's roles in the policy hold.",
+    ),
+]
+Expires = Annotated[
+    str, typer.Option("--expires", metavar="TIME", help="Life of the key: 12h, 90d, 1y.")
+]
+Note = Annotated[str, typer.Option("--note", help="Whom to ask about the key; kept in clear.")]
+AppendTo = Annotated[
+    Path | None,
+    typer.Option(
+        "--file", metavar="FILE", dir_okay=False, help="Key file that gets the entry; else stdout."
+    ),
+]
+
+
+@keys.callback(invoke_without_command=True)
+def help_with_keys(context: typer.Context) -> None:
+    """Make and list API keys."""
+    if context.invoked_subcommand is None:
+        say(context.get_help())
+
+
+@keys.command()
+def new(
+    tenant: Tenant,
+    role: Roles = None,
+    expires: Expires = "",
+    note: Note = "",
+    file: AppendTo = None,
+) -> None:
+    """Make a key. It is printed once; the file gets only its hash.
+
+    Without --file the entry for the key file goes to standard error.
+    """
+    from samserve.security.keys import new_key
+
+    key = new_key()
+    _keep(key, _Wish(tenant, role, expires, note), file)
+    say(key)
+
+
+@keys.command(name="hash")
+def hash_key(
+    tenant: Tenant,
+    role: Roles = None,
+    expires: Expires = "",
+    note: Note = "",
+    file: AppendTo = None,
+) -> None:
+    """Make the entry of a key that `new` has made elsewhere and that standard input holds."""
+    _keep(sys.stdin.readline().strip(), _Wish(tenant, role, expires, note), file)
+
+
+@keys.command(name="list")
+def list_keys(
+    file: Annotated[
+        Path,
+        typer.Option("--file", metavar="FILE", exists=True, dir_okay=False, help="Key file."),
+    ],
+) -> None:
+    """List the keys of a file: everything but their secrets, which it does not hold."""
+    now = datetime.now(UTC)
+    rows = [_row(entry, now) for entry in _read(file).entries]
+    print_table([("id", "tenant", "roles", "created", "expires", "note"), *rows])
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What a key shall stand for."""
+
+    tenant: str
+    roles: list[str] | None
+    expires: str
+    note: str
+
+
+def _keep(key: str, wish: _Wish, file: Path | None) -> None:
+    """Add the entry to the file, or print it where it does not mix with the key."""
+    from pydantic import ValidationError
+
+    from samserve.security.keys import entry_for
+
+    try:
+        entry = entry_for(
+            key, wish.tenant, tuple(wish.roles or ()), expires=_end(wish.expires), note=wish.note
+        )
+    except ValidationError as error:
+        parts = [f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()]
+        raise UsageError(*parts) from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if file is None:
+        typer.echo(entry.toml(), err=True)
+        return
+    _append(file, entry)
+
+
+def _append(file: Path, entry: KeyEntry) -> None:
+    """Write the file anew beside itself and put it in place: a server never reads a half of it."""
+    there = file.read_text(encoding="utf-8") if file.exists() else ""
+    if there:
+        _check_new(file, entry)
+    text = f"{there.rstrip()}\n\n{entry.toml()}".lstrip()
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    # Hashes are no secrets, but nobody's business either.
+    mode = file.stat().st_mode & 0o777 if file.exists() else 0o600
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_new(file: Path, entry: KeyEntry) -> None:
+    if entry.id in {known.id for known in _read(file).entries}:
+        raise CommandError(f"{file}: has the key {entry.id} already")
+
+
+def _read(file: Path) -> KeyRing:
+    from samserve.errors import Misconfigured
+    from samserve.security.keys import parse_keys
+
+    try:
+        return parse_keys(file.read_bytes())
+    except Misconfigured as error:
+        raise CommandError(f"{file}: {error.message}") from error
+
+
+def _row(entry: KeyEntry, now: datetime) -> tuple[str, ...]:
+    ends = "never" if entry.expires is None else _day(entry.expires)
+    return (
+        entry.id,
+        entry.tenant,
+        ",".join(entry.roles) or "-",
+        "-" if entry.created is None else _day(entry.created),
+        f"{ends} (over)" if entry.expired(now) else ends,
+        entry.note,
+    )
+
+
+def _day(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _end(life: str) -> datetime | None:
+    if not life:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,4})([hdy])", life)
+    if match is None:
+        raise UsageError(f"--expires {life!r}: expected a time such as 12h, 90d or 1y")
+    now = datetime.now(UTC).replace(microsecond=0)
+    try:
+        return now + int(match[1]) * _UNITS[match[2]]
+    except OverflowError:
+        raise UsageError(f"--expires {life!r}: is beyond the year 9999") from None

@@ -1,0 +1,79 @@
+"""A bound on concurrent work whose waiters go by priority, and tenant by tenant."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from samserve.context import Priority, RequestContext
+
+_Waiters = deque[asyncio.Future[None]]
+
+
+class FairGate:
+    """Lets *permits* holders in at a time; the rest wait by priority, then in turns of tenants.
+
+    Tenants are served round robin, and the waiters of one tenant in order of arrival.  So, within
+    its priority, the first waiter of a tenant waits for one piece of work of each other tenant at
+    most, and for those that are under way, however many waiters others have.
+    """
+
+    def __init__(self, permits: int) -> None:
+        self._free = permits
+        # Who waits, by tenant, the tenant whose turn it is first; cancelled ones stay until then.
+        self._waiting: dict[Priority, OrderedDict[str, _Waiters]] = {
+            priority: OrderedDict() for priority in sorted(Priority)
+        }
+
+    @asynccontextmanager
+    async def hold(self, context: RequestContext) -> AsyncIterator[None]:
+        """Wait for a permit and keep it while the block runs."""
+        await self._acquire(context)
+        try:
+            yield
+        finally:
+            self._release()
+
+    async def _acquire(self, context: RequestContext) -> None:
+        if self._free > 0:
+            self._free -= 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting[context.priority].setdefault(context.tenant, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            # The permit may have been handed over in the same turn of the loop.
+            if turn.done() and not turn.cancelled():
+                self._release()
+            raise
+
+    def _release(self) -> None:
+        for tenants in self._waiting.values():
+            turn = _next_turn(tenants)
+            if turn is not None:
+                turn.set_result(None)
+                return
+        self._free += 1
+
+
+def _next_turn(tenants: OrderedDict[str, _Waiters]) -> asyncio.Future[None] | None:
+    """Take out the waiter whose turn it is; its tenant goes to the end of the ring."""
+    while tenants:
+        tenant, waiters = tenants.popitem(last=False)
+        turn = _first_that_waits(waiters)
+        if waiters:
+            tenants[tenant] = waiters
+        if turn is not None:
+            return turn
+    return None
+
+
+def _first_that_waits(waiters: _Waiters) -> asyncio.Future[None] | None:
+    while waiters:
+        turn = waiters.popleft()
+        if not turn.done():
+            return turn
+    return None

@@ -1,0 +1,46 @@
+"""The methods of the service, from its descriptor, and the permissions that they need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from samserve.principal import EVERYTHING, Permission
+from samserve.v1 import samserve_pb2 as pb
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"]
+SERVICE: str = _SERVICE.full_name
+
+# Any one of these is enough.  A method that is not named here stops the server at start.
+_PERMISSIONS: dict[str, frozenset[Permission]] = {
+    "Embed": frozenset({Permission.EMBED}),
+    "Predict": frozenset({Permission.PREDICT}),
+    "AutoMask": frozenset({Permission.AUTOMASK}),
+    "DeleteEmbedding": frozenset({Permission.EMBEDDINGS_ADMIN}),
+    "ListModels": EVERYTHING,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC; *streams* says whether it answers with more than one message."""
+
+    name: str
+    request: type[Message]
+    streams: bool
+    permissions: frozenset[Permission]
+
+
+def _method(descriptor: MethodDescriptor) -> Method:
+    return Method(
+        name=descriptor.name,
+        request=GetMessageClass(descriptor.input_type),
+        streams=descriptor.server_streaming,
+        permissions=_PERMISSIONS[descriptor.name],
+    )
+
+
+METHODS = tuple(_method(descriptor) for descriptor in _SERVICE.methods)

@@ -1,0 +1,1 @@
+"""Who may call: certificates, keys, tokens, and the policy that says what each may do."""

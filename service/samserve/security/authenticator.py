@@ -1,0 +1,111 @@
+"""From what a call carries to who calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from samserve.errors import PermissionDenied, Unauthenticated
+from samserve.principal import ANYBODY, Principal
+from samserve.security.keys import PREFIX, KeyRing
+from samserve.security.policy import OPEN_POLICY, Policy
+from samserve.security.tokens import Claims, KeySet, TokenRules
+from samserve.watched import Watched
+
+HEADER = "authorization"
+_SCHEME = "bearer "
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """Bearer tokens: the keys that sign them, and what they must say."""
+
+    keys: Watched[KeySet]
+    rules: TokenRules
+
+
+class Authenticator:
+    """Knows callers by API key, bearer token or client certificate.
+
+    Without any of these everybody is let in as the default tenant, with every permission.
+    *identities* are the only names in client certificates that are let in; empty
+    takes every certificate that the TLS handshake has accepted.
+    """
+
+    def __init__(
+        self,
+        policy: Watched[Policy] | None = None,
+        *,
+        keys: Watched[KeyRing] | None = None,
+        tokens: Tokens | None = None,
+        identities: Iterable[str] = (),
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._policy = policy
+        self._keys = keys
+        self._tokens = tokens
+        self._identities = frozenset(identities)
+        self._now = now
+
+    @property
+    def required(self) -> bool:
+        """Whether calls without credentials are refused."""
+        by_certificate = self._policy is not None and bool(self._policy.value.identities)
+        return self._keys is not None or self._tokens is not None or by_certificate
+
+    @property
+    def reads_certificates(self) -> bool:
+        """Whether names in client certificates matter."""
+        by_certificate = self._policy is not None and bool(self._policy.value.identities)
+        return by_certificate or bool(self._identities)
+
+    def authenticate(
+        self, authorization: Sequence[str], identities: Iterable[str] = ()
+    ) -> Principal:
+        """Tell who calls.
+
+        *authorization* are the values of that header, *identities* the names in the verified
+        client certificate, if there is one.  Raises `Unauthenticated`, or `PermissionDenied` for a
+        certificate that is not on the list.
+        """
+        names = tuple(identities)
+        if self._identities and self._identities.isdisjoint(names):
+            raise PermissionDenied("the client certificate is not among those that are let in")
+        if not self.required:
+            return ANYBODY
+        if authorization:
+            return self._by_header(authorization)
+        return self._by_certificate(names)
+
+    def _by_header(self, authorization: Sequence[str]) -> Principal:
+        text = authorization[0]
+        if len(authorization) > 1 or not text.lower().startswith(_SCHEME):
+            raise Unauthenticated("the authorization header must be one `Bearer` credential")
+        credential = text[len(_SCHEME) :].strip()
+        if credential.startswith(PREFIX):
+            if self._keys is None:
+                raise Unauthenticated("API keys are not taken here")
+            entry = self._keys.value.find(credential, self._now())
+            return self._principal(Claims(entry.tenant, entry.roles, f"key:{entry.id}"))
+        if self._tokens is None:
+            raise Unauthenticated("bearer tokens are not taken here, or the API key is malformed")
+        claims = self._tokens.rules.verify(credential, self._tokens.keys.value)
+        return self._principal(Claims(claims.tenant, claims.roles, f"token:{claims.subject}"))
+
+    def _by_certificate(self, names: tuple[str, ...]) -> Principal:
+        listed = self._policy.value.identities if self._policy is not None else {}
+        for name in names:
+            identity = listed.get(name)
+            if identity is not None:
+                return self._principal(
+                    Claims(identity.tenant, identity.roles, f"certificate:{name}")
+                )
+        raise Unauthenticated(
+            f"credentials are needed: metadata `{HEADER}: Bearer ...` with an API key or a token"
+        )
+
+    def _principal(self, claims: Claims) -> Principal:
+        policy = self._policy.value if self._policy is not None else OPEN_POLICY
+        roles = policy.roles_of(claims.tenant, claims.roles)
+        return Principal(claims.tenant, policy.permissions(roles), claims.subject)

@@ -1,0 +1,69 @@
+"""From settings to everything that decides who may call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samserve.security import keys, policy, tokens
+from samserve.security.authenticator import Authenticator, Tokens
+from samserve.security.certificates import ServerCertificate, parse_server_certificate
+from samserve.security.policy import OPEN_POLICY, Policy
+from samserve.security.tokens import TokenRules
+from samserve.settings import AuthSettings, Settings, TlsSettings
+from samserve.watched import Watched
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Security:
+    """What was read from the files that the settings name; ``watched`` are those files."""
+
+    authenticator: Authenticator
+    certificate: Watched[ServerCertificate] | None
+    watched: tuple[Watched[Any], ...]
+    _policy: Watched[Policy] | None
+
+    def policy(self) -> Policy:
+        """The policy that is in force."""
+        return OPEN_POLICY if self._policy is None else self._policy.value
+
+
+def open_security(settings: Settings) -> Security:
+    """Read the files.  Raises `Misconfigured` for the first that cannot be used."""
+    auth, tls = settings.auth, settings.tls
+    certificate = _certificate(tls)
+    rules = _file("policy", auth.policy_file, policy.parse_policy, policy.MOST_BYTES)
+    key_ring = _file("API keys", auth.keys_file, keys.parse_keys, keys.MOST_BYTES)
+    key_set = _file("JWKS", auth.jwks_file, tokens.parse_jwks, tokens.MOST_BYTES)
+    authenticator = Authenticator(
+        rules,
+        keys=key_ring,
+        tokens=None if key_set is None else Tokens(key_set, _token_rules(auth)),
+        identities=tls.identities,
+    )
+    watched = tuple(file for file in (certificate, rules, key_ring, key_set) if file is not None)
+    return Security(authenticator, certificate, watched, rules)
+
+
+def _certificate(tls: TlsSettings) -> Watched[ServerCertificate] | None:
+    if tls.cert_file is None or tls.key_file is None:
+        return None
+    paths = [tls.cert_file, tls.key_file]
+    if tls.client_ca_file is not None:
+        paths.append(tls.client_ca_file)
+    return Watched("TLS certificate", paths, parse_server_certificate)
+
+
+def _file(name: str, path: Path | None, parse: Any, most_bytes: int) -> Watched[Any] | None:
+    return None if path is None else Watched(name, [path], parse, most_bytes)
+
+
+def _token_rules(auth: AuthSettings) -> TokenRules:
+    return TokenRules(
+        issuer=auth.jwt_issuer,
+        audience=auth.jwt_audience,
+        tenant_claim=auth.jwt_tenant_claim,
+        roles_claim=auth.jwt_roles_claim,
+        leeway_s=auth.jwt_leeway_s,
+    )

@@ -1,0 +1,145 @@
+"""JWT bearer tokens (RFC 7519), verified with public keys from a JWKS file (RFC 7517)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+
+from samserve.errors import Misconfigured, Unauthenticated
+from samserve.security.strict import TENANT
+
+MOST_BYTES = 1 << 20
+MOST_TOKEN_CHARACTERS = 8192
+
+# Signatures only: with a shared secret, whoever can check a token could make one.
+_ALGORITHMS = frozenset(
+    {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+)
+_LEAST_RSA_BITS = 2048
+# What PyJWT lets out for hostile bytes besides its own errors.
+_FOREIGN_ERRORS = (jwt.PyJWTError, ValueError, TypeError, LookupError, RecursionError)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claims:
+    """What a verified token says."""
+
+    tenant: str
+    roles: tuple[str, ...]
+    subject: str
+
+
+class KeySet:
+    """The public keys of one file, by key id."""
+
+    def __init__(self, keys: Mapping[str, jwt.PyJWK]) -> None:
+        self._keys = keys
+
+    def choose(self, key_id: object) -> jwt.PyJWK:
+        """Find the key that a token names; without a name, there may be only one."""
+        if key_id is None and len(self._keys) == 1:
+            return next(iter(self._keys.values()))
+        key = self._keys.get(key_id) if isinstance(key_id, str) else None
+        if key is None:
+            raise Unauthenticated("the token is signed with a key that is not known")
+        return key
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """What a token must say; *leeway_s* is how far clocks may be apart."""
+
+    issuer: str
+    audience: str
+    tenant_claim: str = "tenant"
+    roles_claim: str = "roles"
+    leeway_s: float = 30.0
+
+    def verify(self, token: str, keys: KeySet) -> Claims:
+        """Check signature, issuer, audience, expiry and claims.  Raises `Unauthenticated`."""
+        if len(token) > MOST_TOKEN_CHARACTERS:
+            raise Unauthenticated(f"the token has over {MOST_TOKEN_CHARACTERS} characters")
+        return self._claims(self._payload(token, keys))
+
+    def _payload(self, token: str, keys: KeySet) -> Mapping[str, Any]:
+        try:
+            key = keys.choose(jwt.get_unverified_header(token).get("kid"))
+            return jwt.decode(
+                token,
+                key,
+                algorithms=[key.algorithm_name],
+                audience=self.audience,
+                issuer=self.issuer,
+                leeway=self.leeway_s,
+                options={"require": ["exp", "iss", "aud"]},
+            )
+        except jwt.ExpiredSignatureError:
+            raise Unauthenticated("the token has expired") from None
+        except _FOREIGN_ERRORS:
+            # Which of its parts is wrong is nobody's business; its text may quote the token.
+            raise Unauthenticated("the token is not valid here") from None
+
+    def _claims(self, payload: Mapping[str, Any]) -> Claims:
+        tenant = payload.get(self.tenant_claim)
+        if not isinstance(tenant, str) or not re.fullmatch(TENANT, tenant):
+            raise Unauthenticated(f"the token has no usable claim {self.tenant_claim!r}")
+        subject = payload.get("sub", "")
+        known = isinstance(subject, str) and re.fullmatch(TENANT, subject)
+        return Claims(tenant, self._roles(payload), subject if known else "token")
+
+    def _roles(self, payload: Mapping[str, Any]) -> tuple[str, ...]:
+        roles = payload.get(self.roles_claim, ())
+        if isinstance(roles, str):
+            # RFC 8693's `scope` is one string.
+            roles = roles.split()
+        if not isinstance(roles, list | tuple) or not all(isinstance(role, str) for role in roles):
+            raise Unauthenticated(f"the token's claim {self.roles_claim!r} is not a list of names")
+        return tuple(roles)
+
+
+def parse_jwks(data: bytes) -> KeySet:
+    """Read a JWKS file (JSON).  Raises `Misconfigured`, also if no key of it can be used."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        raise Misconfigured("JWKS file: is not valid JSON") from None
+    entries = content.get("keys") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise Misconfigured("JWKS file: has no list of keys")
+    keys = {}
+    for index, entry in enumerate(entries):
+        if _signs(entry):
+            key = _usable(index, entry)
+            keys[key.key_id or f"#{index}"] = key
+    if not keys:
+        raise Misconfigured("JWKS file: has no key for signatures")
+    return KeySet(keys)
+
+
+def _signs(entry: object) -> bool:
+    """Keys for encryption may stand beside those for signatures."""
+    return not isinstance(entry, dict) or entry.get("use", "sig") == "sig"
+
+
+def _usable(index: int, entry: object) -> jwt.PyJWK:
+    where = f"JWKS file: keys[{index}]"
+    if not isinstance(entry, dict):
+        raise Misconfigured(f"{where} is not an object")
+    if entry.get("kty") == "oct" or "d" in entry:
+        raise Misconfigured(f"{where} is a secret; only public keys belong here")
+    if not isinstance(entry.get("kid", ""), str):
+        raise Misconfigured(f"{where} has a kid that is not a string")
+    try:
+        key = jwt.PyJWK(entry)
+    except _FOREIGN_ERRORS:
+        raise Misconfigured(f"{where} cannot be read as a public key") from None
+    if key.algorithm_name not in _ALGORITHMS:
+        raise Misconfigured(f"{where} is for an algorithm that is not taken")
+    if key.key_type == "RSA" and key.key.key_size < _LEAST_RSA_BITS:
+        raise Misconfigured(f"{where} has fewer than {_LEAST_RSA_BITS} bits")
+    return key

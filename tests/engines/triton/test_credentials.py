@@ -1,0 +1,205 @@
+"""How files of credentials are read, and that nothing of them gets into a text."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from pydantic import ValidationError
+from samserve.engines.triton import credentials as module
+from samserve.engines.triton.credentials import CredentialFiles
+from samserve.errors import EngineUnavailable
+from samserve.settings import TritonSettings
+
+from tests.engines.triton.certificates import Issuer, Mounted
+from tests.secrecy import secret
+
+ISSUER = Issuer()
+CERT, KEY = ISSUER.issue("gateway")
+OTHER_KEY = ISSUER.issue("gateway")[1]
+VALUE = secret("a-header-value-that-nobody-may-see")
+HEADERS = f"triton-grpc-protocol-admin: {VALUE}\n"
+FILES = {"ca": ISSUER.pem, "cert": CERT, "key": KEY, "headers": HEADERS}
+
+
+def mounted(folder: Path, **files: str) -> tuple[Mounted, CredentialFiles]:
+    mount = Mounted(folder / "mounted", **{**FILES, **files})
+    paths = {f"{name}_file": mount.path(name) for name in FILES}
+    return mount, CredentialFiles(TritonSettings(tls=True, **paths))  # type: ignore[arg-type]
+
+
+def encrypted(key: str) -> str:
+    loaded = serialization.load_pem_private_key(key.encode(), None)
+    return secret(
+        loaded.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"password"),
+        ).decode()
+    )
+
+
+def test_files_are_read(tmp_path: Path) -> None:
+    _, files = mounted(tmp_path)
+    signature, credentials = files.read()
+
+    assert signature == files.signature()
+    assert credentials.tls
+    assert credentials.roots == ISSUER.pem.encode()
+    assert (credentials.certificates, credentials.key) == (CERT.encode(), KEY.encode())
+    assert credentials.headers == {"triton-grpc-protocol-admin": VALUE}
+
+
+BROKEN: list[tuple[str, str, str]] = [
+    ("ca", "", "cannot be read: No such file"),
+    ("ca", KEY, "triton.ca_file"),
+    ("ca", ISSUER.pem[: len(ISSUER.pem) // 2], "not made of certificates"),
+    ("cert", KEY, "not made of certificates"),
+    ("key", OTHER_KEY, "do not belong together"),
+    ("key", CERT, "is no private key"),
+    ("key", KEY[: len(KEY) // 2], "is no private key"),
+    ("key", encrypted(KEY), "or it is encrypted"),
+    ("key", KEY + " " * (1 << 20), "is larger than"),
+    ("headers", VALUE, "line 1: not `name: value`"),
+    ("headers", f"good: {VALUE}\n\nX-Bad: {VALUE}", "line 3: not `name: value`"),
+    ("headers", f"grpc-timeout: {VALUE}", "line 1: not `name: value`"),
+    ("headers", f"some-bin: {VALUE}", "line 1: not `name: value`"),
+    ("headers", f": {VALUE}", "line 1: not `name: value`"),
+    ("headers", f"\ufeffname: {VALUE}", "line 1: not `name: value`"),
+    ("headers", "name:  ", "line 1: the value is empty or not printable ASCII"),
+    ("headers", f"name: {VALUE}é", "line 1: the value is empty or not printable ASCII"),
+    ("headers", f"name: {VALUE}\x00", "line 1: the value is empty or not printable ASCII"),
+    ("headers", f"name: {VALUE}\nname: {VALUE}", "line 2: this name was there before"),
+]
+
+
+# Without ids of our own these would be the contents, which are secrets.
+@pytest.mark.parametrize(
+    ("name", "content", "said"), BROKEN, ids=[f"{row[0]} {n}" for n, row in enumerate(BROKEN)]
+)
+def test_an_error_names_the_file_and_nothing_that_is_in_it(
+    tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    mount, files = mounted(tmp_path, **{name: content})
+    with pytest.raises(EngineUnavailable) as caught:
+        files.read()
+
+    text = str(caught.value)
+    assert said in text
+    assert str(mount.path(name)) in text
+    everything = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    assert "PRIVATE KEY" not in everything
+    assert not [part for part in secrets_of(content) if part in everything]
+    assert caught.value.__cause__ is None
+
+
+def secrets_of(content: str) -> list[str]:
+    """What of a file must not be seen: a header's value, the lines of PEM text."""
+    return [VALUE, *(line for line in content.splitlines() if len(line) > 30)]
+
+
+def test_a_repr_tells_nothing(tmp_path: Path) -> None:
+    _, files = mounted(tmp_path)
+    _, credentials = files.read()
+    text = f"{credentials} {credentials!r} {files!r}"
+
+    assert not [part for part in secrets_of(KEY + HEADERS + CERT) if part in text]
+    assert len(text) < 500
+
+
+CHANGES: list[tuple[str, Callable[[Mounted], Any]]] = [
+    ("the link to the folder", lambda mount: mount.swap()),
+    ("another key", lambda mount: mount.swap(key=OTHER_KEY)),
+    ("in place", lambda mount: mount.path("headers").write_text(HEADERS.upper())),
+    ("missing", lambda mount: mount.path("ca").resolve().unlink()),
+    ("the link itself", lambda mount: mount.path("ca").unlink()),
+]
+
+
+@pytest.mark.parametrize("change", [change for _, change in CHANGES], ids=[n for n, _ in CHANGES])
+def test_a_signature_tells_that_files_have_changed(
+    tmp_path: Path, change: Callable[[Mounted], Any]
+) -> None:
+    mount, files = mounted(tmp_path)
+    before = files.signature()
+    assert files.signature() == before
+    change(mount)
+
+    assert files.signature() != before
+
+
+def test_files_that_change_while_they_are_read_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount, files = mounted(tmp_path)
+    new_cert, new_key = ISSUER.issue("gateway")
+    read = module._content
+    swaps = [{"cert": new_cert, "key": new_key}]
+
+    def content(path: Path) -> bytes:
+        found = read(path)
+        if path.name == "cert" and swaps:
+            mount.swap(**swaps.pop())
+        return found
+
+    monkeypatch.setattr(module, "_content", content)
+    signature, credentials = files.read()
+
+    assert (credentials.certificates, credentials.key) == (new_cert.encode(), new_key.encode())
+    assert signature == files.signature()
+
+
+def test_files_that_never_rest_are_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount, files = mounted(tmp_path)
+    read = module._content
+
+    def content(path: Path) -> bytes:
+        mount.swap()
+        return read(path)
+
+    monkeypatch.setattr(module, "_content", content)
+    with pytest.raises(EngineUnavailable, match="change all the time"):
+        files.read()
+
+
+def test_without_a_ca_file_the_systems_are_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = tmp_path / "system.crt"
+    system.write_text(ISSUER.pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(system))
+    files = CredentialFiles(TritonSettings(tls=True))
+
+    assert files.paths == (system,)
+    assert files.read()[1].roots == ISSUER.pem.encode()
+
+
+def test_without_settings_nothing_is_read() -> None:
+    files = CredentialFiles(TritonSettings())
+
+    assert files.paths == ()
+    assert not files.read()[1].tls
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tls": True, "cert_file": "a"}, "triton.key_file is missing"),
+        ({"tls": True, "key_file": "a"}, "triton.cert_file is missing"),
+        ({"ca_file": "a"}, "triton.ca_file is for triton.tls=true only"),
+        ({"cert_file": "a", "key_file": "b"}, "triton.cert_file is for triton.tls=true only"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        TritonSettings(**given)
+
+
+def test_headers_do_not_need_tls() -> None:
+    assert TritonSettings(headers_file=Path("a")).headers_file == Path("a")

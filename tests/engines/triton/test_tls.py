@@ -1,0 +1,441 @@
+"""A Triton that wants TLS, client certificates and headers, and files that are replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from prometheus_client import CollectorRegistry
+from samserve.context import RequestContext
+from samserve.engines.fake import MODEL
+from samserve.engines.triton.channels import Channels
+from samserve.engines.triton.engine import TritonEngine
+from samserve.engines.triton.failures import Refused, Unreachable
+from samserve.errors import EngineUnavailable, SamserveError
+from samserve.metrics import Metrics
+from samserve.settings import TritonSettings
+from samserve.stores.memory import MemoryStore
+from samserve.types import Embedding, Transport
+from structlog.testing import capture_logs
+
+from harness.triton.server import TritonServer
+from tests.engines.drawing import DAWDLING_CLICK, ONE_SECOND, write_drawing_pair
+from tests.engines.triton.certificates import Issuer, Mounted
+from tests.engines.triton.opening import clicks, eventually, opened, picture, reserved
+from tests.secrecy import secret
+
+HOST = "127.0.0.1"
+NAME = MODEL.name
+SERVERS, NEW_SERVERS, CLIENTS, NEW_CLIENTS, STRANGERS = (Issuer() for _ in range(5))
+VALUE, WRONG_VALUE = secret("the-header-that-triton-wants"), secret("another-header-value")
+HEADER = "triton-grpc-protocol-gateway"
+QUICKLY: dict[str, Any] = {"health_interval_s": 0.05}
+# Much longer than anything here takes, and much shorter than a caller would wait.
+BOUND_S = 10.0
+
+Pair = tuple[TritonEngine, MemoryStore]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pair that draws, and dawdles over some clicks."""
+    folder = tmp_path_factory.mktemp("tls") / "models"
+    write_drawing_pair(folder, steps=3 * ONE_SECOND)
+    return folder
+
+
+def tls_arguments(folder: Path, issuer: Issuer, clients: str = "", host: str = HOST) -> list[str]:
+    """Let Triton have a certificate, and ask for those that *clients* have signed."""
+    certificate, key = issuer.issue(host)
+    for name, text in {"cert": certificate, "key": key, "clients": clients}.items():
+        (folder / f"server.{name}").write_text(text)
+    own = [
+        "--grpc-use-ssl=true",
+        f"--grpc-server-cert={folder}/server.cert",
+        f"--grpc-server-key={folder}/server.key",
+    ]
+    mutual = ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={folder}/server.clients"]
+    return [*own, *mutual] if clients else own
+
+
+@pytest.fixture(scope="module")
+def closed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A Triton with a certificate, and all but its health for those with a header."""
+    folder = tmp_path_factory.mktemp("closed")
+    protocols = "inference,model-repository,model-config,shared-memory"
+    arguments = [
+        *tls_arguments(folder, SERVERS),
+        f"--grpc-restricted-protocol={protocols}:gateway={VALUE}",
+    ]
+    with TritonServer(models, log=folder / "triton.log", extra_args=arguments) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mutual(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A Triton that wants certificates of two issuers of clients."""
+    folder = tmp_path_factory.mktemp("mutual")
+    arguments = tls_arguments(folder, SERVERS, CLIENTS.pem + NEW_CLIENTS.pem)
+    with TritonServer(models, log=folder / "triton.log", extra_args=arguments) as server:
+        yield server
+
+
+def header(value: str = VALUE) -> str:
+    return f"{HEADER}: {value}\n"
+
+
+def shown(issuer: Issuer) -> dict[str, str]:
+    """A client's certificate and key, as files."""
+    return dict(zip(("cert", "key"), issuer.issue("gateway"), strict=True))
+
+
+def settings_for(mount: Mounted, *names: str) -> dict[str, Any]:
+    return {"tls": True, **{f"{name}_file": mount.path(name) for name in names}}
+
+
+async def refusal(url: str, **settings: Any) -> SamserveError:
+    """Open an engine, which must fail."""
+    everything = {"url": url, "startup_s": 0.3, **settings}
+    engine = TritonEngine(TritonSettings(**everything), Metrics(CollectorRegistry()))
+    try:
+        async with asyncio.timeout(BOUND_S):
+            with pytest.raises(SamserveError) as caught:
+                await engine.open()
+    finally:
+        await engine.aclose()
+    return caught.value
+
+
+async def embedded(engine: TritonEngine, store: MemoryStore, name: str = "x") -> Embedding:
+    slot = await reserved(engine, store, name)
+    await engine.encode(NAME, picture(), slot, RequestContext())
+    return slot.as_embedding()
+
+
+async def test_the_right_ca_and_header_let_everything_work(
+    closed: TritonServer, tmp_path: Path
+) -> None:
+    mount = Mounted(tmp_path / "files", ca=SERVERS.pem, headers=header())
+    async with opened(closed.grpc_address, **settings_for(mount, "ca", "headers")) as (
+        engine,
+        store,
+    ):
+        output = await engine.decode(
+            NAME, await embedded(engine, store), clicks(2), RequestContext()
+        )
+
+        assert output.low_res_logits.shape == (2, 4, 256, 256)
+        assert engine.transport is Transport.SHARED_MEMORY
+
+
+@pytest.mark.parametrize("ca", [STRANGERS.pem, ""], ids=["another CA", "the system's CAs"])
+async def test_a_certificate_that_nobody_trusted_has_signed_is_refused(
+    closed: TritonServer, tmp_path: Path, ca: str
+) -> None:
+    mount = Mounted(tmp_path / "files", ca=ca, headers=header())
+    names = ("ca", "headers") if ca else ("headers",)
+    error = await refusal(closed.grpc_address, **settings_for(mount, *names))
+
+    assert isinstance(error, EngineUnavailable)
+    assert "not signed by a CA of triton.ca_file" in str(error)
+
+
+async def test_a_certificate_for_another_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    arguments = tls_arguments(tmp_path, SERVERS, host="triton.example")
+    mount = Mounted(tmp_path / "files", ca=SERVERS.pem)
+    log = tmp_path / "triton.log"
+    with TritonServer(tmp_path / "models", log=log, extra_args=arguments) as server:
+        error = await refusal(server.grpc_address, **settings_for(mount, "ca"))
+
+    assert isinstance(error, EngineUnavailable)
+    assert "for another name than that in triton.url" in str(error)
+
+
+async def test_tls_on_one_side_only_is_said(closed: TritonServer, tmp_path: Path) -> None:
+    mount = Mounted(tmp_path / "files", ca=SERVERS.pem)
+    without = await refusal(closed.grpc_address)
+    alone = await refusal(closed.http_address, **settings_for(mount, "ca"))
+
+    assert "maybe it wants TLS" in str(without)
+    assert "maybe the model server does not use TLS" in str(alone)
+    assert isinstance(without, EngineUnavailable)
+    assert isinstance(alone, EngineUnavailable)
+
+
+async def test_a_file_that_cannot_be_used_ends_the_start_at_once(
+    closed: TritonServer, tmp_path: Path
+) -> None:
+    mount = Mounted(tmp_path / "files", ca="")
+    error = await refusal(closed.grpc_address, startup_s=600, **settings_for(mount, "ca"))
+
+    assert isinstance(error, EngineUnavailable)
+    assert str(mount.path("ca")) in str(error)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    ["", header(WRONG_VALUE), f"another: {VALUE}"],
+    ids=["none", "another value", "another name"],
+)
+async def test_a_restricted_protocol_wants_the_header(
+    closed: TritonServer, tmp_path: Path, headers: str
+) -> None:
+    mount = Mounted(tmp_path / "files", ca=SERVERS.pem, headers=headers)
+    names = ("ca", "headers") if headers else ("ca",)
+    error = await refusal(closed.grpc_address, **settings_for(mount, *names))
+
+    assert isinstance(error, Refused)
+    assert "triton.headers_file" in str(error)
+
+
+async def test_mutual_tls_wants_a_certificate_of_the_right_issuer(
+    mutual: TritonServer, tmp_path: Path
+) -> None:
+    mount = Mounted(tmp_path / "files", ca=SERVERS.pem, **shown(STRANGERS))
+    names = ("ca", "cert", "key")
+    without = await refusal(mutual.grpc_address, **settings_for(mount, "ca"))
+    of_a_stranger = await refusal(mutual.grpc_address, **settings_for(mount, *names))
+    for error in (without, of_a_stranger):
+        assert isinstance(error, Unreachable)
+        assert "client certificate" in str(error)
+
+    mount.swap(**shown(CLIENTS))
+    async with opened(mutual.grpc_address, **settings_for(mount, *names)) as (engine, store):
+        await engine.decode(NAME, await embedded(engine, store), clicks(), RequestContext())
+
+
+class Load:
+    """Callers that encode and decode all the time, and see that every answer is right."""
+
+    def __init__(self, engine: TritonEngine, store: MemoryStore) -> None:
+        self._engine, self._store = engine, store
+        self._numbers = itertools.count()
+        self.answers = 0
+        self.failures: list[SamserveError] = []
+
+    @asynccontextmanager
+    async def running(self, callers: int = 4) -> AsyncIterator[None]:
+        embedding = await embedded(self._engine, self._store, "kept")
+        self._expected = await self._decode(embedding)
+        over = asyncio.Event()
+        tasks = [asyncio.create_task(self._call(embedding, over)) for _ in range(callers)]
+        try:
+            yield
+        finally:
+            over.set()
+            await asyncio.gather(*tasks)
+
+    async def goes_on(self) -> None:
+        """Wait for a few answers more."""
+        before = self.answers
+        await eventually(lambda: self.answers > before + 10, BOUND_S)
+
+    async def _call(self, embedding: Embedding, over: asyncio.Event) -> None:
+        while not over.is_set():
+            number = next(self._numbers)
+            try:
+                if number % 8 == 0:
+                    slot = await reserved(self._engine, self._store, f"new {number}")
+                    await self._engine.encode(NAME, picture(), slot, RequestContext())
+                    await self._store.discard(slot)
+                assert np.array_equal(await self._decode(embedding), self._expected)
+            except SamserveError as error:
+                self.failures.append(error)
+                await asyncio.sleep(0.05)
+            else:
+                self.answers += 1
+
+    async def _decode(self, embedding: Embedding) -> np.ndarray:
+        output = await self._engine.decode(NAME, embedding, clicks(2), RequestContext())
+        return output.low_res_logits.copy()
+
+
+def now(engine: TritonEngine) -> Channels:
+    channels = engine._connection._now
+    assert channels is not None
+    return channels
+
+
+async def renewed(engine: TritonEngine, before: Channels) -> None:
+    """Wait until new channels are used, and the old ones are closed."""
+    await eventually(lambda: now(engine) is not before, BOUND_S)
+    await eventually(lambda: not engine._connection._retired, BOUND_S)
+
+
+def connections(server: TritonServer) -> int:
+    """How many this process has to Triton."""
+    established = psutil.Process().net_connections("tcp")
+    return sum(
+        bool(each.raddr) and each.raddr.port == server.grpc_port and each.status == "ESTABLISHED"
+        for each in established
+    )
+
+
+def said(logs: Sequence[Any], event: str) -> list[str]:
+    return [str(line.get("reason")) for line in logs if event in line["event"]]
+
+
+def is_said(logs: Sequence[Any], event: str, times: int) -> bool:
+    return len(said(logs, event)) == times
+
+
+REFUSED, TAKEN = "are not used yet", "are in use"
+
+
+async def test_certificates_are_replaced_under_load_and_no_call_fails(
+    models: Path, tmp_path: Path
+) -> None:
+    arguments = tls_arguments(tmp_path, SERVERS, CLIENTS.pem + NEW_CLIENTS.pem)
+    server = TritonServer(models, log=tmp_path / "triton.log", extra_args=arguments)
+    mount = Mounted(tmp_path / "files", ca=SERVERS.pem, **shown(CLIENTS))
+    settings = settings_for(mount, "ca", "cert", "key")
+    with server, capture_logs() as logs:
+        async with opened(server.grpc_address, **settings, **QUICKLY) as (engine, store):
+            load = Load(engine, store)
+            regions = await engine._connection.regions()
+            async with load.running():
+                for number in range(6):
+                    before = now(engine)
+                    mount.swap(
+                        ca=SERVERS.pem + NEW_SERVERS.pem,
+                        **shown((NEW_CLIENTS, CLIENTS)[number % 2]),
+                    )
+                    await renewed(engine, before)
+                    await load.goes_on()
+                mount.swap(**shown(NEW_CLIENTS))
+                await renewed(engine, now(engine))
+            assert load.failures == []
+            assert load.answers > 50
+            assert len(said(logs, TAKEN)) == 7
+            assert said(logs, REFUSED) == []
+            assert said(logs, "model server is") == []
+            # Those of the last channels, and of no others: two for requests, one for the rest.
+            await eventually(lambda: connections(server) == 3, BOUND_S)
+            # Triton did not restart, and knows the same memory.
+            assert regions.keys() <= (await engine._connection.regions()).keys()
+            assert engine.transport is Transport.SHARED_MEMORY
+
+            # The new ones are in use: a Triton that knows none of the old ones takes us.
+            server.kill()
+            server.extra_args = tls_arguments(tmp_path, NEW_SERVERS, NEW_CLIENTS.pem)
+            server.start()
+            await eventually(lambda: engine._link.healthy, BOUND_S)
+            async with load.running():
+                await load.goes_on()
+            assert load.failures == []
+        old = Mounted(tmp_path / "old", ca=NEW_SERVERS.pem, **shown(CLIENTS))
+        error = await refusal(server.grpc_address, **settings_for(old, "ca", "cert", "key"))
+        assert "client certificate" in str(error)
+
+
+async def test_a_call_that_is_under_way_goes_on_over_the_old_channel(
+    mutual: TritonServer, tmp_path: Path
+) -> None:
+    mount = Mounted(tmp_path / "files", ca=SERVERS.pem, **shown(CLIENTS))
+    settings = settings_for(mount, "ca", "cert", "key")
+    slow = clicks(2)
+    slow.point_coords[0, 0, 0] = DAWDLING_CLICK
+    async with opened(mutual.grpc_address, **settings, **QUICKLY) as (engine, store):
+        embedding = await embedded(engine, store)
+        before = now(engine)
+        # One only: the other instance of the decoder is for the others.
+        call = asyncio.create_task(engine.decode(NAME, embedding, slow, RequestContext()))
+        await asyncio.sleep(0.1)
+        mount.swap(**shown(NEW_CLIENTS))
+        await eventually(lambda: now(engine) is not before, BOUND_S)
+        # The others do not wait for it.
+        quick = await engine.decode(NAME, embedding, clicks(1), RequestContext())
+
+        assert not call.done()
+        assert list(engine._connection._retired.values()) == [before]
+        assert quick.low_res_logits.shape == (1, 4, 256, 256)
+        assert (await call).low_res_logits.shape == (2, 4, 256, 256)
+        await eventually(lambda: not engine._connection._retired, BOUND_S)
+        await before.idle()
+        # Closed channels refuse.
+        with pytest.raises(Exception, match=r"[Cc]losed"):
+            await before.reach()
+
+
+async def test_files_that_cannot_be_used_change_nothing_until_they_are_mended(
+    mutual: TritonServer, tmp_path: Path
+) -> None:
+    good, other = shown(CLIENTS), shown(CLIENTS)
+    mount = Mounted(tmp_path / "files", ca=SERVERS.pem, **good)
+    settings = settings_for(mount, "ca", "cert", "key")
+    with capture_logs() as logs:
+        async with opened(mutual.grpc_address, **settings, **QUICKLY) as (engine, store):
+            load, before = Load(engine, store), now(engine)
+            bad: list[tuple[dict[str, str], str]] = [
+                ({"ca": "no certificate"}, "not made of certificates"),
+                ({"ca": SERVERS.pem, "key": ""}, "cannot be read"),
+                ({"key": other["key"]}, "do not belong together"),
+                # These are in order by themselves: Triton is asked.
+                (shown(STRANGERS), "client certificate"),
+                ({**good, "ca": STRANGERS.pem}, "not signed by a CA"),
+            ]
+            async with load.running(callers=2):
+                for count, (files, reason) in enumerate(bad, start=1):
+                    mount.swap(**files)
+                    await eventually(partial(is_said, logs, REFUSED, count), BOUND_S)
+                    assert reason in said(logs, REFUSED)[-1]
+                    await load.goes_on()
+                # Said once, though it was looked at again and again.
+                await asyncio.sleep(0.3)
+                assert len(said(logs, REFUSED)) == len(bad)
+                assert now(engine) is before
+                mount.swap(ca=SERVERS.pem)
+                await renewed(engine, before)
+            assert load.failures == []
+            assert engine._link.healthy
+    assert said(logs, "model server is") == []
+    assert len(said(logs, TAKEN)) == 1
+
+
+async def test_files_that_triton_takes_only_later_are_tried_again(
+    models: Path, tmp_path: Path
+) -> None:
+    arguments = tls_arguments(tmp_path, SERVERS, CLIENTS.pem)
+    server = TritonServer(models, log=tmp_path / "triton.log", extra_args=arguments)
+    mount = Mounted(tmp_path / "files", ca=SERVERS.pem, **shown(CLIENTS))
+    settings = settings_for(mount, "ca", "cert", "key")
+    with server, capture_logs() as logs:
+        async with opened(server.grpc_address, **settings, **QUICKLY) as (engine, store):
+            embedding, before = await embedded(engine, store), now(engine)
+            mount.swap(**shown(NEW_CLIENTS))
+            await eventually(lambda: said(logs, REFUSED), BOUND_S)
+            await engine.decode(NAME, embedding, clicks(), RequestContext())
+            server.kill()
+            server.extra_args = tls_arguments(tmp_path, SERVERS, NEW_CLIENTS.pem)
+            server.start()
+            await renewed(engine, before)
+            await eventually(lambda: engine._link.healthy, BOUND_S)
+            await engine.decode(NAME, embedding, clicks(), RequestContext())
+    assert len(said(logs, REFUSED)) == len(said(logs, TAKEN)) == 1
+
+
+async def test_headers_are_replaced_too(closed: TritonServer, tmp_path: Path) -> None:
+    mount = Mounted(tmp_path / "files", ca=SERVERS.pem, headers=header())
+    settings = settings_for(mount, "ca", "headers")
+    with capture_logs() as logs:
+        async with opened(closed.grpc_address, **settings, **QUICKLY) as (engine, store):
+            embedding, before = await embedded(engine, store), now(engine)
+            mount.swap(headers=header(WRONG_VALUE))
+            await eventually(lambda: said(logs, REFUSED), BOUND_S)
+            await engine.decode(NAME, embedding, clicks(), RequestContext())
+            assert now(engine) is before
+            mount.swap(headers=header() + "something-else: x")
+            await renewed(engine, before)
+            await engine.decode(NAME, embedding, clicks(), RequestContext())
+            assert now(engine).headers == {HEADER: VALUE, "something-else": "x"}
+    assert "triton.headers_file" in said(logs, REFUSED)[0]
+    assert not [line for line in logs if VALUE in str(line) or WRONG_VALUE in str(line)]

@@ -1,0 +1,386 @@
+"""Every RPC of the descriptor, with wrong credentials, roles and tenants."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2, status_pb2
+from samserve.app import Running, running
+from samserve.principal import Permission
+from samserve.v1 import samserve_pb2 as pb
+
+from tests import pictures
+from tests.conftest import UNLIMITED, settings_with
+from tests.rpc.test_generic_client import buf
+from tests.secrecy import secret
+from tests.security.credentials import (
+    AUDIENCE,
+    ISSUER,
+    KeyFile,
+    bearer,
+    ca_file,
+    jwk,
+    jwks,
+    token,
+    write_pem,
+)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"]
+METHODS = [method.name for method in SERVICE.methods]
+BY_ID = [
+    method.name for method in SERVICE.methods if "embedding_id" in method.input_type.fields_by_name
+]
+EVERY_ROLE = [permission.value for permission in Permission]
+PNG = pictures.png()
+
+
+class Caller:
+    """Calls any method of the descriptor, with a credential."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    async def call(self, name: str, request: Any, metadata: Any = ()) -> Any:
+        """Give the answer, or the last message of a stream; raises `AioRpcError`."""
+        method = SERVICE.methods_by_name[name]
+        path = f"/{SERVICE.full_name}/{name}"
+        parse = GetMessageClass(method.output_type).FromString
+        if not method.server_streaming:
+            unary = self._channel.unary_unary(path, None, parse)
+            return await unary(request.SerializeToString(), metadata=metadata, timeout=20)
+        stream = self._channel.unary_stream(path, None, parse)
+        call = stream(request.SerializeToString(), metadata=metadata, timeout=20)
+        return [answer async for answer in call][-1]
+
+    async def refusal(self, name: str, request: Any, metadata: Any = ()) -> grpc.aio.AioRpcError:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await self.call(name, request, metadata)
+        return refused.value
+
+
+def empty(name: str) -> Any:
+    return GetMessageClass(SERVICE.methods_by_name[name].input_type)()
+
+
+def valid(name: str, embedding_id: str = "") -> Any:
+    """A request of the method that is well formed, by id where it takes one."""
+    request = empty(name)
+    if embedding_id:
+        request.embedding_id = embedding_id
+    elif "image" in request.DESCRIPTOR.fields_by_name:
+        request.image.encoded = PNG
+    if name == "Predict":
+        request.prompts.append(pictures.click(32, 24))
+    if name == "AutoMask":
+        request.options.points_per_side = 2
+    return request
+
+
+def reason(error: grpc.aio.AioRpcError) -> str:
+    return details(error)[0].reason
+
+
+def details(error: grpc.aio.AioRpcError) -> list[Any]:
+    status = status_pb2.Status.FromString(
+        dict(error.trailing_metadata() or ())["grpc-status-details-bin"]
+    )
+    kinds = {
+        "google.rpc.ErrorInfo": error_details_pb2.ErrorInfo,
+        "google.rpc.BadRequest": error_details_pb2.BadRequest,
+        "google.rpc.RetryInfo": error_details_pb2.RetryInfo,
+        "google.rpc.QuotaFailure": error_details_pb2.QuotaFailure,
+    }
+    return [kinds[packed.TypeName()].FromString(packed.value) for packed in status.details]
+
+
+@pytest.fixture
+async def guarded(key_file: KeyFile, tmp_path: Path) -> AsyncIterator[Running]:
+    """A server that takes keys and tokens."""
+    jwks_file = tmp_path / "jwks.json"
+    jwks_file.write_bytes(jwks(jwk()))
+    auth = {
+        "keys_file": key_file.path,
+        "jwks_file": jwks_file,
+        "jwt_issuer": ISSUER,
+        "jwt_audience": AUDIENCE,
+    }
+    tls = {"reload_s": 0.02}
+    async with running(settings_with(auth=auth, tls=tls, limits={"prompts": 8})) as service:
+        yield service
+
+
+@pytest.fixture
+async def caller(guarded: Running) -> AsyncIterator[Caller]:
+    async with grpc.aio.insecure_channel(guarded.address, options=UNLIMITED) as channel:
+        yield Caller(channel)
+
+
+async def reload(service: Running) -> None:
+    """Wait until every file has been looked at again."""
+    for watched in service.watched:
+        watched.refresh()
+
+
+def test_the_descriptor_has_methods() -> None:
+    assert {"Embed", "Predict", "AutoMask"} <= set(METHODS)
+    assert {"Predict", "AutoMask", "DeleteEmbedding"} == set(BY_ID)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        (),
+        (("authorization", ""),),
+        (("authorization", "Bearer "),),
+        (("authorization", "Basic YTpi"),),
+        (("authorization", "Bearer nonsense"),),
+        bearer("samserve_aaaaaaaaaaaa_" + "x" * 43),
+        bearer("a.b.c"),
+    ],
+    ids=["none", "empty", "bearer-nothing", "basic", "nonsense", "unknown-key", "no-token"],
+)
+async def test_every_rpc_is_refused_without_credentials(
+    guarded: Running, caller: Caller, name: str, metadata: Any
+) -> None:
+    error = await caller.refusal(name, valid(name), metadata)
+
+    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert reason(error) == "UNAUTHENTICATED"
+    assert guarded.engine.counts["encode_begun"] == 1  # the warm-up's
+
+
+@pytest.mark.parametrize("name", METHODS)
+async def test_every_rpc_is_refused_with_the_wrong_role(
+    guarded: Running, caller: Caller, key_file: KeyFile, name: str
+) -> None:
+    needed = {"Embed": "embed", "Predict": "predict", "AutoMask": "automask"}
+    needed["DeleteEmbedding"] = "embeddings_admin"
+    # ListModels is for whoever has any role at all.
+    others = [role for role in EVERY_ROLE if role != needed.get(name)] if name in needed else []
+    key = key_file.add("acme", *others)
+    await reload(guarded)
+
+    for credential in (key, token(roles=others), token(roles=["nobody-knows-this"])):
+        error = await caller.refusal(name, valid(name), bearer(credential))
+
+        assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert reason(error) == "PERMISSION_DENIED"
+    assert guarded.engine.counts["encode_begun"] == 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+async def test_every_rpc_is_answered_with_the_right_role(
+    guarded: Running, caller: Caller, key_file: KeyFile, name: str
+) -> None:
+    key = key_file.add("acme", *EVERY_ROLE)
+    await reload(guarded)
+    request = valid(name, "unknown" if name == "DeleteEmbedding" else "")
+
+    assert await caller.call(name, request, bearer(key)) is not None
+    assert await caller.call(name, request, bearer(token(roles=EVERY_ROLE))) is not None
+
+
+@pytest.mark.parametrize("name", BY_ID)
+async def test_the_id_of_another_tenant_is_as_good_as_an_unknown_one(
+    guarded: Running, caller: Caller, key_file: KeyFile, name: str
+) -> None:
+    mine, other = (bearer(key_file.add(tenant, *EVERY_ROLE)) for tenant in ("mine", "other"))
+    await reload(guarded)
+    embedding_id = (await caller.call("Embed", valid("Embed"), other)).embedding.id
+    unknown_id = (
+        hashlib.sha256(b"nothing").hexdigest()[: len(embedding_id)].ljust(len(embedding_id), "0")
+    )
+
+    answers = [
+        await outcome(caller, name, valid(name, id_), mine) for id_ in (embedding_id, unknown_id)
+    ]
+
+    assert answers[0] == answers[1]
+    # It is there all the same, and was not touched.
+    await caller.call("Predict", valid("Predict", embedding_id), other)
+
+
+async def outcome(caller: Caller, name: str, request: Any, metadata: Any) -> Any:
+    """All that a client sees, without what differs for every call and id."""
+    try:
+        answer = await caller.call(name, request, metadata)
+    except grpc.aio.AioRpcError as error:
+        info, *others = details(error)
+        told = dict(info.metadata)
+        assert told.pop("embedding_id") == request.embedding_id
+        del told["request_id"]
+        return error.code(), error.details(), info.reason, told, [str(detail) for detail in others]
+    return answer.SerializeToString()
+
+
+async def test_a_digest_of_another_tenants_picture_is_unknown(
+    guarded: Running, caller: Caller, key_file: KeyFile
+) -> None:
+    mine, other = (bearer(key_file.add(tenant, *EVERY_ROLE)) for tenant in ("mine", "other"))
+    await reload(guarded)
+    await caller.call("Embed", valid("Embed"), other)
+    request = pb.EmbedRequest(image=pb.Image(encoded_sha256=hashlib.sha256(PNG).digest()))
+
+    error = await caller.refusal("Embed", request, mine)
+
+    assert reason(error) == "EMBEDDING_NOT_FOUND"
+
+
+async def test_tenants_with_one_picture_have_an_embedding_each(
+    guarded: Running, caller: Caller, key_file: KeyFile
+) -> None:
+    one, two = (bearer(key_file.add(tenant, *EVERY_ROLE)) for tenant in ("one", "two"))
+    await reload(guarded)
+    ids = {
+        (await caller.call("Embed", valid("Embed"), tenant)).embedding.id for tenant in (one, two)
+    }
+    await caller.call("DeleteEmbedding", valid("DeleteEmbedding", ids.copy().pop()), one)
+
+    assert len(ids) == 1
+    assert guarded.engine.counts["encode_begun"] == 3  # the warm-up's, and one for each
+    await caller.call("Predict", valid("Predict", ids.pop()), two)
+
+
+@pytest.mark.parametrize("name", ["Predict", "AutoMask"])
+async def test_a_new_picture_needs_the_role_to_embed(
+    guarded: Running, caller: Caller, key_file: KeyFile, name: str
+) -> None:
+    weak = bearer(key_file.add("acme", "predict", "automask"))
+    strong = bearer(key_file.add("acme", "embed"))
+    await reload(guarded)
+
+    error = await caller.refusal(name, valid(name), weak)
+    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "embed" in (error.details() or "")
+
+    # One that is embedded already needs no more than that.
+    await caller.call("Embed", valid("Embed"), strong)
+    await caller.call(name, valid(name), weak)
+
+
+async def test_keys_hold_from_when_they_are_added_until_they_are_removed(
+    guarded: Running, caller: Caller, key_file: KeyFile
+) -> None:
+    key = bearer(key_file.add("acme", "embed"))
+    await until(caller, key, "OK")
+
+    key_file.clear()
+    await until(caller, key, "UNAUTHENTICATED")
+
+
+async def until(caller: Caller, metadata: Any, wanted: str) -> None:
+    """Call until the server has noticed the file by itself."""
+    for _ in range(500):
+        try:
+            await caller.call("ListModels", pb.ListModelsRequest(), metadata)
+            code = "OK"
+        except grpc.aio.AioRpcError as error:
+            code = error.code().name
+        if code == wanted:
+            return
+    pytest.fail(f"still {code}")
+
+
+async def test_two_credentials_are_one_too_many(
+    guarded: Running, caller: Caller, key_file: KeyFile
+) -> None:
+    key = key_file.add("acme", "embed")
+    await reload(guarded)
+
+    error = await caller.refusal(
+        "ListModels", pb.ListModelsRequest(), bearer(key) + bearer("samserve_x")
+    )
+
+    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_health_needs_no_credentials(guarded: Running) -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415
+
+    async with grpc.aio.insecure_channel(guarded.address) as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("open_", [True, False])
+async def test_reflection_can_be_closed(open_: bool) -> None:
+    async with running(settings_with(server={"reflection": open_})) as service:
+        status, _, _ = await buf(
+            *("curl", "--protocol", "grpc", "--http2-prior-knowledge", "--list-methods"),
+            f"http://{service.address}",
+        )
+
+    assert (status == 0) is open_
+
+
+async def test_a_client_certificate_can_be_the_credential(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    pem = write_pem(tmp_path, authority.issue_cert("localhost"))
+    policy = tmp_path / "policy.toml"
+    policy.write_text(
+        'version = 1\n[identities."pipeline.test"]\ntenant = "acme"\nroles = ["embed"]\n'
+    )
+    tls = pem.settings(client_ca_file=ca_file(tmp_path, authority))
+    codes = {}
+    async with running(settings_with(tls=tls, auth={"policy_file": policy})) as service:
+        for name in ("pipeline.test", "other.test"):
+            client = authority.issue_cert(name)
+            secret(client.private_key_pem.bytes().decode())
+            credentials = grpc.ssl_channel_credentials(
+                authority.cert_pem.bytes(),
+                client.private_key_pem.bytes(),
+                client.cert_chain_pems[0].bytes(),
+            )
+            target = service.address.replace("127.0.0.1", "localhost")
+            async with grpc.aio.secure_channel(target, credentials, options=UNLIMITED) as channel:
+                for method in ("Embed", "Predict"):
+                    try:
+                        await Caller(channel).call(method, valid(method))
+                        codes[name, method] = "OK"
+                    except grpc.aio.AioRpcError as error:
+                        codes[name, method] = error.code().name
+
+    assert codes == {
+        ("pipeline.test", "Embed"): "OK",
+        ("pipeline.test", "Predict"): "PERMISSION_DENIED",
+        ("other.test", "Embed"): "UNAUTHENTICATED",
+        ("other.test", "Predict"): "UNAUTHENTICATED",
+    }
+
+
+async def test_buf_curl_over_tls_with_a_key(
+    tmp_path: Path, authority: trustme.CA, key_file: KeyFile
+) -> None:
+    pem = write_pem(tmp_path, authority.issue_cert("localhost"))
+    ca = ca_file(tmp_path, authority)
+    key = key_file.add("acme", "embed", "predict")
+    body = json.dumps(
+        {
+            "image": {"encoded": base64.b64encode(PNG).decode()},
+            "prompts": [{"points": [{"x": 32, "y": 24, "label": "LABEL_FOREGROUND"}]}],
+        }
+    )
+    auth = {"keys_file": key_file.path}
+    async with running(settings_with(tls=pem.settings(), auth=auth)) as service:
+        url = f"https://{service.address.replace('127.0.0.1', 'localhost')}"
+        url += "/samserve.v1.SegmentationService/Predict"
+        curl = ("curl", "--protocol", "grpc", "--cacert", str(ca), "-d", body)
+        status, out, err = await buf(*curl, "-H", f"Authorization: Bearer {key}", url)
+        refused, _, refusal = await buf(*curl, url)
+
+    assert (status, err) == (0, "")
+    assert json.loads(out)["results"][0]["masks"][0]["cocoRle"]["size"]["height"] == 48
+    assert refused != 0
+    assert json.loads(refusal)["code"] == "unauthenticated"

@@ -1,0 +1,258 @@
+"""API keys: how they are made, kept, found and listed."""
+
+from __future__ import annotations
+
+import re
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from samserve.cli.main import main
+from samserve.errors import Misconfigured, Unauthenticated
+from samserve.security import keys
+
+from tests.secrecy import rightful, secret
+
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+
+
+def made() -> str:
+    key = secret(keys.new_key())
+    secret(key.split("_", 2)[2])
+    return key
+
+
+def ring(*entries: keys.KeyEntry) -> keys.KeyRing:
+    return keys.parse_keys("\n".join(entry.toml() for entry in entries).encode())
+
+
+def test_a_key_is_found_by_itself_only() -> None:
+    one, two = made(), made()
+    known = ring(keys.entry_for(one, "acme", ("embed",)), keys.entry_for(two, "other", ()))
+
+    assert known.find(one, NOW).tenant == "acme"
+    assert known.find(one, NOW).roles == ("embed",)
+    assert known.find(two, NOW).tenant == "other"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda key: key[:-1] + ("A" if key[-1] != "A" else "B"),
+        lambda key: key[:9] + "aaaaaaaaaaaa" + key[21:],
+        lambda key: key + "x",
+        lambda key: key[:-1],
+        lambda key: key.upper(),
+        lambda key: "samserve_",
+        lambda key: "",
+    ],
+    ids=["secret", "id", "longer", "shorter", "case", "prefix", "nothing"],
+)
+def test_a_key_that_differs_is_unknown(changed) -> None:  # type: ignore[no-untyped-def]
+    key = made()
+    known = ring(keys.entry_for(key, "acme", ()))
+
+    with pytest.raises(Unauthenticated) as refused:
+        known.find(changed(key), NOW)
+
+    assert key[9:] not in str(refused.value)
+
+
+def test_an_unknown_id_and_a_wrong_secret_say_the_same() -> None:
+    key = made()
+    known = ring(keys.entry_for(key, "acme", ()))
+    texts = set()
+    for wrong in (key[:22] + "x" * 43, "samserve_bbbbbbbbbbbb_" + "x" * 43):
+        with pytest.raises(Unauthenticated) as refused:
+            known.find(wrong, NOW)
+        texts.add(str(refused.value))
+
+    assert len(texts) == 1
+
+
+def test_a_key_ends() -> None:
+    key = made()
+    known = ring(keys.entry_for(key, "acme", (), expires=NOW))
+
+    assert known.find(key, NOW - timedelta(seconds=1)).tenant == "acme"
+    with pytest.raises(Unauthenticated, match="expired"):
+        known.find(key, NOW)
+
+
+def test_hashes_are_salted_and_do_not_hold_the_key() -> None:
+    key = made()
+    entries = [keys.entry_for(key, "acme", ()) for _ in range(2)]
+
+    assert entries[0].hash != entries[1].hash
+    assert key.split("_", 2)[2] not in entries[0].toml()
+
+
+def test_keys_are_long_and_differ() -> None:
+    many = {made() for _ in range(200)}
+
+    assert len(many) == 200
+    assert all(len(key.split("_", 2)[2]) == 43 for key in many)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("keys = 5", "keys: Input should be a valid tuple"),
+        ("[[keys]]\nid = 'aaaaaaaaaaaa'", "keys.0.tenant: Field required"),
+        ("[[keys]]\nid = 'short'\ntenant = 'a'\nhash = 'sha256:x:y'", "keys.0.id"),
+        ("[[keys]]\nid = 'aaaaaaaaaaaa'\ntenant = 'a'\nhash = 'sha256:x:y'", "keys.0.hash"),
+        ("[[keys]]\nid = 'aaaaaaaaaaaa'\ntenant = 'a\\nb'\nhash = 'h'", "keys.0.tenant"),
+        ("[[keys]]\nsecret = 'hunter2hunter2'", "keys.0.secret: Extra inputs"),
+        ("[[keys", "is not valid TOML at end of document"),
+        ("a = " + "[" * 100_000, "is not valid TOML"),
+        ("a = 1\nb = ", "is not valid TOML at end of document"),
+        ("a b", "is not valid TOML at line 1, column 3"),
+        ("\x00", "is not valid TOML"),
+    ],
+)
+def test_a_key_file_that_is_wrong_names_the_place_and_no_value(text: str, problem: str) -> None:
+    with pytest.raises(Misconfigured) as refused:
+        keys.parse_keys(text.encode())
+
+    assert problem in refused.value.message
+    assert "hunter2" not in refused.value.message
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
+
+
+def test_two_keys_of_one_id_are_refused() -> None:
+    entry = keys.entry_for(made(), "acme", ())
+
+    with pytest.raises(Misconfigured, match=f"two keys of id {entry.id}"):
+        ring(entry, entry)
+
+
+def test_new_prints_the_key_once_and_keeps_its_hash(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text("# Keys of the annotators.\n")
+    arguments = ["keys", "new", "--tenant", "acme", "--role", "embed", "--file", str(file)]
+
+    key = new(arguments, capsys)
+    other = new([*arguments, "--expires", "12h", "--note", 'who "asked"'], capsys)
+
+    known = keys.parse_keys(file.read_bytes())
+    now = datetime.now(UTC)
+    assert known.find(key, now).roles == ("embed",)
+    ends = known.find(other, now).expires
+    assert ends is not None
+    assert timedelta(hours=11) < ends - now <= timedelta(hours=12)
+    assert file.read_text().startswith("# Keys of the annotators.\n")
+    assert key.split("_", 2)[2] not in file.read_text()
+
+
+def new(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run `keys new`; its standard output is the one place where a key may appear."""
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    key = out.strip()
+    assert re.fullmatch(r"samserve_[a-z0-9]{12}_[A-Za-z0-9_-]{43}", key)
+    secret(key.split("_", 2)[2])
+    return secret(rightful(key))
+
+
+def test_a_new_file_is_for_its_owner_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "keys.toml"
+
+    new(["keys", "new", "--tenant", "acme", "--file", str(file)], capsys)
+
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_without_a_file_the_entry_goes_where_the_key_does_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["keys", "new", "--tenant", "acme"]) == 0
+
+    out, err = capsys.readouterr()
+    key = secret(rightful(out.strip()))
+    secret(key.split("_", 2)[2])
+    assert keys.parse_keys(err.encode()).find(key, NOW).tenant == "acme"
+
+
+def test_hash_keeps_a_key_that_was_made_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, file = made(), tmp_path / "keys.toml"
+    arguments = ["keys", "hash", "--tenant", "acme", "--file", str(file)]
+
+    for code in (0, 1):  # a second time it is there already
+        monkeypatch.setattr("sys.stdin", Typed(key))
+        assert main(arguments) == code
+    monkeypatch.setattr("sys.stdin", Typed("my birthday"))
+    assert main(arguments) == 2
+
+    assert keys.parse_keys(file.read_bytes()).find(key, NOW).tenant == "acme"
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "has the key" in err
+    assert "birthday" not in err
+
+
+class Typed:
+    def __init__(self, line: str) -> None:
+        self._line = line
+
+    def readline(self) -> str:
+        return f"{self._line}\n"
+
+
+def test_list_shows_all_but_secrets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "keys.toml"
+    over = datetime(2020, 1, 2, 3, 4, tzinfo=UTC)
+    entries = [
+        keys.entry_for(made(), "acme", ("embed", "predict"), note="team A"),
+        keys.entry_for(made(), "other", (), expires=over),
+    ]
+    file.write_text("".join(entry.toml() for entry in entries))
+
+    assert main(["keys", "list", "--file", str(file)]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["id", entries[0].id, entries[1].id]
+    assert "embed,predict" in lines[1]
+    assert "team A" in lines[1]
+    assert "2020-01-02 03:04 (over)" in lines[2]
+    assert all(entry.hash not in "".join(lines) for entry in entries)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["new", "--tenant", "a b"],
+        ["new", "--tenant", "acme", "--role", "no such/role"],
+        ["new", "--tenant", "acme", "--expires", "soon"],
+        ["new", "--tenant", "acme", "--expires", "9999y"],
+        ["new"],
+        ["list"],
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["keys", *arguments]) == 2
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+
+
+def test_a_damaged_file_gets_no_new_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text("[[keys")
+
+    assert main(["keys", "new", "--tenant", "acme", "--file", str(file)]) == 1
+
+    assert file.read_text() == "[[keys"
+    assert "is not valid TOML" in capsys.readouterr().err

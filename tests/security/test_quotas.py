@@ -1,0 +1,520 @@
+"""Quotas: what they count, and that they hold for many clients of a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from samserve.app import Running, running
+from samserve.context import RequestContext
+from samserve.engines.fake import FakeEngine
+from samserve.errors import QuotaExceeded
+from samserve.principal import Permission
+from samserve.quotas import Quotas
+from samserve.security.policy import parse_policy
+from samserve.v1 import samserve_pb2 as pb
+from samserve.v1 import samserve_pb2_grpc
+
+from tests import pictures
+from tests.conftest import UNLIMITED, settings_with
+from tests.security.credentials import KeyFile, bearer
+from tests.security.test_access import details, reason
+
+TENANTS = ("ants", "bees", "cats", "dogs", "emus")
+PLENTY = {"predict": 1000}
+ROLES = [permission.value for permission in Permission]
+Stub = samserve_pb2_grpc.SegmentationServiceStub
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def quotas(policy: str, clock: Callable[[], float]) -> Quotas:
+    parsed = parse_policy(f"version = 1\n{policy}".encode())
+    return Quotas(lambda: parsed, clock)
+
+
+def passes(held: Quotas, tenant: str = "a", method: str = "Embed") -> bool:
+    try:
+        with held.admit(method, tenant):
+            return True
+    except QuotaExceeded:
+        return False
+
+
+def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
+    clock = Clock()
+    held = quotas("[quotas.default]\nrequests_per_s = 4\nburst = 3", clock)
+
+    assert [passes(held) for _ in range(5)] == [True, True, True, False, False]
+    clock.now += 0.25
+    assert [passes(held) for _ in range(2)] == [True, False]
+    # However long nobody calls, no more than the burst is there.
+    clock.now += 1000
+    assert [passes(held) for _ in range(4)] == [True, True, True, False]
+
+
+def test_the_wait_that_is_told_is_long_enough_and_no_longer() -> None:
+    clock = Clock()
+    held = quotas("[quotas.default]\nrequests_per_s = 4", clock)
+    while passes(held):
+        pass
+
+    with pytest.raises(QuotaExceeded) as refused, held.admit("Embed", "a"):
+        pass
+
+    assert refused.value.retry_after_s == pytest.approx(0.25)
+    clock.now += (refused.value.retry_after_s or 0) * 0.99
+    assert not passes(held)
+    clock.now += (refused.value.retry_after_s or 0) * 0.02
+    assert passes(held)
+
+
+def test_a_tenant_that_is_refused_takes_nothing_from_the_server() -> None:
+    clock = Clock()
+    held = quotas(
+        "[server]\nrequests_per_s = 1\nburst = 5\n[quotas.default]\nrequests_per_s = 1\nburst = 2",
+        clock,
+    )
+
+    assert [passes(held, "a") for _ in range(10)].count(True) == 2
+    assert [passes(held, "b") for _ in range(10)].count(True) == 2
+    assert [passes(held, "c") for _ in range(10)].count(True) == 1
+    with pytest.raises(QuotaExceeded) as refused, held.admit("Embed", "d"):
+        pass
+    assert refused.value.subject == "server"
+    # What the server refused has not cost the tenant a token.
+    clock.now += 2
+    assert [passes(held, "d") for _ in range(3)] == [True, True, False]
+
+
+def test_concurrent_calls_are_counted_by_tenant_and_method() -> None:
+    held = quotas("[quotas.default]\nembed = 2\npredict = 1", Clock())
+
+    with held.admit("Embed", "a"), held.admit("Embed", "a"):
+        assert not passes(held, "a", "Embed")
+        assert passes(held, "a", "Predict")
+        assert passes(held, "b", "Embed")
+        assert passes(held, "a", "ListModels")
+    assert passes(held, "a", "Embed")
+
+
+def test_tenants_are_forgotten_when_they_have_used_nothing() -> None:
+    clock = Clock()
+    held = quotas("[quotas.default]\nrequests_per_s = 1\nburst = 1", clock)
+    for number in range(10_000):
+        assert passes(held, f"t{number}")
+
+    # Ten thousand are active: a new one has to wait, and none of the old ones is made new.
+    assert not passes(held, "one more")
+    assert not passes(held, "t5")
+    clock.now += 1.0
+    assert passes(held, "one more")
+    assert len(held._uses) == 1
+
+
+def test_a_smaller_burst_holds_at_once() -> None:
+    clock = Clock()
+    policies = [
+        parse_policy(f"version = 1\n[quotas.default]\nrequests_per_s = 1\nburst = {n}".encode())
+        for n in (1000, 2)
+    ]
+    held = Quotas(lambda: policies[0], clock)
+    for _ in range(900):
+        assert passes(held)
+    policies.pop(0)
+
+    assert not passes(held)
+    clock.now += 1.0
+    assert passes(held)
+
+
+@asynccontextmanager
+async def guarded(
+    key_file: KeyFile, tmp_path: Path, policy: str, engine: FakeEngine | None = None, **more: Any
+) -> AsyncIterator[tuple[Running, dict[str, Any]]]:
+    """A server with a policy, and the metadata of each tenant's calls."""
+    policy_file = tmp_path / "policy.toml"
+    policy_file.write_text(f"version = 1\n{policy}")
+    tenants = {tenant: bearer(key_file.add(tenant, *ROLES)) for tenant in TENANTS}
+    auth = {"keys_file": key_file.path, "policy_file": policy_file}
+    settings = settings_with(auth=auth, log={"level": "error"}, **more)
+    async with running(settings, engine=engine) as service:
+        yield service, tenants
+
+
+@asynccontextmanager
+async def stubs(service: Running, count: int) -> AsyncIterator[list[Stub]]:
+    """Clients with a connection each."""
+    async with AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(
+                grpc.aio.insecure_channel(service.address, options=UNLIMITED)
+            )
+            for _ in range(count)
+        ]
+        yield [Stub(channel) for channel in channels]
+
+
+async def test_rates_hold_for_200_clients_of_5_tenants(key_file: KeyFile, tmp_path: Path) -> None:
+    rates = dict(zip(TENANTS, (20, 30, 40, 50, 60), strict=True))
+    policy = "\n".join(
+        f"[quotas.{name}]\nrequests_per_s = {rate}\nburst = {rate}\n"
+        f'[tenants.{name}]\nquota = "{name}"'
+        for name, rate in rates.items()
+    )
+    answered: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    until = time.monotonic() + 6
+
+    async def client(stub: Stub, tenant: str, metadata: Any) -> None:
+        while time.monotonic() < until:
+            try:
+                await stub.ListModels(pb.ListModelsRequest(), metadata=metadata)
+                answered[tenant] += 1
+            except grpc.aio.AioRpcError as error:
+                if reason(error) != "QUOTA_EXCEEDED":
+                    raise
+                refused[tenant] += 1
+            await asyncio.sleep(0.2)
+
+    async with (
+        guarded(key_file, tmp_path, policy) as (service, tenants),
+        stubs(service, 200) as clients,
+    ):
+        started = time.monotonic()
+        until = started + 6
+        await asyncio.gather(
+            *(
+                client(stub, TENANTS[number % 5], tenants[TENANTS[number % 5]])
+                for number, stub in enumerate(clients)
+            )
+        )
+        seconds = time.monotonic() - started
+
+    for tenant, rate in rates.items():
+        # In any time t a bucket lets `burst + rate * t` pass.
+        allowed = rate + rate * seconds
+        assert refused[tenant] > 20, (tenant, refused)
+        assert 0.95 * allowed <= answered[tenant] <= 1.05 * allowed, (tenant, answered, seconds)
+
+
+async def test_the_rate_of_the_whole_server_holds(key_file: KeyFile, tmp_path: Path) -> None:
+    answered = 0
+    until = 0.0
+
+    async def client(stub: Stub, metadata: Any) -> None:
+        nonlocal answered
+        while time.monotonic() < until:
+            with suppress(grpc.aio.AioRpcError):
+                await stub.ListModels(pb.ListModelsRequest(), metadata=metadata)
+                answered += 1
+            await asyncio.sleep(0.1)
+
+    policy = "[server]\nrequests_per_s = 60\nburst = 60"
+    async with (
+        guarded(key_file, tmp_path, policy) as (service, tenants),
+        stubs(service, 50) as clients,
+    ):
+        started = time.monotonic()
+        until = started + 4
+        await asyncio.gather(
+            *(client(stub, tenants[TENANTS[n % 5]]) for n, stub in enumerate(clients))
+        )
+        allowed = 60 + 60 * (time.monotonic() - started)
+
+    assert 0.95 * allowed <= answered <= 1.05 * allowed
+
+
+async def test_concurrency_holds_for_200_clients_of_5_tenants(
+    key_file: KeyFile, tmp_path: Path
+) -> None:
+    """Each tenant gets exactly its places, whoever else wants some."""
+    limits = dict(zip(TENANTS, (1, 2, 3, 5, 8), strict=True))
+    policy = "\n".join(
+        f'[quotas.{name}]\nembed = {limit}\n[tenants.{name}]\nquota = "{name}"'
+        for name, limit in limits.items()
+    )
+    engine = FakeEngine()
+    answered: Counter[str] = Counter()
+    refused: list[grpc.aio.AioRpcError] = []
+
+    async def client(stub: Stub, number: int, tenant: str, metadata: Any) -> None:
+        # Pictures differ: equal ones would share one encode.
+        request = pb.EmbedRequest(image=pb.Image(encoded=picture(number)))
+        try:
+            await stub.Embed(request, metadata=metadata)
+            answered[tenant] += 1
+        except grpc.aio.AioRpcError as error:
+            refused.append(error)
+
+    async with (
+        guarded(key_file, tmp_path, policy, engine) as (service, tenants),
+        stubs(service, 200) as clients,
+    ):
+        let_go = asyncio.Event()
+        engine.hold(let_go)
+        calls = [
+            asyncio.create_task(client(stub, n, TENANTS[n % 5], tenants[TENANTS[n % 5]]))
+            for n, stub in enumerate(clients)
+        ]
+        async with asyncio.timeout(60):
+            while len(refused) < 200 - sum(limits.values()):
+                await asyncio.sleep(0.01)
+        let_go.set()
+        await asyncio.gather(*calls)
+
+    assert answered == limits
+    info, quota, retry = details(refused[0])
+    assert (info.reason, info.metadata["quota"]) == ("QUOTA_EXCEEDED", "embed")
+    assert quota.violations[0].subject.startswith("tenant:")
+    assert retry.retry_delay.ToTimedelta().total_seconds() > 0
+
+
+def picture(number: int) -> bytes:
+    return pictures.file_of(pictures.noise(8, 8, seed=number), "PNG")
+
+
+class Observed(FakeEngine):
+    """Serves one run after the other, and counts how many others go before each."""
+
+    def __init__(self) -> None:
+        super().__init__(service_s=0.004)
+        self.runs = 0
+        self.by_tenant: Counter[str] = Counter()
+        self.overtaken: dict[str, list[int]] = {}
+
+    async def _serve(self, context: RequestContext) -> None:
+        before = self.runs
+        async with self._gate.hold(context):
+            tenant = context.tenant
+            self.overtaken.setdefault(tenant, []).append(self.runs - before)
+            self.runs += 1
+            self.by_tenant[tenant] += 1
+            await asyncio.sleep(self._service_s)
+
+
+async def embedded(stub: Stub, metadata: Any) -> str:
+    request = pb.EmbedRequest(image=pb.Image(encoded=pictures.png()))
+    return (await stub.Embed(request, metadata=metadata)).embedding.id
+
+
+async def test_a_storm_makes_nobody_wait_for_more_than_the_share_of_others(
+    key_file: KeyFile, tmp_path: Path
+) -> None:
+    """With n tenants, a call waits for n runs at most: one of each other, and the one under way.
+
+    So with a service time of S a tenant's only call is answered after (n + 1) S, its own run
+    counted, whether the storm has one client or a thousand.
+    """
+    engine = Observed()
+    async with (
+        guarded(key_file, tmp_path, "", engine, admission=PLENTY) as (service, tenants),
+        stubs(service, 8) as clients,
+    ):
+        ids = {name: await embedded(clients[0], tenants[name]) for name in TENANTS}
+        engine.overtaken.clear()
+        done = asyncio.Event()
+
+        async def keep_clicking(stub: Stub, tenant: str, times: int) -> None:
+            request = pb.PredictRequest(embedding_id=ids[tenant], prompts=[pictures.click(32, 24)])
+            while times and not done.is_set():
+                times -= 1
+                await stub.Predict(request, metadata=tenants[tenant])
+
+        storm = [asyncio.create_task(keep_clicking(clients[n % 4], "ants", -1)) for n in range(196)]
+        await asyncio.gather(
+            *(
+                keep_clicking(stub, tenant, 40)
+                for stub, tenant in zip(clients[4:], TENANTS[1:], strict=True)
+            )
+        )
+        done.set()
+        await asyncio.gather(*storm)
+
+    # The storm is one: it waits for itself, scores of runs each time.
+    assert max(engine.overtaken["ants"]) > 50
+    for tenant in TENANTS[1:]:
+        assert len(engine.overtaken[tenant]) == 40
+        assert max(engine.overtaken[tenant]) <= len(TENANTS), tenant
+
+
+async def test_a_storm_leaves_places_for_others(key_file: KeyFile, tmp_path: Path) -> None:
+    """Without any quota, one tenant gets three quarters of the places, two get 3/7 each."""
+    engine = FakeEngine()
+    taken: Counter[str] = Counter()
+
+    async def embed(stub: Stub, number: int, tenant: str, metadata: Any) -> None:
+        request = pb.EmbedRequest(image=pb.Image(encoded=picture(number)))
+        try:
+            await stub.Embed(request, metadata=metadata)
+            taken[tenant] += 1
+        except grpc.aio.AioRpcError as error:
+            if reason(error) != "OVERLOADED":
+                raise
+            refused.append(tenant)
+
+    refused: list[str] = []
+    async with (
+        guarded(key_file, tmp_path, "", engine, admission={"embed": 28}) as (service, tenants),
+        stubs(service, 2) as clients,
+    ):
+        let_go = asyncio.Event()
+        engine.hold(let_go)
+        calls = []
+        for tenant, expected in (("ants", 30 - 21), ("bees", 30 - 6), ("cats", 30 - 1)):
+            before = len(refused)
+            calls += [
+                asyncio.create_task(embed(clients[n % 2], n, tenant, tenants[tenant]))
+                for n in range(30)
+            ]
+            async with asyncio.timeout(20):
+                while len(refused) - before < expected:
+                    await asyncio.sleep(0.01)
+        let_go.set()
+        await asyncio.gather(*calls)
+
+    assert taken == {"ants": 21, "bees": 6, "cats": 1}
+
+
+async def test_tenants_that_all_want_more_get_equal_parts(
+    key_file: KeyFile, tmp_path: Path
+) -> None:
+    """200 clients, three quarters of them of one tenant: each tenant gets a fifth of the runs."""
+    engine = Observed()
+    clients_of = dict(zip(TENANTS, (152, 12, 12, 12, 12), strict=True))
+    async with (
+        guarded(key_file, tmp_path, "", engine, admission=PLENTY) as (service, tenants),
+        stubs(service, 10) as clients,
+    ):
+        ids = {name: await embedded(clients[0], tenants[name]) for name in TENANTS}
+
+        async def keep_clicking(number: int, tenant: str) -> None:
+            request = pb.PredictRequest(embedding_id=ids[tenant], prompts=[pictures.click(32, 24)])
+            while engine.runs < 1200:
+                await clients[number % 10].Predict(request, metadata=tenants[tenant])
+                if engine.runs > 200 and "start" not in marks:
+                    marks["start"] = Counter(engine.by_tenant)
+                if engine.runs > 1000 and "end" not in marks:
+                    marks["end"] = Counter(engine.by_tenant)
+
+        marks: dict[str, Counter[str]] = {}
+        names = [tenant for tenant, count in clients_of.items() for _ in range(count)]
+        await asyncio.gather(*(keep_clicking(n, tenant) for n, tenant in enumerate(names)))
+
+    served = {name: marks["end"][name] - marks["start"][name] for name in TENANTS}
+    fair = sum(served.values()) / len(TENANTS)
+    assert all(abs(count - fair) <= 0.05 * fair for count in served.values()), served
+
+
+async def test_what_a_request_may_contain_is_a_quota_too(key_file: KeyFile, tmp_path: Path) -> None:
+    policy = "[quotas.default]\nimage_megapixels = 0.002\nprompts = 2"
+    engine = FakeEngine()
+    async with (
+        guarded(key_file, tmp_path, policy, engine) as (service, tenants),
+        stubs(service, 1) as (stub,),
+    ):
+        metadata = tenants["ants"]
+        small, large = (
+            pb.Image(encoded=pictures.file_of(pictures.noise(*size), "PNG"))
+            for size in ((40, 50), (40, 51))
+        )
+        embedded_ = await stub.Embed(pb.EmbedRequest(image=small), metadata=metadata)
+        limits = (await stub.ListModels(pb.ListModelsRequest(), metadata=metadata)).limits
+        begun = dict(engine.counts)
+        refusals = {}
+        for name, call in {
+            "image_megapixels": stub.Embed(pb.EmbedRequest(image=large), metadata=metadata),
+            "prompts": stub.Predict(
+                pb.PredictRequest(
+                    embedding_id=embedded_.embedding.id, prompts=[pictures.click(1, 1)] * 3
+                ),
+                metadata=metadata,
+            ),
+        }.items():
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            refusals[name] = refused.value
+
+    assert (limits.max_image_pixels, limits.max_prompts) == (2000, 2)
+    assert dict(engine.counts) == begun
+    for name, error in refusals.items():
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        info, quota = details(error)
+        assert (info.reason, info.metadata["quota"]) == ("QUOTA_EXCEEDED", name)
+        assert quota.violations[0].subject == "tenant:ants"
+
+
+async def test_stored_bytes_drive_out_the_tenants_own_oldest_only(
+    key_file: KeyFile, tmp_path: Path
+) -> None:
+    slot = 2 << 20
+    policy = f"[quotas.default]\nstored_bytes = {3 * slot}"
+    async with (
+        guarded(key_file, tmp_path, policy) as (service, tenants),
+        stubs(service, 1) as (stub,),
+    ):
+        other = await embedded(stub, tenants["bees"])
+        ids = []
+        for number in range(5):
+            request = pb.EmbedRequest(image=pb.Image(encoded=picture(number)))
+            answer = await stub.Embed(request, metadata=tenants["ants"])
+            ids.append(answer.embedding.id)
+
+        there = [await known(stub, id_, tenants["ants"]) for id_ in ids]
+        assert there == [False, False, True, True, True]
+        assert await known(stub, other, tenants["bees"])
+        assert service.store.stats().bytes == 4 * slot
+
+
+async def known(stub: Stub, embedding_id: str, metadata: Any) -> bool:
+    request = pb.PredictRequest(embedding_id=embedding_id, prompts=[pictures.click(1, 1)])
+    try:
+        await stub.Predict(request, metadata=metadata)
+    except grpc.aio.AioRpcError as error:
+        if reason(error) != "EMBEDDING_NOT_FOUND":
+            raise
+        return False
+    return True
+
+
+async def test_stored_bytes_that_are_all_in_use_refuse_before_any_work(
+    key_file: KeyFile, tmp_path: Path
+) -> None:
+    policy = f"[quotas.default]\nstored_bytes = {2 << 20}"
+    engine = FakeEngine()
+    async with (
+        guarded(key_file, tmp_path, policy, engine) as (service, tenants),
+        stubs(service, 1) as (stub,),
+    ):
+        let_go = asyncio.Event()
+        engine.hold(let_go)
+        first = stub.Embed(
+            pb.EmbedRequest(image=pb.Image(encoded=picture(1))), metadata=tenants["ants"]
+        )
+        async with asyncio.timeout(20):
+            while engine.counts["encode_begun"] < 2:
+                await asyncio.sleep(0.01)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            # No picture at all: it is refused before anybody looks.
+            await stub.Embed(
+                pb.EmbedRequest(image=pb.Image(encoded=b"nothing")), metadata=tenants["ants"]
+            )
+        let_go.set()
+        await first
+
+    info, quota, _ = details(refused.value)
+    assert (info.reason, info.metadata["quota"]) == ("QUOTA_EXCEEDED", "stored_bytes")
+    assert quota.violations[0].subject == "tenant:ants"

@@ -1,0 +1,307 @@
+"""Real handshakes on the API listener."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from cryptography import x509
+from samserve.app import Running, running
+from samserve.errors import Misconfigured
+from samserve.v1 import samserve_pb2 as pb
+from samserve.v1 import samserve_pb2_grpc
+
+from tests.conftest import UNLIMITED, settings_with
+from tests.security.credentials import (
+    Pem,
+    ca_file,
+    channel_credentials,
+    mount,
+    write_pem,
+)
+
+LONG_AGO = datetime.now(UTC) - timedelta(days=30)
+YESTERDAY = datetime.now(UTC) - timedelta(days=1)
+
+
+@asynccontextmanager
+async def serving(tls: dict[str, Any], **sections: dict[str, Any]) -> AsyncIterator[Running]:
+    async with running(settings_with(tls=tls, **sections)) as service:
+        yield service
+
+
+@asynccontextmanager
+async def connected(
+    service: Running, credentials: grpc.ChannelCredentials | None, name: str = "localhost"
+) -> AsyncIterator[samserve_pb2_grpc.SegmentationServiceStub]:
+    target = service.address.replace("127.0.0.1", name)
+    if credentials is None:
+        channel = grpc.aio.insecure_channel(target, options=UNLIMITED)
+    else:
+        channel = grpc.aio.secure_channel(target, credentials, options=UNLIMITED)
+    async with channel:
+        yield samserve_pb2_grpc.SegmentationServiceStub(channel)
+
+
+async def code(service: Running, credentials: grpc.ChannelCredentials | None, **more: Any) -> str:
+    """How a call ends."""
+    async with connected(service, credentials, **more) as stub:
+        try:
+            await stub.ListModels(pb.ListModelsRequest(), timeout=10)
+        except grpc.aio.AioRpcError as error:
+            return error.code().name
+    return "OK"
+
+
+@pytest.fixture
+def server_pem(tmp_path: Path, authority: trustme.CA) -> Pem:
+    return write_pem(tmp_path / "server", authority.issue_cert("localhost"))
+
+
+async def test_a_client_that_trusts_the_ca_is_served(
+    authority: trustme.CA, server_pem: Pem
+) -> None:
+    async with serving(server_pem.settings()) as service:
+        assert await code(service, channel_credentials(authority)) == "OK"
+
+
+async def test_another_ca_is_not_trusted(
+    authority: trustme.CA, stranger: trustme.CA, server_pem: Pem
+) -> None:
+    async with serving(server_pem.settings()) as service:
+        assert await code(service, channel_credentials(stranger)) == "UNAVAILABLE"
+        assert await code(service, channel_credentials(authority)) == "OK"
+
+
+async def test_an_expired_certificate_is_not_trusted(tmp_path: Path, authority: trustme.CA) -> None:
+    issued = authority.issue_cert("localhost", not_before=LONG_AGO, not_after=YESTERDAY)
+    async with serving(write_pem(tmp_path, issued).settings()) as service:
+        assert await code(service, channel_credentials(authority)) == "UNAVAILABLE"
+
+
+async def test_a_certificate_of_another_name_is_not_trusted(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    issued = authority.issue_cert("elsewhere.test")
+    async with serving(write_pem(tmp_path, issued).settings()) as service:
+        assert await code(service, channel_credentials(authority)) == "UNAVAILABLE"
+
+
+async def test_plaintext_is_refused_where_tls_is_spoken(server_pem: Pem) -> None:
+    async with serving(server_pem.settings()) as service:
+        assert await code(service, None) == "UNAVAILABLE"
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("version", "spoken"),
+    [("TLSv1_1", False), ("TLSv1_2", True), ("TLSv1_3", True)],
+)
+async def test_old_versions_of_tls_are_refused(
+    authority: trustme.CA, server_pem: Pem, version: str, spoken: bool
+) -> None:
+    async with serving(server_pem.settings()) as service:
+        outcome = await asyncio.to_thread(handshake, service, authority, version)
+
+    assert outcome == ("spoken" if spoken else "refused by the server")
+
+
+def handshake(service: Running, authority: trustme.CA, version: str) -> str:
+    """Try one version of TLS with everything else allowed, as an old client would."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    # Otherwise OpenSSL would not even ask for a version that old.
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.set_alpn_protocols(["h2"])
+    context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+    host, port = service.address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        try:
+            with context.wrap_socket(raw, server_hostname="localhost"):
+                return "spoken"
+        except ssl.SSLError as error:
+            # gRPC hangs up when it sees the version; our own refusal would read otherwise.
+            hung_up = error.reason == "UNEXPECTED_EOF_WHILE_READING" or "ALERT" in error.reason
+            return "refused by the server" if hung_up else str(error)
+
+
+async def test_mutual_tls_wants_a_certificate_of_the_client_ca(
+    tmp_path: Path, authority: trustme.CA, stranger: trustme.CA, server_pem: Pem
+) -> None:
+    tls = server_pem.settings(client_ca_file=ca_file(tmp_path, authority))
+    known = authority.issue_cert("client.test")
+    unknown = stranger.issue_cert("client.test")
+    expired = authority.issue_cert("client.test", not_before=LONG_AGO, not_after=YESTERDAY)
+
+    async with serving(tls) as service:
+        outcomes = [
+            await code(service, channel_credentials(authority, client))
+            for client in (known, None, unknown, expired)
+        ]
+
+    assert outcomes == ["OK", "UNAVAILABLE", "UNAVAILABLE", "UNAVAILABLE"]
+
+
+async def test_only_the_identities_on_the_list_are_let_in(
+    tmp_path: Path, authority: trustme.CA, server_pem: Pem
+) -> None:
+    tls = server_pem.settings(
+        client_ca_file=ca_file(tmp_path, authority),
+        client_identities="annotator.test, pipeline.test",
+    )
+    async with serving(tls) as service:
+        outcomes = [
+            await code(service, channel_credentials(authority, authority.issue_cert(name)))
+            for name in ("annotator.test", "pipeline.test", "somebody.test", "annotator.test.evil")
+        ]
+
+    assert outcomes == ["OK", "OK", "PERMISSION_DENIED", "PERMISSION_DENIED"]
+
+
+async def test_certificates_rotate_under_load_without_a_failed_call(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    contents = []
+    for number in range(6):
+        content = tmp_path / f"content{number}"
+        write_pem(content, authority.issue_cert("localhost"))
+        contents.append(content)
+    pem = mount(tmp_path / "mounted", contents[0])
+    credentials = channel_credentials(authority)
+    calls: list[str] = []
+    done = asyncio.Event()
+
+    async def keep_calling(service: Running, *, anew: bool) -> None:
+        while not done.is_set():
+            async with connected(service, credentials) as stub:
+                for _ in range(1 if anew else 50):
+                    await stub.ListModels(pb.ListModelsRequest(), timeout=10)
+                    calls.append("anew" if anew else "open")
+
+    served = []
+    async with serving(pem.settings()) as service, asyncio.TaskGroup() as group:
+        served.append(await asyncio.to_thread(serial, service, authority))
+        for anew in (True, True, False, False):
+            group.create_task(keep_calling(service, anew=anew))
+        for content in contents[1:]:
+            mount(tmp_path / "mounted", content)
+            served.append(await changed(service, authority, served[-1]))
+        done.set()
+
+    # A call that had failed would have ended the group.
+    assert calls.count("anew") > 10
+    assert calls.count("open") > 10
+    assert served == [serial_of(content / "server.crt") for content in contents]
+
+
+async def changed(service: Running, authority: trustme.CA, before: int) -> int:
+    """Wait until new connections get another certificate."""
+    async with asyncio.timeout(20):
+        while (now := await asyncio.to_thread(serial, service, authority)) == before:
+            await asyncio.sleep(0.05)
+    return now
+
+
+def serial(service: Running, authority: trustme.CA) -> int:
+    """The serial number of the certificate that a new connection gets."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.set_alpn_protocols(["h2"])
+    host, port = service.address.rsplit(":", 1)
+    with (
+        socket.create_connection((host, int(port)), timeout=10) as raw,
+        context.wrap_socket(raw, server_hostname="localhost") as wrapped,
+    ):
+        return x509.load_der_x509_certificate(wrapped.getpeercert(True) or b"").serial_number
+
+
+def serial_of(path: Path) -> int:
+    return x509.load_pem_x509_certificate(path.read_bytes()).serial_number
+
+
+@pytest.mark.parametrize("damage", ["half written", "key of another", "gone"])
+async def test_a_certificate_that_got_worse_is_not_taken(
+    tmp_path: Path, authority: trustme.CA, server_pem: Pem, damage: str
+) -> None:
+    other = write_pem(tmp_path / "other", authority.issue_cert("localhost"))
+    good = server_pem.key.read_bytes()
+
+    async with serving(server_pem.settings()) as service:
+        before = await asyncio.to_thread(serial, service, authority)
+        match damage:
+            case "half written":
+                server_pem.key.write_bytes(good[: len(good) // 2])
+            case "key of another":
+                shutil.copy(other.key, server_pem.key)
+            case "gone":
+                server_pem.key.unlink()
+        await until_in_order(service, 0.0)
+
+        assert await asyncio.to_thread(serial, service, authority) == before
+        assert await code(service, channel_credentials(authority)) == "OK"
+        shutil.copy(other.cert, server_pem.cert)
+        shutil.copy(other.key, server_pem.key)
+        await until_in_order(service, 1.0)
+        assert await asyncio.to_thread(serial, service, authority) == serial_of(other.cert)
+
+
+async def until_in_order(service: Running, value: float) -> None:
+    """Wait for what the metric says of the certificate's files."""
+    async with asyncio.timeout(20):
+        while (
+            service.metrics.registry.get_sample_value(
+                "samserve_file_in_order", {"file": "TLS certificate"}
+            )
+            != value
+        ):
+            await asyncio.sleep(0.02)
+
+
+async def test_a_server_does_not_start_with_files_that_cannot_be_used(
+    tmp_path: Path, authority: trustme.CA, server_pem: Pem
+) -> None:
+    other = write_pem(tmp_path / "other", authority.issue_cert("localhost"))
+    for tls, problem in [
+        ({"cert_file": server_pem.cert, "key_file": other.key}, "not that of the certificate"),
+        ({"cert_file": server_pem.cert, "key_file": tmp_path / "none"}, "No such file"),
+        ({"cert_file": server_pem.key, "key_file": server_pem.key}, "no certificate"),
+        ({"cert_file": server_pem.cert, "key_file": server_pem.cert}, "private key"),
+    ]:
+        with pytest.raises(Misconfigured, match=problem):
+            async with serving(tls):
+                pass
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "samserve.test"])
+def test_plaintext_beyond_loopback_must_be_asked_for(host: str, server_pem: Pem) -> None:
+    with pytest.raises(ValueError, match="is not loopback"):
+        settings_with(server={"host": host})
+
+    settings_with(server={"host": host, "plaintext": True})
+    settings_with(server={"host": host}, tls=server_pem.settings())
+    settings_with(server={"host": "::1"})
+    settings_with(server={"host": "localhost"})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"cert_file": "a"},
+        {"key_file": "a"},
+        {"client_ca_file": "a"},
+        {"cert_file": "a", "key_file": "b", "client_identities": "c"},
+    ],
+)
+def test_settings_that_belong_together_are_wanted_together(given: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="need"):
+        settings_with(tls=given)

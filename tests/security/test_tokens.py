@@ -1,0 +1,169 @@
+"""Bearer tokens: which hold, and which never do."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import time
+from typing import Any
+
+import jwt
+import pytest
+from samserve.errors import Misconfigured, Unauthenticated
+from samserve.security.tokens import TokenRules, parse_jwks
+
+from tests.secrecy import secret
+from tests.security.credentials import AUDIENCE, ISSUER, algorithm, jwk, jwks, signing_key, token
+
+RULES = TokenRules(issuer=ISSUER, audience=AUDIENCE, leeway_s=5)
+KEYS = parse_jwks(jwks(jwk()))
+
+
+@pytest.mark.parametrize("kind", ["ec", "rsa"])
+def test_a_token_of_a_known_key_holds(kind: str) -> None:
+    claims = RULES.verify(token(kind=kind), parse_jwks(jwks(jwk(kind))))
+
+    assert (claims.tenant, claims.roles, claims.subject) == (
+        "acme",
+        ("embed", "predict"),
+        "somebody",
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "problem"),
+    [
+        ({"exp": int(time.time()) - 60}, "expired"),
+        ({"exp": None}, "not valid"),
+        ({"exp": "tomorrow"}, "not valid"),
+        ({"nbf": int(time.time()) + 600}, "not valid"),
+        ({"iat": int(time.time()) + 600}, "not valid"),
+        ({"iss": "https://evil.test"}, "not valid"),
+        ({"iss": None}, "not valid"),
+        ({"aud": "another-service"}, "not valid"),
+        ({"aud": None}, "not valid"),
+        ({"tenant": None}, "no usable claim 'tenant'"),
+        ({"tenant": ["acme"]}, "no usable claim 'tenant'"),
+        ({"tenant": "a\nb"}, "no usable claim 'tenant'"),
+        ({"tenant": ""}, "no usable claim 'tenant'"),
+        ({"roles": [1, 2]}, "'roles' is not a list"),
+        ({"roles": {"embed": True}}, "'roles' is not a list"),
+        ({"headers": {"kid": "two"}}, "key that is not known"),
+        ({"kind": "rsa"}, "not valid"),
+    ],
+    ids=str,
+)
+def test_a_token_that_says_something_else_does_not(made: dict[str, Any], problem: str) -> None:
+    bad = signed(**made)
+
+    with pytest.raises(Unauthenticated, match=problem) as refused:
+        RULES.verify(bad, KEYS)
+
+    assert bad not in str(refused.value)
+    # A log would print what an error came from, and that may quote the token.
+    assert refused.value.__context__ is None or refused.value.__suppress_context__
+
+
+def signed(*, tenant: Any = "acme", roles: Any = ("embed",), **more: Any) -> str:
+    """A token with claims of any type."""
+    kind = more.pop("kind", "ec")
+    headers = {"kid": "one", **more.pop("headers", {})}
+    payload = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "exp": int(time.time()) + 600,
+        "tenant": tenant,
+        "roles": roles,
+    } | more
+    payload = {name: value for name, value in payload.items() if value is not None}
+    if payload.get("iss") is None:
+        payload.pop("iss", None)
+    return secret(jwt.encode(payload, signing_key(kind), algorithm(kind), headers=headers))
+
+
+def test_a_token_without_a_signature_does_not_hold() -> None:
+    unsigned = jwt.encode({"tenant": "acme"}, "", algorithm="none")
+
+    with pytest.raises(Unauthenticated):
+        RULES.verify(unsigned, KEYS)
+
+
+def test_a_public_key_is_no_shared_secret() -> None:
+    """The classic confusion: HMAC with the public key, which everybody has."""
+    public = json.dumps(jwk()).encode()
+    payload = {"iss": ISSUER, "aud": AUDIENCE, "exp": int(time.time()) + 60, "tenant": "acme"}
+    parts = [part(value) for value in ({"alg": "HS256", "kid": "one"}, payload)]
+    mac = hmac.digest(public, b".".join(parts), "sha256")
+    forged = b".".join([*parts, jwt.utils.base64url_encode(mac)]).decode()
+
+    with pytest.raises(Unauthenticated):
+        RULES.verify(forged, KEYS)
+
+
+def part(value: Any) -> bytes:
+    return jwt.utils.base64url_encode(json.dumps(value).encode())
+
+
+def test_every_changed_character_breaks_a_token() -> None:
+    good = token()
+    # The last characters of a part may hold bits that are not used.
+    for position in range(0, len(good) - 4, 7):
+        if good[position] == "." or good[position + 1] == ".":
+            continue
+        other = "A" if good[position] != "A" else "B"
+        with pytest.raises(Unauthenticated):
+            RULES.verify(good[:position] + other + good[position + 1 :], KEYS)
+
+
+def test_a_token_within_the_leeway_holds() -> None:
+    assert RULES.verify(token(exp=int(time.time()) - 2), KEYS).tenant == "acme"
+
+
+def test_roles_may_be_one_string() -> None:
+    assert RULES.verify(token(roles="embed predict"), KEYS).roles == ("embed", "predict")
+
+
+def test_a_long_token_is_not_even_looked_at() -> None:
+    with pytest.raises(Unauthenticated, match="over 8192 characters"):
+        RULES.verify("a" * 8193, KEYS)
+
+
+def test_without_a_key_id_there_may_be_one_key_only() -> None:
+    anonymous = secret(
+        jwt.encode(
+            {"iss": ISSUER, "aud": AUDIENCE, "exp": int(time.time()) + 60, "tenant": "acme"},
+            signing_key("ec"),
+            "ES256",
+        )
+    )
+    entry = jwk()
+
+    assert RULES.verify(anonymous, parse_jwks(jwks(entry))).tenant == "acme"
+    with pytest.raises(Unauthenticated):
+        RULES.verify(anonymous, parse_jwks(jwks(entry, jwk("rsa", "two"))))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[]", "no list of keys"),
+        (b'{"keys": 5}', "no list of keys"),
+        (b'{"keys": []}', "no key for signatures"),
+        (b'{"keys": [5]}', r"keys\[0\] is not an object"),
+        (b'{"keys": [{"kty": "oct", "k": "aGVsbG8"}]}', r"keys\[0\] is a secret"),
+        (b'{"keys": [{"kty": "RSA", "n": "AQAB"}]}', r"keys\[0\] cannot be read"),
+        (b'{"keys": [{"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"}]}', "cannot be read"),
+        (jwks(jwk(d="AQAB")), r"keys\[0\] is a secret"),
+        (jwks(jwk(kid=5)), "not a string"),
+        (jwks(jwk(use="enc")), "no key for signatures"),
+        (jwks(jwk(alg="HS256")), "cannot be read|algorithm that is not taken"),
+        (jwks(jwk("weak")), "fewer than 2048 bits"),
+    ],
+)
+def test_a_jwks_file_that_is_wrong_names_the_place(content: bytes, problem: str) -> None:
+    with pytest.raises(Misconfigured, match=problem) as refused:
+        parse_jwks(content)
+
+    assert "aGVsbG8" not in refused.value.message
