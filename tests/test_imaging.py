@@ -275,6 +275,91 @@ def test_text_that_inflates_is_refused() -> None:
         imaging.decode(EncodedImage(file), LIMITS)
 
 
+def segment(kind: int, content: bytes = b"") -> bytes:
+    return bytes([0xFF, kind]) + struct.pack(">H", len(content) + 2) + content
+
+
+def jpeg_with(*, head: bytes = b"", tail: bytes = b"") -> bytes:
+    """A JPEG with something after its first marker, or before its last."""
+    file = encoded(photo(), "JPEG")
+    return file[:2] + head + file[2:-2] + tail + file[-2:]
+
+
+def png_with(*, head: bytes = b"", tail: bytes = b"") -> bytes:
+    """A PNG with something after its header, or before its last chunk."""
+    file = encoded(photo())
+    return file[:33] + head + file[33:-12] + tail + file[-12:]
+
+
+EXIF = segment(0xE1, b"Exif\x00\x00II*\x00")
+SCAN = segment(0xDA, b"\x01\x01\x00\x00\x3f\x00")
+PHOTOSHOP = segment(0xED, b"Photoshop 3.0\x00" + b"8BIM\x00\x01\x00\x00\x00\x00\x00\x00" * 100)
+PROFILE = chunk(b"iCCP", b"n\x00\x00" + zlib.compress(bytes(99)))
+
+
+# Each of these took from seconds to hours if it was repeated up to the limit of a request, most
+# of the time holding the interpreter.
+@pytest.mark.parametrize("read", [imaging.probe, imaging.decode])
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [
+        (jpeg_with(tail=SCAN * 101), "scans"),
+        (jpeg_with(head=segment(0xFE) * 5000), "segments"),
+        (jpeg_with(tail=segment(0xFE) * 5000), "segments"),
+        (jpeg_with(head=b"\xff\xd0" * 5000), "segments"),
+        (jpeg_with(head=segment(0xDB, b"\x00" + b"\x01" * 64) * 1000), "tables"),
+        (jpeg_with(head=EXIF * 65), "blocks of metadata"),
+        (jpeg_with(head=PHOTOSHOP * 41), "blocks of metadata"),
+        (jpeg_with(head=b"\xff" * 70_000), "bytes between its parts"),
+        (jpeg_with(head=EXIF + bytes(70_000)), "bytes between its parts"),
+        (jpeg_with(tail=b"\xff" * 70_000), "bytes between its parts"),
+        (png_with(head=chunk(b"xxXx", b"") * 70_000), "chunks"),
+        (png_with(tail=chunk(b"IDAT", b"") * 70_000), "chunks"),
+        (png_with(head=PROFILE * 5), "colour profiles"),
+    ],
+    ids=range(13),
+)
+def test_file_of_too_many_parts_is_refused(
+    file: bytes, what: str, read: Callable[..., Any]
+) -> None:
+    with pytest.raises(ImageUnreadable, match=f"has too many {what}; save it anew"):
+        read(EncodedImage(file), LIMITS)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        jpeg_with(head=segment(0xE2, bytes(60_000)) * 200),
+        jpeg_with(head=EXIF + b"\xff" * 1000),
+        jpeg_with(head=EXIF + bytes(1000)),
+        jpeg_with(head=EXIF) + SCAN * 200 + EXIF * 200 + b"\xff" * 200_000,
+        encoded(photo(), "JPEG", restart_marker_blocks=1),
+        encoded(photo(), "JPEG", progressive=True, restart_marker_blocks=1),
+    ],
+    ids=["metadata", "fill", "stray bytes", "after its end", "restarts", "progressive"],
+)
+def test_jpeg_of_unusual_parts_is_read(file: bytes) -> None:
+    plain = encoded(photo(), "JPEG")
+
+    assert np.abs(decoded(file).astype(int) - decoded(plain)).max() <= 1
+
+
+def test_png_of_many_small_chunks_is_read() -> None:
+    file = encoded(photo())
+    at = file.index(b"IDAT")
+    (length,) = struct.unpack(">I", file[at - 4 : at])
+    pixels = file[at + 4 : at + 4 + length]
+    chunks = b"".join(chunk(b"IDAT", pixels[i : i + 1]) for i in range(length))
+
+    assert np.array_equal(decoded(file[: at - 4] + chunks + file[-12:]), PHOTO)
+
+
+@pytest.mark.parametrize("code", [0x01, 0xC8, 0xD8, 0xD9, 0xF0])
+def test_jpeg_header_of_strange_markers_is_refused(code: int) -> None:
+    with pytest.raises(ImageUnreadable, match="damaged"):
+        imaging.probe(EncodedImage(jpeg_with(head=EXIF + bytes([0xFF, code]))), LIMITS)
+
+
 @pytest.mark.parametrize(
     ("layout", "channels"),
     [(RawLayout.RGB, slice(None)), (RawLayout.BGR, slice(None, None, -1))],

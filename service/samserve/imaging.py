@@ -8,7 +8,7 @@
 * The EXIF orientation in the header is applied unless the request says otherwise.  An unreadable
   EXIF block means no orientation.
 * Colour profiles are not applied.
-* Animated and truncated files are refused.
+* Animated and truncated files are refused, and files made of more parts than a picture needs.
 
 Pillow's classes are used directly, not ``Image.open``: that checks sizes against a process-wide
 limit and warns through the process-wide warnings registry.  Nothing here is shared by threads.
@@ -30,6 +30,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from samserve.core import file_parts
 from samserve.errors import ImageTooLarge, ImageUnreadable, InvalidRequest
 from samserve.types import EncodedImage, Orientation, RawImage, RawLayout, Size, UInt8Array
 
@@ -130,6 +131,7 @@ def _pillow_errors() -> Iterator[None]:
 def _open(data: bytes, limits: ImageLimits) -> ImageFile:
     """Read the header, and refuse what is too large or moves."""
     reader = _reader(data)
+    _check_parts(reader, data)
     if reader is WebPImageFile:  # allocates its canvas on opening
         _check_size(_ENCODED, _webp_size(data), limits)
     opened = reader(BytesIO(data))
@@ -152,6 +154,17 @@ def _reader(data: bytes) -> Callable[[BytesIO], ImageFile]:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return WebPImageFile
     raise ImageUnreadable(_ENCODED, "is not a JPEG, PNG or WebP file")
+
+
+def _check_parts(reader: Callable[[BytesIO], ImageFile], data: bytes) -> None:
+    """Refuse a file that is made to keep its decoder busy."""
+    try:
+        if reader is _QuietJpeg:
+            file_parts.check_jpeg(data)
+        if reader is PngImageFile:
+            file_parts.check_png(data)
+    except file_parts.TooManyParts as error:
+        raise ImageUnreadable(_ENCODED, f"has too many {error}; save it anew") from error
 
 
 def _webp_size(data: bytes) -> Size:

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -89,6 +91,40 @@ def test_impossible_size_is_refused(size: Size) -> None:
 def test_large_size_is_checked_without_allocating_it() -> None:
     with pytest.raises(ValueError, match="sums to"):
         rle.validate(Size(40000, 40000), "5")
+
+
+@pytest.mark.parametrize("piece", [8, 9, 13])
+def test_mask_read_in_pieces_is_the_same(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = [np.random.default_rng(0).random((60, 70)) < share for share in (0.01, 0.1, 0.5, 1)]
+    packed = [rle.encode(mask) for mask in masks]
+    whole = [rle.uncompressed(each) for each in packed]
+
+    monkeypatch.setattr(rle, "_PIECE_CHARS", piece)
+
+    for mask, each, runs in zip(masks, packed, whole, strict=True):
+        assert rle.uncompressed(each) == runs
+        assert np.array_equal(rle.decode(each), mask)
+        assert rle.area(each) == mask.sum()
+
+
+def test_many_runs_take_little_memory() -> None:
+    size = Size(1500, 2000)
+    counts = "111" + "0" * (size.pixels - 3)
+
+    tracemalloc.start()
+    rle.validate(size, counts)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 2 * len(counts) + (8 << 20)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"), [("0" * 99_999 + "P", "within a run"), ("0" + "P" * 200_000, "run of")]
+)
+def test_malformed_counts_are_refused_behind_the_first_piece(counts: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rle.validate(Size(1000, 1000), counts)
 
 
 @settings(deadline=None, max_examples=300)
