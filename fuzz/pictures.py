@@ -1,0 +1,114 @@
+"""Small picture files of every kind that the server reads, or that resemble one."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEIGHT, _WIDTH = 6, 9
+
+
+def noise(height: int = _HEIGHT, width: int = _WIDTH, channels: int = 3) -> np.ndarray:
+    """Make a random picture, uint8 ``[height, width, channels]``."""
+    shape = (height, width, channels)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """Write a picture as a file."""
+    buffer = BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def tiff(orientation: int, *, order: str = "<", entries: int = 1, at: int = 8) -> bytes:
+    """Write an EXIF block with an orientation; *entries* and *at* may lie."""
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    entry = struct.pack(f"{order}HHIHH", 0x0112, 3, 1, orientation & 0xFFFF, 0)
+    return head + struct.pack(f"{order}I", at) + struct.pack(f"{order}H", entries) + entry
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """Write a PNG chunk with its checksum."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(height: int, width: int, depth: int, colour: int, interlace: int = 0) -> bytes:
+    """Write a PNG of zeros in any format, also those that Pillow does not write."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
+    row = 1 + (width * channels * depth + 7) // 8
+    # Interlaced rows come to no more than twice as many bytes.
+    body = zlib.compress(bytes(row * height * (1 + interlace)))
+    palette = chunk(b"PLTE", bytes(range(48))) if colour == 3 else b""
+    return (
+        PNG_SIGNATURE
+        + chunk(b"IHDR", header)
+        + palette
+        + chunk(b"IDAT", body)
+        + chunk(b"IEND", b"")
+    )
+
+
+def jpegs() -> list[bytes]:
+    """Give JPEG files."""
+    rgb = Image.fromarray(noise())
+    upright = [saved(rgb, "JPEG", exif=b"Exif\0\0" + tiff(value)) for value in (1, 3, 6, 8, 9)]
+    return [
+        saved(rgb, "JPEG"),
+        saved(rgb, "JPEG", progressive=True),
+        saved(rgb, "JPEG", restart_marker_blocks=1, subsampling=0),
+        saved(rgb.convert("L"), "JPEG"),
+        saved(rgb.convert("CMYK"), "JPEG"),
+        saved(rgb, "JPEG", dpi=(72, 72), icc_profile=b"profile", comment=b"comment"),
+        saved(rgb, "JPEG", exif=b"Exif\0\0" + tiff(6, order=">")),
+        *upright,
+    ]
+
+
+def pngs() -> list[bytes]:
+    """Give PNG files."""
+    rgb = Image.fromarray(noise())
+    deep = Image.fromarray(noise(channels=1)[:, :, 0].astype(np.uint16) * 257)
+    frames = [rgb.rotate(180)]
+    written = [png(5, 7, depth, 0, interlace) for depth in (1, 2, 4, 8, 16) for interlace in (0, 1)]
+    written += [png(5, 7, depth, colour) for depth in (8, 16) for colour in (2, 4, 6)]
+    return [
+        *(saved(rgb.convert(mode), "PNG") for mode in ("RGB", "RGBA", "L", "LA", "P", "1")),
+        saved(deep, "PNG"),
+        saved(rgb.convert("P"), "PNG", transparency=3),
+        saved(rgb.convert("L"), "PNG", transparency=3),
+        saved(rgb, "PNG", transparency=(1, 2, 3)),
+        saved(rgb, "PNG", exif=tiff(6)),
+        saved(rgb, "PNG", icc_profile=b"profile", dpi=(72, 72)),
+        saved(rgb, "PNG", save_all=True, append_images=frames),
+        png(5, 7, 4, 3),
+        *written,
+    ]
+
+
+def webps() -> list[bytes]:
+    """Give WebP files."""
+    rgb = Image.fromarray(noise())
+    frames = [rgb.rotate(180)]
+    return [
+        saved(rgb, "WEBP"),
+        saved(rgb, "WEBP", lossless=True),
+        saved(rgb.convert("RGBA"), "WEBP", lossless=True),
+        saved(Image.fromarray(noise(channels=4), "RGBA"), "WEBP"),
+        saved(rgb, "WEBP", exif=b"Exif\0\0" + tiff(6), icc_profile=b"profile"),
+        saved(rgb, "WEBP", save_all=True, append_images=frames),
+    ]
+
+
+def others() -> list[bytes]:
+    """Give what is no picture for us."""
+    rgb = Image.fromarray(noise())
+    cut = saved(rgb, "PNG")
+    return [b"", saved(rgb, "GIF"), saved(rgb, "BMP"), saved(rgb, "TIFF"), cut[:-20], cut + cut]

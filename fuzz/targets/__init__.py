@@ -1,0 +1,1 @@
+"""One module for each part that reads bytes from outside."""

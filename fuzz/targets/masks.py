@@ -1,0 +1,138 @@
+"""Masks as prompts: from the bytes of a message to the decoder's logits.
+
+An input is one byte of flags, height and width of the image, two bytes each, and the content:
+logits, or the counts of a mask, whose own size is written before them if a flag says so.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+from samserve import prompting
+from samserve.core import rle as core_rle
+from samserve.engines.fake import MODEL
+from samserve.rpc import decoding
+from samserve.settings import LimitSettings
+from samserve.types import BinaryMask, Prompt, Size
+from samserve.v1 import samserve_pb2 as pb
+
+from fuzz import mutation
+from fuzz.targets import rle
+
+_LOGITS, _LARGE_MODEL, _OTHER_SIZE = 1, 2, 4
+_HEADER = struct.Struct("<BHH")
+_MODELS = (
+    replace(MODEL, image_size=64, mask_size=16),
+    replace(MODEL, image_size=256, mask_size=31),
+)
+_MOST_SIDE = 2048
+_MOST_PIXELS = 1 << 15
+_LIMITS = LimitSettings()
+
+
+def run(data: bytes) -> None:
+    """Read the mask, fit it to an image and a model, and look at the tensor."""
+    flags, image, content = _parsed(data)
+    model = _MODELS[bool(flags & _LARGE_MODEL)]
+    request = pb.PredictRequest(prompts=[pb.Prompt(mask=_message(flags, image, content))])
+    prompts = decoding.prompts(request, _LIMITS)
+    prompting.check_prompts(prompts, image, model)
+    groups = list(prompting.group(prompts, prompting.Frames.of(image, model), 16))
+    assert len(groups) == 1
+    logits = groups[0].batch.mask_input
+    assert logits.dtype == np.float32
+    assert logits.shape == (1, model.mask_size, model.mask_size)
+    assert np.isfinite(logits).all()
+    _check_range(prompts[0], logits)
+
+
+def _check_range(prompt: Prompt, logits: np.ndarray) -> None:
+    """An ordinary mask becomes -10 to 10; nothing of it is lost, and nothing is added."""
+    if not isinstance(prompt.mask, BinaryMask):
+        return
+    assert logits.min() >= -10
+    assert logits.max() <= 10
+    area = core_rle.area(prompt.mask.rle)
+    assert bool(logits.max() > -10) == (area > 0)
+
+
+def _parsed(data: bytes) -> tuple[int, Size, bytes]:
+    flags, height, width = _HEADER.unpack(data[: _HEADER.size].ljust(_HEADER.size, b"\0"))
+    height = height % _MOST_SIDE + 1
+    width = width % min(_MOST_SIDE, max(1, _MOST_PIXELS // height)) + 1
+    return flags, Size(height, width), data[_HEADER.size :]
+
+
+def _message(flags: int, image: Size, content: bytes) -> pb.MaskInput:
+    if flags & _LOGITS:
+        return pb.MaskInput(low_res_logits=content)
+    size = pb.ImageSize(height=image.height, width=image.width)
+    if flags & _OTHER_SIZE:
+        height, width = struct.unpack("<ii", content[:8].ljust(8, b"\0"))
+        size, content = pb.ImageSize(height=height, width=width), content[8:]
+    return pb.MaskInput(binary=pb.CocoRle(size=size, counts=content.decode("latin-1")))
+
+
+def packed(flags: int, image: Size, content: bytes) -> bytes:
+    """Write an input."""
+    return (
+        _HEADER.pack(flags & 255, (image.height - 1) & 0xFFFF, (image.width - 1) & 0xFFFF) + content
+    )
+
+
+def seeds() -> list[bytes]:
+    """Give masks and logits that fit, and logits with every special number."""
+    random = Random(0)
+    inputs = []
+    for size in (Size(1, 1), Size(5, 7), Size(16, 24), Size(1, 2048), Size(2048, 1), Size(60, 70)):
+        mask = rle.random_mask(size, random)
+        inputs += [packed(flags, size, mask.counts.encode()) for flags in (0, _LARGE_MODEL)]
+        other = rle.packed(size, mask.counts)
+        inputs.append(packed(_OTHER_SIZE, Size(16, 24), other))
+    for value in mutation.DOUBLES:
+        inputs.append(packed(_LOGITS, Size(16, 24), _floats(value, 16 * 16)))
+    inputs.append(packed(_LOGITS | _LARGE_MODEL, Size(16, 24), _floats(0.5, 31 * 31)))
+    inputs.append(packed(_LOGITS, Size(16, 24), _floats(0.5, 15 * 15)))
+    return inputs
+
+
+def _floats(value: float, count: int) -> bytes:
+    with np.errstate(over="ignore"):
+        return np.full(count, value, dtype=np.float64).astype("<f4").tobytes()
+
+
+def mutate(data: bytes, random: Random) -> bytes:
+    """Make another mask for the image, other logits, or another image for the mask."""
+    flags, image, content = _parsed(data)
+    kind = random.randrange(6)
+    if kind == 0:
+        flags ^= random.choice((_LARGE_MODEL, _OTHER_SIZE))
+    elif kind == 1:
+        side = random.choice((16, 16, 31, 1, 15, 17))
+        return packed(flags | _LOGITS, image, _random_floats(side * side, random))
+    elif kind == 2:
+        flags, content = flags | _OTHER_SIZE, rle.mutate(content, random)
+        return packed(flags & ~_LOGITS, image, content)
+    elif kind == 3:
+        content = mutation.mutated(content, random)
+    else:
+        _, image, _ = _parsed(_HEADER.pack(0, *_random_sides(random)))
+        content = rle.random_mask(image, random).counts.encode()
+        flags &= ~(_LOGITS | _OTHER_SIZE)
+    return packed(flags, image, content)
+
+
+def _random_sides(random: Random) -> tuple[int, int]:
+    narrow, wide = random.randrange(8), random.randrange(200)
+    return random.choice(((narrow, wide), (wide, narrow), (narrow, narrow), (wide, wide)))
+
+
+def _random_floats(count: int, random: Random) -> bytes:
+    values = np.random.default_rng(random.getrandbits(32)).normal(0, 8, count)
+    if random.random() < 0.3:
+        values[random.randrange(count)] = mutation.double(random)
+    with np.errstate(over="ignore"):
+        return values.astype("<f4").tobytes()

@@ -1,0 +1,287 @@
+"""Files that say who may do what, and the credentials that callers send.
+
+An input is one byte that chooses what is read, and the file or the credential.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from random import Random
+from types import SimpleNamespace
+from typing import Any, cast
+
+import jwt
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from samserve.errors import (
+    Misconfigured,
+    PermissionDenied,
+    QuotaExceeded,
+    SamserveError,
+    Unauthenticated,
+)
+from samserve.quotas import Quotas
+from samserve.security import certificates, keys, policy, tokens
+from samserve.security.authenticator import Authenticator, Tokens
+
+from fuzz import documents, mutation
+
+_NOW = datetime(2026, 1, 1, tzinfo=UTC)
+_KEY = "samserve_abcdefghijkm_" + "A" * 43
+_OTHER_KEY = "samserve_abcdefghijkn_" + "B" * 43
+_ISSUER, _AUDIENCE = "https://issuer.example", "samserve"
+_NEVER = 4102444800
+_CURVE_KEY = ec.derive_private_key(12345, ec.SECP256R1())
+_EDWARDS_KEY = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))
+# A modulus needs no known factors to be read.
+_MODULUS = base64.urlsafe_b64encode(b"\xc5" * 256).decode().rstrip("=")
+
+
+def _entry(key: str) -> keys.KeyEntry:
+    """Keep a key with a salt that is always the same."""
+    hashed = keys._write_hash(bytes(16), keys._digest(bytes(16), key))
+    return keys.KeyEntry(id=key[9:21], tenant="acme", roles=("predict",), hash=hashed, created=_NOW)
+
+
+def _jwks() -> dict[str, Any]:
+    curve = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(_CURVE_KEY.public_key()))
+    edwards = json.loads(jwt.algorithms.OKPAlgorithm.to_jwk(_EDWARDS_KEY.public_key()))
+    rsa = {"kty": "RSA", "n": _MODULUS, "e": "AQAB", "alg": "RS256"}
+    return {
+        "keys": [
+            {**curve, "kid": "curve", "use": "sig", "alg": "ES256"},
+            {**edwards, "kid": "edwards", "alg": "EdDSA"},
+            {**rsa, "kid": "rsa"},
+        ]
+    }
+
+
+_POLICY = b"""version = 1
+[roles]
+annotator = ["embed", "predict"]
+[tenants.acme]
+quota = "small"
+roles = ["annotator"]
+[quotas.default]
+requests_per_s = 50.5
+burst = 100
+[quotas.small]
+embed = 2
+stored_bytes = 1000000
+image_megapixels = 10.0
+prompts = 16
+[server]
+requests_per_s = 100
+[identities."client.example"]
+tenant = "acme"
+roles = ["annotator"]
+"""
+_PARSED_POLICY = policy.parse_policy(_POLICY)
+_KEYS = (_entry(_KEY).toml() + _entry(_OTHER_KEY).toml()).encode()
+_JWKS = json.dumps(_jwks()).encode()
+_CLAIMS = {
+    "iss": _ISSUER,
+    "aud": _AUDIENCE,
+    "exp": _NEVER,
+    "iat": 1,
+    "nbf": 1,
+    "sub": "alice",
+    "tenant": "acme",
+    "roles": ["annotator"],
+}
+_WORDS = (
+    *('quota = "small"', 'roles = ["embed"]', "burst = 1", "prompts = 0", "version = 2"),
+    *("requests_per_s = 1e-320", "requests_per_s = inf", "image_megapixels = 1e9"),
+    *("[quotas.default]", "[tenants.x]", '[identities."x"]', "[[keys]]", "[a.b.c.d]"),
+    *('id = "abcdefghijkm"', 'tenant = "t"', 'note = "\\U0001f600"', 'note = "\\u007f\\n"'),
+    *("expires = 2030-01-01T00:00:00Z", "expires = 2030-01-01", "created = 1e300"),
+    *('expires = "2030-01-01T00:00:00+00:00:30"', 'hash = "sha256:AAAA:AAAA"'),
+)
+_NAMES = (
+    *("keys", "kty", "alg", "kid", "use", "crv", "x", "y", "n", "e", "d", "k", "x5c", "key_ops"),
+    *("iss", "aud", "exp", "nbf", "iat", "sub", "tenant", "roles", "jti", "crit", "b64"),
+)
+
+
+def _watched(value: Any) -> Any:
+    """Stand for a file that has been read."""
+    return SimpleNamespace(value=value)
+
+
+_AUTHENTICATOR = Authenticator(
+    _watched(_PARSED_POLICY),
+    keys=_watched(keys.parse_keys(_KEYS)),
+    tokens=Tokens(_watched(tokens.parse_jwks(_JWKS)), tokens.TokenRules(_ISSUER, _AUDIENCE)),
+    now=lambda: _NOW,
+)
+
+
+def run(data: bytes) -> None:
+    """Read the file, or let the caller in or not."""
+    kind, content = (data[0] if data else 0), data[1:]
+    _KINDS[kind % len(_KINDS)](content)
+
+
+@contextmanager
+def _only(*documented: type[SamserveError]) -> Iterator[None]:
+    """Let only these errors pass, and none of their subclasses' relatives."""
+    try:
+        yield
+    except SamserveError as error:
+        if not isinstance(error, documented):
+            raise AssertionError(f"{type(error).__name__} is not documented here") from error
+        raise
+
+
+def _policy(content: bytes) -> None:
+    with _only(Misconfigured):
+        parsed = policy.parse_policy(content)
+    for tenant in ("acme", "nobody", *parsed.tenants):
+        quota = parsed.quota(tenant)
+        assert quota.bucket_size >= 1
+        assert quota.image_pixels is None or quota.image_pixels >= 0
+        parsed.permissions(parsed.roles_of(tenant, ()))
+    _admit(parsed)
+
+
+def _admit(parsed: policy.Policy) -> None:
+    """Three calls at once, at the same moment; a refusal must have a status."""
+    quotas = Quotas(lambda: parsed, now=lambda: 0.0)
+    for tenant in ("nobody", *parsed.tenants):
+        with _only(QuotaExceeded), quotas.admit("Embed", tenant), quotas.admit("Embed", tenant):
+            quotas.allowance(tenant)
+
+
+def _keys(content: bytes) -> None:
+    with _only(Misconfigured):
+        ring = keys.parse_keys(content)
+    for entry in ring.entries:
+        with _only():
+            (again,) = keys.parse_keys(entry.toml().encode()).entries
+        for name in ("id", "tenant", "roles", "hash", "note"):
+            assert getattr(again, name) == getattr(entry, name)
+    _refused(lambda: ring.find(_KEY, _NOW))
+
+
+def _refused(function: Callable[[], object]) -> None:
+    """Call what may refuse a caller without spoiling that the file itself was accepted."""
+    try:
+        function()
+    except Unauthenticated:
+        return
+
+
+def _key_set(content: bytes) -> None:
+    with _only(Misconfigured):
+        parsed = tokens.parse_jwks(content)
+    rules = tokens.TokenRules(_ISSUER, _AUDIENCE)
+    for token in _TOKENS:
+        _refused(lambda token=token: rules.verify(token, parsed))  # type: ignore[misc]
+
+
+def _header(content: bytes) -> None:
+    _authenticate([content.decode("latin-1")])
+
+
+def _credential(content: bytes) -> None:
+    _authenticate(["Bearer " + content.decode("latin-1")])
+
+
+def _signed(content: bytes) -> None:
+    """Any payload, under a signature that holds."""
+    key, algorithm, kid = _SIGNERS[len(content) % len(_SIGNERS)]
+    token = jwt.PyJWS().encode(content, cast(Any, key), algorithm, {"kid": kid})
+    _authenticate([f"Bearer {token}"])
+
+
+def _certificate(content: bytes) -> None:
+    _authenticate([], certificates.names_of_peer({"x509_common_name": [content]}))
+
+
+def _chain(content: bytes) -> None:
+    chain, _, key = content.partition(b"\0")
+    with _only(Misconfigured):
+        certificates.parse_server_certificate(chain, key, chain)
+
+
+def _authenticate(headers: list[str], identities: Iterable[str] = ()) -> None:
+    with _only(Unauthenticated, PermissionDenied):
+        principal = _AUTHENTICATOR.authenticate(headers, identities)
+    assert principal.tenant
+    assert "\n" not in principal.subject or identities
+
+
+_SIGNERS = ((_CURVE_KEY, "ES256", "curve"), (_EDWARDS_KEY, "EdDSA", "edwards"))
+_TOKENS = [
+    jwt.encode(_CLAIMS, cast(Any, key), algorithm, {"kid": kid}) for key, algorithm, kid in _SIGNERS
+]
+_KINDS: tuple[Callable[[bytes], None], ...] = (
+    *(_policy, _keys, _key_set, _header, _credential, _signed, _certificate, _chain),
+)
+
+
+def seeds() -> list[bytes]:
+    """Give what is good of every kind, and what is empty."""
+    pem, private = _certificate_files()
+    alone = json.dumps({"keys": [{**_jwks()["keys"][0], "kid": ""}]}).encode()
+    good = [
+        *(_seed(_policy, _POLICY), _seed(_keys, _KEYS), _seed(_key_set, _JWKS)),
+        *(_seed(_policy, b"version = 1"), _seed(_key_set, alone)),
+        *(_seed(_header, f"bearer {text}".encode()) for text in (_KEY, *_TOKENS)),
+        *(_seed(_credential, text.encode()) for text in (_KEY, _OTHER_KEY, *_TOKENS)),
+        *(_seed(_signed, json.dumps(_CLAIMS).encode() + b" " * pad) for pad in range(2)),
+        *(_seed(_certificate, b"client.example"), _seed(_chain, pem + b"\0" + private)),
+    ]
+    return good + [bytes([kind]) for kind in range(len(_KINDS))]
+
+
+def _certificate_files() -> tuple[bytes, bytes]:
+    """Sign a certificate; with Ed25519 the signature is always the same."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "samserve")])
+    builder = x509.CertificateBuilder(name, name, _EDWARDS_KEY.public_key(), 1, _NOW, _NOW)
+    certificate = builder.sign(_EDWARDS_KEY, None)
+    pem = serialization.Encoding.PEM
+    key = _EDWARDS_KEY.private_bytes(
+        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return certificate.public_bytes(pem), key
+
+
+def _seed(kind: Callable[[bytes], None], content: bytes) -> bytes:
+    return bytes([_KINDS.index(kind)]) + content
+
+
+def mutate(data: bytes, random: Random) -> bytes:
+    """Change a document by its structure, and a token by its parts."""
+    if not data:
+        return random.choice(seeds())
+    kind, content = _KINDS[data[0] % len(_KINDS)], data[1:]
+    if kind in (_policy, _keys):
+        head, good = (b"version", _POLICY) if kind is _policy else (b"[[keys]]", _KEYS)
+        lines = content if head in content else good
+        return data[:1] + documents.lines_mutated(lines, random, _WORDS)
+    if kind in (_key_set, _signed):
+        good = _JWKS if kind is _key_set else json.dumps(_CLAIMS).encode()
+        return data[:1] + documents.json_mutated(content, random, _NAMES, good)
+    if kind in (_header, _credential) and content.count(b".") == 2:
+        return data[:1] + _other_token(content, random)
+    return data[:1] + mutation.mutated(content, random)
+
+
+def _other_token(token: bytes, random: Random) -> bytes:
+    """Change one of the three parts behind its Base64."""
+    prefix, parts = token[:7] if b" " in token[:7] else b"", token.split(b".")
+    parts[0] = parts[0].removeprefix(prefix)
+    at = random.randrange(3)
+    try:
+        part = base64.urlsafe_b64decode(parts[at] + b"==")
+    except ValueError:
+        return mutation.mutated(token, random)
+    changed = documents.json_mutated(part, random, _NAMES, json.dumps(_CLAIMS).encode())
+    parts[at] = base64.urlsafe_b64encode(changed).rstrip(b"=")
+    return prefix + b".".join(parts)

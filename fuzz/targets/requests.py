@@ -1,0 +1,227 @@
+"""Messages of the protocol: parsing, and all that the service does before a model runs.
+
+An input is one byte that chooses the call, and the serialized request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+from typing import Any, cast
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+from samserve import identity, imaging, prompting
+from samserve.automask.plan import plan_crops
+from samserve.core import geometry, tokens
+from samserve.embedder import ById, Embedder, Source
+from samserve.engines.fake import MODEL, FakeEngine
+from samserve.predictor import PredictOptions
+from samserve.rpc import automask_decoding, decoding
+from samserve.settings import LimitSettings
+from samserve.types import ImageDigest, ModelInfo, OutputMode, Size
+from samserve.v1 import samserve_pb2 as pb
+
+from fuzz import containers, mutation, pictures, protobufs
+from fuzz.target import Refused
+from fuzz.targets import rle
+
+_LIMITS = LimitSettings(
+    prompts=16, points=8, points_per_side=12, crop_n_layers=2, response_bytes=1 << 14
+)
+_IMAGE_LIMITS = imaging.ImageLimits(max_pixels=5000, max_side=100)
+_STORED = Size(16, 24)
+_MODEL = replace(MODEL, image_size=64, mask_size=16)
+_MOST_PER_RUN = 4
+
+
+class _NoStore:
+    """Stands for the store and the workers, which are not reached."""
+
+
+_EMBEDDER = Embedder(
+    FakeEngine(model=_MODEL), cast(Any, _NoStore()), cast(Any, _NoStore()), _IMAGE_LIMITS, 1.0
+)
+_FILES = [*pictures.jpegs()[:4], *pictures.pngs()[:6], *pictures.webps()[:3], *pictures.others()]
+
+
+def run(data: bytes) -> None:
+    """Parse the message and do with it what the servicer does."""
+    call = (_embed, _predict, _automask, _delete)[data[0] % 4 if data else 0]
+    try:
+        request = _message(data)
+    except DecodeError as error:
+        raise Refused(str(error)) from error
+    call(cast(Any, request))
+
+
+def _message(data: bytes) -> Message:
+    kinds = (pb.EmbedRequest, pb.PredictRequest, pb.AutoMaskRequest, pb.DeleteEmbeddingRequest)
+    return kinds[data[0] % 4 if data else 0].FromString(data[1:])
+
+
+def _embed(request: pb.EmbedRequest) -> None:
+    image = decoding.image(request.image)
+    model = _EMBEDDER.model(request.model)
+    assert len(identity.embedding_id(image, model)) == 64
+    if not isinstance(image, ImageDigest):
+        imaging.probe(image, _IMAGE_LIMITS)
+
+
+def _predict(request: pb.PredictRequest) -> None:
+    source = decoding.source(request)
+    mode = decoding.output_mode(request.output_mode)
+    pixels = mode is not OutputMode.LOW_RES_LOGITS
+    options = PredictOptions(
+        decoding.multimask(request.multimask),
+        pixels,
+        request.include_low_res_logits or not pixels,
+        _LIMITS.response_bytes,
+    )
+    decoding.prompts_are_quick(request)
+    prompts = decoding.prompts(request, _LIMITS)
+    size, model = _sized(source, request.model)
+    options.check_logits(len(prompts), model)
+    prompting.check_prompts(prompts, size, model)
+    groups = list(prompting.group(prompts, prompting.Frames.of(size, model), _MOST_PER_RUN))
+    indices = sorted(index for group in groups for index in group.indices)
+    assert indices == list(range(len(prompts)))
+    for group in groups:
+        _check_group(group, model)
+
+
+def _check_group(group: prompting.PromptGroup, model: ModelInfo) -> None:
+    """Look at the tensors that the decoder would get."""
+    batch, count = group.batch, len(group.indices)
+    assert 1 <= count <= _MOST_PER_RUN
+    assert batch.point_labels.shape == batch.point_coords.shape[:2]
+    assert batch.point_coords.shape[0] == count
+    assert batch.point_coords.shape[2] == 2
+    assert batch.mask_input.shape[0] in (0, count)
+    assert batch.mask_input.shape[1:] == (model.mask_size, model.mask_size)
+    for tensor in (batch.point_coords, batch.point_labels, batch.mask_input):
+        assert tensor.dtype == np.float32
+        assert np.isfinite(tensor).all()
+    assert (batch.point_coords >= 0).all()
+    assert (batch.point_coords <= model.image_size).all()
+
+
+def _automask(request: pb.AutoMaskRequest) -> None:
+    source = decoding.source(request)
+    decoding.pixel_mode(request.output_mode)
+    options = automask_decoding.options(request, source, _LIMITS)
+    size, _ = _sized(source, request.model)
+    if options.region_of_interest is not None:
+        prompting.check_box_inside("options.region_of_interest", options.region_of_interest, size)
+    crops = plan_crops(size, options)
+    assert crops[0].size == size
+    for crop in crops:
+        assert crop.size.height > 0
+        assert crop.size.width > 0
+        frames = prompting.Frames.of(crop.size, _MODEL)
+        moved = geometry.points_to_model_frame(crop.points, frames.image, frames.resized)
+        coords, labels = tokens.grid_prompts(moved)
+        assert np.isfinite(coords).all()
+        assert len(coords) == len(labels) == len(crop.points)
+
+
+def _delete(request: pb.DeleteEmbeddingRequest) -> None:
+    decoding.embedding_id(request.embedding_id)
+
+
+def _sized(source: Source, model: str) -> tuple[Size, ModelInfo]:
+    """Find the size of the picture; what would be in the store has always the same."""
+    chosen = _EMBEDDER.model(model)
+    if isinstance(source, ById):
+        return _STORED, chosen
+    identity.embedding_id(source.image, chosen)
+    if isinstance(source.image, ImageDigest):
+        return _STORED, chosen
+    return imaging.probe(source.image, _IMAGE_LIMITS), chosen
+
+
+def _pool(name: str, now: Any, random: Random) -> Any:
+    """Choose what a field of text or bytes may hold."""
+    if name == "counts":
+        return rle.random_mask(random.choice((_STORED, Size(6, 9))), random).counts
+    if name == "encoded":
+        file = random.choice(_FILES)
+        return file if random.random() < 0.5 else containers.mutated(now or file, random)
+    if name == "low_res_logits":
+        return random.choice((bytes(1024), bytes(900), b"\0\0\xc0\x7f" * 256, b""))
+    if name == "encoded_sha256":
+        return random.randbytes(random.choice((32, 32, 31, 33, 0)))
+    if isinstance(now, bytes):
+        return random.choice((bytes(162), bytes(54), mutation.mutated(now, random)))
+    return mutation.text(random)
+
+
+def seeds() -> list[bytes]:
+    """Give requests of every kind that are good, and the empty ones."""
+    image = pb.Image(encoded=pictures.pngs()[0])
+    size = pb.ImageSize(height=6, width=9)
+    raw = pb.Image(raw=pb.RawImage(size=size, layout=pb.RAW_LAYOUT_RGB, data=bytes(162)))
+    digest = pb.Image(encoded_sha256=bytes(32))
+    images = (image, raw, digest)
+    embeds = [_packed(0, pb.EmbedRequest(image=each, model="fake")) for each in images]
+    predicts = [
+        _packed(1, pb.PredictRequest(image=each, prompts=_prompts(measured)))
+        for each, measured in zip(images, (Size(6, 9), Size(6, 9), _STORED), strict=True)
+    ]
+    by_id = pb.PredictRequest(embedding_id="a" * 64, prompts=_prompts(_STORED))
+    by_id.output_mode = pb.OUTPUT_MODE_LOW_RES_LOGITS
+    automasks = [
+        _packed(2, pb.AutoMaskRequest(image=each, options=options))
+        for each in images
+        for options in _options()
+    ]
+    other = [_packed(1, by_id), _packed(2, pb.AutoMaskRequest(embedding_id="a" * 64))]
+    delete = _packed(3, pb.DeleteEmbeddingRequest(embedding_id="a" * 64))
+    return [*embeds, *predicts, *automasks, *other, delete, *(bytes([kind]) for kind in range(4))]
+
+
+def _packed(kind: int, request: Message) -> bytes:
+    return bytes([kind]) + request.SerializeToString()
+
+
+def _prompts(image: Size) -> list[pb.Prompt]:
+    click = pb.Point(x=1, y=2, label=pb.Point.LABEL_FOREGROUND)
+    box = pb.Box(x_min=0, y_min=0, x_max=image.width, y_max=image.height)
+    size = pb.ImageSize(height=image.height, width=image.width)
+    counts = rle.random_mask(image, Random(0)).counts
+    return [
+        pb.Prompt(points=[click]),
+        pb.Prompt(points=[click, click], box=box),
+        pb.Prompt(box=box),
+        pb.Prompt(mask=pb.MaskInput(binary=pb.CocoRle(size=size, counts=counts))),
+        pb.Prompt(points=[click], mask=pb.MaskInput(low_res_logits=bytes(1024))),
+    ]
+
+
+def _options() -> list[pb.AutoMaskOptions]:
+    grid = pb.PointGrid(points=[pb.NormalizedPoint(x=0.5, y=0.5)])
+    region = pb.Box(x_min=0, y_min=0, x_max=5, y_max=5)
+    return [
+        pb.AutoMaskOptions(points_per_side=4, crop_n_layers=1, crop_overlap_ratio=0.3),
+        pb.AutoMaskOptions(point_grids=[grid], region_of_interest=region, max_masks=3),
+        pb.AutoMaskOptions(
+            points_per_side=3,
+            crop_n_layers=2,
+            crop_n_points_downscale_factor=2,
+            min_mask_region_area=1,
+        ),
+    ]
+
+
+def mutate(data: bytes, random: Random) -> bytes:
+    """Change one to three fields; bytes that do not parse become another call's request."""
+    kind = data[0] % 4 if data else 0
+    if random.random() < 0.05:
+        return bytes([random.randrange(4)]) + data[1:]
+    try:
+        request = _message(data)
+    except DecodeError:
+        return random.choice(seeds())
+    for _ in range(random.randrange(1, 4)):
+        protobufs.mutate(request, random, _pool)
+    return _packed(kind, request)
