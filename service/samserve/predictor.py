@@ -12,8 +12,24 @@ from samserve.core import masks, rle, tokens
 from samserve.embedder import Embedder, Leased, Source
 from samserve.engines.base import DecoderOutput
 from samserve.errors import ResponseTooLarge
-from samserve.prompting import Frames, PromptGroup, check_prompts, group, sparse_count
-from samserve.types import Candidate, FloatArray, Mask, ModelInfo, Multimask, Prompt, Size
+from samserve.prompting import (
+    Frames,
+    PromptGroup,
+    check_prompts,
+    group,
+    sparse_count,
+    with_logits,
+)
+from samserve.types import (
+    BinaryMask,
+    Candidate,
+    FloatArray,
+    Mask,
+    ModelInfo,
+    Multimask,
+    Prompt,
+    Size,
+)
 
 # The threshold and the shift of the reference implementation.
 MASK_THRESHOLD = 0.0
@@ -81,12 +97,7 @@ class Predictor:
             frames = Frames.of(leased.embedding.facts.image_size, leased.model)
             upsampling = frames.upsampling()
             results: list[tuple[Candidate, ...]] = [()] * len(prompts)
-            groups = await self._embedder.workers.run_unless(
-                _is_quick(prompts),
-                context,
-                lambda: list(group(prompts, frames, self._prompts_per_run)),
-            )
-            for members in groups:
+            for members in await self._groups(prompts, frames, context):
                 output = await self._decode(members, leased, context)
                 answer = partial(_candidates, prompts, members, output, upsampling, options)
                 with context.clock.stage("postprocess"):
@@ -96,6 +107,26 @@ class Predictor:
                 for index, candidates in zip(members.indices, answered, strict=True):
                     results[index] = candidates
         return Prediction(tuple(results), leased)
+
+    async def _groups(
+        self, prompts: tuple[Prompt, ...], frames: Frames, context: RequestContext
+    ) -> list[PromptGroup]:
+        workers = self._embedder.workers
+        # One by one: large masks take long, others get their turn between them, and a call that
+        # has ended leaves the rest undone.
+        ready = [
+            await workers.run_unless(
+                not isinstance(prompt.mask, BinaryMask),
+                context,
+                partial(with_logits, prompt, frames),
+            )
+            for prompt in prompts
+        ]
+        return await workers.run_unless(
+            _is_quick(prompts),
+            context,
+            lambda: list(group(tuple(ready), frames, self._prompts_per_run)),
+        )
 
     async def _decode(
         self, members: PromptGroup, leased: Leased, context: RequestContext

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -137,6 +137,12 @@ def _model_box(box: Box | None, frames: Frames) -> np.ndarray | None:
         return None
     xyxy = np.array([box.x_min, box.y_min, box.x_max, box.y_max], dtype=np.float64)
     return geometry.boxes_to_model_frame(xyxy, frames.image, frames.resized)
+
+
+def with_logits(prompt: Prompt, frames: Frames) -> Prompt:
+    """Bring a binary mask into the low-resolution frame; takes a while for a large image."""
+    logits = _mask_logits(prompt, frames)
+    return prompt if logits is None else replace(prompt, mask=LogitsMask(logits))
 
 
 def _mask_logits(prompt: Prompt, frames: Frames) -> FloatArray | None:

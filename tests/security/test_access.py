@@ -190,6 +190,13 @@ async def test_every_rpc_is_answered_with_the_right_role(
     assert await caller.call(name, request, bearer(token(roles=EVERY_ROLE))) is not None
 
 
+@pytest.mark.parametrize("role", EVERY_ROLE)
+async def test_whoever_has_a_role_may_list_the_models(caller: Caller, role: str) -> None:
+    request = pb.ListModelsRequest()
+
+    assert (await caller.call("ListModels", request, bearer(token(roles=[role])))).models
+
+
 @pytest.mark.parametrize("name", BY_ID)
 async def test_the_id_of_another_tenant_is_as_good_as_an_unknown_one(
     guarded: Running, caller: Caller, key_file: KeyFile, name: str

@@ -130,7 +130,8 @@ async def test_a_request_that_trickles_in_is_given_up() -> None:
             async with AsyncExitStack() as stack:
                 loris = [await stack.enter_async_context(trickling(server)) for _ in range(100)]
                 await answers(server)
-                async with asyncio.timeout(60):
+                # Longer than the server's patience, shorter than the call's deadline.
+                async with asyncio.timeout(20):
                     ended = await asyncio.gather(
                         *(http2.until_stream_ends(reader) for reader in loris)
                     )

@@ -99,6 +99,7 @@ def test_without_a_file_permissions_are_roles_and_nothing_is_bounded() -> None:
         ),
         ("version = 1\n[quotas.q]\nrequests_per_s = 0", "quotas.q.requests_per_s"),
         ("version = 1\n[quotas.q]\nrequests_per_s = nan", "quotas.q.requests_per_s"),
+        ("version = 1\n[quotas.q]\nrequests_per_s = 1e-320", "quotas.q.requests_per_s"),
         ("version = 1\n[quotas.q]\nburst = 3", "burst needs requests_per_s"),
         ("version = 1\n[quotas.q]\nembed = 0", "quotas.q.embed"),
         ("version = 1\n[quotas.q]\nembed = 1.5", "quotas.q.embed"),

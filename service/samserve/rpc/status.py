@@ -12,6 +12,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from samserve import errors
 
 DOMAIN = "samserve"
+_LONGEST_RETRY_S = 7 * 24 * 3600.0
 INTERNAL_TEXT = "internal error; the server's log has the request id"
 
 _CODES: tuple[tuple[type[errors.SamserveError], grpc.StatusCode], ...] = (
@@ -85,5 +86,5 @@ def _retry_info(seconds: float | None) -> list[error_details_pb2.RetryInfo]:
         return []
     delay = duration_pb2.Duration()
     # Rounded up: a client that comes back a moment too early is refused again.
-    delay.FromMilliseconds(math.ceil(seconds * 1000))
+    delay.FromMilliseconds(math.ceil(min(seconds, _LONGEST_RETRY_S) * 1000))
     return [error_details_pb2.RetryInfo(retry_delay=delay)]

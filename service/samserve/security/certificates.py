@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, Pub
 
 from samserve.errors import Misconfigured
 
+# What the library lets out for hostile bytes, found by fuzzing.
+_FOREIGN_ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
 _NAMES = ("x509_subject_alternative_name", "x509_common_name")
 
 
@@ -37,7 +39,7 @@ def parse_server_certificate(
     `Misconfigured` too, and the next look will find them in order.
     """
     leaf = _certificates("TLS certificate", chain)[0]
-    if _public_bytes(leaf.public_key()) != _public_bytes(_private_key(key).public_key()):
+    if _public_key(leaf) != _public_bytes(_private_key(key).public_key()):
         raise Misconfigured("TLS key: is not that of the certificate")
     if client_ca is not None:
         _certificates("client CA", client_ca)
@@ -56,14 +58,21 @@ def names_of_peer(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...
 def _certificates(what: str, pem: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except _FOREIGN_ERRORS:
         raise Misconfigured(f"{what}: has no certificate in PEM form") from None
+
+
+def _public_key(certificate: x509.Certificate) -> bytes:
+    try:
+        return _public_bytes(certificate.public_key())
+    except _FOREIGN_ERRORS:
+        raise Misconfigured("TLS certificate: is for a key that cannot be read") from None
 
 
 def _private_key(pem: bytes) -> PrivateKeyTypes:
     try:
         return serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except _FOREIGN_ERRORS:
         raise Misconfigured("TLS key: is not an unencrypted private key in PEM form") from None
 
 

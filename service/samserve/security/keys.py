@@ -61,8 +61,7 @@ class KeyEntry(Strict):
         for name in ("id", "tenant", "roles", "hash", "note"):
             value = getattr(self, name)
             if value:
-                # JSON's strings and arrays of strings are TOML's, too.
-                yield f"{name} = {json.dumps(value)}"
+                yield f"{name} = {_toml(value)}"
         for name in ("created", "expires"):
             moment: datetime | None = getattr(self, name)
             if moment is not None:
@@ -143,6 +142,14 @@ def entry_for(
 def parse_keys(data: bytes) -> KeyRing:
     """Read a key file (TOML).  Raises `Misconfigured`."""
     return KeyRing(read_toml("key file", data, _KeyFile).keys)
+
+
+def _toml(value: str | tuple[str, ...]) -> str:
+    """Write a value as JSON, which TOML reads the same but for one character that it wants escaped.
+
+    Surrogates, which JSON would escape, are no characters to TOML.
+    """
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _digest(salt: bytes, key: str) -> bytes:

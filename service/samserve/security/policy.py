@@ -17,7 +17,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Tenant = Annotated[str, StringConstraints(pattern=TENANT)]
 Identity = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
-Rate = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+# One in a million seconds is never; less would not fit into what tells when to come back.
+Rate = Annotated[float, Field(ge=1e-6, le=1e9, allow_inf_nan=False)]
 
 
 class RateQuota(Strict):
