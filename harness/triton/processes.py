@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 _STATE, _SESSION = 0, 3
@@ -23,7 +24,12 @@ def members(session: int) -> list[int]:
 
 def send(session: int, number: signal.Signals) -> None:
     """Send a signal to every member."""
-    for pid in members(session):
+    signal_all(members(session), number)
+
+
+def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to processes; those that are gone are passed over."""
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 

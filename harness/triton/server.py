@@ -30,6 +30,8 @@ DRAIN_S = 5
 
 _START_ATTEMPTS = 3
 _POLL_S = 0.02
+# The processes of models say twice as often that they are well.
+_HEALTH_S = 0.6
 _LOG_ERRORS, _LOG_TAIL = 10, 1000
 _ERROR = re.compile(r"E\d{4} |error: ")
 _PORT_TAKEN = "already in use"
@@ -142,8 +144,16 @@ class TritonServer(_Options):
         processes.send(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let paused processes go on."""
-        processes.send(self.pid, signal.SIGCONT)
+        """Let paused processes go on: those of the models first, the server a moment later.
+
+        Otherwise the server may find them unhealthy, which it looks for all the time, and replace
+        them while their answers are under way; 24.10 was then seen to answer wrongly.  NVIDIA's
+        ONNX Runtime backend has no processes of its own.
+        """
+        own, *others = processes.members(self.pid)
+        processes.signal_all(others, signal.SIGCONT)
+        time.sleep(_HEALTH_S)
+        processes.signal_all([own, *processes.members(self.pid)], signal.SIGCONT)
 
     def wait(self) -> int:
         """Wait until the server ends by itself, and return its exit status."""

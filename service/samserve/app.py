@@ -78,7 +78,7 @@ async def running(
             store = MemoryStore(
                 settings.store.capacity_bytes,
                 settings.store.ttl_s,
-                quota=lambda tenant: security.policy().quota(tenant).stored_bytes,
+                quota=security.stored_bytes,
                 allocate=engine.allocate,
             )
         await stack.enter_async_context(_closing(store))

@@ -74,6 +74,8 @@ class Allowance:
 
 
 UNLIMITED = Allowance()
+WARM_UP = Principal(tenant="(warm-up)")
+"""The server itself; no caller's tenant can have this name."""
 ANYBODY = Principal()
 """The caller of a server that asks nobody for credentials."""
 NOBODY = Principal(tenant="", permissions=frozenset(), subject="")

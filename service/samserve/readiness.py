@@ -25,7 +25,7 @@ class Readiness:
     @asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
         """Follow the engine while the block runs; not ready after it."""
-        await self._say(ready=await self._engine.ready())
+        self._say(ready=await self._engine.ready())
         following = asyncio.create_task(self._follow())
         try:
             yield
@@ -33,15 +33,15 @@ class Readiness:
             following.cancel()
             with suppress(asyncio.CancelledError):
                 await following
-            await self._say(ready=False)
+            self._say(ready=False)
 
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(_INTERVAL_S)
             ready = await self._engine.ready()
             if ready != self._admin.ready:
-                await self._say(ready=ready)
+                self._say(ready=ready)
 
-    async def _say(self, *, ready: bool) -> None:
+    def _say(self, *, ready: bool) -> None:
         self._admin.ready = ready
-        await self._api.set_ready(ready=ready)
+        self._api.set_ready(ready=ready)

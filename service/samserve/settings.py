@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
+import resource
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,7 +15,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from samserve.addresses import is_loopback
+
 MIB = 1 << 20
+_MOST_FILES = 1 << 16
 
 
 class _Section(BaseModel):
@@ -44,7 +47,7 @@ class ServerSettings(_Section):
     streams: int = Field(default=256, ge=1)
     """Calls that one connection may have open; more wait at the client."""
     connections: int = Field(default=4096, ge=1)
-    """Connections that are accepted."""
+    """Connections that are accepted; fewer where the system lets this process open fewer files."""
     handshake_s: float = Field(default=20.0, gt=0)
     """Time that a new connection gets for TLS and HTTP/2."""
     idle_s: float = Field(default=900.0, gt=0)
@@ -140,8 +143,13 @@ class AdmissionSettings(_Section):
     """Concurrent Predict calls."""
     automask: int = Field(default=8, ge=1)
     """Concurrent AutoMask calls."""
+    other: int = Field(default=256, ge=1)
+    """Concurrent calls of each other kind."""
     request_bytes: int = Field(default=512 * MIB, ge=1)
-    """Bytes of all requests in flight."""
+    """Bytes of all requests that have arrived and are in flight."""
+    slow_requests: int = Field(default=64, ge=1)
+    """Requests that may take longer than a second to arrive; each may hold the memory of
+    `limits.request_bytes`."""
 
 
 class LimitSettings(_Section):
@@ -299,6 +307,8 @@ class ClientSettings(BaseSettings):
     """Client certificate (PEM), with `key_file`."""
     key_file: Path | None = None
     """Private key of the client certificate (PEM)."""
+    plaintext: bool = False
+    """Whether a token may go to another machine without TLS."""
     token: SecretStr = SecretStr("")
     """API key or bearer token."""
     token_file: Path | None = None
@@ -327,14 +337,15 @@ def load(overrides: dict[str, Any] | None = None, file: Path | None = None) -> S
     return FromFile(**(overrides or {}))
 
 
-def is_loopback(host: str) -> bool:
-    """Whether nobody on another machine can reach a listener on *host*."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+def file_limit() -> int:
+    """Raise the number of files that this process may have open as far as it may, and give it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Some systems say that there is no limit, which is more than anybody needs.
+    wanted = min(hard, _MOST_FILES) if hard != resource.RLIM_INFINITY else _MOST_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return _MOST_FILES if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
 
 
 def core_count() -> int:

@@ -6,7 +6,7 @@ import numpy as np
 
 from samserve.context import RequestContext
 from samserve.engines.base import EncoderInput, Engine, PromptBatch
-from samserve.principal import Principal
+from samserve.principal import WARM_UP
 from samserve.stores.base import EmbeddingStore
 from samserve.types import EmbeddingFacts, EmbeddingKey, ModelInfo, Size
 
@@ -21,7 +21,7 @@ async def warm_up(engine: Engine, store: EmbeddingStore) -> None:
 
 
 async def _warm_up_model(model: ModelInfo, engine: Engine, store: EmbeddingStore) -> None:
-    context = RequestContext(Principal("warm-up"))
+    context = RequestContext(WARM_UP)
     side = model.image_size
     facts = EmbeddingFacts(Size(side, side), model.name, model.digest)
     key = EmbeddingKey(context.tenant, model.digest)

@@ -15,7 +15,7 @@ from samserve.errors import Misconfigured
 
 T = TypeVar("T")
 
-_Signature = tuple[tuple[int, int, int, int], ...]
+_Signature = tuple[tuple[int, ...], ...]
 
 
 class Watched(Generic[T]):
@@ -62,7 +62,14 @@ class Watched(Generic[T]):
 
     def _read(self) -> T:
         before = self._signature()
-        value = self._parse(*(self._content(path) for path in self._paths))
+        contents = [self._content(path) for path in self._paths]
+        try:
+            value = self._parse(*contents)
+        except Misconfigured:
+            raise
+        except Exception as error:
+            # Whatever a parser has let out: the other files must still be looked at.
+            raise Misconfigured(f"{self.name}: {type(error).__name__} while reading") from None
         if self._signature() != before:
             raise Misconfigured(f"{self.name}: changed while it was being read")
         self._seen = before
@@ -101,12 +108,13 @@ async def _refresh(watched: Sequence[Watched[Any]], interval_s: float) -> None:
             await asyncio.to_thread(files.refresh)
 
 
-def _look_at(path: Path) -> tuple[int, int, int, int]:
+def _look_at(path: Path) -> tuple[int, ...]:
     try:
         status = path.stat()
     except OSError as error:
         raise _unreadable(path, error) from None
-    return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    return (status.st_dev, status.st_ino, status.st_size, *times)
 
 
 def _unreadable(path: Path, error: OSError) -> Misconfigured:

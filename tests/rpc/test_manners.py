@@ -40,7 +40,7 @@ class BrokenEngine(FakeEngine):
     async def decode(
         self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
     ) -> DecoderOutput:
-        if context.tenant != "warm-up":
+        if context.tenant != "(warm-up)":
             raise self._error
         return await super().decode(model, embedding, prompts, context)
 
@@ -56,7 +56,7 @@ class HeldEngine(FakeEngine):
     async def encode(
         self, model: str, image: EncoderInput, into: Slot, context: RequestContext
     ) -> None:
-        if context.tenant != "warm-up":
+        if context.tenant != "(warm-up)":
             self.waiting.set()
             await self.go.wait()
         await super().encode(model, image, into, context)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+import grpc
+import hpack
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
 END_HEADERS = 4
+CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 MAX_CONCURRENT_STREAMS = 3
 
 
@@ -65,9 +69,17 @@ async def until_goaway(reader: asyncio.StreamReader) -> bytes:
     return b""
 
 
-async def until_stream_ends(reader: asyncio.StreamReader) -> bool:
-    """Read until the server has ended stream 1 or the connection."""
+async def status_of_stream(reader: asyncio.StreamReader) -> str:
+    """Read until the server has ended stream 1, and give the name of the status that it told.
+
+    What it did if it told none: `RESET`, or `HUNG UP`.
+    """
+    decoder = hpack.Decoder()
     while (got := await read_frame(reader)) is not None:
-        if got.stream == 1 and got.kind in (HEADERS, RST_STREAM):
-            return True
-    return True
+        if got.kind == HEADERS:
+            fields = dict(decoder.decode(got.payload))
+            if got.stream == 1 and "grpc-status" in fields:
+                return CODES[int(fields["grpc-status"])]
+        if got.stream == 1 and got.kind == RST_STREAM:
+            return "RESET"
+    return "HUNG UP"

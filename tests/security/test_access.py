@@ -15,6 +15,7 @@ import trustme
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 from samserve.app import Running, running
+from samserve.errors import Misconfigured
 from samserve.principal import Permission
 from samserve.v1 import samserve_pb2 as pb
 
@@ -28,6 +29,7 @@ from tests.security.credentials import (
     KeyFile,
     bearer,
     ca_file,
+    channel_credentials,
     jwk,
     jwks,
     token,
@@ -365,6 +367,36 @@ async def test_a_client_certificate_can_be_the_credential(
         ("other.test", "Embed"): "UNAUTHENTICATED",
         ("other.test", "Predict"): "UNAUTHENTICATED",
     }
+
+
+async def test_a_policy_that_loses_its_identities_lets_nobody_in(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    pem = write_pem(tmp_path, authority.issue_cert("localhost"))
+    policy = tmp_path / "policy.toml"
+    policy.write_text('version = 1\n[identities."pipeline.test"]\ntenant = "acme"\n')
+    tls = pem.settings(client_ca_file=ca_file(tmp_path, authority))
+    client = authority.issue_cert("somebody.test")
+    secret(client.private_key_pem.bytes().decode())
+    credentials = channel_credentials(authority, client)
+    async with running(settings_with(tls=tls, auth={"policy_file": policy})) as service:
+        target = service.address.replace("127.0.0.1", "localhost")
+        async with grpc.aio.secure_channel(target, credentials, options=UNLIMITED) as channel:
+            before = await Caller(channel).refusal("ListModels", pb.ListModelsRequest())
+            policy.write_text("version = 1\n")
+            await reload(service)
+            after = await Caller(channel).refusal("ListModels", pb.ListModelsRequest())
+
+    assert before.code() is after.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_identities_that_nothing_proves_stop_the_start(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('version = 1\n[identities."pipeline.test"]\ntenant = "acme"\n')
+
+    with pytest.raises(Misconfigured, match="client_ca_file"):
+        async with running(settings_with(auth={"policy_file": policy})):
+            pass
 
 
 async def test_buf_curl_over_tls_with_a_key(

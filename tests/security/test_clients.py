@@ -109,6 +109,40 @@ async def test_a_rate_tells_when_to_come_back(
     assert 5 < (over.value.retry_after_s or 0) <= 10
 
 
+@pytest.mark.parametrize("target", ["example.test:1", "192.0.2.1:1", "dns:///example.test:1", "x"])
+def test_a_token_does_not_go_over_a_network_in_the_clear(target: str) -> None:
+    with pytest.raises(ValueError, match="without TLS"):
+        Client(target, token="t")
+    with pytest.raises(ValueError, match="without TLS"):
+        SyncClient(target, token=lambda: "t")
+
+    Client(target, token="t", plaintext=True)
+    Client(target)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/tmp/x"])
+def test_on_this_machine_it_may(host: str) -> None:
+    Client(host, token="t")
+
+
+async def test_a_token_that_cannot_be_sent_is_no_crash(service: Running) -> None:
+    async with Client(service.address, token="a\nb") as client:
+        with pytest.raises(ValueError, match="characters") as wrong:
+            await client.models()
+
+    assert "a\nb" not in str(wrong.value)
+
+
+def test_a_command_does_not_send_it_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAMSERVE_CLIENT_TOKEN", secret("a-token-of-some-length"))
+
+    assert main(["models", "--server", "192.0.2.1:50051"]) == 2
+
+    assert "without TLS: give --ca" in capsys.readouterr().err
+
+
 async def test_the_blocking_client_has_a_token_too(
     service: Running, authority: trustme.CA, key_file: KeyFile
 ) -> None:

@@ -133,9 +133,11 @@ async def test_a_request_that_trickles_in_is_given_up() -> None:
                 # Longer than the server's patience, shorter than the call's deadline.
                 async with asyncio.timeout(20):
                     ended = await asyncio.gather(
-                        *(http2.until_stream_ends(reader) for reader in loris)
+                        *(http2.status_of_stream(reader) for reader in loris)
                     )
-            assert ended == [True] * 100
+            assert set(ended) == {"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
+            # So many may be slow at once; the others are told at once to come back.
+            assert ended.count("DEADLINE_EXCEEDED") == 64
 
         await survives(server, attack)
 
@@ -163,6 +165,65 @@ async def trickling(server: Victim) -> AsyncIterator[asyncio.StreamReader]:
         writer.close()
 
 
+HEALTH = "/grpc.health.v1.Health"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        (f"{HEALTH}/Check", "DEADLINE_EXCEEDED"),
+        (f"{HEALTH}/Watch", "DEADLINE_EXCEEDED"),
+        ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "DEADLINE_EXCEEDED"),
+        ("/samserve.v1.SegmentationService/ListModels", "DEADLINE_EXCEEDED"),
+        ("/samserve.v1.SegmentationService/DeleteEmbedding", "DEADLINE_EXCEEDED"),
+    ],
+)
+async def test_large_requests_to_small_methods_are_not_waited_for(path: str, status: str) -> None:
+    changes = {"limits.request_bytes": 64 * MIB, "server.receive_s": 60}
+    async with victim(**changes) as server:
+
+        async def attack() -> None:
+            async with AsyncExitStack() as stack:
+                halves = [
+                    await stack.enter_async_context(half_sent(server, path, 60 * MIB))
+                    for _ in range(12)
+                ]
+                async with asyncio.timeout(20):
+                    ended = await asyncio.gather(
+                        *(http2.status_of_stream(reader) for reader in halves)
+                    )
+            assert set(ended) <= {status, "RESOURCE_EXHAUSTED"}
+
+        await survives(server, attack)
+
+
+@asynccontextmanager
+async def half_sent(server: Victim, path: str, nbytes: int) -> AsyncIterator[asyncio.StreamReader]:
+    """A call with half of a message, as fast as the server takes it, and never the rest."""
+    reader, writer = await server.connect()
+    writer.write(http2.hello() + http2.call_headers(path, server.address))
+    writer.write(http2.frame(http2.DATA, 0, 1, b"\0" + nbytes.to_bytes(4, "big")))
+    # What the first windows of HTTP/2 take.
+    for _ in range(3):
+        writer.write(http2.frame(http2.DATA, 0, 1, bytes(16384)))
+    try:
+        yield reader
+    finally:
+        writer.close()
+
+
+async def test_places_for_slow_requests_are_bounded() -> None:
+    changes = {"admission.slow_requests": 3, "server.receive_s": 4}
+    async with victim(**changes) as server:
+        async with AsyncExitStack() as stack:
+            loris = [await stack.enter_async_context(trickling(server)) for _ in range(10)]
+            async with asyncio.timeout(20):
+                ended = await asyncio.gather(*(http2.status_of_stream(reader) for reader in loris))
+        await answers(server)
+
+    assert sorted(ended) == ["DEADLINE_EXCEEDED"] * 3 + ["RESOURCE_EXHAUSTED"] * 7
+
+
 @pytest.mark.parametrize("says", ["nothing", "hello"])
 async def test_a_thousand_idle_connections_are_closed(says: str) -> None:
     allow_files(4096)
@@ -173,7 +234,7 @@ async def test_a_thousand_idle_connections_are_closed(says: str) -> None:
             for _, writer in connections:
                 writer.write(http2.hello() if says == "hello" else b"")
             await answers(server)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(20):
                 await asyncio.gather(*(closed(reader) for reader, _ in connections))
             for _, writer in connections:
                 writer.close()
@@ -323,12 +384,13 @@ async def test_a_compressed_message_is_measured_by_what_it_becomes() -> None:
             data = b"\1" + len(bomb).to_bytes(4, "big") + bomb
             for at in range(0, len(data), 16384):
                 writer.write(http2.frame(http2.DATA, 0, 1, data[at : at + 16384]))
-            ending = asyncio.create_task(http2.until_stream_ends(reader))
+            ending = asyncio.create_task(http2.status_of_stream(reader))
             async with asyncio.timeout(60):
                 while not ending.done():
                     peak = max(peak, server.rss())
                     await asyncio.sleep(0.01)
             writer.close()
+            assert ending.result() in ("RESOURCE_EXHAUSTED", "RESET")
             grown.append(peak - before)
 
         grown: list[int] = []

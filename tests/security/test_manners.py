@@ -15,8 +15,8 @@ from samserve.app import running
 from samserve.context import RequestContext
 from samserve.engines.base import EncoderInput
 from samserve.engines.fake import FakeEngine
-from samserve.principal import Permission
-from samserve.rpc.bystanders import MOST_STREAMS
+from samserve.principal import WARM_UP, Permission
+from samserve.rpc.bystanders import MOST_CALLS
 from samserve.settings import LogSettings
 from samserve.stores.base import Slot
 from samserve.v1 import samserve_pb2 as pb
@@ -28,6 +28,12 @@ from tests.security import http2
 from tests.security.credentials import KeyFile, bearer
 
 METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["SegmentationService"].methods]
+REFUSALS = {
+    "no credentials": "UNAUTHENTICATED",
+    "wrong role": "PERMISSION_DENIED",
+    "over quota": "RESOURCE_EXHAUSTED",
+    "server full": "RESOURCE_EXHAUSTED",
+}
 SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"]
 
 
@@ -37,11 +43,7 @@ def guarded(key_file: KeyFile, **sections: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("why", "method"),
-    [
-        *itertools.product(["no credentials", "wrong role", "over quota"], METHODS),
-        # The others have no bound of their own.
-        *itertools.product(["server full"], ["Embed", "Predict", "AutoMask"]),
-    ],
+    [*itertools.product(["no credentials", "wrong role", "over quota", "server full"], METHODS)],
 )
 async def test_refusals_do_not_wait_for_the_request(
     key_file: KeyFile, tmp_path: Path, why: str, method: str
@@ -55,16 +57,18 @@ async def test_refusals_do_not_wait_for_the_request(
     if why == "over quota":
         sections["auth"]["policy_file"] = policy
     if why == "server full":
-        sections["admission"] = {"embed": 1, "predict": 1, "automask": 1}
+        sections["admission"] = {"embed": 1, "predict": 1, "automask": 1, "other": 1}
     headers = {} if why == "no credentials" else {"authorization": f"Bearer {key}"}
     async with running(settings_with(**sections)) as service:
         host, port = service.address.rsplit(":", 1)
         # The first takes the token of the rate, or the only place, and keeps it.
         first = await opened(host, int(port), method, headers)
         reader, writer = await opened(host, int(port), method, headers)
-        await asyncio.wait_for(http2.until_stream_ends(reader), 10)
+        status = await asyncio.wait_for(http2.status_of_stream(reader), 10)
         for _, each in (first, (reader, writer)):
             each.close()
+
+    assert status == REFUSALS[why]
 
 
 async def opened(
@@ -85,7 +89,7 @@ async def test_who_may_call_is_waited_for(key_file: KeyFile) -> None:
         host, port = service.address.rsplit(":", 1)
         reader, writer = await opened(host, int(port), "Embed", {"authorization": f"Bearer {key}"})
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(http2.until_stream_ends(reader), 1)
+            await asyncio.wait_for(http2.status_of_stream(reader), 0.5)
         writer.close()
 
 
@@ -130,12 +134,11 @@ async def test_streams_without_credentials_are_so_many(key_file: KeyFile) -> Non
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
     ):
         health = health_pb2_grpc.HealthStub(channel)
-        watches = [health.Watch(request) for _ in range(MOST_STREAMS)]
+        watches = [health.Watch(request) for _ in range(MOST_CALLS)]
         await asyncio.gather(*(watch.read() for watch in watches))
         one_more = health.Watch(request)
         assert await one_more.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        # Others do not notice.
-        await health.Check(request)
+        # Who has credentials does not notice.
         stub = samserve_pb2_grpc.SegmentationServiceStub(channel)
         await stub.Embed(pb.EmbedRequest(image=pb.Image(encoded=pictures.png())), metadata=key)
         watches.pop().cancel()
@@ -144,6 +147,67 @@ async def test_streams_without_credentials_are_so_many(key_file: KeyFile) -> Non
                 await asyncio.sleep(0.02)
         for watch in watches:
             watch.cancel()
+
+
+class Leaving(FakeEngine):
+    """Can be away."""
+
+    away = False
+
+    async def ready(self) -> bool:
+        return not self.away
+
+
+async def test_who_watches_is_told_though_others_leave() -> None:
+    request = health_pb2.HealthCheckRequest()
+    serving = health_pb2.HealthCheckResponse.SERVING
+    engine = Leaving()
+    async with (
+        running(settings_with(), engine=engine) as service,
+        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel)
+        staying, leaving = health.Watch(request), health.Watch(request)
+        assert [(await watch.read()).status for watch in (staying, leaving)] == [serving] * 2
+        unknown = health.Watch(health_pb2.HealthCheckRequest(service="nobody"))
+        assert (await unknown.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        leaving.cancel()
+        await asyncio.sleep(0.1)
+        engine.away = True
+        answer = await asyncio.wait_for(staying.read(), 10)
+
+    assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_an_unknown_name_has_no_health() -> None:
+    async with (
+        running(settings_with()) as service,
+        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel)
+        call = health.Check(health_pb2.HealthCheckRequest(service="nobody"))
+        assert await call.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_client_that_leaves_while_it_sends_has_cancelled() -> None:
+    async with running(settings_with()) as service:
+        host, port = service.address.rsplit(":", 1)
+        _, writer = await opened(host, int(port), "Embed", {})
+        writer.write(http2.frame(http2.DATA, 0, 1, b"\0\0\x01\0\0half"))
+        # CANCEL, RFC 9113 section 7.
+        writer.write(http2.frame(http2.RST_STREAM, 0, 1, (8).to_bytes(4, "big")))
+        await writer.drain()
+        labels = {
+            "grpc_service": SERVICE.full_name,
+            "grpc_method": "Embed",
+            "grpc_code": "CANCELLED",
+        }
+        async with asyncio.timeout(10):
+            while not service.metrics.registry.get_sample_value(
+                "grpc_server_handled_total", labels
+            ):
+                await asyncio.sleep(0.02)
+        writer.close()
 
 
 async def takes_no_watch(health: health_pb2_grpc.HealthStub) -> bool:
@@ -162,7 +226,7 @@ class Broken(FakeEngine):
     async def encode(
         self, model: str, image: EncoderInput, into: Slot, context: RequestContext
     ) -> None:
-        if context.tenant == "warm-up":
+        if context.principal is WARM_UP:
             return await super().encode(model, image, into, context)
         raise RuntimeError("something that nobody has foreseen")
 

@@ -103,6 +103,7 @@ def test_without_a_file_permissions_are_roles_and_nothing_is_bounded() -> None:
         ("version = 1\n[quotas.q]\nburst = 3", "burst needs requests_per_s"),
         ("version = 1\n[quotas.q]\nembed = 0", "quotas.q.embed"),
         ("version = 1\n[quotas.q]\nembed = 1.5", "quotas.q.embed"),
+        ("version = 1\n[tenants.'(warm-up)']\nroles = []", "tenants.(warm-up)"),
         ("version = 1\n[tenants.'a b']\nroles = []", "tenants.a b"),
     ],
 )
@@ -192,6 +193,28 @@ def test_a_file_that_got_worse_is_said_once_and_kept_as_it_was(
     put(path, "3")
     watched.refresh()
     assert (watched.value, watched.healthy) == (3, True)
+
+
+def test_whatever_a_parser_lets_out_keeps_the_old_content(
+    tmp_path: Path, logged: list[Any]
+) -> None:
+    path = tmp_path / "number"
+    put(path, "1")
+
+    def parse(content: bytes) -> int:
+        if content == b"2":
+            raise LookupError("a secret from the file")
+        return int(content)
+
+    watched = Watched("numbers", [path], parse)
+    put(path, "2")
+    watched.refresh()
+
+    assert (watched.value, watched.healthy) == (1, False)
+    assert logged[0]["reason"] == "numbers: LookupError while reading"
+    put(path, "3")
+    watched.refresh()
+    assert watched.value == 3
 
 
 def test_files_that_are_exchanged_while_they_are_read_are_not_mixed(tmp_path: Path) -> None:

@@ -480,6 +480,41 @@ async def test_stored_bytes_drive_out_the_tenants_own_oldest_only(
         assert service.store.stats().bytes == 4 * slot
 
 
+async def test_a_flood_drives_out_its_own(key_file: KeyFile, tmp_path: Path) -> None:
+    """Without any quota: who holds less than others loses nothing to them."""
+    slot = 2 << 20
+    store = {"capacity_bytes": 6 * slot}
+    async with (
+        guarded(key_file, tmp_path, "", store=store) as (service, tenants),
+        stubs(service, 1) as (stub,),
+    ):
+        others = {name: await embedded(stub, tenants[name]) for name in TENANTS[1:4]}
+        for number in range(30):
+            request = pb.EmbedRequest(image=pb.Image(encoded=picture(number)))
+            last = await stub.Embed(request, metadata=tenants["ants"])
+
+        assert await known(stub, last.embedding.id, tenants["ants"])
+        for name, embedding_id in others.items():
+            assert await known(stub, embedding_id, tenants[name]), name
+
+
+async def test_a_quota_below_one_embedding_tells_that_waiting_is_in_vain(
+    key_file: KeyFile, tmp_path: Path
+) -> None:
+    policy = "[quotas.default]\nstored_bytes = 1000"
+    # The server starts all the same: its own warm-up has no quota.
+    async with (
+        guarded(key_file, tmp_path, policy) as (service, tenants),
+        stubs(service, 1) as (stub,),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await embedded(stub, tenants["ants"])
+
+    info, quota = details(refused.value)
+    assert (info.reason, info.metadata["quota"]) == ("QUOTA_EXCEEDED", "stored_bytes")
+    assert quota.violations[0].subject == "tenant:ants"
+
+
 async def known(stub: Stub, embedding_id: str, metadata: Any) -> bool:
     request = pb.PredictRequest(embedding_id=embedding_id, prompts=[pictures.click(1, 1)])
     try:

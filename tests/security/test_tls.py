@@ -168,6 +168,33 @@ async def test_only_the_identities_on_the_list_are_let_in(
     assert outcomes == ["OK", "OK", "PERMISSION_DENIED", "PERMISSION_DENIED"]
 
 
+@pytest.mark.parametrize(
+    ("listed", "issued", "let_in"),
+    [
+        ("10.0.0.1", {"names": ["10.0.0.1"]}, False),
+        ("a@pipeline.test", {"names": ["a@pipeline.test"]}, False),
+        ("pipeline.test", {"names": ["other.test", "pipeline.test"]}, True),
+        ("pipeline", {"names": [], "common_name": "pipeline"}, True),
+        ("pipeline", {"names": ["other.test"], "common_name": "pipeline"}, False),
+    ],
+    ids=["address", "mailbox", "second name", "common name", "common name beside another"],
+)
+async def test_identities_are_names_of_hosts_or_the_common_name(
+    tmp_path: Path,
+    authority: trustme.CA,
+    server_pem: Pem,
+    listed: str,
+    issued: dict[str, Any],
+    let_in: bool,
+) -> None:
+    tls = server_pem.settings(client_ca_file=ca_file(tmp_path, authority), client_identities=listed)
+    client = authority.issue_cert(*issued["names"], common_name=issued.get("common_name"))
+    async with serving(tls) as service:
+        outcome = await code(service, channel_credentials(authority, client))
+
+    assert outcome == ("OK" if let_in else "PERMISSION_DENIED")
+
+
 async def test_certificates_rotate_under_load_without_a_failed_call(
     tmp_path: Path, authority: trustme.CA
 ) -> None:

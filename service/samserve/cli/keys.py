@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -126,15 +129,36 @@ def _keep(key: str, wish: _Wish, file: Path | None) -> None:
 
 def _append(file: Path, entry: KeyEntry) -> None:
     """Write the file anew beside itself and put it in place: a server never reads a half of it."""
-    there = file.read_text(encoding="utf-8") if file.exists() else ""
-    if there:
-        _check_new(file, entry)
-    text = f"{there.rstrip()}\n\n{entry.toml()}".lstrip()
+    # A link stays one, and what it leads to gets the key.
+    file = file.resolve()
+    with _alone_in(file.parent):
+        there = file.read_text(encoding="utf-8") if file.exists() else ""
+        if there:
+            _check_new(file, entry)
+        _replace(file, f"{there.rstrip()}\n\n{entry.toml()}".lstrip())
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep others who add keys out: one would lose what the other has written."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def _replace(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     # Hashes are no secrets, but nobody's business either.
     mode = file.stat().st_mode & 0o777 if file.exists() else 0o600
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as out:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            os.fchmod(out.fileno(), mode)
+            if file.exists():
+                # The server's user must be able to read it, also if root has added the key.
+                os.fchown(out.fileno(), file.stat().st_uid, file.stat().st_gid)
             out.write(text)
             out.flush()
             os.fsync(out.fileno())

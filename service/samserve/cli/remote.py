@@ -8,23 +8,32 @@ import grpc
 from pydantic import ValidationError
 
 from samserve.cli.errors import UsageError
+from samserve.client import Client
 from samserve.settings import ClientSettings
 
 
-def credentials(
-    ca_file: Path | None, token_file: Path | None
-) -> tuple[grpc.ChannelCredentials | None, str]:
-    """Give TLS credentials, None for plaintext, and the token, empty if there is none.
+def client(target: str, ca_file: Path | None, token_file: Path | None) -> Client:
+    """Make a client of a running server; what is not given comes from the environment.
 
-    What is not given comes from the environment.  Raises `UsageError`, which never quotes a token,
-    and `OSError`.
+    Raises `UsageError`, which never quotes a token, and `OSError`.
     """
     try:
         settings = ClientSettings()
     except ValidationError as error:
         names = ", ".join(f"SAMSERVE_CLIENT_{part['loc'][0]}".upper() for part in error.errors())
         raise UsageError(f"not valid: {names}") from None
-    return _tls(settings, ca_file or settings.ca_file), _token(settings, token_file)
+    try:
+        return Client(
+            target,
+            credentials=_tls(settings, ca_file or settings.ca_file),
+            token=_token(settings, token_file),
+            plaintext=settings.plaintext,
+        )
+    except ValueError:
+        raise UsageError(
+            f"the token would go to {target} without TLS: give --ca or SAMSERVE_CLIENT_TLS=true, "
+            "or SAMSERVE_CLIENT_PLAINTEXT=true where the network is trusted"
+        ) from None
 
 
 def _tls(settings: ClientSettings, ca_file: Path | None) -> grpc.ChannelCredentials | None:
@@ -40,17 +49,19 @@ def _tls(settings: ClientSettings, ca_file: Path | None) -> grpc.ChannelCredenti
 
 
 def _token(settings: ClientSettings, token_file: Path | None) -> str:
-    if token_file is None and settings.token.get_secret_value():
-        return settings.token.get_secret_value()
-    content = _content(token_file or settings.token_file)
-    if content is None:
+    given = settings.token.get_secret_value()
+    file = token_file or settings.token_file
+    if token_file is None and given:
+        return _checked(given, "SAMSERVE_CLIENT_TOKEN")
+    if file is None:
         return ""
-    try:
-        token = content.decode("ascii").strip()
-    except UnicodeDecodeError:
-        token = ""
-    if not token.isprintable() or not token:
-        raise UsageError(f"{token_file or settings.token_file}: holds no API key or token")
+    return _checked(file.read_bytes().decode("utf-8", "replace"), str(file))
+
+
+def _checked(text: str, place: str) -> str:
+    token = text.strip()
+    if not token or not (token.isascii() and token.isprintable()):
+        raise UsageError(f"{place}: holds no API key or token")
     return token
 
 

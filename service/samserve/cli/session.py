@@ -67,8 +67,8 @@ class Endpoint:
 async def connected(endpoint: Endpoint) -> AsyncIterator[Client]:
     """Open a client; without a server in *endpoint*, one runs while the block does."""
     if endpoint.server:
-        credentials, token = remote.credentials(endpoint.ca_file, endpoint.token_file)
-        async with Client(endpoint.server, credentials=credentials, token=token) as client:
+        chosen = remote.client(endpoint.server, endpoint.ca_file, endpoint.token_file)
+        async with chosen as client:
             yield client
         return
     async with in_process(endpoint.config, endpoint.assignments) as client:

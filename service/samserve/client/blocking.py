@@ -40,8 +40,15 @@ class SyncClient:
         timeout_s: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         token: Token = "",
+        plaintext: bool = False,
     ) -> None:
-        self._client = Client(target, timeout_s=timeout_s, credentials=credentials, token=token)
+        self._client = Client(
+            target,
+            timeout_s=timeout_s,
+            credentials=credentials,
+            token=token,
+            plaintext=plaintext,
+        )
         # Set while the client is open.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()

@@ -6,6 +6,7 @@ import json
 
 import grpc
 
+from samserve.addresses import is_loopback
 from samserve.v1 import samserve_pb2 as pb
 
 MAX_MESSAGE_BYTES = 256 << 20
@@ -28,6 +29,18 @@ def service_config() -> str:
     service = pb.DESCRIPTOR.services_by_name["SegmentationService"]
     names = [{"service": service.full_name, "method": method.name} for method in service.methods]
     return json.dumps({"methodConfig": [{"name": names, "retryPolicy": _RETRY_POLICY}]})
+
+
+def check_private(target: str) -> None:
+    """Raise `ValueError` for a target that a token would reach in the clear, over a network."""
+    if target.startswith("unix:"):
+        return
+    host = target.rpartition("/")[2].rpartition(":")[0]
+    if not is_loopback(host):
+        raise ValueError(
+            f"a token would go to {target} without TLS: give credentials, "
+            "or plaintext=True where the network is trusted"
+        )
 
 
 def open_channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:

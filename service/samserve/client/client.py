@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from samserve.client import images, requests, responses
-from samserve.client.channel import open_channel
+from samserve.client.channel import check_private, open_channel
 from samserve.client.errors import EmbeddingNotFound, typed_errors
 from samserve.client.images import ImageLike, Orientation, Upload
 from samserve.client.requests import AutoMaskOptions, Multimask, Prompt
@@ -46,7 +46,8 @@ class Client:
     *timeout_s* bounds each call; without it the server's own deadlines hold.  Every method takes
     a *request_id*, which the server logs and errors carry; a new one is made where it is empty.
     *token* is an API key or a bearer token; a callable is asked at each call, for tokens that
-    expire.  Give *credentials* (TLS) with it unless the way to the server is private.
+    expire.  It wants *credentials* (TLS), unless the server is on this machine or *plaintext* says
+    that the network is trusted; `ValueError` otherwise, and for a token that cannot be sent.
     Safe for concurrent use on the event loop that opened it.  Raises the classes of
     `samserve.client.errors`.
     """
@@ -58,7 +59,10 @@ class Client:
         timeout_s: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         token: Token = "",
+        plaintext: bool = False,
     ) -> None:
+        if token and credentials is None and not plaintext:
+            check_private(target)
         self._target = target
         self._token = token
         self._timeout_s = timeout_s
@@ -222,7 +226,9 @@ class Client:
             return await method(request, timeout=self._timeout_s, metadata=metadata)
 
     def _metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
-        token = self._token() if callable(self._token) else self._token
+        token = (self._token() if callable(self._token) else self._token).strip()
+        if not (token.isascii() and token.isprintable()):
+            raise ValueError("the token has characters that no token has")
         named = (("x-request-id", request_id),)
         return (*named, ("authorization", f"Bearer {token}")) if token else named
 

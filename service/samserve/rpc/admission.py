@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from samserve.errors import Overloaded
 from samserve.settings import AdmissionSettings
 
+SLOW_REQUESTS = "slow requests"
+"""What is counted like a method: requests that were not there at once."""
+
 # A tenant may hold this many times what is free: alone it gets three quarters of all places, and
 # those who come later still find some (dynamic thresholds, Choudhury and Hahne 1998).
 _TIMES_FREE = 3
@@ -26,7 +29,9 @@ class Admission:
             "Embed": settings.embed,
             "Predict": settings.predict,
             "AutoMask": settings.automask,
+            SLOW_REQUESTS: settings.slow_requests,
         }
+        self._other = settings.other
         self._byte_limit = settings.request_bytes
         self._calls: Counter[str] = Counter()
         self._by_tenant: Counter[tuple[str, str]] = Counter()
@@ -62,16 +67,18 @@ class Admission:
             self._bytes -= nbytes
 
     def _check(self, method: str, tenant: str) -> None:
-        limit = self._limits.get(method)
-        if limit is None:
-            return
+        limit = self._limits.get(method, self._other)
         free = limit - self._calls[method]
         if free <= 0:
-            raise _refused(f"{limit} {method} calls are in flight, the most that are taken", limit)
+            raise _refused(f"{limit} {_many(method)} are in flight, the most that are taken", limit)
         if self._shared() and self._by_tenant[method, tenant] >= _TIMES_FREE * free:
             raise _refused(
-                f"{free} of {limit} places for {method} calls are kept for other tenants", limit
+                f"{free} of {limit} places for {_many(method)} are kept for other tenants", limit
             )
+
+
+def _many(method: str) -> str:
+    return method if method == SLOW_REQUESTS else f"{method} calls"
 
 
 def _refused(message: str, limit: int) -> Overloaded:

@@ -21,14 +21,16 @@ from typing import Any
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from samserve.context import RequestContext, deadline_exceeded
-from samserve.errors import InvalidRequest, SamserveError
+from samserve.errors import SamserveError
 from samserve.metrics import Metrics
 from samserve.principal import NOBODY
 from samserve.rpc.entrance import Entrance, Rpc
 from samserve.rpc.methods import SERVICE, Method
+from samserve.rpc.parsing import parse
+from samserve.rpc.receiving import Receiver
 from samserve.rpc.status import code_of, status_of
 from samserve.settings import DeadlineSettings, ServerSettings
 
@@ -36,6 +38,7 @@ REQUEST_ID = "x-request-id"
 
 _DETAILS = "grpc-status-details-bin"
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+_QUICK_BYTES = 1 << 16
 # What an error may take to leave: to a client that does not read, it never would.
 _ABORT_S = 5.0
 
@@ -60,9 +63,10 @@ class Boundary:
         metrics: Metrics,
     ) -> None:
         self._entrance = entrance
+        self._receiver = Receiver(entrance.admission, server.receive_s)
         self._metrics = metrics
         self._log = structlog.get_logger("samserve.call")
-        self._server = server
+        self._send_s = server.send_s
         self._other_s = deadlines.other_s
         self._default_s = {
             "Embed": deadlines.embed_s,
@@ -75,7 +79,7 @@ class Boundary:
 
         async def handle(_: AsyncIterator[bytes], rpc: Rpc) -> None:
             async with self._call(method, rpc) as context:
-                request = await self._receive(method, rpc)
+                request = await self._receive(method, rpc, context)
                 with self._entrance.admission.holding(request.ByteSize()):
                     await self._answer(body(request, context), rpc)
 
@@ -104,15 +108,12 @@ class Boundary:
         finally:
             self._record(method.name, context, outcome, time.monotonic() - started)
 
-    async def _receive(self, method: Method, rpc: Rpc) -> Message:
-        async with _at_most(self._server.receive_s, "receive"):
-            data = await rpc.read()
-        if not isinstance(data, bytes):
-            raise InvalidRequest("request", "is missing")
-        try:
-            return method.request.FromString(data)
-        except DecodeError as error:
-            raise InvalidRequest("request", f"is no {method.request.__name__}") from error
+    async def _receive(self, method: Method, rpc: Rpc, context: RequestContext) -> Message:
+        data = await self._receiver.receive(method, rpc, context.tenant)
+        # A picture is copied in no time, but what else is large may be millions of messages.
+        if len(data) <= _QUICK_BYTES:
+            return parse(method.request, data)
+        return await asyncio.to_thread(parse, method.request, data)
 
     async def _answer(
         self, answer: Coroutine[Any, Any, Message] | AsyncGenerator[Message], rpc: Rpc
@@ -126,8 +127,11 @@ class Boundary:
                 await self._send(message, rpc)
 
     async def _send(self, message: Message, rpc: Rpc) -> None:
-        async with _at_most(self._server.send_s, "send"):
-            await rpc.write(message.SerializeToString())
+        try:
+            async with asyncio.timeout(self._send_s):
+                await rpc.write(message.SerializeToString())
+        except TimeoutError as error:
+            raise deadline_exceeded("send") from error
 
     def _context(self, method: str, rpc: Rpc) -> RequestContext:
         # A call without a deadline of its own has None here, or a value of years.
@@ -189,15 +193,6 @@ class Boundary:
 _Codes = grpc.StatusCode
 # Core reports a missing deadline as one in the very far future.
 _NO_DEADLINE_S = 10 * 365 * 24 * 3600.0
-
-
-@asynccontextmanager
-async def _at_most(seconds: float, stage: str) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise deadline_exceeded(stage) from error
 
 
 def _request_id(rpc: Rpc) -> str:

@@ -1,8 +1,8 @@
-"""Streams that anybody may open without credentials, health's Watch and reflection: so many."""
+"""Bounds on services that anybody may call without credentials: health and reflection."""
 
 from __future__ import annotations
 
-import inspect
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,59 +10,81 @@ from typing import Any
 import grpc
 
 from samserve.rpc.methods import SERVICE
+from samserve.rpc.receiving import PROMPT_S
 
-MOST_STREAMS = 256
+MOST_CALLS = 256
+"""Calls at once; further ones are refused."""
+LIFETIME_S = 900.0
+"""Time after which a stream is ended; whoever watches asks again."""
+# Each may hold as much as a message of our own service may have.
+_MOST_READERS = 8
 
 
 class Bystanders(grpc.aio.ServerInterceptor):
-    """Refuses one more stream of other services than ours, whose calls have bounds of their own."""
+    """Puts every handler of other services than ours behind bounds.
 
-    def __init__(self, most: int = MOST_STREAMS) -> None:
-        self._most = most
+    As in `Boundary`, they become handlers that stream both ways, so that they begin before their
+    request has been received; ours have bounds of their own.
+    """
+
+    def __init__(self) -> None:
         self._open = 0
+        self._readers = asyncio.Semaphore(_MOST_READERS)
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Put the bound around handlers that stream."""
+        """Wrap a handler."""
         handler = await continuation(details)
-        ours = details.method.startswith(f"/{SERVICE}/")
-        if handler is None or ours or not handler.response_streaming:
+        if handler is None or details.method.startswith(f"/{SERVICE}/"):
             return handler
-        if handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(
-                self._bounded(handler.stream_stream),
-                handler.request_deserializer,
-                handler.response_serializer,
-            )
-        return grpc.unary_stream_rpc_method_handler(
-            self._bounded(handler.unary_stream),
-            handler.request_deserializer,
-            handler.response_serializer,
+
+        async def handle(_: Any, rpc: Any) -> None:
+            if self._open >= MOST_CALLS:
+                text = f"{MOST_CALLS} calls of this kind are open, the most that are taken"
+                await rpc.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+            with self._counted():
+                await self._answer(handler, rpc)
+
+        return grpc.stream_stream_rpc_method_handler(
+            handle, handler.request_deserializer, handler.response_serializer
         )
 
-    def _bounded(self, behaviour: Any) -> Any:
-        """Wrap a handler, which may be a generator or write to its context by itself."""
+    async def _answer(self, handler: Any, rpc: Any) -> None:
+        try:
+            async with asyncio.timeout(LIFETIME_S):
+                await self._run(handler, rpc)
+        except TimeoutError:
+            await rpc.abort(grpc.StatusCode.UNAVAILABLE, "this has been open for long; ask again")
 
-        async def generate(request: Any, rpc: Any) -> AsyncIterator[Any]:
-            await self._refuse_beyond(rpc)
-            with self._counted():
-                async for message in behaviour(request, rpc):
-                    yield message
+    async def _run(self, handler: Any, rpc: Any) -> None:
+        requests = self._requests(rpc)
+        if handler.request_streaming:
+            answers = handler.stream_stream(requests, rpc)
+        else:
+            request = await anext(requests, None)
+            if request is None:
+                await rpc.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is missing")
+            if not handler.response_streaming:
+                await rpc.write(await handler.unary_unary(request, rpc))
+                return
+            answers = handler.unary_stream(request, rpc)
+        async for answer in answers:
+            await rpc.write(answer)
 
-        async def write(request: Any, rpc: Any) -> None:
-            await self._refuse_beyond(rpc)
-            with self._counted():
-                await behaviour(request, rpc)
-
-        return generate if inspect.isasyncgenfunction(behaviour) else write
-
-    async def _refuse_beyond(self, rpc: Any) -> None:
-        if self._open >= self._most:
-            text = f"{self._most} streams of this kind are open, the most that are taken"
-            await rpc.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+    async def _requests(self, rpc: Any) -> AsyncIterator[Any]:
+        """Read requests, which are small: one that does not come at once is not waited for."""
+        while True:
+            try:
+                async with self._readers, asyncio.timeout(PROMPT_S):
+                    request = await rpc.read()
+            except TimeoutError:
+                await rpc.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not arrive")
+            if request is grpc.aio.EOF:
+                return
+            yield request
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -26,11 +26,11 @@ _PERMISSIONS: dict[str, frozenset[Permission]] = {
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC; *streams* says whether it answers with more than one message."""
+    """One RPC; a *small* one has a request of some hundred bytes, without an image or a mask."""
 
     name: str
     request: type[Message]
-    streams: bool
+    small: bool
     permissions: frozenset[Permission]
 
 
@@ -38,7 +38,7 @@ def _method(descriptor: MethodDescriptor) -> Method:
     return Method(
         name=descriptor.name,
         request=GetMessageClass(descriptor.input_type),
-        streams=descriptor.server_streaming,
+        small="image" not in descriptor.input_type.fields_by_name,
         permissions=_PERMISSIONS[descriptor.name],
     )
 

@@ -6,17 +6,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as aio_health
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from samserve.errors import Unavailable
 from samserve.rpc.bystanders import Bystanders
+from samserve.rpc.health import Health
 from samserve.rpc.methods import SERVICE
 from samserve.rpc.tls import Certificate, server_credentials
-from samserve.settings import LimitSettings, ServerSettings
+from samserve.settings import LimitSettings, ServerSettings, file_limit
 
 LIVE = "live"
+_OTHER_FILES = 256
 _READY_NAMES = ("", SERVICE)
 
 
@@ -32,7 +33,7 @@ class ApiServer:
     ) -> None:
         """Listen; with *certificate* over TLS only."""
         self._settings = settings
-        self._health = aio_health.HealthServicer()
+        self._health = Health()
         self._server = grpc.aio.server(
             options=_options(settings, limits), interceptors=[Bystanders()]
         )
@@ -46,24 +47,18 @@ class ApiServer:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
         """Answer calls while the block runs; health says NOT_SERVING until `set_ready`."""
-        # The stock servicer would begin with SERVING under the empty name.
-        await self.set_ready(ready=False)
-        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
+        self.set_ready(ready=False)
+        self._health.set(LIVE, serving=True)
         await self._server.start()
         try:
             yield
         finally:
             await self._server.stop(self._settings.grace_s)
 
-    async def set_ready(self, *, ready: bool) -> None:
+    def set_ready(self, *, ready: bool) -> None:
         """Say whether this server wants calls."""
-        status = (
-            health_pb2.HealthCheckResponse.SERVING
-            if ready
-            else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
         for name in _READY_NAMES:
-            await self._health.set(name, status)
+            self._health.set(name, serving=ready)
 
 
 def _options(settings: ServerSettings, limits: LimitSettings) -> list[tuple[str, int]]:
@@ -76,7 +71,7 @@ def _options(settings: ServerSettings, limits: LimitSettings) -> list[tuple[str,
         ("grpc.http2.min_recv_ping_interval_without_data_ms", _ms(settings.ping_interval_s)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_concurrent_streams", settings.streams),
-        ("grpc.max_allowed_incoming_connections", settings.connections),
+        ("grpc.max_allowed_incoming_connections", _connections(settings)),
         ("grpc.server_handshake_timeout_ms", _ms(settings.handshake_s)),
         ("grpc.max_connection_idle_ms", _ms(settings.idle_s)),
         ("grpc.max_connection_age_grace_ms", _ms(settings.grace_s)),
@@ -87,6 +82,11 @@ def _options(settings: ServerSettings, limits: LimitSettings) -> list[tuple[str,
     if settings.connection_age_s:
         options.append(("grpc.max_connection_age_ms", _ms(settings.connection_age_s)))
     return options
+
+
+def _connections(settings: ServerSettings) -> int:
+    """Leave files for everything else: without any, a revoked key could not be read."""
+    return max(1, min(settings.connections, file_limit() - _OTHER_FILES))
 
 
 def _ms(seconds: float) -> int:

@@ -28,7 +28,8 @@ class Tokens:
 class Authenticator:
     """Knows callers by API key, bearer token or client certificate.
 
-    Without any of these everybody is let in as the default tenant, with every permission.
+    Without any of these everybody is let in as the default tenant, with every permission; but a
+    server that has once asked for credentials never ceases to.
     *identities* are the only names in client certificates that are let in; empty
     takes every certificate that the TLS handshake has accepted.
     """
@@ -47,18 +48,23 @@ class Authenticator:
         self._tokens = tokens
         self._identities = frozenset(identities)
         self._now = now
+        self._required = keys is not None or tokens is not None
 
     @property
     def required(self) -> bool:
         """Whether calls without credentials are refused."""
-        by_certificate = self._policy is not None and bool(self._policy.value.identities)
-        return self._keys is not None or self._tokens is not None or by_certificate
+        # A policy that has lost its identities lets nobody in, and not everybody.
+        self._required = self._required or self._knows_certificates
+        return self._required
 
     @property
     def reads_certificates(self) -> bool:
         """Whether names in client certificates matter."""
-        by_certificate = self._policy is not None and bool(self._policy.value.identities)
-        return by_certificate or bool(self._identities)
+        return self._knows_certificates or bool(self._identities)
+
+    @property
+    def _knows_certificates(self) -> bool:
+        return self._policy is not None and bool(self._policy.value.identities)
 
     def authenticate(
         self, authorization: Sequence[str], identities: Iterable[str] = ()

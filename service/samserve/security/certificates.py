@@ -14,7 +14,7 @@ from samserve.errors import Misconfigured
 
 # What the library lets out for hostile bytes, found by fuzzing.
 _FOREIGN_ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
-_NAMES = ("x509_subject_alternative_name", "x509_common_name")
+_NAMES = ("peer_dns", "peer_uri")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,14 @@ def parse_server_certificate(
 
 
 def names_of_peer(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
-    """Give the names in a verified client certificate: its alternative names, or else its CN."""
-    for kind in _NAMES:
-        names = tuple(name.decode("utf-8", "replace") for name in auth_context.get(kind, ()))
-        if names:
-            return names
-    return ()
+    """Give the DNS names and URIs of a verified client certificate, or else its CN.
+
+    Addresses of machines and of mailboxes name nobody here: an issuer may hand them out with less
+    care.
+    """
+    found = [name for kind in _NAMES for name in auth_context.get(kind, ())]
+    names = found or list(auth_context.get("x509_common_name", ()))
+    return tuple(name.decode("utf-8", "replace") for name in names)
 
 
 def _certificates(what: str, pem: bytes) -> list[x509.Certificate]:

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
+
+from samserve.addresses import is_loopback
+from samserve.errors import Misconfigured
+from samserve.principal import WARM_UP
 from samserve.security import keys, policy, tokens
 from samserve.security.authenticator import Authenticator, Tokens
 from samserve.security.certificates import ServerCertificate, parse_server_certificate
@@ -28,6 +33,10 @@ class Security:
         """The policy that is in force."""
         return OPEN_POLICY if self._policy is None else self._policy.value
 
+    def stored_bytes(self, tenant: str) -> int | None:
+        """The bytes of embeddings that a tenant may hold."""
+        return None if tenant == WARM_UP.tenant else self.policy().quota(tenant).stored_bytes
+
 
 def open_security(settings: Settings) -> Security:
     """Read the files.  Raises `Misconfigured` for the first that cannot be used."""
@@ -36,6 +45,8 @@ def open_security(settings: Settings) -> Security:
     rules = _file("policy", auth.policy_file, policy.parse_policy, policy.MOST_BYTES)
     key_ring = _file("API keys", auth.keys_file, keys.parse_keys, keys.MOST_BYTES)
     key_set = _file("JWKS", auth.jwks_file, tokens.parse_jwks, tokens.MOST_BYTES)
+    if rules is not None and rules.value.identities and tls.client_ca_file is None:
+        raise Misconfigured("policy file: identities need tls.client_ca_file, which proves them")
     authenticator = Authenticator(
         rules,
         keys=key_ring,
@@ -43,6 +54,11 @@ def open_security(settings: Settings) -> Security:
         identities=tls.identities,
     )
     watched = tuple(file for file in (certificate, rules, key_ring, key_set) if file is not None)
+    if not authenticator.required and not is_loopback(settings.server.host):
+        # Said, and not refused: the network may be somebody else's to guard.
+        structlog.get_logger("samserve").warning(
+            "everybody who reaches the API may call it", host=settings.server.host
+        )
     return Security(authenticator, certificate, watched, rules)
 
 

@@ -20,6 +20,9 @@ MOST_TOKEN_CHARACTERS = 8192
 _ALGORITHMS = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
+# A shared secret is not passed over but refused: it has no place in the file.
+_TAKEN = _ALGORITHMS | {"HS256", "HS384", "HS512"}
+_CURVES = frozenset({("EC", "P-256"), ("EC", "P-384"), ("EC", "P-521"), ("OKP", "Ed25519")})
 _LEAST_RSA_BITS = 2048
 # What PyJWT lets out for hostile bytes besides its own errors.
 _FOREIGN_ERRORS = (jwt.PyJWTError, ValueError, TypeError, LookupError, RecursionError)
@@ -113,17 +116,25 @@ def parse_jwks(data: bytes) -> KeySet:
         raise Misconfigured("JWKS file: has no list of keys")
     keys = {}
     for index, entry in enumerate(entries):
-        if _signs(entry):
-            key = _usable(index, entry)
-            keys[key.key_id or f"#{index}"] = key
+        if not _is_for_us(entry):
+            continue
+        key = _usable(index, entry)
+        name = key.key_id or f"#{index}"
+        if name in keys:
+            raise Misconfigured(f"JWKS file: keys[{index}] has the kid of another")
+        keys[name] = key
     if not keys:
         raise Misconfigured("JWKS file: has no key for signatures")
     return KeySet(keys)
 
 
-def _signs(entry: object) -> bool:
-    """Keys for encryption may stand beside those for signatures."""
-    return not isinstance(entry, dict) or entry.get("use", "sig") == "sig"
+def _is_for_us(entry: object) -> bool:
+    """Pass over keys for encryption, and over kinds that we do not know (RFC 7517, section 5)."""
+    if not isinstance(entry, dict):
+        return True
+    kind = entry.get("kty"), entry.get("crv")
+    known = kind[0] in ("RSA", "oct") or kind in _CURVES
+    return known and entry.get("use", "sig") == "sig" and entry.get("alg", "RS256") in _TAKEN
 
 
 def _usable(index: int, entry: object) -> jwt.PyJWK:

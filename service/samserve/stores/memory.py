@@ -69,9 +69,9 @@ class MemoryStore:
         if quota is None:
             return
         share = self._shares.get(tenant, _Share())
-        over = share.used + round_up_to_page(slot_bytes(specs)) > quota
-        if over and self._idle(share.keys) is None:
-            raise _over_quota(tenant, quota)
+        wanted = round_up_to_page(slot_bytes(specs))
+        if share.used + wanted > quota and self._idle(share.keys) is None:
+            raise _over_quota(tenant, quota, wanted)
 
     async def reserve(
         self, key: EmbeddingKey, facts: EmbeddingFacts, specs: tuple[TensorSpec, ...]
@@ -79,7 +79,7 @@ class MemoryStore:
         """See `EmbeddingStore.reserve`."""
         arena = self._arena(slot_bytes(specs))
         self._make_room_within_quota(key.tenant, arena)
-        self._make_room(arena)
+        self._make_room(key.tenant, arena)
         index = arena.allocate()
         if index is None:
             raise _full(self._capacity)
@@ -189,11 +189,19 @@ class MemoryStore:
         memory = self._allocate(nbytes * max(1, self._capacity // nbytes), commit=first)
         return Arena(memory, nbytes, committed=first)
 
-    def _make_room(self, arena: Arena) -> None:
+    def _make_room(self, tenant: str, arena: Arena) -> None:
         if arena.slot_bytes > self._capacity:
             raise _full(self._capacity)
         while self._used + arena.slot_bytes > self._capacity:
-            self._evict(self._idle(self._entries), _full(self._capacity))
+            self._evict(self._victim(tenant), _full(self._capacity))
+
+    def _victim(self, tenant: str) -> EmbeddingKey | None:
+        """Choose what goes: the oldest of who holds most, so that a flood drives out its own.
+
+        No tenant loses anything to others that holds less than they do.
+        """
+        most = max(self._shares.items(), key=lambda item: (item[1].used, item[0] == tenant))
+        return self._idle(most[1].keys) or self._idle(self._entries)
 
     def _make_room_within_quota(self, tenant: str, arena: Arena) -> None:
         quota = self._quota(tenant)
@@ -201,7 +209,7 @@ class MemoryStore:
             return
         share = self._shares.get(tenant, _Share())
         while share.used + arena.slot_bytes > quota:
-            self._evict(self._idle(share.keys), _over_quota(tenant, quota))
+            self._evict(self._idle(share.keys), _over_quota(tenant, quota, arena.slot_bytes))
 
     def _evict(self, victim: EmbeddingKey | None, otherwise: Overloaded) -> None:
         if victim is None:
@@ -241,7 +249,14 @@ class MemoryStore:
             del self._shares[tenant]
 
 
-def _over_quota(tenant: str, quota: int) -> QuotaExceeded:
+def _over_quota(tenant: str, quota: int, wanted: int) -> QuotaExceeded:
+    if wanted > quota:
+        return QuotaExceeded(
+            f"an embedding has {wanted} bytes, over this tenant's quota of {quota}",
+            subject=f"tenant:{tenant}",
+            retry_after_s=None,
+            metadata={"quota": "stored_bytes", "limit": str(quota), "actual": str(wanted)},
+        )
     return QuotaExceeded(
         f"all of the {quota} bytes of embeddings that are this tenant's quota are in use",
         subject=f"tenant:{tenant}",

@@ -1,0 +1,49 @@
+"""The standard health service (grpc.health.v1), for clients that nobody knows.
+
+The servicer of `grpcio-health-checking` forgets its watchers of a name when one of them leaves, so
+one client could keep the others from being told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+Answer = health_pb2.HealthCheckResponse
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
+    """Tells the status of each name, and its changes to whoever watches."""
+
+    def __init__(self) -> None:
+        self._statuses: dict[str, int] = {}
+        self._changed = asyncio.Event()
+
+    def set(self, name: str, *, serving: bool) -> None:
+        """Set the status of a name."""
+        self._statuses[name] = Answer.SERVING if serving else Answer.NOT_SERVING
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def Check(self, request: Any, rpc: Any) -> Any:
+        """Answer the status of a name; NOT_FOUND if there is no such name."""
+        status = self._statuses.get(request.service)
+        if status is None:
+            await rpc.abort(grpc.StatusCode.NOT_FOUND, "there is no service of this name")
+        return Answer(status=status)
+
+    async def Watch(self, request: Any, rpc: Any) -> AsyncIterator[Any]:
+        """Answer the status of a name now and whenever it changes."""
+        told = None
+        while True:
+            # Before the status is read: a change after that shall be noticed.
+            changed = self._changed
+            status = self._statuses.get(request.service, Answer.SERVICE_UNKNOWN)
+            if status != told:
+                told = status
+                yield Answer(status=status)
+            await changed.wait()

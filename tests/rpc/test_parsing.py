@@ -1,0 +1,59 @@
+"""Requests are measured before anything is made of them."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+from samserve.errors import InvalidRequest
+from samserve.rpc.parsing import MOST_FIELDS, parse
+from samserve.v1 import samserve_pb2 as pb
+
+from tests import pictures
+
+
+def test_a_large_request_in_order_is_read_as_protobuf_reads_it() -> None:
+    request = pb.PredictRequest(
+        image=pb.Image(encoded=bytes(1 << 20)),
+        prompts=[pictures.click(float(n), 1.5) for n in range(256)],
+        model="m",
+    )
+    request.prompts[0].mask.low_res_logits = bytes(4 * 256 * 256)
+
+    assert parse(pb.PredictRequest, request.SerializeToString()) == request
+
+
+def test_the_largest_grids_are_read() -> None:
+    grid = pb.PointGrid(points=[pb.NormalizedPoint(x=0.5, y=0.5)] * 128**2)
+    request = pb.AutoMaskRequest(options=pb.AutoMaskOptions(point_grids=[grid] * 4))
+
+    assert parse(pb.AutoMaskRequest, request.SerializeToString()) == request
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x22\x00" * (2 << 20),  # empty prompts
+        b"\x22\x80\x80\x80\x02" + b"\x0a\x00" * (2 << 20),  # empty points of one prompt
+        b"\x08\x00" * (2 << 20),  # a field that is not known
+    ],
+    ids=["prompts", "points", "unknown"],
+)
+def test_millions_of_fields_are_refused_before_they_take_memory(data: bytes) -> None:
+    tracemalloc.start()
+    with pytest.raises(InvalidRequest, match=f"more than {MOST_FIELDS} fields"):
+        parse(pb.PredictRequest, data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize(
+    "tail", [b"\xff", b"\x0a\xff", b"\x0f", b"\x08" + b"\xff" * 11, b"\x0a\xff\xff\xff\x7f"]
+)
+def test_large_bytes_that_are_no_request(tail: bytes) -> None:
+    image = pb.EmbedRequest(image=pb.Image(encoded=bytes(1 << 17))).SerializeToString()
+
+    with pytest.raises(InvalidRequest, match="is no EmbedRequest"):
+        parse(pb.EmbedRequest, image + tail)
