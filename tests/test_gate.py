@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from samserve.context import Priority, RequestContext
-from samserve.gate import FairGate
+from samserve.gate import PATIENCE, FairGate
 from samserve.principal import Principal
 
 BULK = RequestContext(priority=Priority.BULK)
@@ -98,6 +98,25 @@ async def test_tenants_take_turns_however_many_wait(storm: int) -> None:
     assert order[:3] == ["a", "b", "c"]
     assert order.index("c", 3) <= 5
     assert len(order) == 2 * storm + 2
+
+
+async def test_nobody_is_passed_over_for_ever() -> None:
+    gate = FairGate(1)
+    order: list[str] = []
+
+    async def work(name: str, priority: Priority) -> None:
+        async with gate.hold(RequestContext(priority=priority)):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    async with gate.hold(BULK):
+        waiting = [asyncio.create_task(work("bulk", Priority.BULK)) for _ in range(3)]
+        waiting += [asyncio.create_task(work("click", Priority.INTERACTIVE)) for _ in range(40)]
+        await asyncio.sleep(0)
+    await asyncio.gather(*waiting)
+
+    bulk = [turn for turn, name in enumerate(order) if name == "bulk"]
+    assert bulk == [PATIENCE, 2 * PATIENCE + 1, 3 * PATIENCE + 2]
 
 
 async def test_a_tenant_that_comes_late_is_behind_one_of_each_other() -> None:

@@ -12,12 +12,16 @@ from samserve.context import Priority, RequestContext
 _Waiters = deque[asyncio.Future[None]]
 
 
+PATIENCE = 8
+
+
 class FairGate:
     """Lets *permits* holders in at a time; the rest wait by priority, then in turns of tenants.
 
     Tenants are served round robin, and the waiters of one tenant in order of arrival.  So, within
     its priority, the first waiter of a tenant waits for one piece of work of each other tenant at
-    most, and for those that are under way, however many waiters others have.
+    most, and for those that are under way, however many waiters others have.  Who has been passed
+    over `PATIENCE` times for a higher priority goes next, so that nothing waits for ever.
     """
 
     def __init__(self, permits: int) -> None:
@@ -26,6 +30,8 @@ class FairGate:
         self._waiting: dict[Priority, OrderedDict[str, _Waiters]] = {
             priority: OrderedDict() for priority in sorted(Priority)
         }
+        # How often the waiters of each priority have been passed over.
+        self._passed_over = dict.fromkeys(self._waiting, 0)
 
     @asynccontextmanager
     async def hold(self, context: RequestContext) -> AsyncIterator[None]:
@@ -51,12 +57,19 @@ class FairGate:
             raise
 
     def _release(self) -> None:
-        for tenants in self._waiting.values():
-            turn = _next_turn(tenants)
+        # A stable sort: those out of patience first, each group by priority.
+        for priority in sorted(self._waiting, key=lambda each: self._passed_over[each] < PATIENCE):
+            turn = _next_turn(self._waiting[priority])
             if turn is not None:
+                self._note_turn_of(priority)
                 turn.set_result(None)
                 return
         self._free += 1
+
+    def _note_turn_of(self, served: Priority) -> None:
+        for priority, tenants in self._waiting.items():
+            waits = priority is not served and bool(tenants)
+            self._passed_over[priority] = self._passed_over[priority] + 1 if waits else 0
 
 
 def _next_turn(tenants: OrderedDict[str, _Waiters]) -> asyncio.Future[None] | None:
