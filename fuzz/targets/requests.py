@@ -10,20 +10,20 @@ from random import Random
 from typing import Any, cast
 
 import numpy as np
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from samserve import identity, imaging, prompting
 from samserve.automask.plan import plan_crops
 from samserve.core import geometry, tokens
 from samserve.embedder import ById, Embedder, Source
 from samserve.engines.fake import MODEL, FakeEngine
+from samserve.errors import InvalidRequest
 from samserve.predictor import PredictOptions
-from samserve.rpc import automask_decoding, decoding
+from samserve.rpc import automask_decoding, decoding, parsing
 from samserve.settings import LimitSettings
 from samserve.types import ImageDigest, ModelInfo, OutputMode, Size
 from samserve.v1 import samserve_pb2 as pb
 
 from fuzz import containers, mutation, pictures, protobufs
-from fuzz.target import Refused
 from fuzz.targets import rle
 
 _LIMITS = LimitSettings(
@@ -48,16 +48,15 @@ _FILES = [*pictures.jpegs()[:4], *pictures.pngs()[:6], *pictures.webps()[:3], *p
 def run(data: bytes) -> None:
     """Parse the message and do with it what the servicer does."""
     call = (_embed, _predict, _automask, _delete)[data[0] % 4 if data else 0]
-    try:
-        request = _message(data)
-    except DecodeError as error:
-        raise Refused(str(error)) from error
+    request = _message(data)
+    # Whoever counts fields takes whatever protobuf takes.
+    assert parsing.count_fields(request.DESCRIPTOR, memoryview(data[1:]), 1 << 14) > 0
     call(cast(Any, request))
 
 
 def _message(data: bytes) -> Message:
     kinds = (pb.EmbedRequest, pb.PredictRequest, pb.AutoMaskRequest, pb.DeleteEmbeddingRequest)
-    return kinds[data[0] % 4 if data else 0].FromString(data[1:])
+    return parsing.parse(kinds[data[0] % 4 if data else 0], data[1:])
 
 
 def _embed(request: pb.EmbedRequest) -> None:
@@ -83,7 +82,9 @@ def _predict(request: pb.PredictRequest) -> None:
     size, model = _sized(source, request.model)
     options.check_logits(len(prompts), model)
     prompting.check_prompts(prompts, size, model)
-    groups = list(prompting.group(prompts, prompting.Frames.of(size, model), _MOST_PER_RUN))
+    frames = prompting.Frames.of(size, model)
+    ready = tuple(prompting.with_logits(prompt, frames) for prompt in prompts)
+    groups = list(prompting.group(ready, frames, _MOST_PER_RUN))
     indices = sorted(index for group in groups for index in group.indices)
     assert indices == list(range(len(prompts)))
     for group in groups:
@@ -220,7 +221,7 @@ def mutate(data: bytes, random: Random) -> bytes:
         return bytes([random.randrange(4)]) + data[1:]
     try:
         request = _message(data)
-    except DecodeError:
+    except InvalidRequest:
         return random.choice(seeds())
     for _ in range(random.randrange(1, 4)):
         protobufs.mutate(request, random, _pool)

@@ -27,14 +27,18 @@ def parse(kind: type[M], data: bytes) -> M:
     """Read a message.  Raises `InvalidRequest` if it is none, or has too many fields."""
     try:
         if len(data) > _SMALL_BYTES:
-            _count(kind.DESCRIPTOR, memoryview(data), MOST_FIELDS)
+            count_fields(kind.DESCRIPTOR, memoryview(data), MOST_FIELDS)
         return kind.FromString(data)
     except (DecodeError, IndexError) as error:
         raise InvalidRequest("request", f"is no {kind.__name__}") from error
 
 
-def _count(descriptor: Any, data: memoryview, left: int) -> int:
-    """Count fields down from *left*, in messages inside messages too; what is left."""
+def count_fields(descriptor: Any, data: memoryview, left: int) -> int:
+    """Count fields down from *left*, in messages inside messages too, and give what is left.
+
+    Raises `InvalidRequest` when nothing is; `DecodeError` and `IndexError` only for bytes that are
+    no message.
+    """
     at = 0
     while at < len(data):
         left -= 1
@@ -47,7 +51,7 @@ def _count(descriptor: Any, data: memoryview, left: int) -> int:
             length, at = _varint(data, at)
             inner = _message_type(descriptor, tag >> 3)
             if inner is not None:
-                left = _count(inner, data[at : at + length], left)
+                left = count_fields(inner, data[at : at + length], left)
             at += length
         elif wire == _VARINT:
             _, at = _varint(data, at)
