@@ -160,12 +160,13 @@ class Boundary:
         outcome.reason = error.reason if isinstance(error, SamserveError) else "INTERNAL"
         if outcome.code is grpc.StatusCode.INTERNAL:
             self._log.error("internal error", request_id=context.request_id, exc_info=error)
-        async with asyncio.timeout(_ABORT_S):
-            await rpc.abort(
-                outcome.code,
-                status.message,
-                ((REQUEST_ID, context.request_id), (_DETAILS, status.SerializeToString())),
-            )
+        trailing = ((REQUEST_ID, context.request_id), (_DETAILS, status.SerializeToString()))
+        try:
+            async with asyncio.timeout(_ABORT_S):
+                await rpc.abort(outcome.code, status.message, trailing)
+        except TimeoutError:
+            # gRPC drops a call whose handler is cancelled.
+            raise asyncio.CancelledError from None
 
     def _record(
         self, method: str, context: RequestContext, outcome: _Outcome, seconds: float
