@@ -175,6 +175,7 @@ def test_without_a_key_id_there_may_be_one_key_only() -> None:
         (b'{"keys": [{"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"}]}', "cannot be read"),
         (jwks(jwk(d="AQAB")), r"keys\[0\] is a secret"),
         (jwks(jwk(kid=5)), "not a string"),
+        (jwks(jwk(kty={}), jwk(crv=[]), jwk(use={}), jwk(alg=[])), "no key for signatures"),
         (jwks(jwk(use="enc")), "no key for signatures"),
         (jwks(jwk(), jwk()), r"keys\[1\] has the kid of another"),
         (jwks(jwk(alg="HS256")), "cannot be read|algorithm that is not taken"),

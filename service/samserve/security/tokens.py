@@ -21,8 +21,9 @@ _ALGORITHMS = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
 # A shared secret is not passed over but refused: it has no place in the file.
-_TAKEN = _ALGORITHMS | {"HS256", "HS384", "HS512"}
-_CURVES = frozenset({("EC", "P-256"), ("EC", "P-384"), ("EC", "P-521"), ("OKP", "Ed25519")})
+_TAKEN = (*_ALGORITHMS, "HS256", "HS384", "HS512")
+# No sets: what a file holds may be of any type, and some have no hash.
+_CURVES = (("EC", "P-256"), ("EC", "P-384"), ("EC", "P-521"), ("OKP", "Ed25519"))
 _LEAST_RSA_BITS = 2048
 # What PyJWT lets out for hostile bytes besides its own errors.
 _FOREIGN_ERRORS = (jwt.PyJWTError, ValueError, TypeError, LookupError, RecursionError)
