@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
-
+from samserve import pem
 from samserve.errors import Misconfigured
 
-# What the library lets out for hostile bytes, found by fuzzing.
-_FOREIGN_ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
+T = TypeVar("T")
+
 _NAMES = ("peer_dns", "peer_uri")
 
 
@@ -38,11 +35,12 @@ def parse_server_certificate(
     While files are being exchanged one by one, a key may meet the certificate of another; that is
     `Misconfigured` too, and the next look will find them in order.
     """
-    leaf = _certificates("TLS certificate", chain)[0]
-    if _public_key(leaf) != _public_bytes(_private_key(key).public_key()):
+    certified = _read("TLS certificate: has no certificate in PEM form", _first_key, chain)
+    problem = "TLS key: is not an unencrypted private key in PEM form"
+    if certified != _read(problem, pem.key_of_private_key, key):
         raise Misconfigured("TLS key: is not that of the certificate")
     if client_ca is not None:
-        _certificates("client CA", client_ca)
+        _read("client CA: has no certificate in PEM form", pem.certificates, client_ca)
     return ServerCertificate(chain, key, client_ca)
 
 
@@ -57,28 +55,12 @@ def names_of_peer(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...
     return tuple(name.decode("utf-8", "replace") for name in names)
 
 
-def _certificates(what: str, pem: bytes) -> list[x509.Certificate]:
+def _first_key(chain: bytes) -> bytes:
+    return pem.key_of_certificate(pem.certificates(chain)[0])
+
+
+def _read(problem: str, reader: Callable[[bytes], T], data: bytes) -> T:
     try:
-        return x509.load_pem_x509_certificates(pem)
-    except _FOREIGN_ERRORS:
-        raise Misconfigured(f"{what}: has no certificate in PEM form") from None
-
-
-def _public_key(certificate: x509.Certificate) -> bytes:
-    try:
-        return _public_bytes(certificate.public_key())
-    except _FOREIGN_ERRORS:
-        raise Misconfigured("TLS certificate: is for a key that cannot be read") from None
-
-
-def _private_key(pem: bytes) -> PrivateKeyTypes:
-    try:
-        return serialization.load_pem_private_key(pem, password=None)
-    except _FOREIGN_ERRORS:
-        raise Misconfigured("TLS key: is not an unencrypted private key in PEM form") from None
-
-
-def _public_bytes(key: PublicKeyTypes) -> bytes:
-    return key.public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+        return reader(data)
+    except pem.Unreadable:
+        raise Misconfigured(problem) from None

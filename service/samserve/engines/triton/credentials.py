@@ -9,19 +9,13 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-)
 
+from samserve import pem
 from samserve.errors import EngineUnavailable
 from samserve.settings import TritonSettings
 
@@ -99,7 +93,7 @@ class CredentialFiles:
         if self._certificate is not None and self._key is not None:
             certificates, key = contents[self._certificate], contents[self._key]
             first = _certificates("triton.cert_file", self._certificate, certificates)[0]
-            if _public_key_of_certificate(first) != _public_key(self._key, key):
+            if _key_of_certificate(first) != _public_key(self._key, key):
                 raise EngineUnavailable(
                     f"triton.cert_file {self._certificate} and triton.key_file {self._key} "
                     "do not belong together"
@@ -139,33 +133,28 @@ def _content(path: Path) -> bytes:
 
 
 def _certificates(setting: str, path: Path, content: bytes) -> list[x509.Certificate]:
-    found: list[x509.Certificate] = []
-    # Ours is raised outside, where nothing is chained to it.
-    with suppress(ValueError, UnsupportedAlgorithm):
-        found = x509.load_pem_x509_certificates(content)
-    if not found:
-        raise EngineUnavailable(f"{setting} {path} is not made of certificates in PEM form")
-    return found
-
-
-def _public_key_of_certificate(certificate: x509.Certificate) -> bytes | None:
     try:
-        key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm):
-        return None
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return pem.certificates(content)
+    except pem.Unreadable:
+        raise EngineUnavailable(
+            f"{setting} {path} is not made of certificates in PEM form"
+        ) from None
 
 
 def _public_key(path: Path, content: bytes) -> bytes:
-    key = None
-    # Ours is raised outside, where nothing is chained to it.
-    with suppress(ValueError, TypeError, UnsupportedAlgorithm):
-        key = load_pem_private_key(content, password=None).public_key()
-    if key is None:
+    try:
+        return pem.key_of_private_key(content)
+    except pem.Unreadable:
         raise EngineUnavailable(
             f"triton.key_file {path} is no private key in PEM form, or it is encrypted"
-        )
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        ) from None
+
+
+def _key_of_certificate(certificate: x509.Certificate) -> bytes | None:
+    try:
+        return pem.key_of_certificate(certificate)
+    except pem.Unreadable:
+        return None
 
 
 def _parsed_headers(path: Path, content: bytes) -> dict[str, str]:
