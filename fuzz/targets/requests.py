@@ -56,7 +56,7 @@ def run(data: bytes) -> None:
 
 def _message(data: bytes) -> Message:
     kinds = (pb.EmbedRequest, pb.PredictRequest, pb.AutoMaskRequest, pb.DeleteEmbeddingRequest)
-    return parsing.parse(kinds[data[0] % 4 if data else 0], data[1:])
+    return parsing.parse(kinds[data[0] % 4 if data else 0], data[1:], 1 << 14)
 
 
 def _embed(request: pb.EmbedRequest) -> None:

@@ -67,6 +67,7 @@ class TritonServer(_Options):
     model_repository: Path
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _folder: Path | None = field(default=None, init=False, repr=False)
+    _paused: bool = field(default=False, init=False, repr=False)
     _log_start: int = field(default=0, init=False, repr=False)
 
     def __enter__(self) -> Self:
@@ -142,6 +143,7 @@ class TritonServer(_Options):
     def pause(self) -> None:
         """Stop all its processes in their tracks, like a machine that hangs."""
         processes.send(self.pid, signal.SIGSTOP)
+        self._paused = True
 
     def resume(self) -> None:
         """Let paused processes go on: those of the models first, the server a moment later.
@@ -150,10 +152,11 @@ class TritonServer(_Options):
         them while their answers are under way; 24.10 was then seen to answer wrongly.  NVIDIA's
         ONNX Runtime backend has no processes of its own.
         """
-        own, *others = processes.members(self.pid)
-        processes.signal_all(others, signal.SIGCONT)
-        time.sleep(_HEALTH_S)
-        processes.signal_all([own, *processes.members(self.pid)], signal.SIGCONT)
+        processes.signal_all(processes.members(self.pid)[1:], signal.SIGCONT)
+        if self._paused:
+            time.sleep(_HEALTH_S)
+        processes.send(self.pid, signal.SIGCONT)
+        self._paused = False
 
     def wait(self) -> int:
         """Wait until the server ends by itself, and return its exit status."""

@@ -86,15 +86,16 @@ async def running(
         workers = Workers(core_count())
         stack.callback(workers.close)
         use_cases = _use_cases(settings, engine, store, workers)
-        entrance = Entrance(
-            security.authenticator,
-            Quotas(security.policy),
-            Admission(settings.admission, shared=lambda: security.authenticator.required),
-        )
-        boundary = Boundary(entrance, settings.deadlines, settings.server, metrics)
+        admission = Admission(settings.admission, shared=lambda: security.authenticator.required)
+        entrance = Entrance(security.authenticator, Quotas(security.policy), admission)
+        boundary = Boundary(entrance, settings.deadlines, settings.server, settings.limits, metrics)
         servicer = SegmentationServicer(use_cases, settings.limits)
         api = ApiServer(
-            servicer.handlers(boundary), settings.server, settings.limits, security.certificate
+            servicer.handlers(boundary),
+            settings.server,
+            settings.limits,
+            security.certificate,
+            busy=admission.busy,
         )
         await stack.enter_async_context(refreshing(security.watched, settings.tls.reload_s))
         await stack.enter_async_context(api.serving())

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import pytest
 from samserve.errors import InvalidRequest
-from samserve.rpc.parsing import MOST_FIELDS, parse
+from samserve.rpc import parsing
+from samserve.settings import LimitSettings
 from samserve.v1 import samserve_pb2 as pb
 
-from tests import pictures
+MOST_FIELDS = parsing.most_fields(LimitSettings())
+
+
+def parse(kind: Any, data: bytes) -> Any:
+    return parsing.parse(kind, data, MOST_FIELDS)
 
 
 def test_a_large_request_in_order_is_read_as_protobuf_reads_it() -> None:
     request = pb.PredictRequest(
         image=pb.Image(encoded=bytes(1 << 20)),
-        prompts=[pictures.click(float(n), 1.5) for n in range(256)],
+        prompts=[
+            pb.Prompt(
+                points=[pb.Point(x=n, y=1.5, label=1)] * 64,
+                box=pb.Box(x_min=1, y_min=1, x_max=2, y_max=2),
+            )
+            for n in range(256)
+        ],
         model="m",
     )
     request.prompts[0].mask.low_res_logits = bytes(4 * 256 * 256)

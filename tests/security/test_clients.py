@@ -109,7 +109,13 @@ async def test_a_rate_tells_when_to_come_back(
     assert 5 < (over.value.retry_after_s or 0) <= 10
 
 
-@pytest.mark.parametrize("target", ["example.test:1", "192.0.2.1:1", "dns:///example.test:1", "x"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("example.test:1", "192.0.2.1:1", "dns:///example.test:1", "x", "dns:example.test"),
+        *("dns://192.0.2.1/localhost:5", "ipv4:192.0.2.1:5", "ipv6:[2001:db8::1]:5", "xds:///a"),
+    ],
+)
 def test_a_token_does_not_go_over_a_network_in_the_clear(target: str) -> None:
     with pytest.raises(ValueError, match="without TLS"):
         Client(target, token="t")
@@ -120,9 +126,33 @@ def test_a_token_does_not_go_over_a_network_in_the_clear(target: str) -> None:
     Client(target)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/tmp/x"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/tmp/x", "unix-abstract:x", "localhost"),
+        *("127.0.0.1", "dns:localhost:5", "dns:///localhost:5", "ipv4:127.0.0.1:5", "ipv6:[::1]:5"),
+    ],
+)
 def test_on_this_machine_it_may(host: str) -> None:
     Client(host, token="t")
+
+
+async def test_no_proxy_gets_to_see_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asyncio.Event()
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        writer.close()
+
+    async with await asyncio.start_server(proxy, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+        async with running(settings_with()) as service:
+            target = service.address.replace("127.0.0.1", "localhost")
+            async with Client(target, token="some-token") as client:
+                await client.models()
+
+    assert not asked.is_set()
 
 
 async def test_a_token_that_cannot_be_sent_is_no_crash(service: Running) -> None:

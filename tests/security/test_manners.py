@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from samserve import logs
 from samserve.app import running
 from samserve.context import RequestContext
@@ -132,13 +134,19 @@ async def test_streams_without_credentials_are_so_many(key_file: KeyFile) -> Non
     async with (
         guarded(key_file, server={"streams": 1000}) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as another,
     ):
         health = health_pb2_grpc.HealthStub(channel)
-        watches = [health.Watch(request) for _ in range(MOST_CALLS)]
+        # One connection gets three quarters of all.
+        watches = [health.Watch(request) for _ in range(MOST_CALLS * 3 // 4)]
         await asyncio.gather(*(watch.read() for watch in watches))
         one_more = health.Watch(request)
         assert await one_more.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        # Who has credentials does not notice.
+        # Nobody else notices: not who checks, nor who watches elsewhere, nor who has credentials.
+        await health.Check(request)
+        elsewhere = health_pb2_grpc.HealthStub(another).Watch(request)
+        await elsewhere.read()
+        elsewhere.cancel()
         stub = samserve_pb2_grpc.SegmentationServiceStub(channel)
         await stub.Embed(pb.EmbedRequest(image=pb.Image(encoded=pictures.png())), metadata=key)
         watches.pop().cancel()
@@ -147,6 +155,65 @@ async def test_streams_without_credentials_are_so_many(key_file: KeyFile) -> Non
                 await asyncio.sleep(0.02)
         for watch in watches:
             watch.cancel()
+
+
+async def test_health_is_answered_while_a_stranger_holds_its_requests_back() -> None:
+    request = health_pb2.HealthCheckRequest()
+    async with (
+        running(settings_with()) as service,
+        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+    ):
+        host, port = service.address.rsplit(":", 1)
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(http2.hello())
+        for stream in range(1, 200, 2):
+            call = bytearray(http2.call_headers("/grpc.health.v1.Health/Check", host))
+            call[5:9] = stream.to_bytes(4, "big")
+            writer.write(bytes(call))
+        await writer.drain()
+        await asyncio.sleep(0.1)
+        health = health_pb2_grpc.HealthStub(channel)
+        # A hundred calls that wait for a second each, four at a time, would be before this one.
+        for _ in range(3):
+            await health.Check(request, timeout=5)
+        writer.close()
+
+
+@pytest.mark.parametrize("who", ["a watcher", "a silent connection", "a connection without calls"])
+async def test_nobody_who_only_listens_holds_up_the_end(who: str) -> None:
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as clients:
+        async with running(settings_with(server={"grace_s": 250})) as service:
+            host, port = service.address.rsplit(":", 1)
+            if who == "a watcher":
+                channel = await clients.enter_async_context(
+                    grpc.aio.insecure_channel(service.address, options=UNLIMITED)
+                )
+                watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+                await watch.read()
+            else:
+                _, writer = await asyncio.open_connection(host, int(port))
+                clients.callback(writer.close)
+                writer.write(http2.hello() if who == "a connection without calls" else b"")
+            await asyncio.sleep(0.1)
+            began = loop.time()
+        # Far from the grace, which is what it would take otherwise.
+        assert loop.time() - began < 120
+
+
+async def test_reflection_that_pauses_ends_in_order() -> None:
+    async with (
+        running(settings_with()) as service,
+        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+    ):
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        call = stub.ServerReflectionInfo()
+        for _ in range(2):
+            await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+            answer = await call.read()
+            assert len(answer.list_services_response.service) == 3
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
 
 
 class Leaving(FakeEngine):

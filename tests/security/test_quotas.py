@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from samserve.app import Running, running
 from samserve.context import RequestContext
 from samserve.engines.fake import FakeEngine
-from samserve.errors import QuotaExceeded
+from samserve.errors import EmbeddingNotFound, Overloaded, QuotaExceeded
 from samserve.principal import Permission
 from samserve.quotas import Quotas
 from samserve.security.policy import parse_policy
+from samserve.stores.memory import MemoryStore
+from samserve.types import EmbeddingFacts, EmbeddingKey, Size, TensorSpec
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1 import samserve_pb2_grpc
 
@@ -496,6 +499,39 @@ async def test_a_flood_drives_out_its_own(key_file: KeyFile, tmp_path: Path) -> 
         assert await known(stub, last.embedding.id, tenants["ants"])
         for name, embedding_id in others.items():
             assert await known(stub, embedding_id, tenants[name]), name
+
+
+async def test_room_is_never_made_by_those_who_hold_less() -> None:
+    """Where all that larger tenants hold is in use, the larger is refused, not the smaller hurt."""
+    spec = (TensorSpec("t", np.dtype(np.uint8), (4096,)),)
+    store = MemoryStore(6 * 4096, 60)
+
+    async def put(tenant: str, number: int) -> EmbeddingKey:
+        key = EmbeddingKey(tenant, str(number))
+        facts = EmbeddingFacts(Size(1, 1), "m", "d")
+        await store.publish(await store.reserve(key, facts, spec))
+        return key
+
+    small = await put("small", 0)
+    middle = [await put("middle", number) for number in range(2)]
+    async with AsyncExitStack() as held:
+        for number in range(3):
+            await held.enter_async_context(store.lease(await put("most", number)))
+        with pytest.raises(Overloaded):
+            await put("most", 3)
+        # The small one makes room for nobody, and finds some at those who hold more.
+        await put("small", 1)
+
+    assert await there(store, small)
+    assert [await there(store, key) for key in middle] == [False, True]
+
+
+async def there(store: MemoryStore, key: EmbeddingKey) -> bool:
+    try:
+        async with store.lease(key):
+            return True
+    except EmbeddingNotFound:
+        return False
 
 
 async def test_a_quota_below_one_embedding_tells_that_waiting_is_in_vain(

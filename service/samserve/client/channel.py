@@ -33,10 +33,13 @@ def service_config() -> str:
 
 def check_private(target: str) -> None:
     """Raise `ValueError` for a target that a token would reach in the clear, over a network."""
-    if target.startswith("unix:"):
+    scheme, _, rest = target.partition(":")
+    if scheme in ("unix", "unix-abstract"):
         return
-    host = target.rpartition("/")[2].rpartition(":")[0]
-    if not is_loopback(host):
+    address = rest if scheme in ("dns", "ipv4", "ipv6") else target
+    # With an authority, `dns://SERVER/NAME`, it is somebody else who says where the name leads.
+    host, _, port = address.removeprefix("///").rpartition(":")
+    if not is_loopback(host if port.isdecimal() else address.removeprefix("///")):
         raise ValueError(
             f"a token would go to {target} without TLS: give credentials, "
             "or plaintext=True where the network is trusted"
@@ -45,7 +48,7 @@ def check_private(target: str) -> None:
 
 def open_channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
     """Open a channel; without *credentials* it is not encrypted."""
-    options = [
+    options: list[tuple[str, str | int]] = [
         ("grpc.service_config", service_config()),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -54,5 +57,7 @@ def open_channel(target: str, credentials: grpc.ChannelCredentials | None) -> gr
         ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
     ]
     if credentials is None:
+        # A proxy would see everything, a token too, also on the way to this machine itself.
+        options.append(("grpc.enable_http_proxy", 0))
         return grpc.aio.insecure_channel(target, options=options)
     return grpc.aio.secure_channel(target, credentials, options=options)

@@ -37,6 +37,10 @@ class Admission:
         self._by_tenant: Counter[tuple[str, str]] = Counter()
         self._bytes = 0
 
+    def busy(self) -> bool:
+        """Whether any call is in flight."""
+        return self._calls.total() > 0
+
     @contextmanager
     def admit(self, method: str, tenant: str) -> Iterator[None]:
         """Count a call in for the length of the block.  Raises `Overloaded`."""

@@ -29,10 +29,10 @@ from samserve.metrics import Metrics
 from samserve.principal import NOBODY
 from samserve.rpc.entrance import Entrance, Rpc
 from samserve.rpc.methods import SERVICE, Method
-from samserve.rpc.parsing import parse
+from samserve.rpc.parsing import most_fields, parse
 from samserve.rpc.receiving import Receiver
 from samserve.rpc.status import code_of, status_of
-from samserve.settings import DeadlineSettings, ServerSettings
+from samserve.settings import DeadlineSettings, LimitSettings, ServerSettings
 
 REQUEST_ID = "x-request-id"
 
@@ -60,6 +60,7 @@ class Boundary:
         entrance: Entrance,
         deadlines: DeadlineSettings,
         server: ServerSettings,
+        limits: LimitSettings,
         metrics: Metrics,
     ) -> None:
         self._entrance = entrance
@@ -67,6 +68,7 @@ class Boundary:
         self._metrics = metrics
         self._log = structlog.get_logger("samserve.call")
         self._send_s = server.send_s
+        self._most_fields = most_fields(limits)
         self._other_s = deadlines.other_s
         self._default_s = {
             "Embed": deadlines.embed_s,
@@ -112,8 +114,8 @@ class Boundary:
         data = await self._receiver.receive(method, rpc, context.tenant)
         # A picture is copied in no time, but what else is large may be millions of messages.
         if len(data) <= _QUICK_BYTES:
-            return parse(method.request, data)
-        return await asyncio.to_thread(parse, method.request, data)
+            return parse(method.request, data, self._most_fields)
+        return await asyncio.to_thread(parse, method.request, data, self._most_fields)
 
     async def _answer(
         self, answer: Coroutine[Any, Any, Message] | AsyncGenerator[Message], rpc: Rpc

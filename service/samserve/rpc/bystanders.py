@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 
+from samserve.context import RequestContext
+from samserve.errors import Overloaded
+from samserve.gate import FairGate
+from samserve.principal import Principal
+from samserve.rpc.admission import Admission
 from samserve.rpc.methods import SERVICE
 from samserve.rpc.receiving import PROMPT_S
+from samserve.settings import AdmissionSettings
 
 MOST_CALLS = 256
-"""Calls at once; further ones are refused."""
+"""Calls of one method at once; a connection has at most three times as many as are free."""
 LIFETIME_S = 900.0
 """Time after which a stream is ended; whoever watches asks again."""
 # Each may hold as much as a message of our own service may have.
-_MOST_READERS = 8
+_MOST_READERS = 4
+# Waiting for a turn to read, and reading.
+_PATIENCE_S = 2 * PROMPT_S
 
 
 class Bystanders(grpc.aio.ServerInterceptor):
     """Puts every handler of other services than ours behind bounds.
 
     As in `Boundary`, they become handlers that stream both ways, so that they begin before their
-    request has been received; ours have bounds of their own.
+    request has been received; ours have bounds of their own.  Connections take turns and share
+    places, as tenants do there.
     """
 
     def __init__(self) -> None:
-        self._open = 0
-        self._readers = asyncio.Semaphore(_MOST_READERS)
+        self._places = Admission(AdmissionSettings(other=MOST_CALLS), shared=lambda: True)
+        self._readers = FairGate(_MOST_READERS)
 
     async def intercept_service(
         self,
@@ -42,11 +50,11 @@ class Bystanders(grpc.aio.ServerInterceptor):
             return handler
 
         async def handle(_: Any, rpc: Any) -> None:
-            if self._open >= MOST_CALLS:
-                text = f"{MOST_CALLS} calls of this kind are open, the most that are taken"
-                await rpc.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
-            with self._counted():
-                await self._answer(handler, rpc)
+            try:
+                with self._places.admit(details.method, rpc.peer()):
+                    await self._answer(handler, rpc)
+            except Overloaded as error:
+                await rpc.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, error.message)
 
         return grpc.stream_stream_rpc_method_handler(
             handle, handler.request_deserializer, handler.response_serializer
@@ -60,36 +68,39 @@ class Bystanders(grpc.aio.ServerInterceptor):
             await rpc.abort(grpc.StatusCode.UNAVAILABLE, "this has been open for long; ask again")
 
     async def _run(self, handler: Any, rpc: Any) -> None:
-        requests = self._requests(rpc)
+        request = await self._first_request(rpc)
         if handler.request_streaming:
-            answers = handler.stream_stream(requests, rpc)
-        else:
-            request = await anext(requests, None)
-            if request is None:
-                await rpc.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is missing")
-            if not handler.response_streaming:
-                await rpc.write(await handler.unary_unary(request, rpc))
-                return
+            answers = handler.stream_stream(self._requests(request, rpc), rpc)
+        elif handler.response_streaming:
             answers = handler.unary_stream(request, rpc)
+        else:
+            await rpc.write(await handler.unary_unary(request, rpc))
+            return
         async for answer in answers:
             await rpc.write(answer)
 
-    async def _requests(self, rpc: Any) -> AsyncIterator[Any]:
-        """Read requests, which are small: one that does not come at once is not waited for."""
-        while True:
-            try:
-                async with self._readers, asyncio.timeout(PROMPT_S):
-                    request = await rpc.read()
-            except TimeoutError:
-                await rpc.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not arrive")
-            if request is grpc.aio.EOF:
-                return
-            yield request
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._open += 1
+    async def _first_request(self, rpc: Any) -> Any:
+        """Read a request; they are small, and one that does not come at once is not waited for."""
         try:
-            yield
-        finally:
-            self._open -= 1
+            request = await self._read(rpc)
+        except TimeoutError:
+            await rpc.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not arrive")
+        if request is grpc.aio.EOF:
+            await rpc.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is missing")
+        return request
+
+    async def _requests(self, first: Any, rpc: Any) -> AsyncIterator[Any]:
+        """Give the first request, and those that follow; a stream that pauses has ended."""
+        request = first
+        while request is not grpc.aio.EOF:
+            yield request
+            try:
+                request = await self._read(rpc)
+            except TimeoutError:
+                return
+
+    async def _read(self, rpc: Any) -> Any:
+        async with asyncio.timeout(_PATIENCE_S):
+            turn = RequestContext(Principal(rpc.peer()))
+            async with self._readers.hold(turn), asyncio.timeout(PROMPT_S):
+                return await rpc.read()

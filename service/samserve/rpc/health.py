@@ -22,6 +22,12 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
     def __init__(self) -> None:
         self._statuses: dict[str, int] = {}
         self._changed = asyncio.Event()
+        self._closed = False
+
+    def close(self) -> None:
+        """Tell everybody who watches what is so now, and let go of them."""
+        self._closed = True
+        self._changed.set()
 
     def set(self, name: str, *, serving: bool) -> None:
         """Set the status of a name."""
@@ -37,7 +43,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
         return Answer(status=status)
 
     async def Watch(self, request: Any, rpc: Any) -> AsyncIterator[Any]:
-        """Answer the status of a name now and whenever it changes."""
+        """Answer the status of a name now and whenever it changes, until the server stops."""
         told = None
         while True:
             # Before the status is read: a change after that shall be noticed.
@@ -46,4 +52,6 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
             if status != told:
                 told = status
                 yield Answer(status=status)
+            if self._closed:
+                return
             await changed.wait()

@@ -12,39 +12,50 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from samserve.errors import InvalidRequest
+from samserve.settings import LimitSettings
 
 M = TypeVar("M", bound=Message)
 
-MOST_FIELDS = 1 << 18
-"""Four grids of `limits.points_per_side` squared have fewer, and so has anything else in order."""
 # What is smaller cannot become large.
 _SMALL_BYTES = 1 << 16
 
 _VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
 
 
-def parse(kind: type[M], data: bytes) -> M:
-    """Read a message.  Raises `InvalidRequest` if it is none, or has too many fields."""
+def most_fields(limits: LimitSettings) -> int:
+    """How many fields a request within the limits has at most, with room to spare."""
+    grids = (limits.crop_n_layers + 1) * limits.points_per_side**2 * 3
+    prompts = limits.prompts * (limits.points + 4) * 4
+    return (grids + prompts) * 2
+
+
+def parse(kind: type[M], data: bytes, most: int) -> M:
+    """Read a message.  Raises `InvalidRequest` if it is none, or has more than *most* fields."""
     try:
         if len(data) > _SMALL_BYTES:
-            count_fields(kind.DESCRIPTOR, memoryview(data), MOST_FIELDS)
+            _check_fields(kind, data, most)
         return kind.FromString(data)
     except (DecodeError, IndexError) as error:
         raise InvalidRequest("request", f"is no {kind.__name__}") from error
 
 
+def _check_fields(kind: type[Message], data: bytes, most: int) -> None:
+    if count_fields(kind.DESCRIPTOR, memoryview(data), most) < 0:
+        text = f"has more than {most} fields"
+        raise InvalidRequest("request", text, metadata={"limit": str(most)})
+
+
 def count_fields(descriptor: Any, data: memoryview, left: int) -> int:
     """Count fields down from *left*, in messages inside messages too, and give what is left.
 
-    Raises `InvalidRequest` when nothing is; `DecodeError` and `IndexError` only for bytes that are
-    no message.
+    Stops when that is less than nothing.  Raises `DecodeError` or `IndexError`, and only for bytes
+    that are no message.
     """
     at = 0
     while at < len(data):
         left -= 1
         if left < 0:
-            text = f"has more than {MOST_FIELDS} fields"
-            raise InvalidRequest("request", text, metadata={"limit": str(MOST_FIELDS)})
+            break
         tag, at = _varint(data, at)
         wire = tag & 7
         if wire == _BYTES:

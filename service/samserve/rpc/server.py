@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import grpc
@@ -18,6 +19,7 @@ from samserve.settings import LimitSettings, ServerSettings, file_limit
 
 LIVE = "live"
 _OTHER_FILES = 256
+_LOOK_S = 0.05
 _READY_NAMES = ("", SERVICE)
 
 
@@ -30,9 +32,12 @@ class ApiServer:
         settings: ServerSettings,
         limits: LimitSettings,
         certificate: Certificate | None = None,
+        *,
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Listen; with *certificate* over TLS only."""
+        """Listen; with *certificate* over TLS only.  *busy* tells whether calls are in flight."""
         self._settings = settings
+        self._busy = busy
         self._health = Health()
         self._server = grpc.aio.server(
             options=_options(settings, limits), interceptors=[Bystanders()]
@@ -53,7 +58,21 @@ class ApiServer:
         try:
             yield
         finally:
-            await self._server.stop(self._settings.grace_s)
+            self._health.close()
+            await self._stop()
+
+    async def _stop(self) -> None:
+        """Take no new calls, and end as soon as those in flight have ended, within the grace.
+
+        gRPC's own way of stopping waits for every connection, also for those that say nothing.
+        """
+        stopping = asyncio.create_task(self._server.stop(self._settings.grace_s))
+        while not stopping.done() and self._busy():
+            await asyncio.wait({stopping}, timeout=_LOOK_S)
+        # Time for answers that have just been given to leave.
+        await asyncio.wait({stopping}, timeout=_LOOK_S)
+        await self._server.stop(None)
+        await stopping
 
     def set_ready(self, *, ready: bool) -> None:
         """Say whether this server wants calls."""

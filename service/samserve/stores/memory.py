@@ -198,10 +198,17 @@ class MemoryStore:
     def _victim(self, tenant: str) -> EmbeddingKey | None:
         """Choose what goes: the oldest of who holds most, so that a flood drives out its own.
 
-        No tenant loses anything to others that holds less than they do.
+        No tenant loses anything to one that holds more than it does.
         """
-        most = max(self._shares.items(), key=lambda item: (item[1].used, item[0] == tenant))
-        return self._idle(most[1].keys) or self._idle(self._entries)
+        mine = self._shares[tenant].used if tenant in self._shares else 0
+        shares = sorted(self._shares.items(), key=lambda item: (item[1].used, item[0] == tenant))
+        for _, share in reversed(shares):
+            if share.used < mine:
+                break
+            victim = self._idle(share.keys)
+            if victim is not None:
+                return victim
+        return None
 
     def _make_room_within_quota(self, tenant: str, arena: Arena) -> None:
         quota = self._quota(tenant)
