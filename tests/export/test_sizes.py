@@ -1,6 +1,7 @@
 """The published sizes, from both kinds of checkpoints, against PyTorch.
 
-ViT-L and ViT-H are slow; ViT-H needs some 16 GB of memory and 8 GB of disk.
+All are slow; `test_parity.py` compares a small SAM by the same code.  ViT-H needs some 16 GB of
+memory and 8 GB of disk.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from tests.oracle import huggingface, pictures
 from tests.oracle.sam import VIT_B, VIT_H, VIT_L, SamPredictor, SamSize, build_sam
 
 SIZES = [
-    pytest.param(("vit_b", VIT_B), id="vit_b", marks=pytest.mark.timeout(900)),
+    pytest.param(("vit_b", VIT_B), id="vit_b", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
     pytest.param(("vit_l", VIT_L), id="vit_l", marks=[pytest.mark.slow, pytest.mark.timeout(1500)]),
     pytest.param(("vit_h", VIT_H), id="vit_h", marks=[pytest.mark.slow, pytest.mark.timeout(2400)]),
 ]

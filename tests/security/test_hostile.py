@@ -123,6 +123,7 @@ async def survives(
     pytest.fail(f"{server.rss() / MIB:.0f} MiB are left of {before / MIB:.0f} MiB before")
 
 
+@pytest.mark.slow
 async def test_a_request_that_trickles_in_is_given_up() -> None:
     async with victim() as server:
 
@@ -178,6 +179,7 @@ HEALTH = "/grpc.health.v1.Health"
         ("/samserve.v1.SegmentationService/DeleteEmbedding", "DEADLINE_EXCEEDED"),
     ],
 )
+@pytest.mark.slow
 async def test_large_requests_to_small_methods_are_not_waited_for(path: str, status: str) -> None:
     changes = {"limits.request_bytes": 64 * MIB, "server.receive_s": 60}
     async with victim(**changes) as server:
@@ -225,6 +227,7 @@ async def test_places_for_slow_requests_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("says", ["nothing", "hello"])
+@pytest.mark.slow
 async def test_a_thousand_idle_connections_are_closed(says: str) -> None:
     allow_files(4096)
     async with victim() as server:
