@@ -61,6 +61,14 @@ def test_millions_of_fields_are_refused_before_they_take_memory(data: bytes) -> 
     assert peak < 1 << 20
 
 
+def test_a_group_holds_whatever_it_likes() -> None:
+    image = pb.EmbedRequest(image=pb.Image(encoded=bytes(1 << 17))).SerializeToString()
+    # Field 1 would be a message outside of a group.
+    strange = b"\x7b" + b"\x0a\x02\xff\xff" + b"\x7c"
+
+    assert parse(pb.EmbedRequest, image + strange).image.encoded == bytes(1 << 17)
+
+
 @pytest.mark.parametrize(
     "tail", [b"\xff", b"\x0a\xff", b"\x0f", b"\x08" + b"\xff" * 11, b"\x0a\xff\xff\xff\x7f"]
 )

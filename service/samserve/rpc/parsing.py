@@ -51,7 +51,7 @@ def count_fields(descriptor: Any, data: memoryview, left: int) -> int:
     Stops when that is less than nothing.  Raises `DecodeError` or `IndexError`, and only for bytes
     that are no message.
     """
-    at = 0
+    at = depth = 0
     while at < len(data):
         left -= 1
         if left < 0:
@@ -60,7 +60,8 @@ def count_fields(descriptor: Any, data: memoryview, left: int) -> int:
         wire = tag & 7
         if wire == _BYTES:
             length, at = _varint(data, at)
-            inner = _message_type(descriptor, tag >> 3)
+            # Nothing inside a group is known: this protocol has none.
+            inner = None if depth else _message_type(descriptor, tag >> 3)
             if inner is not None:
                 left = count_fields(inner, data[at : at + length], left)
             at += length
@@ -68,7 +69,9 @@ def count_fields(descriptor: Any, data: memoryview, left: int) -> int:
             _, at = _varint(data, at)
         elif wire in (_FIXED64, _FIXED32):
             at += 8 if wire == _FIXED64 else 4
-        elif wire not in (_GROUP, _END_GROUP):
+        elif wire in (_GROUP, _END_GROUP):
+            depth += 1 if wire == _GROUP else -1
+        else:
             raise DecodeError("a wire type that there is not")
     return left
 
