@@ -25,6 +25,10 @@ demo: $(VENV)/.demo ## Serves the default model and draws masks on a photograph 
 triton: $(VENV)/.dev $(TRITON)/.done ## Runs tritonserver on model_repository/ until Ctrl-C.
 	$(BIN)/python -m harness.triton
 
+.PHONY: cluster
+cluster: $(VENV)/.dev ## Runs a Valkey Cluster of six nodes on loopback until Ctrl-C.
+	$(BIN)/python -m harness.cluster
+
 .PHONY: test
 test: $(VENV)/.dev $(TRITON)/.done ## Runs the tests, without the slow ones.
 	$(PYTEST) -m "not slow" --durations=10

@@ -1,0 +1,1 @@
+"""A real cluster of Valkey or Redis on loopback, for trying and for tests."""

@@ -1,0 +1,269 @@
+"""A cluster of real servers as children of this process."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Self
+
+import redis
+from redis.crc import key_slot
+
+from harness.cluster import forming
+from harness.cluster.accounts import EVERYTHING, Accounts
+from harness.cluster.binaries import Flavour, server_binary
+from harness.cluster.errors import HarnessError, PortTakenError, wait_for
+from harness.cluster.node import Node
+from harness.cluster.ports import HIGHEST, Ports
+from harness.cluster.resharding import SlotMove
+from harness.triton import processes
+
+READY_TIMEOUT_S = 30.0
+MAXMEMORY = 256 << 20
+
+_PORT_ATTEMPTS = 5
+
+Announce = Callable[[int], int]
+"""Tells, for the port of a node, the port that clients shall be told: that of a proxy, say."""
+
+
+class Cluster:
+    """Masters with replicas on loopback; a context manager.  Every call blocks, none for ever.
+
+    Nothing is on disk, so a node that is killed comes back empty, and a master that comes back
+    before a replica has taken over takes the data of its replicas with it.
+    """
+
+    def __init__(  # noqa: PLR0913 - by name
+        self,
+        masters: int = 3,
+        replicas: int = 1,
+        flavour: Flavour = "valkey",
+        *,
+        maxmemory: int = MAXMEMORY,
+        options: Mapping[str, str] | None = None,
+        user: str | None = None,
+        password: str | None = None,
+        rules: str = EVERYTHING,
+        announce: Announce | None = None,
+        port: int = 0,
+    ) -> None:
+        """Describe it.
+
+        ``replicas`` are for each master, ``maxmemory`` is in bytes for each node, ``options`` are
+        further directives for every node.  With a ``password``, clients must give it, and ``user``
+        unless it is the default user's; ``rules`` is what that user may do, as in ACL SETUSER.
+        ``port`` is that of the first node, the others follow; 0 chooses free ones.
+        """
+        if masters < 1 or replicas < 0:
+            raise HarnessError(f"no cluster has {masters} masters with {replicas} replicas each")
+        self.flavour: Flavour = flavour
+        self.nodes: tuple[Node, ...] = ()
+        """Masters first, as it was at the beginning."""
+        self._masters, self._replicas = masters, replicas
+        self._maxmemory, self._options = maxmemory, dict(options or {})
+        self._accounts = Accounts(user, password, rules)
+        self._announce: Announce = announce or (lambda port: port)
+        self._port, self._taken = port, Ports()
+        self._folder: Path | None = None
+        # Also those that did not become part of it.
+        self._started: list[Node] = []
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Return when the cluster serves all slots and its replicas are in step."""
+        if self._folder is not None:
+            raise HarnessError("the cluster is started already")
+        self._folder = Path(tempfile.mkdtemp(prefix="samserve-cluster-"))
+        atexit.register(self.close)
+        try:
+            count = self._masters * (1 + self._replicas)
+            self.nodes = self._start_nodes(self._choose_ports(count))
+            masters, others = self.nodes[: self._masters], self.nodes[self._masters :]
+            replicas = {node: masters[i % len(masters)] for i, node in enumerate(others)}
+            forming.form(self.flavour, masters, replicas)
+            self.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End all nodes and remove their files."""
+        self.kill()
+        for node in self._started:
+            node.close()
+        self._started.clear()
+        self._taken.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        atexit.unregister(self.close)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """``host:port`` of every node, for clients."""
+        return tuple(node.announced for node in self.nodes)
+
+    @property
+    def masters(self) -> tuple[Node, ...]:
+        """The masters of now, a dead one among them until a replica has taken over."""
+        view = forming.latest_view(self.nodes)
+        found = {member.id for member in view.members if member.is_master}
+        return tuple(node for node in self.nodes if node.id in found)
+
+    def replicas_of(self, master: Node) -> tuple[Node, ...]:
+        """Return the replicas that a master has now, dead ones among them."""
+        view = forming.latest_view(self.nodes)
+        found = {member.id for member in view.members if member.master == master.id}
+        return tuple(node for node in self.nodes if node.id in found)
+
+    def owner_of(self, key: str | bytes) -> Node:
+        """Return the master that has the key's slot now."""
+        return self.owner_of_slot(self.slot_of(key))
+
+    def owner_of_slot(self, slot: int) -> Node:
+        """Return the master that has the slot now."""
+        owner = forming.latest_view(self.nodes).owner(slot)
+        for node in self.nodes:
+            if node.id == owner:
+                return node
+        raise HarnessError(f"nobody owns slot {slot}")
+
+    @staticmethod
+    def slot_of(key: str | bytes) -> int:
+        """Return the slot of a key, 0 to 16383."""
+        return key_slot(key.encode() if isinstance(key, str) else key)
+
+    def client(self, node: Node) -> redis.Redis:
+        """Return the client of one node: allowed everything, told no redirections, closed here."""
+        return node.client
+
+    def keys(self) -> set[bytes]:
+        """Return all keys of the masters that answer."""
+        return {key for node in self._answering_masters() for key in node.client.scan_iter()}
+
+    def flush(self) -> None:
+        """Remove all values from the masters that answer, and so from their replicas."""
+        for node in self._answering_masters():
+            node.command("FLUSHALL", "SYNC")
+
+    def kill(self) -> None:
+        """SIGKILL all nodes, at one moment."""
+        running = [node.pid for node in self.nodes if node.running]
+        processes.signal_all(running, signal.SIGKILL)
+        for node in self.nodes:
+            node.kill()
+
+    def start_again(self) -> None:
+        """Start every node that does not run, and wait until the cluster is whole again."""
+        dead = [node for node in self.nodes if not node.running]
+        for node in dead:
+            node.launch()
+        for node in dead:
+            node.wait_up()
+        self.wait_ready()
+
+    def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Wait until the nodes that answer own and serve all slots and are in step.
+
+        After a master was killed this is when its replica has taken over.  Raises `HarnessError`
+        with what is missing and the ends of the logs.
+        """
+        try:
+            wait_for(lambda: forming.check_ready(self.nodes), timeout_s)
+        except HarnessError as error:
+            raise HarnessError(f"{error}\n{self.log_tails()}") from error
+
+    def slot_move(self, slot: int, to: Node) -> SlotMove:
+        """Return the steps that move one slot, none of them taken."""
+        masters = self._answering_masters()
+        return SlotMove(slot, self.owner_of_slot(slot), to, masters)
+
+    def move_slots(self, slots: Iterable[int], to: Node) -> None:
+        """Move slots and their keys to another master, while clients go on."""
+        view, masters = forming.latest_view(self.nodes), self._answering_masters()
+        by_id = {node.id: node for node in self.nodes}
+        for slot in slots:
+            owner = by_id.get(view.owner(slot) or "")
+            if owner is None:
+                raise HarnessError(f"nobody owns slot {slot}")
+            if owner is not to:
+                SlotMove(slot, owner, to, masters).run()
+
+    def add_node(self, replica_of: Node | None = None) -> Node:
+        """Start one more node and return it: a replica, or a master without slots."""
+        known = [node for node in self.nodes if node.answering]
+        (node,) = self._start_nodes(self._taken.take(1))
+        self.nodes = (*self.nodes, node)
+        for other in known:
+            forming.meet(node, other)
+        if replica_of is not None:
+            forming.replicate(node, replica_of)
+        self.wait_ready()
+        return node
+
+    def set_password(self, user: str, password: str, *, keep_old: bool = False) -> None:
+        """Give a user another password on all nodes, or a further one.
+
+        Who is connected stays so.  Nodes that do not run learn it when they start.
+        """
+        words = self._accounts.change(user, password, keep_old=keep_old)
+        for node in self.nodes:
+            if node.running:
+                node.command(*words)
+
+    def log_tails(self) -> str:
+        """Return the ends of the logs of all nodes."""
+        return "\n".join(f"--- {node.address}\n{node.log_tail()}" for node in self.nodes)
+
+    def _answering_masters(self) -> list[Node]:
+        return [node for node in self.masters if node.answering]
+
+    def _choose_ports(self, count: int) -> list[int]:
+        if not self._port:
+            return self._taken.take(count)
+        chosen = range(self._port, self._port + count)
+        if chosen[-1] > HIGHEST:
+            raise HarnessError(f"the last of {count} ports from {self._port} is above {HIGHEST}")
+        return list(chosen)
+
+    def _start_nodes(self, ports: list[int]) -> tuple[Node, ...]:
+        """Start all of them at once; those whose port somebody was quicker to take, on another."""
+        launched = [self._launched(port) for port in ports]
+        return tuple(self._up(node) for node in launched)
+
+    def _launched(self, port: int) -> Node:
+        if self._folder is None:
+            raise HarnessError("the cluster is not started")
+        announced_port = self._announce(port)
+        given = forming.directives(self.flavour, port, announced_port, self._maxmemory)
+        folder = Path(tempfile.mkdtemp(prefix=f"{port}-", dir=self._folder))
+        options = {**{name: str(value) for name, value in given.items()}, **self._options}
+        binary = server_binary(self.flavour)
+        node = Node(binary, folder, port, self._accounts, options, announced_port)
+        self._started.append(node)
+        node.launch()
+        return node
+
+    def _up(self, node: Node) -> Node:
+        for _ in range(_PORT_ATTEMPTS):
+            try:
+                node.wait_up()
+            except PortTakenError:
+                if self._port:
+                    raise
+                node.close()
+                node = self._launched(*self._taken.take(1))
+            else:
+                return node
+        raise HarnessError(f"no port stayed free in {_PORT_ATTEMPTS} attempts")

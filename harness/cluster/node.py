@@ -1,0 +1,220 @@
+"""One server of a cluster, as a child of this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from harness.cluster import view
+from harness.cluster.accounts import Accounts
+from harness.cluster.errors import HarnessError, NotYetError, PortTakenError, wait_for
+from harness.triton import processes
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 20.0
+COMMAND_TIMEOUT_S = 5.0
+
+_LOG_TAIL = 1500
+_PORT_TAKEN = "Address already in use"
+# The kernel ends a node when the thread that started it ends.  This one lives as long as the
+# program, whatever becomes of the thread of a test.
+_SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="harness-cluster")
+# By util-linux: what Popen runs between fork and exec could meet the threads of a forked gRPC.
+_TIED = ("setpriv", "--pdeathsig", "KILL")
+
+
+@dataclass(eq=False)
+class Node:
+    """A server that can be killed and started again, as who it was: its folder stays.
+
+    It ends with this program, also if that is killed.
+    """
+
+    binary: Path
+    folder: Path
+    """Of this node alone; it must exist."""
+    port: int
+    """Where it listens itself; the bus listens 10000 above."""
+    accounts: Accounts
+    options: Mapping[str, str]
+    """Directives of the configuration, by name."""
+    announced_port: int
+    """Where clients are told to find it."""
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
+    _paused: bool = field(default=False, init=False, repr=False)
+    _client: redis.Redis | None = field(default=None, init=False, repr=False)
+    _id: str = field(default="", init=False)
+    _log_start: int = field(default=0, init=False, repr=False)
+
+    host = HOST
+
+    @property
+    def address(self) -> str:
+        """``host:port`` of the server itself."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def announced(self) -> str:
+        """``host:port`` for clients."""
+        return f"{HOST}:{self.announced_port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is its session too."""
+        if self._process is None:
+            raise HarnessError(f"{self.address} is not running")
+        return self._process.pid
+
+    @property
+    def id(self) -> str:
+        """Its name in the cluster, 40 hexadecimal digits; known once it has started."""
+        return self._id
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives, be it paused; it may have crashed."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def paused(self) -> bool:
+        """Whether `stop_process` holds it."""
+        return self._paused
+
+    @property
+    def answering(self) -> bool:
+        """Whether it lives and is not paused."""
+        return self.running and not self._paused
+
+    @property
+    def client(self) -> redis.Redis:
+        """A client of this node alone, with everything allowed; `close` closes it."""
+        if self._client is None:
+            user, password = self.accounts.own or (None, None)
+            self._client = redis.Redis(
+                host=HOST,
+                port=self.port,
+                username=user,
+                password=password,
+                socket_timeout=COMMAND_TIMEOUT_S,
+                socket_connect_timeout=1.0,
+                retry=Retry(NoBackoff(), 0),
+                protocol=2,
+            )
+        return self._client
+
+    def command(self, *words: str | bytes | int) -> Any:
+        """Run a command and return the answer, as redis-py has it; it raises `redis.RedisError`."""
+        # Which has no types here.
+        execute: Callable[..., Any] = self.client.execute_command
+        return execute(*words)
+
+    def view(self) -> view.View:
+        """Return what the node says about the cluster."""
+        return view.parse(self.command("CLUSTER", "NODES"))
+
+    def start(self) -> None:
+        """Return when it answers; raise `HarnessError` with the log's end otherwise."""
+        self.launch()
+        self.wait_up()
+
+    def launch(self) -> None:
+        """Start the process, without waiting for anything."""
+        if self.running:
+            raise HarnessError(f"{self.address} is running already")
+        self._write_configuration()
+        try:
+            self._process = _SPAWNER.submit(self._spawn).result()
+        except FileNotFoundError as error:
+            raise HarnessError(f"no {_TIED[0]}, which is in util-linux") from error
+
+    def wait_up(self) -> None:
+        """Wait until what was launched answers, and learn its id.
+
+        Raises `PortTakenError` if it could not have its ports, and `HarnessError` for all else.
+        """
+        try:
+            wait_for(self._check_up, START_TIMEOUT_S)
+        except HarnessError as error:
+            self.kill()
+            kind = PortTakenError if _PORT_TAKEN in self._log_text() else HarnessError
+            raise kind(f"{self.address} did not start: {error}\n{self.log_tail()}") from error
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until the process is gone."""
+        if self._process is None:
+            return
+        # Its session, because it forks to hand its data to a replica.
+        processes.kill_all(self._process.pid)
+        self._process.wait()
+        self._process, self._paused = None, False
+
+    def stop_process(self) -> None:
+        """Stop it in its tracks (SIGSTOP), like a machine that hangs."""
+        os.kill(self.pid, signal.SIGSTOP)
+        self._paused = True
+
+    def resume(self) -> None:
+        """Let it go on (SIGCONT)."""
+        os.kill(self.pid, signal.SIGCONT)
+        self._paused = False
+
+    def close(self) -> None:
+        """Kill it and close the connections to it."""
+        self.kill()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def log_tail(self) -> str:
+        """Return the end of what it has logged since it was started last."""
+        return self._log_text()[-_LOG_TAIL:]
+
+    def _log_text(self) -> str:
+        if not self._log.exists():
+            return ""
+        with self._log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "server.log"
+
+    @property
+    def _configuration(self) -> Path:
+        return self.folder / "server.conf"
+
+    def _write_configuration(self) -> None:
+        lines = [f"{name} {value}" for name, value in self.options.items()]
+        self._configuration.write_text("\n".join([*lines, *self.accounts.directives(), ""]))
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            self._log_start = log.seek(0, os.SEEK_END)
+            return subprocess.Popen(
+                [*_TIED, str(self.binary), str(self._configuration)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                start_new_session=True,
+            )
+
+    def _check_up(self) -> None:
+        if not self.running:
+            raise HarnessError("it ended")
+        info = self.client.info("server")
+        # Another server may have the port, and ours is about to find that out.
+        if info["process_id"] != self.pid:
+            raise NotYetError("another server answers at its port")
+        self._id = self.command("CLUSTER", "MYID").decode()
