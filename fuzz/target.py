@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-NAMES = ("requests", "images", "masks", "rle", "policies")
+NAMES = ("requests", "images", "masks", "rle", "policies", "values")
 
 
 class Refused(Exception):

@@ -208,20 +208,39 @@ class EmbeddingKey:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingFacts:
-    """What must be remembered beside the tensors to use them."""
+    """What must be remembered beside the tensors to use them.
+
+    ``preprocessing`` is the model's version of it at the time of encoding.
+    """
 
     image_size: Size
     model_name: str
     model_digest: str
+    preprocessing: str = ""
+
+    @classmethod
+    def of(cls, image_size: Size, model: ModelInfo) -> EmbeddingFacts:
+        """Say how an image of that size is encoded by *model*."""
+        return cls(image_size, model.name, model.digest, model.preprocessing)
+
+    def made_by(self, model: ModelInfo) -> bool:
+        """Tell whether *model*, and none of its namesakes, made the embedding."""
+        mine = (self.model_name, self.model_digest, self.preprocessing)
+        return mine == (model.name, model.digest, model.preprocessing)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """A stored embedding: immutable named tensors, valid while its lease is held."""
+    """A stored embedding: immutable named tensors, valid while its lease is held.
+
+    ``expires_at`` is in seconds since the epoch.  ``shared`` tells whether other gateways were
+    known to find it when it was leased.
+    """
 
     tensors: Mapping[str, Array]
     facts: EmbeddingFacts
     expires_at: float
+    shared: bool = False
 
 
 class Orientation(Enum):

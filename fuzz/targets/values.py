@@ -1,0 +1,177 @@
+"""`stores.cluster.values`: what a server may find as an embedding in Redis or Valkey.
+
+An input is one byte of flags, one byte with the length of the key, the key, and the value.  A flag
+says that lengths and checksum are put right, so that what is behind them is reached.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from random import Random
+
+import numpy as np
+import xxhash
+from samserve.stores.cluster import values
+from samserve.types import Array, EmbeddingFacts, Size
+
+from fuzz import documents, mutation
+from fuzz.target import Refused
+
+_SEALED = 1
+_PREFIX_BYTES = 40
+_MARK = b"samserve\1\0"
+_KEY = b"samserve:{tenant}:embedding"
+_FACTS = EmbeddingFacts(Size(6, 9), "fake", "d" * 64, "sam-1")
+_DTYPES = ("<f2", "<f4", "<f8", "i1", "u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8")
+_NAMES = (
+    *("model_name", "model_digest", "preprocessing", "image_height", "image_width", "tensors"),
+    *("name", "dtype", "shape", "offset", "nbytes", "version"),
+)
+
+
+def run(data: bytes) -> None:
+    """Parse a value."""
+    flags, key, value = _parsed(data)
+    if flags & _SEALED:
+        value = sealed(key, value)
+    # Told by magic and format alone; the other refusal is a finding.
+    refusal = values.Damaged if value.startswith(_MARK) else values.OtherFormat
+    try:
+        parsed = values.parse(key, value)
+    except refusal as error:
+        raise Refused(str(error)) from error
+    assert value.startswith(_MARK)
+    _check(key, value, parsed)
+
+
+def _check(key: bytes, value: bytes, parsed: values.Value) -> None:
+    """What was parsed is all that the value says, and belongs to its key."""
+    tensors = {spec.name: np.empty(spec.shape, spec.dtype) for spec in parsed.specs}
+    assert sum(spec.nbytes for spec in parsed.specs) < len(value)
+    parsed.copy_into(tensors)
+    assert values.encode(key, parsed.facts, tensors) == value
+    try:
+        values.parse(key + b"'", value)
+    except values.Damaged:
+        return
+    raise AssertionError("taken under another key")
+
+
+def sealed(key: bytes, value: bytes) -> bytes:
+    """Give a value the right length of the payload, and the checksum."""
+    if len(value) < _PREFIX_BYTES:
+        return value
+    rest = value[_PREFIX_BYTES:]
+    header_bytes = min(int.from_bytes(value[12:16], "little"), len(rest))
+    checked = value[:12] + struct.pack("<IQ", header_bytes, len(rest) - header_bytes)
+    sum_of = struct.pack("<Q", len(key)) + key + checked + rest
+    return checked + xxhash.xxh3_128_digest(sum_of) + rest
+
+
+def written(
+    key: bytes, header: bytes, payload: bytes, *, version: int = 1, reserved: int = 0
+) -> bytes:
+    """Write a value of any content, with the right lengths and checksum."""
+    prefix = struct.pack("<8sHHIQ16x", b"samserve", version, reserved, len(header), len(payload))
+    return sealed(key, prefix + header + payload)
+
+
+def _parts(value: bytes) -> tuple[bytes, bytes]:
+    """Give header and payload, as far as there are any."""
+    end = _PREFIX_BYTES + int.from_bytes(value[12:16], "little")
+    return value[_PREFIX_BYTES:end], value[end:]
+
+
+def _parsed(data: bytes) -> tuple[int, bytes, bytes]:
+    flags, length = data[:2].ljust(2, b"\0")
+    return flags, data[2 : 2 + length], data[2 + length :]
+
+
+def _packed(flags: int, key: bytes, value: bytes) -> bytes:
+    key = key[:255]
+    return bytes([flags, len(key)]) + key + value
+
+
+def seeds() -> list[bytes]:
+    """Give embeddings like those of SAM 1 and SAM 2, and what others would write."""
+    random = Random(0)
+    ours = [
+        values.encode(_KEY, _FACTS, tensors)
+        for tensors in (
+            {"image_embedding": np.zeros((4, 8, 8), "<f2")},
+            {"image_embed": _tensor("<f4", (2, 3, 5), random), "number": _tensor("u1", (), random)},
+            {f"high_res_{at}": _tensor("<f2", (9, 2**at), random) for at in range(3)},
+            {"é\n\U0001f600": _tensor("<i8", (1,) * 8, random)},
+        )
+    ]
+    header, payload = _parts(ours[1])
+    others = [
+        *(b"", b"samserve", b"42", b"\x80\x04}\x94.", _MARK, written(_KEY, b"", b"")),
+        *(written(_KEY, header, payload, version=number) for number in (0, 2)),
+        written(_KEY, header, payload, reserved=3),
+    ]
+    inputs = [_packed(flags, _KEY, value) for value in ours for flags in (0, _SEALED)]
+    return [*inputs, *(_packed(0, _KEY, value) for value in others), _packed(_SEALED, b"", ours[0])]
+
+
+def _tensor(dtype: str, shape: tuple[int, ...], random: Random) -> Array:
+    kind = np.dtype(dtype)
+    data = random.randbytes(kind.itemsize * int(np.prod(shape, dtype=np.int64)))
+    return np.frombuffer(data, kind).reshape(shape)
+
+
+def _random_value(key: bytes, random: Random) -> bytes:
+    """Encode tensors of any type, with up to 64 elements or so each."""
+    tensors = {}
+    for _ in range(random.randrange(1, 5)):
+        shape = tuple(random.choice((1, 1, 2, 3, 5)) for _ in range(random.randrange(4)))
+        name = "t" + mutation.text(random)[:100]
+        tensors[name] = _tensor(random.choice(_DTYPES), shape, random)
+    size = Size(random.randrange(1, 9000), random.choice((1, 2**31 - 1)))
+    return values.encode(key, EmbeddingFacts(size, mutation.text(random), "", ""), tensors)
+
+
+def mutate(data: bytes, random: Random) -> bytes:
+    """Change one part of a value, most of the time with a checksum that holds."""
+    flags, key, value = _parsed(data)
+    header, payload = _parts(value)
+    kind = random.randrange(9)
+    if kind == 0:
+        return _packed(0, mutation.mutated(key, random), value)
+    if kind == 1:
+        return _packed(flags, key, _random_value(key[:255], random))
+    if kind == 2:
+        version, reserved = random.choice((1, 1, 0, 2, 999)), random.choice((0, 1, 256))
+        value = written(key, header, payload, version=version, reserved=reserved)
+        return _packed(0, key, value)
+    if kind == 3:
+        return _packed(flags ^ _SEALED, key, value)
+    if kind == 4:
+        return _packed(flags, key, _other_prefix(value, random))
+    if kind == 5:
+        payload = mutation.mutated(payload, random)
+    else:
+        header = _other_header(header, random)
+    return _packed(_SEALED, key, written(key, header, payload))
+
+
+def _other_prefix(value: bytes, random: Random) -> bytes:
+    """Change the prefix, with or without what is behind it."""
+    rest = value[_PREFIX_BYTES:]
+    return mutation.mutated(value[:_PREFIX_BYTES], random) + random.choice((rest, rest, b""))
+
+
+def _other_header(header: bytes, random: Random) -> bytes:
+    """Change a field; most of the time it is spelled as the format spells it."""
+    good = _parts(values.encode(_KEY, _FACTS, {"t": np.zeros((4, 2), "<f2")}))[0]
+    changed = documents.json_mutated(header, random, _NAMES, good)
+    if random.random() < 0.1:
+        return changed
+    try:
+        text = json.dumps(
+            json.loads(changed), ensure_ascii=False, sort_keys=True, separators=(",", ":")
+        )
+        return text.encode("utf-8", "surrogatepass")
+    except (ValueError, RecursionError):
+        return changed

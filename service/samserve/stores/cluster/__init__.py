@@ -1,0 +1,1 @@
+"""Embeddings in Redis or Valkey, shared by several servers."""

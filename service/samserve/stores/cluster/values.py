@@ -1,0 +1,282 @@
+"""The value that one embedding is in Redis or Valkey: bytes that prove what they are.
+
+Format 1; numbers are little-endian::
+
+    at    bytes  what
+    0     8      b"samserve"
+    8     2      format
+    10    2      zeros
+    12    4      h, bytes of the header
+    16    8      p, bytes of the payload
+    24    16     XXH3-128 in its canonical, big-endian form
+    40    h      header: JSON in UTF-8, names sorted, no spaces
+    40+h  p      payload
+
+The payload is the tensors, in the order of the header, each at the next multiple of 64 bytes, with
+zeros between them and nothing behind the last.
+
+The checksum covers the length of the Redis key in 8 bytes, the key, the bytes 0 to 24, the header
+and the payload; a value copied to another key is refused.  It finds accidents, not forgeries: who
+may write to the server can write any value.
+
+The magic and the format cannot be verified before they are believed, since another version may
+lay out all the rest differently.  So a bit flipped there makes a value `OtherFormat`, of which no
+mask is made either.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+import xxhash
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
+
+from samserve.types import Array, EmbeddingFacts, Size, TensorSpec
+
+FORMAT = 1
+"""Counted up by every change of the layout or of the header, also by a new field."""
+MOST_HEADER_BYTES = 64 << 10
+
+_MAGIC = b"samserve"
+_MARK = _MAGIC + struct.pack("<H", FORMAT)
+_PREFIX = struct.Struct("<8sHHIQ16s")
+_CHECKED = struct.Struct("<8sHHIQ")  # the prefix without its checksum
+_ALIGNMENT = 64
+
+_DType = Literal["f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]
+_DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(f"<{name}") for name in get_args(_DType)}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class Unusable(Exception):
+    """The bytes are no embedding that this version can use."""
+
+
+class Damaged(Unusable):
+    """Marked as of this format, but not what was written under this key; it helps nobody."""
+
+
+class OtherFormat(Unusable):
+    """Of another version or of another program: to be left alone, never deleted."""
+
+
+_Text = Annotated[str, StringConstraints(max_length=512)]
+_Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+_Length = Annotated[int, Field(ge=1, le=2**31 - 1)]
+_Bytes = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+
+class _Tensor(_Strict):
+    """One tensor; without dimensions it is a single number.  Offset and size are in bytes."""
+
+    name: _Name
+    dtype: _DType
+    shape: Annotated[tuple[_Length, ...], Field(max_length=8), FailFast()]
+    offset: _Bytes
+    nbytes: _Bytes
+
+
+class _Header(_Strict):
+    """The header's fields; sizes in pixels."""
+
+    model_name: _Text
+    model_digest: _Text
+    preprocessing: _Text
+    image_height: _Length
+    image_width: _Length
+    tensors: Annotated[tuple[_Tensor, ...], Field(min_length=1, max_length=64), FailFast()]
+
+    @field_validator("tensors")
+    @classmethod
+    def _names_differ(cls, tensors: tuple[_Tensor, ...]) -> tuple[_Tensor, ...]:
+        if len({tensor.name for tensor in tensors}) < len(tensors):
+            raise ValueError("two tensors have the same name")
+        return tensors
+
+    @property
+    def facts(self) -> EmbeddingFacts:
+        size = Size(self.image_height, self.image_width)
+        return EmbeddingFacts(size, self.model_name, self.model_digest, self.preprocessing)
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(tensor.name, _DTYPES[tensor.dtype], tensor.shape) for tensor in self.tensors
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Value:
+    """An embedding that was verified; keeps the bytes that it was parsed from."""
+
+    facts: EmbeddingFacts
+    specs: tuple[TensorSpec, ...]
+    _payload: memoryview = field(repr=False)
+
+    def copy_into(self, tensors: Mapping[str, Array]) -> None:
+        """Copy every tensor into the writable array of its name.
+
+        Raises `ValueError`, and copies nothing, if names, types or shapes are not those of
+        ``specs``.
+        """
+        if tensors.keys() != {spec.name for spec in self.specs}:
+            raise ValueError(f"the arrays are {sorted(tensors)}, not those of the value")
+        for spec in self.specs:
+            array = tensors[spec.name]
+            if (array.dtype, array.shape) != (spec.dtype, spec.shape) or not array.flags.writeable:
+                raise ValueError(f"{spec.name}: not a writable {spec.dtype} of shape {spec.shape}")
+        for spec, start, end in _places(self.specs):
+            stored = np.frombuffer(self._payload[start:end], spec.dtype).reshape(spec.shape)
+            np.copyto(tensors[spec.name], stored)
+
+
+def encode(key: bytes, facts: EmbeddingFacts, tensors: Mapping[str, Array]) -> bytes:
+    """Write an embedding for *key*: C-contiguous tensors, in their order; they are copied once.
+
+    They must not change meanwhile, or the value is `Damaged`.  Raises `ValueError` for what the
+    format does not hold: no tensors or over 64, over 8 dimensions, empty ones, other types than
+    little-endian integers and floats, long names.
+    """
+    header = _write_header(facts, tuple(_spec(name, array) for name, array in tensors.items()))
+    specs = _read_header(header).specs
+    pieces: list[bytes | memoryview] = []
+    end = 0
+    for spec, start, next_end in _places(specs):
+        pieces += [bytes(start - end), tensors[spec.name].reshape(-1).view(np.uint8).data]
+        end = next_end
+    return b"".join([_prefix(key, header, pieces), header, *pieces])
+
+
+def checksum(value: bytes) -> bytes:
+    """Give the 16 bytes by which two values of this format differ; they are not verified here."""
+    return value[_CHECKED.size : _PREFIX.size]
+
+
+def parse(key: bytes, value: bytes) -> Value:
+    """Read the embedding of *key*, without a copy of the tensors.
+
+    Raises `OtherFormat` if magic or format are not ours, whatever follows them, and `Damaged` for
+    what is broken.  The value may be hostile: its header, of at most 64 KiB, costs up to some 10 MB
+    and 10 ms to refuse.
+    """
+    if not value.startswith(_MARK):
+        raise OtherFormat(f"not a value of samserve in format {FORMAT}")
+    header, payload = _verified(key, value)
+    try:
+        parsed = _read_header(header)
+    except ValidationError as error:
+        raise Damaged("the header is malformed") from error
+    facts, specs = parsed.facts, parsed.specs
+    # There is one way to write a header: this checks offsets and lengths, too, and finds fields
+    # that are there twice, of which pydantic sees the last.
+    if _write_header(facts, specs) != header:
+        raise Damaged("the header is not written as this format writes it")
+    _check_payload(specs, payload)
+    return Value(facts, specs, payload)
+
+
+def _verified(key: bytes, value: bytes) -> tuple[bytes, memoryview]:
+    """Give header and payload if the prefix and the checksum are right."""
+    if len(value) < _PREFIX.size:
+        raise Damaged("shorter than a prefix")
+    _, _, reserved, header_bytes, payload_bytes, expected = _PREFIX.unpack_from(value)
+    if reserved:
+        raise Damaged("bytes that are zero in this format are not")
+    start = _PREFIX.size + header_bytes
+    if header_bytes > MOST_HEADER_BYTES or start + payload_bytes != len(value):
+        raise Damaged("the length is not what the prefix says")
+    content = memoryview(value)
+    if _checksum(key, value[: _CHECKED.size], [content[_PREFIX.size :]]) != expected:
+        raise Damaged("the checksum is wrong")
+    return value[_PREFIX.size : start], content[start:]
+
+
+def _check_payload(specs: tuple[TensorSpec, ...], payload: memoryview) -> None:
+    end = 0
+    for _, start, next_end in _places(specs):
+        # A shape may claim any size; a slice ends where the payload does.
+        if any(payload[end:start]):
+            raise Damaged("something is hidden between the tensors")
+        end = next_end
+    if end != len(payload):
+        raise Damaged("the payload does not have the size of the tensors")
+
+
+def _prefix(key: bytes, header: bytes, pieces: Sequence[bytes | memoryview]) -> bytes:
+    payload_bytes = sum(map(len, pieces))
+    checked = _CHECKED.pack(_MAGIC, FORMAT, 0, len(header), payload_bytes)
+    return checked + _checksum(key, checked, [header, *pieces])
+
+
+def _checksum(key: bytes, checked: bytes, rest: Iterable[bytes | memoryview]) -> bytes:
+    state = xxhash.xxh3_128(len(key).to_bytes(8, "little") + key + checked)
+    for piece in rest:
+        state.update(piece)
+    return state.digest()
+
+
+def _spec(name: str, array: Array) -> TensorSpec:
+    if array.dtype not in _DTYPE_NAMES:
+        raise ValueError(f"{name}: tensors of type {array.dtype} are not stored")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name}: not C-contiguous")
+    return TensorSpec(name, array.dtype, array.shape)
+
+
+def _write_header(facts: EmbeddingFacts, specs: tuple[TensorSpec, ...]) -> bytes:
+    """Write the only header of these facts and specs, also of such as `_read_header` refuses."""
+    tensors = [
+        {
+            "name": spec.name,
+            "dtype": _DTYPE_NAMES[spec.dtype],
+            "shape": spec.shape,
+            "offset": start,
+            "nbytes": end - start,
+        }
+        for spec, start, end in _places(specs)
+    ]
+    document = {
+        "model_name": facts.model_name,
+        "model_digest": facts.model_digest,
+        "preprocessing": facts.preprocessing,
+        "image_height": facts.image_size.height,
+        "image_width": facts.image_size.width,
+        "tensors": tensors,
+    }
+    text = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return text.encode("utf-8")
+
+
+def _read_header(header: bytes) -> _Header:
+    """Raise `ValueError` if it is too long, else pydantic's for what is not allowed in it."""
+    if len(header) > MOST_HEADER_BYTES:
+        raise ValueError(f"the header has {len(header)} bytes, over {MOST_HEADER_BYTES}")
+    return _Header.model_validate_json(header)
+
+
+def _places(specs: tuple[TensorSpec, ...]) -> Iterator[tuple[TensorSpec, int, int]]:
+    """Give each tensor's first byte in the payload, and the byte behind its last."""
+    end = 0
+    for spec in specs:
+        start = -(-end // _ALIGNMENT) * _ALIGNMENT
+        # Not the spec's own size, whose 64 bits a hostile shape overflows.
+        end = start + spec.dtype.itemsize * math.prod(spec.shape)
+        yield spec, start, end
