@@ -21,6 +21,7 @@ import skimage.data
 import torch
 from samserve import app, logs, settings
 from samserve.client import Client
+from samserve.machine import core_count
 
 from tests.oracle.generator import auto_mask
 from tests.oracle.onnx_sam import OnnxSam
@@ -63,7 +64,7 @@ async def main() -> None:
     options = parser.parse_args()
     chosen = settings.load({"server": {"port": 0, "admin_port": 0}, "log": {"level": "warning"}})
     logs.configure(chosen.log)
-    threads = settings.core_count()
+    threads = core_count()
     torch.set_num_threads(threads)
     repository = app.default_repository()
     graphs = [next(repository.glob(f"*_{role}/1/model.onnx")) for role in ("encoder", "decoder")]

@@ -87,16 +87,76 @@ async def test_work_without_callers_is_cancelled() -> None:
 async def test_the_value_is_held_until_the_last_caller_leaves() -> None:
     flights: SingleFlight[str, str] = SingleFlight()
     work = Work()
+    stay = asyncio.Event()
+
+    async def hold() -> None:
+        async with flights.join("key", work.open):
+            await stay.wait()
+
+    staying = asyncio.create_task(hold())
+    await turns()
+    assert flights.under_way("key")
+    leaving = asyncio.create_task(join(flights, work))
+    await turns()
     work.go.set()
-    async with flights.join("key", work.open):
-        async with flights.join("key", work.open) as (value, leads):
-            assert (value, leads) == ("value", False)
-        await turns()
-        held = work.counts["left"]
+    assert await leaving == ("value", False)
+    await turns()
+    held = work.counts["left"]
+    stay.set()
+    await staying
     await turns()
 
     assert held == 0
     assert work.counts["left"] == 1
+
+
+async def test_work_that_is_done_is_not_joined_while_others_hold_it() -> None:
+    flights: SingleFlight[str, str] = SingleFlight()
+    work = Work()
+    work.go.set()
+    async with flights.join("key", work.open):
+        assert not flights.under_way("key")
+        async with flights.join("key", work.open) as (value, leads):
+            assert (value, leads) == ("value", True)
+
+    assert work.counts["begun"] == 2
+
+
+async def test_existing_work_is_joined_and_its_failure_met() -> None:
+    flights: SingleFlight[str, str] = SingleFlight()
+    work = Work()
+    leading = asyncio.create_task(join(flights, work))
+    await turns()
+
+    async def ride() -> str:
+        async with flights.join_existing("key") as value:
+            return value
+
+    riding = asyncio.create_task(ride())
+    await turns()
+    leading.cancel()  # it goes on for the other
+    work.go.set()
+    assert await riding == "value"
+    with pytest.raises(KeyError):
+        await ride()
+    assert work.counts == {"begun": 1, "finished": 1, "left": 1}
+
+
+async def test_detached_work_goes_on_for_those_who_wait_and_takes_nobody_else() -> None:
+    flights: SingleFlight[str, str] = SingleFlight()
+    work, other = Work(), Work()
+    waiting = asyncio.create_task(join(flights, work))
+    await turns()
+    flights.detach("key")
+    flights.detach("key")
+    late = asyncio.create_task(join(flights, other))
+    await turns()
+    work.go.set()
+    assert await waiting == ("value", True)
+    # The first one's end does not end the second's being joined.
+    assert flights.under_way("key")
+    other.go.set()
+    assert await late == ("value", True)
 
 
 async def test_a_failure_reaches_every_caller_and_is_not_kept() -> None:

@@ -25,7 +25,8 @@ class SingleFlight(Generic[K, V]):
 
     The manager is entered once, in a task of its own; what it yields is handed to everybody who
     joined, and it is left when the last of them has left.  A caller's cancellation or failure
-    never touches the others; work that has lost its last caller is cancelled.
+    never touches the others; work that has lost its last caller is cancelled.  Work that is done
+    is not joined any more: what it made may have been thrown away since.
     """
 
     def __init__(self) -> None:
@@ -44,10 +45,29 @@ class SingleFlight(Generic[K, V]):
         leads = flight is None
         if flight is None:
             flight = self._launch(key, open_work)
+        async with self._boarded(key, flight) as value:
+            yield value, leads
+
+    @asynccontextmanager
+    async def join_existing(self, key: K) -> AsyncIterator[V]:
+        """Yield the value of work that is under way.  Raises ``KeyError`` if there is none."""
+        async with self._boarded(key, self._flights[key]) as value:
+            yield value
+
+    def under_way(self, key: K) -> bool:
+        """Whether there is work that a caller would join."""
+        return key in self._flights
+
+    def detach(self, key: K) -> None:
+        """Let nobody else join the work that is under way; who comes later begins anew."""
+        self._flights.pop(key, None)
+
+    @asynccontextmanager
+    async def _boarded(self, key: K, flight: _Flight[V]) -> AsyncIterator[V]:
         flight.passengers += 1
         try:
             # The shield keeps one caller's cancellation from cancelling the shared future.
-            yield await asyncio.shield(flight.result), leads
+            yield await asyncio.shield(flight.result)
         finally:
             flight.passengers -= 1
             if flight.passengers == 0:
@@ -58,29 +78,38 @@ class SingleFlight(Generic[K, V]):
     ) -> _Flight[V]:
         flight: _Flight[V] = _Flight(asyncio.get_running_loop().create_future())
         self._flights[key] = flight
-        flight.task = asyncio.create_task(self._fly(flight, open_work))
+        flight.task = asyncio.create_task(self._fly(key, flight, open_work))
         # Without callers left nobody reads the outcome; asyncio would complain about that.
         flight.result.add_done_callback(lambda done: done.cancelled() or done.exception())
         return flight
 
     async def _fly(
-        self, flight: _Flight[V], open_work: Callable[[], AbstractAsyncContextManager[V]]
+        self,
+        key: K,
+        flight: _Flight[V],
+        open_work: Callable[[], AbstractAsyncContextManager[V]],
     ) -> None:
         try:
             async with open_work() as value:
+                self._close(key, flight)
                 flight.result.set_result(value)
                 await flight.landed.wait()
         except asyncio.CancelledError:
             flight.result.cancel()
             raise
         except Exception as error:
+            self._close(key, flight)
             if flight.result.done():
                 raise
             flight.result.set_exception(error)
 
-    def _retire(self, key: K, flight: _Flight[V]) -> None:
+    def _close(self, key: K, flight: _Flight[V]) -> None:
+        """Let nobody else join."""
         if self._flights.get(key) is flight:
             del self._flights[key]
+
+    def _retire(self, key: K, flight: _Flight[V]) -> None:
+        self._close(key, flight)
         if flight.result.done():
             flight.landed.set()
         elif flight.task is not None:

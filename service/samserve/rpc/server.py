@@ -11,11 +11,12 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from samserve.errors import Unavailable
+from samserve.machine import file_limit
 from samserve.rpc.bystanders import Bystanders
 from samserve.rpc.health import Health
 from samserve.rpc.methods import SERVICE
 from samserve.rpc.tls import Certificate, server_credentials
-from samserve.settings import LimitSettings, ServerSettings, file_limit
+from samserve.settings import LimitSettings, ServerSettings
 
 LIVE = "live"
 _OTHER_FILES = 256

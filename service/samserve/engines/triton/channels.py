@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from tritonclient.grpc.aio import InferenceServerClient
 
 from samserve.engines.triton.credentials import Credentials
+from samserve.in_memory import as_path
 
 CONTROL_S = 2.0
 """Control calls are small; one that takes longer means that Triton is not well."""
@@ -66,7 +66,8 @@ def _client(url: str, credentials: Credentials) -> InferenceServerClient:
     with ExitStack() as stack:
 
         def path_of(content: bytes | None) -> str | None:
-            return None if content is None else stack.enter_context(_as_file(content))
+            # tritonclient wants paths and reads them at once.
+            return None if content is None else stack.enter_context(as_path(content))
 
         return InferenceServerClient(
             url,
@@ -92,15 +93,3 @@ def _client(url: str, credentials: Credentials) -> InferenceServerClient:
                 ("grpc.keepalive_timeout_ms", 10_000),
             ],
         )
-
-
-@contextmanager
-def _as_file(content: bytes) -> Iterator[str]:
-    """Give a path to read *content* from, which is in memory and gone after the block.
-
-    tritonclient wants paths and reads them at once.  The real ones may have been replaced since
-    their contents were found to belong together.
-    """
-    with open(os.memfd_create("samserve"), "w+b", buffering=0) as file:
-        file.write(content)
-        yield f"/proc/self/fd/{file.fileno()}"
