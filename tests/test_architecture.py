@@ -33,23 +33,32 @@ ALLOWED = {
     "workers": ("context", "gate"),
     "addresses": (),
     "pem": (),
+    "in_memory": (),
+    "machine": (),
+    "places": ("errors",),
+    "prefetches": ("errors", "places"),
     "settings": ("addresses",),
     "identity": ("types",),
     "card": ("types",),
     "imaging": ("types", "errors", "core"),
     "memory": ("types", "errors", "memory"),
     "metrics": ("types", "stores.base", "watched"),
-    "stores": ("types", "errors", "memory", "stores"),
+    "stores.opening": ("engines.base", "metrics", "settings", "stores", "watched"),
+    "stores.cluster": (
+        *("types", "errors", "addresses", "in_memory", "metrics", "pem", "settings", "watched"),
+        *("stores.base", "stores.cluster"),
+    ),
+    "stores": ("types", "errors", "flight", "memory", "stores"),
     "engines.base": ("types", "context", "memory.base", "stores.base"),
     "engines": (
         *("types", "errors", "card", "context", "memory", "metrics", "settings", "stores.base"),
-        *("gate", "pem", "engines"),
+        *("gate", "in_memory", "pem", "engines"),
     ),
     "prompting": ("types", "errors", "core", "engines.base"),
     "warmup": ("types", "context", "principal", "engines.base", "stores.base"),
     "embedder": (
         *("types", "errors", "context", "core", "engines.base", "stores.base"),
-        *("flight", "identity", "imaging", "principal", "prompting", "workers"),
+        *("flight", "identity", "imaging", "prefetches", "principal", "prompting", "workers"),
     ),
     "predictor": ("types", "errors", "context", "core", "engines.base", "embedder", "prompting"),
     "automask": (
@@ -81,8 +90,12 @@ RESERVED = {
     "urllib3": ("export",),
     "tritonclient": ("engines",),
     "typer": ("cli",),
-    "prometheus_client": ("metrics", "rpc.admin", "app"),
-    "redis": (),
+    "prometheus_client": (
+        *("metrics", "rpc.admin", "app"),
+        *("cli.cache_gateway", "cli.cache_nodes"),
+    ),
+    "redis": ("stores.cluster",),
+    "xxhash": ("stores.cluster.values",),
 }
 
 MOST_LINES, MOST_FUNCTION_LINES, MOST_NESTING = 400, 60, 3

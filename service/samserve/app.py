@@ -20,8 +20,11 @@ from samserve.engines.fake import FakeEngine
 from samserve.engines.onnx import OnnxEngine
 from samserve.engines.triton.engine import TritonEngine
 from samserve.imaging import ImageLimits
+from samserve.machine import core_count
 from samserve.metrics import Metrics
+from samserve.places import Places
 from samserve.predictor import Predictor
+from samserve.prefetches import Prefetches
 from samserve.quotas import Quotas
 from samserve.readiness import Readiness
 from samserve.rpc.admin import Admin
@@ -30,10 +33,11 @@ from samserve.rpc.boundary import Boundary
 from samserve.rpc.entrance import Entrance
 from samserve.rpc.server import ApiServer
 from samserve.rpc.servicer import SegmentationServicer, UseCases
-from samserve.security.setup import open_security
-from samserve.settings import EngineSettings, Settings, core_count
+from samserve.security.setup import Security, open_security
+from samserve.settings import EngineSettings, Settings
 from samserve.stores.base import EmbeddingStore
-from samserve.stores.memory import MemoryStore
+from samserve.stores.expiry import expiring
+from samserve.stores.opening import cache_credentials, open_store
 from samserve.warmup import warm_up
 from samserve.watched import Watched, refreshing
 from samserve.workers import Workers
@@ -64,7 +68,9 @@ async def running(
     """
     metrics = Metrics(CollectorRegistry())
     security = open_security(settings)
-    metrics.watch_files(security.watched)
+    access = cache_credentials(settings)
+    watched = security.watched if access is None else (*security.watched, access)
+    metrics.watch_files(watched)
     async with AsyncExitStack() as stack:
         admin = Admin(metrics.registry, asyncio.get_running_loop())
         admin_port = stack.enter_context(
@@ -75,29 +81,18 @@ async def running(
         await stack.enter_async_context(_closing(engine))
         metrics.watch_engine(lambda: engine.transport)
         if store is None:
-            store = MemoryStore(
-                settings.store.capacity_bytes,
-                settings.store.ttl_s,
-                quota=security.stored_bytes,
-                allocate=engine.allocate,
-            )
+            store = await open_store(settings, engine, security.stored_bytes, access, metrics)
         await stack.enter_async_context(_closing(store))
+        await stack.enter_async_context(expiring(store))
         metrics.watch_store(store.stats)
         workers = Workers(core_count())
         stack.callback(workers.close)
-        use_cases = _use_cases(settings, engine, store, workers)
-        admission = Admission(settings.admission, shared=lambda: security.authenticator.required)
-        entrance = Entrance(security.authenticator, Quotas(security.policy), admission)
-        boundary = Boundary(entrance, settings.deadlines, settings.server, settings.limits, metrics)
-        servicer = SegmentationServicer(use_cases, settings.limits)
-        api = ApiServer(
-            servicer.handlers(boundary),
-            settings.server,
-            settings.limits,
-            security.certificate,
-            busy=admission.busy,
-        )
-        await stack.enter_async_context(refreshing(security.watched, settings.tls.reload_s))
+
+        prefetches = _prefetches(settings, security)
+        stack.push_async_callback(prefetches.aclose)
+        use_cases = _use_cases(settings, engine, store, workers, prefetches)
+        api = _api(settings, security, use_cases, metrics)
+        await stack.enter_async_context(refreshing(watched, settings.tls.reload_s))
         await stack.enter_async_context(api.serving())
         await warm_up(engine, store)
         stack.push_async_callback(asyncio.sleep, settings.server.drain_s)
@@ -109,7 +104,7 @@ async def running(
             engine=engine,
             store=store,
             metrics=metrics,
-            watched=security.watched,
+            watched=watched,
         )
 
 
@@ -193,12 +188,42 @@ def _open_onnx(settings: EngineSettings, metrics: Metrics) -> Engine:
 
 
 def _use_cases(
-    settings: Settings, engine: Engine, store: EmbeddingStore, workers: Workers
+    settings: Settings,
+    engine: Engine,
+    store: EmbeddingStore,
+    workers: Workers,
+    prefetches: Prefetches,
 ) -> UseCases:
     limits = ImageLimits(settings.limits.image_pixels, settings.limits.image_side)
-    embedder = Embedder(engine, store, workers, limits, settings.deadlines.embed_s)
+    embedder = Embedder(engine, store, workers, limits, settings.deadlines.embed_s, prefetches)
     per_run = settings.engine.prompts_per_run
     return UseCases(embedder, Predictor(embedder, per_run), AutoMasker(embedder, per_run))
+
+
+def _prefetches(settings: Settings, security: Security) -> Prefetches:
+    admission = settings.admission
+    places = Places(admission.prefetch, "prefetches", shared=lambda: _several_tenants(security))
+    return Prefetches(places, admission.prefetch_bytes)
+
+
+def _api(
+    settings: Settings, security: Security, use_cases: UseCases, metrics: Metrics
+) -> ApiServer:
+    admission = Admission(settings.admission, shared=lambda: _several_tenants(security))
+    entrance = Entrance(security.authenticator, Quotas(security.policy), admission)
+    boundary = Boundary(entrance, settings.deadlines, settings.server, settings.limits, metrics)
+    servicer = SegmentationServicer(use_cases, settings.limits)
+    return ApiServer(
+        servicer.handlers(boundary),
+        settings.server,
+        settings.limits,
+        security.certificate,
+        busy=admission.busy,
+    )
+
+
+def _several_tenants(security: Security) -> bool:
+    return security.authenticator.required
 
 
 def _closing(resource: Engine | EmbeddingStore) -> aclosing[Engine | EmbeddingStore]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from samserve import identity, imaging
-from samserve.context import RequestContext, StageClock
+from samserve.context import Priority, RequestContext, StageClock
 from samserve.core import geometry
 from samserve.engines.base import EncoderInput, Engine
-from samserve.errors import EmbeddingNotFound, InvalidRequest, ModelNotFound
+from samserve.errors import EmbeddingNotFound, InvalidRequest, ModelNotFound, StoreUnavailable
 from samserve.flight import SingleFlight
+from samserve.prefetches import Prefetches
 from samserve.principal import Permission
 from samserve.prompting import Frames
-from samserve.stores.base import EmbeddingStore, Slot
+from samserve.stores.base import EmbeddingStore, Slot, not_found
 from samserve.types import (
     Embedding,
     EmbeddingFacts,
@@ -58,6 +60,15 @@ class Leased:
     cached: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An embedding that is being made, without anybody waiting for it."""
+
+    embedding_id: str
+    image_size: Size
+    model: ModelInfo
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Encoded:
     embedding: Embedding
@@ -67,11 +78,12 @@ class _Encoded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    """One picture to be encoded under one model."""
+    """One picture to be encoded under one model; ``size`` is what its file says."""
 
     key: EmbeddingKey
     image: EncodedImage | RawImage
     model: ModelInfo
+    size: Size
 
 
 class Embedder:
@@ -84,12 +96,14 @@ class Embedder:
         workers: Workers,
         limits: imaging.ImageLimits,
         encode_deadline_s: float,
+        prefetches: Prefetches | None = None,
     ) -> None:
         self.engine = engine
         self.store = store
         self.workers = workers
         self.limits = limits
         self._encode_deadline_s = encode_deadline_s
+        self._prefetches = prefetches or Prefetches()
         self._flights: SingleFlight[EmbeddingKey, _Encoded] = SingleFlight()
 
     def model(self, name: str) -> ModelInfo:
@@ -113,11 +127,13 @@ class Embedder:
         *,
         check: Check = lambda size, model: None,
         renew: bool = False,
+        durable: bool = False,
     ) -> AsyncIterator[Leased]:
         """Hold the embedding of *source*, encoding it first if need be.
 
         *check* sees the image's size and the model before anything runs and may raise.  With
-        *renew* the time to live of a stored embedding starts again.
+        *renew* the time to live of a stored embedding starts again.  With *durable*, see
+        `EmbeddingStore.lease`.
         """
         async with AsyncExitStack() as held:
             if isinstance(source, ById):
@@ -127,11 +143,38 @@ class Embedder:
                 leased = await self._by_image(
                     held, source.image, self.model(model_name), context, check, renew
                 )
+            if durable:
+                key = EmbeddingKey(context.tenant, leased.embedding_id)
+                lease = self.store.lease(key, durable=True, again=True)
+                leased = replace(leased, embedding=await held.enter_async_context(lease))
             yield leased
+
+    async def prefetch(
+        self, image: Image, model_name: str, context: RequestContext
+    ) -> Leased | Pending:
+        """Begin to encode *image*, after everybody who waits for something; see `Prefetches`.
+
+        Gives the embedding, which is not held, if it is there already.
+        """
+        model = self.model(model_name)
+        async with AsyncExitStack() as held:
+            key, leased = await self._find(held, image, model, context, renew=True)
+        if leased is not None:
+            return leased
+        job = await self._job(key, image, model, context)
+        behind = replace(context, priority=Priority.BULK)
+        self._prefetches.start(
+            key, context.tenant, len(job.image.data), partial(self._complete, job, behind)
+        )
+        return Pending(key.embedding_id, job.size, model)
 
     async def delete(self, embedding_id: str, context: RequestContext) -> bool:
         """Forget an embedding of the caller's tenant; False if there was none."""
-        return await self.store.delete(EmbeddingKey(context.tenant, embedding_id))
+        key = EmbeddingKey(context.tenant, embedding_id)
+        # Whoever embeds after this shall not be given what is deleted.
+        self._flights.detach(key)
+        self._prefetches.forget(key)
+        return await self.store.delete(key)
 
     async def _by_id(
         self,
@@ -141,8 +184,11 @@ class Embedder:
         context: RequestContext,
     ) -> Leased:
         key = EmbeddingKey(context.tenant, embedding_id)
-        with context.clock.stage("cache_get"):
-            embedding = await held.enter_async_context(self.store.lease(key))
+        if self._flights.under_way(key):
+            embedding = await self._join_pending(held, key, context)
+        else:
+            with context.clock.stage("cache_get"):
+                embedding = await held.enter_async_context(self.store.lease(key))
         model = self._model_of(embedding.facts, embedding_id)
         if model_name and self.model(model_name) != model:
             raise InvalidRequest(
@@ -154,7 +200,7 @@ class Embedder:
 
     def _model_of(self, facts: EmbeddingFacts, embedding_id: str) -> ModelInfo:
         model = self.engine.models.get(facts.model_name)
-        if model is None or model.digest != facts.model_digest:
+        if model is None or not facts.made_by(model):
             # A client that is told of a miss embeds again, with the model that is there now.
             raise EmbeddingNotFound(
                 "the model that made the embedding is not served any more; embed again",
@@ -171,25 +217,66 @@ class Embedder:
         check: Check,
         renew: bool,
     ) -> Leased:
+        key, leased = await self._find(held, image, model, context, renew=renew)
+        if leased is not None:
+            check(leased.embedding.facts.image_size, model)
+            return leased
+        job = await self._job(key, image, model, context)
+        check(job.size, model)
+        encoded = await self._encode_once(held, job, context)
+        return Leased(key.embedding_id, encoded.embedding, model, encoded.cached)
+
+    async def _find(
+        self,
+        held: AsyncExitStack,
+        image: Image,
+        model: ModelInfo,
+        context: RequestContext,
+        *,
+        renew: bool,
+    ) -> tuple[EmbeddingKey, Leased | None]:
+        """Look for the embedding of *image*; a store that is away is one that has nothing.
+
+        Raises `EmbeddingNotFound` for an image that is only a digest.
+        """
         with context.clock.stage("hash"):
             embedding_id = await self.workers.run(context, identity.embedding_id, image, model)
         key = EmbeddingKey(context.tenant, embedding_id)
         try:
             with context.clock.stage("cache_get"):
                 embedding = await held.enter_async_context(self.store.lease(key, renew=renew))
-        except EmbeddingNotFound:
+        except (EmbeddingNotFound, StoreUnavailable):
             if isinstance(image, ImageDigest):
-                raise
-        else:
-            check(embedding.facts.image_size, model)
-            return Leased(embedding_id, embedding, model, cached=True)
+                # Also during an outage: whoever sends the picture can go on.
+                raise not_found(key) from None
+            return key, None
+        return key, Leased(embedding_id, embedding, model, cached=True)
+
+    async def _job(
+        self, key: EmbeddingKey, image: Image, model: ModelInfo, context: RequestContext
+    ) -> _Job:
+        """Look at a picture that has to be encoded, and whether the caller may have that done."""
+        assert isinstance(image, EncodedImage | RawImage)
         context.principal.require(Permission.EMBED)
         self.store.check_room(context.tenant, model.embedding)
         size = await self.workers.run(context, imaging.probe, image, self.limits)
         context.allowance.check_image(size.pixels)
-        check(size, model)
-        encoded = await self._encode_once(held, _Job(key, image, model), context)
-        return Leased(embedding_id, encoded.embedding, model, encoded.cached)
+        return _Job(key, image, model, size)
+
+    async def _join_pending(
+        self, held: AsyncExitStack, key: EmbeddingKey, context: RequestContext
+    ) -> Embedding:
+        try:
+            with context.clock.stage("join"):
+                joined = self._flights.join_existing(key)
+                return (await held.enter_async_context(joined)).embedding
+        except InvalidRequest:
+            # It is about a picture that this caller has not sent.
+            raise not_found(key) from None
+
+    async def _complete(self, job: _Job, context: RequestContext) -> None:
+        async with self._flights.join(job.key, lambda: self._encode(job, context)):
+            pass
 
     async def _encode_once(
         self, held: AsyncExitStack, job: _Job, context: RequestContext
@@ -214,12 +301,13 @@ class Embedder:
                 lease = self.store.lease(job.key, again=True)
                 embedding = await held.enter_async_context(lease)
             except EmbeddingNotFound:
-                clock, cached = await self._encode_and_publish(job, caller), False
-                embedding = await held.enter_async_context(self.store.lease(job.key, again=True))
+                slot, clock = await self._encode_into_slot(job, caller)
+                embedding = await held.enter_async_context(self.store.publish(slot))
+                cached = False
             yield _Encoded(embedding, clock, cached)
 
-    async def _encode_and_publish(self, job: _Job, caller: RequestContext) -> StageClock:
-        """Return what each stage took."""
+    async def _encode_into_slot(self, job: _Job, caller: RequestContext) -> tuple[Slot, StageClock]:
+        """Give what is ready to be published, and what each stage took."""
         context = RequestContext(
             principal=caller.principal,
             allowance=caller.allowance,
@@ -229,16 +317,14 @@ class Embedder:
         )
         with context.clock.stage("decode_image"):
             pixels = await self.workers.run(context, imaging.decode, job.image, self.limits)
-        size = Size(*pixels.shape[:2])
-        facts = EmbeddingFacts(size, job.model.name, job.model.digest)
+        facts = EmbeddingFacts.of(Size(*pixels.shape[:2]), job.model)
         slot = await self.store.reserve(job.key, facts, job.model.embedding)
         try:
             await self.encode_pixels(pixels, job.model, slot, context)
         except BaseException:
             await self.store.discard(slot)
             raise
-        await self.store.publish(slot)
-        return context.clock
+        return slot, context.clock
 
     async def encode_pixels(
         self, pixels: UInt8Array, model: ModelInfo, slot: Slot, context: RequestContext

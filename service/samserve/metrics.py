@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -64,6 +64,7 @@ class Metrics:
             "Shared memory for requests under way: all of it, and what lost runs may write into.",
             ["state"],
         )
+        self.cache = CacheMetrics(registry)
 
     @contextmanager
     def engine_run(self, network: str) -> Iterator[None]:
@@ -90,6 +91,44 @@ class Metrics:
     def watch_engine(self, transport: Callable[[], Transport]) -> None:
         """Export how tensors travel to the model runtime, as it is at the time of the scrape."""
         self.registry.register(_TransportCollector(transport))
+
+
+class CacheMetrics:
+    """What is asked of the shared cache, and what comes of it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        counter = partial(Counter, registry=registry)
+        self.reads = counter(
+            "samserve_cache_reads",
+            "Embeddings looked for in the shared cache: hit, miss, deleted, damaged (removed), or "
+            "of another format or model (left alone).",
+            ["result"],
+        )
+        self.writes = counter(
+            "samserve_cache_writes",
+            "Embeddings offered to the shared cache: stored, exists, or deleted meanwhile.",
+            ["result"],
+        )
+        self.failures = counter(
+            "samserve_cache_failures",
+            "Commands to the shared cache without a result: unavailable, full or refused.",
+            ["kind"],
+        )
+        self.bytes = counter(
+            "samserve_cache_bytes", "Bytes of embeddings from and to it.", ["direction"]
+        )
+        self.node_seconds = Histogram(
+            "samserve_cache_node_seconds",
+            "Time that a node took to answer.",
+            ["node"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+    def watch(self, health: Callable[[], Mapping[str, bool]]) -> None:
+        """Export which nodes are left alone, at the time of the scrape."""
+        self._registry.register(_NodesCollector(health))
 
 
 class _TransportCollector(Collector):
@@ -120,6 +159,21 @@ class _FilesCollector(Collector):
         )
         for file in self._files:
             family.add_metric([file.name], float(file.healthy))
+        yield family
+
+
+class _NodesCollector(Collector):
+    def __init__(self, health: Callable[[], Mapping[str, bool]]) -> None:
+        self._health = health
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            "samserve_cache_node_away",
+            "1 for a node of the shared cache that is left alone since it does not answer.",
+            labels=["node"],
+        )
+        for node, answers in self._health().items():
+            family.add_metric([node], float(not answers))
         yield family
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import resource
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,10 +13,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from samserve.addresses import is_loopback
+from samserve.addresses import is_loopback, parse_hosts
 
 MIB = 1 << 20
-_MOST_FILES = 1 << 16
 
 
 class _Section(BaseModel):
@@ -150,6 +147,10 @@ class AdmissionSettings(_Section):
     slow_requests: int = Field(default=64, ge=1)
     """Requests that may take longer than a second to arrive; each may hold the memory of
     `limits.request_bytes`."""
+    prefetch: int = Field(default=64, ge=1)
+    """Pictures that are encoded, or wait for that, without a caller who waits for them."""
+    prefetch_bytes: int = Field(default=256 * MIB, ge=1)
+    """Bytes of all those pictures as they were sent."""
 
 
 class LimitSettings(_Section):
@@ -246,6 +247,62 @@ class StoreSettings(_Section):
     """Time after which an embedding is forgotten; Embed starts it again."""
 
 
+class CacheSettings(_Section):
+    """The cache that gateways share: Redis Cluster or Valkey Cluster."""
+
+    nodes: str = ""
+    """Some nodes of the cluster as HOST:PORT, separated by commas; the others are discovered.
+    Empty: nothing is shared."""
+    prefix: str = Field(default="samserve", pattern=r"[A-Za-z0-9_.-]+")
+    """How all keys begin; gateways that share embeddings have the same."""
+    username: str = ""
+    """ACL user; empty takes the default user."""
+    password_file: Path | None = None
+    """File with the user's password."""
+    tls: bool = False
+    """Whether the connections are encrypted, and the nodes' certificates are verified."""
+    ca_file: Path | None = None
+    """CA certificates (PEM) that may have signed the nodes'; unset takes the system's."""
+    cert_file: Path | None = None
+    """Client certificate (PEM, then its chain) for nodes that ask for one."""
+    key_file: Path | None = None
+    """Private key (PEM, not encrypted) of `cache.cert_file`."""
+    timeout_s: float = Field(default=0.5, gt=0)
+    """Time that a node gets for an answer; no call waits longer for the cache."""
+    connect_s: float = Field(default=0.25, gt=0)
+    """Time that a connection may take to open, a part of `cache.timeout_s`."""
+    durable_s: float = Field(default=1.0, gt=0)
+    """Time that a replica gets to confirm what was asked to be durable, besides that."""
+    breaker_failures: int = Field(default=3, ge=1)
+    """Failures in a row after which a node is left alone until it answers in the background."""
+    connections: int = Field(default=8, ge=1)
+    """Connections to one node; more calls wait."""
+    in_flight_bytes: int = Field(default=64 * MIB, ge=1)
+    """Bytes of embeddings on their way to or from one node; more calls wait."""
+    check_s: float = Field(default=0.5, ge=0)
+    """Time for which an embedding in memory is used without asking whether it was deleted by
+    way of another gateway."""
+    refresh_s: float = Field(default=10.0, gt=0)
+    """Time between two looks at who owns what, if nothing tells of a change."""
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            missing = "cert_file" if self.cert_file is None else "key_file"
+            raise ValueError(f"cache.{missing} is missing: certificate and key go together")
+        useless = [name for name in ("ca_file", "cert_file") if getattr(self, name) is not None]
+        if useless and not self.tls:
+            raise ValueError(f"cache.{useless[0]} is for cache.tls=true only")
+        if self.username and self.password_file is None:
+            raise ValueError("cache.username needs cache.password_file")
+        return self
+
+    @model_validator(mode="after")
+    def _nodes_are_addresses(self) -> Self:
+        parse_hosts(self.nodes)
+        return self
+
+
 class LogSettings(_Section):
     """Logging, to standard error."""
 
@@ -276,6 +333,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     triton: TritonSettings = TritonSettings()
     store: StoreSettings = StoreSettings()
+    cache: CacheSettings = CacheSettings()
     log: LogSettings = LogSettings()
 
     @model_validator(mode="after")
@@ -335,19 +393,3 @@ def load(overrides: dict[str, Any] | None = None, file: Path | None = None) -> S
             return sources if file is None else (*sources, TomlConfigSettingsSource(cls, file))
 
     return FromFile(**(overrides or {}))
-
-
-def file_limit() -> int:
-    """Raise the number of files that this process may have open as far as it may, and give it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Some systems say that there is no limit, which is more than anybody needs.
-    wanted = min(hard, _MOST_FILES) if hard != resource.RLIM_INFINITY else _MOST_FILES
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return _MOST_FILES if soft == resource.RLIM_INFINITY else soft
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return wanted
-
-
-def core_count() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

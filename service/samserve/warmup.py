@@ -23,9 +23,9 @@ async def warm_up(engine: Engine, store: EmbeddingStore) -> None:
 async def _warm_up_model(model: ModelInfo, engine: Engine, store: EmbeddingStore) -> None:
     context = RequestContext(WARM_UP)
     side = model.image_size
-    facts = EmbeddingFacts(Size(side, side), model.name, model.digest)
+    facts = EmbeddingFacts.of(Size(side, side), model)
     key = EmbeddingKey(context.tenant, model.digest)
-    slot = await store.reserve(key, facts, model.embedding)
+    slot = await store.reserve(key, facts, model.embedding, transient=True)
     try:
         blank = EncoderInput(np.zeros((side, side, 3), dtype=np.uint8), Size(side, side))
         await engine.encode(model.name, blank, slot, context)

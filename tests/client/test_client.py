@@ -12,7 +12,17 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 from samserve.app import Running
-from samserve.client import AutoMaskRecord, Client, Embedding, Progress, Prompt, Summary
+from samserve.client import (
+    AutoMaskRecord,
+    Client,
+    Embedding,
+    EmbeddingNotFound,
+    InvalidArgument,
+    Progress,
+    Prompt,
+    Summary,
+    Unavailable,
+)
 from samserve.engines.fake import FakeEngine
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
@@ -40,8 +50,46 @@ async def test_embed_tells_what_is_stored(client: Client) -> None:
 
     assert embedding.image_size == (48, 64)
     assert (embedding.model, embedding.cached) == ("fake", False)
+    assert embedding.expires_at is not None
     assert embedding.expires_at > datetime.now(UTC)
+    assert embedding.stored == "local"
     assert "encode" in embedding.timings_ms
+
+
+async def test_a_prefetched_picture_is_pending_until_it_is_asked_for(client: Client) -> None:
+    pending = await client.prefetch(PIXELS)
+    answer = await client.predict(pending, [CLICK])
+    there = await client.prefetch(PIXELS)
+
+    assert (pending.stored, pending.expires_at) == ("pending", None)
+    assert answer.embedding.id == there.id == pending.id
+    assert (there.stored, there.cached) == ("local", True)
+
+
+async def test_nothing_is_durable_without_a_shared_cache(client: Client) -> None:
+    with pytest.raises(Unavailable, match="shared cache") as caught:
+        await client.embed(PIXELS, durable=True)
+    assert caught.value.reason == "STORE_UNAVAILABLE"
+
+
+async def test_a_picture_beside_an_id_heals_what_is_not_found(client: Client) -> None:
+    embedding = await client.embed(PIXELS)
+    await client.delete_embedding(embedding)
+    with pytest.raises(EmbeddingNotFound):
+        await client.predict(embedding, [CLICK])
+
+    healed = await client.predict(embedding, [CLICK], image=PIXELS)
+    again = await client.predict(embedding.id, [CLICK], image=PIXELS)
+
+    assert healed.embedding.id == again.embedding.id == embedding.id
+    assert (healed.embedding.cached, again.embedding.cached) == (False, True)
+
+
+async def test_a_picture_beside_an_id_heals_nothing_else(client: Client) -> None:
+    embedding = await client.embed(PIXELS)
+
+    with pytest.raises(InvalidArgument):
+        await client.predict(embedding, [Prompt(points=[(-5, 0)])], image=PIXELS)
 
 
 async def test_a_path_and_its_bytes_are_the_same_picture(client: Client, tmp_path: Path) -> None:

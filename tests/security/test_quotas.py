@@ -509,8 +509,8 @@ async def test_room_is_never_made_by_those_who_hold_less() -> None:
     async def put(tenant: str, number: int) -> EmbeddingKey:
         key = EmbeddingKey(tenant, str(number))
         facts = EmbeddingFacts(Size(1, 1), "m", "d")
-        await store.publish(await store.reserve(key, facts, spec))
-        return key
+        async with store.publish(await store.reserve(key, facts, spec)):
+            return key
 
     small = await put("small", 0)
     middle = [await put("middle", number) for number in range(2)]

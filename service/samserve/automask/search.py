@@ -123,10 +123,10 @@ class AutoMasker:
             return
         store = self._embedder.store
         x_min, y_min, x_max, y_max = crop.box
-        facts = EmbeddingFacts(crop.size, leased.model.name, leased.model.digest)
+        facts = EmbeddingFacts.of(crop.size, leased.model)
         # Never published: nobody else can ask for a crop.
         key = EmbeddingKey(search.context.tenant, f"{leased.embedding_id}:{crop.box}")
-        slot = await store.reserve(key, facts, leased.model.embedding)
+        slot = await store.reserve(key, facts, leased.model.embedding, transient=True)
         try:
             await self._embedder.encode_pixels(
                 pixels[y_min:y_max, x_min:x_max], leased.model, slot, search.context

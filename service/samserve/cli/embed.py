@@ -43,6 +43,8 @@ def embed(  # noqa: PLR0913 - each is an option of the command line
     say(f"model: {embedding.model}")
     say(f"image: {width}x{height}")
     say(f"cached: {'yes' if embedding.cached else 'no'}")
-    say(f"expires: {embedding.expires_at.isoformat(timespec='seconds')}")
+    say(f"stored: {embedding.stored or 'not told'}")
+    if embedding.expires_at is not None:
+        say(f"expires: {embedding.expires_at.isoformat(timespec='seconds')}")
     for stage, spent in embedding.timings_ms.items():
         say(f"{stage}_ms: {spent:.2f}")

@@ -80,14 +80,36 @@ class SyncClient:
         *,
         model: str = "",
         orientation: Orientation = "exif",
+        durable: bool = False,
         request_id: str = "",
     ) -> Embedding:
         """See `Client.embed`."""
         return self._run(
-            self._client.embed(image, model=model, orientation=orientation, request_id=request_id)
+            self._client.embed(
+                image,
+                model=model,
+                orientation=orientation,
+                durable=durable,
+                request_id=request_id,
+            )
         )
 
-    def predict(
+    def prefetch(
+        self,
+        image: ImageLike,
+        *,
+        model: str = "",
+        orientation: Orientation = "exif",
+        request_id: str = "",
+    ) -> Embedding:
+        """See `Client.prefetch`."""
+        return self._run(
+            self._client.prefetch(
+                image, model=model, orientation=orientation, request_id=request_id
+            )
+        )
+
+    def predict(  # noqa: PLR0913 - each may be left out
         self,
         source: Source,
         prompts: Sequence[Prompt],
@@ -95,6 +117,7 @@ class SyncClient:
         model: str = "",
         multimask: Multimask = "auto",
         low_res_logits: bool | Literal["only"] = False,
+        image: ImageLike | None = None,
         request_id: str = "",
     ) -> Prediction:
         """See `Client.predict`."""
@@ -105,6 +128,7 @@ class SyncClient:
                 model=model,
                 multimask=multimask,
                 low_res_logits=low_res_logits,
+                image=image,
                 request_id=request_id,
             )
         )

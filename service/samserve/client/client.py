@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from samserve.client import images, requests, responses
 from samserve.client.channel import check_private, open_channel
-from samserve.client.errors import EmbeddingNotFound, typed_errors
+from samserve.client.errors import EmbeddingNotFound, Unavailable, typed_errors
 from samserve.client.images import ImageLike, Orientation, Upload
 from samserve.client.requests import AutoMaskOptions, Multimask, Prompt
 from samserve.client.results import (
@@ -35,6 +35,8 @@ Source = Embedding | ImageLike
 
 Token = str | Callable[[], str]
 """An API key or bearer token, or what gives one; empty sends none."""
+
+_HEALED_BY_IMAGE = ("EMBEDDING_NOT_FOUND", "STORE_UNAVAILABLE")
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -89,23 +91,49 @@ class Client:
         *,
         model: str = "",
         orientation: Orientation = "exif",
+        durable: bool = False,
         request_id: str = "",
     ) -> Embedding:
         """Encode a picture and keep its embedding; again, to extend its life.
 
         A file over 256 KiB is first asked for by its SHA-256, and sent only if the server does
-        not know it.
+        not know it.  With *durable*, it is where the death of any one machine does not lose it, or
+        `Unavailable` is raised.
         """
+        request = pb.EmbedRequest(model=model, durability=requests.durability_value(durable))
+        return await self._embed(request, image, orientation, request_id)
 
+    async def prefetch(
+        self,
+        image: ImageLike,
+        *,
+        model: str = "",
+        orientation: Orientation = "exif",
+        request_id: str = "",
+    ) -> Embedding:
+        """Have a picture encoded that will be needed soon, without waiting for it.
+
+        `predict` with what this gives waits until it is encoded.
+        """
+        request = pb.EmbedRequest(model=model, prefetch=True)
+        return await self._embed(request, image, orientation, request_id)
+
+    async def _embed(
+        self,
+        request: pb.EmbedRequest,
+        image: ImageLike,
+        orientation: Orientation,
+        request_id: str,
+    ) -> Embedding:
         async def send(message: pb.Image) -> pb.EmbedResponse:
-            request = pb.EmbedRequest(image=message, model=model)
+            request.image.CopyFrom(message)
             return await self._call(self._stub().Embed, request, request_id)
 
         upload = await asyncio.to_thread(images.read, image, orientation)
         response = await _asking_first(upload, send)
         return responses.embedding(response.embedding, response.timings)
 
-    async def predict(
+    async def predict(  # noqa: PLR0913 - each may be left out
         self,
         source: Source,
         prompts: Sequence[Prompt],
@@ -113,12 +141,15 @@ class Client:
         model: str = "",
         multimask: Multimask = "auto",
         low_res_logits: bool | Literal["only"] = False,
+        image: ImageLike | None = None,
         request_id: str = "",
     ) -> Prediction:
         """Segment one object per prompt.
 
         A picture as *source* is asked for and sent as in `embed`, turned by its EXIF orientation,
-        and stays embedded: go on with ``prediction.embedding``.  With ``low_res_logits="only"``
+        and stays embedded: go on with ``prediction.embedding``.  With an `Embedding` or an id as
+        *source*, *image* is what it was made of, and is sent if the server does not find it, or
+        cannot look for it.  With ``low_res_logits="only"``
         masks have no pixels, box, area or stability score, which spares the upsampling.
         """
         messages = await asyncio.to_thread(lambda: [requests.prompt_message(p) for p in prompts])
@@ -138,7 +169,12 @@ class Client:
         located = await _locate(source)
         if isinstance(located, str):
             request.embedding_id = located
-            return responses.prediction(await send(None))
+            try:
+                return responses.prediction(await send(None))
+            except (EmbeddingNotFound, Unavailable) as error:
+                if image is None or error.reason not in _HEALED_BY_IMAGE:
+                    raise
+                located = await asyncio.to_thread(images.read, image)
         return responses.prediction(await _asking_first(located, send))
 
     async def automask(

@@ -81,6 +81,11 @@ def multimask_value(multimask: Multimask) -> pb.Multimask.ValueType:
     return _MULTIMASKS[multimask]
 
 
+def durability_value(durable: bool) -> pb.Durability.ValueType:
+    """Write what an embedding has to survive."""
+    return pb.DURABILITY_DURABLE if durable else pb.DURABILITY_UNSPECIFIED
+
+
 def automask_message(options: AutoMaskOptions) -> pb.AutoMaskOptions:
     """Write AutoMask options.  Raises ``TypeError`` for an unknown name."""
     unknown = sorted(set(options) - set(pb.AutoMaskOptions.DESCRIPTOR.fields_by_name))

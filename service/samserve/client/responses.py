@@ -8,6 +8,7 @@ from datetime import UTC
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.descriptor import EnumDescriptor
 
 from samserve.card import TEXTS
 from samserve.client.results import (
@@ -29,12 +30,14 @@ from samserve.v1 import samserve_pb2 as pb
 
 def embedding(message: pb.Embedding, timings: Iterable[pb.StageTiming]) -> Embedding:
     """Read which embedding answered."""
+    known = message.HasField("expire_time")
     return Embedding(
         id=message.id,
         image_size=(message.image_size.height, message.image_size.width),
         model=message.model,
         cached=message.cached,
-        expires_at=message.expire_time.ToDatetime(tzinfo=UTC),
+        expires_at=message.expire_time.ToDatetime(tzinfo=UTC) if known else None,
+        stored=_name(pb.Stored.DESCRIPTOR, message.stored),
         timings_ms=timings_ms(timings),
     )
 
@@ -146,7 +149,7 @@ def _model(message: pb.Model) -> Model:
             descriptor.name for descriptor, value in message.capabilities.ListFields() if value
         ),
         default=message.default,
-        transport=_transport(message.transport),
+        transport=_name(pb.Transport.DESCRIPTOR, message.transport),
         card=_card(message.card),
     )
 
@@ -158,7 +161,8 @@ def _card(message: pb.ModelCard) -> ModelCard:
     return ModelCard(**texts, parity=Parity(**figures) if message.HasField("parity") else None)
 
 
-def _transport(value: int) -> str:
-    """Name a transport; empty if it is not told, or newer than this client."""
-    known = pb.Transport.DESCRIPTOR.values_by_number.get(value)
-    return known.name.removeprefix("TRANSPORT_").lower() if value and known else ""
+def _name(enum: EnumDescriptor, value: int) -> str:
+    """Name a value without its prefix; empty if it is not told, or newer than this client."""
+    known = enum.values_by_number.get(value)
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return known.name.removeprefix(prefix).lower() if value and known else ""

@@ -20,7 +20,9 @@ Xywh = tuple[float, float, float, float]
 class Embedding:
     """A stored embedding; ``image_size`` is the frame of coordinates.
 
-    ``cached`` tells whether it was there before the call.  ``timings_ms`` are the stages of the
+    ``cached`` tells whether it was there before the call; ``stored`` where it is: ``shared`` with
+    other servers, ``local`` to this one, ``pending`` after `Client.prefetch`, or empty if that is
+    not told.  ``expires_at`` is None while it is pending.  ``timings_ms`` are the stages of the
     call that answered it.
     """
 
@@ -28,7 +30,8 @@ class Embedding:
     image_size: tuple[int, int]
     model: str
     cached: bool
-    expires_at: datetime
+    expires_at: datetime | None
+    stored: str = ""
     timings_ms: Mapping[str, float] = field(default_factory=dict)
 
 

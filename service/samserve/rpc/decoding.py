@@ -47,6 +47,7 @@ _ORIENTATIONS = {
     pb.ORIENTATION_EXIF: Orientation.EXIF,
     pb.ORIENTATION_IGNORE: Orientation.IGNORE,
 }
+_DURABILITIES = {pb.DURABILITY_UNSPECIFIED: False, pb.DURABILITY_DURABLE: True}
 _LAYOUTS = {
     pb.RAW_LAYOUT_RGB: RawLayout.RGB,
     pb.RAW_LAYOUT_BGR: RawLayout.BGR,
@@ -91,6 +92,14 @@ def _image_digest(sha256: bytes, orientation: Orientation) -> ImageDigest:
     if len(sha256) != _SHA256_BYTES:
         raise _out_of_bounds("image.encoded_sha256", "must have 32 bytes", 32, len(sha256))
     return ImageDigest(sha256, orientation)
+
+
+def durable(message: pb.EmbedRequest) -> bool:
+    """Read whether the embedding has to survive a machine."""
+    wanted = _choice("durability", message.durability, _DURABILITIES)
+    if wanted and message.prefetch:
+        raise InvalidRequest("durability", "leave it out of a prefetch, which waits for nothing")
+    return wanted
 
 
 def source(message: pb.PredictRequest | pb.AutoMaskRequest) -> Source:

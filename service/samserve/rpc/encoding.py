@@ -13,7 +13,7 @@ from samserve.automask.options import AutoMaskOptions
 from samserve.card import TEXTS
 from samserve.context import StageClock
 from samserve.core import rle
-from samserve.embedder import Leased
+from samserve.embedder import Leased, Pending
 from samserve.errors import ResponseTooLarge
 from samserve.predictor import Prediction
 from samserve.principal import UNLIMITED, Allowance
@@ -58,9 +58,22 @@ def embedding(leased: Leased) -> pb.Embedding:
         image_size=image_size(facts.image_size),
         model=facts.model_name,
         cached=leased.cached,
+        stored=pb.STORED_SHARED if leased.embedding.shared else pb.STORED_LOCAL,
     )
     message.expire_time.FromNanoseconds(int(leased.embedding.expires_at * 1e9))
     return message
+
+
+def found_or_pending(found: Leased | Pending) -> pb.Embedding:
+    """Write what has become of a prefetch."""
+    if isinstance(found, Leased):
+        return embedding(found)
+    return pb.Embedding(
+        id=found.embedding_id,
+        image_size=image_size(found.image_size),
+        model=found.model.name,
+        stored=pb.STORED_PENDING,
+    )
 
 
 def image_size(size: Size) -> pb.ImageSize:

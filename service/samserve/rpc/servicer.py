@@ -47,10 +47,18 @@ class SegmentationServicer:
         return grpc.method_handlers_generic_handler(SERVICE, by_name)
 
     async def Embed(self, request: pb.EmbedRequest, context: RequestContext) -> pb.EmbedResponse:
-        source = ByImage(decoding.image(request.image))
-        leasing = self._use_cases.embedder.lease(source, request.model, context, renew=True)
-        async with leasing as leased:
-            embedding = encoding.embedding(leased)
+        image = decoding.image(request.image)
+        durable = decoding.durable(request)
+        embedder = self._use_cases.embedder
+        if request.prefetch:
+            found = await embedder.prefetch(image, request.model, context)
+            embedding = encoding.found_or_pending(found)
+        else:
+            leasing = embedder.lease(
+                ByImage(image), request.model, context, renew=True, durable=durable
+            )
+            async with leasing as leased:
+                embedding = encoding.embedding(leased)
         return pb.EmbedResponse(embedding=embedding, timings=encoding.timings(context.clock))
 
     async def Predict(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from samserve.errors import MemoryExhausted
 from samserve.memory.base import Memory
 from samserve.types import Array, TensorSpec
 
@@ -22,20 +21,30 @@ class Arena:
         """Cut *memory*; what is not *committed* yet is so slot by slot, when they are used."""
         self.slot_bytes = slot_bytes
         self._memory = memory
-        slots = range(memory.nbytes // slot_bytes)
-        # Free slots; the last one is taken first, so that warm pages are used again.
-        self._free = list(reversed(slots))
-        # Slots without memory behind them.
-        self._hollow: set[int] = set() if committed else set(slots)
+        self._slots = memory.nbytes // slot_bytes
+        # Slots from this one on were never taken, and have memory behind them or not.  They are
+        # not listed one by one: there may be a million.
+        self._fresh = 0
+        self._fresh_committed = committed
+        # Other free slots; the last one is taken first, so that warm pages are used again.
+        self._free: list[int] = []
+        # Those of them without memory behind them.
+        self._hollow: set[int] = set()
 
     def allocate(self) -> int | None:
-        """Take a slot, or None if there is none.  Raises `MemoryExhausted`."""
-        if not self._free:
+        """Take a slot, or None if there is none.  Raises `MemoryExhausted`, and takes none."""
+        if self._free:
+            index = self._free[-1]
+            if index in self._hollow:
+                self._commit(index)
+                self._hollow.remove(index)
+            return self._free.pop()
+        if self._fresh == self._slots:
             return None
-        index = self._free.pop()
-        if index in self._hollow:
-            self._commit(index)
-        return index
+        if not self._fresh_committed:
+            self._commit(self._fresh)
+        self._fresh += 1
+        return self._fresh - 1
 
     def free(self, index: int) -> None:
         """Give a slot back; its content may be overwritten from now on."""
@@ -50,6 +59,10 @@ class Arena:
         """Return the memory of all free slots to the system."""
         for index in set(self._free) - self._hollow:
             self.release_pages(index)
+        fresh = self._slots - self._fresh
+        if self._fresh_committed and fresh:
+            self._memory.release(self._fresh * self.slot_bytes, fresh * self.slot_bytes)
+        self._fresh_committed = False
 
     def view(self, index: int, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
         """View a slot as named tensors, laid out one after the other."""
@@ -62,12 +75,7 @@ class Arena:
         return tensors
 
     def _commit(self, index: int) -> None:
-        try:
-            self._memory.commit(index * self.slot_bytes, self.slot_bytes)
-        except MemoryExhausted:
-            self._free.append(index)
-            raise
-        self._hollow.remove(index)
+        self._memory.commit(index * self.slot_bytes, self.slot_bytes)
 
 
 def slot_bytes(specs: tuple[TensorSpec, ...]) -> int:

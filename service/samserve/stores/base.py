@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from samserve.errors import EmbeddingNotFound
 from samserve.types import Array, Embedding, EmbeddingFacts, EmbeddingKey, TensorSpec
 
 
@@ -63,17 +64,27 @@ class EmbeddingStore(Protocol):
         ...
 
     async def reserve(
-        self, key: EmbeddingKey, facts: EmbeddingFacts, specs: tuple[TensorSpec, ...]
+        self,
+        key: EmbeddingKey,
+        facts: EmbeddingFacts,
+        specs: tuple[TensorSpec, ...],
+        *,
+        transient: bool = False,
     ) -> Slot:
         """Take memory for a new embedding, evicting what was used longest ago.
 
-        A tenant over its own quota evicts what is its own.  Raises `Overloaded` if everything that
-        is held is in use, `QuotaExceeded` if that is so of what the tenant may hold.
+        A *transient* one will not be published.  A tenant over its own quota evicts what is its
+        own.  Raises `Overloaded` if everything that is held is in use, `QuotaExceeded` if that is
+        so of what the tenant may hold.
         """
         ...
 
-    async def publish(self, slot: Slot) -> None:
-        """Make what was written visible under its key, replacing what was there."""
+    def publish(self, slot: Slot) -> AbstractAsyncContextManager[Embedding]:
+        """Make what was written visible under its key, and hold it while the block runs.
+
+        It replaces what was there.  If the key has been deleted since the slot was reserved, it is
+        held but not visible, and gone after the block.
+        """
         ...
 
     async def discard(self, slot: Slot) -> None:
@@ -84,24 +95,46 @@ class EmbeddingStore(Protocol):
         ...
 
     def lease(
-        self, key: EmbeddingKey, *, renew: bool = False, again: bool = False
+        self,
+        key: EmbeddingKey,
+        *,
+        renew: bool = False,
+        durable: bool = False,
+        again: bool = False,
     ) -> AbstractAsyncContextManager[Embedding]:
         """Hold an embedding: it is neither evicted nor overwritten while the block runs.
 
-        With *renew*, its time to live starts again.  With *again*, the caller has just been told
-        of a miss, and this look counts neither as a hit nor as another miss.  Raises
-        `EmbeddingNotFound`.
+        With *renew*, its time to live starts again.  With *durable*, it is found only once it is
+        where the death of one machine does not lose it; `StoreUnavailable` if it cannot be brought
+        there.  With *again*, the caller has just been told of a miss, and this look counts neither
+        as a hit nor as another miss.  Raises `EmbeddingNotFound`.
         """
         ...
 
     async def delete(self, key: EmbeddingKey) -> bool:
-        """Forget an embedding at once; leases that are held stay valid.  False if unknown."""
+        """Forget an embedding everywhere, also one whose slot is being written.
+
+        Leases that are held stay valid.  False if unknown.  Raises `StoreUnavailable` if others
+        may still find it.
+        """
         ...
 
     def stats(self) -> StoreStats:
         """Count what is held."""
         ...
 
+    def expire(self) -> int:
+        """Free what has expired, which nobody finds any more, and count it; called now and then."""
+        ...
+
     async def aclose(self) -> None:
         """Free everything."""
         ...
+
+
+def not_found(key: EmbeddingKey) -> EmbeddingNotFound:
+    """Build the error for a miss: one text, whatever its cause."""
+    return EmbeddingNotFound(
+        "the embedding is unknown, has expired or was evicted; embed the image again",
+        metadata={"embedding_id": key.embedding_id},
+    )

@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections import OrderedDict, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-from samserve.errors import EmbeddingNotFound, Overloaded, QuotaExceeded
+from samserve.errors import EmbeddingNotFound, Overloaded, QuotaExceeded, StoreUnavailable
 from samserve.memory.base import Allocate, AnonymousMemory, round_up_to_page
 from samserve.stores.arena import Arena, slot_bytes
 from samserve.stores.base import Slot, StoreStats
+from samserve.stores.shares import Entry, Levels, Shares
 from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, TensorSpec
 
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    slot: Slot
-    arena: Arena
-    expires_at: float
-    leases: int = 0
-    listed: bool = True
-
-
-@dataclass(slots=True, eq=False)
-class _Share:
-    """What one tenant holds: its part of `_used`, and its published keys, oldest use first."""
-
-    used: int = 0
-    keys: OrderedDict[EmbeddingKey, None] = field(default_factory=OrderedDict)
+# How many expired entries one new one removes: more than one, so that they become fewer; not all,
+# so that nobody waits for many.
+_EXPIRED_PER_RESERVE = 4
 
 
 class MemoryStore:
@@ -39,7 +26,9 @@ class MemoryStore:
     *capacity_bytes* bounds everything: published, being written, deleted but still leased, and
     quarantined.  *quota* gives the bytes that a tenant may hold of it, None for no such bound.
     *allocate* maps the arenas.  *now* gives seconds since the epoch, because expiry is told to
-    clients.
+    clients.  *forgotten* is called, and must not raise, whenever an embedding stops being visible:
+    evicted, expired, deleted, dropped, or replaced, then before the new one is visible; not at the
+    end.
     """
 
     def __init__(
@@ -50,17 +39,21 @@ class MemoryStore:
         quota: Callable[[str], int | None] = lambda tenant: None,
         allocate: Allocate = AnonymousMemory,
         now: Callable[[], float] = time.time,
+        forgotten: Callable[[EmbeddingKey], None] = lambda key: None,
     ) -> None:
         self._capacity = capacity_bytes
         self._ttl_s = ttl_s
         self._now = now
         self._allocate = allocate
         self._quota = quota
-        # Published entries, least recently used first.
-        self._entries: OrderedDict[EmbeddingKey, _Entry] = OrderedDict()
+        self._forgotten = forgotten
         self._arenas: dict[int, Arena] = {}
-        self._used = self._quarantined = 0
-        self._shares: defaultdict[str, _Share] = defaultdict(_Share)
+        self._shares = Shares()
+        # Listed entries by the second in which they have expired.
+        self._expiries: Levels[Entry] = Levels()
+        # Slots that will be visible once they are published.
+        self._pending: dict[EmbeddingKey, set[Slot]] = {}
+        self._quarantined = 0
         self._hits = self._misses = self._evictions = 0
 
     def check_room(self, tenant: str, specs: tuple[TensorSpec, ...]) -> None:
@@ -68,84 +61,143 @@ class MemoryStore:
         quota = self._quota(tenant)
         if quota is None:
             return
-        share = self._shares.get(tenant, _Share())
+        share = self._shares.of(tenant)
         wanted = round_up_to_page(slot_bytes(specs))
-        if share.used + wanted > quota and self._idle(share.keys) is None:
+        if share.used + wanted > quota and not share.idle:
             raise _over_quota(tenant, quota, wanted)
 
     async def reserve(
-        self, key: EmbeddingKey, facts: EmbeddingFacts, specs: tuple[TensorSpec, ...]
+        self,
+        key: EmbeddingKey,
+        facts: EmbeddingFacts,
+        specs: tuple[TensorSpec, ...],
+        *,
+        transient: bool = False,
     ) -> Slot:
         """See `EmbeddingStore.reserve`."""
         arena = self._arena(slot_bytes(specs))
+        self.expire(_EXPIRED_PER_RESERVE)
         self._make_room_within_quota(key.tenant, arena)
         self._make_room(key.tenant, arena)
         index = arena.allocate()
         if index is None:
             raise _full(self._capacity)
-        self._used += arena.slot_bytes
-        self._shares[key.tenant].used += arena.slot_bytes
-        return Slot(
+        self._shares.take(key.tenant, arena.slot_bytes)
+        slot = Slot(
             key=key,
             facts=facts,
             tensors=arena.view(index, specs),
             index=index,
             nbytes=arena.slot_bytes,
         )
+        if not transient:
+            self._pending.setdefault(key, set()).add(slot)
+        return slot
 
-    async def publish(self, slot: Slot) -> None:
-        """See `EmbeddingStore.publish`."""
-        self._unlist(slot.key)
+    @asynccontextmanager
+    async def publish(
+        self, slot: Slot, *, durable: bool = False, expires_at: float | None = None
+    ) -> AsyncIterator[Embedding]:
+        """See `EmbeddingStore.publish`.
+
+        *expires_at* is in seconds since the epoch, by default the time to live from now.  Raises
+        `StoreUnavailable` with *durable*, and the slot is discarded: this store dies with its
+        process.
+        """
+        if durable:
+            await self.discard(slot)
+            raise _not_durable()
+        visible = self._end_pending(slot)
+        if visible:
+            self._unlist(slot.key)
         for tensor in slot.tensors.values():
             tensor.flags.writeable = False
-        entry = _Entry(slot, self._arenas[slot.nbytes], self._now() + self._ttl_s)
-        self._entries[slot.key] = entry
-        self._shares[slot.key.tenant].keys[slot.key] = None
+        if expires_at is None:
+            expires_at = self._now() + self._ttl_s
+        # Not the slot itself: its owner lets go of it, and of what only a writer needs.
+        entry = Entry(slot.key, slot.facts, slot.tensors, slot.index, slot.nbytes, expires_at)
+        with self._held(entry) as embedding:
+            if visible:
+                self._shares.list_entry(entry)
+                self._expiries.add(_second(expires_at), entry)
+            yield embedding
 
     async def discard(self, slot: Slot) -> None:
         """See `EmbeddingStore.discard`."""
-        arena = self._arenas.get(slot.nbytes)
-        if arena is None:
-            return  # the store was closed while the slot was being written
+        self._end_pending(slot)
         writing = [writer for writer in slot.late_writers if not writer.done()]
         if not writing:
-            self._free(slot, arena)
+            self._free(slot)
             return
         self._quarantined += slot.nbytes
         # The callback keeps the slot alive; the futures keep the callback.
         ended = asyncio.gather(*writing, return_exceptions=True)
-        ended.add_done_callback(lambda _: self._end_quarantine(slot, arena))
+        ended.add_done_callback(lambda _: self._end_quarantine(slot))
 
-    def _end_quarantine(self, slot: Slot, arena: Arena) -> None:
+    def _end_quarantine(self, slot: Slot) -> None:
         self._quarantined -= slot.nbytes
-        self._free(slot, arena)
+        self._free(slot)
 
     @asynccontextmanager
     async def lease(
-        self, key: EmbeddingKey, *, renew: bool = False, again: bool = False
+        self,
+        key: EmbeddingKey,
+        *,
+        renew: bool = False,
+        durable: bool = False,
+        again: bool = False,
     ) -> AsyncIterator[Embedding]:
-        """See `EmbeddingStore.lease`."""
+        """See `EmbeddingStore.lease`.
+
+        Raises `StoreUnavailable` with *durable* for what is found: this store dies with its
+        process.
+        """
         entry = self._find(key, counts=not again)
+        if durable:
+            raise _not_durable()
         if renew:
-            entry.expires_at = self._now() + self._ttl_s
-        entry.leases += 1
-        try:
-            yield Embedding(entry.slot.tensors, entry.slot.facts, entry.expires_at)
-        finally:
-            entry.leases -= 1
-            self._free_if_unused(entry)
+            self._renew(entry)
+        with self._held(entry) as embedding:
+            yield embedding
 
     async def delete(self, key: EmbeddingKey) -> bool:
         """See `EmbeddingStore.delete`."""
-        entry = self._entries.get(key)
+        # What is published later and is not pending any more does not become visible.
+        self._pending.pop(key, None)
+        entry = self._shares.find(key)
         self._unlist(key)
         return entry is not None and entry.expires_at > self._now()
+
+    def lists(self, key: EmbeddingKey) -> bool:
+        """Tell whether an embedding is visible, or was until it expired."""
+        return self._shares.find(key) is not None
+
+    def drop(self, key: EmbeddingKey) -> None:
+        """Let an embedding not be found any more, because it is known to be gone elsewhere.
+
+        Slots that are being written will be visible.
+        """
+        self._unlist(key)
+
+    def expire(self, most: int = 1000) -> int:
+        """Remove expired entries, at most that many, which takes milliseconds; gives their number.
+
+        Leases that are held stay valid.  Called every few seconds it frees the memory of what
+        nobody asks for; whoever wants all of it gone calls until it gives 0.
+        """
+        now = self._now()
+        for removed in range(most):
+            first = self._expiries.first()
+            if first is None or first[0] > now:
+                return removed
+            self._unlist(first[1].key)
+        return most
 
     def stats(self) -> StoreStats:
         """See `EmbeddingStore.stats`."""
         return StoreStats(
-            entries=len(self._entries),
-            bytes=self._used,
+            entries=self._shares.listed,
+            bytes=self._shares.used,
             quarantined_bytes=self._quarantined,
             capacity_bytes=self._capacity,
             hits=self._hits,
@@ -155,12 +207,14 @@ class MemoryStore:
 
     async def aclose(self) -> None:
         """See `EmbeddingStore.aclose`."""
-        self._entries.clear()
-        self._shares.clear()
+        for entry in self._shares:
+            entry.listed = False  # leases that are held end without a trace
+        self._shares, self._expiries = Shares(), Levels()
+        self._pending.clear()
         self._arenas.clear()
 
-    def _find(self, key: EmbeddingKey, *, counts: bool) -> _Entry:
-        entry = self._entries.get(key)
+    def _find(self, key: EmbeddingKey, *, counts: bool) -> Entry:
+        entry = self._shares.find(key)
         if entry is not None and entry.expires_at <= self._now():
             self._unlist(key)
             entry = None
@@ -171,9 +225,31 @@ class MemoryStore:
                 metadata={"embedding_id": key.embedding_id},
             )
         self._hits += counts
-        self._entries.move_to_end(key)
-        self._shares[key.tenant].keys.move_to_end(key)
+        self._shares.touch(entry)
         return entry
+
+    def _renew(self, entry: Entry) -> None:
+        self._expiries.remove(_second(entry.expires_at), entry)
+        entry.expires_at = self._now() + self._ttl_s
+        self._expiries.add(_second(entry.expires_at), entry)
+
+    @contextmanager
+    def _held(self, entry: Entry) -> Iterator[Embedding]:
+        self._shares.hold(entry)
+        try:
+            yield Embedding(entry.tensors, entry.facts, entry.expires_at)
+        finally:
+            self._shares.let_go(entry)
+            self._free_if_unused(entry)
+
+    def _end_pending(self, slot: Slot) -> bool:
+        """Tell whether the slot would have been visible: not a transient one or a revoked one."""
+        slots = self._pending.get(slot.key, set())
+        pending = slot in slots
+        slots.discard(slot)
+        if pending and not slots:
+            del self._pending[slot.key]
+        return pending
 
     def _arena(self, nbytes: int) -> Arena:
         nbytes = round_up_to_page(nbytes)
@@ -192,68 +268,56 @@ class MemoryStore:
     def _make_room(self, tenant: str, arena: Arena) -> None:
         if arena.slot_bytes > self._capacity:
             raise _full(self._capacity)
-        while self._used + arena.slot_bytes > self._capacity:
-            self._evict(self._victim(tenant), _full(self._capacity))
-
-    def _victim(self, tenant: str) -> EmbeddingKey | None:
-        """Choose what goes: the oldest of who holds most, so that a flood drives out its own.
-
-        No tenant loses anything to one that holds more than it does.
-        """
-        mine = self._shares[tenant].used if tenant in self._shares else 0
-        shares = sorted(self._shares.items(), key=lambda item: (item[1].used, item[0] == tenant))
-        for _, share in reversed(shares):
-            if share.used < mine:
-                break
-            victim = self._idle(share.keys)
-            if victim is not None:
-                return victim
-        return None
+        while self._shares.used + arena.slot_bytes > self._capacity:
+            self._evict(self._shares.victim(tenant), _full(self._capacity))
 
     def _make_room_within_quota(self, tenant: str, arena: Arena) -> None:
         quota = self._quota(tenant)
         if quota is None:
             return
-        share = self._shares.get(tenant, _Share())
+        share = self._shares.of(tenant)
         while share.used + arena.slot_bytes > quota:
-            self._evict(self._idle(share.keys), _over_quota(tenant, quota, arena.slot_bytes))
+            self._evict(share.oldest_idle(), _over_quota(tenant, quota, arena.slot_bytes))
 
-    def _evict(self, victim: EmbeddingKey | None, otherwise: Overloaded) -> None:
+    def _evict(self, victim: Entry | None, otherwise: Overloaded) -> None:
         if victim is None:
             raise otherwise
-        self._unlist(victim)
+        self._unlist(victim.key)
         self._evictions += 1
 
-    def _idle(self, keys: Iterable[EmbeddingKey]) -> EmbeddingKey | None:
-        """Find the first that nobody holds."""
-        return next((key for key in keys if self._entries[key].leases == 0), None)
-
     def _unlist(self, key: EmbeddingKey) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is None:
-            return
-        self._shares[key.tenant].keys.pop(key)
-        entry.listed = False
+        entry = self._shares.find(key)
+        if entry is not None:
+            self._take_out(entry)
+            self._forgotten(key)
+
+    def _take_out(self, entry: Entry) -> None:
+        self._expiries.remove(_second(entry.expires_at), entry)
+        self._shares.unlist(entry)
         self._free_if_unused(entry)
 
-    def _free_if_unused(self, entry: _Entry) -> None:
+    def _free_if_unused(self, entry: Entry) -> None:
         if not entry.listed and entry.leases == 0:
-            self._free(entry.slot, entry.arena)
+            self._free(entry)
 
-    def _free(self, slot: Slot, arena: Arena) -> None:
-        arena.free(slot.index)
-        self._used -= arena.slot_bytes
-        self._leave_share(slot.key.tenant, arena.slot_bytes)
+    def _free(self, holder: Slot | Entry) -> None:
+        arena = self._arenas.get(holder.nbytes)
+        if arena is None:
+            return  # the store was closed meanwhile
+        arena.free(holder.index)
+        self._shares.give_back(holder.key.tenant, arena.slot_bytes)
         if len(self._arenas) > 1:
             # Another size of slot may need these bytes; kept pages would exceed the capacity.
-            arena.release_pages(slot.index)
+            arena.release_pages(holder.index)
 
-    def _leave_share(self, tenant: str, nbytes: int) -> None:
-        share = self._shares[tenant]
-        share.used -= nbytes
-        if not share.used:
-            # Tenants come and go for as long as the server runs.
-            del self._shares[tenant]
+
+def _second(expires_at: float) -> int:
+    """Name the first whole second in which it has expired."""
+    return math.ceil(expires_at)
+
+
+def _not_durable() -> StoreUnavailable:
+    return StoreUnavailable("no shared cache is configured: nothing can be durable")
 
 
 def _over_quota(tenant: str, quota: int, wanted: int) -> QuotaExceeded:

@@ -20,6 +20,62 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Durability:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
+    """Nothing in particular: see `Embedding.stored` for what became of it."""
+    DURABILITY_DURABLE: _Durability.ValueType  # 1
+    """The death of any one machine: a node of the shared cache and a replica of
+    it have the embedding. `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if
+    that cannot be had; the embedding may be stored nevertheless, and asking
+    again costs little. It can still be evicted for want of room.
+    """
+
+class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
+    """What a stored embedding has to survive."""
+
+DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
+"""Nothing in particular: see `Embedding.stored` for what became of it."""
+DURABILITY_DURABLE: Durability.ValueType  # 1
+"""The death of any one machine: a node of the shared cache and a replica of
+it have the embedding. `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if
+that cannot be had; the embedding may be stored nevertheless, and asking
+again costs little. It can still be evicted for want of room.
+"""
+Global___Durability: _TypeAlias = Durability  # noqa: Y015
+
+class _Stored:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StoredEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stored.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STORED_UNSPECIFIED: _Stored.ValueType  # 0
+    """Not told."""
+    STORED_LOCAL: _Stored.ValueType  # 1
+    """In the memory of the server that answers."""
+    STORED_SHARED: _Stored.ValueType  # 2
+    """In the cache that several servers share, each of which finds it at once."""
+    STORED_PENDING: _Stored.ValueType  # 3
+    """Nowhere yet: it is being made, see `EmbedRequest.prefetch`."""
+
+class Stored(_Stored, metaclass=_StoredEnumTypeWrapper):
+    """Where an embedding is."""
+
+STORED_UNSPECIFIED: Stored.ValueType  # 0
+"""Not told."""
+STORED_LOCAL: Stored.ValueType  # 1
+"""In the memory of the server that answers."""
+STORED_SHARED: Stored.ValueType  # 2
+"""In the cache that several servers share, each of which finds it at once."""
+STORED_PENDING: Stored.ValueType  # 3
+"""Nowhere yet: it is being made, see `EmbedRequest.prefetch`."""
+Global___Stored: _TypeAlias = Stored  # noqa: Y015
+
 class _Transport:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -180,8 +236,19 @@ class EmbedRequest(_message.Message):
 
     IMAGE_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    PREFETCH_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model. Empty selects the server's default model."""
+    durability: Global___Durability.ValueType
+    """What the embedding has to survive before the call ends."""
+    prefetch: _builtins.bool
+    """Answers as soon as the image has been looked at, and encodes it later, after
+    everybody who waits for something: for the images that will be needed next.
+    `Predict` and `AutoMask` with the id wait for it at the same server; it is
+    not known if the server stops, or if the image turns out to be unreadable.
+    Not together with `durability`.
+    """
     @_builtins.property
     def image(self) -> Global___Image:
         """Required. The image to encode."""
@@ -191,10 +258,12 @@ class EmbedRequest(_message.Message):
         *,
         image: Global___Image | None = ...,
         model: _builtins.str = ...,
+        durability: Global___Durability.ValueType = ...,
+        prefetch: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "image", b"image", "model", b"model", "prefetch", b"prefetch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -595,19 +664,24 @@ class Embedding(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Names the embedding. Opaque: do not parse."""
     model: _builtins.str
     """Name of the model that made it."""
     cached: _builtins.bool
     """True if it was stored before this call."""
+    stored: Global___Stored.ValueType
+    """Where it was when the call looked."""
     @_builtins.property
     def image_size(self) -> Global___ImageSize:
         """Size of the image after orientation, which is the frame of coordinates."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it will be forgotten at the latest. `Embed` extends it."""
+        """When it will be forgotten at the latest. `Embed` extends it. Unset while it
+        is pending.
+        """
 
     def __init__(
         self,
@@ -617,10 +691,11 @@ class Embedding(_message.Message):
         model: _builtins.str = ...,
         cached: _builtins.bool = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        stored: Global___Stored.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "image_size", b"image_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "expire_time", b"expire_time", "id", b"id", "image_size", b"image_size", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "expire_time", b"expire_time", "id", b"id", "image_size", b"image_size", "model", b"model", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -118,7 +118,9 @@ class SegmentationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteEmbedding(self, request, context):
-        """Forgets an embedding. Safe to repeat.
+        """Forgets an embedding, on every server that shares its cache within a second.
+        `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if others could not be told.
+        Safe to repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

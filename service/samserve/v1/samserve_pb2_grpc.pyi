@@ -59,7 +59,10 @@ class SegmentationServiceStub:
     evaluated, then final masks in bounded batches, then one summary.
     """
     DeleteEmbedding: _grpc.UnaryUnaryMultiCallable[_samserve_pb2.DeleteEmbeddingRequest, _samserve_pb2.DeleteEmbeddingResponse]
-    """Forgets an embedding. Safe to repeat."""
+    """Forgets an embedding, on every server that shares its cache within a second.
+    `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if others could not be told.
+    Safe to repeat.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_samserve_pb2.ListModelsRequest, _samserve_pb2.ListModelsResponse]
     """Lists the served models, the limits on requests and the defaults."""
 
@@ -94,7 +97,10 @@ class SegmentationServiceAsyncStub(SegmentationServiceStub):
     evaluated, then final masks in bounded batches, then one summary.
     """
     DeleteEmbedding: _aio.UnaryUnaryMultiCallable[_samserve_pb2.DeleteEmbeddingRequest, _samserve_pb2.DeleteEmbeddingResponse]  # type: ignore[assignment]
-    """Forgets an embedding. Safe to repeat."""
+    """Forgets an embedding, on every server that shares its cache within a second.
+    `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if others could not be told.
+    Safe to repeat.
+    """
     ListModels: _aio.UnaryUnaryMultiCallable[_samserve_pb2.ListModelsRequest, _samserve_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the served models, the limits on requests and the defaults."""
 
@@ -150,7 +156,10 @@ class SegmentationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _samserve_pb2.DeleteEmbeddingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_samserve_pb2.DeleteEmbeddingResponse, _abc.Awaitable[_samserve_pb2.DeleteEmbeddingResponse]]:
-        """Forgets an embedding. Safe to repeat."""
+        """Forgets an embedding, on every server that shares its cache within a second.
+        `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if others could not be told.
+        Safe to repeat.
+        """
 
     @_abc_1.abstractmethod
     def ListModels(

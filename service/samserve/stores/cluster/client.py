@@ -1,0 +1,196 @@
+"""Commands to the node that owns their key, through failovers and resharding."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+import structlog
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MovedError,
+    ReadOnlyError,
+    TryAgainError,
+)
+
+from samserve.addresses import parse_hosts
+from samserve.errors import StoreUnavailable
+from samserve.metrics import CacheMetrics
+from samserve.settings import CacheSettings
+from samserve.stores.cluster.access import Access
+from samserve.stores.cluster.node import Command, Node, NodeUnavailable, Reply
+from samserve.stores.cluster.topology import Address, SlotMap, parse_slots
+from samserve.watched import Watched
+
+# As many hops as a slot can take while nodes disagree; more would be a loop.
+_REDIRECTIONS = 5
+# Between two looks at a cluster where something is wrong.
+_SOON_S = 0.2
+# A slot without an owner, or one that is about to change.
+_NOT_NOW = (ClusterDownError, ReadOnlyError, TryAgainError)
+
+
+class ClusterClient:
+    """Knows who owns what, and keeps looking; used from one event loop.
+
+    Nothing here waits for a node that others do not need: the map is kept by a task of its own.
+    """
+
+    def __init__(
+        self, settings: CacheSettings, access: Watched[Access], metrics: CacheMetrics
+    ) -> None:
+        self._settings = settings
+        self._access = access
+        self._metrics = metrics
+        self._log = structlog.get_logger("samserve.cache")
+        self._seeds = parse_hosts(settings.nodes)
+        self._nodes: dict[Address, Node] = {}
+        self._slots = SlotMap()
+        self._wake = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+        self._said: tuple[bool, frozenset[str]] | None = None
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """The nodes that are known now."""
+        return tuple(self._nodes.values())
+
+    def health(self) -> dict[str, bool]:
+        """Tell of each node whether it answers, by its address."""
+        return {node.address: not node.breaker.open for node in self.nodes}
+
+    async def open(self) -> None:
+        """Look at the cluster once, which may be away, and keep looking."""
+        await self._look()
+        self._watching = asyncio.create_task(self._watch())
+
+    async def aclose(self) -> None:
+        """Stop looking and close all connections."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
+        await asyncio.gather(*(node.aclose() for node in self.nodes))
+
+    async def run(
+        self, key: bytes, commands: Sequence[Command], *, nbytes: int = 0, extra_s: float = 0.0
+    ) -> list[Reply]:
+        """Send *commands*, all about *key*, over one connection to the key's owner.
+
+        Gives their replies, among them errors of other kinds than those of a cluster.  Raises
+        `StoreUnavailable` if the owner does not answer or is not known; see `Node.run`.
+        """
+        slot = key_slot(key)
+        owner = self._slots.owners[slot]
+        asking = False
+        for _ in range(_REDIRECTIONS):
+            if owner is None:
+                break
+            sent = _with_asking(commands) if asking else commands
+            replies = await self._run_on(owner, sent, nbytes, extra_s)
+            replies = replies[1::2] if asking else replies
+            redirection = _first_redirection(replies)
+            if redirection is None:
+                return self._checked(replies)
+            owner = (redirection.host or owner[0], redirection.port)
+            asking = not isinstance(redirection, MovedError)
+            if not asking:
+                self._slots.assign(slot, owner)
+                self._wake.set()
+        self._wake.set()
+        raise _unavailable()
+
+    def by_health(self) -> list[Node]:
+        """Give the nodes that are not left alone, in any order, those of the settings last."""
+        known = [self._nodes[address] for address in self._nodes if address not in self._seeds]
+        random.shuffle(known)  # so that not every gateway asks the same one
+        seeds = [self._node(address) for address in self._seeds]
+        return [node for node in (*known, *seeds) if not node.breaker.open]
+
+    async def _run_on(
+        self, address: Address, commands: Sequence[Command], nbytes: int, extra_s: float
+    ) -> list[Reply]:
+        try:
+            return await self._node(address).run(commands, nbytes=nbytes, extra_s=extra_s)
+        except NodeUnavailable as error:
+            self._wake.set()
+            self._log.debug("no answer", reason=str(error))
+            raise _unavailable() from None
+
+    def _checked(self, replies: list[Reply]) -> list[Reply]:
+        if any(isinstance(reply, _NOT_NOW) for reply in replies):
+            self._wake.set()
+            raise _unavailable()
+        return replies
+
+    async def _watch(self) -> None:
+        while True:
+            well = not self._away() and None not in self._slots.owners
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.refresh_s if well else _SOON_S):
+                    await self._wake.wait()
+                    # Many calls meet the same change; one look serves them all.
+                    await asyncio.sleep(_SOON_S)
+            self._wake.clear()
+            await self._look()
+
+    async def _look(self) -> None:
+        """Ask nodes that are left alone whether they are back, and one for the map."""
+        await asyncio.gather(*(node.probe() for node in self._away()))
+        for node in self.by_health():
+            address = (node.host, node.port)
+            try:
+                replies = await node.run([("CLUSTER", "SLOTS")])
+            except NodeUnavailable as error:
+                self._log.debug("no map", reason=str(error))
+                continue
+            slots = parse_slots(replies[0], address)
+            if slots is not None and slots.addresses:
+                await self._use(slots)
+                break
+            self._log.warning("no map", node=node.address, reason=str(replies[0])[:200])
+        self._say()
+
+    async def _use(self, slots: SlotMap) -> None:
+        self._slots = slots
+        for address in self._nodes.keys() - slots.addresses - set(self._seeds):
+            await self._nodes.pop(address).aclose()
+        for address in slots.addresses:
+            self._node(address)
+
+    def _node(self, address: Address) -> Node:
+        if address not in self._nodes:
+            self._nodes[address] = Node(
+                *address, lambda: self._access.value, self._settings, self._metrics
+            )
+        return self._nodes[address]
+
+    def _away(self) -> list[Node]:
+        return [node for node in self.nodes if node.breaker.open]
+
+    def _say(self) -> None:
+        """Log what has changed."""
+        away = frozenset(node.address for node in self._away())
+        covered = None not in self._slots.owners
+        if (covered, away) == self._said:
+            return
+        self._said = (covered, away)
+        say = self._log.info if covered and not away else self._log.warning
+        say("shared cache", all_slots_covered=covered, nodes_away=sorted(away) or None)
+
+
+def _with_asking(commands: Iterable[Command]) -> list[Command]:
+    """Ask a node for slots that are on their way to it."""
+    return [each for command in commands for each in (("ASKING",), command)]
+
+
+def _first_redirection(replies: Iterable[Reply]) -> AskError | None:
+    # `MovedError` is one, too.
+    return next((reply for reply in replies if isinstance(reply, AskError)), None)
+
+
+def _unavailable() -> StoreUnavailable:
+    return StoreUnavailable("the part of the shared cache that holds this embedding is away")

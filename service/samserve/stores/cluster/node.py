@@ -1,0 +1,219 @@
+"""One node of the cluster: bounded connections, one deadline, and a breaker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn, TypeAlias
+
+from redis.asyncio import Connection, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from samserve.metrics import CacheMetrics
+from samserve.settings import CacheSettings
+from samserve.stores.cluster.access import Access
+from samserve.stores.cluster.breaker import Breaker
+from samserve.stores.cluster.budget import ByteBudget
+
+Command: TypeAlias = tuple[bytes | str | int, ...]
+Reply: TypeAlias = Any
+"""What the node said: bytes, a number, a list of such, None, or a `ResponseError`."""
+
+# Who says nothing for that long is asked whether it is there.
+_SILENCE_S = 2.0
+# What redis-py lets out when a node is gone, refuses us or talks nonsense.
+_FAILURES = (RedisError, OSError, EOFError, asyncio.IncompleteReadError)
+
+
+class NodeUnavailable(Exception):
+    """The node gave no answer; the text is for the log."""
+
+
+class _TlsConnection(SSLConnection):
+    """A connection with a context that was made from checked contents."""
+
+    def __init__(self, *, context: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ssl_context.context = context
+
+
+class Node:
+    """Sends commands to one address; used from one event loop.
+
+    *access* is asked at each use, so that connections made with older credentials end with the
+    command that they are used for.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        access: Callable[[], Access],
+        settings: CacheSettings,
+        metrics: CacheMetrics,
+    ) -> None:
+        self.host, self.port = host, port
+        self.breaker = Breaker(settings.breaker_failures)
+        self._access = access
+        self._settings = settings
+        self._seconds = metrics.node_seconds.labels(self.address)
+        self._budget = ByteBudget(settings.in_flight_bytes)
+        self._places = asyncio.Semaphore(settings.connections)
+        self._idle: list[tuple[Access, Connection]] = []
+        self._closed = False
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"{self.host}:{self.port}"
+
+    async def run(
+        self, commands: Sequence[Command], *, nbytes: int = 0, extra_s: float = 0.0
+    ) -> list[Reply]:
+        """Send *commands* over one connection and give their replies, errors among them.
+
+        *nbytes* is what goes over the wire, about; *extra_s* is time that the node takes on
+        purpose.  Raises `NodeUnavailable` after ``cache.timeout_s`` at most, at once while the
+        breaker is open.
+        """
+        if self.breaker.open:
+            raise NodeUnavailable(f"{self.address}: left alone since it does not answer")
+        # Until it is this call's turn, a delay is not the node's fault.
+        turn = asyncio.Event()
+        try:
+            async with (
+                asyncio.timeout(self._settings.timeout_s + extra_s),
+                self._budget.hold(nbytes),
+                self._places,
+            ):
+                turn.set()
+                return await self._exchange(commands)
+        except TimeoutError:
+            if not turn.is_set():
+                raise NodeUnavailable(f"{self.address}: too much is waiting for it") from None
+            self.breaker.failed()
+            raise NodeUnavailable(f"{self.address}: no answer in time") from None
+        except _FAILURES as error:
+            self.breaker.failed()
+            raise NodeUnavailable(f"{self.address}: {type(error).__name__}: {error}") from None
+
+    async def probe(self) -> None:
+        """Ask a node whose breaker is open whether it answers again; closes the breaker then."""
+        try:
+            async with asyncio.timeout(self._settings.timeout_s), self._fresh() as connection:
+                await _exchange(connection, [("PING",)])
+        except (TimeoutError, *_FAILURES):
+            return
+        self.breaker.succeeded()
+
+    async def listen(self, channel: bytes, heard: Callable[[bytes], None]) -> NoReturn:
+        """Hand on what is published on *channel* for as long as the node answers.
+
+        Raises `NodeUnavailable`.
+        """
+        connection = self._connection(self._access())
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                await connection.connect()  # type: ignore[no-untyped-call]
+            await connection.send_command("SUBSCRIBE", channel)
+            asked = False
+            while True:
+                message = await connection.read_response(disable_decoding=True, timeout=_SILENCE_S)
+                if message is None and asked:
+                    raise NodeUnavailable(f"{self.address}: silent")
+                asked = message is None
+                if asked:
+                    await connection.send_command("PING")
+                elif message[0] == b"message":
+                    heard(message[2])
+        except (TimeoutError, *_FAILURES) as error:
+            raise NodeUnavailable(f"{self.address}: {type(error).__name__}: {error}") from None
+        finally:
+            await connection.disconnect(nowait=True)
+
+    async def aclose(self) -> None:
+        """Close idle connections now, and others when they are not used any more."""
+        self._closed = True
+        idle, self._idle = self._idle, []
+        for _, connection in idle:
+            await connection.disconnect(nowait=True)
+
+    async def _exchange(self, commands: Sequence[Command]) -> list[Reply]:
+        started = time.monotonic()
+        replies = await self._on_idle_connection(commands)
+        if replies is None:
+            async with self._fresh() as connection:
+                replies = await _exchange(connection, commands)
+        self.breaker.succeeded()
+        self._seconds.observe(time.monotonic() - started)
+        return replies
+
+    async def _on_idle_connection(self, commands: Sequence[Command]) -> list[Reply] | None:
+        """Give None if there is none that works: the node may have closed it meanwhile."""
+        access = self._access()
+        while self._idle:
+            used, connection = self._idle.pop()
+            if used is not access:
+                await connection.disconnect(nowait=True)
+                continue
+            try:
+                async with self._kept(used, connection):
+                    return await _exchange(connection, commands)
+            except _FAILURES:
+                continue
+        return None
+
+    @asynccontextmanager
+    async def _fresh(self) -> AsyncIterator[Connection]:
+        access = self._access()
+        connection = self._connection(access)
+        async with self._kept(access, connection):
+            await connection.connect()  # type: ignore[no-untyped-call]
+            yield connection
+
+    @asynccontextmanager
+    async def _kept(self, access: Access, connection: Connection) -> AsyncIterator[None]:
+        """Keep the connection for others after the block, unless the block failed."""
+        try:
+            yield
+        except BaseException:
+            # It may hold half a command, or a reply that nobody reads.
+            await connection.disconnect(nowait=True)
+            raise
+        if self._closed:
+            await connection.disconnect(nowait=True)
+        else:
+            self._idle.append((access, connection))
+
+    def _connection(self, access: Access) -> Connection:
+        options: dict[str, Any] = {
+            "host": self.host,
+            "port": self.port,
+            "username": access.username or None,
+            "password": access.password or None,
+            "socket_connect_timeout": self._settings.connect_s,
+            # One deadline is around everything.
+            "socket_timeout": None,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+            "client_name": "samserve",
+        }
+        if access.tls is None:
+            return Connection(**options)
+        return _TlsConnection(context=access.tls, **options)
+
+
+async def _exchange(connection: Connection, commands: Sequence[Command]) -> list[Reply]:
+    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    return [await _reply(connection) for _ in commands]
+
+
+async def _reply(connection: Connection) -> Reply:
+    try:
+        return await connection.read_response(disable_decoding=True)
+    except ResponseError as error:
+        return error

@@ -1,0 +1,62 @@
+"""What is known of the shared copies of embeddings in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from samserve.types import EmbeddingKey
+
+# An embedding that the shared cache has lost is written again no more often than that: where the
+# cache is too small, writing would only drive out others.
+_REFILL_S = 5.0
+
+
+@dataclass(slots=True)
+class _Copy:
+    present: bool
+    checked_at: float
+    refilled_at: float
+
+
+class Copies:
+    """Remembers, for each embedding that memory lists, whether others were last seen to find it.
+
+    *now* is monotonic, in seconds; what was seen holds for *check_s*.
+    """
+
+    def __init__(self, check_s: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.now = now
+        self._check_s = check_s
+        self._copies: dict[EmbeddingKey, _Copy] = {}
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    def note(self, key: EmbeddingKey, seen_at: float, *, present: bool) -> None:
+        """Remember what was seen; *seen_at* is when the question was sent."""
+        copy = self._copies.get(key)
+        if copy is None:
+            self._copies[key] = _Copy(present, seen_at, seen_at - _REFILL_S)
+        elif seen_at >= copy.checked_at:
+            copy.present, copy.checked_at = present, seen_at
+
+    def fresh(self, key: EmbeddingKey) -> bool | None:
+        """Tell whether others find it, None if that has to be asked."""
+        copy = self._copies.get(key)
+        if copy is None or self.now() - copy.checked_at > self._check_s:
+            return None
+        return copy.present
+
+    def may_refill(self, key: EmbeddingKey) -> bool:
+        """Tell whether it is time to write it again, which counts as having done so."""
+        copy = self._copies.get(key)
+        if copy is None or self.now() - copy.refilled_at < _REFILL_S:
+            return False
+        copy.refilled_at = self.now()
+        return True
+
+    def forget(self, key: EmbeddingKey) -> None:
+        """Memory lists it no longer."""
+        self._copies.pop(key, None)

@@ -1,0 +1,287 @@
+"""Two tiers: the memory of this process, and the cache that all gateways share.
+
+Memory is written first and read first.  The shared cache makes an embedding found by every gateway
+and outlive this one; while it is away, memory goes on alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
+
+from samserve.errors import EmbeddingNotFound, Overloaded, SamserveError, StoreUnavailable
+from samserve.flight import SingleFlight
+from samserve.stores.base import Slot, StoreStats, not_found
+from samserve.stores.cluster import values
+from samserve.stores.cluster.cache import Found, Outcome, Presence, SharedCache
+from samserve.stores.cluster.values import Value
+from samserve.stores.copies import Copies
+from samserve.stores.memory import MemoryStore
+from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, ModelInfo, TensorSpec
+
+_MOST_REFILLS = 8
+
+
+class TieredStore:
+    """An `EmbeddingStore` over a `MemoryStore` and a `SharedCache`.
+
+    *copies* is what *memory* tells of embeddings that it forgets.  *served* gives the models that
+    are served now: values of others are not read into memory.  *ttl_s* is the time to live in both
+    tiers.
+    """
+
+    def __init__(
+        self,
+        memory: MemoryStore,
+        copies: Copies,
+        cache: SharedCache,
+        served: Callable[[], Mapping[str, ModelInfo]],
+        ttl_s: float,
+    ) -> None:
+        self._memory = memory
+        self._copies = copies
+        self._cache = cache
+        self._served = served
+        self._ttl_s = ttl_s
+        # Deletions that were in force when a slot was reserved.
+        self._tokens: dict[Slot, bytes] = {}
+        # Readings of the shared cache under way; a deletion takes its key out.
+        self._readings: dict[EmbeddingKey, set[object]] = {}
+        self._loads: SingleFlight[EmbeddingKey, Embedding] = SingleFlight()
+        self._checks: SingleFlight[EmbeddingKey, Presence] = SingleFlight()
+        self._refills: set[asyncio.Task[None]] = set()
+        cache.on_deleted(memory.drop)
+
+    def check_room(self, tenant: str, specs: tuple[TensorSpec, ...]) -> None:
+        """See `EmbeddingStore.check_room`."""
+        self._memory.check_room(tenant, specs)
+
+    async def reserve(
+        self,
+        key: EmbeddingKey,
+        facts: EmbeddingFacts,
+        specs: tuple[TensorSpec, ...],
+        *,
+        transient: bool = False,
+    ) -> Slot:
+        """See `EmbeddingStore.reserve`."""
+        token = b""
+        if not transient:
+            with suppress(StoreUnavailable):
+                # What is deleted from now on shall not come back with this slot.
+                token = await self._cache.token(key)
+        slot = await self._memory.reserve(key, facts, specs, transient=transient)
+        if token:
+            self._tokens[slot] = token
+        return slot
+
+    @asynccontextmanager
+    async def publish(self, slot: Slot) -> AsyncIterator[Embedding]:
+        """See `EmbeddingStore.publish`."""
+        token = self._tokens.pop(slot, b"")
+        async with AsyncExitStack() as held:
+            mine = await held.enter_async_context(self._memory.publish(slot))
+            asked_at = self._copies.now()
+            try:
+                outcome = await self._put(slot.key, mine, self._ttl_s, token=token)
+            except StoreUnavailable:
+                outcome = Outcome(Presence.ABSENT)
+            self._note(slot.key, asked_at, outcome.presence)
+            shared = outcome.presence is Presence.STORED
+            if shared and not outcome.same:
+                yield await self._adopt(held, slot.key) or mine
+            else:
+                yield replace(mine, shared=shared)
+
+    async def discard(self, slot: Slot) -> None:
+        """See `EmbeddingStore.discard`."""
+        self._tokens.pop(slot, None)
+        await self._memory.discard(slot)
+
+    @asynccontextmanager
+    async def lease(
+        self,
+        key: EmbeddingKey,
+        *,
+        renew: bool = False,
+        durable: bool = False,
+        again: bool = False,
+    ) -> AsyncIterator[Embedding]:
+        """See `EmbeddingStore.lease`.
+
+        With *again*, only memory is looked into.  Raises `StoreUnavailable` if the embedding is
+        not in memory and the shared cache cannot tell.
+        """
+        async with AsyncExitStack() as held:
+            embedding = await self._hold(held, key, renew=renew, again=again)
+            presence = await self._look(key, embedding, renew=renew, durable=durable)
+            if presence is Presence.DELETED:
+                raise not_found(key)
+            yield replace(embedding, shared=presence is Presence.STORED)
+
+    async def delete(self, key: EmbeddingKey) -> bool:
+        """See `EmbeddingStore.delete`."""
+        here = await self._memory.delete(key)
+        self._loads.detach(key)
+        self._readings.pop(key, None)
+        try:
+            there = await self._cache.delete(key, self._ttl_s)
+        except StoreUnavailable:
+            raise StoreUnavailable(
+                "deleted on this gateway only: the shared cache is away, and others may find the "
+                "embedding until it expires; delete it again"
+            ) from None
+        # What was read from the cache before it knew.
+        self._readings.pop(key, None)
+        await self._memory.delete(key)
+        return here or there
+
+    def stats(self) -> StoreStats:
+        """See `EmbeddingStore.stats`; of memory."""
+        return self._memory.stats()
+
+    def expire(self) -> int:
+        """See `MemoryStore.expire`."""
+        return self._memory.expire()
+
+    async def aclose(self) -> None:
+        """See `EmbeddingStore.aclose`; what is being written to the shared cache is given up."""
+        for task in self._refills:
+            task.cancel()
+        await asyncio.gather(*self._refills, return_exceptions=True)
+        await self._cache.aclose()
+        await self._memory.aclose()
+
+    async def _hold(
+        self, held: AsyncExitStack, key: EmbeddingKey, *, renew: bool, again: bool
+    ) -> Embedding:
+        try:
+            lease = self._memory.lease(key, renew=renew, again=again)
+            return await held.enter_async_context(lease)
+        except EmbeddingNotFound:
+            if again:
+                raise
+        flight = self._loads.join(key, partial(self._load, key))
+        embedding, _ = await held.enter_async_context(flight)
+        if renew:
+            with suppress(EmbeddingNotFound):  # deleted meanwhile
+                lease = self._memory.lease(key, renew=True, again=True)
+                return await held.enter_async_context(lease)
+        return embedding
+
+    @asynccontextmanager
+    async def _load(self, key: EmbeddingKey) -> AsyncIterator[Embedding]:
+        """Read an embedding into memory and hold it; runs for everybody who asks meanwhile."""
+        asked_at = self._copies.now()
+        found, deleted = await self._read(key)
+        value = found.value
+        slot = await self._memory.reserve(key, value.facts, value.specs)
+        try:
+            value.copy_into(slot.tensors)
+        except BaseException:
+            await self._memory.discard(slot)
+            raise
+        expires_at = None if found.ttl_s is None else time.time() + found.ttl_s
+        async with self._memory.publish(slot, expires_at=expires_at) as embedding:
+            self._note(key, asked_at, Presence.DELETED if deleted else Presence.STORED)
+            yield embedding
+
+    async def _read(self, key: EmbeddingKey) -> tuple[Found, bool]:
+        """Read the shared cache, and tell whether the key was deleted here meanwhile."""
+        reading = object()
+        self._readings.setdefault(key, set()).add(reading)
+        try:
+            found = await self._cache.get(key, self._usable)
+        finally:
+            readings = self._readings.get(key, set())
+            deleted = reading not in readings
+            readings.discard(reading)
+            if not readings:
+                self._readings.pop(key, None)
+        return found, deleted
+
+    def _usable(self, value: Value) -> bool:
+        """Tell whether the value is of a model that is served here, exactly as it is served."""
+        model = self._served().get(value.facts.model_name)
+        return model is not None and value.facts.made_by(model) and value.specs == model.embedding
+
+    async def _look(
+        self, key: EmbeddingKey, embedding: Embedding, *, renew: bool, durable: bool
+    ) -> Presence | None:
+        """Learn what others find; None if that cannot be known, which only *durable* minds."""
+        try:
+            if renew or durable:
+                return await self._renew(key, embedding, durable=durable)
+            fresh = self._copies.fresh(key)
+            if fresh is not None:
+                return Presence.STORED if fresh else Presence.ABSENT
+            async with self._checks.join(key, partial(self._check, key)) as (presence, _):
+                return presence
+        except StoreUnavailable:
+            if durable:
+                raise
+            return None
+
+    @asynccontextmanager
+    async def _check(self, key: EmbeddingKey) -> AsyncIterator[Presence]:
+        asked_at = self._copies.now()
+        presence = await self._cache.check(key)
+        self._note(key, asked_at, presence)
+        if presence is Presence.ABSENT and len(self._refills) < _MOST_REFILLS:
+            self._refill_soon(key)
+        yield presence
+
+    async def _renew(self, key: EmbeddingKey, embedding: Embedding, *, durable: bool) -> Presence:
+        asked_at = self._copies.now()
+        presence = await self._cache.renew(key, self._ttl_s, durable=durable)
+        if presence is Presence.ABSENT:
+            outcome = await self._put(key, embedding, self._ttl_s, durable=durable)
+            presence = outcome.presence
+        self._note(key, asked_at, presence)
+        return presence
+
+    async def _put(
+        self,
+        key: EmbeddingKey,
+        embedding: Embedding,
+        ttl_s: float,
+        *,
+        token: bytes = b"",
+        durable: bool = False,
+    ) -> Outcome:
+        data = values.encode(self._cache.name(key), embedding.facts, embedding.tensors)
+        return await self._cache.put(key, data, ttl_s, token=token, durable=durable)
+
+    async def _adopt(self, held: AsyncExitStack, key: EmbeddingKey) -> Embedding | None:
+        """Go on with what another gateway has stored meanwhile, so that all answer the same."""
+        with suppress(EmbeddingNotFound, StoreUnavailable, Overloaded):
+            theirs = await held.enter_async_context(self._load(key))
+            return replace(theirs, shared=True)
+        return None
+
+    def _refill_soon(self, key: EmbeddingKey) -> None:
+        """Write an embedding that the shared cache has lost, in the background."""
+        if not self._copies.may_refill(key):
+            return
+        task = asyncio.create_task(self._refill(key))
+        self._refills.add(task)
+        task.add_done_callback(self._refills.discard)
+
+    async def _refill(self, key: EmbeddingKey) -> None:
+        with suppress(SamserveError):
+            async with self._memory.lease(key, again=True) as embedding:
+                asked_at = self._copies.now()
+                left_s = embedding.expires_at - time.time()
+                outcome = await self._put(key, embedding, left_s)
+            self._note(key, asked_at, outcome.presence)
+
+    def _note(self, key: EmbeddingKey, seen_at: float, presence: Presence) -> None:
+        """Remember what was seen, and take what is deleted out of memory."""
+        if presence is Presence.DELETED:
+            self._memory.drop(key)
+        elif self._memory.lists(key):
+            self._copies.note(key, seen_at, present=presence is Presence.STORED)

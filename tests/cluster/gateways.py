@@ -1,0 +1,114 @@
+"""Gateways in processes of their own, which share a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.request import ProxyHandler, build_opener
+
+import grpc
+from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+
+from harness.cluster.cluster import Cluster
+from tests.conftest import UNLIMITED
+
+_SETTINGS = {
+    "engine.kind": "fake",
+    "server.port": 0,
+    "server.admin_port": 0,
+    "server.grace_s": 5,
+    "store.capacity_bytes": 64 << 20,
+    "log.level": "info",
+    "log.format": "json",
+}
+_DIRECT = build_opener(ProxyHandler({}))
+
+
+@dataclass
+class Gateway:
+    """A server process, and a stub for it."""
+
+    process: asyncio.subprocess.Process
+    address: str
+    admin: str
+    stub: SegmentationServiceStub
+    log: list[str] = field(default_factory=list)
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """Read one sample; 0 if it is not there yet."""
+        text = await asyncio.to_thread(lambda: _DIRECT.open(self.admin + "/metrics").read())
+        wanted = ",".join(f'{key}="{value}"' for key, value in labels.items())
+        full = f"{name}{{{wanted}}}" if wanted else name
+        found = [line for line in text.decode().splitlines() if line.startswith(full + " ")]
+        return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+
+@asynccontextmanager
+async def gateway(
+    cluster: Cluster | None, *, package: Path | None = None, **changes: object
+) -> AsyncIterator[Gateway]:
+    """Run a gateway; settings have two underscores for the dot.
+
+    *package* is the folder that holds another version of samserve.
+    """
+    settings = dict(_SETTINGS)
+    if cluster is not None:
+        settings["cache.nodes"] = ",".join(cluster.addresses[:2])
+    settings.update({name.replace("__", "."): value for name, value in changes.items()})
+    flags = [f"--set={name}={value}" for name, value in settings.items()]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "samserve", "serve", *flags),
+        stderr=asyncio.subprocess.PIPE,
+        env=None if package is None else {"PYTHONPATH": str(package)},
+    )
+    log: list[str] = []
+    try:
+        address, admin = await asyncio.wait_for(_addresses(process, log), 60)
+        reading = asyncio.create_task(_read(process, log))
+        async with grpc.aio.insecure_channel(address, options=UNLIMITED) as channel:
+            yield Gateway(process, address, admin, SegmentationServiceStub(channel), log)
+        assert process.returncode is None, "\n".join(log[-20:])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.wait(), 20)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+    await reading
+
+
+@asynccontextmanager
+async def gateways(
+    cluster: Cluster | None, count: int = 2, **changes: object
+) -> AsyncIterator[list[Gateway]]:
+    """Run several at once."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(gateway(cluster, **changes)) for _ in range(count)]
+
+
+async def _addresses(process: asyncio.subprocess.Process, log: list[str]) -> tuple[str, str]:
+    assert process.stderr is not None
+    async for line in process.stderr:
+        log.append(line.decode().rstrip())
+        if '"serving"' in log[-1]:
+            api = re.search(r'"address": "([^"]+)"', log[-1])
+            admin = re.search(r'"admin": "([^"]+)"', log[-1])
+            assert api is not None
+            assert admin is not None
+            return api[1], admin[1]
+    raise AssertionError("the gateway has ended:\n" + "\n".join(log))
+
+
+async def _read(process: asyncio.subprocess.Process, log: list[str]) -> None:
+    assert process.stderr is not None
+    async for line in process.stderr:
+        log.append(line.decode().rstrip())

@@ -1,0 +1,229 @@
+"""Nodes that die, hang, and give their slots away while clients work."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from samserve.v1 import samserve_pb2 as pb
+
+from harness.cluster.cluster import Cluster
+from tests.cluster.gateways import Gateway, gateways
+from tests.cluster.load import Clients
+
+NUMBERS = range(24)
+# What the gateways of these tests are told, so that the tests are short.
+TIMEOUT_S = 0.4
+SETTINGS = {"cache__timeout_s": TIMEOUT_S, "cache__connect_s": 0.2, "cache__check_s": 0.2}
+
+
+def name_of(embedding_id: str) -> str:
+    return f"samserve:default:{embedding_id}"
+
+
+async def until(condition, timeout_s: float = 20.0) -> float:  # type: ignore[no-untyped-def]
+    """Wait for what a coroutine function tells; gives the seconds that it took."""
+    started = time.monotonic()
+    while not await condition():
+        assert time.monotonic() < started + timeout_s, "it has not come"
+        await asyncio.sleep(0.05)
+    return time.monotonic() - started
+
+
+async def all_durable(clients: Clients) -> None:
+    for number in NUMBERS:
+        assert await clients.embed(number, durable=True) is not None
+
+
+async def test_the_kill_of_a_master_loses_nothing_that_was_durable(
+    doomed_cluster: Cluster,
+) -> None:
+    cluster = doomed_cluster
+    async with gateways(cluster, **SETTINGS) as (first, second):
+        clients = Clients([first, second])
+        await all_durable(clients)
+        victim = cluster.owner_of(name_of(clients.ids[0]))
+        lost = [n for n in NUMBERS if cluster.owner_of(name_of(clients.ids[n])) is victim]
+        others = [n for n in NUMBERS if n not in lost]
+        assert lost
+        assert others
+
+        async with clients.working(NUMBERS) as tally:
+            await asyncio.sleep(1)
+            await asyncio.to_thread(victim.kill)
+            await asyncio.sleep(6)
+
+        assert tally.unexpected == []
+        assert tally.counts["EMBEDDING_NOT_FOUND"] == 0
+        # Service has resumed by itself: what was durable is there for a gateway that never saw it.
+        async with gateways(cluster, count=1, **SETTINGS) as (third,):
+            fresh = Clients([third], ids=dict(clients.ids))
+            for number in NUMBERS:
+                assert await fresh.click(number) == "found"
+            embedding = await fresh.embed(lost[0], durable=False)
+            assert embedding is not None
+            assert embedding.stored == pb.STORED_SHARED
+            assert await third.metric("samserve_engine_runs_total") == 0
+        assert fresh.tally.unexpected == []
+
+
+async def test_without_replicas_only_the_keys_of_the_dead_miss_and_pictures_heal(
+    single_masters: Cluster,
+) -> None:
+    cluster = single_masters
+    async with gateways(cluster, **SETTINGS) as (first, second):
+        writer = Clients([first])
+        for number in NUMBERS:
+            await writer.embed(number)
+        victim = cluster.owner_of(name_of(writer.ids[0]))
+        lost = {n for n in NUMBERS if cluster.owner_of(name_of(writer.ids[n])) is victim}
+        await asyncio.to_thread(victim.kill)
+
+        # The second gateway has none of them in memory.
+        reader = Clients([second], ids=dict(writer.ids))
+        answers = {number: await reader.click(number) for number in NUMBERS}
+
+        assert {n for n, answer in answers.items() if answer != "found"} == lost
+        assert {answers[n] for n in lost} == {"STORE_UNAVAILABLE"}
+        # Healed by the picture: now the id is answered, here and by memory only.
+        assert {await reader.click(number) for number in NUMBERS} == {"found"}
+        # And the first goes on from its own memory.
+        assert {await writer.click(number) for number in NUMBERS} == {"found"}
+        assert reader.tally.unexpected == writer.tally.unexpected == []
+
+
+async def test_the_death_of_the_whole_cluster_costs_a_share_and_it_fills_again(
+    doomed_cluster: Cluster,
+) -> None:
+    cluster = doomed_cluster
+    async with gateways(cluster, **SETTINGS) as (first, second):
+        writer, reader = Clients([first]), Clients([second])
+        await writer.embed(0)
+        await writer.embed(1)
+        await asyncio.to_thread(cluster.kill)
+
+        # From memory, and from fresh encodes.
+        assert await writer.click(0) == "found"
+        fresh = await writer.embed(2)
+        assert fresh is not None
+        assert fresh.stored == pb.STORED_LOCAL
+        reader.ids = dict(writer.ids)
+        assert await reader.click(1) == "STORE_UNAVAILABLE"
+        assert await reader.click(1) == "found"
+
+        await asyncio.to_thread(cluster.start_again)
+
+        async def shared_again() -> bool:
+            embedding = await writer.embed(3)
+            return embedding is not None and embedding.stored == pb.STORED_SHARED
+
+        assert await until(shared_again) < 15
+        # What is in memory comes back into the cluster when it is used.
+        assert await writer.click(0) == "found"
+
+        async def refilled() -> bool:
+            await writer.click(2)
+            return len(cluster.keys()) >= 3
+
+        await until(refilled)
+        assert await Clients([second], ids=writer.ids).click(2) == "found"
+        assert writer.tally.unexpected == reader.tally.unexpected == []
+
+
+async def test_a_node_that_hangs_costs_the_breaker_and_nobody_else(
+    single_masters: Cluster,
+) -> None:
+    cluster = single_masters
+    async with gateways(cluster, **SETTINGS) as (first, second):
+        writer = Clients([first])
+        for number in NUMBERS:
+            await writer.embed(number)
+        victim = cluster.owner_of(name_of(writer.ids[0]))
+        lost = [n for n in NUMBERS if cluster.owner_of(name_of(writer.ids[n])) is victim]
+        living = [n for n in NUMBERS if n not in lost]
+        reader = Clients([second], ids=dict(writer.ids))
+        victim.stop_process()
+        try:
+            # All at once, so that those that need the node wait beside those that do not.
+            await asyncio.gather(*(reader.click(number) for number in NUMBERS))
+            assert reader.tally.counts["STORE_UNAVAILABLE"] == len(lost)
+            assert reader.tally.counts["EMBEDDING_NOT_FOUND"] == 0
+
+            async def left_alone() -> bool:
+                return await second.metric("samserve_cache_node_away", node=victim.address) == 1
+
+            await until(left_alone)
+            calm = Clients([second], ids=dict(writer.ids), timeout_s=5.0)
+            failures = await second.metric("samserve_cache_failures_total", kind="unavailable")
+            for number in living:
+                assert await calm.click(number) == "found"
+            assert failures == await second.metric(
+                "samserve_cache_failures_total", kind="unavailable"
+            )
+            # A call with a short deadline of its own is over by then.
+            await deadlines_hold(second, lost[0])
+        finally:
+            victim.resume()
+
+        async def back() -> bool:
+            return await second.metric("samserve_cache_node_away", node=victim.address) == 0
+
+        await until(back)
+        third = Clients([second], ids=dict(writer.ids))
+        assert {await third.click(number) for number in NUMBERS} == {"found"}
+        assert reader.tally.unexpected == calm.tally.unexpected == third.tally.unexpected == []
+
+
+async def deadlines_hold(server: Gateway, number: int) -> None:
+    clients = Clients([server], timeout_s=2.0)
+    embedding = await clients.embed(number)
+    assert embedding is not None
+    assert embedding.stored == pb.STORED_LOCAL
+    assert clients.tally.unexpected == []
+
+
+async def test_slots_move_under_load_without_an_error(doomed_cluster: Cluster) -> None:
+    cluster = doomed_cluster
+    async with gateways(cluster, **SETTINGS) as (first, second):
+        clients = Clients([first, second])
+        await all_durable(clients)
+        one, other = cluster.masters[:2]
+        slots = sorted(
+            {
+                cluster.slot_of(name_of(clients.ids[n]))
+                for n in NUMBERS
+                if cluster.owner_of(name_of(clients.ids[n])) is one
+            }
+        )
+        assert len(slots) >= 2
+        async with clients.working(NUMBERS) as tally:
+            for _ in range(2):
+                await asyncio.to_thread(cluster.move_slots, slots, other)
+                await asyncio.to_thread(cluster.move_slots, slots, one)
+            await asyncio.to_thread(cluster.move_slots, slots, other)
+
+        assert tally.unexpected == []
+        assert tally.counts["STORE_UNAVAILABLE"] == tally.counts["EMBEDDING_NOT_FOUND"] == 0
+        assert tally.counts["STORED_LOCAL"] == 0
+        assert tally.counts["click"] > 20
+        fresh = Clients([second], ids=dict(clients.ids))
+        assert {await fresh.click(number) for number in NUMBERS} == {"found"}
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "noeviction"])
+async def test_a_cluster_that_is_too_small_fails_nobody(policy: str) -> None:
+    options = {"maxmemory-policy": policy}
+    with Cluster(masters=3, replicas=0, maxmemory=8 << 20, options=options) as cluster:
+        async with gateways(cluster, **SETTINGS) as (first, second):
+            clients = Clients([first])
+            for number in NUMBERS:
+                assert await clients.embed(number) is not None
+            others = Clients([second], ids=dict(clients.ids))
+            # The latest first: what is healed drives out what is oldest.
+            answers = {await others.click(number) for number in reversed(NUMBERS)}
+            assert answers == {"found", "EMBEDDING_NOT_FOUND"}
+            assert clients.tally.unexpected == others.tally.unexpected == []
+            assert clients.tally.counts["STORED_SHARED"] > 0
+            if policy == "noeviction":
+                assert clients.tally.counts["STORED_LOCAL"] > 0

@@ -1,0 +1,432 @@
+"""What two stores over one cluster find, at every turn that matters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from samserve.engines.fake import MODEL
+from samserve.errors import EmbeddingNotFound, StoreUnavailable
+from samserve.stores.cluster import values
+
+from harness.cluster.binaries import server_binary
+from harness.cluster.cluster import Cluster
+from harness.cluster.node import Node
+from harness.cluster.ports import free_ports
+from tests.cluster.stores import FACTS, SLOT, Gateway, key, store_over, tensors
+
+A = key("a" * 64)
+
+
+@pytest.fixture
+def nodes(cluster: Cluster) -> str:
+    return ",".join(cluster.addresses)
+
+
+@pytest.fixture
+async def pair(nodes: str) -> AsyncIterator[tuple[Gateway, Gateway]]:
+    async with store_over(nodes, check_s=0.05) as one, store_over(nodes, check_s=0.05) as other:
+        yield one, other
+
+
+async def test_what_one_publishes_the_other_leases(pair: tuple[Gateway, Gateway]) -> None:
+    one, other = pair
+    published = await one.put(A, 2.5)
+
+    async with other.store.lease(A) as embedding:
+        assert embedding.facts == FACTS
+        assert embedding.shared
+        assert (embedding.tensors["image_embedding"] == 2.5).all()
+        assert embedding.expires_at == pytest.approx(published.expires_at, abs=1.0)
+        with pytest.raises(ValueError, match="read-only"):
+            embedding.tensors["image_embedding"][0] = 0
+    assert published.shared
+    # Now it is in memory, and is not read again.
+    assert await other.get(A) == 2.5
+    assert (other.count("reads", result="hit"), other.memory.stats().entries) == (1, 1)
+
+
+async def test_tenants_do_not_find_each_others(pair: tuple[Gateway, Gateway]) -> None:
+    one, other = pair
+    await one.put(A)
+
+    for tenant in ("other", "default:x", "", "DEFAULT", "default/", "d%65fault"):
+        assert await other.get(key(A.embedding_id, tenant)) is None
+        assert not await other.store.delete(key(A.embedding_id, tenant))
+    # Names that would be one if they were only put together.
+    await one.put(key("c", "a:b"), 7.0)
+    assert await other.get(key("b:c", "a")) is None
+    assert await other.get(A) == 1.0
+
+
+async def test_concurrent_misses_are_one_read(pair: tuple[Gateway, Gateway]) -> None:
+    one, other = pair
+    await one.put(A, 3.0)
+
+    assert set(await asyncio.gather(*(other.get(A) for _ in range(50)))) == {3.0}
+    assert other.count("reads", result="hit") == 1
+    assert set(await asyncio.gather(*(other.get(key("none")) for _ in range(50)))) == {None}
+    assert other.count("reads", result="miss") == 1
+
+
+async def test_who_gives_up_waiting_does_not_spoil_it_for_others(
+    pair: tuple[Gateway, Gateway],
+) -> None:
+    one, other = pair
+    await one.put(A, 3.0)
+    waiting = [asyncio.create_task(other.get(A)) for _ in range(10)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+
+    assert await asyncio.gather(*waiting[1:]) == [3.0] * 9
+
+
+async def test_a_delete_is_seen_by_the_other_within_the_time_of_a_check(
+    pair: tuple[Gateway, Gateway],
+) -> None:
+    one, other = pair
+    await one.put(A)
+    assert await other.get(A) == 1.0
+
+    assert await one.store.delete(A)
+    assert await one.get(A) is None
+    await asyncio.sleep(0.06)
+    assert await other.get(A) is None
+    # Out of memory, and not only out of sight.
+    assert other.memory.stats().entries == 0
+    assert len(other.copies) == 0
+    assert not await other.store.delete(A)
+
+
+async def test_a_delete_takes_it_out_of_memory_where_nobody_asks(nodes: str) -> None:
+    # No look at the key would find out in this time.
+    async with store_over(nodes, check_s=60) as one, store_over(nodes, check_s=60) as other:
+        name = key("a:b/c" * 8, "tenant: ü%41")
+        await one.put(name)
+        assert await other.get(name) == 1.0
+        async with asyncio.timeout(10):
+            while other.memory.stats().entries:
+                # Again and again: a store listens a moment after it is opened.
+                await one.store.delete(name)
+                await asyncio.sleep(0.02)
+        assert await other.get(name) is None
+
+
+async def test_deletions_are_heard_again_after_the_node_that_told_of_them_has_died(
+    doomed_cluster: Cluster,
+) -> None:
+    nodes = ",".join(doomed_cluster.addresses)
+    async with store_over(nodes, check_s=60) as one, store_over(nodes, check_s=60) as other:
+        told = await until_heard(doomed_cluster)
+        # Nonsense on the channel ends nothing.
+        for node in told:
+            for text in (b"", b"x", b"samserve:a", b"\xff:\xff:\xff", b":::::"):
+                doomed_cluster.client(node).publish("samserve:deleted", text)
+        for node in told:
+            await asyncio.to_thread(node.kill)
+        await asyncio.to_thread(doomed_cluster.wait_ready)
+        await one.put(A)
+        assert await other.get(A) == 1.0
+        async with asyncio.timeout(20):
+            while other.memory.stats().entries:
+                await one.store.delete(A)
+                await asyncio.sleep(0.05)
+
+
+async def until_heard(cluster: Cluster) -> list[Node]:
+    """Wait until two stores listen; gives the nodes at which they do."""
+    async with asyncio.timeout(10):
+        while True:
+            told = [
+                node
+                for node in cluster.nodes
+                for _, count in cluster.client(node).pubsub_numsub("samserve:deleted")
+                for _ in range(count)
+            ]
+            if len(told) == 2:
+                return list(dict.fromkeys(told))
+            await asyncio.sleep(0.02)
+
+
+async def test_a_slot_that_was_being_written_does_not_bring_back_what_was_deleted(
+    pair: tuple[Gateway, Gateway],
+) -> None:
+    one, other = pair
+    slots = [await one.write(A), await other.write(A)]
+    await one.store.delete(A)
+
+    for gateway, slot in zip(pair, slots, strict=True):
+        async with gateway.store.publish(slot) as embedding:
+            assert not embedding.shared
+            # Whoever has waited for it may use it.
+            assert (embedding.tensors["image_embedding"] == 1.0).all()
+        assert await gateway.get(A) is None
+        assert gateway.memory.stats().bytes == 0
+
+
+async def test_what_is_written_after_a_delete_is_there_again(
+    pair: tuple[Gateway, Gateway],
+) -> None:
+    one, other = pair
+    early = await other.write(A, 1.0)
+    await one.store.delete(A)
+    late = await one.write(A, 2.0)
+    # A second delete spares nothing that has begun before it.
+    async with other.store.publish(early) as embedding:
+        assert not embedding.shared
+    async with one.store.publish(late) as embedding:
+        assert embedding.shared
+    assert [await gateway.get(A) for gateway in pair] == [2.0, 2.0]
+
+    later = await one.write(A, 3.0)
+    await other.store.delete(A)
+    async with one.store.publish(later):
+        pass
+    await asyncio.sleep(0.06)
+    assert [await gateway.get(A) for gateway in pair] == [None, None]
+
+
+async def test_a_delete_while_it_is_being_read_wins(pair: tuple[Gateway, Gateway]) -> None:
+    one, other = pair
+    await one.put(A)
+    reading = asyncio.create_task(other.get(A))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await other.store.delete(A)
+    await reading
+
+    assert await other.get(A) is None
+    assert other.memory.stats().bytes == 0
+
+
+async def test_who_writes_second_goes_on_with_what_the_first_has_written(
+    pair: tuple[Gateway, Gateway],
+) -> None:
+    one, other = pair
+    # Two engines need not agree to the last bit.
+    slots = [await one.write(A, 1.0), await other.write(A, 2.0)]
+    async with one.store.publish(slots[0]), other.store.publish(slots[1]) as theirs:
+        assert theirs.shared
+        assert (theirs.tensors["image_embedding"] == 1.0).all()
+
+    assert await other.get(A) == 1.0
+    assert other.memory.stats().bytes == other.memory.stats().entries * other_slot(other)
+
+
+def other_slot(gateway: Gateway) -> int:
+    return gateway.memory.stats().bytes // max(1, gateway.memory.stats().entries)
+
+
+async def test_equal_values_are_not_read_back(pair: tuple[Gateway, Gateway]) -> None:
+    one, other = pair
+    slots = [await one.write(A, 1.0), await other.write(A, 1.0)]
+    async with one.store.publish(slots[0]), other.store.publish(slots[1]) as theirs:
+        assert theirs.shared
+    assert other.count("reads", result="hit") == 0
+    assert other.count("writes", result="exists") == 1
+
+
+async def test_a_damaged_value_is_counted_and_removed(
+    pair: tuple[Gateway, Gateway], cluster: Cluster
+) -> None:
+    one, other = pair
+    await one.put(A)
+    name = one.cache.name(A)
+    server = cluster.client(cluster.owner_of(name))
+    value = bytearray(server.hget(name, "v1"))
+    value[-1] ^= 1
+    server.hset(name, "v1", bytes(value))
+
+    assert await other.get(A) is None
+    assert other.count("reads", result="damaged") == 1
+    assert not server.exists(name)
+    # Whoever still has it in memory writes it again.
+    await asyncio.sleep(0.06)
+    assert await one.get(A) == 1.0
+    await settled(one)
+    assert await other.get(A) == 1.0
+
+
+async def settled(gateway: Gateway) -> None:
+    """Wait for what is written in the background."""
+    while gateway.store._refills:
+        await asyncio.sleep(0.005)
+
+
+async def test_a_value_without_its_checksum_beside_it_is_removed_too(
+    pair: tuple[Gateway, Gateway], cluster: Cluster
+) -> None:
+    one, other = pair
+    name = one.cache.name(A)
+    server = cluster.client(cluster.owner_of(name))
+    server.hset(name, "v1", b"samserve\1\0 nonsense")
+
+    assert await other.get(A) is None
+    assert other.count("reads", result="damaged") == 1
+    assert not server.exists(name)
+
+
+async def test_other_formats_and_other_models_are_left_alone(
+    pair: tuple[Gateway, Gateway], cluster: Cluster, nodes: str
+) -> None:
+    one, other = pair
+    name = one.cache.name(A)
+    server = cluster.client(cluster.owner_of(name))
+    server.hset(name, mapping={"v2": b"of the next version", "s2": b"x"})
+    assert await other.get(A) is None
+    assert other.count("reads", result="format") == 1
+
+    await one.put(A, 4.0)
+    assert server.hget(name, "v2") == b"of the next version"
+    assert await other.get(A) == 4.0
+
+    for changed in (
+        replace(MODEL, digest="another"),
+        replace(MODEL, preprocessing="another"),
+        replace(MODEL, embedding=(replace(MODEL.embedding[0], shape=(256, 32, 128)),)),
+        replace(MODEL, name="another"),
+    ):
+        async with store_over(nodes, models={changed.name: changed}) as stranger:
+            assert await stranger.get(A) is None
+            assert stranger.count("reads", result="model") == 1
+    assert server.hexists(name, "v1")
+
+
+async def test_a_key_that_holds_something_else_is_an_outage_and_never_fails_to_publish(
+    pair: tuple[Gateway, Gateway], cluster: Cluster
+) -> None:
+    one, _ = pair
+    name = one.cache.name(A)
+    cluster.client(cluster.owner_of(name)).set(name, b"a string")
+
+    with pytest.raises(StoreUnavailable, match="refused"):
+        await one.get(A)
+    assert not (await one.put(A)).shared
+    assert await one.get(A) == 1.0
+    assert one.count("failures", kind="refused") >= 2
+
+
+async def test_what_the_cluster_has_lost_is_written_again_when_it_is_used(
+    pair: tuple[Gateway, Gateway], cluster: Cluster
+) -> None:
+    one, other = pair
+    await one.put(A, 5.0)
+    cluster.flush()
+    await asyncio.sleep(0.06)
+
+    assert await one.get(A) == 5.0
+    await settled(one)
+    assert await other.get(A) == 5.0
+    # Not more often than every few seconds, or a cache that is too small would be stirred only.
+    cluster.flush()
+    await asyncio.sleep(0.06)
+    assert await one.get(A) == 5.0
+    assert not one.store._refills
+
+
+async def test_a_full_cluster_never_fails_to_publish() -> None:
+    options = {"maxmemory-policy": "noeviction"}
+    with Cluster(masters=3, replicas=0, maxmemory=6 * SLOT, options=options) as small:
+        async with store_over(",".join(small.addresses), capacity=32 * SLOT) as one:
+            shared = [(await one.put(key(str(n)), float(n))).shared for n in range(24)]
+
+            assert True in shared
+            assert False in shared
+            assert one.count("failures", kind="full") > 0
+            assert [await one.get(key(str(n))) for n in range(24)] == [float(n) for n in range(24)]
+            # A full node can still be told to forget.
+            kept = [key(str(n)) for n in range(24) if shared[n]]
+            for each in kept:
+                assert await one.store.delete(each)
+            assert (await one.put(kept[0])).shared
+
+
+async def test_memory_is_not_filled_by_reads(nodes: str) -> None:
+    async with store_over(nodes) as one, store_over(nodes, capacity=2 * SLOT) as small:
+        for n in range(6):
+            await one.put(key(str(n)), float(n))
+        for n in (0, 1, 2, 3, 4, 5, 0, 5):
+            assert await small.get(key(str(n))) == float(n)
+            assert small.memory.stats().bytes <= 2 * SLOT
+            assert len(small.copies) == small.memory.stats().entries <= 2
+
+
+async def test_renewing_extends_both_tiers(nodes: str, cluster: Cluster) -> None:
+    async with store_over(nodes, ttl_s=5) as one, store_over(nodes, ttl_s=50) as longer:
+        await one.put(A)
+        name = one.cache.name(A)
+        server = cluster.client(cluster.owner_of(name))
+        assert 3000 < server.pttl(name) <= 5000
+        async with longer.store.lease(A, renew=True) as embedding:
+            left = embedding.expires_at
+        assert server.pttl(name) > 40_000
+        async with longer.store.lease(A) as embedding:
+            assert embedding.expires_at == pytest.approx(left, abs=0.5)
+        assert left - (await expiry(one)) > 40
+
+
+async def expiry(gateway: Gateway) -> float:
+    async with gateway.memory.lease(A) as embedding:
+        return embedding.expires_at
+
+
+async def test_one_server_without_cluster_mode_will_do() -> None:
+    port = free_ports(1)[0]
+    options = ("--port", str(port), "--bind", "127.0.0.1", "--save", "")
+    process = await asyncio.create_subprocess_exec(
+        server_binary("valkey"), *options, stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        await answers(port)
+        nodes = f"127.0.0.1:{port}"
+        async with store_over(nodes) as one, store_over(nodes) as other:
+            assert (await one.put(A, 6.0)).shared
+            assert await other.get(A) == 6.0
+            assert await one.store.delete(A)
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def answers(port: int) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.02)
+            else:
+                writer.close()
+                await writer.wait_closed()
+                return
+
+
+async def test_in_a_cluster_that_is_away_memory_goes_on_alone() -> None:
+    async with store_over("127.0.0.1:9", connect_s=0.2) as alone:
+        with pytest.raises(StoreUnavailable):
+            await alone.get(A)
+        assert not (await alone.put(A)).shared
+        assert await alone.get(A) == 1.0
+        with pytest.raises(StoreUnavailable, match="others may find"):
+            await alone.store.delete(A)
+        with pytest.raises((StoreUnavailable, EmbeddingNotFound)):
+            async with alone.store.lease(A):
+                pass
+        assert alone.memory.stats().bytes == 0
+
+
+async def test_bytes_that_were_never_an_embedding_are_no_embedding(
+    pair: tuple[Gateway, Gateway], cluster: Cluster
+) -> None:
+    one, other = pair
+    name = one.cache.name(A)
+    elsewhere = one.cache.name(key("b" * 64))
+    server = cluster.client(cluster.owner_of(name))
+    stolen = values.encode(elsewhere, FACTS, tensors(9.0))
+    for data in (b"", b"\0" * 100, b"samserve", stolen, stolen[:-1], stolen + b"\0"):
+        server.delete(name)
+        server.hset(name, mapping={"v1": data, "s1": values.checksum(data)})
+        assert await other.get(A) is None
+    assert other.memory.stats().bytes == 0

@@ -1,0 +1,177 @@
+"""A store of any size keeps its bound, and an operation costs what it costs in a small one.
+
+Work is counted in lines of Python, not timed: `sys.settrace` sees each that runs.  What C code does
+in one call is not seen; `benchmarks/l1.py` times it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+from samserve.stores.memory import MemoryStore
+from samserve.stores.shares import Levels
+from samserve.types import EmbeddingFacts, EmbeddingKey, Size, TensorSpec
+
+PAGE = 4096
+# One page, which is mapped and never touched: an embedding takes no memory but its bookkeeping.
+SPECS = (TensorSpec("image_embedding", np.dtype(np.float16), (2, 32, 32)),)
+FACTS = EmbeddingFacts(Size(3, 4), "model", "digest")
+TTL_S = 3600
+SMALL = 1_000
+OPERATIONS = 300
+# So much may the lines of an operation differ, for what is cleaned up now and then.
+TOLERANCE = 0.01
+_STRIDE = 7919
+
+
+@dataclass
+class Filled:
+    """A store of *entries* embeddings, dealt out to *tenants* in turns."""
+
+    entries: int
+    tenants: int
+    made: int = 0
+    looks: int = 0
+    now: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.capacity = self.entries * PAGE
+        self.store = MemoryStore(self.capacity, ttl_s=TTL_S, now=lambda: self.now)
+
+    def key(self, number: int) -> EmbeddingKey:
+        return EmbeddingKey(f"tenant {number % self.tenants}", f"{number:064x}")
+
+    async def put(self) -> None:
+        """Add a new one; once the store is full, another goes."""
+        slot = await self.store.reserve(self.key(self.made), FACTS, SPECS)
+        async with self.store.publish(slot):
+            pass
+        self.made += 1
+        self.check()
+
+    async def look(self) -> None:
+        """Look at one of those that are there, which are the last ones, here and there."""
+        self.looks += 1
+        number = self.made - 1 - self.looks * _STRIDE % self.entries
+        async with self.store.lease(self.key(number), renew=True):
+            self.check()
+
+    def check(self) -> None:
+        assert self.store.stats().bytes <= self.capacity
+
+    async def lines_per_put(self) -> float:
+        return await self._lines(self.put)
+
+    async def lines_per_look(self) -> float:
+        return await self._lines(self.look)
+
+    async def lines_per_deletion(self) -> float:
+        """Delete those that are oldest."""
+        oldest = iter(range(self.made - self.entries, self.made))
+
+        async def delete() -> None:
+            assert await self.store.delete(self.key(next(oldest)))
+
+        return await self._lines(delete)
+
+    async def lines_per_expiry(self) -> float:
+        self.now += 2 * TTL_S
+
+        async def expire() -> None:
+            assert self.store.expire(1) == 1
+
+        return await self._lines(expire)
+
+    async def _lines(self, operation: Callable[[], Awaitable[None]]) -> float:
+        with Counter() as counter:
+            for _ in range(OPERATIONS):
+                await operation()
+        return counter.lines / OPERATIONS
+
+
+class Counter:
+    """Counts the lines that run in functions called while the block runs."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+
+    def __enter__(self) -> Counter:
+        self._before = sys.gettrace()
+        sys.settrace(self._see)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _see(self, frame: FrameType, event: str, argument: Any) -> Any:
+        self.lines += event == "line"
+        return self._see
+
+
+async def filled(entries: int, tenants: int) -> Filled:
+    """Fill a store within ten seconds, and a little more."""
+    made = Filled(entries, tenants)
+    for number in range(entries + OPERATIONS):
+        await made.put()
+        made.now = 10 * number / entries
+    assert made.store.stats().entries == entries
+    assert made.store.stats().evictions == OPERATIONS
+    return made
+
+
+async def counted(entries: int, tenants: int) -> dict[str, float]:
+    """Lines per operation in a full store."""
+    full = await filled(entries, tenants)
+    return {
+        "put": await full.lines_per_put(),
+        "look": await full.lines_per_look(),
+        "delete": await full.lines_per_deletion(),
+        "expire": await full.lines_per_expiry(),
+    }
+
+
+# Entries, tenants, and so many tenants in the small store that it is like the large one: a single
+# one, some with many embeddings each, or as many tenants as embeddings.
+SIZES = [
+    (10_000, 1, 1),
+    (10_000, 10_000, SMALL),
+    (100_000, 1, 1),
+    (100_000, 10_000, 100),
+    (100_000, 100_000, SMALL),
+    # A million of one page; of real ones this would be four terabytes.
+    pytest.param(1_000_000, 1, 1, marks=pytest.mark.slow),
+    pytest.param(1_000_000, 100_000, 100, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("entries", "tenants", "small_tenants"), SIZES)
+async def test_an_operation_costs_the_same_in_a_store_of_any_size(
+    entries: int, tenants: int, small_tenants: int
+) -> None:
+    small, large = await counted(SMALL, small_tenants), await counted(entries, tenants)
+
+    assert large == pytest.approx(small, rel=TOLERANCE)
+
+
+def lines_per_move(levels: int) -> float:
+    """Move members from the lowest level to a new highest one, as renewals do to expiries."""
+    ranked = Levels[int]()
+    for level in range(levels):
+        ranked.add(level, level)
+    with Counter() as counter:
+        for level in range(levels, 3 * levels):
+            # Not the lowest: an empty level there is found at once.
+            member = level - levels // 2
+            ranked.remove(member, member)
+            ranked.add(level, level)
+    return counter.lines / (2 * levels)
+
+
+def test_cleaning_up_levels_costs_each_move_the_same() -> None:
+    assert lines_per_move(30_000) == pytest.approx(lines_per_move(300), rel=0.1)
