@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 from samserve.cli.main import main
-from samserve.settings import TritonSettings
+from samserve.settings import CacheSettings, TritonSettings
 from tritonclient.grpc import model_config_pb2
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +41,13 @@ def test_every_setting_of_triton_is_documented() -> None:
 
     for name in TritonSettings.model_fields:
         assert f"`triton.{name}`" in table or f"`.{name}`" in table, name
+
+
+def test_every_setting_of_the_cache_is_documented() -> None:
+    text = (ROOT / "docs" / "cache.md").read_text(encoding="utf-8")
+
+    for name in CacheSettings.model_fields:
+        assert f"`cache.{name}`" in text or f"`.{name}`" in text, name
 
 
 def test_every_option_of_the_export_that_documents_name_exists(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import grpc
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from samserve.v1 import samserve_pb2 as pb
 
 from harness.cluster.cluster import Cluster
-from tests import pictures
+from tests import chosen, pictures
 from tests.cluster.gateways import Gateway, gateway, gateways
 from tests.cluster.load import Clients, picture
 from tests.rpc.errors import read
@@ -27,14 +28,17 @@ def scene() -> pb.Image:
     return pb.Image(encoded=pictures.file_of(np.asarray(Image.fromarray(pixels))))
 
 
-async def masks(server: Gateway, embedding_id: str) -> pb.PredictResponse:
-    request = pb.PredictRequest(
-        embedding_id=embedding_id,
+def request_for(**source: Any) -> pb.PredictRequest:
+    return pb.PredictRequest(
+        **source,
         prompts=[pictures.click(110, 120), pictures.click(260, 80)],
         multimask=pb.MULTIMASK_ALL,
         include_low_res_logits=True,
     )
-    return await server.stub.Predict(request, timeout=20)
+
+
+async def masks(server: Gateway, embedding_id: str) -> pb.PredictResponse:
+    return await server.stub.Predict(request_for(embedding_id=embedding_id), timeout=20)
 
 
 async def gone_after(server: Gateway, embedding_id: str) -> float:
@@ -73,12 +77,32 @@ async def test_what_one_gateway_encodes_all_answer_and_a_restart_loses_nothing(
             assert await gone_after(first, embedded.embedding.id) < 1
             assert await gone_after(third, embedded.embedding.id) < 1
 
+    async with gateway(None, engine__kind="onnx") as alone:
+        fresh = await alone.stub.Predict(request_for(image=scene()))
+        assert not fresh.embedding.cached
     # Areas tell that the masks are of the two things, and not of nothing.
     areas = [mask.area for result in here.results for mask in result.masks]
     assert len(set(areas)) > 2
-    for other in (there, again, after):
+    for other in (there, again, after, fresh):
         assert other.results == here.results
         assert other.embedding.image_size == here.embedding.image_size
+
+
+async def test_gateways_before_triton_share_what_lies_in_its_memory(cluster: Cluster) -> None:
+    server = await asyncio.to_thread(chosen.triton_server, chosen.default_repository())
+    triton = {
+        "engine__kind": "triton",
+        "triton__url": server.grpc_address,
+        "triton__shared_memory": "required",
+    }
+    async with gateways(cluster, **triton) as (first, second):
+        embedded = await first.stub.Embed(pb.EmbedRequest(image=scene()))
+        here = await masks(first, embedded.embedding.id)
+        there = await masks(second, embedded.embedding.id)
+
+        assert embedded.embedding.stored == pb.STORED_SHARED
+        assert there.results == here.results
+        assert await second.metric("samserve_cache_reads_total", result="hit") == 1
 
 
 async def test_gateways_that_encode_the_same_picture_at_once_encode_once_each_and_agree(

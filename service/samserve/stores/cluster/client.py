@@ -50,6 +50,8 @@ class ClusterClient:
         self._seeds = parse_hosts(settings.nodes)
         self._nodes: dict[Address, Node] = {}
         self._slots = SlotMap()
+        # Who belongs to it, as far as is known.
+        self._members = frozenset(self._seeds)
         self._wake = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._said: tuple[bool, frozenset[str]] | None = None
@@ -60,13 +62,18 @@ class ClusterClient:
         return tuple(self._nodes.values())
 
     def health(self) -> dict[str, bool]:
-        """Tell of each node whether it answers, by its address."""
-        return {node.address: not node.breaker.open for node in self.nodes}
+        """Tell of each member whether it answers, by its address."""
+        return {
+            node.address: not node.breaker.open
+            for address, node in self._nodes.items()
+            if address in self._members
+        }
 
     async def open(self) -> None:
         """Look at the cluster once, which may be away, and keep looking."""
         await self._look()
         self._watching = asyncio.create_task(self._watch())
+        self._watching.add_done_callback(self._note_end)
 
     async def aclose(self) -> None:
         """Stop looking and close all connections."""
@@ -139,7 +146,7 @@ class ClusterClient:
 
     async def _look(self) -> None:
         """Ask nodes that are left alone whether they are back, and one for the map."""
-        await asyncio.gather(*(node.probe() for node in self._away()))
+        await asyncio.gather(*(node.probe() for node in self.nodes if node.breaker.open))
         for node in self.by_health():
             address = (node.host, node.port)
             try:
@@ -155,10 +162,10 @@ class ClusterClient:
         self._say()
 
     async def _use(self, slots: SlotMap) -> None:
-        self._slots = slots
-        for address in self._nodes.keys() - slots.addresses - set(self._seeds):
+        self._slots, self._members = slots, slots.addresses
+        for address in self._nodes.keys() - self._members - set(self._seeds):
             await self._nodes.pop(address).aclose()
-        for address in slots.addresses:
+        for address in self._members:
             self._node(address)
 
     def _node(self, address: Address) -> Node:
@@ -169,7 +176,16 @@ class ClusterClient:
         return self._nodes[address]
 
     def _away(self) -> list[Node]:
-        return [node for node in self.nodes if node.breaker.open]
+        """Give the members of the cluster that are left alone."""
+        return [
+            node
+            for address, node in self._nodes.items()
+            if node.breaker.open and address in self._members
+        ]
+
+    def _note_end(self, watching: asyncio.Task[None]) -> None:
+        if not watching.cancelled() and watching.exception() is not None:
+            self._log.error("the watch over the cluster ended", exc_info=watching.exception())
 
     def _say(self) -> None:
         """Log what has changed."""

@@ -8,14 +8,21 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeAlias
 
+import structlog
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    InvalidResponse,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
 
 from samserve.metrics import CacheMetrics
 from samserve.settings import CacheSettings
-from samserve.stores.cluster.access import Access
+from samserve.stores.cluster.access import Access, Entry
 from samserve.stores.cluster.breaker import Breaker
 from samserve.stores.cluster.budget import ByteBudget
 
@@ -27,6 +34,8 @@ Reply: TypeAlias = Any
 _SILENCE_S = 2.0
 # What redis-py lets out when a node is gone, refuses us or talks nonsense.
 _FAILURES = (RedisError, OSError, EOFError, asyncio.IncompleteReadError)
+# Of one outage; a node could say something else each time.
+_MOST_REASONS = 4
 
 
 class NodeUnavailable(Exception):
@@ -45,7 +54,7 @@ class Node:
     """Sends commands to one address; used from one event loop.
 
     *access* is asked at each use, so that connections made with older credentials end with the
-    command that they are used for.
+    command that they are used for, once the node knows the newer.
     """
 
     def __init__(
@@ -58,8 +67,10 @@ class Node:
     ) -> None:
         self.host, self.port = host, port
         self.breaker = Breaker(settings.breaker_failures)
-        self._access = access
+        self._entry = Entry(access)
         self._settings = settings
+        self._log = structlog.get_logger("samserve.cache")
+        self._said: set[str] = set()
         self._seconds = metrics.node_seconds.labels(self.address)
         self._budget = ByteBudget(settings.in_flight_bytes)
         self._places = asyncio.Semaphore(settings.connections)
@@ -95,33 +106,34 @@ class Node:
         except TimeoutError:
             if not turn.is_set():
                 raise NodeUnavailable(f"{self.address}: too much is waiting for it") from None
-            self.breaker.failed()
-            raise NodeUnavailable(f"{self.address}: no answer in time") from None
+            raise self._failed("no answer in time") from None
         except _FAILURES as error:
-            self.breaker.failed()
-            raise NodeUnavailable(f"{self.address}: {type(error).__name__}: {error}") from None
+            raise self._failed(_reason(error)) from None
 
     async def probe(self) -> None:
         """Ask a node whose breaker is open whether it answers again; closes the breaker then."""
         try:
             async with asyncio.timeout(self._settings.timeout_s), self._fresh() as connection:
                 await _exchange(connection, [("PING",)])
-        except (TimeoutError, *_FAILURES):
+        except (TimeoutError, *_FAILURES) as error:
+            self._failed(_reason(error))
             return
-        self.breaker.succeeded()
+        self._succeeded()
 
     async def listen(self, channel: bytes, heard: Callable[[bytes], None]) -> NoReturn:
         """Hand on what is published on *channel* for as long as the node answers.
 
         Raises `NodeUnavailable`.
         """
-        connection = self._connection(self._access())
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                await connection.connect()  # type: ignore[no-untyped-call]
+                access, connection = await self._opened()
+        except (TimeoutError, *_FAILURES) as error:
+            raise NodeUnavailable(f"{self.address}: {_reason(error)}") from None
+        try:
             await connection.send_command("SUBSCRIBE", channel)
             asked = False
-            while True:
+            while self._entry.holds(access):
                 message = await connection.read_response(disable_decoding=True, timeout=_SILENCE_S)
                 if message is None and asked:
                     raise NodeUnavailable(f"{self.address}: silent")
@@ -130,8 +142,9 @@ class Node:
                     await connection.send_command("PING")
                 elif message[0] == b"message":
                     heard(message[2])
+            raise NodeUnavailable(f"{self.address}: there are newer credentials")
         except (TimeoutError, *_FAILURES) as error:
-            raise NodeUnavailable(f"{self.address}: {type(error).__name__}: {error}") from None
+            raise NodeUnavailable(f"{self.address}: {_reason(error)}") from None
         finally:
             await connection.disconnect(nowait=True)
 
@@ -144,20 +157,20 @@ class Node:
 
     async def _exchange(self, commands: Sequence[Command]) -> list[Reply]:
         started = time.monotonic()
-        replies = await self._on_idle_connection(commands)
+        trying = self._entry.to_be_tried()
+        replies = None if trying else await self._on_idle_connection(commands)
         if replies is None:
             async with self._fresh() as connection:
                 replies = await _exchange(connection, commands)
-        self.breaker.succeeded()
+        self._succeeded()
         self._seconds.observe(time.monotonic() - started)
         return replies
 
     async def _on_idle_connection(self, commands: Sequence[Command]) -> list[Reply] | None:
         """Give None if there is none that works: the node may have closed it meanwhile."""
-        access = self._access()
         while self._idle:
             used, connection = self._idle.pop()
-            if used is not access:
+            if not self._entry.holds(used):
                 await connection.disconnect(nowait=True)
                 continue
             try:
@@ -169,11 +182,34 @@ class Node:
 
     @asynccontextmanager
     async def _fresh(self) -> AsyncIterator[Connection]:
-        access = self._access()
-        connection = self._connection(access)
+        access, connection = await self._opened()
         async with self._kept(access, connection):
-            await connection.connect()  # type: ignore[no-untyped-call]
             yield connection
+
+    async def _opened(self) -> tuple[Access, Connection]:
+        newest = self._entry.newest()
+        new = self._entry.holds(newest)
+        try:
+            connection = await self._open(newest)
+        except AuthenticationError as error:
+            before = self._entry.refuse(newest)
+            if before is None:
+                raise
+            if new:
+                reason = _reason(error)
+                self._log.warning("the old password is used on", node=self.address, reason=reason)
+            return before, await self._open(before)
+        self._entry.accept(newest)
+        return newest, connection
+
+    async def _open(self, access: Access) -> Connection:
+        connection = self._connection(access)
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
 
     @asynccontextmanager
     async def _kept(self, access: Access, connection: Connection) -> AsyncIterator[None]:
@@ -184,10 +220,27 @@ class Node:
             # It may hold half a command, or a reply that nobody reads.
             await connection.disconnect(nowait=True)
             raise
-        if self._closed:
+        if self._closed or not self._entry.holds(access):
             await connection.disconnect(nowait=True)
         else:
             self._idle.append((access, connection))
+
+    def _succeeded(self) -> None:
+        self.breaker.succeeded()
+        self._said.clear()
+
+    def _failed(self, reason: str) -> NodeUnavailable:
+        """Count a failure; log why, as soon as the node is left alone for it."""
+        self.breaker.failed()
+        if self.breaker.open:
+            self._say(reason)
+        return NodeUnavailable(f"{self.address}: {reason}")
+
+    def _say(self, reason: str) -> None:
+        """Log what is new."""
+        if reason not in self._said and len(self._said) < _MOST_REASONS:
+            self._said.add(reason)
+            self._log.warning("left alone", node=self.address, reason=reason)
 
     def _connection(self, access: Access) -> Connection:
         options: dict[str, Any] = {
@@ -201,6 +254,8 @@ class Node:
             "retry": Retry(NoBackoff(), 0),
             "protocol": 2,
             "client_name": "samserve",
+            # Otherwise it tells its own name too, which users of few rights may not.
+            "driver_info": None,
         }
         if access.tls is None:
             return Connection(**options)
@@ -217,3 +272,12 @@ async def _reply(connection: Connection) -> Reply:
         return await connection.read_response(disable_decoding=True)
     except ResponseError as error:
         return error
+
+
+def _reason(error: BaseException) -> str:
+    """Give one line for the log."""
+    # A server repeats what it does not understand, and that may be a password.
+    silent = isinstance(error, ResponseError) and not isinstance(error, NoPermissionError)
+    if silent or isinstance(error, InvalidResponse):
+        return f"{type(error).__name__}: it does not answer as a server of Redis or Valkey does"
+    return " ".join(f"{type(error).__name__}: {error}".split())

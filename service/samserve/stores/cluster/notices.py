@@ -33,6 +33,7 @@ class Notices:
     def open(self) -> None:
         """Begin to listen, and go on through failures."""
         self._listening = asyncio.create_task(self._listen())
+        self._listening.add_done_callback(self._note_end)
 
     async def aclose(self) -> None:
         """Stop listening."""
@@ -52,6 +53,10 @@ class Notices:
                 except NodeUnavailable as error:
                     self._say(str(error))
             await asyncio.sleep(_AGAIN_S)
+
+    def _note_end(self, listening: asyncio.Task[None]) -> None:
+        if not listening.cancelled() and listening.exception() is not None:
+            self._log.error("deletions are not heard any more", exc_info=listening.exception())
 
     def _say(self, reason: str) -> None:
         """Log what is new."""
