@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -253,7 +253,7 @@ class CacheSettings(_Section):
     nodes: str = ""
     """Some nodes of the cluster as HOST:PORT, separated by commas; the others are discovered.
     Empty: nothing is shared."""
-    prefix: str = Field(default="samserve", pattern=r"[A-Za-z0-9_.-]+")
+    prefix: str = Field(default="samserve", pattern=r"^[A-Za-z0-9_.-]+$")
     """How all keys begin; gateways that share embeddings have the same."""
     username: str = ""
     """ACL user; empty takes the default user."""
@@ -297,10 +297,12 @@ class CacheSettings(_Section):
             raise ValueError("cache.username needs cache.password_file")
         return self
 
-    @model_validator(mode="after")
-    def _nodes_are_addresses(self) -> Self:
-        parse_hosts(self.nodes)
-        return self
+    @field_validator("nodes")
+    @classmethod
+    def _are_addresses(cls, nodes: str) -> str:
+        if nodes and not parse_hosts(nodes):
+            raise ValueError("names no node")
+        return nodes
 
 
 class LogSettings(_Section):
@@ -345,32 +347,6 @@ class Settings(BaseSettings):
                 "tls.key_file, or server.plaintext=true where the network is trusted"
             )
         return self
-
-
-class ClientSettings(BaseSettings):
-    """How commands reach the server that `--server` names, from the environment.
-
-    `SAMSERVE_CLIENT_TOKEN` and so on; options of the commands win.
-    """
-
-    model_config = SettingsConfigDict(
-        env_prefix="SAMSERVE_CLIENT_", frozen=True, hide_input_in_errors=True
-    )
-
-    tls: bool = False
-    """Whether to use TLS; with the system's CAs, unless `ca_file` names others."""
-    ca_file: Path | None = None
-    """CAs of the server's certificate (PEM); turns TLS on."""
-    cert_file: Path | None = None
-    """Client certificate (PEM), with `key_file`."""
-    key_file: Path | None = None
-    """Private key of the client certificate (PEM)."""
-    plaintext: bool = False
-    """Whether a token may go to another machine without TLS."""
-    token: SecretStr = SecretStr("")
-    """API key or bearer token."""
-    token_file: Path | None = None
-    """File that holds one."""
 
 
 def load(overrides: dict[str, Any] | None = None, file: Path | None = None) -> Settings:

@@ -12,6 +12,8 @@ from harness.cluster.cluster import Cluster
 from tests.cluster.gateways import Gateway, gateways
 from tests.cluster.load import Clients
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = range(24)
 # What the gateways of these tests are told, so that the tests are short.
 TIMEOUT_S = 0.4

@@ -226,6 +226,7 @@ async def test_values_of_another_model_are_misses_and_stay(cluster: Cluster) -> 
         assert await clients.click(1) == "found"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flavour", ["redis"])
 async def test_redis_serves_as_well(flavour: str) -> None:
     with Cluster(masters=3, replicas=1, flavour=flavour) as cluster:  # type: ignore[arg-type]

@@ -30,6 +30,8 @@ from harness.cluster.tls import TlsFront, TlsFronts
 from tests.engines.triton.certificates import Issuer
 from tests.secrecy import secret, secret_file
 
+pytestmark = pytest.mark.slow
+
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 ROOT = Path(__file__).parents[2]
 KEYS = [f"key-{number}" for number in range(60)]

@@ -12,6 +12,7 @@ from typer.main import get_command
 
 from samserve import __version__
 from samserve.cli.automask import automask
+from samserve.cli.cache import cache
 from samserve.cli.config import config
 from samserve.cli.doctor import doctor
 from samserve.cli.embed import embed
@@ -29,6 +30,7 @@ for command in (serve, embed, predict, automask, export, config, doctor):
     app.command()(command)
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
+app.add_typer(cache, name="cache")
 
 
 @app.callback(invoke_without_command=True)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from samserve.cli.errors import UsageError
 from samserve.client import Client
-from samserve.settings import ClientSettings
+from samserve.client_settings import ClientSettings
 
 
 def client(target: str, ca_file: Path | None, token_file: Path | None) -> Client:

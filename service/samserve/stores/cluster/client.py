@@ -14,6 +14,7 @@ from redis.exceptions import (
     ClusterDownError,
     MovedError,
     ReadOnlyError,
+    ResponseError,
     TryAgainError,
 )
 
@@ -128,7 +129,7 @@ class ClusterClient:
             raise _unavailable() from None
 
     def _checked(self, replies: list[Reply]) -> list[Reply]:
-        if any(isinstance(reply, _NOT_NOW) for reply in replies):
+        if any(_not_now(reply) for reply in replies):
             self._wake.set()
             raise _unavailable()
         return replies
@@ -206,6 +207,12 @@ def _with_asking(commands: Iterable[Command]) -> list[Command]:
 def _first_redirection(replies: Iterable[Reply]) -> AskError | None:
     # `MovedError` is one, too.
     return next((reply for reply in replies if isinstance(reply, AskError)), None)
+
+
+def _not_now(reply: Reply) -> bool:
+    # A script that may not write says so in words of its own.
+    down = isinstance(reply, ResponseError) and "cluster is down" in str(reply)
+    return down or isinstance(reply, _NOT_NOW)
 
 
 def _unavailable() -> StoreUnavailable:

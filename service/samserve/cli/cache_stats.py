@@ -1,0 +1,174 @@
+"""What `samserve cache stats` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from samserve import logs
+from samserve.cli import cache_gateway, cache_nodes, session
+from samserve.cli.cache_gateway import Gateway
+from samserve.cli.cache_nodes import NodeReport, Totals
+from samserve.cli.errors import CommandError, UsageError
+from samserve.cli.terminal import STDOUT, print_table, say, write_json
+from samserve.errors import Misconfigured
+from samserve.settings import CacheSettings, LogSettings, Settings
+from samserve.stores.cluster.access import open_access
+from samserve.stores.cluster.topology import SLOTS
+
+_MIB = 1 << 20
+_NOT_SHARED = "shared cache: not configured (cache.nodes is empty)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Stats:
+    """All there is to say: a gateway, or why it tells nothing; nodes, None without a cache."""
+
+    address: str
+    gateway: Gateway | None
+    problem: str
+    nodes: Sequence[NodeReport] | None
+
+    def problems(self) -> list[str]:
+        """What is not as it should be, a line each."""
+        away = [node for node in self.nodes or () if not node.reachable]
+        found = [self.problem] if self.problem else []
+        if away:
+            names = ", ".join(node.address for node in away)
+            verb = "does" if len(away) == 1 else "do"
+            whole = len(self.nodes or ())
+            found.append(f"{len(away)} of {whole} nodes {verb} not answer: {names}")
+        return found
+
+    def record(self) -> dict[str, Any]:
+        """Write it for JSON."""
+        gateway: dict[str, Any] = {"address": self.address, "error": self.problem or None}
+        if self.gateway is not None:
+            gateway |= asdict(self.gateway)
+        cluster = None
+        if self.nodes is not None:
+            nodes = [asdict(node) for node in self.nodes]
+            cluster = {"nodes": nodes, "totals": asdict(cache_nodes.totals(self.nodes))}
+        return {"gateway": gateway, "cluster": cluster}
+
+
+def run(settings: Settings, as_json: str) -> None:
+    """Ask, print, and end with an error if somebody did not answer."""
+    nodes = _survey(settings.cache)
+    stats = _asked(settings, nodes)
+    if as_json:
+        write_json(as_json, stats.record())
+    if as_json != STDOUT:
+        _print(stats)
+    problems = stats.problems()
+    if problems:
+        raise CommandError(*problems)
+
+
+def _survey(settings: CacheSettings) -> list[NodeReport] | None:
+    if not settings.nodes:
+        return None
+    # What nodes do not answer is in the table already.
+    logs.configure(LogSettings(level="error"))
+    try:
+        access = open_access(settings)
+    except Misconfigured as error:
+        raise UsageError(error.message) from error
+    return session.run(cache_nodes.survey(settings, access))
+
+
+def _asked(settings: Settings, nodes: list[NodeReport] | None) -> _Stats:
+    server = settings.server
+    address = f"{server.admin_host}:{server.admin_port}"
+    try:
+        return _Stats(address, cache_gateway.ask(server), "", nodes)
+    except CommandError as error:
+        return _Stats(address, None, str(error), nodes)
+
+
+def _print(stats: _Stats) -> None:
+    if stats.gateway is None:
+        say(f"server {stats.address}: no answer")
+    else:
+        _print_gateway(stats.address, stats.gateway)
+    say("")
+    if stats.nodes is None:
+        say(_NOT_SHARED)
+        return
+    _print_nodes(stats.nodes, cache_nodes.totals(stats.nodes))
+
+
+def _print_gateway(address: str, gateway: Gateway) -> None:
+    memory, shared = gateway.memory, gateway.shared
+    ratio = "-" if memory.hit_ratio is None else f"{memory.hit_ratio:.1%}"
+    say(f"server {address}, in memory:")
+    print_table(
+        [
+            ("entries", "bytes", "capacity", "hits", "misses", "hit ratio", "evictions"),
+            (
+                str(memory.entries),
+                _size(memory.bytes),
+                _size(memory.capacity_bytes),
+                str(memory.hits),
+                str(memory.misses),
+                ratio,
+                str(memory.evictions),
+            ),
+        ]
+    )
+    groups = (("reads", shared.reads), ("writes", shared.writes), ("failures", shared.failures))
+    rows = [(name, *pair) for name, counts in groups for pair in counts.items()]
+    say("")
+    if not rows:
+        say(f"server {address} has asked nothing of a shared cache")
+    else:
+        say(f"server {address}, asking the shared cache:")
+        print_table([("what", "result", "count"), *((a, b, str(count)) for a, b, count in rows)])
+    if shared.nodes_away:
+        say(f"nodes that it leaves alone: {', '.join(shared.nodes_away)}")
+
+
+def _print_nodes(nodes: Sequence[NodeReport], totals: Totals) -> None:
+    header = ("node", "role", "slots", "keys", "used", "maxmemory", "evicted", "state")
+    masters = (
+        "all masters",
+        "",
+        str(totals.slots),
+        str(totals.keys),
+        _size(totals.used_memory),
+        _size(totals.maxmemory) if totals.maxmemory else "no limit",
+        str(totals.evicted_keys),
+        f"{totals.reachable} of {totals.nodes} nodes answer",
+    )
+    say("nodes of the shared cache:")
+    if not totals.slots:
+        # Nobody has told who the others are.
+        print_table([header, *map(_row, nodes)])
+        return
+    print_table([header, *map(_row, nodes), masters])
+    missing = SLOTS - totals.slots_reachable
+    if missing:
+        say(f"{missing} of {SLOTS} slots have no owner that answers")
+
+
+def _row(node: NodeReport) -> tuple[str, ...]:
+    state = "ok" if node.reachable else "away"
+    return (
+        node.address,
+        node.role,
+        str(node.slots) if node.role == "master" else "-",
+        _count(node.keys),
+        _size(node.used_memory),
+        "no limit" if node.maxmemory == 0 else _size(node.maxmemory),
+        _count(node.evicted_keys),
+        f"{state}: {node.problem}" if node.problem else state,
+    )
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else str(number)
+
+
+def _size(number: int | None) -> str:
+    return "-" if number is None else f"{number / _MIB:.1f} MiB"

@@ -1,0 +1,630 @@
+"""`samserve cache`: with a server in a process of its own, and real clusters."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samserve.cli import cache_nodes
+from samserve.stores.cluster.topology import SLOTS
+
+from harness.cluster.cluster import Cluster
+from harness.cluster.node import HOST
+from harness.cluster.tls import TlsFronts
+from tests import pictures
+from tests.cli.conftest import FAKE, RUN, Command, Ended, start
+from tests.engines.triton.certificates import Issuer
+from tests.secrecy import secret, secret_file
+
+PICTURES = 5
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A server: its process, its API, and settings that tell the port of its admin listener."""
+
+    process: subprocess.Popen[str]
+    address: str
+    admin: tuple[str, str]
+
+
+@contextmanager
+def gateway(*flags: str) -> Iterator[Gateway]:
+    free = ("--port", "0", "--admin-port", "0", "--set", "log.format=json")
+    process = start("serve", *free, *FAKE, *flags)
+    assert process.stderr is not None
+    # Nobody else shall fill the pipe.
+    draining = threading.Thread(target=process.stderr.read)
+    try:
+        serving = next(line for line in process.stderr if '"serving"' in line)
+        told = json.loads(serving)
+        draining.start()
+        port = told["admin"].rpartition(":")[2]
+        yield Gateway(process, told["address"], ("--set", f"server.admin_port={port}"))
+    finally:
+        process.kill()
+        if draining.ident is not None:
+            draining.join()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(masters=3, replicas=0) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def sharing(cluster: Cluster) -> Iterator[Gateway]:
+    """A server with an empty shared cache."""
+    cluster.flush()
+    with gateway(*nodes(cluster)) as server:
+        yield server
+
+
+@pytest.fixture
+def alone() -> Iterator[Gateway]:
+    """A server without a shared cache."""
+    with gateway() as server:
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five pictures, a broken one, a text, and what is no file or not to be seen."""
+    folder = tmp_path / "pictures"
+    (folder / "deeper").mkdir(parents=True)
+    for number in range(PICTURES):
+        kind = ("PNG", "JPEG", "WEBP")[number % 3]
+        content = pictures.file_of(pictures.noise(48, 64, number), kind)
+        (folder / f"{number}.{kind}").write_bytes(content)
+    (folder / "broken.png").write_bytes(pictures.png()[:60])
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "._0.png").write_text("left by another system")
+    (folder / "deeper" / "more.jpg").write_bytes(pictures.file_of(pictures.noise(9, 9), "JPEG"))
+    os.mkfifo(folder / "pipe.png")
+    return folder
+
+
+def nodes(cluster: Cluster) -> tuple[str, str]:
+    return ("--set", f"cache.nodes={','.join(cluster.addresses)}")
+
+
+def told(text: str) -> dict[str, int]:
+    return {name: int(count) for name, _, count in (line.partition(": ") for line in lines(text))}
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line]
+
+
+def records(text: str) -> dict[str, dict[str, Any]]:
+    found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    return {Path(record["file"]).name: record for record in found}
+
+
+def table(text: str, first: str) -> list[dict[str, str]]:
+    """Read the table whose first column has this name."""
+    rows = text.splitlines()
+    start = next(i for i, row in enumerate(rows) if row.split("  ")[0] == first)
+    header = rows[start]
+    names = [name for name in header.split("  ") if name.strip()]
+    places = [header.index(name.strip()) for name in names]
+    found = []
+    for row in rows[start + 1 :]:
+        if not row.strip():
+            break
+        cells = zip(places, [*places[1:], None], strict=True)
+        found.append([row[a:b].strip() for a, b in cells])
+    return [dict(zip((n.strip() for n in names), row, strict=True)) for row in found]
+
+
+def test_a_folder_is_warmed_once_and_stays_warm(
+    samserve: Command, sharing: Gateway, cluster: Cluster, folder: Path
+) -> None:
+    first = samserve("cache", "warm", folder, "--server", sharing.address)
+    again = samserve("cache", "warm", folder, "--server", sharing.address)
+
+    assert (first.code, again.code) == (1, 1)
+    assert told(first.out) == {
+        "files": 6,
+        "new": 5,
+        "already there": 0,
+        "shared": 5,
+        "local": 0,
+        "failed": 1,
+        "passed over": 2,
+    }
+    assert told(again.out) == told(first.out) | {"new": 0, "already there": 5}
+    assert len(cluster.keys()) == PICTURES
+    for ended in (first, again):
+        assert ended.err.count("samserve: error: ") == 1
+        assert f"error: {folder / 'broken.png'}: image.encoded: is damaged" in ended.err
+        assert "embedding: 6 of 6\n" in ended.err
+
+
+def test_records_are_lines_of_json(
+    samserve: Command, alone: Gateway, folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "out.json"
+    warm = ("cache", "warm", folder, "--server", alone.address, "--recursive", "--json")
+
+    to_file, to_stdout = samserve(*warm, file), samserve(*warm, "-")
+
+    written, printed = records(file.read_text()), records(to_stdout.out)
+    assert f"wrote {file}\n" in to_file.err
+    assert len(to_stdout.out.splitlines()) == len(printed) == 7
+    assert told(to_file.out)["files"] == 7
+    assert "already there: 6\n" in to_stdout.err
+    assert set(printed["more.jpg"]) == {"file", "id", "cached", "stored", "error"}
+    assert (written["more.jpg"]["cached"], printed["more.jpg"]["cached"]) == (False, True)
+    assert printed["more.jpg"]["stored"] == "local"
+    assert len(printed["more.jpg"]["id"]) == 64
+    assert printed["broken.png"]["id"] is None
+    assert "IMAGE_UNREADABLE" in printed["broken.png"]["error"]
+
+
+@pytest.mark.slow
+def test_names_that_are_no_text_are_written_as_escapes(
+    samserve: Command, alone: Gateway, tmp_path: Path
+) -> None:
+    folder = tmp_path / "strange"
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(pictures.png())
+
+    ended = samserve("cache", "warm", folder, "--server", alone.address, "--json", "-")
+
+    (record,) = (json.loads(line) for line in lines(ended.out))
+    assert ended.code == 0
+    assert os.fsencode(record["file"]).endswith(b"/\xff.png")
+
+
+def test_what_was_warmed_is_removed_by_a_pipe(
+    samserve: Command,
+    sharing: Gateway,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = ("--server", sharing.address)
+    warmed = samserve("cache", "warm", folder, *server, "--json", "-").out
+    ids = [record["id"] for record in records(warmed).values() if record["id"]]
+    pipe = f"{warmed}\n{ids[0]}\n"
+
+    def typed(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pipe.encode())))
+        return samserve("cache", "rm", *arguments, *server)
+
+    first, again = typed("-"), typed("-", "other")
+
+    assert (first.code, first.err, again.code) == (0, "", 0)
+    assert sorted(lines(first.out)) == sorted(f"{each}  deleted" for each in ids)
+    assert sorted(lines(again.out)) == sorted(f"{each}  not there" for each in [*ids, "other"])
+    counts = told(samserve("cache", "warm", folder, *server).out)
+    assert (counts["new"], counts["shared"]) == (5, 5)
+
+
+@pytest.mark.slow
+def test_many_are_removed_with_progress(samserve: Command, alone: Gateway) -> None:
+    ids = [f"id-{number}" for number in range(25)]
+
+    ended = samserve("cache", "rm", *ids, "--server", alone.address)
+
+    assert ended.code == 0
+    assert len(lines(ended.out)) == 25
+    assert "deleting: 25 of 25\n" in ended.err
+
+
+@pytest.mark.slow
+def test_what_cannot_be_deleted_everywhere_is_a_failure(samserve: Command, folder: Path) -> None:
+    with Cluster(masters=3, replicas=0) as cluster, gateway(*nodes(cluster)) as server:
+        warm = ("cache", "warm", folder, "--server", server.address)
+        found = records(samserve(*warm, "--json", "-").out)
+        cluster.kill()
+        ids = [record["id"] for record in found.values() if record["id"]]
+        removed = samserve("cache", "rm", *ids, "--server", server.address)
+        durable = samserve(*warm, "--durable")
+        plain = samserve(*warm)
+
+    assert removed.code == 1
+    assert removed.out == ""
+    assert removed.err.count("STORE_UNAVAILABLE") == PICTURES
+    assert (durable.code, told(durable.out)["failed"]) == (1, 6)
+    assert told(plain.out) == told(durable.out) | {"failed": 1, "local": 5, "already there": 5}
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_what_is_only_begun(
+    samserve: Command, alone: Gateway, folder: Path
+) -> None:
+    warm = ("cache", "warm", folder, "--server", alone.address, "--no-wait")
+
+    begun = told(samserve(*warm).out)
+    deadline = time.monotonic() + 20
+    while told(samserve(*warm).out)["already there"] < PICTURES:
+        assert time.monotonic() < deadline
+
+    # That one is damaged is found out later, and told to nobody.
+    assert begun["new"] == begun["pending"] == PICTURES + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("side", "burst"), [(48, 1), (320, 4)], ids=["sent at once", "asked for first"]
+)
+def test_a_server_that_asks_to_wait_is_waited_for(
+    samserve: Command, tmp_path: Path, side: int, burst: int
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(PICTURES):
+        (folder / f"{number}.png").write_bytes(pictures.png(side, side, number))
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f"version = 1\n[server]\nrequests_per_s = 4\nburst = {burst}\n")
+    with gateway("--set", f"auth.policy_file={policy}") as server:
+        ended = samserve("cache", "warm", folder, "--server", server.address)
+
+    assert ended.code == 0
+    assert told(ended.out)["new"] == PICTURES
+    assert ended.err.count("waiting as the server asks: ") == 1
+    assert "QUOTA_EXCEEDED" in ended.err
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_served_ends_it_at_once(
+    samserve: Command, alone: Gateway, folder: Path
+) -> None:
+    ended = samserve(
+        *("cache", "warm", folder, "--server", alone.address),
+        *("--model", "nope", "--concurrency", "1"),
+    )
+
+    assert ended.code == 1
+    assert told(ended.out)["not tried"] == 6
+    (line,) = lines(ended.err)
+    assert line.startswith("samserve: error: no model 'nope' is served; there are: fake")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["warm", "rm"])
+def test_a_server_that_is_not_there_is_told_in_one_line(
+    samserve: Command, folder: Path, command: str
+) -> None:
+    given = folder if command == "warm" else "id"
+
+    ended = samserve("cache", command, given, "--server", "127.0.0.1:1")
+
+    assert ended.code == 1
+    (line,) = lines(ended.err)
+    assert line.startswith("samserve: error: the server cannot be reached: ")
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_it_at_once(folder: Path) -> None:
+    # Takes connections and never answers.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        process = start("cache", "warm", str(folder), "--server", address)
+        connection, _ = silent.accept()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+        connection.close()
+
+    assert (process.returncode, out, err) == (130, "", "samserve: error: interrupted\n")
+
+
+@pytest.mark.slow
+def test_a_bar_on_the_terminal_leaves_standard_output_alone(alone: Gateway, folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    arguments = ("cache", "warm", str(folder), "--server", alone.address, "--json", "-")
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, *arguments], stdout=subprocess.PIPE, stderr=theirs, text=True
+    )
+    os.close(theirs)
+    shown = bytearray()
+
+    def watch() -> None:
+        while chunk := _read(ours):
+            shown.extend(chunk)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    out, _ = process.communicate(timeout=60)
+    watching.join()
+    os.close(ours)
+
+    assert len(records(out)) == len(out.splitlines()) == 6
+    assert b"6/6" in shown
+    assert b'"file"' not in shown
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # the other side is closed
+        return b""
+
+
+def test_stats_show_the_server_and_the_nodes(
+    samserve: Command, sharing: Gateway, cluster: Cluster, folder: Path, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        samserve("cache", "warm", folder, "--server", sharing.address)
+    file = tmp_path / "out.json"
+
+    ended = samserve("cache", "stats", *sharing.admin, *nodes(cluster), "--json", file)
+
+    stats = json.loads(file.read_text())
+    assert (ended.code, ended.err) == (0, f"wrote {file}\n")
+    (memory,) = table(ended.out, "entries")
+    assert (memory["entries"], memory["capacity"], memory["evictions"]) == ("5", "512.0 MiB", "0")
+    assert memory["hit ratio"].endswith("%")
+    asked = {(row["what"], row["result"]): row["count"] for row in table(ended.out, "what")}
+    assert asked["writes", "stored"] == "5"
+    *members, masters = table(ended.out, "node")
+    assert {row["node"] for row in members} == set(cluster.addresses)
+    assert {(row["role"], row["maxmemory"], row["state"]) for row in members} == {
+        ("master", "256.0 MiB", "ok")
+    }
+    assert (masters["slots"], masters["keys"]) == (str(SLOTS), "5")
+    assert masters["state"] == "3 of 3 nodes answer"
+    assert stats["gateway"]["error"] is None
+    assert stats["gateway"]["memory"]["entries"] == 5
+    assert stats["gateway"]["shared"]["writes"] == {"stored": 5}
+    assert stats["cluster"]["totals"]["slots_reachable"] == SLOTS
+    assert samserve("cache", "stats", *sharing.admin, *nodes(cluster), "--json", "-").out[0] == "{"
+
+
+@pytest.mark.slow
+def test_stats_name_dead_and_hanging_nodes_in_time(samserve: Command, folder: Path) -> None:
+    with Cluster(masters=3, replicas=0) as cluster, gateway(*nodes(cluster)) as server:
+        samserve("cache", "warm", folder, "--server", server.address)
+        hanging, dead, good = cluster.nodes
+        hanging.stop_process()
+        dead.kill()
+        started = time.monotonic()
+        ended = samserve("cache", "stats", *server.admin, *nodes(cluster))
+        spent = time.monotonic() - started
+        strict = ("--set", "cache.breaker_failures=1", "--json", "-")
+        record = json.loads(samserve("cache", "stats", *nodes(cluster), *strict).out)
+        deadline = time.monotonic() + 20
+        while "leaves alone" not in samserve("cache", "stats", *server.admin).out:
+            samserve("cache", "warm", folder, "--server", server.address)
+            assert time.monotonic() < deadline
+        hanging.resume()
+
+    states = {row["node"]: row["state"] for row in table(ended.out, "node")}
+    assert ended.code == 1
+    assert states[good.announced] == "ok"
+    assert states[hanging.announced] == "away: no answer in time"
+    assert states[dead.announced].startswith("away: ConnectionError: ")
+    assert states["all masters"] == "1 of 3 nodes answer"
+    assert f"of {SLOTS} slots have no owner that answers" in ended.out
+    (line,) = lines(ended.err)
+    assert line.startswith("samserve: error: 2 of 3 nodes do not answer: ")
+    assert record["cluster"]["totals"]["reachable"] == 1
+    # Two rounds of half a second, with room for a busy machine.
+    assert spent < 5
+
+
+@pytest.mark.slow
+def test_stats_without_a_shared_cache_say_so(samserve: Command, alone: Gateway) -> None:
+    ended = samserve("cache", "stats", *alone.admin)
+    record = json.loads(samserve("cache", "stats", *alone.admin, "--json", "-").out)
+
+    assert (ended.code, ended.err) == (0, "")
+    (memory,) = table(ended.out, "entries")
+    assert (memory["entries"], memory["hit ratio"]) == ("0", "-")
+    assert "has asked nothing of a shared cache" in ended.out
+    assert "shared cache: not configured (cache.nodes is empty)" in ended.out
+    assert record["cluster"] is None
+
+
+@pytest.mark.slow
+def test_stats_without_a_server_still_show_the_nodes(
+    samserve: Command, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whoever has a proxy set must not be sent there.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    (port,) = cluster.addresses[0].rpartition(":")[2:]
+    alias = ("--set", f"cache.nodes=localhost:{port}")
+
+    ended = samserve("cache", "stats", "--set", "server.admin_port=1", *alias)
+
+    assert ended.code == 1
+    assert ended.err == (
+        "samserve: error: no server at http://127.0.0.1:1/metrics: [Errno 111] Connection refused\n"
+    )
+    *members, _ = table(ended.out, "node")
+    assert {row["node"] for row in members} == set(cluster.addresses)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (b"HTTP/1.0 404 Not Found\r\n\r\n", "is answered with 404 Not Found"),
+        (b"HTTP/1.0 200 OK\r\n\r\nup 1\n", "has no metrics of a store"),
+        (b"HTTP/1.0 200 OK\r\n\r\n<html>\n", "http://127.0.0.1"),
+        (b"hello\r\n", "no server at http://127.0.0.1"),
+        (b"", "timed out"),
+    ],
+    ids=["404", "another", "html", "no http", "silent"],
+)
+def test_what_is_no_server_of_ours_is_told_in_one_line(
+    samserve: Command, monkeypatch: pytest.MonkeyPatch, answer: bytes, text: str
+) -> None:
+    monkeypatch.setattr("samserve.cli.cache_gateway._TIMEOUT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        done = threading.Event()
+
+        def respond() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+                if not answer:
+                    done.wait(20)
+
+        thread = threading.Thread(target=respond)
+        thread.start()
+        port = listener.getsockname()[1]
+        ended = samserve("cache", "stats", "--set", f"server.admin_port={port}")
+        done.set()
+        thread.join()
+
+    assert ended.code == 1
+    (line,) = lines(ended.err)
+    assert text in line
+
+
+@pytest.mark.slow
+def test_stats_connect_as_the_server_does_and_tell_no_secret(
+    samserve: Command, tmp_path: Path
+) -> None:
+    issuer, password = Issuer(), secret(secrets.token_hex(16))
+    files = {name: tmp_path / name for name in ("ca", "cert", "key", "password", "wrong")}
+    chain, key = issuer.issue(HOST)
+    contents = (issuer.pem, chain, key, password, secret(secrets.token_hex(16)))
+    for path, content in zip(files.values(), contents, strict=True):
+        secret_file(path).write_text(content)
+    tls = ("--set", "cache.tls=true", "--set", f"cache.ca_file={files['ca']}")
+    user = ("--set", "cache.username=gateway", "--set")
+    free = ("--set", "server.admin_port=0")
+    with (
+        TlsFronts(files["cert"], files["key"]) as fronts,
+        Cluster(
+            masters=3,
+            replicas=0,
+            user="gateway",
+            password=password,
+            rules="~* +@all -info -cluster|nodes",
+            announce=fronts.announce,
+        ) as cluster,
+    ):
+
+        def stats(name: str, *flags: str) -> Ended:
+            # In a process of its own, which does not wait for TLS connections to say goodbye.
+            file = f"cache.password_file={files[name]}"
+            process = start("cache", "stats", *nodes(cluster), *user, file, *flags, *free)
+            out, err = process.communicate(timeout=60)
+            return Ended(process.returncode, out, err)
+
+        right = stats("password", *tls)
+        wrong = stats("wrong", *tls)
+        clear = stats("password")
+        missing = samserve("cache", "stats", *nodes(cluster), *user, "cache.password_file=no")
+
+    assert "server.admin_port is 0" in right.err
+    *members, masters = table(right.out, "node")
+    assert {row["slots"] for row in members} <= {"5461", "5462"}
+    # What the account may not ask is not known; the rest is.
+    assert all(row["state"].startswith("ok: ") and row["keys"] == "0" for row in members)
+    assert masters["state"] == "3 of 3 nodes answer"
+    for ended in (wrong, clear):
+        assert ended.code == 1
+        assert "3 of 3 nodes do not answer" in ended.err
+        assert "all masters" not in ended.out
+    assert "AuthenticationError" in wrong.out
+    assert (missing.code, missing.err) == (2, "samserve: error: no: No such file or directory\n")
+
+
+@pytest.mark.slow
+def test_failed_replicas_and_masters_without_slots_are_found() -> None:
+    answer = (
+        b"a 10.0.0.1:6379@16379,one.test myself,master - 0 1 1 connected 0-16383\n"
+        b"b 10.0.0.2:6379@16379,two.test slave a 0 1 1 connected\n"
+        b"c 10.0.0.3:6379@16379 slave,fail a 0 1 1 disconnected\n"
+        b"d fd00::4:6379@16379 master - 0 1 2 connected\n"
+        b"e :0@0 master,noaddr - 0 1 3 disconnected\n"
+    )
+    slots = [[0, 16383, [b"one.test", 6379, b"a", []], [b"two.test", 6379, b"b", []]]]
+    said = cache_nodes._Answer(slots=slots, nodes=answer, reachable=True)
+
+    members = cache_nodes._members(said, ("seed", 6379))
+
+    assert {address: (member.role, member.slots) for address, member in members.items()} == {
+        ("one.test", 6379): ("master", SLOTS),
+        ("two.test", 6379): ("replica", 0),
+        ("10.0.0.3", 6379): ("replica", 0),
+        ("fd00::4", 6379): ("master", 0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("warm", "FOLDER"), "warm needs --server HOST:PORT"),
+        (("rm", "id"), "rm needs --server HOST:PORT"),
+        (("warm", "FOLDER", "--server", "host"), "--server 'host': expected HOST:PORT"),
+        (("warm", "no", "--server", "h:1"), "'no' does not exist"),
+        (("warm", "EMPTY", "--server", "h:1"), "there is no JPEG, PNG or WebP file (--recursive"),
+        (("warm", "FOLDER", "--server", "h:1", "--concurrency", "0"), "--concurrency"),
+        (("warm", "FOLDER", "--server", "h:1", "--json", "no/a"), "there is no folder no"),
+        (("warm", "FOLDER", "--server", "h:1", "--no-wait", "--durable"), "--durable means to"),
+        (("rm", "--server", "h:1"), "Missing argument 'ID"),
+        (("rm", "a\nb", "--server", "h:1"), "'a\\nb': is no id of an embedding"),
+        (("rm", "-", "--server", "h:1"), "standard input, line 2: not a record of `warm`"),
+        (("stats", "--set", "cache.node=a:1"), "there is no setting cache.node"),
+        (("stats", "--set", "cache.nodes=a"), "expected HOST:PORT"),
+        (("stats", "--json", "no/a"), "there is no folder no"),
+        (("nonsense",), "No such command 'nonsense'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_two(
+    samserve: Command,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    text: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'id\n{"name": "x"}\n')))
+    places = {"FOLDER": folder, "EMPTY": tmp_path / "empty"}
+
+    ended = samserve("cache", *(places.get(part, part) for part in arguments))
+
+    assert (ended.code, ended.out) == (2, "")
+    (line,) = lines(ended.err)
+    assert line.startswith("samserve: error: ")
+    assert text in line
+
+
+@pytest.mark.slow
+def test_the_commands_load_no_runtime(alone: Gateway, folder: Path) -> None:
+    server = ["--server", alone.address]
+    commands = [["warm", str(folder), *server], ["rm", "id", *server], ["stats", *alone.admin]]
+    script = (
+        "import sys; from samserve.cli.main import main\n"
+        f"for command in {commands}: main(['cache', *command])\n"
+        "sys.exit(len({'torch', 'onnxruntime', 'tritonclient'} & set(sys.modules)))"
+    )
+
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode == 0
+    assert "id  not there" in ended.stdout
+
+
+def test_help_is_printed_without_a_command(samserve: Command) -> None:
+    ended = samserve("cache")
+
+    assert ended.code == 0
+    assert all(name in ended.out for name in ("warm", "rm", "stats"))

@@ -1,0 +1,168 @@
+"""The way to the node that owns a key: bounded, redirected, and not broken by who gives up."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from samserve.errors import StoreUnavailable
+from samserve.types import EmbeddingKey
+
+from harness.cluster.cluster import Cluster
+from harness.cluster.ports import free_ports
+from tests.cluster.stores import SLOT, Gateway, key, store_over
+
+
+@pytest.fixture
+def nodes(cluster: Cluster) -> str:
+    return ",".join(cluster.addresses)
+
+
+def connections(cluster: Cluster) -> list[int]:
+    """How many connections gateways have to each node."""
+    return [
+        sum(client["name"] == "samserve" for client in cluster.client(node).client_list())
+        for node in cluster.nodes
+    ]
+
+
+def at_rest(gateway: Gateway) -> None:
+    """See that nothing is held any more."""
+    for node in gateway.client.nodes:
+        assert node._places._value == 8
+        assert node._budget._free == 64 << 20
+        assert not node._budget._waiting
+    assert not gateway.store._readings
+    assert not gateway.store._tokens
+
+
+async def test_more_calls_than_connections_wait_for_their_turn(
+    cluster: Cluster, nodes: str
+) -> None:
+    bounds = {"connections": 1, "in_flight_bytes": SLOT, "timeout_s": 10}
+    async with store_over(nodes, **bounds) as one, store_over(nodes, capacity=64 * SLOT) as other:
+        keys = [key(f"{n:064x}") for n in range(40)]
+        await asyncio.gather(*(other.put(each, float(n)) for n, each in enumerate(keys)))
+        seen: list[int] = []
+
+        async def read(each: int) -> float | None:
+            value = await one.get(keys[each])
+            seen.append(max(connections(cluster)))
+            return value
+
+        for start in range(0, 40, 10):
+            numbers = range(start, start + 10)
+            assert await asyncio.gather(*map(read, numbers)) == [float(n) for n in numbers]
+        # One for commands and one that listens, and those of the other store.
+        assert max(seen) <= 1 + 1 + 8 + 1
+        assert all(len(node._idle) <= 1 for node in one.client.nodes)
+
+
+async def test_whoever_gives_up_at_any_moment_leaves_nothing_behind(nodes: str) -> None:
+    rng = random.Random(7)
+    keys = [key(f"{n:064x}") for n in range(24)]
+    async with store_over(nodes, capacity=8 * SLOT) as one:
+        for number, each in enumerate(keys):
+            await one.put(each, float(number))
+        for _ in range(60):
+            tasks = [asyncio.create_task(use(one, keys, rng)) for _ in range(6)]
+            await asyncio.sleep(rng.random() * 0.006)
+            for task in rng.sample(tasks, 4):
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(r is None or isinstance(r, asyncio.CancelledError) for r in results), results
+
+        at_rest(one)
+        for number, each in enumerate(keys):
+            await one.put(each, float(number))
+        async with store_over(nodes, capacity=32 * SLOT) as fresh:
+            assert [await fresh.get(each) for each in keys] == [float(n) for n in range(24)]
+
+
+async def use(gateway: Gateway, keys: list[EmbeddingKey], rng: random.Random) -> None:
+    """Read, write or delete any of them; what is read is what was written there."""
+    number = rng.randrange(len(keys))
+    kind = rng.random()
+    if kind < 0.6:
+        assert await gateway.get(keys[number]) in (float(number), None)
+    elif kind < 0.9:
+        await gateway.put(keys[number], float(number))
+    else:
+        await gateway.store.delete(keys[number])
+
+
+async def test_connections_that_the_node_has_closed_are_made_anew(
+    cluster: Cluster, nodes: str
+) -> None:
+    async with store_over(nodes) as one, store_over(nodes) as other:
+        await one.put(key("a"), 2.0)
+        for node in cluster.nodes:
+            cluster.client(node).client_kill_filter(_type="normal", skipme=True)
+
+        assert await other.get(key("a")) == 2.0
+        assert (await one.put(key("b"))).shared
+        assert one.count("failures", kind="unavailable") == 0
+
+
+async def test_a_slot_on_its_way_is_found_on_either_side(cluster: Cluster, nodes: str) -> None:
+    async with store_over(nodes) as one, store_over(nodes, capacity=64 * SLOT) as other:
+        await one.put(key("a"), 1.0)
+        name = one.cache.name(key("a")).decode()
+        source = cluster.owner_of(name)
+        target = next(node for node in cluster.masters if node is not source)
+        move = cluster.slot_move(cluster.slot_of(name), target)
+        await asyncio.to_thread(move.begin)
+        try:
+            # Still at the source.
+            assert await other.get(key("a")) == 1.0
+            await asyncio.to_thread(move.move_keys)
+            # Gone ahead: the source asks to ask the target.
+            async with store_over(nodes) as third:
+                assert await third.get(key("a")) == 1.0
+                assert await third.store.delete(key("a"))
+                assert await third.get(key("a")) is None
+                # Written at the target, where the slot will be.
+                assert (await third.put(key("a"), 3.0)).shared
+                async with third.store.lease(key("a"), durable=True) as embedding:
+                    assert embedding.shared
+        finally:
+            await asyncio.to_thread(move.finish)
+        async with store_over(nodes) as fourth:
+            assert await fourth.get(key("a")) == 3.0
+        await asyncio.to_thread(cluster.move_slots, [cluster.slot_of(name)], source)
+        assert one.count("failures", kind="unavailable") == 0
+
+
+async def test_one_living_seed_is_enough(cluster: Cluster) -> None:
+    dead = [f"127.0.0.1:{port}" for port in free_ports(3)]
+    async with store_over(",".join([*dead, cluster.addresses[0]])) as one:
+        assert (await one.put(key("a"))).shared
+        # Seeds that are no members are not waited for, nor told of.
+        assert set(one.client.health()) == set(cluster.addresses)
+
+
+async def test_a_cluster_that_comes_up_late_is_found() -> None:
+    with Cluster(masters=3, replicas=0) as late:
+        await asyncio.to_thread(late.kill)
+        async with store_over(",".join(late.addresses)) as one:
+            with pytest.raises(StoreUnavailable):
+                await one.get(key("a"))
+            await asyncio.to_thread(late.start_again)
+            async with asyncio.timeout(15):
+                while not (await one.put(key("a"))).shared:
+                    await asyncio.sleep(0.1)
+
+
+async def test_a_new_node_that_takes_slots_is_used(doomed_cluster: Cluster) -> None:
+    cluster = doomed_cluster
+    async with store_over(",".join(cluster.addresses)) as one:
+        await one.put(key("a"), 4.0)
+        name = one.cache.name(key("a")).decode()
+        added = await asyncio.to_thread(cluster.add_node)
+        await asyncio.to_thread(cluster.move_slots, [cluster.slot_of(name)], added)
+        async with store_over(",".join(cluster.addresses[:3])) as other:
+            assert await other.get(key("a")) == 4.0
+        assert await one.store.delete(key("a"))
+        assert cluster.owner_of(name) is added
+        assert one.count("failures", kind="unavailable") == 0
