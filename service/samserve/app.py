@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,8 +203,11 @@ def _use_cases(
 
 def _prefetches(settings: Settings, security: Security) -> Prefetches:
     admission = settings.admission
-    places = Places(admission.prefetch, "prefetches", shared=lambda: _several_tenants(security))
-    return Prefetches(places, admission.prefetch_bytes)
+    places = partial(Places, shared=lambda: _several_tenants(security))
+    return Prefetches(
+        places(admission.prefetch, "prefetches"),
+        places(admission.prefetch_bytes, "bytes of prefetches"),
+    )
 
 
 def _api(

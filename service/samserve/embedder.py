@@ -16,7 +16,7 @@ from samserve.flight import SingleFlight
 from samserve.prefetches import Prefetches
 from samserve.principal import Permission
 from samserve.prompting import Frames
-from samserve.stores.base import EmbeddingStore, Slot, not_found
+from samserve.stores.base import EmbeddingStore, Epoch, Slot, not_found
 from samserve.types import (
     Embedding,
     EmbeddingFacts,
@@ -78,12 +78,16 @@ class _Encoded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    """One picture to be encoded under one model; ``size`` is what its file says."""
+    """One picture to be encoded under one model; ``size`` is what its file says.
+
+    ``since`` is what was deleted when it was asked for, None for when the work begins.
+    """
 
     key: EmbeddingKey
     image: EncodedImage | RawImage
     model: ModelInfo
     size: Size
+    since: Epoch | None = None
 
 
 class Embedder:
@@ -104,6 +108,8 @@ class Embedder:
         self.limits = limits
         self._encode_deadline_s = encode_deadline_s
         self._prefetches = prefetches or Prefetches()
+        # Those that wait for their turn, or are being made.
+        self._prefetched: dict[EmbeddingKey, _Job] = {}
         self._flights: SingleFlight[EmbeddingKey, _Encoded] = SingleFlight()
 
     def model(self, name: str) -> ModelInfo:
@@ -144,10 +150,18 @@ class Embedder:
                     held, source.image, self.model(model_name), context, check, renew
                 )
             if durable:
-                key = EmbeddingKey(context.tenant, leased.embedding_id)
-                lease = self.store.lease(key, durable=True, again=True)
-                leased = replace(leased, embedding=await held.enter_async_context(lease))
+                leased = await self._durable(held, leased, context)
             yield leased
+
+    async def _durable(
+        self, held: AsyncExitStack, leased: Leased, context: RequestContext
+    ) -> Leased:
+        key = EmbeddingKey(context.tenant, leased.embedding_id)
+        try:
+            lease = self.store.lease(key, durable=True, again=True)
+            return replace(leased, embedding=await held.enter_async_context(lease))
+        except EmbeddingNotFound:
+            raise StoreUnavailable("the embedding was deleted while it was stored") from None
 
     async def prefetch(
         self, image: Image, model_name: str, context: RequestContext
@@ -162,19 +176,29 @@ class Embedder:
         if leased is not None:
             return leased
         job = await self._job(key, image, model, context)
+        # It may begin long after this call, and must not bring back what is deleted until then.
+        job = replace(job, since=await self.store.epoch(key))
         behind = replace(context, priority=Priority.BULK)
-        self._prefetches.start(
-            key, context.tenant, len(job.image.data), partial(self._complete, job, behind)
-        )
+        work = partial(self._complete, job, behind)
+        if self._prefetches.start(key, context.tenant, len(job.image.data), work):
+            self._prefetched[key] = job
         return Pending(key.embedding_id, job.size, model)
 
     async def delete(self, embedding_id: str, context: RequestContext) -> bool:
         """Forget an embedding of the caller's tenant; False if there was none."""
         key = EmbeddingKey(context.tenant, embedding_id)
-        # Whoever embeds after this shall not be given what is deleted.
+        self._let_nobody_join(key)
+        try:
+            return await self.store.delete(key)
+        finally:
+            # What was begun meanwhile may not have known of it.
+            self._let_nobody_join(key)
+
+    def _let_nobody_join(self, key: EmbeddingKey) -> None:
+        """Have whoever embeds after this not be given what is deleted."""
         self._flights.detach(key)
         self._prefetches.forget(key)
-        return await self.store.delete(key)
+        self._prefetched.pop(key, None)
 
     async def _by_id(
         self,
@@ -184,7 +208,7 @@ class Embedder:
         context: RequestContext,
     ) -> Leased:
         key = EmbeddingKey(context.tenant, embedding_id)
-        if self._flights.under_way(key):
+        if self._flights.under_way(key) or key in self._prefetched:
             embedding = await self._join_pending(held, key, context)
         else:
             with context.clock.stage("cache_get"):
@@ -266,27 +290,44 @@ class Embedder:
     async def _join_pending(
         self, held: AsyncExitStack, key: EmbeddingKey, context: RequestContext
     ) -> Embedding:
+        """Wait for what is being made; what only waits for its turn is made at once."""
         try:
             with context.clock.stage("join"):
-                joined = self._flights.join_existing(key)
-                return (await held.enter_async_context(joined)).embedding
+                if self._flights.under_way(key):
+                    joined = self._flights.join_existing(key)
+                    encoded = await held.enter_async_context(joined)
+                else:
+                    encoded = await self._encode_once(held, self._prefetched[key], context)
         except InvalidRequest:
             # It is about a picture that this caller has not sent.
             raise not_found(key) from None
+        if encoded.embedding.revoked:
+            raise not_found(key)
+        return encoded.embedding
 
     async def _complete(self, job: _Job, context: RequestContext) -> None:
-        async with self._flights.join(job.key, lambda: self._encode(job, context)):
-            pass
+        try:
+            async with self._flights.join(job.key, lambda: self._encode(job, context)):
+                pass
+        finally:
+            if self._prefetched.get(job.key) is job:
+                del self._prefetched[job.key]
 
     async def _encode_once(
         self, held: AsyncExitStack, job: _Job, context: RequestContext
     ) -> _Encoded:
-        joined = self._flights.join(job.key, lambda: self._encode(job, context))
         waiting = StageClock()
         # The work has a clock of its own; this is what a deadline that strikes now is told of.
         context.clock.current = "encode"
         with waiting.stage("join"):
-            encoded, leads = await held.enter_async_context(joined)
+            while True:
+                attempt = await held.enter_async_context(AsyncExitStack())
+                joined = self._flights.join(job.key, lambda: self._encode(job, context))
+                encoded, leads = await attempt.enter_async_context(joined)
+                if leads or not encoded.embedding.revoked:
+                    break
+                # It was deleted after that work had begun, which may be before this call did.
+                await attempt.aclose()
         # Who began the work is told its stages, who joined it how long that took.
         context.clock.merge(encoded.clock if leads else waiting)
         return encoded
@@ -296,17 +337,20 @@ class Embedder:
         """Encode, publish and hold; runs on behalf of everybody who joins, not of *caller*."""
         async with AsyncExitStack() as held:
             clock, cached = StageClock(), True
+            since = await self.store.epoch(job.key) if job.since is None else job.since
             try:
                 # *caller* met a miss, then looked at its picture: another flight may have landed.
                 lease = self.store.lease(job.key, again=True)
                 embedding = await held.enter_async_context(lease)
             except EmbeddingNotFound:
-                slot, clock = await self._encode_into_slot(job, caller)
+                slot, clock = await self._encode_into_slot(job, since, caller)
                 embedding = await held.enter_async_context(self.store.publish(slot))
                 cached = False
             yield _Encoded(embedding, clock, cached)
 
-    async def _encode_into_slot(self, job: _Job, caller: RequestContext) -> tuple[Slot, StageClock]:
+    async def _encode_into_slot(
+        self, job: _Job, since: Epoch, caller: RequestContext
+    ) -> tuple[Slot, StageClock]:
         """Give what is ready to be published, and what each stage took."""
         context = RequestContext(
             principal=caller.principal,
@@ -318,7 +362,7 @@ class Embedder:
         with context.clock.stage("decode_image"):
             pixels = await self.workers.run(context, imaging.decode, job.image, self.limits)
         facts = EmbeddingFacts.of(Size(*pixels.shape[:2]), job.model)
-        slot = await self.store.reserve(job.key, facts, job.model.embedding)
+        slot = await self.store.reserve(job.key, facts, job.model.embedding, since=since)
         try:
             await self.encode_pixels(pixels, job.model, slot, context)
         except BaseException:

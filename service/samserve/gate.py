@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from samserve.context import Priority, RequestContext
 
@@ -33,21 +33,27 @@ class FairGate:
         # How often the waiters of each priority have been passed over.
         self._passed_over = dict.fromkeys(self._waiting, 0)
 
-    @asynccontextmanager
-    async def hold(self, context: RequestContext) -> AsyncIterator[None]:
+    def hold(self, context: RequestContext) -> AbstractAsyncContextManager[None]:
         """Wait for a permit and keep it while the block runs."""
-        await self._acquire(context)
+        return self.hold_for(context.tenant, context.priority)
+
+    @asynccontextmanager
+    async def hold_for(
+        self, tenant: str, priority: Priority = Priority.INTERACTIVE
+    ) -> AsyncIterator[None]:
+        """See `hold`."""
+        await self._acquire(tenant, priority)
         try:
             yield
         finally:
             self._release()
 
-    async def _acquire(self, context: RequestContext) -> None:
+    async def _acquire(self, tenant: str, priority: Priority) -> None:
         if self._free > 0:
             self._free -= 1
             return
         turn = asyncio.get_running_loop().create_future()
-        self._waiting[context.priority].setdefault(context.tenant, deque()).append(turn)
+        self._waiting[priority].setdefault(tenant, deque()).append(turn)
         try:
             await turn
         except asyncio.CancelledError:

@@ -31,20 +31,23 @@ class Places:
         return self._by_tenant.total()
 
     @contextmanager
-    def hold(self, tenant: str) -> Iterator[None]:
-        """Hold a place for the length of the block.  Raises `Overloaded`."""
-        self._check(tenant)
-        self._by_tenant[tenant] += 1
+    def hold(self, tenant: str, count: int = 1) -> Iterator[None]:
+        """Hold so many places for the length of the block.  Raises `Overloaded`.
+
+        More than there are, are had by who is alone.
+        """
+        self._check(tenant, count)
+        self._by_tenant[tenant] += count
         try:
             yield
         finally:
-            self._by_tenant[tenant] -= 1
+            self._by_tenant[tenant] -= count
             if not self._by_tenant[tenant]:
                 del self._by_tenant[tenant]
 
-    def _check(self, tenant: str) -> None:
+    def _check(self, tenant: str, count: int) -> None:
         free = self._most - self.taken
-        if free <= 0:
+        if free < count and self.taken:
             raise self._refused(f"{self._most} {self._what} are in flight, the most that are taken")
         if self._shared() and self._by_tenant[tenant] >= _TIMES_FREE * free:
             raise self._refused(

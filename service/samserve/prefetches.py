@@ -5,24 +5,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeAlias
 
 import structlog
 
-from samserve.errors import Overloaded, SamserveError
+from samserve.context import Priority
+from samserve.errors import SamserveError
+from samserve.gate import FairGate
 from samserve.places import Places
+
+Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+
+# Enough for an engine that batches; what waits here can still be made at once for who needs it.
+_AT_A_TIME = 4
 
 
 class Prefetches:
-    """Runs pieces of work in the background; what is not done at `aclose` is given up.
+    """Runs pieces of work in the background, some at a time; `aclose` gives up what is not done.
 
-    At most what *places* allow, with at most *most_bytes* of pictures between them.
+    At most what *places* allow, with at most as many bytes of pictures between them as *room* does.
     """
 
-    def __init__(self, places: Places | None = None, most_bytes: int = 256 << 20) -> None:
+    def __init__(self, places: Places | None = None, room: Places | None = None) -> None:
         self._places = places or Places(64, "prefetches")
-        self._most_bytes = most_bytes
-        self._bytes = 0
+        self._room = room or Places(256 << 20, "bytes of prefetches")
+        self._turns = FairGate(_AT_A_TIME)
         self._tasks: set[asyncio.Task[None]] = set()
         # What is asked for again while it is pending is begun once.
         self._keys: dict[Hashable, asyncio.Task[None]] = {}
@@ -33,37 +40,34 @@ class Prefetches:
         """Pieces of work that are not done."""
         return len(self._tasks)
 
-    def start(
-        self, key: Hashable, tenant: str, nbytes: int, work: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
-        """Begin *work*, which holds *nbytes* until it ends, unless *key* is pending.
+    def start(self, key: Hashable, tenant: str, nbytes: int, work: Work) -> bool:
+        """Do *work*, which holds *nbytes* until it ends; False if *key* is pending already.
 
         Raises `Overloaded`.
         """
         if key in self._keys:
-            return
+            return False
         with ExitStack() as held:
             held.enter_context(self._places.hold(tenant))
-            if self._bytes and self._bytes + nbytes > self._most_bytes:
-                raise Overloaded(
-                    f"prefetches of {self._most_bytes} bytes are in flight, the most there may be",
-                    metadata={"limit": str(self._most_bytes)},
-                )
+            held.enter_context(self._room.hold(tenant, nbytes))
             place = held.pop_all()
-        task = asyncio.create_task(work())
-        self._bytes += nbytes
+        task = asyncio.create_task(self._run(tenant, work))
         self._tasks.add(task)
         self._keys[key] = task
 
         def end(task: asyncio.Task[None]) -> None:
             place.close()
-            self._bytes -= nbytes
             self._tasks.discard(task)
             if self._keys.get(key) is task:
                 del self._keys[key]
             self._tell(task)
 
         task.add_done_callback(end)
+        return True
+
+    async def _run(self, tenant: str, work: Work) -> None:
+        async with self._turns.hold_for(tenant, Priority.BULK):
+            await work()
 
     def forget(self, key: Hashable) -> None:
         """Let *key* be begun anew although it is pending."""

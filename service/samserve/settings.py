@@ -268,15 +268,16 @@ class CacheSettings(_Section):
     key_file: Path | None = None
     """Private key (PEM, not encrypted) of `cache.cert_file`."""
     timeout_s: float = Field(default=0.5, gt=0)
-    """Time that a node gets for an answer; no call waits longer for the cache."""
+    """Time that a node gets for an answer, once it is a call's turn; if nobody gets one in that
+    time, it is left alone until it answers in the background."""
     connect_s: float = Field(default=0.25, gt=0)
     """Time that a connection may take to open, a part of `cache.timeout_s`."""
     durable_s: float = Field(default=1.0, gt=0)
     """Time that a replica gets to confirm what was asked to be durable, besides that."""
     breaker_failures: int = Field(default=3, ge=1)
-    """Failures in a row after which a node is left alone until it answers in the background."""
+    """Connections refused or broken in a row after which a node is left alone, too."""
     connections: int = Field(default=8, ge=1)
-    """Connections to one node; more calls wait."""
+    """Connections to one node; more calls wait, tenants in turns."""
     in_flight_bytes: int = Field(default=64 * MIB, ge=1)
     """Bytes of embeddings on their way to or from one node; more calls wait."""
     check_s: float = Field(default=0.5, ge=0)

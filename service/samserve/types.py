@@ -234,13 +234,15 @@ class Embedding:
     """A stored embedding: immutable named tensors, valid while its lease is held.
 
     ``expires_at`` is in seconds since the epoch.  ``shared`` tells whether other gateways were
-    known to find it when it was leased.
+    known to find it when it was leased; ``revoked``, that it was deleted while it was made, so that
+    nobody finds it: it is there for those who waited for it.
     """
 
     tensors: Mapping[str, Array]
     facts: EmbeddingFacts
     expires_at: float
     shared: bool = False
+    revoked: bool = False
 
 
 class Orientation(Enum):

@@ -30,7 +30,7 @@ def connections(cluster: Cluster) -> list[int]:
 def at_rest(gateway: Gateway) -> None:
     """See that nothing is held any more."""
     for node in gateway.client.nodes:
-        assert node._places._value == 8
+        assert node._places._free == 8
         assert node._budget._free == 64 << 20
         assert not node._budget._waiting
     assert not gateway.store._readings
@@ -166,3 +166,104 @@ async def test_a_new_node_that_takes_slots_is_used(doomed_cluster: Cluster) -> N
         assert await one.store.delete(key("a"))
         assert cluster.owner_of(name) is added
         assert one.count("failures", kind="unavailable") == 0
+
+
+async def test_a_burst_of_reads_opens_no_breaker_and_starves_no_tenant(nodes: str) -> None:
+    bounds = {"timeout_s": 0.3, "connections": 2}
+    async with (
+        store_over(nodes, capacity=128 * SLOT) as writer,
+        store_over(nodes, capacity=128 * SLOT, **bounds) as reader,
+    ):
+        many = [key(f"{n:064x}", "many") for n in range(60)]
+        few = [key(f"{n:064x}", "few") for n in range(3)]
+        for each in (*many, *few):
+            await writer.put(each)
+        order: list[str] = []
+
+        async def read(each: EmbeddingKey) -> float | None:
+            value = await reader.get(each)
+            order.append(each.tenant)
+            return value
+
+        reads = await asyncio.gather(*(read(each) for each in (*many, *few)))
+
+        assert reads == [1.0] * 63
+        assert reader.count("failures", kind="unavailable") == 0
+        assert all(reader.client.health().values())
+        # They came last, and did not wait for all who came before.
+        assert order.index("few") < 30
+
+
+async def test_durable_calls_that_nobody_confirms_leave_room_for_others(
+    doomed_cluster: Cluster,
+) -> None:
+    cluster = doomed_cluster
+    for master in cluster.masters:
+        for replica in cluster.replicas_of(master):
+            await asyncio.to_thread(replica.kill)
+    async with store_over(",".join(cluster.addresses), durable_s=1.0) as one:
+        keys = [key(f"{n:064x}") for n in range(8)]
+        for each in keys:
+            await one.put(each)
+
+        async def durable(each: EmbeddingKey) -> None:
+            with pytest.raises(StoreUnavailable, match="confirmed"):
+                async with one.store.lease(each, durable=True):
+                    pass
+
+        async def ordinary() -> int:
+            shared = 0
+            while not waiting.done():
+                shared += (await one.put(key("other"))).shared
+                await asyncio.sleep(0.02)
+            return shared
+
+        waiting = asyncio.gather(*(durable(each) for each in keys * 4))
+        assert await ordinary() > 20
+        await waiting
+        assert all(
+            answers
+            for node, answers in one.client.health().items()
+            if node in {master.announced for master in cluster.masters}
+        )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"-MOVED nonsense\r\n",
+        b"-ASK\r\n",
+        b"-MOVED 1 noport\r\n",
+        b":7\r\n",
+        b"*0\r\n",
+        b"*1\r\n*1\r\n:1\r\n",
+        b"$3\r\nabc\r\n",
+        b"*3\r\n:1\r\n:2\r\n:3\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"%1\r\n+a\r\n+b\r\n",
+        b"*-1\r\n",
+        b"*99999999\r\n",
+    ],
+)
+async def test_whoever_talks_nonsense_is_an_outage(answer: bytes) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1 << 16):
+            writer.write(answer * 6)
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, store_over(f"127.0.0.1:{port}", timeout_s=0.2, refresh_s=0.1) as one:
+        # A map that makes sense, so that all is asked of it.
+        one.client._slots.owners[:] = [("127.0.0.1", port)] * len(one.client._slots.owners)
+        with pytest.raises(StoreUnavailable):
+            await one.get(key("a"))
+        assert not (await one.put(key("a"))).shared
+        with pytest.raises(StoreUnavailable):
+            await one.store.delete(key("a"))
+        with pytest.raises(StoreUnavailable):
+            await one.cache.renew(key("a"), 5, durable=True)
+        await asyncio.sleep(0.3)
+        assert one.client._watching is not None
+        assert not one.client._watching.done()
+        assert not one.cache._notices._listening.done()  # type: ignore[union-attr]

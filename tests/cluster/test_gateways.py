@@ -153,6 +153,25 @@ async def test_a_delete_reaches_an_embedding_that_another_gateway_is_making(
         await masks(first, embedded.embedding.id)
 
 
+async def test_an_embed_after_a_delete_elsewhere_does_not_join_what_began_before_it(
+    cluster: Cluster,
+) -> None:
+    async with gateways(cluster, engine__kind="onnx") as (first, second):
+        embedding_id = (await _embed(first)).embedding.id
+        delete = pb.DeleteEmbeddingRequest(embedding_id=embedding_id)
+        await first.stub.DeleteEmbedding(delete)
+        early = asyncio.create_task(_embed(second))
+        while await second.metric("samserve_engine_running", network="encoder") < 1:
+            await asyncio.sleep(0.005)
+        await first.stub.DeleteEmbedding(delete)
+        late = [asyncio.create_task(_embed(second)) for _ in range(3)]
+        await asyncio.gather(early, *late)
+
+        for server in (first, second):
+            assert (await masks(server, embedding_id)).results
+        assert all(task.result().embedding.stored == pb.STORED_SHARED for task in late)
+
+
 async def _embed(server: Gateway) -> pb.EmbedResponse:
     return await server.stub.Embed(pb.EmbedRequest(image=scene()))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+from redis.exceptions import ResponseError
 from samserve.engines.fake import MODEL
 from samserve.errors import EmbeddingNotFound, StoreUnavailable
 from samserve.stores.cluster import values
@@ -430,3 +432,67 @@ async def test_bytes_that_were_never_an_embedding_are_no_embedding(
         server.hset(name, mapping={"v1": data, "s1": values.checksum(data)})
         assert await other.get(A) is None
     assert other.memory.stats().bytes == 0
+
+
+async def test_what_was_deleted_elsewhere_since_the_work_began_does_not_come_back(
+    pair: tuple[Gateway, Gateway],
+) -> None:
+    one, other = pair
+    before = await other.store.epoch(A)
+    await one.store.delete(A)
+    after = await other.store.epoch(A)
+    for since, found in ((before, None), (after, 1.0)):
+        slot = await other.store.reserve(A, FACTS, MODEL.embedding, since=since)
+        slot.tensors["image_embedding"][...] = 1.0
+        async with other.store.publish(slot) as embedding:
+            assert (embedding.revoked, embedding.shared) == (found is None, found is not None)
+        assert [await gateway.get(A) for gateway in pair] == [found, found]
+    assert not other.store._tokens
+
+
+async def test_writing_does_not_shorten_the_life_of_another_format(
+    nodes: str, cluster: Cluster
+) -> None:
+    async with store_over(nodes, ttl_s=5) as one:
+        name = one.cache.name(A)
+        server = cluster.client(cluster.owner_of(name))
+        server.hset(name, mapping={"v2": b"next", "s2": b"x"})
+        server.pexpire(name, 3_600_000)
+        await one.put(A)
+        assert server.pttl(name) > 3_000_000
+
+
+async def test_a_deletion_survives_the_death_of_its_master(doomed_cluster: Cluster) -> None:
+    nodes = ",".join(doomed_cluster.addresses)
+    async with store_over(nodes) as one:
+        names = [key(f"{n:064x}") for n in range(12)]
+        for name in names:
+            await one.put(name)
+        for name in names:
+            assert await one.store.delete(name)
+        await asyncio.to_thread(doomed_cluster.owner_of(one.cache.name(names[0])).kill)
+        await asyncio.to_thread(doomed_cluster.wait_ready)
+        async with store_over(nodes) as other:
+            assert {await other.get(name) for name in names} == {None}
+
+
+async def test_a_node_that_leaves_is_not_listened_to_any_more(doomed_cluster: Cluster) -> None:
+    cluster = doomed_cluster
+    seeds = ",".join(node.announced for node in cluster.masters)
+    settings = {"check_s": 60, "refresh_s": 0.3}
+    async with store_over(seeds, **settings) as one, store_over(seeds, **settings) as other:
+        await until_heard(cluster)
+        leaving = [node for node in cluster.nodes if node not in cluster.masters]
+        for node in leaving:
+            cluster.client(node).execute_command("CLUSTER", "RESET", "SOFT")
+        for node in cluster.masters:
+            for gone in leaving:
+                # Another one may have told it already.
+                with suppress(ResponseError):
+                    cluster.client(node).execute_command("CLUSTER", "FORGET", gone.id)
+        await one.put(A)
+        assert await other.get(A) == 1.0
+        async with asyncio.timeout(20):
+            while other.memory.stats().entries:
+                await one.store.delete(A)
+                await asyncio.sleep(0.1)

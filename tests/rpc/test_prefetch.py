@@ -202,6 +202,62 @@ async def test_an_embed_after_a_delete_does_not_join_what_was_begun_before_it() 
         assert (await stub.Predict(click(pending.id))).results
 
 
+async def test_a_delete_reaches_what_still_waits_for_its_turn() -> None:
+    async with held_service() as (engine, go, stub):
+        pending = [(await stub.Embed(prefetch(seed))).embedding.id for seed in range(8)]
+        await begun(engine, 1 + 4)
+        assert engine.counts["encode_begun"] == 1 + 4  # some at a time
+        for embedding_id in (pending[0], pending[7]):
+            await stub.DeleteEmbedding(pb.DeleteEmbeddingRequest(embedding_id=embedding_id))
+        go.set()
+        async with asyncio.timeout(10):
+            while engine.counts["encode_finished"] < 1 + 8:
+                await asyncio.sleep(0.005)
+        for number, embedding_id in enumerate(pending):
+            call = stub.Predict(click(embedding_id))
+            if number in (0, 7):
+                assert (await failure_of(call)).reason == "EMBEDDING_NOT_FOUND"
+            else:
+                assert (await call).results
+
+
+async def test_who_needs_what_still_waits_for_its_turn_does_not_wait_for_that() -> None:
+    async with held_service() as (engine, go, stub):
+        pending = [(await stub.Embed(prefetch(seed))).embedding.id for seed in range(8)]
+        await begun(engine, 1 + 4)
+        by_id = asyncio.ensure_future(stub.Predict(click(pending[7])))
+        await begun(engine, 1 + 5)
+        by_picture = asyncio.ensure_future(
+            stub.Embed(pb.EmbedRequest(image=pictures.image(seed=6)))
+        )
+        await begun(engine, 1 + 6)
+        go.set()
+
+        assert (await by_id).embedding.id == pending[7]
+        assert (await by_picture).embedding.id == pending[6]
+        async with asyncio.timeout(10):
+            while engine.counts["encode_finished"] < 1 + 8:
+                await asyncio.sleep(0.005)
+        # What was made for somebody is not made again when its turn comes.
+        await asyncio.sleep(0.1)
+        assert engine.counts["encode_begun"] == 1 + 8
+
+
+async def test_an_embed_during_which_it_is_deleted_is_not_found_and_one_after_it_is() -> None:
+    async with held_service() as (engine, go, stub):
+        request = pb.EmbedRequest(image=pictures.image())
+        early = asyncio.ensure_future(stub.Embed(request))
+        await begun(engine, 2)
+        embedding_id = (await stub.Embed(prefetch())).embedding.id
+        await stub.DeleteEmbedding(pb.DeleteEmbeddingRequest(embedding_id=embedding_id))
+        go.set()
+        await early
+        failure = await failure_of(stub.Predict(click(embedding_id)))
+        assert failure.reason == "EMBEDDING_NOT_FOUND"
+        await stub.Embed(request)
+        assert (await stub.Predict(click(embedding_id))).results
+
+
 @pytest.mark.parametrize("waiting", [False, True])
 async def test_the_end_of_the_server_does_not_wait_for_what_is_pending(waiting: bool) -> None:
     async with held_service() as (engine, _go, stub):

@@ -534,16 +534,47 @@ async def test_nothing_is_durable_in_the_memory_of_one_process(open_memory: Open
     with pytest.raises(EmbeddingNotFound):
         async with store.lease(key("a"), durable=True):
             pass
-    with pytest.raises(StoreUnavailable, match="no shared cache is configured"):
-        async with store.publish(await reserve(store, "a"), durable=True):
-            pass
-    assert (store.stats().entries, store.stats().bytes) == (0, 0)
 
     await put(store, "a")
     with pytest.raises(StoreUnavailable, match="no shared cache is configured"):
         async with store.lease(key("a"), durable=True):
             pass
     assert await get(store, "a") == 1.0
+
+
+async def test_what_was_deleted_since_the_work_began_does_not_come_back(
+    open_memory: OpenMemory,
+) -> None:
+    store = open_memory(8 * PAGE, ttl_s=60)
+    before = await store.epoch(key("a"))
+    await store.delete(key("a"))
+    after = await store.epoch(key("a"))
+    for since, found in ((before, None), (after, 1.0)):
+        slot = await store.reserve(key("a"), FACTS, SPECS, since=since)
+        slot.tensors["image_embedding"][...] = 1.0
+        async with store.publish(slot) as embedding:
+            assert embedding.revoked == (found is None)
+        assert await get(store, "a") == found
+    # Deletions of other keys and tenants change nothing.
+    since = await store.epoch(key("b"))
+    await store.delete(key("a"))
+    await store.delete(key("b", "other"))
+    slot = await store.reserve(key("b"), FACTS, SPECS, since=since)
+    async with store.publish(slot) as embedding:
+        assert not embedding.revoked
+
+
+async def test_deletions_are_remembered_within_bounds(open_memory: OpenMemory) -> None:
+    store = open_memory(8 * PAGE, ttl_s=60)
+    for number in range(10_500):
+        await store.delete(key(str(number)))
+
+    assert len(store._deletions) == 10_000
+    # Who began before what is not remembered any more counts as deleted, whatever it is.
+    for since, revoked in ((499, True), (500, False)):
+        slot = await store.reserve(key("another"), FACTS, SPECS, since=since)
+        async with store.publish(slot) as embedding:
+            assert embedding.revoked == revoked
 
 
 async def test_a_publisher_may_say_when_it_expires(open_memory: OpenMemory) -> None:
@@ -712,6 +743,8 @@ async def test_nothing_is_left_of_what_is_gone(open_memory: OpenMemory) -> None:
     store.expire()
 
     assert (store.stats().entries, store.stats().bytes) == (0, 0)
+    # The names of what was deleted are kept for a while, a bounded number of them.
+    store._deletions.clear()
     left = list(reachable(store))
     assert not any(isinstance(thing, Slot | Entry | Share | EmbeddingKey) for thing in left)
     assert all(len(thing) < 100 for thing in left if isinstance(thing, Levels))

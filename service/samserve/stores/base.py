@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from samserve.errors import EmbeddingNotFound
 from samserve.types import Array, Embedding, EmbeddingFacts, EmbeddingKey, TensorSpec
+
+Epoch: TypeAlias = object
+"""What `EmbeddingStore.epoch` gives; only stores look into it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,27 +66,33 @@ class EmbeddingStore(Protocol):
         """
         ...
 
+    async def epoch(self, key: EmbeddingKey) -> Epoch:
+        """Tell what of *key* has been deleted so far; asked when work for it begins."""
+        ...
+
     async def reserve(
         self,
         key: EmbeddingKey,
         facts: EmbeddingFacts,
         specs: tuple[TensorSpec, ...],
         *,
+        since: Epoch | None = None,
         transient: bool = False,
     ) -> Slot:
         """Take memory for a new embedding, evicting what was used longest ago.
 
-        A *transient* one will not be published.  A tenant over its own quota evicts what is its
-        own.  Raises `Overloaded` if everything that is held is in use, `QuotaExceeded` if that is
-        so of what the tenant may hold.
+        What was deleted *since* the work for it began, which is now if that is not given, does not
+        come back with it.  A *transient* one will not be published.  A tenant over its own quota
+        evicts what is its own.  Raises `Overloaded` if everything that is held is in use,
+        `QuotaExceeded` if that is so of what the tenant may hold.
         """
         ...
 
     def publish(self, slot: Slot) -> AbstractAsyncContextManager[Embedding]:
         """Make what was written visible under its key, and hold it while the block runs.
 
-        It replaces what was there.  If the key has been deleted since the slot was reserved, it is
-        held but not visible, and gone after the block.
+        It replaces what was there.  If the key has been deleted since the work began, it is
+        revoked: held but not visible, and gone after the block.
         """
         ...
 

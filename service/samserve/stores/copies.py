@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ class Copies:
             return False
         copy.refilled_at = self.now()
         return True
+
+    def doubt(self) -> None:
+        """Have every one looked for again before it is used."""
+        for copy in self._copies.values():
+            copy.checked_at = -math.inf
 
     def forget(self, key: EmbeddingKey) -> None:
         """Memory lists it no longer."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 
-from samserve.errors import EmbeddingNotFound, Overloaded, QuotaExceeded, StoreUnavailable
+from samserve.errors import Overloaded, QuotaExceeded, StoreUnavailable
 from samserve.memory.base import Allocate, AnonymousMemory, round_up_to_page
 from samserve.stores.arena import Arena, slot_bytes
-from samserve.stores.base import Slot, StoreStats
+from samserve.stores.base import Epoch, Slot, StoreStats, not_found
 from samserve.stores.shares import Entry, Levels, Shares
 from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, TensorSpec
 
 # How many expired entries one new one removes: more than one, so that they become fewer; not all,
 # so that nobody waits for many.
 _EXPIRED_PER_RESERVE = 4
+_MOST_DELETIONS = 10_000
 
 
 class MemoryStore:
@@ -53,6 +56,10 @@ class MemoryStore:
         self._expiries: Levels[Entry] = Levels()
         # Slots that will be visible once they are published.
         self._pending: dict[EmbeddingKey, set[Slot]] = {}
+        # The number of the last deletion of each key, of the latest keys only, and of the last that
+        # is not kept any more: what has begun before that counts as deleted.
+        self._deletions: OrderedDict[EmbeddingKey, int] = OrderedDict()
+        self._deletion_count = self._deletions_dropped = 0
         self._quarantined = 0
         self._hits = self._misses = self._evictions = 0
 
@@ -66,12 +73,17 @@ class MemoryStore:
         if share.used + wanted > quota and not share.idle:
             raise _over_quota(tenant, quota, wanted)
 
+    async def epoch(self, key: EmbeddingKey) -> Epoch:
+        """See `EmbeddingStore.epoch`."""
+        return self._deletion_count
+
     async def reserve(
         self,
         key: EmbeddingKey,
         facts: EmbeddingFacts,
         specs: tuple[TensorSpec, ...],
         *,
+        since: Epoch | None = None,
         transient: bool = False,
     ) -> Slot:
         """See `EmbeddingStore.reserve`."""
@@ -90,23 +102,19 @@ class MemoryStore:
             index=index,
             nbytes=arena.slot_bytes,
         )
-        if not transient:
+        revoked = isinstance(since, int) and since < self._last_deletion(key)
+        if not transient and not revoked:
             self._pending.setdefault(key, set()).add(slot)
         return slot
 
     @asynccontextmanager
     async def publish(
-        self, slot: Slot, *, durable: bool = False, expires_at: float | None = None
+        self, slot: Slot, *, expires_at: float | None = None
     ) -> AsyncIterator[Embedding]:
         """See `EmbeddingStore.publish`.
 
-        *expires_at* is in seconds since the epoch, by default the time to live from now.  Raises
-        `StoreUnavailable` with *durable*, and the slot is discarded: this store dies with its
-        process.
+        *expires_at* is in seconds since the epoch, by default the time to live from now.
         """
-        if durable:
-            await self.discard(slot)
-            raise _not_durable()
         visible = self._end_pending(slot)
         if visible:
             self._unlist(slot.key)
@@ -120,7 +128,7 @@ class MemoryStore:
             if visible:
                 self._shares.list_entry(entry)
                 self._expiries.add(_second(expires_at), entry)
-            yield embedding
+            yield replace(embedding, revoked=not visible)
 
     async def discard(self, slot: Slot) -> None:
         """See `EmbeddingStore.discard`."""
@@ -164,6 +172,11 @@ class MemoryStore:
         """See `EmbeddingStore.delete`."""
         # What is published later and is not pending any more does not become visible.
         self._pending.pop(key, None)
+        self._deletion_count += 1
+        self._deletions[key] = self._deletion_count
+        self._deletions.move_to_end(key)
+        if len(self._deletions) > _MOST_DELETIONS:
+            _, self._deletions_dropped = self._deletions.popitem(last=False)
         entry = self._shares.find(key)
         self._unlist(key)
         return entry is not None and entry.expires_at > self._now()
@@ -220,10 +233,7 @@ class MemoryStore:
             entry = None
         if entry is None:
             self._misses += counts
-            raise EmbeddingNotFound(
-                "the embedding is unknown, has expired or was evicted; embed the image again",
-                metadata={"embedding_id": key.embedding_id},
-            )
+            raise not_found(key)
         self._hits += counts
         self._shares.touch(entry)
         return entry
@@ -250,6 +260,9 @@ class MemoryStore:
         if pending and not slots:
             del self._pending[slot.key]
         return pending
+
+    def _last_deletion(self, key: EmbeddingKey) -> int:
+        return self._deletions.get(key, self._deletions_dropped)
 
     def _arena(self, nbytes: int) -> Arena:
         nbytes = round_up_to_page(nbytes)

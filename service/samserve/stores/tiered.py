@@ -10,12 +10,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from samserve.errors import EmbeddingNotFound, Overloaded, SamserveError, StoreUnavailable
 from samserve.flight import SingleFlight
-from samserve.stores.base import Slot, StoreStats, not_found
+from samserve.stores.base import Epoch, Slot, StoreStats, not_found
 from samserve.stores.cluster import values
 from samserve.stores.cluster.cache import Found, Outcome, Presence, SharedCache
 from samserve.stores.cluster.values import Value
@@ -24,6 +24,14 @@ from samserve.stores.memory import MemoryStore
 from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, ModelInfo, TensorSpec
 
 _MOST_REFILLS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    """That of memory, and the token of a deletion that is in force in the shared cache."""
+
+    memory: Epoch
+    token: bytes
 
 
 class TieredStore:
@@ -54,11 +62,20 @@ class TieredStore:
         self._loads: SingleFlight[EmbeddingKey, Embedding] = SingleFlight()
         self._checks: SingleFlight[EmbeddingKey, Presence] = SingleFlight()
         self._refills: set[asyncio.Task[None]] = set()
-        cache.on_deleted(memory.drop)
+        cache.on_deleted(memory.drop, copies.doubt)
 
     def check_room(self, tenant: str, specs: tuple[TensorSpec, ...]) -> None:
         """See `EmbeddingStore.check_room`."""
         self._memory.check_room(tenant, specs)
+
+    async def epoch(self, key: EmbeddingKey) -> Epoch:
+        """See `EmbeddingStore.epoch`."""
+        here = await self._memory.epoch(key)
+        try:
+            return _Epoch(here, await self._cache.token(key))
+        except StoreUnavailable:
+            # Then only a key without any deletion is written.
+            return _Epoch(here, b"")
 
     async def reserve(
         self,
@@ -66,17 +83,17 @@ class TieredStore:
         facts: EmbeddingFacts,
         specs: tuple[TensorSpec, ...],
         *,
+        since: Epoch | None = None,
         transient: bool = False,
     ) -> Slot:
         """See `EmbeddingStore.reserve`."""
-        token = b""
-        if not transient:
-            with suppress(StoreUnavailable):
-                # What is deleted from now on shall not come back with this slot.
-                token = await self._cache.token(key)
-        slot = await self._memory.reserve(key, facts, specs, transient=transient)
-        if token:
-            self._tokens[slot] = token
+        if transient:
+            return await self._memory.reserve(key, facts, specs, transient=True)
+        epoch = since if isinstance(since, _Epoch) else await self.epoch(key)
+        assert isinstance(epoch, _Epoch)
+        slot = await self._memory.reserve(key, facts, specs, since=epoch.memory)
+        if epoch.token:
+            self._tokens[slot] = epoch.token
         return slot
 
     @asynccontextmanager
@@ -85,17 +102,23 @@ class TieredStore:
         token = self._tokens.pop(slot, b"")
         async with AsyncExitStack() as held:
             mine = await held.enter_async_context(self._memory.publish(slot))
+            if mine.revoked:
+                yield mine
+                return
             asked_at = self._copies.now()
             try:
                 outcome = await self._put(slot.key, mine, self._ttl_s, token=token)
             except StoreUnavailable:
                 outcome = Outcome(Presence.ABSENT)
             self._note(slot.key, asked_at, outcome.presence)
-            shared = outcome.presence is Presence.STORED
-            if shared and not outcome.same:
+            if outcome.presence is Presence.STORED and not outcome.same:
                 yield await self._adopt(held, slot.key) or mine
-            else:
-                yield replace(mine, shared=shared)
+                return
+            yield replace(
+                mine,
+                shared=outcome.presence is Presence.STORED,
+                revoked=outcome.presence is Presence.DELETED,
+            )
 
     async def discard(self, slot: Slot) -> None:
         """See `EmbeddingStore.discard`."""

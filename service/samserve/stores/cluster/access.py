@@ -125,10 +125,8 @@ def _context(paths: Mapping[str, Path], contents: Mapping[str, bytes]) -> ssl.SS
 def _show(
     context: ssl.SSLContext, paths: Mapping[str, Path], chain: bytes, private_key: bytes
 ) -> None:
-    certificate, key = (
-        f"cache.cert_file {paths['cert_file']}",
-        f"cache.key_file {paths['key_file']}",
-    )
+    certificate = f"cache.cert_file {paths['cert_file']}"
+    key = f"cache.key_file {paths['key_file']}"
     with _said_as(f"{certificate}: is not made of certificates in PEM form"):
         of_certificate = pem.key_of_certificate(pem.certificates(chain)[0])
     with _said_as(f"{key}: is no private key in PEM form, or it is encrypted"):

@@ -16,9 +16,11 @@ the embedding was deleted in the meantime.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 from urllib.parse import quote, unquote
 
 import structlog
@@ -37,6 +39,10 @@ from samserve.types import EmbeddingKey
 
 _VALUE, _CHECKSUM = f"v{values.FORMAT}", f"s{values.FORMAT}"
 _TOKEN_BYTES = 16
+# What a replica gets to confirm a deletion, which is done in any case.
+_CONFIRM_S = 0.1
+_SAY_EVERY_S = 10.0
+_MAYBE = (bytes, type(None))
 
 # ARGV: token that the writer has seen, value, checksum, milliseconds to live.  HSET comes first: a
 # script that has begun to write is not stopped for want of memory.
@@ -47,7 +53,7 @@ local checksum = redis.call('HGET', KEYS[1], '{_CHECKSUM}')
 if checksum then return {{'exists', checksum}} end
 redis.call('HSET', KEYS[1], '{_VALUE}', ARGV[2], '{_CHECKSUM}', ARGV[3])
 redis.call('HDEL', KEYS[1], 'deleted')
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
 return {{'stored', ARGV[3]}}
 """
 # ARGV: milliseconds to live.
@@ -110,8 +116,12 @@ class SharedCache:
         self._log = structlog.get_logger("samserve.cache")
         # What a read is taken to be, since nobody knows it before.
         self._largest = 4 << 20
-        self._notices = Notices(client, f"{settings.prefix}:deleted".encode(), self._hear)
+        channel = f"{settings.prefix}:deleted".encode()
+        self._notices = Notices(client, channel, self._begin, self._hear)
         self._deleted: Callable[[EmbeddingKey], None] = lambda key: None
+        self._missed: Callable[[], None] = lambda: None
+        # When each kind of refusal was logged last.
+        self._said_at: dict[str, float] = {}
 
     async def open(self) -> None:
         """Look for the cluster, which may be away."""
@@ -123,9 +133,14 @@ class SharedCache:
         await self._notices.aclose()
         await self._client.aclose()
 
-    def on_deleted(self, deleted: Callable[[EmbeddingKey], None]) -> None:
-        """Have *deleted* called for what any gateway deletes, as far as that is heard of."""
-        self._deleted = deleted
+    def on_deleted(
+        self, deleted: Callable[[EmbeddingKey], None], missed: Callable[[], None]
+    ) -> None:
+        """Have *deleted* called for what any gateway deletes, as far as that is heard of.
+
+        *missed* is called when some may not have been.
+        """
+        self._deleted, self._missed = deleted, missed
 
     def name(self, key: EmbeddingKey) -> bytes:
         """Name the key in the cluster: ``prefix:tenant:id``, the tenant percent-encoded."""
@@ -137,7 +152,7 @@ class SharedCache:
 
         Whoever encodes asks first: what is deleted afterwards has another token, see `put`.
         """
-        (token,) = await self._run(key, ("HGET", self.name(key), "deleted"))
+        (token,) = _read(await self._run(key, ("HGET", self.name(key), "deleted")), _MAYBE)
         return token or b""
 
     async def get(self, key: EmbeddingKey, usable: Callable[[Value], bool]) -> Found:
@@ -153,11 +168,12 @@ class SharedCache:
             ("HLEN", name),
             nbytes=self._largest,
         )
-        (deleted, data, checksum), ttl_ms, fields = replies
+        found, ttl_ms, fields = _read(replies, list, int, int)
+        deleted, data, checksum = _read(found, _MAYBE, _MAYBE, _MAYBE)
         if deleted or data is None:
             others = not deleted and fields > 0
             raise self._missing(key, "deleted" if deleted else "format" if others else "miss")
-        self._note_bytes("in", len(data))
+        self._metrics.bytes.labels("in").inc(len(data))
         try:
             value = values.parse(name, data)
         except Unusable as error:
@@ -165,17 +181,18 @@ class SharedCache:
             self._log.warning("a damaged value is removed", key=name.decode(), reason=str(error))
             await self._run(key, ("EVAL", _REMOVE, 1, name, checksum or b""))
             raise self._missing(key, "damaged") from None
+        self._largest = max(self._largest, len(data))
         if not usable(value):
             raise self._missing(key, "model")
         self._metrics.reads.labels("hit").inc()
-        return Found(value, ttl_ms / 1000 if ttl_ms >= 0 else None)
+        # -1 is a key that does not expire, -2 one that has done so meanwhile.
+        return Found(value, None if ttl_ms == -1 else max(0, ttl_ms) / 1000)
 
     async def check(self, key: EmbeddingKey) -> Presence:
         """See what others find, without reading the value."""
-        ((deleted, checksum),) = await self._run(
-            key, ("HMGET", self.name(key), "deleted", _CHECKSUM)
-        )
-        return _presence(deleted, checksum)
+        command = ("HMGET", self.name(key), "deleted", _CHECKSUM)
+        (found,) = await self._run(key, command)
+        return _presence(*_read(found, _MAYBE, _MAYBE))
 
     async def renew(self, key: EmbeddingKey, ttl_s: float, *, durable: bool = False) -> Presence:
         """Start the time to live of a value again; with *durable*, on a replica too.
@@ -183,8 +200,8 @@ class SharedCache:
         Raises `StoreUnavailable` if no replica confirms.
         """
         command = ("EVAL", _RENEW, 1, self.name(key), round(ttl_s * 1000))
-        deleted, checksum = await self._write(key, command, durable=durable)
-        return _presence(deleted, checksum)
+        found = await self._write(key, command, durable=durable)
+        return _presence(*_read(found, _MAYBE, _MAYBE))
 
     async def put(
         self,
@@ -204,8 +221,10 @@ class SharedCache:
             *("EVAL", _PUT, 1, self.name(key)),
             *(token, data, checksum, round(ttl_s * 1000)),
         )
-        self._note_bytes("out", len(data))
-        outcome, found = await self._write(key, command, nbytes=len(data), durable=durable)
+        self._metrics.bytes.labels("out").inc(len(data))
+        self._largest = max(self._largest, len(data))
+        reply = await self._write(key, command, nbytes=len(data), durable=durable)
+        outcome, found = _read(reply, bytes, bytes)
         self._metrics.writes.labels(outcome.decode()).inc()
         presence = Presence.DELETED if outcome == b"deleted" else Presence.STORED
         return Outcome(presence, found == checksum)
@@ -215,8 +234,14 @@ class SharedCache:
         token = secrets.token_bytes(_TOKEN_BYTES)
         command = ("EVAL", _DELETE, 1, self.name(key), token, round(ttl_s * 1000))
         notice = self._notices.command(self.name(key))
-        existed, _ = await self._run(key, command, notice, needed=1)
-        return bool(existed)
+        # A master that dies now shall not take the deletion with it.
+        wait_s = _CONFIRM_S if self._client.has_replicas else 0.0
+        wait = [("WAIT", 1, round(wait_s * 1000))] if wait_s else []
+        replies = await self._run(key, command, notice, *wait, extra_s=wait_s, needed=1)
+        return bool(replies[0] == 1)
+
+    def _begin(self) -> None:
+        self._missed()
 
     def _hear(self, name: bytes) -> None:
         # Neither prefix nor tenant has a colon in it.
@@ -232,7 +257,8 @@ class SharedCache:
             return reply
         wait_s = self._settings.durable_s
         wait = ("WAIT", 1, round(wait_s * 1000))
-        reply, confirmed = await self._run(key, command, wait, nbytes=nbytes, extra_s=wait_s)
+        replies = await self._run(key, command, wait, nbytes=nbytes, extra_s=wait_s)
+        reply, confirmed = _read(replies, object, int)
         if not confirmed:
             raise StoreUnavailable("no replica of the shared cache has confirmed the embedding")
         return reply
@@ -248,7 +274,7 @@ class SharedCache:
         """Run *commands*, of which the first *needed* must not be refused."""
         try:
             replies = await self._client.run(
-                self.name(key), commands, nbytes=nbytes, extra_s=extra_s
+                self.name(key), commands, tenant=key.tenant, nbytes=nbytes, extra_s=extra_s
             )
         except StoreUnavailable:
             self._metrics.failures.labels("unavailable").inc()
@@ -258,19 +284,31 @@ class SharedCache:
             return replies
         error = errors[0]
         full = isinstance(error, OutOfMemoryError) or "OOM" in str(error)
-        self._metrics.failures.labels("full" if full else "refused").inc()
-        self._log.warning("the shared cache has refused a command", reason=str(error)[:200])
+        kind = "full" if full else "refused"
+        self._metrics.failures.labels(kind).inc()
+        self._say(kind, str(error)[:200])
         raise StoreUnavailable(
             "the shared cache is full" if full else "the shared cache has refused a command"
         )
+
+    def _say(self, kind: str, reason: str) -> None:
+        """Log a refusal now and then."""
+        now = time.monotonic()
+        if now - self._said_at.get(kind, -_SAY_EVERY_S) >= _SAY_EVERY_S:
+            self._said_at[kind] = now
+            self._log.warning("the shared cache refuses commands", kind=kind, reason=reason)
 
     def _missing(self, key: EmbeddingKey, result: str) -> EmbeddingNotFound:
         self._metrics.reads.labels(result).inc()
         return not_found(key)
 
-    def _note_bytes(self, direction: str, nbytes: int) -> None:
-        self._largest = max(self._largest, nbytes)
-        self._metrics.bytes.labels(direction).inc(nbytes)
+
+def _read(reply: Reply, *kinds: Any) -> tuple[Any, ...]:
+    """Take a reply apart that has an element of each kind; others are as good as none."""
+    right = isinstance(reply, list) and len(reply) == len(kinds)
+    if right and all(isinstance(each, kind) for each, kind in zip(reply, kinds, strict=True)):
+        return tuple(reply)
+    raise StoreUnavailable("the shared cache does not answer as it should")
 
 
 def _presence(deleted: bytes | None, checksum: bytes | None) -> Presence:

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import structlog
 from redis.crc import key_slot
@@ -58,6 +59,11 @@ class ClusterClient:
         self._said: tuple[bool, frozenset[str]] | None = None
 
     @property
+    def has_replicas(self) -> bool:
+        """Whether any replica is known."""
+        return bool(self._slots.replicas)
+
+    @property
     def nodes(self) -> Sequence[Node]:
         """The nodes that are known now."""
         return tuple(self._nodes.values())
@@ -73,8 +79,7 @@ class ClusterClient:
     async def open(self) -> None:
         """Look at the cluster once, which may be away, and keep looking."""
         await self._look()
-        self._watching = asyncio.create_task(self._watch())
-        self._watching.add_done_callback(self._note_end)
+        self._keep_watching()
 
     async def aclose(self) -> None:
         """Stop looking and close all connections."""
@@ -84,7 +89,13 @@ class ClusterClient:
         await asyncio.gather(*(node.aclose() for node in self.nodes))
 
     async def run(
-        self, key: bytes, commands: Sequence[Command], *, nbytes: int = 0, extra_s: float = 0.0
+        self,
+        key: bytes,
+        commands: Sequence[Command],
+        *,
+        tenant: str = "",
+        nbytes: int = 0,
+        extra_s: float = 0.0,
     ) -> list[Reply]:
         """Send *commands*, all about *key*, over one connection to the key's owner.
 
@@ -98,12 +109,13 @@ class ClusterClient:
             if owner is None:
                 break
             sent = _with_asking(commands) if asking else commands
-            replies = await self._run_on(owner, sent, nbytes, extra_s)
+            replies = await self._run_on(owner, sent, tenant=tenant, nbytes=nbytes, extra_s=extra_s)
             replies = replies[1::2] if asking else replies
             redirection = _first_redirection(replies)
             if redirection is None:
                 return self._checked(replies)
-            owner = (redirection.host or owner[0], redirection.port)
+            unnamed = redirection.host in ("", "?")
+            owner = (owner[0] if unnamed else redirection.host, redirection.port)
             asking = not isinstance(redirection, MovedError)
             if not asking:
                 self._slots.assign(slot, owner)
@@ -119,10 +131,10 @@ class ClusterClient:
         return [node for node in (*known, *seeds) if not node.breaker.open]
 
     async def _run_on(
-        self, address: Address, commands: Sequence[Command], nbytes: int, extra_s: float
+        self, address: Address, commands: Sequence[Command], **how: Any
     ) -> list[Reply]:
         try:
-            return await self._node(address).run(commands, nbytes=nbytes, extra_s=extra_s)
+            return await self._node(address).run(commands, **how)
         except NodeUnavailable as error:
             self._wake.set()
             self._log.debug("no answer", reason=str(error))
@@ -184,9 +196,16 @@ class ClusterClient:
             if node.breaker.open and address in self._members
         ]
 
-    def _note_end(self, watching: asyncio.Task[None]) -> None:
-        if not watching.cancelled() and watching.exception() is not None:
-            self._log.error("the watch over the cluster ended", exc_info=watching.exception())
+    def _keep_watching(self) -> None:
+        self._watching = asyncio.create_task(self._watch())
+        self._watching.add_done_callback(self._go_on)
+
+    def _go_on(self, watching: asyncio.Task[None]) -> None:
+        """Begin again after what nobody has foreseen."""
+        if watching.cancelled() or watching.exception() is None:
+            return
+        self._log.error("the watch over the cluster failed", exc_info=watching.exception())
+        asyncio.get_running_loop().call_later(self._settings.refresh_s, self._keep_watching)
 
     def _say(self) -> None:
         """Log what has changed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NoReturn, TypeAlias
 
 import structlog
@@ -20,6 +20,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from samserve.gate import FairGate
 from samserve.metrics import CacheMetrics
 from samserve.settings import CacheSettings
 from samserve.stores.cluster.access import Access, Entry
@@ -33,7 +34,8 @@ Reply: TypeAlias = Any
 # Who says nothing for that long is asked whether it is there.
 _SILENCE_S = 2.0
 # What redis-py lets out when a node is gone, refuses us or talks nonsense.
-_FAILURES = (RedisError, OSError, EOFError, asyncio.IncompleteReadError)
+_NONSENSE = (ValueError, TypeError, LookupError, AttributeError)
+_FAILURES = (RedisError, OSError, EOFError, asyncio.IncompleteReadError, *_NONSENSE)
 # Of one outage; a node could say something else each time.
 _MOST_REASONS = 4
 
@@ -53,8 +55,8 @@ class _TlsConnection(SSLConnection):
 class Node:
     """Sends commands to one address; used from one event loop.
 
-    *access* is asked at each use, so that connections made with older credentials end with the
-    command that they are used for, once the node knows the newer.
+    *access* is asked at each use: the first command after it has changed, if the node knows the
+    newer credentials, closes all idle connections that were made with older ones.
     """
 
     def __init__(
@@ -73,7 +75,10 @@ class Node:
         self._said: set[str] = set()
         self._seconds = metrics.node_seconds.labels(self.address)
         self._budget = ByteBudget(settings.in_flight_bytes)
-        self._places = asyncio.Semaphore(settings.connections)
+        self._places = FairGate(settings.connections)
+        self._slow_places = FairGate(max(1, settings.connections // 2))
+        # Counts, to tell a node that is slow from one that is not there.
+        self._answered = 0
         self._idle: list[tuple[Access, Connection]] = []
         self._closed = False
 
@@ -83,32 +88,42 @@ class Node:
         return f"{self.host}:{self.port}"
 
     async def run(
-        self, commands: Sequence[Command], *, nbytes: int = 0, extra_s: float = 0.0
+        self,
+        commands: Sequence[Command],
+        *,
+        tenant: str = "",
+        nbytes: int = 0,
+        extra_s: float = 0.0,
     ) -> list[Reply]:
         """Send *commands* over one connection and give their replies, errors among them.
 
         *nbytes* is what goes over the wire, about; *extra_s* is time that the node takes on
-        purpose.  Raises `NodeUnavailable` after ``cache.timeout_s`` at most, at once while the
-        breaker is open.
+        purpose, which half of the connections are kept from.  Waits for the turn of *tenant*, then
+        ``cache.timeout_s`` at most.  Raises `NodeUnavailable`, at once while the breaker is open.
         """
+        self._check_breaker()
+        async with AsyncExitStack() as held:
+            if extra_s:
+                await held.enter_async_context(self._slow_places.hold_for(tenant))
+            await held.enter_async_context(self._places.hold_for(tenant))
+            await held.enter_async_context(self._budget.hold(nbytes))
+            # Those before may have waited in vain.
+            self._check_breaker()
+            answered = self._answered
+            try:
+                async with asyncio.timeout(self._settings.timeout_s + extra_s):
+                    return await self._exchange(commands)
+            except TimeoutError as error:
+                # A node that answers others is slow, or we are; either way it is there.
+                if self._answered != answered:
+                    raise NodeUnavailable(f"{self.address}: {_reason(error)}") from None
+                raise self._failed(_reason(error), surely=True) from None
+            except _FAILURES as error:
+                raise self._failed(_reason(error)) from None
+
+    def _check_breaker(self) -> None:
         if self.breaker.open:
             raise NodeUnavailable(f"{self.address}: left alone since it does not answer")
-        # Until it is this call's turn, a delay is not the node's fault.
-        turn = asyncio.Event()
-        try:
-            async with (
-                asyncio.timeout(self._settings.timeout_s + extra_s),
-                self._budget.hold(nbytes),
-                self._places,
-            ):
-                turn.set()
-                return await self._exchange(commands)
-        except TimeoutError:
-            if not turn.is_set():
-                raise NodeUnavailable(f"{self.address}: too much is waiting for it") from None
-            raise self._failed("no answer in time") from None
-        except _FAILURES as error:
-            raise self._failed(_reason(error)) from None
 
     async def probe(self) -> None:
         """Ask a node whose breaker is open whether it answers again; closes the breaker then."""
@@ -120,10 +135,12 @@ class Node:
             return
         self._succeeded()
 
-    async def listen(self, channel: bytes, heard: Callable[[bytes], None]) -> NoReturn:
-        """Hand on what is published on *channel* for as long as the node answers.
+    async def listen(
+        self, channel: bytes, begun: Callable[[], None], heard: Callable[[bytes], None]
+    ) -> NoReturn:
+        """Hand on what is published on *channel* for as long as the node answers and belongs.
 
-        Raises `NodeUnavailable`.
+        *begun* is called once nothing is missed any more.  Raises `NodeUnavailable`.
         """
         try:
             async with asyncio.timeout(self._settings.timeout_s):
@@ -133,7 +150,7 @@ class Node:
         try:
             await connection.send_command("SUBSCRIBE", channel)
             asked = False
-            while self._entry.holds(access):
+            while self._entry.holds(access) and not self._closed:
                 message = await connection.read_response(disable_decoding=True, timeout=_SILENCE_S)
                 if message is None and asked:
                     raise NodeUnavailable(f"{self.address}: silent")
@@ -142,7 +159,9 @@ class Node:
                     await connection.send_command("PING")
                 elif message[0] == b"message":
                     heard(message[2])
-            raise NodeUnavailable(f"{self.address}: there are newer credentials")
+                elif message[0] == b"subscribe":
+                    begun()
+            raise NodeUnavailable(f"{self.address}: newer credentials, or no member any more")
         except (TimeoutError, *_FAILURES) as error:
             raise NodeUnavailable(f"{self.address}: {_reason(error)}") from None
         finally:
@@ -168,17 +187,22 @@ class Node:
 
     async def _on_idle_connection(self, commands: Sequence[Command]) -> list[Reply] | None:
         """Give None if there is none that works: the node may have closed it meanwhile."""
+        await self._drop_old()
         while self._idle:
-            used, connection = self._idle.pop()
-            if not self._entry.holds(used):
-                await connection.disconnect(nowait=True)
-                continue
+            access, connection = self._idle.pop()
             try:
-                async with self._kept(used, connection):
+                async with self._kept(access, connection):
                     return await _exchange(connection, commands)
             except _FAILURES:
                 continue
         return None
+
+    async def _drop_old(self) -> None:
+        """Close what was opened with older credentials, also below what is used first."""
+        old = [connection for access, connection in self._idle if not self._entry.holds(access)]
+        self._idle = [each for each in self._idle if self._entry.holds(each[0])]
+        for connection in old:
+            await connection.disconnect(nowait=True)
 
     @asynccontextmanager
     async def _fresh(self) -> AsyncIterator[Connection]:
@@ -188,16 +212,16 @@ class Node:
 
     async def _opened(self) -> tuple[Access, Connection]:
         newest = self._entry.newest()
-        new = self._entry.holds(newest)
         try:
             connection = await self._open(newest)
         except AuthenticationError as error:
+            new = self._entry.holds(newest)
             before = self._entry.refuse(newest)
             if before is None:
                 raise
             if new:
                 reason = _reason(error)
-                self._log.warning("the old password is used on", node=self.address, reason=reason)
+                self._log.warning("old password still used", node=self.address, reason=reason)
             return before, await self._open(before)
         self._entry.accept(newest)
         return newest, connection
@@ -220,18 +244,19 @@ class Node:
             # It may hold half a command, or a reply that nobody reads.
             await connection.disconnect(nowait=True)
             raise
-        if self._closed or not self._entry.holds(access):
+        if self._closed:
             await connection.disconnect(nowait=True)
         else:
             self._idle.append((access, connection))
 
     def _succeeded(self) -> None:
+        self._answered += 1
         self.breaker.succeeded()
         self._said.clear()
 
-    def _failed(self, reason: str) -> NodeUnavailable:
+    def _failed(self, reason: str, *, surely: bool = False) -> NodeUnavailable:
         """Count a failure; log why, as soon as the node is left alone for it."""
-        self.breaker.failed()
+        self.breaker.failed(surely=surely)
         if self.breaker.open:
             self._say(reason)
         return NodeUnavailable(f"{self.address}: {reason}")
@@ -240,7 +265,7 @@ class Node:
         """Log what is new."""
         if reason not in self._said and len(self._said) < _MOST_REASONS:
             self._said.add(reason)
-            self._log.warning("left alone", node=self.address, reason=reason)
+            self._log.warning("node left alone", node=self.address, reason=reason)
 
     def _connection(self, access: Access) -> Connection:
         options: dict[str, Any] = {
@@ -276,8 +301,10 @@ async def _reply(connection: Connection) -> Reply:
 
 def _reason(error: BaseException) -> str:
     """Give one line for the log."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
     # A server repeats what it does not understand, and that may be a password.
     silent = isinstance(error, ResponseError) and not isinstance(error, NoPermissionError)
-    if silent or isinstance(error, InvalidResponse):
+    if silent or isinstance(error, (InvalidResponse, *_NONSENSE)):
         return f"{type(error).__name__}: it does not answer as a server of Redis or Valkey does"
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -14,26 +14,35 @@ import structlog
 from samserve.stores.cluster.client import ClusterClient
 from samserve.stores.cluster.node import Command, NodeUnavailable
 
-_AGAIN_S = 0.5
+# Between two rounds over the nodes: at first, and when all of them go on refusing.
+_AGAIN_S, _LATER_S = 0.5, 10.0
 
 
 class Notices:
-    """Publishes names on a channel of the cluster, and gives *heard* those that others publish."""
+    """Publishes names on a channel of the cluster, and gives *heard* those that others publish.
+
+    *begun* is called when some may have been missed, and no more are from now on.
+    """
 
     def __init__(
-        self, client: ClusterClient, channel: bytes, heard: Callable[[bytes], None]
+        self,
+        client: ClusterClient,
+        channel: bytes,
+        begun: Callable[[], None],
+        heard: Callable[[bytes], None],
     ) -> None:
         self._client = client
         self._channel = channel
+        self._begun = begun
         self._heard = heard
         self._log = structlog.get_logger("samserve.cache")
-        self._said = ""
+        self._pause_s = _AGAIN_S
         self._listening: asyncio.Task[None] | None = None
 
     def open(self) -> None:
         """Begin to listen, and go on through failures."""
         self._listening = asyncio.create_task(self._listen())
-        self._listening.add_done_callback(self._note_end)
+        self._listening.add_done_callback(self._go_on)
 
     async def aclose(self) -> None:
         """Stop listening."""
@@ -49,17 +58,24 @@ class Notices:
         while True:
             for node in self._client.by_health():
                 try:
-                    await node.listen(self._channel, self._heard)
+                    await node.listen(self._channel, self._begin, self._heard)
                 except NodeUnavailable as error:
                     self._say(str(error))
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(self._pause_s)
+            self._pause_s = min(2 * self._pause_s, _LATER_S)
 
-    def _note_end(self, listening: asyncio.Task[None]) -> None:
-        if not listening.cancelled() and listening.exception() is not None:
-            self._log.error("deletions are not heard any more", exc_info=listening.exception())
+    def _begin(self) -> None:
+        self._pause_s = _AGAIN_S
+        self._begun()
 
     def _say(self, reason: str) -> None:
-        """Log what is new."""
-        if reason != self._said:
+        """Log the first failure of a row."""
+        if self._pause_s == _AGAIN_S:
             self._log.info("listening for deletions anew", reason=reason)
-        self._said = reason
+
+    def _go_on(self, listening: asyncio.Task[None]) -> None:
+        """Begin again after what nobody has foreseen."""
+        if listening.cancelled() or listening.exception() is None:
+            return
+        self._log.error("listening for deletions failed", exc_info=listening.exception())
+        asyncio.get_running_loop().call_later(_LATER_S, self.open)
