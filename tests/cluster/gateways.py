@@ -17,6 +17,7 @@ import grpc
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from harness.cluster.cluster import Cluster
+from tests import secrecy
 from tests.conftest import UNLIMITED
 
 _SETTINGS = {
@@ -83,6 +84,7 @@ async def gateway(
         except TimeoutError:
             process.kill()
             await process.wait()
+        secrecy.check("gateway log", "\n".join(log))
     await reading
 
 

@@ -6,7 +6,12 @@ import asyncio
 import random
 
 import pytest
+from prometheus_client import CollectorRegistry
 from samserve.errors import StoreUnavailable
+from samserve.metrics import Metrics
+from samserve.settings import CacheSettings
+from samserve.stores.cluster.access import Access
+from samserve.stores.cluster.node import Node, NodeUnavailable
 from samserve.types import EmbeddingKey
 
 from harness.cluster.cluster import Cluster
@@ -201,8 +206,11 @@ async def test_durable_calls_that_nobody_confirms_leave_room_for_others(
     for master in cluster.masters:
         for replica in cluster.replicas_of(master):
             await asyncio.to_thread(replica.kill)
-    async with store_over(",".join(cluster.addresses), durable_s=1.0) as one:
-        keys = [key(f"{n:064x}") for n in range(8)]
+    async with store_over(",".join(cluster.addresses), capacity=64 * SLOT) as one:
+        keys = [key(f"{n:064x}") for n in range(64)]
+        owner = cluster.owner_of(one.cache.name(keys[0]))
+        # All of one master, twice as many as there are connections.
+        keys = [each for each in keys if cluster.owner_of(one.cache.name(each)) is owner][:16]
         for each in keys:
             await one.put(each)
 
@@ -211,21 +219,72 @@ async def test_durable_calls_that_nobody_confirms_leave_room_for_others(
                 async with one.store.lease(each, durable=True):
                     pass
 
-        async def ordinary() -> int:
-            shared = 0
-            while not waiting.done():
-                shared += (await one.put(key("other"))).shared
-                await asyncio.sleep(0.02)
-            return shared
-
-        waiting = asyncio.gather(*(durable(each) for each in keys * 4))
-        assert await ordinary() > 20
+        waiting = asyncio.gather(*(durable(each) for each in keys))
+        ordinary = 0
+        while not waiting.done():
+            assert (await one.put(keys[0])).shared
+            ordinary += 1
         await waiting
-        assert all(
-            answers
-            for node, answers in one.client.health().items()
-            if node in {master.announced for master in cluster.masters}
-        )
+        assert ordinary > 50
+        assert one.client.health()[owner.announced]
+
+
+async def hanging(answering: int) -> tuple[asyncio.Server, list[int]]:
+    """A server that answers the first connections, and counts them all."""
+    opened: list[int] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(len(opened))
+        answers = len(opened) <= answering
+        while await reader.read(1 << 16):
+            if answers:
+                writer.write(b"+OK\r\n")
+        writer.close()
+
+    return await asyncio.start_server(talk, "127.0.0.1", 0), opened
+
+
+def node_at(server: asyncio.Server, **settings: object) -> Node:
+    port = server.sockets[0].getsockname()[1]
+    metrics = Metrics(CollectorRegistry()).cache
+    return Node("127.0.0.1", port, Access, CacheSettings(**settings), metrics)  # type: ignore[arg-type]
+
+
+async def ping(node: Node) -> bool:
+    try:
+        return bool(await node.run([("PING",)]))
+    except NodeUnavailable:
+        return False
+
+
+async def test_who_waits_for_a_node_that_hangs_does_not_try_it_too() -> None:
+    server, opened = await hanging(answering=0)
+    async with server:
+        node = node_at(server, timeout_s=0.2, connections=1)
+        assert await asyncio.gather(*(ping(node) for _ in range(20))) == [False] * 20
+        assert node.breaker.open
+        assert len(opened) == 1
+        await node.aclose()
+
+
+async def test_a_node_that_answers_others_is_slow_and_not_away() -> None:
+    server, opened = await hanging(answering=1)
+    async with server:
+        node = node_at(server, timeout_s=0.3, connections=2)
+        assert await ping(node)
+        # The first connection goes on being answered, while the second is not.
+        kept = node._idle.pop()
+        slow = asyncio.create_task(ping(node))
+        while len(opened) < 2:
+            await asyncio.sleep(0.005)
+        node._idle.append(kept)
+        while not slow.done():
+            assert await ping(node)
+            await asyncio.sleep(0.02)
+
+        assert not await slow
+        assert not node.breaker.open
+        await node.aclose()
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,39 @@ async def until_heard(cluster: Cluster) -> list[Node]:
             await asyncio.sleep(0.02)
 
 
+async def test_who_does_not_hear_of_a_delete_finds_out_in_time(
+    pair: tuple[Gateway, Gateway],
+) -> None:
+    one, other = pair
+    await other.cache._notices.aclose()
+    await one.put(A)
+    assert await other.get(A) == 1.0
+    await one.store.delete(A)
+    await asyncio.sleep(0.06)
+
+    assert await other.get(A) is None
+    assert other.memory.stats().entries == 0
+    # So does who only asks to extend its life.
+    await one.put(A)
+    assert await other.get(A) == 1.0
+    await one.store.delete(A)
+    assert await other.get(A, renew=True) is None
+
+
+async def test_what_is_written_again_is_bounded(nodes: str, cluster: Cluster) -> None:
+    async with store_over(nodes, check_s=0, capacity=32 * SLOT) as one:
+        names = [key(f"{n:064x}") for n in range(20)]
+        for name in names:
+            await one.put(name)
+        cluster.flush()
+        most = 0
+        for name in names:
+            await one.get(name)
+            most = max(most, len(one.store._refills))
+        assert 1 <= most <= 8
+        await settled(one)
+
+
 async def test_a_slot_that_was_being_written_does_not_bring_back_what_was_deleted(
     pair: tuple[Gateway, Gateway],
 ) -> None:

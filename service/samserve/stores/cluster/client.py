@@ -54,6 +54,8 @@ class ClusterClient:
         self._slots = SlotMap()
         # Who belongs to it, as far as is known.
         self._members = frozenset(self._seeds)
+        # Why a node gave no map, as it was said last.
+        self._no_map = ""
         self._wake = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._said: tuple[bool, frozenset[str]] | None = None
@@ -170,8 +172,12 @@ class ClusterClient:
             slots = parse_slots(replies[0], address)
             if slots is not None and slots.addresses:
                 await self._use(slots)
+                self._no_map = ""
                 break
-            self._log.warning("no map", node=node.address, reason=str(replies[0])[:200])
+            reason = str(replies[0])[:200]
+            if reason != self._no_map:
+                self._log.warning("no map of the cluster", node=node.address, reason=reason)
+            self._no_map = reason
         self._say()
 
     async def _use(self, slots: SlotMap) -> None:
