@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -229,25 +231,41 @@ async def test_durable_calls_that_nobody_confirms_leave_room_for_others(
         assert one.client.health()[owner.announced]
 
 
-async def hanging(answering: int) -> tuple[asyncio.Server, list[int]]:
+@asynccontextmanager
+async def hanging(
+    answering: int, answer: bytes = b"+OK\r\n"
+) -> AsyncIterator[tuple[asyncio.Server, list[int]]]:
     """A server that answers the first connections, and counts them all."""
     opened: list[int] = []
+    closed = asyncio.Semaphore(0)
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         opened.append(len(opened))
         answers = len(opened) <= answering
-        while await reader.read(1 << 16):
-            if answers:
-                writer.write(b"+OK\r\n")
+        with suppress(ConnectionError):
+            while await reader.read(1 << 16):
+                if answers:
+                    writer.write(answer)
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        closed.release()
 
-    return await asyncio.start_server(talk, "127.0.0.1", 0), opened
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        yield server, opened
+        for _ in opened:
+            await closed.acquire()
+
+
+def port_of(server: asyncio.Server) -> int:
+    return int(server.sockets[0].getsockname()[1])
 
 
 def node_at(server: asyncio.Server, **settings: object) -> Node:
-    port = server.sockets[0].getsockname()[1]
-    metrics = Metrics(CollectorRegistry()).cache
-    return Node("127.0.0.1", port, Access, CacheSettings(**settings), metrics)  # type: ignore[arg-type]
+    port = port_of(server)
+    access, metrics = Access(), Metrics(CollectorRegistry()).cache
+    chosen = CacheSettings(**settings)  # type: ignore[arg-type]
+    return Node("127.0.0.1", port, lambda: access, chosen, metrics)
 
 
 async def ping(node: Node) -> bool:
@@ -258,8 +276,7 @@ async def ping(node: Node) -> bool:
 
 
 async def test_who_waits_for_a_node_that_hangs_does_not_try_it_too() -> None:
-    server, opened = await hanging(answering=0)
-    async with server:
+    async with hanging(answering=0) as (server, opened):
         node = node_at(server, timeout_s=0.2, connections=1)
         assert await asyncio.gather(*(ping(node) for _ in range(20))) == [False] * 20
         assert node.breaker.open
@@ -268,8 +285,7 @@ async def test_who_waits_for_a_node_that_hangs_does_not_try_it_too() -> None:
 
 
 async def test_a_node_that_answers_others_is_slow_and_not_away() -> None:
-    server, opened = await hanging(answering=1)
-    async with server:
+    async with hanging(answering=1) as (server, opened):
         node = node_at(server, timeout_s=0.3, connections=2)
         assert await ping(node)
         # The first connection goes on being answered, while the second is not.
@@ -305,14 +321,11 @@ async def test_a_node_that_answers_others_is_slow_and_not_away() -> None:
     ],
 )
 async def test_whoever_talks_nonsense_is_an_outage(answer: bytes) -> None:
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.read(1 << 16):
-            writer.write(answer * 6)
-        writer.close()
-
-    server = await asyncio.start_server(talk, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with server, store_over(f"127.0.0.1:{port}", timeout_s=0.2, refresh_s=0.1) as one:
+    async with (
+        hanging(answering=1000, answer=answer * 6) as (server, _),
+        store_over(f"127.0.0.1:{port_of(server)}", timeout_s=0.2, refresh_s=0.1) as one,
+    ):
+        port = port_of(server)
         # A map that makes sense, so that all is asked of it.
         one.client._slots.owners[:] = [("127.0.0.1", port)] * len(one.client._slots.owners)
         with pytest.raises(StoreUnavailable):
