@@ -240,6 +240,7 @@ for precision in Precision:
 """
 
 
+@pytest.mark.slow
 def test_processes_agree_on_every_byte(checkpoint: Path, tmp_path: Path) -> None:
     """Whatever the seed of their hashes, their threads and the checkpoint's place and name."""
     copy = tmp_path / "elsewhere" / "other.pth"

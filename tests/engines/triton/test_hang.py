@@ -101,6 +101,7 @@ async def hang_and_go_on(triton: TritonServer) -> None:
             triton.start()
 
 
+@pytest.mark.slow
 async def test_no_mask_is_wrong_when_triton_hangs_under_load(triton: TritonServer) -> None:
     sections = {
         "server": FREE_PORTS,
