@@ -42,7 +42,8 @@ ALLOWED = {
     "card": ("types",),
     "imaging": ("types", "errors", "core"),
     "memory": ("types", "errors", "memory"),
-    "metrics": ("types", "stores.base", "watched"),
+    "metrics": ("types", "context", "stores.base", "watched", "metrics"),
+    "tracing": ("context", "errors", "settings", "tracing"),
     "stores.opening": ("engines.base", "metrics", "settings", "stores", "watched"),
     "stores.cluster": (
         *("types", "errors", "addresses", "gate", "in_memory", "metrics", "pem", "settings"),
@@ -56,9 +57,13 @@ ALLOWED = {
     ),
     "prompting": ("types", "errors", "core", "engines.base"),
     "warmup": ("types", "context", "principal", "engines.base", "stores.base"),
-    "embedder": (
+    "encoder": (
         *("types", "errors", "context", "core", "engines.base", "stores.base"),
-        *("flight", "identity", "imaging", "prefetches", "principal", "prompting", "workers"),
+        *("flight", "imaging", "prompting", "workers"),
+    ),
+    "embedder": (
+        *("types", "errors", "context", "encoder", "engines.base", "stores.base"),
+        *("identity", "imaging", "prefetches", "principal", "workers"),
     ),
     "predictor": ("types", "errors", "context", "core", "engines.base", "embedder", "prompting"),
     "automask": (
@@ -76,7 +81,8 @@ RESERVED = {
     "PIL": ("imaging", "core.geometry", "cli"),
     "cv2": ("core", "cli"),
     "pycocotools": ("core",),
-    "grpc": ("rpc", "client", "cli"),
+    "grpc": ("rpc", "client", "cli", "tracing.otel"),
+    "opentelemetry": ("tracing.otel", "client.tracing"),
     "grpc_health": ("rpc", "client"),
     "grpc_reflection": ("rpc",),
     "grpc_status": ("rpc", "client"),

@@ -15,6 +15,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from samserve.automask.search import AutoMasker
+from samserve.context import Priority
 from samserve.embedder import Embedder
 from samserve.engines.base import Engine
 from samserve.engines.fake import FakeEngine
@@ -23,6 +24,7 @@ from samserve.engines.triton.engine import TritonEngine
 from samserve.imaging import ImageLimits
 from samserve.machine import core_count
 from samserve.metrics import Metrics
+from samserve.metrics.calls import CallMetrics
 from samserve.places import Places
 from samserve.predictor import Predictor
 from samserve.prefetches import Prefetches
@@ -32,6 +34,8 @@ from samserve.rpc.admin import Admin
 from samserve.rpc.admission import Admission
 from samserve.rpc.boundary import Boundary
 from samserve.rpc.entrance import Entrance
+from samserve.rpc.ledger import Ledger
+from samserve.rpc.methods import SERVICE, TYPES
 from samserve.rpc.server import ApiServer
 from samserve.rpc.servicer import SegmentationServicer, UseCases
 from samserve.security.setup import Security, open_security
@@ -39,6 +43,7 @@ from samserve.settings import EngineSettings, Settings
 from samserve.stores.base import EmbeddingStore
 from samserve.stores.expiry import expiring
 from samserve.stores.opening import cache_credentials, open_store
+from samserve.tracing import Tracing, open_tracing
 from samserve.warmup import warm_up
 from samserve.watched import Watched, refreshing
 from samserve.workers import Workers
@@ -71,33 +76,37 @@ async def running(
     security = open_security(settings)
     access = cache_credentials(settings)
     watched = security.watched if access is None else (*security.watched, access)
-    metrics.watch_files(watched)
+    metrics.server.tell_build(settings.engine.kind)
+    metrics.server.watch_files(watched)
     async with AsyncExitStack() as stack:
         admin = Admin(metrics.registry, asyncio.get_running_loop())
+        metrics.server.watch_ready(lambda: admin.ready)
         admin_port = stack.enter_context(
             admin.listening(settings.server.admin_host, settings.server.admin_port)
         )
         if engine is None:
             engine = await open_engine(settings, metrics)
         await stack.enter_async_context(_closing(engine))
-        metrics.watch_engine(lambda: engine.transport)
         if store is None:
             store = await open_store(settings, engine, security.stored_bytes, access, metrics)
         await stack.enter_async_context(_closing(store))
         await stack.enter_async_context(expiring(store))
-        metrics.watch_store(store.stats)
         workers = Workers(core_count())
         stack.callback(workers.close)
-
-        prefetches = _prefetches(settings, security)
+        prefetches = _prefetches(settings, security, metrics)
         stack.push_async_callback(prefetches.aclose)
+        _watch(metrics, engine, store, workers, prefetches)
+        tracing = open_tracing(settings.trace)
+        stack.push_async_callback(tracing.aclose)
+
         use_cases = _use_cases(settings, engine, store, workers, prefetches)
-        api = _api(settings, security, use_cases, metrics)
+        api = _api(settings, security, use_cases, metrics, tracing)
+        await stack.enter_async_context(metrics.server.lag_observed())
         await stack.enter_async_context(refreshing(watched, settings.tls.reload_s))
         await stack.enter_async_context(api.serving())
         await warm_up(engine, store)
         stack.push_async_callback(asyncio.sleep, settings.server.drain_s)
-        readiness = Readiness(engine, api, admin)
+        readiness = Readiness(engine, api, admin, metrics.engine.ready.set)
         await stack.enter_async_context(readiness.followed())
         yield Running(
             address=f"{settings.server.host}:{api.port}",
@@ -201,21 +210,47 @@ def _use_cases(
     return UseCases(embedder, Predictor(embedder, per_run), AutoMasker(embedder, per_run))
 
 
-def _prefetches(settings: Settings, security: Security) -> Prefetches:
+def _watch(
+    metrics: Metrics,
+    engine: Engine,
+    store: EmbeddingStore,
+    workers: Workers,
+    prefetches: Prefetches,
+) -> None:
+    """Export what parts say of themselves whenever somebody scrapes."""
+    metrics.engine.watch(lambda: engine.transport, lambda: engine.models)
+    metrics.cache.watch_store(store.stats)
+    metrics.server.watch_prefetches(lambda: prefetches.pending)
+    for name, priority in (("workers", Priority.INTERACTIVE), ("bulk_workers", Priority.BULK)):
+        metrics.engine.watch_queue(name, partial(workers.waiting, priority))
+
+
+def _prefetches(settings: Settings, security: Security, metrics: Metrics) -> Prefetches:
     admission = settings.admission
     places = partial(Places, shared=lambda: _several_tenants(security))
     return Prefetches(
-        places(admission.prefetch, "prefetches"),
-        places(admission.prefetch_bytes, "bytes of prefetches"),
+        places(admission.prefetch, "prefetches", "prefetch"),
+        places(admission.prefetch_bytes, "bytes of prefetches", "prefetch_bytes"),
+        lambda outcome: metrics.server.prefetches.labels(outcome).inc(),
     )
 
 
 def _api(
-    settings: Settings, security: Security, use_cases: UseCases, metrics: Metrics
+    settings: Settings,
+    security: Security,
+    use_cases: UseCases,
+    metrics: Metrics,
+    tracing: Tracing,
 ) -> ApiServer:
     admission = Admission(settings.admission, shared=lambda: _several_tenants(security))
-    entrance = Entrance(security.authenticator, Quotas(security.policy), admission)
-    boundary = Boundary(entrance, settings.deadlines, settings.server, settings.limits, metrics)
+    quotas = Quotas(security.policy)
+    metrics.server.watch_quotas(quotas.used)
+    calls = CallMetrics(metrics.registry, SERVICE, TYPES)
+    for method, limit in admission.limits.items():
+        calls.set_limit(method, limit)
+    entrance = Entrance(security.authenticator, quotas, admission)
+    ledger = Ledger(calls, tracing)
+    boundary = Boundary(entrance, settings.deadlines, settings.server, settings.limits, ledger)
     servicer = SegmentationServicer(use_cases, settings.limits)
     return ApiServer(
         servicer.handlers(boundary),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
+from types import TracebackType
+from typing import Protocol, Self
 
 from samserve.errors import DeadlineExceeded
 from samserve.principal import ANYBODY, UNLIMITED, Allowance, Principal
+
+OTHER = "other"
+"""The stage of what has no name: the event loop's turns, and code between two stages."""
 
 
 class Priority(IntEnum):
@@ -19,37 +24,159 @@ class Priority(IntEnum):
     BULK = 2
 
 
-class StageClock:
-    """Wall-clock seconds by stage; stages may overlap and repeat, repeats add up."""
+class Span(Protocol):
+    """A part of a trace that is under way."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def child(self, name: str) -> Span:
+        """Begin a part of this part."""
+        ...
+
+    def end(self) -> None:
+        """Note that the part is over."""
+        ...
+
+    def headers(self) -> Mapping[str, str]:
+        """What makes the work of another process a part of this one."""
+        ...
+
+
+class StageClock:
+    """The critical path of a call: seconds by stage, which add up to the time that it ran.
+
+    While it runs, a clock is in exactly one stage: the innermost that is open, or `OTHER`.  So
+    stages may be nested and repeated, but belong to one task: what runs beside it has a `branch`.
+    With a *span*, stages are its children.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic, span: Span | None = None) -> None:
         self._now = now
+        self._span = span
         self._seconds: dict[str, float] = {}
+        self._stage = OTHER
+        # When the stage began; None while the clock does not run.
+        self._since: float | None = None
         self.current = "receive"
+        """The stage that is open, or in which a failure has struck, for errors that tell it."""
+
+    def branch(self) -> StageClock:
+        """Make a clock for work that runs beside, as a part of the stage that is open now."""
+        return StageClock(self._now, self._span)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Charge the time of the block to *name*, also when it fails."""
-        self.current = name
-        started = self._now()
+    def running(self) -> Iterator[None]:
+        """Let the clock run while the block does."""
+        self._since = self._now()
         try:
             yield
         finally:
-            self.add(name, self._now() - started)
+            self._charge()
+            self._since = None
 
-    def add(self, name: str, seconds: float) -> None:
-        """Charge *seconds* to *name*."""
-        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+    def stage(self, name: str) -> _Stage:
+        """Charge the time of the block to *name*, also when it fails."""
+        return _Stage(self, name)
 
-    def merge(self, other: StageClock) -> None:
-        """Charge everything that *other* measured."""
-        for name, seconds in other._seconds.items():
-            self.add(name, seconds)
+    @contextmanager
+    def following(self, name: str, work: StageClock) -> Iterator[None]:
+        """Charge the block to *name*; if *work* runs in it, what that charges takes its place."""
+        before = self._seconds.get(name, 0.0)
+        try:
+            with self.stage(name):
+                yield
+        except BaseException:
+            if work._seconds:
+                self.current = work.current
+            raise
+        finally:
+            done = work.seconds
+            if done:
+                waited = self._seconds.pop(name, before) - before
+                if before:
+                    self._seconds[name] = before
+                self._add(OTHER, max(0.0, waited - sum(done.values())))
+                for stage, seconds in done.items():
+                    self._add(stage, seconds)
+
+    def rename(self, old: str, new: str) -> None:
+        """Charge to *new* what was charged to *old*, as it is known now what that was."""
+        if old in self._seconds:
+            self._add(new, self._seconds.pop(old))
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by stage, in the order in which the stages first ended."""
-        return dict(self._seconds)
+        """Seconds by stage until now, in the order in which they were left first; `OTHER` last."""
+        if self._since is not None:
+            self._charge()
+        seconds = dict(self._seconds)
+        if OTHER in seconds:
+            seconds[OTHER] = seconds.pop(OTHER)
+        return seconds
+
+    def headers(self) -> Mapping[str, str]:
+        """What makes the work of another process a part of the stage that is open."""
+        return {} if self._span is None else self._span.headers()
+
+    def _charge(self) -> None:
+        if self._since is not None:
+            now = self._now()
+            self._add(self._stage, now - self._since)
+            self._since = now
+
+    def _add(self, name: str, seconds: float) -> None:
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
+
+class _Stage:
+    """The block of a stage; a class, since a generator costs twice as much."""
+
+    __slots__ = ("_clock", "_name", "_outer", "_outer_span")
+
+    def __init__(self, clock: StageClock, name: str) -> None:
+        self._clock = clock
+        self._name = name
+
+    def __enter__(self) -> Self:
+        clock = self._clock
+        clock._charge()
+        self._outer, clock._stage = clock._stage, self._name
+        clock.current = self._name
+        self._outer_span = clock._span
+        if clock._span is not None:
+            clock._span = clock._span.child(self._name)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        clock = self._clock
+        clock._charge()
+        clock._stage = self._outer
+        if kind is None and self._outer != OTHER:
+            clock.current = self._outer
+        if clock._span is not None:
+            clock._span.end()
+        clock._span = self._outer_span
+
+
+@dataclass(slots=True)
+class CallFacts:
+    """What is learnt about a call on its way, for metrics, logs and traces.
+
+    ``model`` is the name of a served model, ``cache`` where the embedding was found: ``memory``,
+    ``shared``, ``miss``, ``joined`` or ``pending``.  ``filters`` are AutoMask's: name, candidates
+    that came, and candidates that were kept.
+    """
+
+    model: str = ""
+    cache: str = ""
+    prompts: int = 0
+    masks: int = 0
+    filters: tuple[tuple[str, int, int], ...] = ()
+    received_bytes: int = 0
+    sent_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -62,6 +189,7 @@ class RequestContext:
     deadline: float = float("inf")
     priority: Priority = Priority.INTERACTIVE
     clock: StageClock = field(default_factory=StageClock)
+    facts: CallFacts = field(default_factory=CallFacts)
     now: Callable[[], float] = time.monotonic
 
     @property

@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from samserve import identity, imaging
-from samserve.context import Priority, RequestContext, StageClock
-from samserve.core import geometry
-from samserve.engines.base import EncoderInput, Engine
+from samserve.context import Priority, RequestContext
+from samserve.encoder import Encoder, Job
+from samserve.engines.base import Engine
 from samserve.errors import EmbeddingNotFound, InvalidRequest, ModelNotFound, StoreUnavailable
-from samserve.flight import SingleFlight
 from samserve.prefetches import Prefetches
 from samserve.principal import Permission
-from samserve.prompting import Frames
-from samserve.stores.base import EmbeddingStore, Epoch, Slot, not_found
+from samserve.stores.base import EmbeddingStore, not_found
 from samserve.types import (
     Embedding,
     EmbeddingFacts,
@@ -27,7 +25,6 @@ from samserve.types import (
     ModelInfo,
     RawImage,
     Size,
-    UInt8Array,
 )
 from samserve.workers import Workers
 
@@ -69,27 +66,6 @@ class Pending:
     model: ModelInfo
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Encoded:
-    embedding: Embedding
-    clock: StageClock
-    cached: bool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Job:
-    """One picture to be encoded under one model; ``size`` is what its file says.
-
-    ``since`` is what was deleted when it was asked for, None for when the work begins.
-    """
-
-    key: EmbeddingKey
-    image: EncodedImage | RawImage
-    model: ModelInfo
-    size: Size
-    since: Epoch | None = None
-
-
 class Embedder:
     """Finds embeddings in the store and makes those that are missing."""
 
@@ -106,11 +82,10 @@ class Embedder:
         self.store = store
         self.workers = workers
         self.limits = limits
-        self._encode_deadline_s = encode_deadline_s
+        self.encoder = Encoder(engine, store, workers, limits, encode_deadline_s)
         self._prefetches = prefetches or Prefetches()
         # Those that wait for their turn, or are being made.
-        self._prefetched: dict[EmbeddingKey, _Job] = {}
-        self._flights: SingleFlight[EmbeddingKey, _Encoded] = SingleFlight()
+        self._prefetched: dict[EmbeddingKey, Job] = {}
 
     def model(self, name: str) -> ModelInfo:
         """Find a model; the empty name means the default.  Raises `ModelNotFound`."""
@@ -158,8 +133,9 @@ class Embedder:
     ) -> Leased:
         key = EmbeddingKey(context.tenant, leased.embedding_id)
         try:
-            lease = self.store.lease(key, durable=True, again=True)
-            return replace(leased, embedding=await held.enter_async_context(lease))
+            with context.clock.stage("cache_put"):
+                lease = self.store.lease(key, durable=True, again=True)
+                return replace(leased, embedding=await held.enter_async_context(lease))
         except EmbeddingNotFound:
             raise StoreUnavailable("the embedding was deleted while it was stored") from None
 
@@ -171,14 +147,17 @@ class Embedder:
         Gives the embedding, which is not held, if it is there already.
         """
         model = self.model(model_name)
+        context.facts.model = model.name
         async with AsyncExitStack() as held:
             key, leased = await self._find(held, image, model, context, renew=True)
         if leased is not None:
             return leased
         job = await self._job(key, image, model, context)
         # It may begin long after this call, and must not bring back what is deleted until then.
-        job = replace(job, since=await self.store.epoch(key))
-        behind = replace(context, priority=Priority.BULK)
+        with context.clock.stage("cache_get_miss"):
+            job = replace(job, since=await self.store.epoch(key))
+        behind = replace(context, priority=Priority.BULK, clock=context.clock.branch())
+        context.facts.cache = "pending"
         work = partial(self._complete, job, behind)
         if self._prefetches.start(key, context.tenant, len(job.image.data), work):
             self._prefetched[key] = job
@@ -189,14 +168,15 @@ class Embedder:
         key = EmbeddingKey(context.tenant, embedding_id)
         self._let_nobody_join(key)
         try:
-            return await self.store.delete(key)
+            with context.clock.stage("cache_delete"):
+                return await self.store.delete(key)
         finally:
             # What was begun meanwhile may not have known of it.
             self._let_nobody_join(key)
 
     def _let_nobody_join(self, key: EmbeddingKey) -> None:
         """Have whoever embeds after this not be given what is deleted."""
-        self._flights.detach(key)
+        self.encoder.detach(key)
         self._prefetches.forget(key)
         self._prefetched.pop(key, None)
 
@@ -208,12 +188,13 @@ class Embedder:
         context: RequestContext,
     ) -> Leased:
         key = EmbeddingKey(context.tenant, embedding_id)
-        if self._flights.under_way(key) or key in self._prefetched:
+        if self.encoder.under_way(key) or key in self._prefetched:
             embedding = await self._join_pending(held, key, context)
+            context.facts.cache = "joined"
         else:
-            with context.clock.stage("cache_get"):
-                embedding = await held.enter_async_context(self.store.lease(key))
+            embedding = await self._lookup(held, key, context)
         model = self._model_of(embedding.facts, embedding_id)
+        context.facts.model = model.name
         if model_name and self.model(model_name) != model:
             raise InvalidRequest(
                 "model",
@@ -241,13 +222,14 @@ class Embedder:
         check: Check,
         renew: bool,
     ) -> Leased:
+        context.facts.model = model.name
         key, leased = await self._find(held, image, model, context, renew=renew)
         if leased is not None:
             check(leased.embedding.facts.image_size, model)
             return leased
         job = await self._job(key, image, model, context)
         check(job.size, model)
-        encoded = await self._encode_once(held, job, context)
+        encoded = await self.encoder.encode(held, job, context)
         return Leased(key.embedding_id, encoded.embedding, model, encoded.cached)
 
     async def _find(
@@ -267,8 +249,7 @@ class Embedder:
             embedding_id = await self.workers.run(context, identity.embedding_id, image, model)
         key = EmbeddingKey(context.tenant, embedding_id)
         try:
-            with context.clock.stage("cache_get"):
-                embedding = await held.enter_async_context(self.store.lease(key, renew=renew))
+            embedding = await self._lookup(held, key, context, renew=renew)
         except (EmbeddingNotFound, StoreUnavailable):
             if isinstance(image, ImageDigest):
                 # Also during an outage: whoever sends the picture can go on.
@@ -276,28 +257,46 @@ class Embedder:
             return key, None
         return key, Leased(embedding_id, embedding, model, cached=True)
 
+    async def _lookup(
+        self,
+        held: AsyncExitStack,
+        key: EmbeddingKey,
+        context: RequestContext,
+        *,
+        renew: bool = False,
+    ) -> Embedding:
+        """Hold what the store has, and note where that was."""
+        clock, found = context.clock, "miss"
+        try:
+            with clock.stage("cache_get"):
+                embedding = await held.enter_async_context(self.store.lease(key, renew=renew))
+            found = embedding.tier.value
+            return embedding
+        finally:
+            clock.rename("cache_get", f"cache_get_{found}")
+            context.facts.cache = found
+
     async def _job(
         self, key: EmbeddingKey, image: Image, model: ModelInfo, context: RequestContext
-    ) -> _Job:
+    ) -> Job:
         """Look at a picture that has to be encoded, and whether the caller may have that done."""
         assert isinstance(image, EncodedImage | RawImage)
         context.principal.require(Permission.EMBED)
         self.store.check_room(context.tenant, model.embedding)
-        size = await self.workers.run(context, imaging.probe, image, self.limits)
+        with context.clock.stage("decode_image"):
+            size = await self.workers.run(context, imaging.probe, image, self.limits)
         context.allowance.check_image(size.pixels)
-        return _Job(key, image, model, size)
+        return Job(key, image, model, size)
 
     async def _join_pending(
         self, held: AsyncExitStack, key: EmbeddingKey, context: RequestContext
     ) -> Embedding:
         """Wait for what is being made; what only waits for its turn is made at once."""
         try:
-            with context.clock.stage("join"):
-                if self._flights.under_way(key):
-                    joined = self._flights.join_existing(key)
-                    encoded = await held.enter_async_context(joined)
-                else:
-                    encoded = await self._encode_once(held, self._prefetched[key], context)
+            if self.encoder.under_way(key):
+                encoded = await self.encoder.join(held, key, context)
+            else:
+                encoded = await self.encoder.encode(held, self._prefetched[key], context)
         except InvalidRequest:
             # It is about a picture that this caller has not sent.
             raise not_found(key) from None
@@ -305,85 +304,10 @@ class Embedder:
             raise not_found(key)
         return encoded.embedding
 
-    async def _complete(self, job: _Job, context: RequestContext) -> None:
+    async def _complete(self, job: Job, context: RequestContext) -> None:
         try:
-            async with self._flights.join(job.key, lambda: self._encode(job, context)):
-                pass
+            async with AsyncExitStack() as held:
+                await self.encoder.encode(held, job, context)
         finally:
             if self._prefetched.get(job.key) is job:
                 del self._prefetched[job.key]
-
-    async def _encode_once(
-        self, held: AsyncExitStack, job: _Job, context: RequestContext
-    ) -> _Encoded:
-        waiting = StageClock()
-        # The work has a clock of its own; this is what a deadline that strikes now is told of.
-        context.clock.current = "encode"
-        with waiting.stage("join"):
-            while True:
-                attempt = await held.enter_async_context(AsyncExitStack())
-                joined = self._flights.join(job.key, lambda: self._encode(job, context))
-                encoded, leads = await attempt.enter_async_context(joined)
-                if leads or not encoded.embedding.revoked:
-                    break
-                # It was deleted after that work had begun, which may be before this call did.
-                await attempt.aclose()
-        # Who began the work is told its stages, who joined it how long that took.
-        context.clock.merge(encoded.clock if leads else waiting)
-        return encoded
-
-    @asynccontextmanager
-    async def _encode(self, job: _Job, caller: RequestContext) -> AsyncIterator[_Encoded]:
-        """Encode, publish and hold; runs on behalf of everybody who joins, not of *caller*."""
-        async with AsyncExitStack() as held:
-            clock, cached = StageClock(), True
-            since = await self.store.epoch(job.key) if job.since is None else job.since
-            try:
-                # *caller* met a miss, then looked at its picture: another flight may have landed.
-                lease = self.store.lease(job.key, again=True)
-                embedding = await held.enter_async_context(lease)
-            except EmbeddingNotFound:
-                slot, clock = await self._encode_into_slot(job, since, caller)
-                embedding = await held.enter_async_context(self.store.publish(slot))
-                cached = False
-            yield _Encoded(embedding, clock, cached)
-
-    async def _encode_into_slot(
-        self, job: _Job, since: Epoch, caller: RequestContext
-    ) -> tuple[Slot, StageClock]:
-        """Give what is ready to be published, and what each stage took."""
-        context = RequestContext(
-            principal=caller.principal,
-            allowance=caller.allowance,
-            request_id=caller.request_id,
-            deadline=caller.now() + self._encode_deadline_s,
-            priority=caller.priority,
-        )
-        with context.clock.stage("decode_image"):
-            pixels = await self.workers.run(context, imaging.decode, job.image, self.limits)
-        facts = EmbeddingFacts.of(Size(*pixels.shape[:2]), job.model)
-        slot = await self.store.reserve(job.key, facts, job.model.embedding, since=since)
-        try:
-            await self.encode_pixels(pixels, job.model, slot, context)
-        except BaseException:
-            await self.store.discard(slot)
-            raise
-        return slot, context.clock
-
-    async def encode_pixels(
-        self, pixels: UInt8Array, model: ModelInfo, slot: Slot, context: RequestContext
-    ) -> None:
-        """Resize uint8 RGB ``[h, w, 3]`` into the model frame and encode it into *slot*."""
-        frames = Frames.of(Size(*pixels.shape[:2]), model)
-        with context.clock.stage("resize"):
-            placed = await self.workers.run(
-                context, _place, pixels, frames.resized, model.image_size
-            )
-        with context.clock.stage("encode"):
-            await self.engine.encode(
-                model.name, EncoderInput(placed, frames.resized), slot, context
-            )
-
-
-def _place(pixels: UInt8Array, resized: Size, side: int) -> UInt8Array:
-    return geometry.place_top_left(geometry.resize_image(pixels, resized), side)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 
 from samserve.context import Priority, RequestContext
 
@@ -26,6 +26,7 @@ class FairGate:
 
     def __init__(self, permits: int) -> None:
         self._free = permits
+        self._count = 0
         # Who waits, by tenant, the tenant whose turn it is first; cancelled ones stay until then.
         self._waiting: dict[Priority, OrderedDict[str, _Waiters]] = {
             priority: OrderedDict() for priority in sorted(Priority)
@@ -33,27 +34,44 @@ class FairGate:
         # How often the waiters of each priority have been passed over.
         self._passed_over = dict.fromkeys(self._waiting, 0)
 
-    def hold(self, context: RequestContext) -> AbstractAsyncContextManager[None]:
-        """Wait for a permit and keep it while the block runs."""
-        return self.hold_for(context.tenant, context.priority)
+    @property
+    def waiting(self) -> int:
+        """How many wait for a permit."""
+        return self._count
 
     @asynccontextmanager
-    async def hold_for(
-        self, tenant: str, priority: Priority = Priority.INTERACTIVE
-    ) -> AsyncIterator[None]:
-        """See `hold`."""
-        await self._acquire(tenant, priority)
+    async def hold(self, context: RequestContext) -> AsyncIterator[None]:
+        """Wait for a permit, which is the stage ``queue``, and keep it while the block runs."""
+        if not self._take():
+            with context.clock.stage("queue"):
+                await self._wait(context.tenant, context.priority)
         try:
             yield
         finally:
             self._release()
 
-    async def _acquire(self, tenant: str, priority: Priority) -> None:
-        if self._free > 0:
-            self._free -= 1
-            return
+    @asynccontextmanager
+    async def hold_for(
+        self, tenant: str, priority: Priority = Priority.INTERACTIVE
+    ) -> AsyncIterator[None]:
+        """See `hold`; for what belongs to no call, or has a stage of its own."""
+        if not self._take():
+            await self._wait(tenant, priority)
+        try:
+            yield
+        finally:
+            self._release()
+
+    def _take(self) -> bool:
+        if self._free == 0:
+            return False
+        self._free -= 1
+        return True
+
+    async def _wait(self, tenant: str, priority: Priority) -> None:
         turn = asyncio.get_running_loop().create_future()
         self._waiting[priority].setdefault(tenant, deque()).append(turn)
+        self._count += 1
         try:
             await turn
         except asyncio.CancelledError:
@@ -61,6 +79,8 @@ class FairGate:
             if turn.done() and not turn.cancelled():
                 self._release()
             raise
+        finally:
+            self._count -= 1
 
     def _release(self) -> None:
         # A stable sort: those out of patience first, each group by priority.

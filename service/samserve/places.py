@@ -16,11 +16,15 @@ _TIMES_FREE = 3
 class Places:
     """A number of places for *what*; one more is refused at once.
 
-    While *shared* says so, no tenant takes all of them; otherwise there is one tenant, and it may.
+    *resource* is its name in metrics and errors.  While *shared* says so, no tenant takes all of
+    them; otherwise there is one tenant, and it may.
     """
 
-    def __init__(self, most: int, what: str, *, shared: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, most: int, what: str, resource: str, *, shared: Callable[[], bool] = lambda: False
+    ) -> None:
         self._most = most
+        self._resource = resource
         self._what = what
         self._shared = shared
         self._by_tenant: Counter[str] = Counter()
@@ -55,4 +59,4 @@ class Places:
             )
 
     def _refused(self, message: str) -> Overloaded:
-        return Overloaded(message, metadata={"limit": str(self._most)})
+        return Overloaded(message, metadata={"limit": str(self._most), "resource": self._resource})

@@ -97,7 +97,9 @@ class Predictor:
             frames = Frames.of(leased.embedding.facts.image_size, leased.model)
             upsampling = frames.upsampling()
             results: list[tuple[Candidate, ...]] = [()] * len(prompts)
-            for members in await self._groups(prompts, frames, context):
+            with context.clock.stage("prepare"):
+                groups = await self._groups(prompts, frames, context)
+            for members in groups:
                 output = await self._decode(members, leased, context)
                 answer = partial(_candidates, prompts, members, output, upsampling, options)
                 with context.clock.stage("postprocess"):

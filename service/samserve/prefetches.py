@@ -24,11 +24,18 @@ class Prefetches:
     """Runs pieces of work in the background, some at a time; `aclose` gives up what is not done.
 
     At most what *places* allow, with at most as many bytes of pictures between them as *room* does.
+    *ended* is told how each ends: ``ok``, ``cancelled`` or ``failed``.
     """
 
-    def __init__(self, places: Places | None = None, room: Places | None = None) -> None:
-        self._places = places or Places(64, "prefetches")
-        self._room = room or Places(256 << 20, "bytes of prefetches")
+    def __init__(
+        self,
+        places: Places | None = None,
+        room: Places | None = None,
+        ended: Callable[[str], None] = lambda outcome: None,
+    ) -> None:
+        self._places = places or Places(64, "prefetches", "prefetch")
+        self._room = room or Places(256 << 20, "bytes of prefetches", "prefetch_bytes")
+        self._ended = ended
         self._turns = FairGate(_AT_A_TIME)
         self._tasks: set[asyncio.Task[None]] = set()
         # What is asked for again while it is pending is begun once.
@@ -82,6 +89,7 @@ class Prefetches:
 
     def _tell(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
+        self._ended("cancelled" if task.cancelled() else "failed" if error is not None else "ok")
         if isinstance(error, SamserveError):
             self._log.info("a prefetch failed", reason=error.reason)
         elif error is not None:

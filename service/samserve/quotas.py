@@ -6,6 +6,7 @@ In any time *t*, at most ``burst + rate * t`` calls pass.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
@@ -16,7 +17,9 @@ from samserve.errors import QuotaExceeded
 from samserve.principal import Allowance
 from samserve.security.policy import Policy, Quota, RateQuota
 
-_SERVER = "server"
+_SERVER, _OTHERS = "server", "others"
+# Tenants that metrics tell apart.
+_MOST_NAMED = 100
 # Tenants whose use is remembered at once; see `Quotas._forget`.
 _MOST_TENANTS = 10_000
 
@@ -56,6 +59,13 @@ class TokenBucket:
         self._missing = max(0.0, self._missing - (now - self._at) * rate)
         self._at = now
 
+    def used_ratio(self, quota: RateQuota) -> float:
+        """How much of the bucket is missing, 0 to 1; may be called in another thread."""
+        if quota.requests_per_s is None:
+            return 0.0
+        missing = self._missing - (self._now() - self._at) * quota.requests_per_s
+        return min(1.0, max(0.0, missing) / quota.bucket_size)
+
 
 @dataclass(slots=True, eq=False)
 class _Use:
@@ -64,6 +74,15 @@ class _Use:
 
     def is_idle(self, quota: Quota) -> bool:
         return not self.calls.total() and self.bucket.full(quota)
+
+    def ratios(self, quota: Quota) -> Iterator[tuple[str, float]]:
+        """Name the quotas that there are, and how much of each is used."""
+        if quota.requests_per_s is not None:
+            yield "requests_per_s", self.bucket.used_ratio(quota)
+        for method in ("Embed", "Predict", "AutoMask"):
+            limit = quota.concurrent(method)
+            if limit is not None:
+                yield method.lower(), self.calls[method] / limit
 
 
 class Quotas:
@@ -85,6 +104,23 @@ class Quotas:
         """What one request of the tenant may contain."""
         quota = self._policy().quota(tenant)
         return Allowance(tenant, quota.image_pixels, quota.prompts)
+
+    def used(self) -> list[tuple[str, str, float]]:
+        """Tell how much of their quotas tenants use: tenant, quota, and 0 to 1.
+
+        Tenants by name are those of the policy file, up to a number; of the others, together, the
+        one counts that uses most.  May be called in another thread.
+        """
+        policy = self._policy()
+        named = set(itertools.islice(policy.tenants, _MOST_NAMED))
+        most: dict[tuple[str, str], float] = {}
+        for tenant, use in list(self._uses.items()):
+            for quota, ratio in use.ratios(policy.quota(tenant)):
+                of = (tenant if tenant in named else _OTHERS, quota)
+                most[of] = max(ratio, most.get(of, 0.0))
+        if policy.server.requests_per_s is not None:
+            most[_SERVER, "requests_per_s"] = self._server.used_ratio(policy.server)
+        return [(*of, ratio) for of, ratio in most.items()]
 
     @contextmanager
     def admit(self, method: str, tenant: str) -> Iterator[None]:

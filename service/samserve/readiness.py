@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from samserve.engines.base import Engine
@@ -15,12 +15,15 @@ _INTERVAL_S = 0.1
 
 
 class Readiness:
-    """Keeps both listeners saying what the engine says of itself."""
+    """Keeps both listeners, and whoever is *told*, saying what the engine says of itself."""
 
-    def __init__(self, engine: Engine, api: ApiServer, admin: Admin) -> None:
+    def __init__(
+        self, engine: Engine, api: ApiServer, admin: Admin, told: Callable[[bool], None]
+    ) -> None:
         self._engine = engine
         self._api = api
         self._admin = admin
+        self._told = told
 
     @asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
@@ -44,4 +47,5 @@ class Readiness:
 
     def _say(self, *, ready: bool) -> None:
         self._admin.ready = ready
+        self._told(ready)
         self._api.set_ready(ready=ready)

@@ -306,6 +306,26 @@ class CacheSettings(_Section):
         return nodes
 
 
+class TraceSettings(_Section):
+    """Traces of calls, sent as OTLP; needs `pip install samserve[tracing]`."""
+
+    endpoint: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    """Receiver that speaks OTLP over gRPC, as `http://HOST:4317`, or `https://` for TLS; empty: no
+    traces are made."""
+    ca_file: Path | None = None
+    """CA certificates (PEM) that may have signed the receiver's; unset takes the system's."""
+    ratio: float = Field(default=0.01, ge=0, le=1)
+    """Part of the calls that are traced, where the client has not decided that."""
+    follow_clients: bool = True
+    """Whether what a client says in `traceparent` about sampling decides."""
+
+    @model_validator(mode="after")
+    def _ca_is_of_use(self) -> Self:
+        if self.ca_file is not None and not self.endpoint.startswith("https://"):
+            raise ValueError("trace.ca_file is for an endpoint with https:// only")
+        return self
+
+
 class LogSettings(_Section):
     """Logging, to standard error."""
 
@@ -337,6 +357,7 @@ class Settings(BaseSettings):
     triton: TritonSettings = TritonSettings()
     store: StoreSettings = StoreSettings()
     cache: CacheSettings = CacheSettings()
+    trace: TraceSettings = TraceSettings()
     log: LogSettings = LogSettings()
 
     @model_validator(mode="after")

@@ -229,13 +229,21 @@ class EmbeddingFacts:
         return mine == (model.name, model.digest, model.preprocessing)
 
 
+class Tier(Enum):
+    """Where an embedding was found."""
+
+    MEMORY = "memory"
+    SHARED = "shared"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
     """A stored embedding: immutable named tensors, valid while its lease is held.
 
     ``expires_at`` is in seconds since the epoch.  ``shared`` tells whether other gateways were
     known to find it when it was leased; ``revoked``, that it was deleted while it was made, so that
-    nobody finds it: it is there for those who waited for it.
+    nobody finds it: it is there for those who waited for it.  ``tier`` is where this lease has
+    found it.
     """
 
     tensors: Mapping[str, Array]
@@ -243,6 +251,7 @@ class Embedding:
     expires_at: float
     shared: bool = False
     revoked: bool = False
+    tier: Tier = Tier.MEMORY
 
 
 class Orientation(Enum):

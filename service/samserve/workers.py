@@ -28,6 +28,10 @@ class Workers:
         }
         self._gates = {priority: FairGate(threads) for priority in Priority}
 
+    def waiting(self, priority: Priority) -> int:
+        """How many pieces of work wait for a thread."""
+        return self._gates[priority].waiting
+
     async def run(
         self, context: RequestContext, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 import grpc
+from prometheus_client.parser import text_string_to_metric_families
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from harness.cluster.cluster import Cluster
@@ -43,12 +44,14 @@ class Gateway:
     log: list[str] = field(default_factory=list)
 
     async def metric(self, name: str, **labels: str) -> float:
-        """Read one sample; 0 if it is not there yet."""
+        """Add up the samples that have these labels; 0 if there are none yet."""
         text = await asyncio.to_thread(lambda: _DIRECT.open(self.admin + "/metrics").read())
-        wanted = ",".join(f'{key}="{value}"' for key, value in labels.items())
-        full = f"{name}{{{wanted}}}" if wanted else name
-        found = [line for line in text.decode().splitlines() if line.startswith(full + " ")]
-        return float(found[0].rpartition(" ")[2]) if found else 0.0
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text.decode())
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
 
 @asynccontextmanager

@@ -75,6 +75,7 @@ async def store_over(
     memory = MemoryStore(capacity, ttl_s, forgotten=copies.forget)
     served = models or {MODEL.name: MODEL}
     store = TieredStore(memory, copies, shared, lambda: served, ttl_s)
+    metrics.cache.watch_store(store.stats)
     async with aclosing(store):
         yield Gateway(store, memory, copies, shared, client, metrics)
 

@@ -102,7 +102,9 @@ async def test_gateways_before_triton_share_what_lies_in_its_memory(cluster: Clu
 
         assert embedded.embedding.stored == pb.STORED_SHARED
         assert there.results == here.results
-        assert await second.metric("samserve_cache_reads_total", result="hit") == 1
+        assert (
+            await second.metric("samserve_cache_requests_total", tier="shared", result="hit") == 1
+        )
 
 
 async def test_gateways_that_encode_the_same_picture_at_once_encode_once_each_and_agree(
@@ -185,7 +187,9 @@ async def test_a_hundred_misses_of_one_id_are_one_read(cluster: Cluster) -> None
         found = await asyncio.gather(*(others.click(1) for _ in range(100)))
 
         assert set(found) == {"found"}
-        assert await second.metric("samserve_cache_reads_total", result="hit") == 1
+        assert (
+            await second.metric("samserve_cache_requests_total", tier="shared", result="hit") == 1
+        )
 
 
 async def test_embed_extends_the_life_in_both_tiers(cluster: Cluster) -> None:
@@ -240,7 +244,9 @@ async def test_values_of_another_model_are_misses_and_stay(cluster: Cluster) -> 
         await clients.embed(1)
         keys = cluster.keys()
         assert await Clients([other], ids=clients.ids).click(1) == "EMBEDDING_NOT_FOUND"
-        assert await other.metric("samserve_cache_reads_total", result="model") == 1
+        assert (
+            await other.metric("samserve_cache_requests_total", tier="shared", result="model") == 1
+        )
         assert set(keys) <= set(cluster.keys())
         assert await clients.click(1) == "found"
 

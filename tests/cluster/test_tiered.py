@@ -48,7 +48,10 @@ async def test_what_one_publishes_the_other_leases(pair: tuple[Gateway, Gateway]
     assert published.shared
     # Now it is in memory, and is not read again.
     assert await other.get(A) == 2.5
-    assert (other.count("reads", result="hit"), other.memory.stats().entries) == (1, 1)
+    assert (other.count("requests", tier="shared", result="hit"), other.memory.stats().entries) == (
+        1,
+        1,
+    )
 
 
 async def test_tenants_do_not_find_each_others(pair: tuple[Gateway, Gateway]) -> None:
@@ -69,9 +72,9 @@ async def test_concurrent_misses_are_one_read(pair: tuple[Gateway, Gateway]) -> 
     await one.put(A, 3.0)
 
     assert set(await asyncio.gather(*(other.get(A) for _ in range(50)))) == {3.0}
-    assert other.count("reads", result="hit") == 1
+    assert other.count("requests", tier="shared", result="hit") == 1
     assert set(await asyncio.gather(*(other.get(key("none")) for _ in range(50)))) == {None}
-    assert other.count("reads", result="miss") == 1
+    assert other.count("requests", tier="shared", result="miss") == 1
 
 
 async def test_who_gives_up_waiting_does_not_spoil_it_for_others(
@@ -263,7 +266,7 @@ async def test_equal_values_are_not_read_back(pair: tuple[Gateway, Gateway]) -> 
     slots = [await one.write(A, 1.0), await other.write(A, 1.0)]
     async with one.store.publish(slots[0]), other.store.publish(slots[1]) as theirs:
         assert theirs.shared
-    assert other.count("reads", result="hit") == 0
+    assert other.count("requests", tier="shared", result="hit") == 0
     assert other.count("writes", result="exists") == 1
 
 
@@ -279,7 +282,7 @@ async def test_a_damaged_value_is_counted_and_removed(
     server.hset(name, "v1", bytes(value))
 
     assert await other.get(A) is None
-    assert other.count("reads", result="damaged") == 1
+    assert other.count("requests", tier="shared", result="damaged") == 1
     assert not server.exists(name)
     # Whoever still has it in memory writes it again.
     await asyncio.sleep(0.06)
@@ -303,7 +306,7 @@ async def test_a_value_without_its_checksum_beside_it_is_removed_too(
     server.hset(name, "v1", b"samserve\1\0 nonsense")
 
     assert await other.get(A) is None
-    assert other.count("reads", result="damaged") == 1
+    assert other.count("requests", tier="shared", result="damaged") == 1
     assert not server.exists(name)
 
 
@@ -315,7 +318,7 @@ async def test_other_formats_and_other_models_are_left_alone(
     server = cluster.client(cluster.owner_of(name))
     server.hset(name, mapping={"v2": b"of the next version", "s2": b"x"})
     assert await other.get(A) is None
-    assert other.count("reads", result="format") == 1
+    assert other.count("requests", tier="shared", result="format") == 1
 
     await one.put(A, 4.0)
     assert server.hget(name, "v2") == b"of the next version"
@@ -329,7 +332,7 @@ async def test_other_formats_and_other_models_are_left_alone(
     ):
         async with store_over(nodes, models={changed.name: changed}) as stranger:
             assert await stranger.get(A) is None
-            assert stranger.count("reads", result="model") == 1
+            assert stranger.count("requests", tier="shared", result="model") == 1
     assert server.hexists(name, "v1")
 
 

@@ -54,7 +54,7 @@ async def test_each_version_finds_its_own_and_harms_none_of_the_others(
         # An id of the other version is a miss, which is counted and healed.
         news.ids = dict(olds.ids)
         assert {await news.click(number) for number in NUMBERS} == {"EMBEDDING_NOT_FOUND"}
-        found = await new.metric("samserve_cache_reads_total", result="format")
+        found = await new.metric("samserve_cache_requests_total", tier="shared", result="format")
         assert found >= len(NUMBERS)
         for number in NUMBERS:
             embedding = await news.embed(number)

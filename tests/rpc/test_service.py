@@ -37,11 +37,16 @@ async def test_embed_tells_id_size_model_and_expiry(stub: SegmentationServiceStu
     assert (embedding.model, embedding.cached) == ("fake", False)
     assert embedding.expire_time.seconds > 0
     assert [timing.stage for timing in answer.timings] == [
+        "admit",
+        "receive",
+        "prepare",
         "hash",
-        "cache_get",
+        "cache_get_miss",
         "decode_image",
         "resize",
         "encode",
+        "cache_put",
+        "other",
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -128,7 +128,7 @@ class AutoMasker:
         key = EmbeddingKey(search.context.tenant, f"{leased.embedding_id}:{crop.box}")
         slot = await store.reserve(key, facts, leased.model.embedding, transient=True)
         try:
-            await self._embedder.encode_pixels(
+            await self._embedder.encoder.encode_pixels(
                 pixels[y_min:y_max, x_min:x_max], leased.model, slot, search.context
             )
             yield slot.as_embedding()
@@ -203,9 +203,11 @@ class AutoMasker:
     async def _judge(
         self, output: DecoderOutput, points: Array, view: CropView, search: _Search
     ) -> list[Candidate]:
-        with search.context.clock.stage("postprocess"):
-            return await self._run(
-                search, filters.judge, output, points, view, search.options, search.counts
+        # It runs beside the next decoding; what is left to wait for is on the call's own clock.
+        context = replace(search.context, clock=search.context.clock.branch())
+        with context.clock.stage("postprocess"):
+            return await self._embedder.workers.run(
+                context, filters.judge, output, points, view, search.options, search.counts
             )
 
     async def _collect(
@@ -214,8 +216,9 @@ class AutoMasker:
         found: list[Candidate],
         search: _Search,
     ) -> None:
-        found += await filtering
-        found[:] = await self._run(search, filters.compact, found, _MOST_DEFERRED)
+        with search.context.clock.stage("postprocess"):
+            found += await filtering
+            found[:] = await self._run(search, filters.compact, found, _MOST_DEFERRED)
 
     async def _run(
         self, search: _Search, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs

@@ -95,7 +95,7 @@ def _parse(text: str) -> _Samples:
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name.startswith(("samserve_store_", "samserve_cache_")):
-                label = next(iter(sample.labels.values()), "")
+                label = ".".join(sample.labels.values())
                 samples.setdefault(sample.name, {})[label] = sample.value
     if "samserve_store_entries" not in samples:
         raise ValueError("has no metrics of a store, maybe since the server is still starting")
@@ -106,7 +106,8 @@ def _memory(samples: _Samples) -> Memory:
     def value(name: str) -> int:
         return int(samples.get(f"samserve_store_{name}", {}).get("", 0))
 
-    hits, misses = value("hits_total"), value("misses_total")
+    requests = samples.get("samserve_cache_requests_total", {})
+    hits, misses = (int(requests.get(f"memory.{result}", 0)) for result in ("hit", "miss"))
     return Memory(
         entries=value("entries"),
         bytes=value("bytes"),
@@ -125,7 +126,11 @@ def _shared(samples: _Samples) -> Shared:
 
     away = samples.get("samserve_cache_node_away", {})
     return Shared(
-        reads=counts("reads"),
+        reads={
+            label.removeprefix("shared."): count
+            for label, count in counts("requests").items()
+            if label.startswith("shared.")
+        },
         writes=counts("writes"),
         failures=counts("failures"),
         nodes_away=tuple(sorted(node for node, value in away.items() if value)),

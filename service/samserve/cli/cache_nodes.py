@@ -12,7 +12,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry
 
 from samserve.addresses import parse_hosts
-from samserve.metrics import CacheMetrics
+from samserve.metrics.cache import CacheMetrics
 from samserve.settings import CacheSettings
 from samserve.stores.cluster.access import Access
 from samserve.stores.cluster.node import Command, Node, NodeUnavailable, Reply

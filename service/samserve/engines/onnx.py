@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,9 +67,11 @@ class OnnxEngine:
         found = {files.info.name: files for files in discover(repository)}
         names = default_first(found, default_model)
         self._sessions = {name: _open(found[name], threads) for name in names}
-        self._metrics = metrics
+        self._metrics = metrics.engine
         self._encoders = _Network("encoder", FairGate(1))
         self._decoders = _Network("decoder", FairGate(1))
+        for network in (self._encoders, self._decoders):
+            self._metrics.watch_queue(network.name, partial(getattr, network.gate, "waiting"))
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="engine")
 
     @property
@@ -106,7 +109,7 @@ class OnnxEngine:
                 )
             session.run_with_iobinding(binding, options)
 
-        await self._run(self._encoders, context, call)
+        await self._run(self._encoders, model, context, call)
 
     async def decode(
         self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
@@ -123,7 +126,7 @@ class OnnxEngine:
             logits, iou = session.run(["low_res_logits", "predicted_iou"], feeds, options)
             return DecoderOutput(logits[0], iou[0])
 
-        return await self._run(self._decoders, context, call)
+        return await self._run(self._decoders, model, context, call)
 
     async def ready(self) -> bool:
         """See `Engine.ready`; models in this process are ready as soon as they are loaded."""
@@ -134,10 +137,14 @@ class OnnxEngine:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(
-        self, network: _Network, context: RequestContext, call: Callable[[ort.RunOptions], T]
+        self,
+        network: _Network,
+        model: str,
+        context: RequestContext,
+        call: Callable[[ort.RunOptions], T],
     ) -> T:
         async with network.gate.hold(context):
-            with self._metrics.engine_run(network.name):
+            with self._metrics.run(network.name, model):
                 return await self._run_alone(network, call)
 
     async def _run_alone(self, network: _Network, call: Callable[[ort.RunOptions], T]) -> T:

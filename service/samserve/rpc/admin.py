@@ -11,7 +11,8 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 
 from samserve.errors import Unavailable
 
@@ -50,8 +51,10 @@ class Admin:
     def _respond(self, environ: dict[str, Any], start: _StartResponse) -> list[bytes]:
         path = environ["PATH_INFO"]
         if path == "/metrics":
-            start("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
-            return [generate_latest(self._registry)]
+            # Who accepts OpenMetrics gets exemplars too.
+            generate, content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
+            start("200 OK", [("Content-Type", content_type)])
+            return [generate(self._registry)]
         checks: dict[str, Callable[[], bool]] = {
             "/livez": self._loop_turns,
             "/readyz": lambda: self.ready,

@@ -8,6 +8,7 @@ from functools import partial
 
 from samserve.errors import Overloaded
 from samserve.places import Places
+from samserve.rpc.methods import TYPES
 from samserve.settings import AdmissionSettings
 
 SLOW_REQUESTS = "slow requests"
@@ -28,9 +29,12 @@ class Admission:
             SLOW_REQUESTS: settings.slow_requests,
         }
         self._places = {
-            method: Places(count, _many(method), shared=shared) for method, count in most.items()
+            method: Places(count, _many(method), _resource(method), shared=shared)
+            for method, count in most.items()
         }
-        self._others = partial(Places, settings.other, shared=shared)
+        self._others = partial(Places, settings.other, resource="calls", shared=shared)
+        self.limits = {method: most.get(method, settings.other) for method in TYPES}
+        """Calls of each method that may be in flight."""
         self._byte_limit = settings.request_bytes
         self._bytes = 0
 
@@ -64,5 +68,9 @@ def _many(method: str) -> str:
     return method if method == SLOW_REQUESTS else f"{method} calls"
 
 
+def _resource(method: str) -> str:
+    return "slow_requests" if method == SLOW_REQUESTS else "calls"
+
+
 def _refused(message: str, limit: int) -> Overloaded:
-    return Overloaded(message, metadata={"limit": str(limit)})
+    return Overloaded(message, metadata={"limit": str(limit), "resource": "request_bytes"})

@@ -15,23 +15,20 @@ import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
-import structlog
 from google.protobuf.message import Message
 
 from samserve.context import RequestContext, deadline_exceeded
-from samserve.errors import SamserveError
-from samserve.metrics import Metrics
 from samserve.principal import NOBODY
 from samserve.rpc.entrance import Entrance, Rpc
-from samserve.rpc.methods import SERVICE, Method
+from samserve.rpc.ledger import Entry, Ledger
+from samserve.rpc.methods import Method
 from samserve.rpc.parsing import most_fields, parse
 from samserve.rpc.receiving import Receiver
-from samserve.rpc.status import code_of, status_of
+from samserve.rpc.status import status_of
 from samserve.settings import DeadlineSettings, LimitSettings, ServerSettings
 
 REQUEST_ID = "x-request-id"
@@ -46,12 +43,6 @@ Unary = Callable[[Any, RequestContext], Coroutine[Any, Any, Message]]
 Streaming = Callable[[Any, RequestContext], AsyncGenerator[Message]]
 
 
-@dataclass(slots=True)
-class _Outcome:
-    code: grpc.StatusCode = grpc.StatusCode.OK
-    reason: str = ""
-
-
 class Boundary:
     """Wraps the body of every RPC of the service."""
 
@@ -61,12 +52,11 @@ class Boundary:
         deadlines: DeadlineSettings,
         server: ServerSettings,
         limits: LimitSettings,
-        metrics: Metrics,
+        ledger: Ledger,
     ) -> None:
         self._entrance = entrance
         self._receiver = Receiver(entrance.admission, server.receive_s)
-        self._metrics = metrics
-        self._log = structlog.get_logger("samserve.call")
+        self._ledger = ledger
         self._send_s = server.send_s
         self._most_fields = most_fields(limits)
         self._other_s = deadlines.other_s
@@ -82,118 +72,116 @@ class Boundary:
         async def handle(_: AsyncIterator[bytes], rpc: Rpc) -> None:
             async with self._call(method, rpc) as context:
                 request = await self._receive(method, rpc, context)
-                with self._entrance.admission.holding(request.ByteSize()):
-                    await self._answer(body(request, context), rpc)
+                with self._entrance.admission.holding(context.facts.received_bytes):
+                    await self._answer(body(request, context), rpc, context)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
     @asynccontextmanager
     async def _call(self, method: Method, rpc: Rpc) -> AsyncIterator[RequestContext]:
         """Run one call; whatever the block raises ends the call with the right status."""
-        context = self._context(method.name, rpc)
+        entry = self._ledger.open(method, rpc.invocation_metadata())
+        context = self._context(entry, rpc)
         rpc.set_trailing_metadata(((REQUEST_ID, context.request_id),))
-        outcome = _Outcome()
-        started = time.monotonic()
-        self._metrics.started.labels(SERVICE, method.name).inc()
         try:
-            context.principal = self._entrance.identify(rpc)
-            with self._entrance.admitted(method, context.principal) as context.allowance:
-                async with self._in_flight(method.name, context):
+            with entry.clock.running():
+                async with self._ended_well(entry, context, rpc), self._let_in(entry, context, rpc):
                     yield context
-        except asyncio.CancelledError:
-            late = context.remaining_s <= 0
-            outcome.code = _Codes.DEADLINE_EXCEEDED if late else _Codes.CANCELLED
-            raise
-        except Exception as error:  # the only catch-all: nothing internal may reach a client
-            outcome.code = code_of(error)
-            await self._abort(error, context, outcome, rpc)
         finally:
-            self._record(method.name, context, outcome, time.monotonic() - started)
-
-    async def _receive(self, method: Method, rpc: Rpc, context: RequestContext) -> Message:
-        data = await self._receiver.receive(method, rpc, context.tenant)
-        # A picture is copied in no time, but what else is large may be millions of messages.
-        if len(data) <= _QUICK_BYTES:
-            return parse(method.request, data, self._most_fields)
-        return await asyncio.to_thread(parse, method.request, data, self._most_fields)
-
-    async def _answer(
-        self, answer: Coroutine[Any, Any, Message] | AsyncGenerator[Message], rpc: Rpc
-    ) -> None:
-        if isinstance(answer, Coroutine):
-            await self._send(await answer, rpc)
-            return
-        # Closed at once when the client leaves, and not when it is garbage collected.
-        async with aclosing(answer) as messages:
-            async for message in messages:
-                await self._send(message, rpc)
-
-    async def _send(self, message: Message, rpc: Rpc) -> None:
-        try:
-            async with asyncio.timeout(self._send_s):
-                await rpc.write(message.SerializeToString())
-        except TimeoutError as error:
-            raise deadline_exceeded("send") from error
-
-    def _context(self, method: str, rpc: Rpc) -> RequestContext:
-        # A call without a deadline of its own has None here, or a value of years.
-        remaining = rpc.time_remaining()
-        default = self._default_s.get(method, self._other_s)
-        unset = remaining is None or remaining > _NO_DEADLINE_S
-        return RequestContext(
-            principal=NOBODY,
-            request_id=_request_id(rpc),
-            deadline=time.monotonic() + (default if unset or remaining is None else remaining),
-        )
+            self._ledger.close(entry, context)
 
     @asynccontextmanager
-    async def _in_flight(self, method: str, context: RequestContext) -> AsyncIterator[None]:
-        with self._metrics.in_flight.labels(method).track_inprogress():
+    async def _ended_well(
+        self, entry: Entry, context: RequestContext, rpc: Rpc
+    ) -> AsyncIterator[None]:
+        try:
+            yield
+        except asyncio.CancelledError:
+            entry.cancelled(context.remaining_s)
+            raise
+        except Exception as error:  # the only catch-all: nothing internal may reach a client
+            entry.failed(error)
+            with entry.clock.stage("send"):
+                await self._abort(error, entry, context, rpc)
+
+    @asynccontextmanager
+    async def _let_in(self, entry: Entry, context: RequestContext, rpc: Rpc) -> AsyncIterator[None]:
+        """Count the call in, if it may come in, until its deadline."""
+        method = entry.method
+        with ExitStack() as held:
+            with entry.clock.stage("admit"):
+                context.principal = self._entrance.identify(rpc)
+                admitted = self._entrance.admitted(method, context.principal)
+                context.allowance = held.enter_context(admitted)
+            held.enter_context(self._ledger.metrics.in_flight(method.name).track_inprogress())
             try:
                 async with asyncio.timeout(context.remaining_s):
                     yield
             except TimeoutError as error:
                 raise deadline_exceeded(context.clock.current) from error
 
+    async def _receive(self, method: Method, rpc: Rpc, context: RequestContext) -> Message:
+        with context.clock.stage("receive"):
+            data = await self._receiver.receive(method, rpc, context.tenant)
+        context.facts.received_bytes = len(data)
+        with context.clock.stage("prepare"):
+            # A picture is copied in no time, but what else is large may be millions of messages.
+            if len(data) <= _QUICK_BYTES:
+                return parse(method.request, data, self._most_fields)
+            return await asyncio.to_thread(parse, method.request, data, self._most_fields)
+
+    async def _answer(
+        self,
+        answer: Coroutine[Any, Any, Message] | AsyncGenerator[Message],
+        rpc: Rpc,
+        context: RequestContext,
+    ) -> None:
+        if isinstance(answer, Coroutine):
+            await self._send(await answer, rpc, context)
+            return
+        # Closed at once when the client leaves, and not when it is garbage collected.
+        async with aclosing(answer) as messages:
+            async for message in messages:
+                await self._send(message, rpc, context)
+
+    async def _send(self, message: Message, rpc: Rpc, context: RequestContext) -> None:
+        with context.clock.stage("serialize"):
+            data = message.SerializeToString()
+        with context.clock.stage("send"):
+            try:
+                async with asyncio.timeout(self._send_s):
+                    await rpc.write(data)
+            except TimeoutError as error:
+                raise deadline_exceeded("send") from error
+        context.facts.sent_bytes += len(data)
+
+    def _context(self, entry: Entry, rpc: Rpc) -> RequestContext:
+        # A call without a deadline of its own has None here, or a value of years.
+        remaining = rpc.time_remaining()
+        default = self._default_s.get(entry.method.name, self._other_s)
+        unset = remaining is None or remaining > _NO_DEADLINE_S
+        return RequestContext(
+            principal=NOBODY,
+            request_id=_request_id(rpc),
+            deadline=time.monotonic() + (default if unset or remaining is None else remaining),
+            clock=entry.clock,
+        )
+
     async def _abort(
-        self, error: Exception, context: RequestContext, outcome: _Outcome, rpc: Rpc
+        self, error: Exception, entry: Entry, context: RequestContext, rpc: Rpc
     ) -> None:
         status = status_of(error, context.request_id)
-        outcome.reason = error.reason if isinstance(error, SamserveError) else "INTERNAL"
-        if outcome.code is grpc.StatusCode.INTERNAL:
-            self._log.error("internal error", request_id=context.request_id, exc_info=error)
+        if entry.code is grpc.StatusCode.INTERNAL:
+            self._ledger.tell_internal(error, entry, context)
         trailing = ((REQUEST_ID, context.request_id), (_DETAILS, status.SerializeToString()))
         try:
             async with asyncio.timeout(_ABORT_S):
-                await rpc.abort(outcome.code, status.message, trailing)
+                await rpc.abort(entry.code, status.message, trailing)
         except TimeoutError:
             # gRPC drops a call whose handler is cancelled.
             raise asyncio.CancelledError from None
 
-    def _record(
-        self, method: str, context: RequestContext, outcome: _Outcome, seconds: float
-    ) -> None:
-        stages = context.clock.seconds
-        self._metrics.handled.labels(SERVICE, method, outcome.code.name).inc()
-        self._metrics.handling.labels(SERVICE, method).observe(seconds)
-        if outcome.reason:
-            self._metrics.errors.labels(method, outcome.reason).inc()
-        for stage, spent in stages.items():
-            self._metrics.stages.labels(method, stage).observe(spent)
-        self._log.info(
-            "call",
-            method=method,
-            code=outcome.code.name,
-            reason=outcome.reason or None,
-            duration_ms=round(seconds * 1000, 2),
-            stages_ms={stage: round(spent * 1000, 2) for stage, spent in stages.items()},
-            tenant=context.tenant or None,
-            caller=context.principal.subject or None,
-            request_id=context.request_id,
-        )
 
-
-_Codes = grpc.StatusCode
 # Core reports a missing deadline as one in the very far future.
 _NO_DEADLINE_S = 10 * 365 * 24 * 3600.0
 

@@ -26,11 +26,15 @@ _PERMISSIONS: dict[str, frozenset[Permission]] = {
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC; a *small* one has a request of some hundred bytes, without an image or a mask."""
+    """One RPC; a *small* one has a request of some hundred bytes, without an image or a mask.
+
+    ``streams`` tells whether the answer is a stream.
+    """
 
     name: str
     request: type[Message]
     small: bool
+    streams: bool
     permissions: frozenset[Permission]
 
 
@@ -38,9 +42,13 @@ def _method(descriptor: MethodDescriptor) -> Method:
     return Method(
         name=descriptor.name,
         request=GetMessageClass(descriptor.input_type),
+        streams=descriptor.server_streaming,
         small="image" not in descriptor.input_type.fields_by_name,
         permissions=_PERMISSIONS[descriptor.name],
     )
 
 
 METHODS = tuple(_method(descriptor) for descriptor in _SERVICE.methods)
+
+TYPES = {method.name: "server_stream" if method.streams else "unary" for method in METHODS}
+"""The kind of each method, as metrics name it."""

@@ -74,11 +74,13 @@ class SegmentationServicer:
             request.include_low_res_logits or not pixels,
             self._limits.response_bytes,
         )
-        prompts = await self._workers.run_unless(
-            decoding.prompts_are_quick(request),
-            context,
-            partial(decoding.prompts, request, self._limits),
-        )
+        context.facts.prompts = len(request.prompts)
+        with context.clock.stage("prepare"):
+            prompts = await self._workers.run_unless(
+                decoding.prompts_are_quick(request),
+                context,
+                partial(decoding.prompts, request, self._limits),
+            )
         answer = await self._use_cases.predictor.predict(
             source, request.model, prompts, options, context
         )
@@ -88,6 +90,7 @@ class SegmentationServicer:
                 context,
                 partial(encoding.prediction, answer, mode),
             )
+        context.facts.masks = sum(map(len, answer.results))
         response.timings.extend(encoding.timings(context.clock))
         encoding.checked(response, self._limits)
         return response
@@ -99,9 +102,10 @@ class SegmentationServicer:
         context = replace(call, priority=Priority.BULK)
         source = decoding.source(request)
         mode = decoding.pixel_mode(request.output_mode)
-        options = await self._workers.run(
-            context, automask_decoding.options, request, source, self._limits
-        )
+        with context.clock.stage("prepare"):
+            options = await self._workers.run(
+                context, automask_decoding.options, request, source, self._limits
+            )
         search = self._use_cases.automasker.search(source, request.model, options, context)
         async with aclosing(search) as events:
             async for event in events:
@@ -116,11 +120,16 @@ class SegmentationServicer:
             case Progress():
                 return (encoding.progress(event),)
             case Summary():
+                context.facts.masks = event.mask_count
+                context.facts.filters = tuple(
+                    (each.name, each.came, each.kept) for each in event.filters
+                )
                 return (encoding.summary(event, context.clock),)
             case Records():
-                return await self._workers.run(
-                    context, lambda: list(encoding.record_batches(event, mode))
-                )
+                with context.clock.stage("encode_masks"):
+                    return await self._workers.run(
+                        context, lambda: list(encoding.record_batches(event, mode))
+                    )
 
     async def DeleteEmbedding(
         self, request: pb.DeleteEmbeddingRequest, context: RequestContext

@@ -43,7 +43,7 @@ async def open_store(
     if access is None:
         return memory()
     client = ClusterClient(settings.cache, access, metrics.cache)
-    metrics.cache.watch(client.health)
+    metrics.cache.watch_nodes(client.health)
     cache = SharedCache(client, settings.cache, metrics.cache)
     await cache.open()
     copies = Copies(settings.cache.check_s)

@@ -21,7 +21,14 @@ from samserve.stores.cluster.cache import Found, Outcome, Presence, SharedCache
 from samserve.stores.cluster.values import Value
 from samserve.stores.copies import Copies
 from samserve.stores.memory import MemoryStore
-from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, ModelInfo, TensorSpec
+from samserve.types import (
+    Embedding,
+    EmbeddingFacts,
+    EmbeddingKey,
+    ModelInfo,
+    TensorSpec,
+    Tier,
+)
 
 _MOST_REFILLS = 8
 
@@ -193,8 +200,8 @@ class TieredStore:
         if renew:
             with suppress(EmbeddingNotFound):  # deleted meanwhile
                 lease = self._memory.lease(key, renew=True, again=True)
-                return await held.enter_async_context(lease)
-        return embedding
+                embedding = await held.enter_async_context(lease)
+        return replace(embedding, tier=Tier.SHARED)
 
     @asynccontextmanager
     async def _load(self, key: EmbeddingKey) -> AsyncIterator[Embedding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -64,10 +64,13 @@ class TritonConnection:
         if old is not None:
             self._retire(old)
 
-    async def infer(self, call: InferCall, timeout_s: float) -> InferResult:
+    async def infer(
+        self, call: InferCall, timeout_s: float, trace: Mapping[str, str] | None = None
+    ) -> InferResult:
         """Run one inference; cancelling this cancels the request.
 
-        *timeout_s* ends the call here, and takes the request out of Triton's queue there.
+        *timeout_s* ends the call here, and takes the request out of Triton's queue there.  *trace*
+        makes what Triton records of it a part of a trace.
         """
         return await self._ask(
             lambda channels: channels.next().infer(
@@ -78,7 +81,7 @@ class TritonConnection:
                 priority=call.priority,
                 timeout=max(1, round(timeout_s * 1e6)),
                 client_timeout=timeout_s,
-                headers=channels.headers,
+                headers={**channels.headers, **trace} if trace else channels.headers,
             )
         )
 

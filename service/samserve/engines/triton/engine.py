@@ -6,6 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -15,7 +16,13 @@ from samserve.context import RequestContext, deadline_exceeded
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.repository import Pair
 from samserve.engines.triton.connection import InferCall, TritonConnection
-from samserve.engines.triton.failures import ENDED, NoAnswer, RegionUnknown, Unreachable
+from samserve.engines.triton.failures import (
+    ENDED,
+    NoAnswer,
+    RegionUnknown,
+    Unreachable,
+    kind_of,
+)
 from samserve.engines.triton.link import TritonLink
 from samserve.engines.triton.regions import Regions
 from samserve.engines.triton.scratch import ScratchPool
@@ -25,7 +32,7 @@ from samserve.engines.triton.tensors import (
     decoder_inputs,
     encoder_inputs,
 )
-from samserve.errors import EngineUnavailable, MemoryExhausted
+from samserve.errors import EngineUnavailable, MemoryExhausted, SamserveError
 from samserve.gate import FairGate
 from samserve.memory.base import AnonymousMemory, Memory
 from samserve.memory.shared import SharedMemory, SharedSegment
@@ -61,6 +68,8 @@ class TritonEngine:
             "encoder": _gates(settings.encoder_in_flight),
             "decoder": _gates(settings.decoder_in_flight),
         }
+        for network, gates in self._gates.items():
+            metrics.engine.watch_queue(network, partial(_waiting, gates))
 
     async def open(self) -> None:
         """Wait for Triton; call this once, before anything else.
@@ -185,13 +194,13 @@ class TritonEngine:
     ) -> AsyncIterator[None]:
         """Wait for a place among what Triton is given at once, and count how the run ends."""
         async with self._gates[network][model].hold(context):
-            with self._metrics.engine_run(network):
+            with self._metrics.engine.run(network, model):
                 yield
 
     async def _take_scratch(self, network: str, nbytes: int) -> SharedSegment | None:
         scratch = await self._scratch.take(nbytes)
         if scratch is None and self._regions.accepted:
-            self._metrics.message_fallbacks.labels(network).inc()
+            self._metrics.triton.message_fallbacks.labels(network).inc()
         return scratch
 
     async def _infer(self, call: InferCall, context: RequestContext) -> InferResult:
@@ -204,9 +213,8 @@ class TritonEngine:
 
     async def _infer_once(self, call: InferCall, context: RequestContext) -> InferResult:
         context.check_deadline()
-        timeout_s = min(context.remaining_s, self._settings.answer_s)
         try:
-            return await self._connection.infer(call, timeout_s)
+            return await self._send(call, context)
         except NoAnswer:
             if context.remaining_s < _CLOSE_TO_DEADLINE_S:
                 raise deadline_exceeded(context.clock.current) from None
@@ -214,6 +222,19 @@ class TritonEngine:
         except Unreachable:
             self._link.suspect()
             raise
+
+    async def _send(self, call: InferCall, context: RequestContext) -> InferResult:
+        timeout_s = min(context.remaining_s, self._settings.answer_s)
+        try:
+            return await self._connection.infer(call, timeout_s, context.clock.headers())
+        except SamserveError as error:
+            self._metrics.triton.errors.labels(kind_of(error)).inc()
+            raise
+
+
+def _waiting(gates: Mapping[Any, FairGate]) -> int:
+    # A copy, because metrics are read in another thread.
+    return sum(gate.waiting for gate in list(gates.values()))
 
 
 def _gates(permits: int) -> defaultdict[Any, FairGate]:

@@ -49,6 +49,22 @@ class Unreachable(EngineUnavailable):
 ENDED = (RegionUnknown, QueueFull, QueueTimeout, Refused)
 """Errors after which the request has certainly ended; after any other it may still be run."""
 
+_KINDS: tuple[tuple[type[SamserveError], str], ...] = (
+    (RegionUnknown, "region_unknown"),
+    (QueueFull, "queue_full"),
+    (QueueTimeout, "queue_timeout"),
+    (Refused, "refused"),
+    (NoAnswer, "no_answer"),
+    (Unreachable, "unreachable"),
+    (EngineUnavailable, "not_served"),
+)
+
+
+def kind_of(error: SamserveError) -> str:
+    """Name what became of a request, for metrics."""
+    return next((name for kind, name in _KINDS if isinstance(error, kind)), "failed")
+
+
 _Row = tuple[str, str, type[SamserveError], str]
 _TABLE: tuple[_Row, ...] = (
     # status, pattern in Triton's text, our error, what a client is told; the first match counts.

@@ -29,8 +29,10 @@ class ScratchPool:
         self._loop = asyncio.get_running_loop()
         self._idle: defaultdict[int, list[SharedSegment]] = defaultdict(list)
         self._bytes = 0
-        metrics.scratch_bytes.labels("all").set_function(lambda: self._bytes)
-        metrics.scratch_bytes.labels("quarantined").set_function(lambda: regions.retired_bytes)
+        metrics.triton.scratch_bytes.labels("all").set_function(lambda: self._bytes)
+        metrics.triton.scratch_bytes.labels("quarantined").set_function(
+            lambda: regions.retired_bytes
+        )
 
     async def take(self, nbytes: int) -> SharedSegment | None:
         """Take a segment of at least *nbytes*; None if the request has to do without."""

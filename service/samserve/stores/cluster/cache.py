@@ -27,7 +27,7 @@ import structlog
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from samserve.errors import EmbeddingNotFound, StoreUnavailable
-from samserve.metrics import CacheMetrics
+from samserve.metrics.cache import CacheMetrics
 from samserve.settings import CacheSettings
 from samserve.stores.base import not_found
 from samserve.stores.cluster import values
@@ -161,13 +161,17 @@ class SharedCache:
         A damaged value is removed, one of another format or model is left alone.
         """
         name = self.name(key)
-        replies = await self._run(
-            key,
-            ("HMGET", name, "deleted", _VALUE, _CHECKSUM),
-            ("PTTL", name),
-            ("HLEN", name),
-            nbytes=self._largest,
-        )
+        try:
+            replies = await self._run(
+                key,
+                ("HMGET", name, "deleted", _VALUE, _CHECKSUM),
+                ("PTTL", name),
+                ("HLEN", name),
+                nbytes=self._largest,
+            )
+        except StoreUnavailable:
+            self._metrics.read("unavailable")
+            raise
         found, ttl_ms, fields = _read(replies, list, int, int)
         deleted, data, checksum = _read(found, _MAYBE, _MAYBE, _MAYBE)
         if deleted or data is None:
@@ -184,7 +188,7 @@ class SharedCache:
         self._largest = max(self._largest, len(data))
         if not usable(value):
             raise self._missing(key, "model")
-        self._metrics.reads.labels("hit").inc()
+        self._metrics.read("hit")
         # -1 is a key that does not expire, -2 one that has done so meanwhile.
         return Found(value, None if ttl_ms == -1 else max(0, ttl_ms) / 1000)
 
@@ -299,7 +303,7 @@ class SharedCache:
             self._log.warning("the shared cache refuses commands", kind=kind, reason=reason)
 
     def _missing(self, key: EmbeddingKey, result: str) -> EmbeddingNotFound:
-        self._metrics.reads.labels(result).inc()
+        self._metrics.read(result)
         return not_found(key)
 
 

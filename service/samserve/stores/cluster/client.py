@@ -21,7 +21,7 @@ from redis.exceptions import (
 
 from samserve.addresses import parse_hosts
 from samserve.errors import StoreUnavailable
-from samserve.metrics import CacheMetrics
+from samserve.metrics.cache import CacheMetrics
 from samserve.settings import CacheSettings
 from samserve.stores.cluster.access import Access
 from samserve.stores.cluster.node import Command, Node, NodeUnavailable, Reply

@@ -21,7 +21,7 @@ from redis.exceptions import (
 )
 
 from samserve.gate import FairGate
-from samserve.metrics import CacheMetrics
+from samserve.metrics.cache import CacheMetrics
 from samserve.settings import CacheSettings
 from samserve.stores.cluster.access import Access, Entry
 from samserve.stores.cluster.breaker import Breaker
