@@ -16,6 +16,7 @@ from samserve.app import Running, default_repository
 from samserve.engines.fake import FakeEngine
 
 from harness.triton.server import TritonServer
+from tests.samples import total
 
 ENGINES = ("fake", "onnx", "triton", "triton-message")
 
@@ -49,7 +50,8 @@ def runs(service: Running, network: str, outcome: str = "ok") -> int:
         name = {"encoder": "encode", "decoder": "decode"}[network]
         ended = {"ok": "finished", "cancelled": "cancelled"}[outcome]
         return service.engine.counts[f"{name}_{ended}"]
-    return int(service.metrics.engine_runs.labels(network, outcome)._value.get())
+    labels = {"network": network, "outcome": outcome}
+    return int(total(service.metrics.registry, "samserve_engine_runs_total", **labels))
 
 
 def _triton(engine: str, server: TritonServer) -> Sections:

@@ -28,6 +28,7 @@ from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests.client.conftest import PIXELS
 from tests.conftest import serving
+from tests.samples import total
 
 CLICK = Prompt(points=[(32, 24)])
 
@@ -147,11 +148,9 @@ async def test_a_large_file_that_the_server_knows_is_not_sent_again(
     assert len(file) > 256 << 10
     assert not first.cached
     assert (by_image.embedding.id, by_image.embedding.cached) == (first.id, True)
-    handled = service[0].metrics.registry.get_sample_value
-    labels = {"grpc_service": "samserve.v1.SegmentationService", "grpc_method": "Embed"}
-    name = "grpc_server_handled_total"
-    assert handled(name, {**labels, "grpc_code": "NOT_FOUND"}) == 1
-    assert handled(name, {**labels, "grpc_code": "OK"}) == 1
+    registry, name = service[0].metrics.registry, "grpc_server_handled_total"
+    assert total(registry, name, grpc_method="Embed", grpc_code="NOT_FOUND") == 1
+    assert total(registry, name, grpc_method="Embed", grpc_code="OK") == 1
 
 
 async def test_predict_answers_each_prompt_in_order(client: Client) -> None:

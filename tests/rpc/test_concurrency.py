@@ -20,6 +20,7 @@ from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import chosen, photos, pictures
 from tests.conftest import UNLIMITED, serving, serving_models, settings_with
+from tests.samples import total
 
 Answers = list[list[Message]]
 Call = Callable[[SegmentationServiceStub], Awaitable[list[Message]]]
@@ -190,7 +191,7 @@ async def test_a_cancelled_embed_stops_the_running_encoder() -> None:
     async with serving_models() as (service, stub):
         call = stub.Embed(pb.EmbedRequest(image=pb.Image(encoded=photos.files()[0])))
         pending = asyncio.ensure_future(_result(call))
-        while not service.metrics.engine_running.labels("encoder")._value.get():
+        while not total(service.metrics.registry, "samserve_engine_running", network="encoder"):
             await asyncio.sleep(0.001)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -210,8 +211,8 @@ async def test_a_cancelled_automask_decodes_no_further() -> None:
             if event.progress.evaluated_point_count:
                 break
         call.cancel()
-        in_flight = service.metrics.in_flight.labels("AutoMask")
-        while in_flight._value.get():
+        registry = service.metrics.registry
+        while total(registry, "samserve_inflight_requests", grpc_method="AutoMask"):
             await asyncio.sleep(0.001)
         after_cancelling = engine.counts["decode_begun"]
         await stub.Embed(pb.EmbedRequest(image=pictures.image()))
@@ -235,8 +236,8 @@ async def test_a_store_smaller_than_the_load_serves_every_caller() -> None:
 
 
 def encoder_runs(service: Running, outcome: str) -> float:
-    counter = service.metrics.engine_runs.labels("encoder", outcome)
-    return float(counter._value.get())
+    labels = {"network": "encoder", "outcome": outcome}
+    return total(service.metrics.registry, "samserve_engine_runs_total", **labels)
 
 
 async def _result(call: Any) -> Any:

@@ -14,7 +14,7 @@ from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.fake import FakeEngine
 from samserve.errors import EngineUnavailable, Unavailable
-from samserve.rpc.boundary import SERVICE
+from samserve.rpc.methods import SERVICE
 from samserve.stores.base import Slot
 from samserve.types import Embedding
 from samserve.v1 import samserve_pb2 as pb
@@ -24,6 +24,7 @@ from structlog.testing import capture_logs
 from tests import pictures
 from tests.conftest import serving, settings_with
 from tests.rpc.errors import failure_of, stream_failure_of
+from tests.samples import total
 
 Code = grpc.StatusCode
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -133,7 +134,7 @@ async def test_the_admin_listener_tells_liveness_readiness_and_metrics(
     metrics = (await http(running_service, "/metrics"))[1]
     assert (
         'grpc_server_handled_total{grpc_code="OK",grpc_method="Embed",'
-        f'grpc_service="{SERVICE}"}} 1.0' in metrics
+        f'grpc_service="{SERVICE}",grpc_type="unary"}} 1.0' in metrics
     )
     assert "samserve_store_entries 1.0" in metrics
 
@@ -218,8 +219,8 @@ async def test_a_call_that_outlives_its_client_s_deadline_is_counted_as_such() -
     async with serving(engine=HeldEngine()) as (service, stub):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.Embed(pb.EmbedRequest(image=pictures.image()), timeout=0.2)
-        handled = service.metrics.handled.labels(SERVICE, "Embed", "DEADLINE_EXCEEDED")
-        while not handled._value.get():
+        labels = {"grpc_method": "Embed", "grpc_code": "DEADLINE_EXCEEDED"}
+        while not total(service.metrics.registry, "grpc_server_handled_total", **labels):
             await asyncio.sleep(0.001)
 
     assert caught.value.code() is Code.DEADLINE_EXCEEDED
@@ -342,8 +343,8 @@ async def test_cancelling_the_only_caller_stops_the_encode() -> None:
             await asyncio.sleep(0.001)
         while service.store.stats().bytes:
             await asyncio.sleep(0.001)
-        handled = service.metrics.handled.labels(SERVICE, "Embed", "CANCELLED")
-        while not handled._value.get():
+        labels = {"grpc_method": "Embed", "grpc_code": "CANCELLED"}
+        while not total(service.metrics.registry, "grpc_server_handled_total", **labels):
             await asyncio.sleep(0.001)
 
     assert engine.counts["encode_finished"] == 1

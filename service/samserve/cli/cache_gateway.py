@@ -95,7 +95,9 @@ def _parse(text: str) -> _Samples:
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name.startswith(("samserve_store_", "samserve_cache_")):
-                label = ".".join(sample.labels.values())
+                # The tier before the result, where both are there.
+                labels = sorted(sample.labels.items(), reverse=True)
+                label = ".".join(value for _, value in labels)
                 samples.setdefault(sample.name, {})[label] = sample.value
     if "samserve_store_entries" not in samples:
         raise ValueError("has no metrics of a store, maybe since the server is still starting")

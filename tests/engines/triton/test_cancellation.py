@@ -18,6 +18,7 @@ from tests import pictures
 from tests.conftest import FREE_PORTS, UNLIMITED
 from tests.engines.drawing import DAWDLING_CLICK, ONE_SECOND, write_drawing_pair
 from tests.engines.triton.opening import eventually
+from tests.samples import total
 from tests.triton import asking
 
 QUEUED, LEAVING = 6, 4
@@ -75,7 +76,7 @@ def successes(triton: TritonServer, model: str) -> int:
 
 
 def under_way(service: Service, network: str) -> int:
-    return int(service[0].metrics.engine_running.labels(network)._value.get())
+    return int(total(service[0].metrics.registry, "samserve_engine_running", network=network))
 
 
 async def busy(service: Service, triton: TritonServer) -> tuple[str, int, list[Pending]]:
