@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # tritonserver and the Python of its models: they need another numpy.
 TRITON := $(VENV)-triton
+# Prometheus, promtool and redis_exporter, which pip does not have.
+PROMETHEUS := $(VENV)-prometheus
 # What pip shall do besides, for instance: make test PIP_FLAGS="--extra-index-url ..."
 PIP_FLAGS ?=
 PYTEST := $(BIN)/python -m pytest
@@ -29,13 +31,17 @@ triton: $(VENV)/.dev $(TRITON)/.done ## Runs tritonserver on model_repository/ u
 cluster: $(VENV)/.dev ## Runs a Valkey Cluster of six nodes on loopback until Ctrl-C.
 	$(BIN)/python -m harness.cluster
 
+.PHONY: dashboards
+dashboards: $(VENV)/.dev ## Generates dashboards and rules for Prometheus from monitoring/.
+	$(BIN)/python -m monitoring generate
+
 .PHONY: test
-test: $(VENV)/.dev $(TRITON)/.done ## Runs the tests, without the slow ones.
+test: $(VENV)/.dev $(TRITON)/.done $(PROMETHEUS)/.done ## Runs the tests, without the slow ones.
 	$(PYTEST) -m "not slow" --durations=10
 	$(PYTEST) -m "not slow" --engine triton $(BEHAVIOUR_IN_SHORT)
 
 .PHONY: test-all
-test-all: $(VENV)/.dev $(TRITON)/.done ## Runs what `make test` leaves out.
+test-all: $(VENV)/.dev $(TRITON)/.done $(PROMETHEUS)/.done ## Runs what `make test` leaves out.
 	$(PYTEST) -m slow --durations=10 --ignore=tests/export/test_sizes.py
 	# In processes of their own: what ViT-H takes, 16 GB, leaves no room for what others have kept.
 	$(PYTEST) -m slow tests/export/test_sizes.py -k "not vit_h"
@@ -53,6 +59,7 @@ check: $(VENV)/.dev ## Lints, checks types, and that generated code is up to dat
 	$(BIN)/buf format --diff --exit-code
 	./scripts/generate-stubs "$(BIN)" build/stubs
 	diff -r build/stubs/samserve/v1 service/samserve/v1 --exclude __pycache__ --exclude __init__.py
+	$(BIN)/python -m monitoring check
 
 .PHONY: proto
 proto: $(VENV)/.dev ## Generates the stubs from proto/.
@@ -64,7 +71,7 @@ wheel: $(VENV)/.dev ## Builds the wheel, with the default model inside, into dis
 
 .PHONY: clean
 clean: ## Removes everything that was made, the virtual environments too.
-	rm -rf $(VENV) $(TRITON) build dist demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TRITON) $(PROMETHEUS) build dist demo .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.base:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
@@ -87,4 +94,8 @@ $(TRITON)/.done: harness/triton/requirements.txt $(VENV)/.dev
 	$(TRITON)/bin/pip install $(PIP_FLAGS) --quiet --constraint $< \
 		onnxruntime==$$($(BIN)/python -c 'import onnxruntime; print(onnxruntime.__version__)')
 	$(TRITON)/bin/pip install $(PIP_FLAGS) --quiet --no-deps --requirement $<
+	touch $@
+
+$(PROMETHEUS)/.done: scripts/get-prometheus
+	./scripts/get-prometheus $(PROMETHEUS)
 	touch $@

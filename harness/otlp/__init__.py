@@ -1,0 +1,1 @@
+"""A real receiver of OpenTelemetry traces on loopback, for tests."""

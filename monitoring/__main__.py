@@ -1,0 +1,66 @@
+"""Write the rules and dashboards of the chart, or check that they are what the code makes."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from monitoring import alerts, dashboards, recording
+from monitoring.rules import rule_file
+
+FILES = Path(__file__).parents[1] / "helm" / "samserve" / "files"
+"""What the chart takes as it is."""
+
+
+def made() -> dict[Path, str]:
+    """Make every file, by its path below `FILES`."""
+    return {
+        Path("rules/samserve-recording.yaml"): rule_file(recording.groups()),
+        Path("rules/samserve-alerts.yaml"): rule_file(alerts.groups()),
+        **{Path("dashboards") / name: text for name, text in dashboards.made().items()},
+    }
+
+
+def drift(root: Path = FILES) -> Iterator[str]:
+    """Yield lines of a difference between what lies in *root* and what the code makes."""
+    wanted = made()
+    there = {
+        path.relative_to(root) for path in root.glob("*/*") if path.suffix in (".json", ".yaml")
+    }
+    for path in sorted(wanted.keys() | there):
+        file = root / path
+        old = file.read_text(encoding="utf-8") if file.exists() else ""
+        lines = old.splitlines(), wanted.get(path, "").splitlines()
+        yield from difflib.unified_diff(*lines, f"{path}", f"{path} (made)", lineterm="")
+
+
+def generate(root: Path = FILES) -> None:
+    """Write all files, and remove those that are not made any more."""
+    wanted = made()
+    for path, text in wanted.items():
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    for folder in {path.parent for path in wanted}:
+        for file in (root / folder).iterdir():
+            if file.relative_to(root) not in wanted:
+                file.unlink()
+
+
+def main() -> int:
+    """Return the exit status: 1 if files have drifted."""
+    parser = argparse.ArgumentParser("python -m monitoring", description=__doc__)
+    parser.add_argument("command", choices=("generate", "check"))
+    if parser.parse_args().command == "generate":
+        generate()
+        return 0
+    lines = list(drift())
+    print("\n".join(lines), end="\n" if lines else "")
+    return bool(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

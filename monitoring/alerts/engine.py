@@ -1,0 +1,123 @@
+"""Alerts on the model runtime, Triton above all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from monitoring.alerts.server import WHERE
+from monitoring.objectives import THRESHOLDS
+from monitoring.rules import Alert
+
+# Only gateways that ask a Triton.
+_WITH_TRITON = 'and on (namespace, pod, instance) samserve_build_info{engine="triton"}'
+
+
+def alerts() -> Iterator[Alert]:
+    """Yield them, the worst first."""
+    yield Alert(
+        name="SamserveTritonNotReady",
+        expr=f"samserve_engine_ready == 0 {_WITH_TRITON}",
+        lasting="1m",
+        severity="critical",
+        summary="A gateway has no Triton",
+        description=f"""{WHERE} cannot reach its Triton, or Triton serves no model. It says
+            NOT_SERVING, and every call that needs a model ends with UNAVAILABLE,
+            ENGINE_UNAVAILABLE.""",
+    )
+    yield from _failures()
+    yield from _failures_of_triton()
+    yield from _transport()
+    yield _queue()
+
+
+def _failures() -> Iterator[Alert]:
+    by_model = "by (namespace, network, model)"
+    failed = f'sum {by_model} (rate(samserve_engine_runs_total{{outcome="failed"}}[5m]))'
+    runs = f"sum {by_model} (rate(samserve_engine_runs_total[5m]))"
+    yield Alert(
+        name="SamserveEngineRunsFail",
+        expr=f"{failed} / ({runs} > 0) > {THRESHOLDS.failed_runs_ratio}",
+        lasting="5m",
+        severity="warning",
+        summary="Runs of the {{ $labels.network }} of {{ $labels.model }} fail",
+        description="""{{ $value | humanizePercentage }} of the runs of the {{ $labels.network }} of
+            {{ $labels.model }} fail, as the gateways see it, and the calls with them.""",
+    )
+
+
+def _failures_of_triton() -> Iterator[Alert]:
+    errors = (
+        'sum by (namespace, kind) (rate(samserve_triton_errors_total{kind!="queue_timeout"}[5m]))'
+    )
+    all_runs = "sum by (namespace) (rate(samserve_engine_runs_total[5m]))"
+    yield Alert(
+        name="SamserveTritonFailures",
+        expr=f"""{errors} / on (namespace) group_left () ({all_runs} > 0)
+            > {THRESHOLDS.failed_runs_ratio}""",
+        lasting="5m",
+        severity="warning",
+        summary="Triton does not answer requests ({{ $labels.kind }})",
+        description="""{{ $value | humanizePercentage }} of the requests to Triton end with
+            {{ $labels.kind }}. Deadlines that pass in its queue are not counted here.""",
+    )
+    refused = """sum by (namespace, model, reason)
+        (rate(nv_inference_request_failure{reason!="CANCELED"}[5m]))"""
+    both = " + ".join(
+        f"sum by (namespace, model) (rate(nv_inference_request_{each}[5m]))"
+        for each in ("success", "failure")
+    )
+    yield Alert(
+        name="SamserveTritonModelFails",
+        expr=f"""{refused} / on (namespace, model) group_left () ({both} > 0)
+            > {THRESHOLDS.failed_runs_ratio}""",
+        lasting="5m",
+        severity="warning",
+        summary="Triton fails requests to {{ $labels.model }} ({{ $labels.reason }})",
+        description="""{{ $value | humanizePercentage }} of the requests to {{ $labels.model }} fail
+            in Triton itself, reason {{ $labels.reason }}: REJECTED is a full queue, BACKEND the
+            model.""",
+    )
+
+
+def _transport() -> Iterator[Alert]:
+    shared = 'samserve_engine_transport{transport="shared_memory"}'
+    yield Alert(
+        name="SamserveSharedMemoryLost",
+        expr=f"""samserve_engine_transport{{transport="message"}} == 1
+            and on (namespace) max by (namespace) (max_over_time({shared}[3d])) == 1""",
+        lasting="5m",
+        severity="warning",
+        summary="Tensors travel in messages instead of shared memory",
+        description=f"""{WHERE} sends tensors to Triton in messages, while in the last three days
+            memory was shared. Calls are answered, but each picture costs 5 MiB and each click 3 MiB
+            on the wire, and CPU on both sides.""",
+    )
+    by_network = "by (namespace, network)"
+    fallbacks = f"sum {by_network} (rate(samserve_triton_message_fallbacks_total[10m]))"
+    runs = f"sum {by_network} (rate(samserve_engine_runs_total[10m]))"
+    yield Alert(
+        name="SamserveMessageFallbacks",
+        expr=f"{fallbacks} / ({runs} > 0) > {THRESHOLDS.fallbacks_ratio}",
+        lasting="10m",
+        severity="info",
+        summary="Scratch memory for Triton runs out",
+        description="""{{ $value | humanizePercentage }} of the {{ $labels.network }} runs send
+            their tensors in messages, because all of triton.scratch_bytes is in use or in
+            quarantine.""",
+    )
+
+
+def _queue() -> Alert:
+    by_model = "by (namespace, model)"
+    return Alert(
+        name="SamserveTritonQueueLong",
+        expr=f"""sum {by_model} (rate(nv_inference_queue_duration_us[5m])) / 1e6
+            / (sum {by_model} (rate(nv_inference_request_success[5m])) > 0)
+            > {THRESHOLDS.triton_queue_s}""",
+        lasting="10m",
+        severity="warning",
+        summary="Requests to {{ $labels.model }} wait long in Triton",
+        description="""A request to {{ $labels.model }} waits {{ $value | humanizeDuration }} in
+            Triton's queue on average, before anything is computed: it gets more work than its
+            instances do.""",
+    )

@@ -1,0 +1,127 @@
+"""Every metric that rules and dashboards may name: its labels, and the values that are known."""
+
+from __future__ import annotations
+
+_RPC = "grpc_type grpc_service grpc_method"
+# Histograms have "H" before their labels.
+_TABLE = {
+    "grpc_server_started_total": _RPC,
+    "grpc_server_handled_total": f"{_RPC} grpc_code",
+    "grpc_server_handling_seconds": f"H {_RPC}",
+    "samserve_call_seconds": "H grpc_method model",
+    "samserve_stage_seconds": "H grpc_method model stage",
+    "samserve_inflight_requests": "grpc_method",
+    "samserve_inflight_limit": "grpc_method",
+    "samserve_errors_total": "grpc_method reason",
+    "samserve_refusals_total": "grpc_method kind",
+    "samserve_message_bytes_total": "grpc_method direction",
+    "samserve_prompts_per_call": "H grpc_method",
+    "samserve_masks_per_call": "H grpc_method",
+    "samserve_automask_candidates_total": "filter direction",
+    "samserve_engine_runs_total": "network model outcome",
+    "samserve_engine_run_seconds": "H network model",
+    "samserve_engine_running": "network",
+    "samserve_queue_waiting": "queue",
+    "samserve_engine_ready": "",
+    "samserve_engine_transport": "transport",
+    "samserve_triton_errors_total": "kind",
+    "samserve_triton_message_fallbacks_total": "network",
+    "samserve_triton_scratch_bytes": "state",
+    "samserve_cache_requests_total": "tier result",
+    "samserve_cache_writes_total": "result",
+    "samserve_cache_failures_total": "kind",
+    "samserve_cache_bytes_total": "direction",
+    "samserve_cache_node_seconds": "H node",
+    "samserve_cache_node_away": "node",
+    "samserve_store_entries": "",
+    "samserve_store_bytes": "",
+    "samserve_store_capacity_bytes": "",
+    "samserve_store_quarantined_bytes": "",
+    "samserve_store_evictions_total": "",
+    "samserve_prefetch_pending": "",
+    "samserve_prefetches_total": "outcome",
+    "samserve_build_info": "version python engine",
+    "samserve_model_info": "model digest",
+    "samserve_ready": "",
+    "samserve_file_in_order": "file",
+    "samserve_quota_used_ratio": "tenant quota",
+    "samserve_event_loop_lag_seconds": "H",
+    "process_cpu_seconds_total": "",
+    "process_resident_memory_bytes": "",
+    "process_open_fds": "",
+    "process_max_fds": "",
+    "process_start_time_seconds": "",
+    "nv_inference_request_success": "model version",
+    "nv_inference_request_failure": "model version reason",
+    "nv_inference_count": "model version",
+    "nv_inference_exec_count": "model version",
+    "nv_inference_request_duration_us": "model version",
+    "nv_inference_queue_duration_us": "model version",
+    "nv_inference_compute_input_duration_us": "model version",
+    "nv_inference_compute_infer_duration_us": "model version",
+    "nv_inference_compute_output_duration_us": "model version",
+    "nv_inference_pending_request_count": "model version",
+    "nv_cpu_utilization": "",
+    "nv_cpu_memory_total_bytes": "",
+    "nv_cpu_memory_used_bytes": "",
+    "nv_gpu_utilization": "gpu_uuid",
+    "nv_gpu_memory_total_bytes": "gpu_uuid",
+    "nv_gpu_memory_used_bytes": "gpu_uuid",
+    "nv_gpu_power_usage": "gpu_uuid",
+    "redis_up": "",
+    "redis_memory_used_bytes": "",
+    "redis_memory_max_bytes": "",
+    "redis_evicted_keys_total": "",
+    "redis_keyspace_hits_total": "",
+    "redis_keyspace_misses_total": "",
+    "redis_commands_processed_total": "",
+    "redis_connected_clients": "",
+    "redis_db_keys": "db",
+    # Prometheus's own.
+    "up": "",
+    "ALERTS": "alertname alertstate severity grpc_method",
+}
+
+TARGET = frozenset({"namespace", "pod", "instance", "job"})
+"""Labels that come with the scrape; the first two in Kubernetes only."""
+
+
+def _labels() -> dict[str, frozenset[str]]:
+    table: dict[str, frozenset[str]] = {}
+    for name, text in _TABLE.items():
+        kind, labels = text.split()[:1], frozenset(text.split()) - {"H"}
+        if kind != ["H"]:
+            table[name] = labels
+            continue
+        table[f"{name}_bucket"] = labels | {"le"}
+        table[f"{name}_sum"] = table[f"{name}_count"] = labels
+    return table
+
+
+LABELS = _labels()
+"""Labels of each series by its name, without those of `TARGET`."""
+
+_STAGES = """
+    receive admit prepare hash cache_get_memory cache_get_shared cache_get_miss cache_delete join
+    queue decode_image resize encode cache_put decode postprocess filter encode_masks serialize send
+    other
+"""
+STAGES = frozenset(_STAGES.split())
+_KNOWN = {
+    "grpc_method": "Embed Predict AutoMask DeleteEmbedding ListModels",
+    "grpc_code": "OK CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND INTERNAL"
+    " PERMISSION_DENIED RESOURCE_EXHAUSTED UNAVAILABLE DATA_LOSS UNAUTHENTICATED",
+    "reason": "OVERLOADED MEMORY_EXHAUSTED INTERNAL CANCELED",
+    "kind": "memory full refused unavailable queue_timeout",
+    "tier": "memory shared",
+    "result": "hit miss deleted damaged format model unavailable",
+    "outcome": "ok failed cancelled",
+    "queue": "encoder decoder workers bulk_workers",
+    "transport": "in_process shared_memory message",
+    "engine": "triton onnx fake",
+    "job": "samserve triton redis",
+    "alertstate": "firing",
+    "le": "0.1 0.25 2.5",
+}
+VALUES = {label: frozenset(values.split()) for label, values in _KNOWN.items()} | {"stage": STAGES}
+"""What matchers may compare labels with."""

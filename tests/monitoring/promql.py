@@ -1,0 +1,115 @@
+"""What an expression of Prometheus names, and the labels of what comes out of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import promql_parser as promql
+
+from tests.monitoring.catalogue import LABELS, TARGET, VALUES
+
+_LEVELS = ("namespace", "grpc_method", "model", "stage")
+_WORDS = re.compile(r"[A-Za-z0-9_.]+(\|[A-Za-z0-9_.]+)*")
+_KEEPS = ("topk", "bottomk", "limitk")
+_SCALARS = (promql.NumberLiteral, promql.StringLiteral)
+
+
+class Wrong(Exception):
+    """An expression names what is not there."""
+
+
+def labels_of(metric: str) -> frozenset[str]:
+    """Give the labels of a metric, or of a series that a recording rule makes."""
+    if ":" in metric:
+        level = metric.split(":", maxsplit=1)[0]
+        return frozenset(label for label in _LEVELS if label in level)
+    if metric not in LABELS:
+        raise Wrong(f"no metric {metric}")
+    return LABELS[metric] | TARGET
+
+
+def selectors(expr: promql.Expr) -> Iterator[promql.VectorSelector]:
+    """Yield all selectors of a parsed expression."""
+    found: list[promql.VectorSelector] = []
+
+    def visit(node: object) -> None:
+        if isinstance(node, promql.MatrixSelector):
+            found.append(node.vector_selector)
+        elif isinstance(node, promql.VectorSelector):
+            found.append(node)
+
+    promql.walk(expr, visit)
+    yield from found
+
+
+def check(text: str) -> frozenset[str]:
+    """Raise `Wrong` for a metric, label or value that is not there; give the result's labels."""
+    parsed = promql.parse(text)
+    for selector in selectors(parsed):
+        for matcher in selector.matchers.matchers:
+            _check_matcher(selector.name or "", matcher)
+    return _Labels().of(parsed)
+
+
+def _check_matcher(metric: str, matcher: promql.Matcher) -> None:
+    if matcher.name not in labels_of(metric):
+        raise Wrong(f"{metric} has no label {matcher.name}")
+    known = VALUES.get(matcher.name)
+    if known is None or not _WORDS.fullmatch(matcher.value):
+        return
+    unknown = set(matcher.value.split("|")) - known
+    if unknown:
+        raise Wrong(f"{metric}: {matcher.name} is never {sorted(unknown)}")
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Labels of the result of each kind of expression."""
+
+    def of(self, node: object) -> frozenset[str]:
+        for kind, handle in self._kinds():
+            if isinstance(node, kind):
+                return handle(node)
+        raise Wrong(f"what is {type(node).__name__}?")
+
+    def _kinds(self) -> Iterator[tuple[type | tuple[type, ...], Callable[..., frozenset[str]]]]:
+        yield _SCALARS, lambda node: frozenset()
+        yield promql.VectorSelector, lambda node: labels_of(node.name)
+        yield promql.MatrixSelector, lambda node: labels_of(node.vector_selector.name)
+        yield (
+            (promql.ParenExpr, promql.SubqueryExpr, promql.UnaryExpr),
+            lambda node: self.of(node.expr),
+        )
+        yield promql.Call, self._call
+        yield promql.AggregateExpr, self._aggregate
+        yield promql.BinaryExpr, self._binary
+
+    def _call(self, node: promql.Call) -> frozenset[str]:
+        inner = frozenset[str]().union(*(self.of(each) for each in node.args))
+        if node.func.name == "label_replace":
+            target, source = node.args[1].val, node.args[3].val
+            if source not in inner:
+                raise Wrong(f"label_replace reads {source}")
+            return inner | {target}
+        return inner - {"le"} if node.func.name == "histogram_quantile" else inner
+
+    def _aggregate(self, node: promql.AggregateExpr) -> frozenset[str]:
+        inner = self.of(node.expr)
+        by = frozenset(node.modifier.labels) if node.modifier else frozenset[str]()
+        if by - inner:
+            raise Wrong(f"by {sorted(by - inner)}: not in {node.expr.prettify()}")
+        return inner if str(node.op) in _KEEPS and not by else by
+
+    def _binary(self, node: promql.BinaryExpr) -> frozenset[str]:
+        left, right = self.of(node.lhs), self.of(node.rhs)
+        scalars = isinstance(node.lhs, _SCALARS), isinstance(node.rhs, _SCALARS)
+        if any(scalars):
+            return right if scalars[0] else left
+        matching = node.modifier.matching if node.modifier else None
+        if matching is None and str(node.op) != "or" and left != right:
+            raise Wrong(f"sides with different labels never match: {node.prettify()}")
+        if matching is not None and set(matching.labels) - (left & right) - {"le"}:
+            raise Wrong(f"matches on what one side has not: {node.prettify()}")
+        return left | right if str(node.op) == "or" else left
