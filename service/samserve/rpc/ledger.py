@@ -16,6 +16,7 @@ from samserve.rpc.status import code_of
 from samserve.tracing import CallEnd, CallTrace, Metadata, Tracing
 
 _Codes = grpc.StatusCode
+_now = time.monotonic
 # The failures that are the server's, as OpenTelemetry's conventions for gRPC have it.
 _SERVER_FAILED = frozenset(
     {
@@ -39,7 +40,7 @@ class Entry:
     method: Method
     trace: CallTrace
     clock: StageClock
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: _now())
     code: grpc.StatusCode = _Codes.OK
     reason: str = ""
     refused: str = ""
@@ -57,7 +58,7 @@ class Entry:
 
         A client whose deadline has passed leaves like one that has lost interest.
         """
-        allowed_s = time.monotonic() - self.started + remaining_s
+        allowed_s = _now() - self.started + remaining_s
         late = remaining_s <= _ON_THE_WAY_S + _ROUNDING * allowed_s
         self.code = _Codes.DEADLINE_EXCEEDED if late else _Codes.CANCELLED
 
@@ -74,11 +75,11 @@ class Ledger:
         """Begin."""
         self.metrics.started(method.name).inc()
         trace = self._tracing.begin(SERVICE, method.name, metadata)
-        return Entry(method, trace, StageClock(span=trace.span))
+        return Entry(method, trace, StageClock(_now, trace.span))
 
     def close(self, entry: Entry, context: RequestContext) -> None:
         """Write it down, once the clock has stopped."""
-        seconds = time.monotonic() - entry.started
+        seconds = _now() - entry.started
         stages, facts = entry.clock.seconds, context.facts
         self.metrics.record(
             CallRecord(

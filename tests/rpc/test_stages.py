@@ -1,0 +1,272 @@
+"""Where the time of a call goes: its stages add up, and a delay shows where it happened."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from samserve import identity, imaging, predictor
+from samserve.app import Running
+from samserve.context import RequestContext
+from samserve.core import geometry
+from samserve.engines.base import DecoderOutput, PromptBatch
+from samserve.engines.fake import FakeEngine
+from samserve.flight import SingleFlight
+from samserve.gate import FairGate
+from samserve.metrics.calls import CallMetrics, CallRecord
+from samserve.rpc import decoding, encoding, ledger
+from samserve.rpc.boundary import Boundary
+from samserve.rpc.entrance import Entrance
+from samserve.rpc.methods import SERVICE
+from samserve.stores.memory import MemoryStore
+from samserve.types import Embedding
+from samserve.v1 import samserve_pb2 as pb
+
+from tests import pictures
+from tests.conftest import UNLIMITED, serving, settings_with
+
+CLICK = pictures.click()
+# Far more than anything takes by itself; nobody waits for it, only the clock is moved.
+DELAY_S = 1000.0
+STREAMED = f"/{SERVICE}/"
+
+
+class MovedTime:
+    """The clock of calls; what happens to be delayed moves it."""
+
+    def __init__(self) -> None:
+        self._moved = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self._moved
+
+    def delay(self) -> None:
+        self._moved += DELAY_S
+
+
+@pytest.fixture
+def moved(monkeypatch: pytest.MonkeyPatch) -> MovedTime:
+    moved = MovedTime()
+    monkeypatch.setattr(ledger, "_now", moved)
+    return moved
+
+
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> list[CallRecord]:
+    """Calls as they were written down."""
+    written: list[CallRecord] = []
+    record = CallMetrics.record
+
+    def note(self: CallMetrics, call: CallRecord) -> None:
+        written.append(call)
+        record(self, call)
+
+    monkeypatch.setattr(CallMetrics, "record", note)
+    return written
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a delay is put: a function of a module or class, before it runs."""
+
+    owner: Any
+    name: str
+
+
+# What each stage consists of; AutoMask's own are in another test.
+PLACES = {
+    "admit": Place(Entrance, "identify"),
+    "prepare": Place(decoding, "prompts"),
+    "hash": Place(identity, "embedding_id"),
+    "cache_get_memory": Place(MemoryStore, "lease"),
+    "decode_image": Place(imaging, "decode"),
+    "resize": Place(geometry, "resize_image"),
+    "encode": Place(FakeEngine, "encode"),
+    "cache_put": Place(MemoryStore, "publish"),
+    "decode": Place(FakeEngine, "decode"),
+    "postprocess": Place(predictor, "_candidates"),
+    "encode_masks": Place(encoding, "prediction"),
+}
+
+
+def delayed(function: Callable[..., Any], delay: Callable[[], None]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        delay()
+        return function(*args, **kwargs)
+
+    return run
+
+
+@pytest.mark.parametrize("stage", PLACES)
+async def test_a_delay_shows_in_its_stage_and_in_no_other(
+    stage: str, moved: MovedTime, records: list[CallRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = PLACES[stage]
+    async with serving(settings_with(engine={"kind": "fake"})) as (_, stub):
+        embedded = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
+        monkeypatch.setattr(
+            place.owner, place.name, delayed(getattr(place.owner, place.name), moved.delay)
+        )
+        records.clear()
+        await stub.Embed(pb.EmbedRequest(image=pictures.image(50, 60)))
+        await stub.Predict(pb.PredictRequest(embedding_id=embedded.embedding.id, prompts=[CLICK]))
+
+    assert [call.code for call in records] == ["OK", "OK"]
+    late = {name for call in records for name in late_stages(call)}
+    # A lookup that finds nothing is a stage of its own.
+    assert late - {"cache_get_miss"} == {stage}
+    assert (late == {stage}) or stage == "cache_get_memory"
+
+
+@asynccontextmanager
+async def raw_call(service: Running, method: str) -> AsyncIterator[Any]:
+    """Make a call whose messages are sent and read by hand."""
+    async with grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel:
+        yield channel.stream_stream(STREAMED + method)()
+
+
+async def test_a_client_that_sends_late_is_seen_in_receive(
+    moved: MovedTime, records: list[CallRecord]
+) -> None:
+    async with serving() as (service, _), raw_call(service, "ListModels") as call:
+        registry = service.metrics.registry
+        in_flight = {"grpc_method": "ListModels"}
+        while registry.get_sample_value("samserve_inflight_requests", in_flight) != 1:
+            await asyncio.sleep(0.001)
+        moved.delay()
+        await call.write(b"")
+        await call.done_writing()
+        await call.read()
+        await call.code()
+
+    (record,) = [each for each in records if each.method == "ListModels"]
+    assert late_stages(record) == ["receive"]
+    served = service.metrics.registry.get_sample_value(
+        "samserve_call_seconds_sum", {"grpc_method": "ListModels", "model": ""}
+    )
+    # Objectives are about what the server took.
+    assert served is not None
+    assert served < DELAY_S / 2
+
+
+async def test_a_client_that_reads_late_is_seen_in_send(
+    moved: MovedTime, records: list[CallRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sending = asyncio.Event()
+    monkeypatch.setattr(Boundary, "_send", delayed(Boundary._send, sending.set))
+    wish = pb.PredictRequest(prompts=[CLICK] * 32, include_low_res_logits=True)
+    async with serving() as (service, stub):
+        embedded = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
+        wish.embedding_id = embedded.embedding.id
+        sending.clear()
+        async with raw_call(service, "Predict") as call:
+            await call.write(wish.SerializeToString())
+            await call.done_writing()
+            await sending.wait()
+            moved.delay()
+            await call.read()
+            await call.code()
+
+    record = records[-1]
+    assert record.facts.sent_bytes > 8 << 20
+    assert late_stages(record) == ["send"]
+
+
+class Served(FakeEngine):
+    """Runs one thing at a time, each as soon as it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = FairGate(1)
+        self.may = asyncio.Event()
+        self.may.set()
+
+    async def decode(
+        self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
+    ) -> DecoderOutput:
+        async with self.gate.hold(context):
+            await self.may.wait()
+            return await super().decode(model, embedding, prompts, context)
+
+
+async def test_waiting_for_a_turn_is_a_stage_of_its_own(
+    moved: MovedTime, records: list[CallRecord]
+) -> None:
+    engine = Served()
+    async with serving(engine=engine) as (_, stub):
+        embedded = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
+        engine.may.clear()
+        records.clear()
+        wish = pb.PredictRequest(embedding_id=embedded.embedding.id, prompts=[CLICK])
+        calls = [asyncio.ensure_future(_answer(stub.Predict(wish))) for _ in range(2)]
+        while engine.gate.waiting < 1:
+            await asyncio.sleep(0.001)
+        moved.delay()
+        engine.may.set()
+        await asyncio.gather(*calls)
+
+    assert sorted(name for call in records for name in late_stages(call)) == ["decode", "queue"]
+
+
+def late_stages(call: CallRecord) -> list[str]:
+    return [name for name, took in call.stages.items() if took > DELAY_S / 2]
+
+
+async def _answer(call: Any) -> Any:
+    return await call
+
+
+async def test_who_waits_for_another_s_encode_is_told_so(
+    moved: MovedTime, records: list[CallRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = asyncio.Event()
+    engine = FakeEngine()
+    boarded: list[None] = []
+    join = delayed(SingleFlight.join, lambda: boarded.append(None))
+    monkeypatch.setattr(SingleFlight, "join", join)
+    async with serving(engine=engine) as (_, stub):
+        engine.hold(go)
+        wish = pb.EmbedRequest(image=pictures.image(40, 50))
+        first = asyncio.ensure_future(_answer(stub.Embed(wish)))
+        while engine.counts["encode_begun"] < 2:
+            await asyncio.sleep(0.001)
+        second = asyncio.ensure_future(_answer(stub.Embed(wish)))
+        while len(boarded) < 2:
+            await asyncio.sleep(0.001)
+        moved.delay()
+        go.set()
+        await asyncio.gather(first, second)
+
+    assert sorted(name for call in records for name in late_stages(call)) == ["encode", "join"]
+
+
+async def test_the_stages_of_a_call_add_up_to_its_time(records: list[CallRecord]) -> None:
+    async with serving() as (_, stub):
+        for size in range(40, 60):
+            embedded = await stub.Embed(pb.EmbedRequest(image=pictures.image(size, 64)))
+            await stub.Predict(
+                pb.PredictRequest(embedding_id=embedded.embedding.id, prompts=[CLICK])
+            )
+            request = pb.AutoMaskRequest(embedding_id=embedded.embedding.id)
+            request.options.points_per_side = 4
+            async for _ in stub.AutoMask(request):
+                pass
+
+    assert {call.method for call in records} == {"Embed", "Predict", "AutoMask"}
+    for call in records:
+        assert abs(sum(call.stages.values()) - call.seconds) <= max(0.05 * call.seconds, 0.0005)
+    # Nearly all of it has a name.  Of a single call this machine may take the processor at any
+    # place, so it is most of them that count.
+    for method in ("Embed", "Predict", "AutoMask"):
+        close = [
+            call.stages["other"] <= max(0.05 * call.seconds, 0.0005)
+            for call in records
+            if call.method == method
+        ]
+        assert sum(close) > len(close) / 2
