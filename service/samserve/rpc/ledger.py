@@ -40,7 +40,7 @@ class Entry:
     method: Method
     trace: CallTrace
     clock: StageClock
-    started: float = field(default_factory=lambda: _now())
+    started: float = field(default_factory=lambda: _now())  # noqa: PLW0108 - tests move it
     code: grpc.StatusCode = _Codes.OK
     reason: str = ""
     refused: str = ""
