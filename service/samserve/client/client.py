@@ -27,6 +27,7 @@ from samserve.client.results import (
     Progress,
     Summary,
 )
+from samserve.client.tracing import trace_headers
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1 import samserve_pb2_grpc
 
@@ -50,6 +51,7 @@ class Client:
     *token* is an API key or a bearer token; a callable is asked at each call, for tokens that
     expire.  It wants *credentials* (TLS), unless the server is on this machine or *plaintext* says
     that the network is trusted; `ValueError` otherwise, and for a token that cannot be sent.
+    A call is a part of the caller's current trace where OpenTelemetry is installed.
     Safe for concurrent use on the event loop that opened it.  Raises the classes of
     `samserve.client.errors`.
     """
@@ -265,7 +267,7 @@ class Client:
         token = (self._token() if callable(self._token) else self._token).strip()
         if not (token.isascii() and token.isprintable()):
             raise ValueError("the token has characters that no token has")
-        named = (("x-request-id", request_id),)
+        named = (("x-request-id", request_id), *trace_headers())
         return (*named, ("authorization", f"Bearer {token}")) if token else named
 
     def _opened(self) -> grpc.aio.Channel:
