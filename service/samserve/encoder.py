@@ -97,8 +97,8 @@ class Encoder:
         self, pixels: UInt8Array, model: ModelInfo, slot: Slot, context: RequestContext
     ) -> None:
         """Resize uint8 RGB ``[h, w, 3]`` into the model frame and encode it into *slot*."""
-        frames = Frames.of(Size(*pixels.shape[:2]), model)
         with context.clock.stage("resize"):
+            frames = Frames.of(Size(*pixels.shape[:2]), model)
             placed = await self._workers.run(
                 context, _place, pixels, frames.resized, model.image_size
             )
@@ -155,8 +155,9 @@ class Encoder:
         """Give what is ready to be published."""
         with context.clock.stage("decode_image"):
             pixels = await self._workers.run(context, imaging.decode, job.image, self._limits)
-        facts = EmbeddingFacts.of(Size(*pixels.shape[:2]), job.model)
-        slot = await self._store.reserve(job.key, facts, job.model.embedding, since=since)
+        with context.clock.stage("cache_put"):
+            facts = EmbeddingFacts.of(Size(*pixels.shape[:2]), job.model)
+            slot = await self._store.reserve(job.key, facts, job.model.embedding, since=since)
         try:
             await self.encode_pixels(pixels, job.model, slot, context)
         except BaseException:

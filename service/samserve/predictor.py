@@ -94,10 +94,10 @@ class Predictor:
             check_prompts(prompts, image, chosen)
 
         async with self._embedder.lease(source, model, context, check=check) as leased:
-            frames = Frames.of(leased.embedding.facts.image_size, leased.model)
-            upsampling = frames.upsampling()
             results: list[tuple[Candidate, ...]] = [()] * len(prompts)
             with context.clock.stage("prepare"):
+                frames = Frames.of(leased.embedding.facts.image_size, leased.model)
+                upsampling = frames.upsampling()
                 groups = await self._groups(prompts, frames, context)
             for members in groups:
                 output = await self._decode(members, leased, context)

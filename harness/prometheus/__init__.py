@@ -1,0 +1,1 @@
+"""The real Prometheus, and the exporter for Valkey and Redis, on loopback."""

@@ -1,0 +1,26 @@
+"""The exporter that tells Prometheus about one node of Valkey or Redis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from harness.prometheus.program import Program
+
+
+class RedisExporter(Program):
+    """redis_exporter for one node; Prometheus scrapes its ``address``."""
+
+    _name: ClassVar[str] = "redis_exporter"
+    _ready_path: ClassVar[str] = "/health"
+
+    def __init__(self, redis_address: str, *, port: int = 0, log: Path | None = None) -> None:
+        """Describe it; ``redis_address`` is ``host:port``, without a password."""
+        super().__init__(port=port, log=log)
+        self._redis_address = redis_address
+
+    def _arguments(self, folder: Path) -> list[str]:
+        return [
+            f"--redis.addr=redis://{self._redis_address}",
+            f"--web.listen-address={self.address}",
+        ]

@@ -1,0 +1,178 @@
+"""A program that listens on one port of loopback, as a child of this process."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.request
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar, Self
+
+from harness.prometheus.errors import HarnessError
+from harness.triton import processes
+from harness.triton.ports import free_ports
+
+HOST = "127.0.0.1"
+ROOT = Path(__file__).parents[2]
+BINARIES = ROOT / ".venv-prometheus" / "bin"
+START_TIMEOUT_S = 30.0
+# Requests to loopback must not go to a proxy that the environment names.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+_START_ATTEMPTS = 3
+_POLL_S = 0.02
+_ANSWER_TIMEOUT_S = 5.0
+_LOG_TAIL = 2000
+_PORT_TAKEN = "already in use"
+
+
+class Program(ABC):
+    """A context manager, in which the program runs and answers.  It ends at once, by SIGKILL."""
+
+    _name: ClassVar[str]
+    _ready_path: ClassVar[str]
+
+    def __init__(self, *, port: int, log: Path | None) -> None:
+        """Describe it.
+
+        ``port`` 0 chooses a free one.  The log is appended to the file ``log``; if it is None, the
+        log is kept for errors at start alone.
+        """
+        self.port = port
+        self._chosen_port = port
+        self._log = log
+        self._log_start = 0
+        self._folder: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def address(self) -> str:
+        """``host:port``; known once it was started."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Where it answers over HTTP."""
+        return f"http://{self.address}"
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is its session too."""
+        if self._process is None:
+            raise HarnessError(f"{self._name} is not running")
+        return self._process.pid
+
+    def start(self) -> None:
+        """Return when it answers; raise `HarnessError` with the log's end otherwise."""
+        if self._process is not None:
+            raise HarnessError(f"{self._name} runs already")
+        for attempt in range(_START_ATTEMPTS):
+            self.port = self._chosen_port or free_ports(1)[0]
+            try:
+                self._start_once()
+            except HarnessError as error:
+                # Somebody else may take the port before the program does.
+                last = attempt == _START_ATTEMPTS - 1
+                if last or self._chosen_port or _PORT_TAKEN not in str(error):
+                    raise
+            else:
+                return
+
+    def kill(self) -> None:
+        """End it, and remove its files."""
+        if self._process is not None:
+            processes.kill_all(self._process.pid)
+            self._process.wait()
+            self._process = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+        atexit.unregister(self.kill)
+
+    def wait(self) -> int:
+        """Wait until it ends by itself, and return its exit status."""
+        if self._process is None:
+            raise HarnessError(f"{self._name} is not running")
+        return self._process.wait()
+
+    def log_tail(self) -> str:
+        """Return the end of what it has logged since it was started."""
+        with contextlib.suppress(FileNotFoundError), self._log_path().open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")[-_LOG_TAIL:]
+        return ""
+
+    @abstractmethod
+    def _arguments(self, folder: Path) -> list[str]:
+        """Write what the program reads into its folder, and return the command's arguments."""
+
+    def _start_once(self) -> None:
+        program = find(self._name)
+        self._folder = Path(tempfile.mkdtemp(prefix=f"samserve-{self._name}-"))
+        atexit.register(self.kill)
+        try:
+            self._process = self._spawn(program, self._folder)
+            self._wait_ready(self._process)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _spawn(self, program: Path, folder: Path) -> subprocess.Popen[bytes]:
+        arguments = self._arguments(folder)
+        with self._log_path().open("ab") as log:
+            self._log_start = log.seek(0, os.SEEK_END)
+            return subprocess.Popen(
+                [str(program), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                start_new_session=True,
+            )
+
+    def _log_path(self) -> Path:
+        if self._log is not None:
+            return self._log.absolute()
+        if self._folder is None:
+            raise HarnessError(f"{self._name} is not running")
+        return self._folder / "log"
+
+    def _wait_ready(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        # In this order: somebody else may answer on a port that the program could not get.
+        while not (self._answers() and process.poll() is None):
+            if process.poll() is not None:
+                raise HarnessError(f"{self._name} ended at start:\n{self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise HarnessError(
+                    f"{self._name} was not ready in {START_TIMEOUT_S:g} s:\n{self.log_tail()}"
+                )
+            time.sleep(_POLL_S)
+
+    def _answers(self) -> bool:
+        try:
+            with DIRECT.open(self.url + self._ready_path, timeout=_ANSWER_TIMEOUT_S):
+                return True
+        except OSError:  # refused, reset, or answered "not ready"
+            return False
+
+
+def find(name: str) -> Path:
+    """Return the program of that name: what ``make`` got, or else what is on the PATH."""
+    found = shutil.which(name, path=BINARIES) or shutil.which(name)
+    if found is None:
+        raise HarnessError(f"no {name} was found: make .venv-prometheus/.done")
+    return Path(found).absolute()

@@ -1,0 +1,140 @@
+"""A Prometheus that scrapes what it is told to, and answers queries."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import yaml
+
+from harness.prometheus.errors import HarnessError, QueryError
+from harness.prometheus.program import DIRECT, Program
+
+Series = dict[str, Any]
+"""An entry of a ``result`` as the API returns it: ``metric``, and ``value`` or ``values``."""
+
+_NAMESPACE = {"namespace": "samserve"}
+_QUERY_TIMEOUT_S = 30.0
+
+
+class PrometheusServer(Program):
+    """The real Prometheus on loopback, with an empty history; it ends with its data."""
+
+    _name: ClassVar[str] = "prometheus"
+    _ready_path: ClassVar[str] = "/-/ready"
+
+    def __init__(
+        self,
+        targets: Mapping[str, Sequence[str]],
+        *,
+        rules: Sequence[Path] = (),
+        labels: Mapping[str, str] = _NAMESPACE,
+        interval_s: float = 1.0,
+        port: int = 0,
+        log: Path | None = None,
+    ) -> None:
+        """Describe it.
+
+        ``targets`` are ``host:port`` by job, all with these ``labels``.  It scrapes every
+        ``interval_s`` seconds, and evaluates as often the rules that name no interval.
+        """
+        super().__init__(port=port, log=log)
+        self._jobs = {job: list(addresses) for job, addresses in targets.items()}
+        self._rules = [str(path.absolute()) for path in rules]
+        self._labels = dict(labels)
+        self._interval = f"{round(interval_s * 1000)}ms"
+
+    def query(self, expr: str, time: float | None = None) -> list[Series]:
+        """Evaluate at one time, in seconds since the epoch; None is now.
+
+        Raises `QueryError`, as the others do, if Prometheus refuses.  The result of a scalar is one
+        series without labels.
+        """
+        at = {} if time is None else {"time": str(time)}
+        data = self._get("query", {"query": expr, **at})
+        if data["resultType"] in ("scalar", "string"):
+            return [{"metric": {}, "value": data["result"]}]
+        return cast("list[Series]", data["result"])
+
+    def query_range(self, expr: str, start: float, end: float, step: float) -> list[Series]:
+        """Evaluate from ``start`` to ``end``, every ``step`` seconds."""
+        when = {"start": str(start), "end": str(end), "step": str(step)}
+        data = self._get("query_range", {"query": expr, **when})
+        return cast("list[Series]", data["result"])
+
+    def series(self, match: str) -> list[dict[str, str]]:
+        """Return the labels of all series that the selector finds."""
+        return cast("list[dict[str, str]]", self._get("series", {"match[]": match}))
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """Return the alerts that are pending or firing."""
+        return cast("list[dict[str, Any]]", self._get("alerts")["alerts"])
+
+    def rules(self) -> list[dict[str, Any]]:
+        """Return the rules of all groups, with their ``health`` and ``lastError``."""
+        return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
+
+    def targets(self) -> list[dict[str, Any]]:
+        """Return what is scraped, with its ``health`` and ``lastError``."""
+        active = self._get("targets", {"state": "active"})["activeTargets"]
+        return cast("list[dict[str, Any]]", active)
+
+    def exemplars(self, expr: str, start: float, end: float) -> list[dict[str, Any]]:
+        """Return the exemplars of the series that an expression selects, by series."""
+        parameters = {"query": expr, "start": str(start), "end": str(end)}
+        return cast("list[dict[str, Any]]", self._get("query_exemplars", parameters))
+
+    def _arguments(self, folder: Path) -> list[str]:
+        path = folder / "prometheus.yml"
+        path.write_text(yaml.safe_dump(self._configuration()), encoding="utf-8")
+        return [
+            f"--config.file={path}",
+            f"--web.listen-address={self.address}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            "--enable-feature=exemplar-storage",
+            "--log.level=warn",
+        ]
+
+    def _configuration(self) -> dict[str, Any]:
+        return {
+            "global": {
+                "scrape_interval": self._interval,
+                "scrape_timeout": self._interval,
+                "evaluation_interval": self._interval,
+            },
+            "rule_files": self._rules,
+            "scrape_configs": [
+                {
+                    "job_name": job,
+                    "static_configs": [{"targets": addresses, "labels": self._labels}],
+                }
+                for job, addresses in self._jobs.items()
+            ],
+        }
+
+    def _get(self, path: str, parameters: Mapping[str, str] | None = None) -> Any:
+        return get(self.url, path, parameters)
+
+
+def get(url: str, path: str, parameters: Mapping[str, str] | None = None) -> Any:
+    """Return the ``data`` of one answer of the API of the Prometheus at ``url``."""
+    query = urllib.parse.urlencode(parameters or {})
+    try:
+        with DIRECT.open(f"{url}/api/v1/{path}?{query}", timeout=_QUERY_TIMEOUT_S) as answer:
+            return json.load(answer)["data"]
+    except urllib.error.HTTPError as error:
+        raise QueryError(_reason(error)) from error
+    except OSError as error:
+        raise HarnessError(f"Prometheus does not answer on {url}: {error}") from error
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    text = error.read().decode(errors="replace")
+    try:
+        return str(json.loads(text)["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"{error}: {text}"
