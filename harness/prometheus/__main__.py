@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.prometheus.errors import HarnessError
+from harness.errors import HarnessError
 from harness.prometheus.server import PrometheusServer
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from harness.prometheus.program import Program
+from harness.program import Program
+from harness.prometheus.programs import find
 
 
 class RedisExporter(Program):
@@ -19,8 +20,9 @@ class RedisExporter(Program):
         super().__init__(port=port, log=log)
         self._redis_address = redis_address
 
-    def _arguments(self, folder: Path) -> list[str]:
+    def _command(self, folder: Path) -> list[str]:
         return [
+            find(self._name),
             f"--redis.addr=redis://{self._redis_address}",
             f"--web.listen-address={self.address}",
         ]

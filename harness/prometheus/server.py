@@ -11,8 +11,10 @@ from typing import Any, ClassVar, cast
 
 import yaml
 
-from harness.prometheus.errors import HarnessError, QueryError
-from harness.prometheus.program import DIRECT, Program
+from harness.errors import HarnessError
+from harness.program import DIRECT, Program
+from harness.prometheus.errors import QueryError
+from harness.prometheus.programs import find
 
 Series = dict[str, Any]
 """An entry of a ``result`` as the API returns it: ``metric``, and ``value`` or ``values``."""
@@ -88,10 +90,11 @@ class PrometheusServer(Program):
         parameters = {"query": expr, "start": str(start), "end": str(end)}
         return cast("list[dict[str, Any]]", self._get("query_exemplars", parameters))
 
-    def _arguments(self, folder: Path) -> list[str]:
+    def _command(self, folder: Path) -> list[str]:
         path = folder / "prometheus.yml"
         path.write_text(yaml.safe_dump(self._configuration()), encoding="utf-8")
         return [
+            find(self._name),
             f"--config.file={path}",
             f"--web.listen-address={self.address}",
             f"--storage.tsdb.path={folder / 'data'}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import yaml
 from samserve.metrics.buckets import SECONDS
 from samserve.settings import Settings
 
+from harness.prometheus.programs import find
 from monitoring import alerts, recording
 from monitoring.__main__ import FILES
 from monitoring.alerts.budgets import seconds
@@ -44,9 +44,7 @@ HEADINGS = re.findall(r"^### (\w+)$", RUNBOOK_TEXT, re.MULTILINE)
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("promtool")
-    assert program, "promtool is missing"
-    command = [program, *map(str, arguments)]
+    command = [find("promtool"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 

@@ -14,6 +14,9 @@ from samserve.metrics.buckets import SECONDS
 from samserve.stores.base import StoreStats
 from samserve.types import Tier
 
+_RESULTS = ("hit", "miss", "deleted", "damaged", "format", "model", "unavailable")
+_FAILURES = ("unavailable", "full", "refused")
+
 
 class CacheMetrics:
     """What is asked of the shared cache, and what comes of it; and what memory says of itself."""
@@ -54,6 +57,10 @@ class CacheMetrics:
 
     def watch_nodes(self, health: Callable[[], Mapping[str, bool]]) -> None:
         """Export which nodes are left alone, at the time of the scrape."""
+        # A first failure is an increase only if there was a 0 before.
+        self._reads.update(dict.fromkeys(_RESULTS, 0))
+        for kind in _FAILURES:
+            self.failures.labels(kind)
         self._registry.register(_NodesCollector(health))
 
     def watch_store(self, stats: Callable[[], StoreStats]) -> None:

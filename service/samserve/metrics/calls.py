@@ -121,10 +121,13 @@ class CallMetrics:
         self._masks = cache(families.masks.labels)
         self._candidates = cache(families.candidates.labels)
         for method in types:
-            # So that a rate is 0, and not unknown, before the first call.
+            # So that rates are 0, and not unknown, before the first call, and that the first
+            # failure is an increase.
             self.started(method)
             self._handled(method, _OK)
             self.in_flight(method)
+            self._errors(method, "INTERNAL")
+            self._refusals(method, "memory")
 
     def set_limit(self, method: str, limit: int) -> None:
         """Tell how many calls of *method* may be in flight."""

@@ -6,13 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from samserve.metrics.buckets import SECONDS
+from samserve.metrics.buckets import OUTCOMES, SECONDS
 from samserve.types import ModelInfo, Transport
 
 
@@ -51,10 +51,12 @@ class EngineMetrics:
             ["queue"],
             registry=registry,
         )
+        self._of = cache(self._children)
 
     @contextmanager
     def run(self, network: str, model: str) -> Iterator[None]:
         """Count a run of a network while the block runs, and how it ended."""
+        outcomes, seconds = self._of(network, model)
         outcome = "failed"
         started = time.monotonic()
         try:
@@ -65,8 +67,12 @@ class EngineMetrics:
             outcome = "cancelled"
             raise
         finally:
-            self._runs.labels(network, model, outcome).inc()
-            self._seconds.labels(network, model).observe(time.monotonic() - started)
+            outcomes[outcome].inc()
+            seconds.observe(time.monotonic() - started)
+
+    def _children(self, network: str, model: str) -> tuple[dict[str, Counter], Histogram]:
+        outcomes = {name: self._runs.labels(network, model, name) for name in OUTCOMES}
+        return outcomes, self._seconds.labels(network, model)
 
     def watch_queue(self, name: str, waiting: Callable[[], int]) -> None:
         """Export how many wait, at the time of the scrape, which is in another thread."""

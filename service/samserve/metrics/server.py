@@ -14,7 +14,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from samserve import __version__
-from samserve.metrics.buckets import SECONDS
+from samserve.metrics.buckets import OUTCOMES, SECONDS
 from samserve.watched import Watched
 
 _LAG_EVERY_S = 0.25
@@ -67,6 +67,8 @@ class ServerMetrics:
     def watch_prefetches(self, pending: Callable[[], int]) -> None:
         """Export how many prefetches are not done, at the time of the scrape."""
         self._pending.set_function(pending)
+        for outcome in OUTCOMES:
+            self.prefetches.labels(outcome)
 
     def watch_files(self, files: Sequence[Watched[Any]]) -> None:
         """Export whether files that may change are in order, at the time of the scrape."""

@@ -70,6 +70,8 @@ class TritonEngine:
         }
         for network, gates in self._gates.items():
             metrics.engine.watch_queue(network, partial(_waiting, gates))
+            # So that their rate is 0 until there is one.
+            metrics.triton.message_fallbacks.labels(network)
 
     async def open(self) -> None:
         """Wait for Triton; call this once, before anything else.

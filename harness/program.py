@@ -14,13 +14,11 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, Self
 
-from harness.prometheus.errors import HarnessError
+from harness.errors import HarnessError
 from harness.triton import processes
 from harness.triton.ports import free_ports
 
 HOST = "127.0.0.1"
-ROOT = Path(__file__).parents[2]
-BINARIES = ROOT / ".venv-prometheus" / "bin"
 START_TIMEOUT_S = 30.0
 # Requests to loopback must not go to a proxy that the environment names.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -116,26 +114,25 @@ class Program(ABC):
         return ""
 
     @abstractmethod
-    def _arguments(self, folder: Path) -> list[str]:
-        """Write what the program reads into its folder, and return the command's arguments."""
+    def _command(self, folder: Path) -> list[str]:
+        """Write what the program reads into its folder, and return the command that runs it."""
 
     def _start_once(self) -> None:
-        program = find(self._name)
         self._folder = Path(tempfile.mkdtemp(prefix=f"samserve-{self._name}-"))
         atexit.register(self.kill)
         try:
-            self._process = self._spawn(program, self._folder)
+            self._process = self._spawn(self._folder)
             self._wait_ready(self._process)
         except BaseException:
             self.kill()
             raise
 
-    def _spawn(self, program: Path, folder: Path) -> subprocess.Popen[bytes]:
-        arguments = self._arguments(folder)
+    def _spawn(self, folder: Path) -> subprocess.Popen[bytes]:
+        command = self._command(folder)
         with self._log_path().open("ab") as log:
             self._log_start = log.seek(0, os.SEEK_END)
             return subprocess.Popen(
-                [str(program), *arguments],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -168,11 +165,3 @@ class Program(ABC):
                 return True
         except OSError:  # refused, reset, or answered "not ready"
             return False
-
-
-def find(name: str) -> Path:
-    """Return the program of that name: what ``make`` got, or else what is on the PATH."""
-    found = shutil.which(name, path=BINARIES) or shutil.which(name)
-    if found is None:
-        raise HarnessError(f"no {name} was found: make .venv-prometheus/.done")
-    return Path(found).absolute()

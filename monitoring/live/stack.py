@@ -1,0 +1,123 @@
+"""All that is observed, and who observes it: each the real program, on loopback."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.cluster.cluster import Cluster
+from harness.gateway import GatewayServer
+from harness.otlp.receiver import Receiver
+from harness.prometheus.exporter import RedisExporter
+from harness.prometheus.server import PrometheusServer
+from harness.triton.server import HOST, TritonServer
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "helm" / "samserve" / "files" / "rules"
+MODELS = ROOT / "model_repository"
+
+# Room for some embeddings in memory, so that the shared cache is asked too, and for few calls at
+# once, so that a burst is refused.
+_SETTINGS: Mapping[str, object] = {
+    "engine.kind": "triton",
+    "engine.model_repository": MODELS,
+    "store.capacity_bytes": 14 << 20,
+    "admission.predict": 24,
+    "trace.ratio": 0.1,
+    "log.format": "json",
+}
+# Nobody is kept from anything here, but how much of a quota is used is there to be seen.
+_POLICY = """
+version = 1
+
+[quotas.default]
+requests_per_s = 500
+burst = 1000
+embed = 64
+predict = 64
+automask = 8
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What runs; ``folder`` holds the logs, and ends with it."""
+
+    folder: Path
+    cluster: Cluster
+    triton: TritonServer
+    gateway: GatewayServer
+    receiver: Receiver
+    prometheus: PrometheusServer
+
+
+@contextmanager
+def running(
+    *,
+    settings: Mapping[str, object] | None = None,
+    rules: Sequence[Path] | None = None,
+    interval_s: float = 1.0,
+    prometheus_port: int = 0,
+    gateway_port: int = 0,
+) -> Iterator[Stack]:
+    """Run a Valkey Cluster, Triton, a gateway and Prometheus, which has scraped nothing yet.
+
+    *settings* are the gateway's, by their name with a dot, beside those that make something to
+    see; *rules* are files, those of the chart by default.
+    """
+    with ExitStack() as held:
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="samserve-observe-")))
+        cluster = held.enter_context(Cluster())
+        receiver = held.enter_context(Receiver())
+        triton = held.enter_context(
+            TritonServer(
+                model_repository=MODELS,
+                log=folder / "triton.log",
+                extra_args=[f"--trace-config={each}" for each in _traces(receiver)],
+            )
+        )
+        policy = folder / "policy.toml"
+        policy.write_text(_POLICY)
+        gateway = held.enter_context(
+            GatewayServer(
+                {
+                    **_SETTINGS,
+                    "triton.url": triton.grpc_address,
+                    "cache.nodes": ",".join(cluster.addresses[:2]),
+                    "trace.endpoint": f"http://{receiver.grpc_address}",
+                    "auth.policy_file": policy,
+                    **(settings or {}),
+                },
+                port=gateway_port,
+                log=folder / "gateway.log",
+            )
+        )
+        exporters = [
+            held.enter_context(RedisExporter(node.address, log=folder / "exporters.log"))
+            for node in cluster.nodes
+        ]
+        prometheus = held.enter_context(
+            PrometheusServer(
+                {
+                    "samserve": [gateway.address],
+                    "triton": [f"{HOST}:{triton.metrics_port}"],
+                    "redis": [exporter.address for exporter in exporters],
+                },
+                rules=sorted(RULES.glob("*.yaml")) if rules is None else rules,
+                interval_s=interval_s,
+                port=prometheus_port,
+                log=folder / "prometheus.log",
+            )
+        )
+        yield Stack(folder, cluster, triton, gateway, receiver, prometheus)
+
+
+def _traces(receiver: Receiver) -> Iterator[str]:
+    """Have Triton record what it is told to record, and nothing else."""
+    yield "mode=opentelemetry"
+    yield "rate=1000000000"
+    yield "level=TIMESTAMPS"
+    yield f"opentelemetry,url={receiver.http_url}"

@@ -1,0 +1,104 @@
+"""What the tests that watch the whole system share."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import ProxyHandler, build_opener
+
+import promql_parser as promql
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from harness.prometheus.server import PrometheusServer, Series
+from monitoring.live.load import Tally, load
+from monitoring.live.stack import RULES, Stack
+
+_OPERATORS = {"Equal": "=", "NotEqual": "!=", "Re": "=~", "NotRe": "!~"}
+_DIRECT = build_opener(ProxyHandler({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A system that has been under load, and when; times are seconds since the epoch."""
+
+    stack: Stack
+    tally: Tally
+    since: float
+    until: float
+
+    def ask(self, expr: str) -> list[Series]:
+        """Evaluate as of the end of the load, and leave out what is not a number."""
+        series = self.stack.prometheus.query(expr, self.until)
+        return [each for each in series if each["value"][1] != "NaN"]
+
+
+def drive(stack: Stack, seconds: float) -> Observed:
+    """Put load on it, and wait until Prometheus has seen the last of it."""
+
+    async def users() -> Tally:
+        async with load(stack.gateway.target) as crowd:
+            await crowd.run(seconds)
+            return crowd.tally
+
+    since = time.time()
+    tally = asyncio.run(users())
+    until = time.time() + 1
+    seen(stack.prometheus, until)
+    return Observed(stack, tally, since, until)
+
+
+def seen(prometheus: PrometheusServer, moment: float) -> None:
+    """Return when all targets have been scraped, and all rules evaluated, after *moment*."""
+    for _ in range(600):
+        scraped = [float(each["value"][1]) for each in prometheus.query("timestamp(up)")]
+        if scraped and min(scraped) > moment:
+            return
+        time.sleep(0.1)
+    raise AssertionError("Prometheus does not scrape")
+
+
+def quick_rules(folder: Path) -> list[Path]:
+    """Write the chart's rules with every group evaluated every second."""
+    paths = []
+    for source in sorted(RULES.glob("*.yaml")):
+        content = yaml.safe_load(source.read_text(encoding="utf-8"))
+        for group in content["groups"]:
+            group["interval"] = "1s"
+        path = folder / source.name
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def rules() -> Iterator[dict[str, Any]]:
+    """Yield the rules of the chart."""
+    for source in sorted(RULES.glob("*.yaml")):
+        for group in yaml.safe_load(source.read_text(encoding="utf-8"))["groups"]:
+            yield from group["rules"]
+
+
+def plain(selector: promql.VectorSelector) -> str:
+    """Write a selector without the range and the offset that it has in an expression."""
+    matchers = (
+        f"{each.name}{_OPERATORS[str(each.op).removeprefix('MatchOp.')]}{json.dumps(each.value)}"
+        for each in selector.matchers.matchers
+    )
+    return f"{selector.name}{{{','.join(matchers)}}}"
+
+
+def exported(stack: Stack, name: str, *labels: str) -> dict[tuple[str, ...], float]:
+    """Return what the gateway exports now under a name: values by those labels."""
+    with _DIRECT.open(f"{stack.gateway.url}/metrics") as answer:
+        text = answer.read().decode()
+    return {
+        tuple(sample.labels[label] for label in labels): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    }
