@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,13 +25,19 @@ class GatewayServer(Program):
         self,
         settings: Mapping[str, object],
         *,
+        program: Sequence[str] = ("-m", "samserve"),
         port: int = 0,
         admin_port: int = 0,
         log: Path | None = None,
     ) -> None:
-        """Describe it: *settings* by their name with a dot; a port of 0 chooses a free one."""
+        """Describe it.
+
+        *settings* are by their name with a dot; *program* is what Python is to run, a file that
+        takes the same arguments for instance; a port of 0 chooses a free one.
+        """
         super().__init__(port=admin_port, log=log)
         self._settings = dict(settings)
+        self._program = tuple(program)
         self._api_port = port
 
     @property
@@ -55,4 +61,4 @@ class GatewayServer(Program):
             "server.admin_port": self.port,
         }
         flags = [f"--set={name}={value}" for name, value in settings.items()]
-        return [sys.executable, "-m", "samserve", "serve", *flags]
+        return [sys.executable, *self._program, "serve", *flags]

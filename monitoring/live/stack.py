@@ -57,7 +57,7 @@ class Stack:
 @contextmanager
 def running(
     *,
-    settings: Mapping[str, object] | None = None,
+    program: Sequence[str] = ("-m", "samserve"),
     rules: Sequence[Path] | None = None,
     interval_s: float = 1.0,
     prometheus_port: int = 0,
@@ -65,8 +65,8 @@ def running(
 ) -> Iterator[Stack]:
     """Run a Valkey Cluster, Triton, a gateway and Prometheus, which has scraped nothing yet.
 
-    *settings* are the gateway's, by their name with a dot, beside those that make something to
-    see; *rules* are files, those of the chart by default.
+    *program* is the gateway, as `GatewayServer` has it; *rules* are files, those of the chart by
+    default.
     """
     with ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="samserve-observe-")))
@@ -89,8 +89,8 @@ def running(
                     "cache.nodes": ",".join(cluster.addresses[:2]),
                     "trace.endpoint": f"http://{receiver.grpc_address}",
                     "auth.policy_file": policy,
-                    **(settings or {}),
                 },
+                program=program,
                 port=gateway_port,
                 log=folder / "gateway.log",
             )
