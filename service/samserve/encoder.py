@@ -137,19 +137,21 @@ class Encoder:
     async def _find_or_make(
         self, held: AsyncExitStack, job: Job, context: RequestContext
     ) -> Encoded:
-        clock, store = context.clock, self._store
+        clock, store, found = context.clock, self._store, "miss"
         try:
             with clock.stage("cache_get"):
                 since = await store.epoch(job.key) if job.since is None else job.since
                 # The caller met a miss, then looked at its picture: another flight may have landed.
                 embedding = await held.enter_async_context(store.lease(job.key, again=True))
+            found = embedding.tier.value
+            return Encoded(embedding, cached=True)
         except EmbeddingNotFound:
-            clock.rename("cache_get", "cache_get_miss")
-            slot = await self._into_slot(job, since, context)
-            with clock.stage("cache_put"):
-                return Encoded(await held.enter_async_context(store.publish(slot)), cached=False)
-        clock.rename("cache_get", f"cache_get_{embedding.tier.value}")
-        return Encoded(embedding, cached=True)
+            pass
+        finally:
+            clock.rename("cache_get", f"cache_get_{found}")
+        slot = await self._into_slot(job, since, context)
+        with clock.stage("cache_put"):
+            return Encoded(await held.enter_async_context(store.publish(slot)), cached=False)
 
     async def _into_slot(self, job: Job, since: Epoch, context: RequestContext) -> Slot:
         """Give what is ready to be published."""

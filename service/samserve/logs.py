@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO
 
 import structlog
 
@@ -11,7 +12,10 @@ from samserve.settings import LogSettings
 
 
 def configure(settings: LogSettings) -> None:
-    """Send structlog's lines to standard error in the chosen format; called once, at start."""
+    """Send our lines and those of libraries to standard error in the chosen format.
+
+    Called once, at start.
+    """
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if settings.format == "json"
@@ -24,15 +28,41 @@ def configure(settings: LogSettings) -> None:
     exceptions: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info] if settings.format == "json" else []
     )
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    begin: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *exceptions,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[settings.level.upper()]
-        ),
+        processors=[*begin, *exceptions, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    _take_over(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*begin, structlog.stdlib.add_logger_name],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *exceptions,
+                renderer,
+            ],
+        ),
+        # What libraries tell beyond warnings is about themselves.
+        max(level, logging.WARNING),
+    )
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Ours, to be told from what others add."""
+
+
+def _take_over(formatter: logging.Formatter, level: int) -> None:
+    """Have the lines of libraries look like ours."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, _Handler):
+            root.removeHandler(handler)
+    handler = _Handler(sys.stderr)
+    handler.setFormatter(formatter)
+    handler.setLevel(level)
+    root.addHandler(handler)

@@ -17,7 +17,9 @@ from samserve.errors import QuotaExceeded
 from samserve.principal import Allowance
 from samserve.security.policy import Policy, Quota, RateQuota
 
-_SERVER, _OTHERS = "server", "others"
+_SERVER = "server"
+# Who is counted together; no tenant has such a name.
+_ALL, _OTHERS = "(server)", "(others)"
 # Tenants that metrics tell apart.
 _MOST_NAMED = 100
 # Tenants whose use is remembered at once; see `Quotas._forget`.
@@ -119,7 +121,7 @@ class Quotas:
                 of = (tenant if tenant in named else _OTHERS, quota)
                 most[of] = max(ratio, most.get(of, 0.0))
         if policy.server.requests_per_s is not None:
-            most[_SERVER, "requests_per_s"] = self._server.used_ratio(policy.server)
+            most[_ALL, "requests_per_s"] = self._server.used_ratio(policy.server)
         return [(*of, ratio) for of, ratio in most.items()]
 
     @contextmanager

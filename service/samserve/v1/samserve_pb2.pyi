@@ -1476,8 +1476,8 @@ Global___FilterCount: _TypeAlias = FilterCount  # noqa: Y015
 
 @_typing.final
 class StageTiming(_message.Message):
-    """The wall-clock time of one stage; stages that overlap may sum to more than
-    the call took.
+    """The wall-clock time of one stage. Stages do not overlap: together they are
+    what the call took until its answer was put together.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

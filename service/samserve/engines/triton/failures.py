@@ -26,6 +26,9 @@ class RegionUnknown(EngineUnavailable):
 class QueueFull(Overloaded):
     """Triton has refused the request; it has done nothing."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, metadata={"resource": "engine_queue"})
+
 
 class QueueTimeout(DeadlineExceeded):
     """The request's time was over before Triton began."""
