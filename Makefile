@@ -31,6 +31,10 @@ triton: $(VENV)/.dev $(TRITON)/.done ## Runs tritonserver on model_repository/ u
 cluster: $(VENV)/.dev ## Runs a Valkey Cluster of six nodes on loopback until Ctrl-C.
 	$(BIN)/python -m harness.cluster
 
+.PHONY: observe
+observe: $(VENV)/.dev $(TRITON)/.done $(PROMETHEUS)/.done ## Runs it all under load before a real Prometheus.
+	$(BIN)/python -m monitoring.live
+
 .PHONY: dashboards
 dashboards: $(VENV)/.dev ## Generates dashboards and rules for Prometheus from monitoring/.
 	$(BIN)/python -m monitoring generate

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -77,6 +77,8 @@ class Program(ABC):
         """Return when it answers; raise `HarnessError` with the log's end otherwise."""
         if self._process is not None:
             raise HarnessError(f"{self._name} runs already")
+        if self._chosen_port and _is_taken(self._chosen_port):
+            raise HarnessError(f"port {self._chosen_port} is {_PORT_TAKEN}")
         for attempt in range(_START_ATTEMPTS):
             self.port = self._chosen_port or free_ports(1)[0]
             try:
@@ -108,10 +110,12 @@ class Program(ABC):
 
     def log_tail(self) -> str:
         """Return the end of what it has logged since it was started."""
-        with contextlib.suppress(FileNotFoundError), self._log_path().open("rb") as log:
+        path = self._log_path()
+        if not path.is_file():
+            return "" if not path.exists() else f"(see {path})"
+        with path.open("rb") as log:
             log.seek(self._log_start)
             return log.read().decode(errors="replace")[-_LOG_TAIL:]
-        return ""
 
     @abstractmethod
     def _command(self, folder: Path) -> list[str]:
@@ -130,7 +134,8 @@ class Program(ABC):
     def _spawn(self, folder: Path) -> subprocess.Popen[bytes]:
         command = self._command(folder)
         with self._log_path().open("ab") as log:
-            self._log_start = log.seek(0, os.SEEK_END)
+            # A pipe or a terminal has no place to go back to.
+            self._log_start = log.seek(0, os.SEEK_END) if log.seekable() else 0
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -165,3 +170,14 @@ class Program(ABC):
                 return True
         except OSError:  # refused, reset, or answered "not ready"
             return False
+
+
+def _is_taken(port: int) -> bool:
+    """Whether somebody listens there, who would be taken for the program."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return True
+    return False

@@ -61,7 +61,7 @@ def _failures_of_triton() -> Iterator[Alert]:
             {{ $labels.kind }}. Deadlines that pass in its queue are not counted here.""",
     )
     refused = """sum by (namespace, model, reason)
-        (rate(nv_inference_request_failure{reason!="CANCELED"}[5m]))"""
+        (rate(nv_inference_request_failure{reason!~"CANCELED|REJECTED"}[5m]))"""
     both = " + ".join(
         f"sum by (namespace, model) (rate(nv_inference_request_{each}[5m]))"
         for each in ("success", "failure")
@@ -74,8 +74,7 @@ def _failures_of_triton() -> Iterator[Alert]:
         severity="warning",
         summary="Triton fails requests to {{ $labels.model }} ({{ $labels.reason }})",
         description="""{{ $value | humanizePercentage }} of the requests to {{ $labels.model }} fail
-            in Triton itself, reason {{ $labels.reason }}: REJECTED is a full queue, BACKEND the
-            model.""",
+            in Triton itself, reason {{ $labels.reason }}; BACKEND is the model.""",
     )
 
 

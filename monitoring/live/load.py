@@ -87,7 +87,7 @@ class Load:
         request.options.points_per_side = 8
         request.options.pred_iou_thresh = 0.4
         request.options.min_mask_region_area = 50
-        request.options.crop_n_layers = int(dice.random() < 0.3)
+        request.options.crop_n_layers = int(dice.random() < 0.2)
         await self._call("AutoMask", request)
 
     async def _prepare(self, dice: random.Random) -> None:
@@ -121,7 +121,7 @@ class Load:
 
     async def _rush(self, dice: random.Random) -> None:
         """Send more clicks at once than the gateway lets in."""
-        await asyncio.sleep(4)
+        await asyncio.sleep(12)
         image = self._pictures[0]
         requests = [pb.PredictRequest(image=image, prompts=[_click(dice)]) for _ in range(_BURST)]
         await asyncio.gather(*(self._call("Predict", request) for request in requests))

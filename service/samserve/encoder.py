@@ -88,6 +88,8 @@ class Encoder:
         while True:
             attempt = await held.enter_async_context(AsyncExitStack())
             encoded, leads = await self._attempt(attempt, job, context)
+            if not leads:
+                context.facts.cache = "joined"
             if leads or not encoded.embedding.revoked:
                 return encoded
             # It was deleted after that work had begun, which may be before this call did.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
+from contextlib import suppress
+from typing import TextIO, cast
 
 import structlog
 
@@ -36,7 +37,7 @@ def configure(settings: LogSettings) -> None:
     structlog.configure(
         processors=[*begin, *exceptions, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Unfailing(sys.stderr))),
     )
     _take_over(
         structlog.stdlib.ProcessorFormatter(
@@ -50,6 +51,21 @@ def configure(settings: LogSettings) -> None:
         # What libraries tell beyond warnings is about themselves.
         max(level, logging.WARNING),
     )
+
+
+class _Unfailing:
+    """Writes where it can: a full disk or a reader that has gone must not fail a call."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._file.flush()
 
 
 class _Handler(logging.StreamHandler[TextIO]):

@@ -111,7 +111,7 @@ _KNOWN = {
     "grpc_method": "Embed Predict AutoMask DeleteEmbedding ListModels",
     "grpc_code": "OK CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND INTERNAL"
     " PERMISSION_DENIED RESOURCE_EXHAUSTED UNAVAILABLE DATA_LOSS UNAUTHENTICATED",
-    "reason": "OVERLOADED MEMORY_EXHAUSTED INTERNAL CANCELED",
+    "reason": "OVERLOADED MEMORY_EXHAUSTED INTERNAL CANCELED REJECTED",
     "kind": "memory full refused unavailable queue_timeout",
     "tier": "memory shared",
     "result": "hit miss deleted damaged format model unavailable",

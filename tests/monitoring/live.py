@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
@@ -17,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from harness.prometheus.server import PrometheusServer, Series
 from monitoring.live.load import Tally, load
-from monitoring.live.stack import RULES, Stack
+from monitoring.live.stack import Stack, chart_rules
 
 _OPERATORS = {"Equal": "=", "NotEqual": "!=", "Re": "=~", "NotRe": "!~"}
 _DIRECT = build_opener(ProxyHandler({}))
@@ -63,22 +62,9 @@ def seen(prometheus: PrometheusServer, moment: float) -> None:
     raise AssertionError("Prometheus does not scrape")
 
 
-def quick_rules(folder: Path) -> list[Path]:
-    """Write the chart's rules with every group evaluated every second."""
-    paths = []
-    for source in sorted(RULES.glob("*.yaml")):
-        content = yaml.safe_load(source.read_text(encoding="utf-8"))
-        for group in content["groups"]:
-            group["interval"] = "1s"
-        path = folder / source.name
-        path.write_text(yaml.safe_dump(content), encoding="utf-8")
-        paths.append(path)
-    return paths
-
-
 def rules() -> Iterator[dict[str, Any]]:
     """Yield the rules of the chart."""
-    for source in sorted(RULES.glob("*.yaml")):
+    for source in chart_rules():
         for group in yaml.safe_load(source.read_text(encoding="utf-8"))["groups"]:
             yield from group["rules"]
 

@@ -12,7 +12,7 @@ import pytest
 from monitoring.live.stack import running
 from monitoring.queries import Query, queries, substitute
 from tests.monitoring.catalogue import LABELS, TARGET
-from tests.monitoring.live import Observed, drive, exported, plain, quick_rules, rules
+from tests.monitoring.live import Observed, drive, exported, plain, rules
 from tests.monitoring.promql import selectors
 
 pytestmark = pytest.mark.slow
@@ -25,9 +25,9 @@ GPU = "nv_gpu_"
 
 
 @pytest.fixture(scope="module")
-def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+def observed() -> Iterator[Observed]:
     """The whole system after a load of every kind."""
-    with running(rules=quick_rules(tmp_path_factory.mktemp("rules"))) as stack:
+    with running() as stack:
         yield drive(stack, LOAD_S)
 
 

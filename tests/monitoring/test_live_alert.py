@@ -12,7 +12,7 @@ import pytest
 from samserve.client import Prompt, SyncClient
 
 from monitoring.live.scenes import scene
-from monitoring.live.stack import Stack, running
+from monitoring.live.stack import Stack, chart_rules, running
 from monitoring.queries import queries, substitute
 from tests.monitoring import slow_gateway
 from tests.monitoring.live import seen
@@ -27,7 +27,8 @@ ALERT = ("SamserveLatencyBurnFast", "Predict")
 
 def test_a_slow_decoder_fires_the_alert_on_predict_s_latency_and_no_other(tmp_path: Path) -> None:
     switch = tmp_path / "slow"
-    with running(program=(slow_gateway.__file__, str(switch))) as stack, clicking(stack):
+    program = (slow_gateway.__file__, str(switch))
+    with running(program=program, rules=chart_rules()) as stack, clicking(stack):
         time.sleep(BASELINE_S)
         began = time.time()
         seen(stack.prometheus, began)

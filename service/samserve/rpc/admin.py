@@ -52,7 +52,7 @@ class Admin:
         path = environ["PATH_INFO"]
         if path == "/metrics":
             # Who accepts OpenMetrics gets exemplars too.
-            generate, content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
+            generate, content_type = _encoder(environ.get("HTTP_ACCEPT", ""))
             start("200 OK", [("Content-Type", content_type)])
             return [generate(self._registry)]
         checks: dict[str, Callable[[], bool]] = {
@@ -76,6 +76,14 @@ class Admin:
         except RuntimeError:
             return False
         return turned.wait(_LIVE_TIMEOUT_S)
+
+
+def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    """Choose a format; the plain one for who asks for a version that is none."""
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):
+        return choose_encoder("")
 
 
 class _Server(ThreadingMixIn, WSGIServer):
