@@ -134,6 +134,7 @@ def test_missing_packages_are_named_with_the_command_that_brings_them(
     )
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_nothing_half_written(checkpoint: Path, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     command = [sys.executable, "-c", RUN, "export", checkpoint, "--repository", repository]

@@ -91,6 +91,7 @@ def test_a_pulled_model_is_verified_exported_and_named_by_the_catalogue(world: W
     assert files.info.card.source_sha256 == world.sha256
 
 
+@pytest.mark.slow
 def test_a_second_pull_downloads_nothing(world: World) -> None:
     world.pull(checksum=world.sha256)
     asked = len(world.server.seen)

@@ -108,7 +108,7 @@ def session(model: Path | bytes) -> onnxruntime.InferenceSession:
     scope="session",
     params=[
         pytest.param(TINY, id="tiny"),
-        pytest.param(MOBILE, id="mobile"),
+        pytest.param(MOBILE, id="mobile", marks=pytest.mark.slow),
         pytest.param(VIT_B, id="vit_b", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
     ],
 )

@@ -105,6 +105,7 @@ def test_fp16_halves_the_encoder_and_leaves_the_decoder(checkpoint: Path, tmp_pa
     assert full.digest != half.digest
 
 
+@pytest.mark.slow
 def test_fp16_that_loses_numbers_is_refused_and_leaves_nothing(
     checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_fp16_that_loses_numbers_is_refused_and_leaves_nothing(
     assert len(list(repository.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_weights_beyond_half_precision_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     def raise_one(state: dict[str, Any]) -> None:
         state["image_encoder.blocks.1.attn.qkv.bias"][7] = 70_000.0

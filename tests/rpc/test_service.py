@@ -43,9 +43,9 @@ async def test_embed_tells_id_size_model_and_expiry(stub: SegmentationServiceStu
         "hash",
         "cache_get_miss",
         "decode_image",
+        "cache_put",
         "resize",
         "encode",
-        "cache_put",
         "other",
     ]
 
