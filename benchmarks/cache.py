@@ -6,12 +6,12 @@ its own, and up at once; the scenarios take turns in rounds, with the same click
 embedding by its id and, where that is not found, sends the picture.  L1 and L2 start with the most
 wanted pictures, and a tenth of the clicks is made before anything is counted.
 
-Who answered is known exactly: each gateway has one client, which clicks again when it has its
-answer, and between two clicks reads the gateway's counter of embeddings found in memory.  A call
-that ran the encoder tells so by its stages; of the others, those that were counted are L1's, the
-rest are L2's.  With ``--rate`` clicks come when they come (Poisson), may overlap, and are timed
-from when they should have begun; then the counter is read around a round, and so many calls are
-taken for L1's as it has counted, those whose stage ``cache_get`` was shortest.
+Who answered is known exactly: a call tells so by its stages, which are ``encode``, or ``join`` for
+one that waited for another's, where the encoder ran, and ``cache_get_shared`` or
+``cache_get_memory`` where the embedding was found.  What the gateways count as found in memory
+meanwhile is printed beside it; a second look of the same call is not in it.  Each gateway has one
+client, which clicks again when it has its answer.  With ``--rate`` clicks come when they come
+(Poisson), may overlap, and are timed from when they should have begun.
 
 Then what it costs, with one call at a time: the look whether an embedding in memory was deleted
 elsewhere (gateways with the fake engine, beside whose decoder it can be seen), and what an Embed of
@@ -26,7 +26,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -65,22 +65,31 @@ class Scenario:
     clients: list[Client]
     calls: dict[str, list[Call]] = field(default_factory=lambda: {tier: [] for tier in TIERS})
     refused: int = 0
-
-    @property
-    def sides(self) -> list[tuple[Gateway, Client]]:
-        """Each gateway and its client."""
-        return list(zip(self.gateways, self.clients, strict=True))
+    counted: float = 0.0
+    """Embeddings that the gateways have found in memory, as they say."""
 
     def forget(self) -> None:
         """Forget what was measured."""
-        self.calls, self.refused = {tier: [] for tier in TIERS}, 0
+        self.calls, self.refused, self.counted = {tier: [] for tier in TIERS}, 0, 0.0
 
-    def note(self, calls: Sequence[Call], found_in_l1: int) -> None:
-        """Remember calls, of which so many were answered from memory."""
-        found = sorted((c for c in calls if c.encode_ms is None), key=lambda call: call.get_ms)
-        self.calls["L1 hit"] += found[:found_in_l1]
-        self.calls["L2 hit"] += found[found_in_l1:]
-        self.calls["encode"] += [call for call in calls if call.encode_ms is not None]
+    def note(self, stages_ms: Mapping[str, float], total_ms: float) -> None:
+        """Remember a call by who has answered it."""
+        # Who met an encode under way has waited for it.
+        encode_ms = stages_ms.get("encode", stages_ms.get("join"))
+        found = "L2 hit" if "cache_get_shared" in stages_ms else "L1 hit"
+        tier = found if encode_ms is None else "encode"
+        self.calls[tier].append(Call(total_ms, get_ms(stages_ms), encode_ms))
+
+    async def hits(self) -> float:
+        """Embeddings that its gateways have found in memory so far."""
+        labels = {"tier": "memory", "result": "hit"}
+        asked = (each.metric("samserve_cache_requests_total", **labels) for each in self.gateways)
+        return sum(await asyncio.gather(*asked))
+
+
+def get_ms(stages_ms: Mapping[str, float]) -> float:
+    """Add up looks into the store: the stage is named by what came of each."""
+    return sum(spent for stage, spent in stages_ms.items() if stage.startswith("cache_get_"))
 
 
 def picture(number: int, seed: int) -> bytes:
@@ -119,48 +128,35 @@ class Workload:
     async def play(self, scenario: Scenario, clicks: list[tuple[float, int]]) -> None:
         """Let the clients of a scenario make these clicks, each every second one."""
         work = self._whenever if self.rate else self._in_turn
-        sides = enumerate(scenario.sides)
-        await asyncio.gather(*(work(scenario, *side, clicks[i::2]) for i, side in sides))
+        before = await scenario.hits()
+        each = enumerate(scenario.clients)
+        await asyncio.gather(*(work(scenario, client, clicks[i::2]) for i, client in each))
+        scenario.counted += await scenario.hits() - before
 
     async def _in_turn(
-        self, scenario: Scenario, gateway: Gateway, client: Client, clicks: list[tuple[float, int]]
+        self, scenario: Scenario, client: Client, clicks: list[tuple[float, int]]
     ) -> None:
-        before = await hits(gateway)
         for _, number in clicks:
-            calls = await self._click(scenario, client, number, time.perf_counter())
-            after = await hits(gateway)
-            scenario.note(calls, int(after - before))
-            before = after
+            await self._click(scenario, client, number, time.perf_counter())
 
     async def _whenever(
-        self, scenario: Scenario, gateway: Gateway, client: Client, clicks: list[tuple[float, int]]
+        self, scenario: Scenario, client: Client, clicks: list[tuple[float, int]]
     ) -> None:
-        before, started, tasks = await hits(gateway), time.perf_counter(), []
+        started, tasks = time.perf_counter(), []
         for at, number in clicks:
             await asyncio.sleep(max(0.0, started + at - time.perf_counter()))
             tasks.append(asyncio.create_task(self._click(scenario, client, number, started + at)))
-        calls = [call for found in await asyncio.gather(*tasks) for call in found]
-        scenario.note(calls, int(await hits(gateway) - before))
+        await asyncio.gather(*tasks)
 
-    async def _click(
-        self, scenario: Scenario, client: Client, number: int, begin: float
-    ) -> list[Call]:
-        """Click once, and heal; no call if that is refused."""
+    async def _click(self, scenario: Scenario, client: Client, number: int, begin: float) -> None:
+        """Click once, and heal; it is not noted if that is refused."""
         image = self._pictures[number]
         try:
             answer = await client.predict(self.ids[number], _CLICK, image=image)
         except SamserveClientError:
             scenario.refused += 1
-            return []
-        stages, total_ms = answer.timings_ms, (time.perf_counter() - begin) * 1e3
-        # Who met an encode under way has waited for it.
-        encode_ms = stages.get("encode", stages.get("join"))
-        return [Call(total_ms, stages.get("cache_get", 0.0), encode_ms)]
-
-
-async def hits(gateway: Gateway) -> float:
-    """Embeddings that the gateway has found in its memory so far."""
-    return await gateway.metric("samserve_store_hits_total")
+            return
+        scenario.note(answer.timings_ms, (time.perf_counter() - begin) * 1e3)
 
 
 def slots(options: argparse.Namespace) -> int:
@@ -224,7 +220,7 @@ async def print_state(one: Scenario) -> None:
     held = len(one.cluster.keys()) if one.cluster else 0
     print(
         f"  at the end L2 holds {held}; commands that it did not answer: {sum(failures):.0f}; "
-        f"calls that were refused: {one.refused}"
+        f"calls that were refused: {one.refused}; found in L1, as counted: {one.counted:.0f}"
     )
 
 
@@ -268,16 +264,18 @@ async def measure_check(cluster: Cluster, rounds: int) -> None:
         for _ in range(rounds):
             for way in ways:
                 await way.times(0, 200)
-    print("\nA click on an L1 hit, fake engine\n                   p50 ms   cache_get p50   CPU us")
+    print(
+        "\nA click on an L1 hit, fake engine\n                   p50 ms  cache_get_* p50   CPU us"
+    )
     for way in ways:
         wall, get = np.median(way.took, axis=0)
-        print(f"  {way.name:14}{wall:9.2f}{get:16.3f}{np.mean(way.cpu_us):9.0f}")
+        print(f"  {way.name:14}{wall:9.2f}{get:17.3f}{np.mean(way.cpu_us):9.0f}")
 
 
 async def _found(client: Client, embedding_id: str, _: int) -> tuple[float, float]:
     started = time.perf_counter()
     answer = await client.predict(embedding_id, _CLICK)
-    return (time.perf_counter() - started) * 1e3, answer.timings_ms["cache_get"]
+    return (time.perf_counter() - started) * 1e3, get_ms(answer.timings_ms)
 
 
 async def measure_writes(

@@ -16,7 +16,7 @@ _STAGE = "#777777"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Milliseconds of one call, of its look into the store, and of the encoder if that ran."""
+    """Milliseconds of one call, of its looks into the store, and of the encoder if that ran."""
 
     total_ms: float
     get_ms: float
@@ -67,14 +67,14 @@ def print_rows(scenario: str, by_tier: Mapping[str, Sequence[Call]]) -> None:
     print(
         f"\n{scenario}: {len(wall)} calls, {encodes:.0f} encodes per 1000 calls, "
         f"mean {np.mean(wall):.1f} ms a call\n"
-        "  answered by  share   p50 ms   p99 ms   cache_get p50      p99   encode p50      p99"
+        "  answered by  share   p50 ms   p99 ms   cache_get_* p50      p99   encode p50      p99"
     )
     for row in rows(scenario, by_tier):
         encode = "" if np.isnan(row.encode_p50) else f"{row.encode_p50:13.1f}{row.encode_p99:9.1f}"
         if row.share:
             print(
                 f"  {row.tier:11}{row.share:7.1%}{row.p50:9.1f}{row.p99:9.1f}"
-                f"{row.get_p50:16.2f}{row.get_p99:9.2f}{encode}"
+                f"{row.get_p50:18.2f}{row.get_p99:9.2f}{encode}"
             )
 
 
@@ -181,7 +181,7 @@ def _draw_key(axes) -> None:  # type: ignore[no-untyped-def]
         Line2D([], [], color="black", marker="o", linestyle="", label="p50"),
         Line2D([], [], color="black", marker="^", linestyle="", label="p99"),
         Line2D([], [], color=_COLOURS["L1 hit"], linewidth=2, label="whole click"),
-        Line2D([], [], color=_STAGE, linewidth=2, label="stage cache_get"),
+        Line2D([], [], color=_STAGE, linewidth=2, label="stage cache_get_*"),
     ]
     axes.legend(
         handles=entries,

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from samserve.context import CallFacts
 from samserve.metrics.buckets import MASKS, PROMPTS, SECONDS
+from samserve.metrics.histograms import Histogram, Histograms
 
 CLIENT_STAGES = ("receive", "send")
 """Stages whose time is the client's: it sends its request, it takes the answer."""
@@ -17,7 +18,7 @@ CLIENT_STAGES = ("receive", "send")
 _OK = "OK"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class CallRecord:
     """One call that has ended.
 
@@ -42,8 +43,8 @@ class _Families:
     def __init__(self, registry: CollectorRegistry) -> None:
         counter = partial(Counter, registry=registry)
         gauge = partial(Gauge, registry=registry)
-        histogram = partial(Histogram, registry=registry)
-        seconds = partial(histogram, buckets=SECONDS)
+        histogram = partial(Histograms, registry=registry)
+        seconds = partial(histogram, bounds=SECONDS)
         rpc = ["grpc_type", "grpc_service", "grpc_method"]
         self.started = counter("grpc_server_started", "RPCs that were begun.", rpc)
         self.handled = counter(
@@ -85,10 +86,10 @@ class _Families:
             ["grpc_method", "direction"],
         )
         self.prompts = histogram(
-            "samserve_prompts_per_call", "Prompts of a call.", by_method, buckets=PROMPTS
+            "samserve_prompts_per_call", "Prompts of a call.", by_method, bounds=PROMPTS
         )
         self.masks = histogram(
-            "samserve_masks_per_call", "Masks in an answer.", by_method, buckets=MASKS
+            "samserve_masks_per_call", "Masks in an answer.", by_method, bounds=MASKS
         )
         self.candidates = counter(
             "samserve_automask_candidates",
@@ -112,7 +113,8 @@ class CallMetrics:
         self._handling = cache(lambda method: families.handling.labels(*standard[method]))
         self.in_flight = cache(families.in_flight.labels)
         self._served = cache(families.served.labels)
-        self._stages = cache(families.stages.labels)
+        self._stages = families.stages
+        self._stages_of = cache(self._no_stages)
         self._errors = cache(families.errors.labels)
         self._refusals = cache(families.refusals.labels)
         self._limits = families.limits
@@ -135,15 +137,17 @@ class CallMetrics:
 
     def record(self, call: CallRecord) -> None:
         """Count a call that has ended."""
-        exemplar = {"trace_id": call.trace_id} if call.trace_id else None
-        method, facts = call.method, call.facts
+        method, facts, trace_id = call.method, call.facts, call.trace_id
         self._handled(method, call.code).inc()
-        self._handling(method).observe(call.seconds, exemplar)
+        self._handling(method).observe(call.seconds, trace_id)
+        known = self._stages_of(method, facts.model)
         for stage, spent in call.stages.items():
-            self._stages(method, facts.model, stage).observe(spent, exemplar)
+            if stage not in known:
+                known[stage] = self._stages.labels(method, facts.model, stage)
+            known[stage].observe(spent, trace_id)
         if call.code == _OK:
             theirs = sum(call.stages.get(stage, 0.0) for stage in CLIENT_STAGES)
-            self._served(method, facts.model).observe(call.seconds - theirs, exemplar)
+            self._served(method, facts.model).observe(call.seconds - theirs, trace_id)
         if call.reason:
             self._errors(method, call.reason).inc()
         if call.refused:
@@ -151,6 +155,9 @@ class CallMetrics:
         self._bytes(method, "received").inc(facts.received_bytes)
         self._bytes(method, "sent").inc(facts.sent_bytes)
         self._count_work(method, facts)
+
+    def _no_stages(self, method: str, model: str) -> dict[str, Histogram]:
+        return {}
 
     def _count_work(self, method: str, facts: CallFacts) -> None:
         if facts.prompts:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from samserve.metrics.buckets import OUTCOMES, SECONDS
+from samserve.metrics.histograms import Histogram, Histograms
 from samserve.types import ModelInfo, Transport
 
 
@@ -27,12 +28,12 @@ class EngineMetrics:
             ["network", "model", "outcome"],
             registry=registry,
         )
-        self._seconds = Histogram(
+        self._seconds = Histograms(
             "samserve_engine_run_seconds",
             "Time of the runs of a network, as the gateway sees it.",
             ["network", "model"],
-            buckets=SECONDS,
-            registry=registry,
+            SECONDS,
+            registry,
         )
         self._running = Gauge(
             "samserve_engine_running",
@@ -53,26 +54,17 @@ class EngineMetrics:
         )
         self._of = cache(self._children)
 
-    @contextmanager
-    def run(self, network: str, model: str) -> Iterator[None]:
-        """Count a run of a network while the block runs, and how it ended."""
-        outcomes, seconds = self._of(network, model)
-        outcome = "failed"
-        started = time.monotonic()
-        try:
-            with self._running.labels(network).track_inprogress():
-                yield
-            outcome = "ok"
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        finally:
-            outcomes[outcome].inc()
-            seconds.observe(time.monotonic() - started)
+    def run(self, network: str, model: str) -> _Run:
+        """Count a run of a network while the block runs, and how it ended; on the event loop."""
+        return _Run(self._of(network, model))
 
-    def _children(self, network: str, model: str) -> tuple[dict[str, Counter], Histogram]:
-        outcomes = {name: self._runs.labels(network, model, name) for name in OUTCOMES}
-        return outcomes, self._seconds.labels(network, model)
+    def _children(self, network: str, model: str) -> _Of:
+        return _Of(
+            running=self._running.labels(network),
+            # All of them, so that a first failure is an increase.
+            outcomes={name: self._runs.labels(network, model, name) for name in OUTCOMES},
+            seconds=self._seconds.labels(network, model),
+        )
 
     def watch_queue(self, name: str, waiting: Callable[[], int]) -> None:
         """Export how many wait, at the time of the scrape, which is in another thread."""
@@ -85,6 +77,38 @@ class EngineMetrics:
     ) -> None:
         """Export the state of the runtime, at the time of the scrape, in another thread."""
         self._registry.register(_EngineCollector(transport, models))
+
+
+@dataclass(frozen=True, slots=True)
+class _Of:
+    """The metrics of one network of one model."""
+
+    running: Gauge
+    outcomes: Mapping[str, Counter]
+    seconds: Histogram
+
+
+class _Run:
+    """The block of a run; a class, since a generator costs twice as much."""
+
+    __slots__ = ("_of", "_started")
+
+    def __init__(self, of: _Of) -> None:
+        self._of = of
+
+    def __enter__(self) -> None:
+        self._of.running.inc()
+        self._started = time.monotonic()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        of = self._of
+        of.seconds.observe(time.monotonic() - self._started)
+        of.running.dec()
+        if kind is None:
+            outcome = "ok"
+        else:
+            outcome = "cancelled" if issubclass(kind, asyncio.CancelledError) else "failed"
+        of.outcomes[outcome].inc()
 
 
 class TritonMetrics:

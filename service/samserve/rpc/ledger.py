@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 
@@ -69,7 +70,8 @@ class Ledger:
     def __init__(self, metrics: CallMetrics, tracing: Tracing) -> None:
         self.metrics = metrics
         self._tracing = tracing
-        self._log = structlog.get_logger("samserve.call")
+        # Bound once: whoever asks the lazy one is given a new logger each time.
+        self._log = structlog.get_logger("samserve.call").bind()
 
     def open(self, method: Method, metadata: Metadata | None) -> Entry:
         """Begin."""
@@ -93,15 +95,23 @@ class Ledger:
                 trace_id=entry.trace.trace_id if entry.trace.recorded else "",
             )
         )
-        entry.trace.end(
-            CallEnd(
-                request_id=context.request_id,
-                tenant=context.tenant,
-                code=entry.code.value[0],
-                server_failed=entry.code in _SERVER_FAILED,
-                facts=facts,
+        if entry.trace.recorded:
+            entry.trace.end(
+                CallEnd(
+                    request_id=context.request_id,
+                    tenant=context.tenant,
+                    code=entry.code.value[0],
+                    server_failed=entry.code in _SERVER_FAILED,
+                    facts=facts,
+                )
             )
-        )
+        if self._log.is_enabled_for(logging.INFO):
+            self._tell(entry, context, seconds, stages)
+
+    def _tell(
+        self, entry: Entry, context: RequestContext, seconds: float, stages: dict[str, float]
+    ) -> None:
+        facts = context.facts
         self._log.info(
             "call",
             method=entry.method.name,

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import Mapping
 
 from grpc import ssl_channel_credentials
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    set_span_in_context,
+)
 from opentelemetry.trace import Span as ApiSpan
-from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from samserve import __version__
@@ -22,6 +32,7 @@ from samserve.settings import TraceSettings
 from samserve.tracing import CallEnd, Metadata
 
 _PROPAGATOR = TraceContextTextMapPropagator()
+_SCOPE = InstrumentationScope("samserve", __version__)
 _HEADERS = ("traceparent", "tracestate")
 # At the end of the process; a receiver that is away must not hold that up.
 _FLUSH_MS = 2000
@@ -37,8 +48,9 @@ class OtelTracing:
         self._provider = TracerProvider(
             resource=_resource(), sampler=_sampler(settings), shutdown_on_exit=False
         )
-        self._provider.add_span_processor(BatchSpanProcessor(_exporter(settings)))
-        self._tracer = self._provider.get_tracer("samserve", __version__)
+        self._processor = BatchSpanProcessor(_exporter(settings))
+        self._provider.add_span_processor(self._processor)
+        self._tracer = self._provider.get_tracer(_SCOPE.name, _SCOPE.version)
 
     def begin(self, service: str, method: str, metadata: Metadata | None) -> OtelCall:
         """See `Tracing.begin`."""
@@ -53,7 +65,7 @@ class OtelTracing:
             SpanKind.SERVER,
             {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
         )
-        return OtelCall(self._tracer, span)
+        return OtelCall(span, self._processor, self._provider.resource)
 
     async def aclose(self) -> None:
         """See `Tracing.aclose`."""
@@ -62,18 +74,32 @@ class OtelTracing:
 
 
 class OtelCall:
-    """See `CallTrace`."""
+    """See `CallTrace`.
 
-    def __init__(self, tracer: Tracer, span: ApiSpan) -> None:
+    The call is a span of the SDK's.  Its stages, of which there are a dozen, are written down as
+    they pass, and made into spans when all is over: to begin and end one in the SDK costs more
+    than most of them take.
+    """
+
+    def __init__(self, span: ApiSpan, processor: SpanProcessor, resource: Resource) -> None:
         self._span = span
+        self._processor = processor
+        self._resource = resource
+        self.context = span.get_span_context()
         self.recorded = span.is_recording()
-        self.trace_id = f"{span.get_span_context().trace_id:032x}"
-        self.span: Span = _Recorded(tracer, span) if self.recorded else _UNRECORDED
+        self.trace_id = f"{self.context.trace_id:032x}"
+        # Triton is not told of a trace that is not sampled: it records whatever it is told of.
+        self.span: Span | None = _Part(self, "", self.context) if self.recorded else None
+        self.parts: list[_Part] = []
+        self.over = False
 
     def end(self, end: CallEnd) -> None:
         """See `CallTrace.end`."""
-        if not self.recorded:
-            return
+        self.over = True
+        for part in self.parts:
+            # Work that others wait for goes on, and is sent when it ends.
+            if part.ended_ns:
+                self.send(part)
         facts = end.facts
         self._span.set_attributes(
             {
@@ -90,43 +116,55 @@ class OtelCall:
             self._span.set_status(Status(StatusCode.ERROR))
         self._span.end()
 
+    def send(self, part: _Part) -> None:
+        """Make a span of a part that has ended."""
+        span = ReadableSpan(
+            part.name,
+            part.context,
+            part.parent,
+            self._resource,
+            start_time=part.began_ns,
+            end_time=part.ended_ns,
+            instrumentation_scope=_SCOPE,
+        )
+        self._processor.on_end(span)
 
-class _Recorded:
-    """See `samserve.context.Span`."""
 
-    __slots__ = ("_span", "_tracer")
+class _Part:
+    """See `samserve.context.Span`; the one without a parent is the call itself."""
 
-    def __init__(self, tracer: Tracer, span: ApiSpan) -> None:
-        self._tracer = tracer
-        self._span = span
+    __slots__ = ("_call", "began_ns", "context", "ended_ns", "name", "parent")
 
-    def child(self, name: str) -> _Recorded:
-        parent = set_span_in_context(self._span)
-        return _Recorded(self._tracer, self._tracer.start_span(name, parent))
+    def __init__(
+        self, call: OtelCall, name: str, context: SpanContext, parent: SpanContext | None = None
+    ) -> None:
+        self._call = call
+        self.name = name
+        self.context = context
+        self.parent = parent
+        self.began_ns = time.time_ns()
+        self.ended_ns = 0
+
+    def child(self, name: str) -> _Part:
+        call, around = self._call, self.context
+        # The SDK's own ids are as random as this.
+        identity = random.getrandbits(64) or 1
+        context = SpanContext(
+            *(around.trace_id, identity, False, around.trace_flags, around.trace_state)
+        )
+        part = _Part(call, name, context, around)
+        call.parts.append(part)
+        return part
 
     def end(self) -> None:
-        self._span.end()
+        self.ended_ns = time.time_ns()
+        if self._call.over:
+            self._call.send(self)
 
     def headers(self) -> Mapping[str, str]:
         carrier: dict[str, str] = {}
-        _PROPAGATOR.inject(carrier, set_span_in_context(self._span))
+        _PROPAGATOR.inject(carrier, set_span_in_context(NonRecordingSpan(self.context)))
         return carrier
-
-
-class _Unrecorded:
-    """A trace that is not sampled; Triton is not told of it: it records what it is told of."""
-
-    def child(self, name: str) -> _Unrecorded:
-        return self
-
-    def end(self) -> None:
-        pass
-
-    def headers(self) -> Mapping[str, str]:
-        return {}
-
-
-_UNRECORDED = _Unrecorded()
 
 
 def _sampler(settings: TraceSettings) -> Sampler:
