@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 
 from samserve.context import CallFacts
 from samserve.metrics.buckets import MASKS, PROMPTS, SECONDS
-from samserve.metrics.histograms import Histogram, Histograms
+from samserve.metrics.quick import Counters, Gauges, Histogram, Histograms
 
 CLIENT_STAGES = ("receive", "send")
 """Stages whose time is the client's: it sends its request, it takes the answer."""
@@ -41,8 +42,8 @@ class _Families:
     """The metrics themselves."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        counter = partial(Counter, registry=registry)
-        gauge = partial(Gauge, registry=registry)
+        counter = partial(Counters, registry=registry)
+        gauge = partial(Gauges, registry=registry)
         histogram = partial(Histograms, registry=registry)
         seconds = partial(histogram, bounds=SECONDS)
         rpc = ["grpc_type", "grpc_service", "grpc_method"]
@@ -137,17 +138,18 @@ class CallMetrics:
 
     def record(self, call: CallRecord) -> None:
         """Count a call that has ended."""
-        method, facts, trace_id = call.method, call.facts, call.trace_id
+        method, facts = call.method, call.facts
+        seen = ({"trace_id": call.trace_id}, time.time()) if call.trace_id else None
         self._handled(method, call.code).inc()
-        self._handling(method).observe(call.seconds, trace_id)
+        self._handling(method).observe(call.seconds, seen)
         known = self._stages_of(method, facts.model)
         for stage, spent in call.stages.items():
             if stage not in known:
                 known[stage] = self._stages.labels(method, facts.model, stage)
-            known[stage].observe(spent, trace_id)
+            known[stage].observe(spent, seen)
         if call.code == _OK:
             theirs = sum(call.stages.get(stage, 0.0) for stage in CLIENT_STAGES)
-            self._served(method, facts.model).observe(call.seconds - theirs, trace_id)
+            self._served(method, facts.model).observe(call.seconds - theirs, seen)
         if call.reason:
             self._errors(method, call.reason).inc()
         if call.refused:

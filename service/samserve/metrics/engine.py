@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from samserve.metrics.buckets import OUTCOMES, SECONDS
-from samserve.metrics.histograms import Histogram, Histograms
+from samserve.metrics.quick import Count, Counters, Gauges, Histogram, Histograms
 from samserve.types import ModelInfo, Transport
 
 
@@ -22,7 +22,7 @@ class EngineMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._runs = Counter(
+        self._runs = Counters(
             "samserve_engine_runs",
             "Runs of a network, by outcome (ok, cancelled, failed).",
             ["network", "model", "outcome"],
@@ -35,7 +35,7 @@ class EngineMetrics:
             SECONDS,
             registry,
         )
-        self._running = Gauge(
+        self._running = Gauges(
             "samserve_engine_running",
             "Runs of a network that are under way.",
             ["network"],
@@ -83,8 +83,8 @@ class EngineMetrics:
 class _Of:
     """The metrics of one network of one model."""
 
-    running: Gauge
-    outcomes: Mapping[str, Counter]
+    running: Count
+    outcomes: Mapping[str, Count]
     seconds: Histogram
 
 
@@ -97,13 +97,13 @@ class _Run:
         self._of = of
 
     def __enter__(self) -> None:
-        self._of.running.inc()
+        self._of.running.inc(1)
         self._started = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         of = self._of
         of.seconds.observe(time.monotonic() - self._started)
-        of.running.dec()
+        of.running.inc(-1)
         if kind is None:
             outcome = "ok"
         else:

@@ -113,7 +113,7 @@ class Boundary:
                 context.principal = self._entrance.identify(rpc)
                 admitted = self._entrance.admitted(method, context.principal)
                 context.allowance = held.enter_context(admitted)
-            held.enter_context(self._ledger.metrics.in_flight(method.name).track_inprogress())
+            held.enter_context(self._ledger.metrics.in_flight(method.name))
             try:
                 async with asyncio.timeout(context.remaining_s):
                     yield

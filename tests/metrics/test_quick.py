@@ -1,4 +1,4 @@
-"""Our histograms say what those of prometheus_client say of the same observations."""
+"""Our metrics say what those of prometheus_client say of the same observations."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from samserve.metrics.buckets import SECONDS
-from samserve.metrics.histograms import Histograms
+from samserve.metrics.quick import Counters, Gauges, Histograms
 
 LABELS = ("network", "model")
 VALUES = st.one_of(
@@ -42,9 +42,27 @@ def test_they_say_the_same(observed: list[tuple[str, float, str]]) -> None:
     other = Histogram("run_seconds", "Time.", LABELS, buckets=SECONDS, registry=theirs)
 
     for model, value, trace_id in observed:
-        mine.labels("decoder", model).observe(value, trace_id)
         exemplar = {"trace_id": trace_id} if trace_id else None
+        mine.labels("decoder", model).observe(value, exemplar and (exemplar, 1.5))
         other.labels("decoder", model).observe(value, exemplar)
+
+    assert samples(ours) == samples(theirs)
+
+
+def test_counters_and_gauges_say_the_same() -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    counters, gauges = Counters("runs", "Runs.", LABELS, ours), Gauges("now", "Now.", LABELS, ours)
+    counter = Counter("runs", "Runs.", LABELS, registry=theirs)
+    gauge = Gauge("now", "Now.", LABELS, registry=theirs)
+    for model in ("a", "b", "a"):
+        counters.labels("decoder", model).inc()
+        counters.labels("encoder", model).inc(2.5)
+        counter.labels("decoder", model).inc()
+        counter.labels("encoder", model).inc(2.5)
+    with gauges.labels("decoder", "a"), gauge.labels("decoder", "a").track_inprogress():
+        assert samples(ours) == samples(theirs)
+    gauges.labels("encoder", "a").set(7)
+    gauge.labels("encoder", "a").set(7)
 
     assert samples(ours) == samples(theirs)
 
