@@ -69,7 +69,7 @@ def draw(prometheus: PrometheusServer, page: str, window: Window, path: Path) ->
     """Draw the page whose title ends with *page*."""
     (dashboard,) = (each for each in dashboards() if each["title"].endswith(page))
     shown = sorted(panels(dashboard), key=lambda panel: (_y(panel), panel["gridPos"]["x"]))
-    bottom = max(_y(panel) + panel["gridPos"]["h"] for panel in shown)
+    bottom = max(_y(panel) + panel["gridPos"]["h"] for panel in shown) + 1
     width, height = _COLUMNS * _CELL_IN[0], bottom * _CELL_IN[1]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), dpi=_DPI)

@@ -17,7 +17,7 @@ from samserve import __version__
 from samserve.metrics.buckets import OUTCOMES, SECONDS
 from samserve.watched import Watched
 
-_LAG_EVERY_S = 0.5
+_LAG_EVERY_S = 1.0
 
 QuotaUse = tuple[str, str, float]
 """A tenant, one of its quotas, and how much of it is used: 0 to 1."""
