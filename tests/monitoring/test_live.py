@@ -5,6 +5,7 @@ and rules ask is answered, and is about what is really exported.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import promql_parser as promql
 import pytest
@@ -18,6 +19,7 @@ from tests.monitoring.promql import selectors
 pytestmark = pytest.mark.slow
 
 LOAD_S = 40
+WINDOW = "30s"
 QUERIES = list(queries())
 RULES = list(rules())
 # No GPU is here; test_gpu.py has what Triton has exported on a machine with one.
@@ -55,7 +57,7 @@ def test_there_are_enough_questions() -> None:
     "query", QUERIES, ids=lambda query: f"{query.dashboard}: {query.panel} {query.legend}"
 )
 def test_a_panel_s_query_is_answered(observed: Observed, query: Query) -> None:
-    answer = observed.ask(substitute(query.expr))
+    answer = observed.ask(substitute(query.expr, rate_interval=WINDOW))
 
     assert bool(answer) != bool(no_data_because(query)), no_data_because(query)
 
@@ -64,8 +66,9 @@ def test_a_model_and_a_namespace_can_be_chosen(observed: Observed) -> None:
     for query in QUERIES:
         if no_data_because(query) or "$model" not in query.expr:
             continue
-        assert observed.ask(substitute(query.expr, model="sam_tiny", namespace="samserve"))
-        assert not observed.ask(substitute(query.expr, namespace="elsewhere"))
+        asked = partial(substitute, query.expr, rate_interval=WINDOW)
+        assert observed.ask(asked(model="sam_tiny", namespace="samserve"))
+        assert not observed.ask(asked(namespace="elsewhere"))
 
 
 def test_prometheus_evaluates_every_rule(observed: Observed) -> None:
