@@ -305,11 +305,11 @@ async def test_a_crash_tells_its_trace_and_no_secret(
 ) -> None:
     key = key_file.add("acme", "embed")
     settings = settings_with(auth={"keys_file": key_file.path})
+    logs.configure(LogSettings(format=kind))
     async with (
         running(settings, engine=Broken()) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
     ):
-        logs.configure(LogSettings(format=kind))
         stub = samserve_pb2_grpc.SegmentationServiceStub(channel)
         request = pb.EmbedRequest(image=pb.Image(encoded=pictures.png()))
         with pytest.raises(grpc.aio.AioRpcError) as failed:
