@@ -275,6 +275,7 @@ ALTERED: dict[str, tuple[str, Patch]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALTERED)
 def test_an_altered_step_is_noticed(
     name: str,

@@ -86,6 +86,7 @@ def test_an_export_tells_where_it_comes_from_and_what_was_compared(
     assert str(tmp_path) not in (tmp_path / "small_encoder" / "config.pbtxt").read_text()
 
 
+@pytest.mark.slow
 def test_fp16_halves_the_encoder_and_leaves_the_decoder(checkpoint: Path, tmp_path: Path) -> None:
     full = export(checkpoint, ExportOptions(tmp_path, "full", check=False))
     half = export(

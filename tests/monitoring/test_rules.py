@@ -66,7 +66,14 @@ def test_prometheus_takes_the_rules(file: str) -> None:
     assert "SUCCESS" in result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+# Three days of budgets take promtool a while.
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem == "budgets"))
+        for path in CASES
+    ],
+)
 def test_alerts_fire_and_are_quiet(path: Path) -> None:
     result = promtool("test", "rules", path)
 
