@@ -8,8 +8,9 @@ bare gateway: one pair.  What is reported is the mean difference and its 95 % co
 each pair has new ones unless ``--renew`` says otherwise.
 
 ``bare`` is a gateway without instruments: no counters and histograms of calls and of runs of the
-engine, no stage clock, no log line, no look at the event loop's lag.  What is kept: what is learnt
-about a call on its way, its request id, the store's counts, and timings in answers, made up here.
+engine, no log line, no look at the event loop's lag.  What is kept: what is learnt about a call on
+its way, its request id, the store's counts, and the stage clock, which answers need for their
+``timings``; ``no clock`` is without that, too, and makes up what it answers.
 ``bare again`` is the same once more: how far the two are apart is what the comparison is off by.
 ``metrics`` is what ships, but log lines of calls are turned off by their level; its engine counts
 its runs as the real ones do.  ``logs`` has one line of JSON for each call besides, to /dev/null.
@@ -81,6 +82,7 @@ class Variant:
 
     name: str
     bare: bool = False
+    clock: bool = True
     log_level: str = "warning"
     traced: bool = False
     metadata: tuple[tuple[str, str], ...] = ()
@@ -90,6 +92,7 @@ class Variant:
 VARIANTS = (
     Variant("bare", bare=True),
     Variant("bare again", bare=True),
+    Variant("no clock", bare=True, clock=False),
     Variant("metrics", budget_us=100),
     Variant("logs", log_level="info"),
     Variant("1 in 100", traced=True, budget_us=250),
@@ -119,7 +122,9 @@ class _Nothing:
 
 
 class _NoLedger(Ledger):
-    """Writes nothing down; the first calls of a method have a clock, to answer what it said."""
+    """Writes nothing down; without clocks all calls answer what those of the first ones said."""
+
+    has_clock = True
 
     def __init__(self, metrics: CallMetrics, tracing: Tracing) -> None:
         super().__init__(metrics, tracing)
@@ -129,7 +134,7 @@ class _NoLedger(Ledger):
         self._clocks: dict[str, Any] = {}
 
     def open(self, method: Method, metadata: Metadata | None) -> Entry:
-        begins = self._calls[method.name] < _WITH_CLOCK
+        begins = self.has_clock or self._calls[method.name] < _WITH_CLOCK
         return Entry(method, self._trace, StageClock() if begins else self._clocks[method.name])
 
     def close(self, entry: Entry, context: RequestContext) -> None:
@@ -156,7 +161,7 @@ class _QuickEngine(FakeEngine):
             return self._answer
 
 
-def serve(settings: Settings, *, bare: bool) -> None:
+def serve(settings: Settings, *, bare: bool, clock: bool) -> None:
     """Run a gateway until standard input ends; tells its CPU seconds, once spans have left."""
     opened: list[Tracing] = []
 
@@ -180,6 +185,7 @@ def serve(settings: Settings, *, bare: bool) -> None:
     vars(app).update(open_engine=open_engine, open_tracing=remember)
     if bare:
         vars(app).update(Ledger=_NoLedger)
+        _NoLedger.has_clock = clock
         cast("Any", ServerMetrics).lag_observed = lambda _: nullcontext()
     logs.configure(settings.log)
     asyncio.run(run())
@@ -238,6 +244,7 @@ def child(variant: Variant | None = None, endpoint: str = "") -> Child:
             "trace": {"endpoint": endpoint if variant.traced else ""},
         }
         command += [json.dumps(settings), *(["--bare"] if variant.bare else [])]
+        command += [] if variant.clock else ["--no-clock"]
         log = subprocess.DEVNULL if variant.log_level == "info" else None
     env = {**os.environ, **ALLOCATOR}
     return subprocess.Popen(command, stdin=-1, stdout=-1, stderr=log, text=True, env=env)
@@ -383,6 +390,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs="?", const={}, type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--no-clock", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is None:
         found = measure(options)
@@ -391,7 +399,7 @@ def main() -> None:
             table = {"compared": compared(found), **asdict(found)}
             options.json.write_text(json.dumps(table, indent=1))
     elif options.child:
-        serve(load(options.child), bare=options.bare)
+        serve(load(options.child), bare=options.bare, clock=not options.no_clock)
     else:
         receive()
 
