@@ -23,56 +23,37 @@ first, a click asks for logits only, memory that is freed is not given back, and
 collection of garbage, which takes as long as dozens of calls and comes once, is over.
 
 ``python -m benchmarks.observability [--pairs 30] [--turns 10] [--calls 50] [--renew 1] [--seed 1]
-[--json FILE]``
+[--json FILE] [--only VARIANT ...]``
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import gc
 import json
 import os
 import random
 import statistics
 import subprocess
 import sys
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Self, cast
+from typing import IO, cast
 
 import grpc
 from PIL import Image
-from samserve import app, logs
-from samserve.context import RequestContext, StageClock
-from samserve.engines.base import DecoderOutput, PromptBatch
-from samserve.engines.fake import MODEL, FakeEngine
-from samserve.metrics import Metrics
-from samserve.metrics.calls import CallMetrics
-from samserve.metrics.server import ServerMetrics
-from samserve.rpc.ledger import Entry, Ledger
-from samserve.rpc.methods import Method
-from samserve.settings import Settings, TraceSettings, load
-from samserve.tracing import Metadata, NoTracing, Tracing, open_tracing
-from samserve.types import Embedding
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from benchmarks.allocator import ALLOCATOR
-from harness.otlp.receiver import Receiver
+from benchmarks.observed import SIDE
 
 FEWEST_PAIRS = 20
-SIDE = 256
 KINDS = ("Predict", "Embed")
-_SMALL = replace(MODEL, image_size=SIDE, mask_size=SIDE // 4)
 _WARM_UP = (5, 30)
-_WITH_CLOCK = 5  # the first Embed says more than those that find the embedding
 _SAMPLED = (("traceparent", f"00-{'ab' * 16}-{'cd' * 8}-01"),)
 
 
@@ -100,119 +81,6 @@ VARIANTS = (
 )
 
 
-# What runs in the processes.
-
-
-class _Nothing:
-    """A clock that always says the same, the block of its stages, and a gauge, that do nothing."""
-
-    current = ""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-
-    def itself(self, *_: object) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    __enter__ = running = branch = stage = following = rename = itself
-    in_flight = track_inprogress = itself
-
-
-class _NoLedger(Ledger):
-    """Writes nothing down; without clocks all calls answer what those of the first ones said."""
-
-    has_clock = True
-
-    def __init__(self, metrics: CallMetrics, tracing: Tracing) -> None:
-        super().__init__(metrics, tracing)
-        self.metrics = cast("Any", _Nothing({}))
-        self._trace = NoTracing()
-        self._calls: Counter[str] = Counter()
-        self._clocks: dict[str, Any] = {}
-
-    def open(self, method: Method, metadata: Metadata | None) -> Entry:
-        begins = self.has_clock or self._calls[method.name] < _WITH_CLOCK
-        return Entry(method, self._trace, StageClock() if begins else self._clocks[method.name])
-
-    def close(self, entry: Entry, context: RequestContext) -> None:
-        name = entry.method.name
-        if self._calls[name] < _WITH_CLOCK:
-            self._calls[name] += 1
-            self._clocks[name] = _Nothing(entry.clock.seconds)
-
-
-class _QuickEngine(FakeEngine):
-    """Always answers what it drew first; counts its runs, as engines with a model do."""
-
-    def __init__(self, metrics: Metrics | None) -> None:
-        super().__init__(model=_SMALL)
-        self._answer: DecoderOutput | None = None
-        self._run = (lambda *_: nullcontext()) if metrics is None else metrics.engine.run
-
-    async def decode(
-        self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
-    ) -> DecoderOutput:
-        if self._answer is None:
-            self._answer = await super().decode(model, embedding, prompts, context)
-        with self._run("decoder", model):
-            return self._answer
-
-
-def serve(settings: Settings, *, bare: bool, clock: bool) -> None:
-    """Run a gateway until standard input ends; tells its CPU seconds, once spans have left."""
-    opened: list[Tracing] = []
-
-    async def open_engine(_: Settings, metrics: Metrics) -> FakeEngine:
-        return _QuickEngine(None if bare else metrics)
-
-    def remember(settings: TraceSettings) -> Tracing:
-        opened.append(open_tracing(settings))
-        return opened[-1]
-
-    def spent() -> float:
-        if settings.trace.endpoint:
-            cast("Any", opened[0])._provider.force_flush()
-        return time.process_time()
-
-    async def run() -> None:
-        async with app.running(settings) as service:
-            gc.collect()
-            await asyncio.to_thread(_answer, service.address, spent)
-
-    vars(app).update(open_engine=open_engine, open_tracing=remember)
-    if bare:
-        vars(app).update(Ledger=_NoLedger)
-        _NoLedger.has_clock = clock
-        cast("Any", ServerMetrics).lag_observed = lambda _: nullcontext()
-    logs.configure(settings.log)
-    asyncio.run(run())
-
-
-def receive() -> None:
-    """Receive spans until standard input ends; tells how many came since the last question."""
-
-    def count() -> int:
-        found = len(receiver.spans)
-        receiver.clear()
-        return found
-
-    with Receiver() as receiver:
-        _answer(receiver.grpc_address, count)
-
-
-def _answer(address: str, value: Callable[[], float]) -> None:
-    """Tell the address, and the value for each line of standard input."""
-    print(address, flush=True)
-    for _ in sys.stdin:
-        print(value(), flush=True)
-
-
-# What measures them.
-
-
 Child = subprocess.Popen[str]
 Call = Callable[[], object]
 
@@ -235,7 +103,7 @@ def ask(process: Child) -> float:
 
 def child(variant: Variant | None = None, endpoint: str = "") -> Child:
     """Begin to run a gateway, or without a variant the receiver; ends when its block does."""
-    command, log = [sys.executable, "-m", "benchmarks.observability", "--child"], None
+    command, log = [sys.executable, "-m", "benchmarks.observed"], None
     if variant is not None:
         settings = {
             "server": {"port": 0, "admin_port": 0},
@@ -291,7 +159,7 @@ class Found:
     """CPU microseconds of a call, and spans of a call of all variants, a value for each round."""
 
     spent_us: dict[str, dict[str, list[float]]] = field(
-        default_factory=lambda: {kind: {each.name: [] for each in VARIANTS} for kind in KINDS}
+        default_factory=lambda: {kind: {} for kind in KINDS}
     )
     spans: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
 
@@ -299,12 +167,14 @@ class Found:
 def measure(options: argparse.Namespace) -> Found:
     """Measure so many pairs."""
     found, shuffled = Found(), random.Random(options.seed)  # noqa: S311 - no secret
+    only = options.only or [each.name for each in VARIANTS]
+    variants = [each for each in VARIANTS if each.name in ("bare", *only)]
     for first in range(0, options.pairs, options.renew):
         with ExitStack() as stack:
             receiver = stack.enter_context(child())
             endpoint = f"http://{line(receiver)}"
-            children = [stack.enter_context(child(each, endpoint)) for each in VARIANTS]
-            pairs = zip(VARIANTS, children, strict=True)
+            children = [stack.enter_context(child(each, endpoint)) for each in variants]
+            pairs = zip(variants, children, strict=True)
             gateways = [stack.enter_context(connected(*pair)) for pair in pairs]
             for kind in KINDS:
                 play(kind, gateways, _WARM_UP, shuffled)
@@ -313,7 +183,7 @@ def measure(options: argparse.Namespace) -> Found:
                 for kind in KINDS:
                     spent_us = play(kind, gateways, (options.turns, options.calls), shuffled)
                     for each, spent in zip(gateways, spent_us, strict=True):
-                        found.spent_us[kind][each.name].append(spent)
+                        found.spent_us[kind].setdefault(each.name, []).append(spent)
                     found.spans[kind].append(ask(receiver) / options.turns / options.calls)
     return found
 
@@ -367,7 +237,7 @@ def show(found: Found) -> None:
         spans = statistics.mean(found.spans[kind])
         print(f"\n{kind}: {pairs} pairs, CPU us a call; {spans:.2f} spans a call have arrived")
         print(f"{'':12}{'all':>7}{'more':>8}{'95 % CI of it':>20}{'median':>8}  budget")
-        for variant in VARIANTS:
+        for variant in (each for each in VARIANTS if each.name in by_name):
             row = by_name[variant.name]
             budget = ""
             if variant.budget_us and kind == "Predict":
@@ -388,20 +258,14 @@ def main() -> None:
     parser.add_argument("--renew", type=int, default=1, help="rounds with the same processes")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--child", nargs="?", const={}, type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--no-clock", action="store_true", help=argparse.SUPPRESS)
+    names = [each.name for each in VARIANTS]
+    parser.add_argument("--only", nargs="+", choices=names, help="variants besides the bare one")
     options = parser.parse_args()
-    if options.child is None:
-        found = measure(options)
-        show(found)
-        if options.json is not None:
-            table = {"compared": compared(found), **asdict(found)}
-            options.json.write_text(json.dumps(table, indent=1))
-    elif options.child:
-        serve(load(options.child), bare=options.bare, clock=not options.no_clock)
-    else:
-        receive()
+    found = measure(options)
+    show(found)
+    if options.json is not None:
+        table = {"compared": compared(found), **asdict(found)}
+        options.json.write_text(json.dumps(table, indent=1))
 
 
 if __name__ == "__main__":
