@@ -93,7 +93,14 @@ def test_a_suite_that_keeps_its_secrets_passes(pytester: pytest.Pytester) -> Non
     result.stdout.fnmatch_lines(["secrets: 1 used, 0 found*"])
 
 
-@pytest.mark.parametrize("way", LEAKS)
+# Each takes a run of pytest.
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, marks=[pytest.mark.slow] * (way not in ("output", "subprocess", "file")))
+        for way in LEAKS
+    ],
+)
 def test_a_leak_fails_the_run(pytester: pytest.Pytester, way: str) -> None:
     result = run(pytester, LEAKS[way])
 

@@ -97,7 +97,8 @@ async def gateways(
 ) -> AsyncIterator[list[Gateway]]:
     """Run several at once."""
     async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(gateway(cluster, **changes)) for _ in range(count)]
+        starting = (stack.enter_async_context(gateway(cluster, **changes)) for _ in range(count))
+        yield await asyncio.gather(*starting)
 
 
 async def _addresses(process: asyncio.subprocess.Process, log: list[str]) -> tuple[str, str]:

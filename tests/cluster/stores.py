@@ -65,8 +65,8 @@ async def store_over(
     models: dict[str, ModelInfo] | None = None,
     **cache: object,
 ) -> AsyncIterator[Gateway]:
-    """Open a store; *cache* are settings."""
-    settings = CacheSettings(nodes=nodes, **cache)  # type: ignore[arg-type]
+    """Open a store; *cache* are settings, by default patient ones: the machine may be busy."""
+    settings = CacheSettings(nodes=nodes, **{"timeout_s": 3.0, "connect_s": 3.0} | cache)  # type: ignore[arg-type]
     metrics = Metrics(CollectorRegistry())
     client = ClusterClient(settings, open_access(settings), metrics.cache)
     shared = SharedCache(client, settings, metrics.cache)

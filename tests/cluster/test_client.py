@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -13,7 +15,7 @@ from samserve.errors import StoreUnavailable
 from samserve.metrics import Metrics
 from samserve.settings import CacheSettings
 from samserve.stores.cluster.access import Access
-from samserve.stores.cluster.node import Node, NodeUnavailable
+from samserve.stores.cluster.node import Node, NodeUnavailable, _exchange
 from samserve.types import EmbeddingKey
 
 from harness.cluster.cluster import Cluster
@@ -175,8 +177,11 @@ async def test_a_new_node_that_takes_slots_is_used(doomed_cluster: Cluster) -> N
         assert one.count("failures", kind="unavailable") == 0
 
 
-async def test_a_burst_of_reads_opens_no_breaker_and_starves_no_tenant(nodes: str) -> None:
-    bounds = {"timeout_s": 0.3, "connections": 2}
+async def test_a_burst_of_reads_opens_no_breaker_and_starves_no_tenant(
+    nodes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last wait longer for their turn than a node may take: 15 reads of a node, 2 at once.
+    bounds = {"timeout_s": 1.5, "connections": 2}
     async with (
         store_over(nodes, capacity=128 * SLOT) as writer,
         store_over(nodes, capacity=128 * SLOT, **bounds) as reader,
@@ -187,13 +192,20 @@ async def test_a_burst_of_reads_opens_no_breaker_and_starves_no_tenant(nodes: st
             await writer.put(each)
         order: list[str] = []
 
+        async def slowly(*args: Any) -> Any:
+            await asyncio.sleep(0.25)
+            return await _exchange(*args)
+
         async def read(each: EmbeddingKey) -> float | None:
             value = await reader.get(each)
             order.append(each.tenant)
             return value
 
+        monkeypatch.setattr("samserve.stores.cluster.node._exchange", slowly)
+        started = time.monotonic()
         reads = await asyncio.gather(*(read(each) for each in (*many, *few)))
 
+        assert time.monotonic() - started > bounds["timeout_s"]
         assert reads == [1.0] * 63
         assert reader.count("failures", kind="unavailable") == 0
         assert all(reader.client.health().values())

@@ -93,6 +93,7 @@ async def _nothing(number: int) -> None:
     """Leave it as it is."""
 
 
+@pytest.mark.slow
 async def test_a_rolling_upgrade_under_load_fails_no_call(
     cluster: Cluster, next_version: Path
 ) -> None:

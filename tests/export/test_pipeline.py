@@ -299,6 +299,7 @@ def test_overlays_name_gpus_and_hand_the_encoder_to_tensorrt(
     assert not decoder.HasField("optimization")
 
 
+@pytest.mark.slow
 def test_pictures_of_the_user_are_compared_on(checkpoint: Path, tmp_path: Path) -> None:
     files = []
     for number, data in enumerate(photos.files()[:2]):
@@ -311,6 +312,7 @@ def test_pictures_of_the_user_are_compared_on(checkpoint: Path, tmp_path: Path) 
     assert (exported.card.parity.pictures, exported.card.parity.prompts) == (2, 50)
 
 
+@pytest.mark.slow
 def test_a_mobile_sam_names_itself(tmp_path: Path) -> None:
     torch.save(original(MOBILE).state_dict(), tmp_path / "weights.pt")
 

@@ -17,7 +17,7 @@ from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import pictures
 from tests.conftest import serving_models
-from tests.export.conftest import Pair, View
+from tests.export.conftest import PICTURES, Pair, View
 from tests.oracle.sam import TINY
 
 pytestmark = [
@@ -119,42 +119,48 @@ async def predict(stub: SegmentationServiceStub, **request: Any) -> pb.PredictRe
 
 
 KINDS = ("point", "three points", "box", "point and box", "point and mask", "mask")
+# Each kind on one of the pictures, and on the others where there is time.
+ASKS = [
+    pytest.param(kind, view, marks=[pytest.mark.slow] * (number % len(PICTURES) != view))
+    for number, kind in enumerate(KINDS)
+    for view in range(len(PICTURES))
+]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "number"), ASKS)
 async def test_all_three_masks_are_those_of_the_original_predictor(
-    kind: str, pair: Pair, stub: SegmentationServiceStub
+    kind: str, number: int, pair: Pair, stub: SegmentationServiceStub
 ) -> None:
-    for seed, view in enumerate(pair.views):
-        ask = asks(view, seed)[kind]
-        masks, iou = ask.original(view, multimask=True)
+    view = pair.views[number]
+    ask = asks(view, number)[kind]
+    masks, iou = ask.original(view, multimask=True)
 
-        answer = await predict(
-            stub, image=image(view), prompts=[ask.message()], multimask=pb.MULTIMASK_ALL
-        )
+    answer = await predict(
+        stub, image=image(view), prompts=[ask.message()], multimask=pb.MULTIMASK_ALL
+    )
 
-        ours = answer.results[0].masks
-        assert [mask.token_index for mask in ours] == [1, 2, 3]
-        for mask, theirs, value in zip(ours, masks, iou, strict=True):
-            assert agreement(mask_of(mask), theirs) >= EQUAL
-            assert 0.05 <= theirs.mean() <= 0.95
-            assert mask.predicted_iou == pytest.approx(value, abs=1e-4)
+    ours = answer.results[0].masks
+    assert [mask.token_index for mask in ours] == [1, 2, 3]
+    for mask, theirs, value in zip(ours, masks, iou, strict=True):
+        assert agreement(mask_of(mask), theirs) >= EQUAL
+        assert 0.05 <= theirs.mean() <= 0.95
+        assert mask.predicted_iou == pytest.approx(value, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "number"), ASKS)
 async def test_auto_selects_as_the_reference_does(
-    kind: str, pair: Pair, stub: SegmentationServiceStub
+    kind: str, number: int, pair: Pair, stub: SegmentationServiceStub
 ) -> None:
-    for seed, view in enumerate(pair.views):
-        ask = asks(view, seed)[kind]
-        masks, iou = ask.original(view, multimask=ask.ambiguous)
-        best = int(np.argmax(iou))
+    view = pair.views[number]
+    ask = asks(view, number)[kind]
+    masks, iou = ask.original(view, multimask=ask.ambiguous)
+    best = int(np.argmax(iou))
 
-        answer = await predict(stub, image=image(view), prompts=[ask.message()])
+    answer = await predict(stub, image=image(view), prompts=[ask.message()])
 
-        (mask,) = answer.results[0].masks
-        assert mask.token_index == (best + 1 if ask.ambiguous else 0)
-        assert agreement(mask_of(mask), masks[best]) >= EQUAL
+    (mask,) = answer.results[0].masks
+    assert mask.token_index == (best + 1 if ask.ambiguous else 0)
+    assert agreement(mask_of(mask), masks[best]) >= EQUAL
 
 
 async def test_many_prompts_of_all_kinds_are_each_answered_as_the_original_would(

@@ -66,20 +66,16 @@ def test_prometheus_takes_the_rules(file: str) -> None:
     assert "SUCCESS" in result.stdout + result.stderr
 
 
-# Three days of budgets take promtool a while.
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem == "budgets"))
-        for path in CASES
-    ],
-)
+# Three days of budgets take promtool minutes, and the others some seconds each.
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_alerts_fire_and_are_quiet(path: Path) -> None:
     result = promtool("test", "rules", path)
 
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_promtool_notices_an_alert_that_does_not_fire(tmp_path: Path) -> None:
     alert = next(each for each in ALERTS if each.name == "SamserveFileNotInOrder")
     wrong = (RULES / "samserve-alerts.yaml").read_text().replace(alert.expr, f"{alert.expr} + 1")
