@@ -39,6 +39,10 @@ observe: $(VENV)/.dev $(TRITON)/.done $(PROMETHEUS)/.done ## Runs it all under l
 dashboards: $(VENV)/.dev ## Generates dashboards and rules for Prometheus from monitoring/.
 	$(BIN)/python -m monitoring generate
 
+.PHONY: chart
+chart: $(VENV)/.dev ## Generates schema and README of the Helm chart from its values.yaml.
+	$(BIN)/python -m chart generate
+
 .PHONY: test
 test: $(VENV)/.dev $(TRITON)/.done $(PROMETHEUS)/.done ## Runs the tests, without the slow ones.
 	$(PYTEST) -m "not slow" --durations=10
@@ -64,6 +68,7 @@ check: $(VENV)/.dev ## Lints, checks types, and that generated code is up to dat
 	./scripts/generate-stubs "$(BIN)" build/stubs
 	diff -r build/stubs/samserve/v1 service/samserve/v1 --exclude __pycache__ --exclude __init__.py
 	$(BIN)/python -m monitoring check
+	$(BIN)/python -m chart check
 
 .PHONY: proto
 proto: $(VENV)/.dev ## Generates the stubs from proto/.

@@ -124,6 +124,20 @@ def test_what_was_cut_off_is_resumed_by_the_next_command(
     assert world.models == ["small"]
 
 
+def test_a_model_that_is_there_is_kept_if_asked_for(world: World) -> None:
+    for role in ("encoder", "decoder"):
+        (world.folder / "models" / f"small_{role}").mkdir(parents=True)
+
+    kept = world.pull("--keep", "--unverified")
+
+    assert kept.code == 0, kept.err
+    assert "already" in kept.out + kept.err
+    assert world.cached == []
+    # Half a model is none.
+    (world.folder / "models" / "small_decoder").rmdir()
+    assert world.pull("--keep").code == 1
+
+
 def test_a_wrong_checksum_is_refused_and_nothing_is_kept(world: World) -> None:
     ended = world.pull("--sha256", "0" * 64)
 

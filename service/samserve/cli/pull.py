@@ -62,6 +62,9 @@ def pull(  # noqa: PLR0913, PLR0917  (options, by name)
         ),
     ] = CACHE,
     catalog: CatalogFile = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave a model of that name which is there already.")
+    ] = False,
     rename: Name = "",
     precision: PrecisionName = "fp32",
     pictures: Pictures = None,
@@ -78,6 +81,9 @@ def pull(  # noqa: PLR0913, PLR0917  (options, by name)
         repository, rename or name, precision, pictures, min_iou, no_check, tensorrt, gpus
     )
     entry = _entry(name, catalog)
+    if keep and _is_there(repository, flags.name):
+        say(f"{flags.name} is in {repository} already")
+        return
     options = options_of(flags, variant=entry.variant)
     checkpoint = _download(entry, _checksum(entry, sha256, unverified), _expanded(cache))
     run_export(checkpoint, options)
@@ -98,6 +104,11 @@ def known(catalog: CatalogFile = None) -> None:
         for entry in entries
     ]
     print_table([("name", "checksum", "licence", "description"), *rows])
+
+
+def _is_there(repository: Path, name: str) -> bool:
+    # Models appear whole or not at all.
+    return all((repository / f"{name}_{role}").is_dir() for role in ("encoder", "decoder"))
 
 
 def _expanded(cache: Path) -> Path:

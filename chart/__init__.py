@@ -1,0 +1,1 @@
+"""What is generated for the Helm chart, and how tests render it."""

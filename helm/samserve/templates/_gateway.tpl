@@ -1,0 +1,67 @@
+{{- /* The gateway's container. */ -}}
+
+{{- define "samserve.gateway" -}}
+- name: gateway
+  image: {{ include "samserve.image" (list .Values.image .Chart.AppVersion) }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  command: [samserve, serve]
+  args: [--config=/etc/samserve/config/config.toml]
+  {{- with .Values.gateway.extraEnv }}
+  env:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  ports:
+    - name: grpc
+      containerPort: 50051
+    - name: http-metrics
+      containerPort: 8081
+  # On the admin port: the kubelet's gRPC probes speak no TLS.  It is alive while it waits for
+  # Triton, and says so, hence no long start; it is ready once it has decoded a click.
+  startupProbe:
+    httpGet:
+      path: /livez
+      port: http-metrics
+    periodSeconds: 2
+    failureThreshold: 60
+  livenessProbe:
+    httpGet:
+      path: /livez
+      port: http-metrics
+    periodSeconds: 10
+    timeoutSeconds: 5
+    failureThreshold: 6
+  readinessProbe:
+    httpGet:
+      path: /readyz
+      port: http-metrics
+    periodSeconds: 2
+    timeoutSeconds: 2
+    failureThreshold: 2
+  resources:
+    {{- $memory := include "samserve.gatewayBytes" . }}
+    {{- $computed := dict "requests" (dict "memory" $memory) "limits" (dict "memory" $memory) }}
+    {{- toYaml (mustMergeOverwrite (deepCopy .Values.gateway.resources) $computed) | nindent 4 }}
+  securityContext:
+    {{- toYaml .Values.securityContext | nindent 4 }}
+  volumeMounts:
+    - name: config
+      mountPath: /etc/samserve/config
+      readOnly: true
+    {{- if .Values.auth.policy }}
+    - name: policy
+      mountPath: /etc/samserve/policy
+      readOnly: true
+    {{- end }}
+    {{- include "samserve.secretMounts" . | nindent 4 }}
+    {{- if include "samserve.sharesMemory" . }}
+    - name: shared-memory
+      mountPath: /dev/shm
+    {{- else }}
+    {{- include "samserve.modelsMount" . | nindent 4 }}
+    {{- end }}
+    - name: gateway-tmp
+      mountPath: /tmp
+    {{- with .Values.gateway.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end -}}

@@ -1,0 +1,85 @@
+{{- /* Names and labels.  Names of templates are global, hence their prefix. */ -}}
+
+{{- define "samserve.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- /* Short enough for the longest suffix. */ -}}
+{{- define "samserve.fullname" -}}
+{{- $release := .Release.Name -}}
+{{- $name := include "samserve.name" . -}}
+{{- $both := ternary $release (printf "%s-%s" $release $name) (contains $name $release) -}}
+{{- default $both .Values.fullnameOverride | trunc 46 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "samserve.releaseLabels" -}}
+app.kubernetes.io/name: {{ include "samserve.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "samserve.selectorLabels" -}}
+{{ include "samserve.releaseLabels" . }}
+app.kubernetes.io/component: gateway
+{{- end -}}
+
+{{- /* Of the pod of `helm test`, which is nobody's replica. */ -}}
+{{- define "samserve.testLabels" -}}
+{{ include "samserve.releaseLabels" . }}
+app.kubernetes.io/component: test
+{{- end -}}
+
+{{- define "samserve.labels" -}}
+{{ include "samserve.selectorLabels" . }}
+{{ include "samserve.furtherLabels" . }}
+{{- end -}}
+
+{{- define "samserve.furtherLabels" -}}
+{{- with .Values.commonLabels }}
+{{- toYaml . }}
+{{ end -}}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: samserve
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 }}
+{{- end -}}
+
+{{- define "samserve.serviceAccountName" -}}
+{{- $made := include "samserve.fullname" . -}}
+{{- default (ternary $made "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{- /* Takes a list: the image's values, and the tag for want of one. */ -}}
+{{- define "samserve.image" -}}
+{{- $image := index . 0 -}}
+{{- $tag := default (index . 1) $image.tag -}}
+{{- $image.repository -}}{{- ternary (printf "@%s" $image.digest) (printf ":%s" $tag) (ne $image.digest "") -}}
+{{- end -}}
+
+{{- /* Takes a quantity like 3Gi; values.schema.json admits no other form. */ -}}
+{{- define "samserve.bytes" -}}
+{{- $units := dict "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- $number := regexFind "^[0-9]+" . -}}
+{{- mul (int64 $number) (get $units (trimPrefix $number .)) -}}
+{{- end -}}
+
+{{- define "samserve.autoscaled" -}}
+{{- if or .Values.autoscaling.hpa.enabled .Values.autoscaling.keda.enabled -}}true{{- end -}}
+{{- end -}}
+
+{{- /* Pods there are at least, and at most. */ -}}
+{{- define "samserve.minPods" -}}
+{{- ternary .Values.autoscaling.minReplicas .Values.replicas (eq (include "samserve.autoscaled" .) "true") -}}
+{{- end -}}
+
+{{- define "samserve.maxPods" -}}
+{{- ternary .Values.autoscaling.maxReplicas .Values.replicas (eq (include "samserve.autoscaled" .) "true") -}}
+{{- end -}}
+
+{{- /* Each node's port, once. */ -}}
+{{- define "samserve.cachePorts" -}}
+{{- $ports := list -}}
+{{- range .Values.cache.nodes -}}
+{{- $ports = append $ports (regexFind "[0-9]+$" .) -}}
+{{- end -}}
+{{- $ports | uniq | join "," -}}
+{{- end -}}

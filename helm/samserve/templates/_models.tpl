@@ -1,0 +1,87 @@
+{{- /* Where models come from. */ -}}
+
+{{- /* The in-process engine can read them where its own image has them. */ -}}
+{{- define "samserve.modelsInImage" -}}
+{{- with .Values -}}
+{{- if and (eq .engine "onnx") (eq .models.source "image") (eq .models.image.repository "") -}}true{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "samserve.modelsPath" -}}
+{{- with .Values.models -}}
+{{- if include "samserve.modelsInImage" $ -}}
+{{- .image.path -}}
+{{- else if eq .source "claim" -}}
+{{- printf "/models/%s" (trimAll "/" .claim.path) | trimSuffix "/" -}}
+{{- else -}}
+/models
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "samserve.modelsMount" -}}
+{{- if not (include "samserve.modelsInImage" .) }}
+- name: models
+  mountPath: /models
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{- define "samserve.modelsVolume" -}}
+{{- $models := .Values.models -}}
+{{- $claim := ternary $models.claim.name (ternary $models.pull.claim "" (eq $models.source "pull")) (eq $models.source "claim") -}}
+{{- if not (include "samserve.modelsInImage" .) }}
+- name: models
+  {{- if $claim }}
+  persistentVolumeClaim:
+    claimName: {{ $claim }}
+    {{- if eq $models.source "claim" }}
+    readOnly: true
+    {{- end }}
+  {{- else }}
+  emptyDir:
+    sizeLimit: {{ $models.sizeLimit }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* Containers that fill the volume before anything else starts. */ -}}
+{{- define "samserve.modelsInit" -}}
+{{- $models := .Values.models -}}
+{{- if and (eq $models.source "image") (not (include "samserve.modelsInImage" .)) }}
+{{- $image := ternary $models.image .Values.image (ne $models.image.repository "") }}
+- name: copy-models
+  image: {{ include "samserve.image" (list $image .Chart.AppVersion) }}
+  imagePullPolicy: {{ $image.pullPolicy }}
+  command: [cp, -R, {{ printf "%s/." $models.image.path | quote }}, /models-volume/]
+  securityContext:
+    {{- toYaml .Values.securityContext | nindent 4 }}
+  volumeMounts:
+    - name: models
+      mountPath: /models-volume
+{{- else if eq $models.source "pull" }}
+{{- range $number, $model := $models.pull.models }}
+- name: pull-{{ $number }}
+  image: {{ include "samserve.image" (list $models.pull.image $.Chart.AppVersion) }}
+  imagePullPolicy: {{ $models.pull.image.pullPolicy }}
+  command: [samserve, models, pull, {{ $model.name | quote }}]
+  args:
+    - --repository=/models
+    # What lies in a claim already is not made again.
+    - --keep
+    - --cache=/tmp/checkpoints
+    {{- with $model.args }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  resources:
+    {{- toYaml $models.pull.resources | nindent 4 }}
+  securityContext:
+    {{- toYaml $.Values.securityContext | nindent 4 }}
+  volumeMounts:
+    - name: models
+      mountPath: /models
+    - name: gateway-tmp
+      mountPath: /tmp
+{{- end }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,77 @@
+{{- /* Triton as a sidecar: it starts before the gateway, and ends after it. */ -}}
+
+{{- define "samserve.tritonArguments" -}}
+- --model-repository={{ include "samserve.modelsPath" . }}
+{{- if .Values.triton.clientSharedMemoryFlag }}
+- --allow-client-shm=true
+{{- end }}
+# Of the pod alone.
+- --grpc-address=127.0.0.1
+- --grpc-port=8001
+- --http-address=0.0.0.0
+- --http-port=8000
+# For the probes; what else HTTP can do takes a word that nobody outside of the pod is told.
+- --http-restricted-api=inference,metadata,model-config,model-repository,shared-memory,statistics,trace,logging:pod=$(POD_UID)
+- --metrics-address=0.0.0.0
+- --metrics-port=8002
+- --exit-timeout-secs=5
+{{- with .Values.triton.extraArgs }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "samserve.triton" -}}
+- name: triton
+  image: {{ include "samserve.image" (list .Values.triton.image "") }}
+  imagePullPolicy: {{ .Values.triton.image.pullPolicy }}
+  restartPolicy: Always
+  command: [tritonserver]
+  args:
+    {{- include "samserve.tritonArguments" . | nindent 4 }}
+  env:
+    - name: POD_UID
+      valueFrom:
+        fieldRef:
+          fieldPath: metadata.uid
+    - name: HOME
+      value: /tmp
+    {{- with .Values.triton.extraEnv }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  ports:
+    - name: triton-http
+      containerPort: 8000
+    - name: triton-metrics
+      containerPort: 8002
+  # The gateway starts once all models are loaded.
+  startupProbe:
+    httpGet:
+      path: /v2/health/ready
+      port: triton-http
+    periodSeconds: 2
+    failureThreshold: {{ div (add .Values.triton.startupSeconds 1) 2 }}
+  livenessProbe:
+    httpGet:
+      path: /v2/health/live
+      port: triton-http
+    periodSeconds: 10
+    timeoutSeconds: 5
+    failureThreshold: 6
+  resources:
+    {{- $gpu := dict }}
+    {{- if .Values.triton.gpus }}
+    {{- $gpu = dict "limits" (dict .Values.triton.gpuResource .Values.triton.gpus) }}
+    {{- end }}
+    {{- toYaml (mustMergeOverwrite (deepCopy .Values.triton.resources) $gpu) | nindent 4 }}
+  securityContext:
+    {{- toYaml .Values.securityContext | nindent 4 }}
+  volumeMounts:
+    - name: shared-memory
+      mountPath: /dev/shm
+    - name: triton-tmp
+      mountPath: /tmp
+    {{- include "samserve.modelsMount" . | nindent 4 }}
+    {{- with .Values.triton.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end -}}

@@ -1,0 +1,95 @@
+"""The chart as Helm renders it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from helm_python import Chart
+
+from chart.places import CHART
+
+Object = dict[str, Any]
+
+CASES = sorted((CHART / "ci").glob("*-values.yaml"))
+RELEASE, NAMESPACE = "demo", "vision"
+
+
+def case(name: str) -> dict[str, Any]:
+    """Values of a supported shape."""
+    values = yaml.safe_load((CHART / "ci" / f"{name}-values.yaml").read_text(encoding="utf-8"))
+    return values or {}
+
+
+def render(values: dict[str, Any] | None = None, *, release: str = RELEASE) -> list[Object]:
+    """Render everything.  Raises `HelmError`."""
+    return [each for each in _render(json.dumps(values or {}), release) if each is not None]
+
+
+def notes(values: dict[str, Any] | None = None) -> str:
+    """What Helm prints after an installation."""
+    with Chart.load(CHART) as chart:
+        return chart.render(values, name=RELEASE, namespace=NAMESPACE)[
+            "samserve/templates/NOTES.txt"
+        ]
+
+
+@functools.lru_cache(maxsize=64)
+def _render(values: str, release: str) -> tuple[Object, ...]:
+    with Chart.load(CHART) as chart:
+        files = chart.render(json.loads(values), name=release, namespace=NAMESPACE)
+    return tuple(
+        each
+        for path, text in files.items()
+        if not path.endswith("NOTES.txt")
+        for each in yaml.safe_load_all(text)
+    )
+
+
+def of_kind(objects: list[Object], kind: str) -> list[Object]:
+    return [each for each in objects if each["kind"] == kind]
+
+
+def only(objects: list[Object], kind: str) -> Object:
+    (found,) = of_kind(objects, kind)
+    return found
+
+
+def pods(objects: list[Object]) -> list[Object]:
+    """Everything that is a pod or makes some, as metadata and spec."""
+    return [
+        each["spec"]["template"] if each["kind"] == "Deployment" else each
+        for each in objects
+        if each["kind"] in ("Deployment", "Pod")
+    ]
+
+
+def containers(pod: Object) -> list[Object]:
+    return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
+
+
+def container(objects: list[Object], name: str) -> Object:
+    (found,) = (each for pod in pods(objects) for each in containers(pod) if each["name"] == name)
+    return found
+
+
+def config_of(objects: list[Object], folder: Path) -> Path:
+    """Write the file that the gateway reads."""
+    (text,) = (
+        each["data"]["config.toml"]
+        for each in of_kind(objects, "ConfigMap")
+        if "config.toml" in each.get("data", {})
+    )
+    path = folder / "config.toml"
+    path.write_text(text)
+    return path
+
+
+def every_shape() -> Iterator[tuple[str, list[Object]]]:
+    for path in CASES:
+        name = path.name.removesuffix("-values.yaml")
+        yield name, render(case(name))

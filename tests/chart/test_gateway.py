@@ -1,0 +1,259 @@
+"""What the gateway and Triton of a pod are told, and what they share."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samserve.settings import load
+
+from chart.schema import DECIDED
+from tests.chart.rendered import (
+    Object,
+    case,
+    config_of,
+    container,
+    every_shape,
+    of_kind,
+    only,
+    pods,
+    render,
+)
+
+SHAPES = dict(every_shape())
+GIB = 1 << 30
+
+
+def effective(objects: list[Object], folder: Path) -> dict[str, Any]:
+    """What `samserve config` says of the rendered file."""
+    command = [sys.executable, "-m", "samserve", "config", "--config", config_of(objects, folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return tomllib.loads(result.stdout)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gateway_takes_its_file(shape: str, tmp_path: Path) -> None:
+    settings = load(file=config_of(SHAPES[shape], tmp_path))
+
+    assert settings.server.host == settings.server.admin_host == "0.0.0.0"
+    assert (settings.server.port, settings.server.admin_port) == (50051, 8081)
+    assert settings.log.format == "json"
+
+
+def test_it_says_what_the_values_say(tmp_path: Path) -> None:
+    found = effective(SHAPES["production"], tmp_path)
+
+    assert found["server"]["plaintext"] is False
+    assert found["server"]["reflection"] is False
+    assert found["server"]["drain_s"] == 5
+    assert found["server"]["grace_s"] == 30
+    assert found["server"]["connection_age_s"] == 300
+    assert found["tls"]["cert_file"] == "/etc/samserve/tls/tls.crt"
+    assert found["tls"]["client_ca_file"] == "/etc/samserve/client-ca/ca.crt"
+    assert found["tls"]["client_identities"] == "annotator.example,spiffe://example/pipeline"
+    assert found["auth"]["keys_file"] == "/etc/samserve/api-keys/keys.toml"
+    assert found["auth"]["jwks_file"] == "/etc/samserve/jwks/jwks.json"
+    assert found["auth"]["jwt_issuer"] == "https://id.example"
+    assert found["auth"]["jwt_audience"] == "samserve"
+    assert found["auth"]["policy_file"] == "/etc/samserve/policy/policy.toml"
+    assert found["limits"]["image_pixels"] == 25_000_000
+    assert found["engine"]["kind"] == "triton"
+    assert found["triton"]["url"] == "127.0.0.1:8001"
+    assert found["triton"]["shared_memory"] == "required"
+    assert found["triton"]["scratch_bytes"] == 256 << 20
+    assert found["store"]["capacity_bytes"] == 4 * GIB
+    assert found["store"]["ttl_s"] == 3600
+    assert found["cache"]["nodes"] == "valkey-0.valkey:6379,valkey-1.valkey:6379"
+    assert found["cache"]["username"] == "samserve"
+    assert found["cache"]["password_file"] == "/etc/samserve/cache-password/password"
+    assert found["cache"]["tls"] is True
+    assert found["cache"]["ca_file"] == "/etc/samserve/cache-ca/ca.crt"
+    assert found["cache"]["cert_file"] == "/etc/samserve/cache-client/tls.crt"
+    assert found["cache"]["key_file"] == "/etc/samserve/cache-client/tls.key"
+    assert found["trace"]["endpoint"] == "http://collector.observability:4317"
+
+
+def test_every_setting_can_be_given_in_one_way(tmp_path: Path) -> None:
+    """What the chart does not decide, `config` sets."""
+    settings = load()
+    given = {
+        section: {
+            name: value
+            for name, value in json.loads(values.model_dump_json()).items()
+            if name not in DECIDED.get(section, ()) and value is not None
+        }
+        for section, values in settings
+    }
+
+    written = tomllib.loads(config_of(render({"config": given}), tmp_path).read_text())
+
+    assert given["limits"]["prompts"] == 256
+    for section, values in given.items():
+        assert values.items() <= written[section].items()
+
+
+@pytest.mark.parametrize(
+    "text", ["ünïcode ☃", 'a "quoted" \\ word', "<&>", "tab\tand\nline", "#{{ .Values }}", ""]
+)
+def test_any_text_comes_through(text: str, tmp_path: Path) -> None:
+    objects = render({"config": {"auth": {"jwt_tenant_claim": text}}})
+
+    assert load(file=config_of(objects, tmp_path)).auth.jwt_tenant_claim == text
+
+
+def test_files_that_are_named_are_mounted() -> None:
+    objects = SHAPES["production"]
+    (volumes,) = (
+        each["spec"]["volumes"] for each in pods(objects) if "name" not in each["metadata"]
+    )
+    content = {
+        volume["name"]: {item["path"] for item in volume["secret"]["items"]}
+        for volume in volumes
+        if "secret" in volume
+    } | {"policy": {"policy.toml"}}
+    mounted = {
+        f"{mount['mountPath']}/{file}"
+        for mount in container(objects, "gateway")["volumeMounts"]
+        for file in content.get(mount["name"], ())
+    }
+    named = {
+        line.split(" = ")[1].strip('"')
+        for each in of_kind(objects, "ConfigMap")
+        for line in each.get("data", {}).get("config.toml", "").splitlines()
+        if "_file = " in line
+    }
+
+    assert named == mounted
+
+
+@pytest.mark.parametrize("shape", [name for name in SHAPES if container(SHAPES[name], "gateway")])
+def test_gateway_and_triton_share_memory(shape: str, tmp_path: Path) -> None:
+    objects = SHAPES[shape]
+    settings = load(file=config_of(objects, tmp_path))
+    pod = only(objects, "Deployment")["spec"]["template"]["spec"]
+    gateway = container(objects, "gateway")
+    memory = int(gateway["resources"]["limits"]["memory"])
+    if settings.engine.kind != "triton":
+        assert "shared-memory" not in str(pod["volumes"])
+        assert memory >= settings.store.capacity_bytes + GIB
+        return
+    triton = container(objects, "triton")
+
+    # One memory at one place,
+    (volume,) = (each for each in pod["volumes"] if each["name"] == "shared-memory")
+    assert volume["emptyDir"]["medium"] == "Memory"
+    for each in (gateway, triton):
+        assert {"name": "shared-memory", "mountPath": "/dev/shm"} in each["volumeMounts"]
+    # with room for all,
+    shared = int(volume["emptyDir"]["sizeLimit"])
+    assert shared > settings.store.capacity_bytes + settings.triton.scratch_bytes
+    # which the gateway, who touches it first, may use;
+    assert memory >= shared + GIB
+    assert gateway["resources"]["requests"]["memory"] == str(memory)
+    # one group that both are in, for segments of mode 0660,
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"] == 1000
+    assert "runAsUser" not in {**gateway["securityContext"], **triton["securityContext"]}
+    # and a Triton that is let, and reached by nobody else.
+    old = shape == "claim"
+    assert ("--allow-client-shm=true" in triton["args"]) is not old
+    assert "--grpc-address=127.0.0.1" in triton["args"]
+    assert settings.triton.shared_memory == "required"
+
+
+def test_triton_starts_before_the_gateway_and_ends_after_it() -> None:
+    pod = only(SHAPES["default"], "Deployment")["spec"]["template"]["spec"]
+    names = [each["name"] for each in pod["initContainers"]]
+
+    assert names == ["copy-models", "triton"]
+    # What makes a container before others a companion of theirs.
+    assert pod["initContainers"][1]["restartPolicy"] == "Always"
+    assert [each["name"] for each in pod["containers"]] == ["gateway"]
+
+
+@pytest.mark.parametrize(("drain", "grace"), [(5, 30), (0, 0), (20, 300)])
+@pytest.mark.parametrize("engine", ["triton", "onnx"])
+def test_there_is_time_to_end(engine: str, drain: int, grace: int, tmp_path: Path) -> None:
+    shutdown = {"drainSeconds": drain, "graceSeconds": grace}
+    objects = render({"engine": engine, "shutdown": shutdown})
+    settings = load(file=config_of(objects, tmp_path)).server
+    pod = only(objects, "Deployment")["spec"]["template"]["spec"]
+
+    seconds = pod["terminationGracePeriodSeconds"]
+
+    assert (settings.drain_s, settings.grace_s) == (drain, grace)
+    assert seconds >= drain + grace + 5 + (5 if engine == "triton" else 0)
+    assert seconds <= drain + grace + 20
+
+
+def test_triton_gets_the_time_that_it_is_given() -> None:
+    objects = SHAPES["claim"]
+    probe = container(objects, "triton")["startupProbe"]
+
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 1800
+
+
+def test_gpus_are_asked_for_as_told() -> None:
+    default = container(SHAPES["default"], "triton")["resources"]
+    assert default["limits"] == {"nvidia.com/gpu": 1}
+    slices = {"triton": {"gpus": 2, "gpuResource": "nvidia.com/mig-1g.10gb"}}
+    assert container(render(slices), "triton")["resources"]["limits"] == {
+        "nvidia.com/mig-1g.10gb": 2
+    }
+    assert "limits" not in container(render({"triton": {"gpus": 0}}), "triton")["resources"]
+
+
+def test_models_come_from_where_they_are_said_to() -> None:
+    def volume(objects: list[Object]) -> Object:
+        spec = only(objects, "Deployment")["spec"]["template"]["spec"]
+        (found,) = (each for each in spec["volumes"] if each["name"] == "models")
+        return found
+
+    def names(objects: list[Object]) -> list[str]:
+        spec = only(objects, "Deployment")["spec"]["template"]["spec"]
+        return [each["name"] for each in spec.get("initContainers", [])]
+
+    copied = SHAPES["production"]
+    assert container(copied, "copy-models")["image"] == "registry.example/models:7"
+    assert "emptyDir" in volume(copied)
+    claimed = SHAPES["claim"]
+    assert names(claimed) == ["triton"]
+    assert volume(claimed)["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
+    assert "--model-repository=/models/sam" in container(claimed, "triton")["args"]
+    pulled = SHAPES["pull"]
+    assert names(pulled) == ["pull-0", "pull-1", "triton"]
+    assert container(pulled, "pull-0")["image"] == "samserve-export:0.1.0"
+    assert container(pulled, "pull-1")["command"] == ["samserve", "models", "pull", "sam_vit_b"]
+    assert "--precision=fp16" in container(pulled, "pull-1")["args"]
+    assert volume(pulled)["persistentVolumeClaim"] == {"claimName": "models"}
+    unkept = render({"models": {"source": "pull", "pull": {"models": [{"name": "mobile_sam"}]}}})
+    assert volume(unkept)["emptyDir"] == {"sizeLimit": "20Gi"}
+    # The gateway's own image has the default model.
+    assert names(SHAPES["inprocess"]) == []
+
+
+def test_the_in_process_engine_reads_any_source(tmp_path: Path) -> None:
+    values = {**case("pull"), "engine": "onnx"}
+    objects = render(values)
+
+    settings = load(file=config_of(objects, tmp_path))
+
+    assert settings.engine.model_repository == Path("/models")
+    assert settings.engine.default_model == "sam_vit_b"
+    mounts = container(objects, "gateway")["volumeMounts"]
+    assert {"name": "models", "mountPath": "/models", "readOnly": True} in mounts
+
+
+@pytest.mark.parametrize("path", ["", "sam", "/sam/", "a/b"])
+def test_a_folder_of_a_claim_is_found(path: str) -> None:
+    objects = render({"models": {"source": "claim", "claim": {"name": "x", "path": path}}})
+
+    (argument,) = (
+        each for each in container(objects, "triton")["args"] if "--model-repository" in each
+    )
+
+    assert argument == f"--model-repository=/models/{path.strip('/')}".rstrip("/")

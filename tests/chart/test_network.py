@@ -1,0 +1,97 @@
+"""The NetworkPolicy opens the ports that something uses, and no others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.chart.rendered import Object, case, container, only, render
+
+ON = {"networkPolicy": {"enabled": True}}
+
+
+def policy(values: dict[str, Any]) -> dict[str, Any]:
+    spec: dict[str, Any] = only(render(values), "NetworkPolicy")["spec"]
+    return spec
+
+
+def ports(rules: list[Object]) -> list[tuple[Any, str]]:
+    return [(port["port"], port.get("protocol", "TCP")) for rule in rules for port in rule["ports"]]
+
+
+def test_there_is_none_unless_asked_for() -> None:
+    assert "NetworkPolicy" not in [each["kind"] for each in render()]
+
+
+def test_the_default_shape_serves_and_asks_names_and_nothing_else() -> None:
+    found = policy(ON)
+
+    assert found["policyTypes"] == ["Ingress", "Egress"]
+    assert ports(found["ingress"]) == [
+        ("grpc", "TCP"),
+        ("http-metrics", "TCP"),
+        ("triton-metrics", "TCP"),
+    ]
+    assert ports(found["egress"]) == [(53, "UDP"), (53, "TCP")]
+
+
+def test_tritons_own_api_is_open_to_nobody() -> None:
+    """Not to other pods: its gRPC listens on loopback, its HTTP is for probes."""
+    triton = container(render(ON), "triton")
+
+    assert "triton-http" in [port["name"] for port in triton["ports"]]
+    assert "triton-http" not in [port for port, _ in ports(policy(ON)["ingress"])]
+    assert not any(port["containerPort"] == 8001 for port in triton["ports"])
+
+
+def test_without_triton_its_metrics_are_not_open() -> None:
+    assert ("triton-metrics", "TCP") not in ports(policy({**ON, "engine": "onnx"})["ingress"])
+
+
+def test_nodes_of_the_cache_are_reached_at_their_ports() -> None:
+    nodes = ["a:6379", "b:6379", "[fd00::1]:7000"]
+
+    assert ports(policy({**ON, "cache": {"nodes": nodes}})["egress"])[2:] == [
+        (6379, "TCP"),
+        (7000, "TCP"),
+    ]
+
+
+def test_models_are_pulled_over_https() -> None:
+    assert ports(policy(case("pull"))["egress"])[2:] == [(443, "TCP")]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [("http://c:4317", 4317), ("https://c", 443), ("http://c", 80)],
+)
+def test_traces_reach_their_receiver(endpoint: str, port: int) -> None:
+    found = policy({**ON, "config": {"trace": {"endpoint": endpoint}}})
+
+    assert ports(found["egress"])[2:] == [(port, "TCP")]
+
+
+def test_peers_are_those_that_were_named() -> None:
+    values = case("production")
+    api, metrics = policy(values)["ingress"]
+    _, cache, _ = policy(values)["egress"]
+
+    assert api["from"][:-1] == values["networkPolicy"]["clients"]
+    assert api["from"][-1] == {
+        "podSelector": {
+            "matchLabels": {
+                "app.kubernetes.io/name": "samserve",
+                "app.kubernetes.io/instance": "demo",
+                "app.kubernetes.io/component": "test",
+            }
+        }
+    }
+    assert metrics["from"] == values["networkPolicy"]["monitoring"]
+    assert cache["to"] == values["networkPolicy"]["cache"]
+
+
+def test_further_rules_are_added() -> None:
+    rule = {"ports": [{"port": 8888}]}
+
+    assert policy({"networkPolicy": {"enabled": True, "extraEgress": [rule]}})["egress"][-1] == rule

@@ -1,0 +1,328 @@
+"""Rendered objects fit together."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.chart.rendered import (
+    Object,
+    case,
+    container,
+    containers,
+    every_shape,
+    of_kind,
+    only,
+    pods,
+    render,
+)
+
+SHAPES = dict(every_shape())
+each_shape = pytest.mark.parametrize("objects", SHAPES.values(), ids=SHAPES)
+# Secrets that values name, with the keys that they are said to have.
+SECRETS = {
+    "samserve-tls": {"tls.crt", "tls.key"},
+    "samserve-ca": {"ca.crt"},
+    "clients": {"ca.crt"},
+    "samserve-keys": {"keys.toml"},
+    "samserve-jwks": {"jwks.json"},
+    "samserve-test": {"token"},
+    "samserve-test-client": {"tls.crt", "tls.key"},
+    "valkey": {"password"},
+    "valkey-tls": {"ca.crt"},
+    "valkey-client": {"tls.crt", "tls.key"},
+}
+CLAIMS = {"models"}
+
+
+def labels(each: Object) -> dict[str, str]:
+    found: dict[str, str] = each["metadata"].get("labels", {})
+    return found
+
+
+def selects(selector: dict[str, str], each: Object) -> bool:
+    return selector.items() <= labels(each).items()
+
+
+def ports_of(pod: Object) -> dict[str, int]:
+    return {
+        port["name"]: port["containerPort"]
+        for each in containers(pod)
+        for port in each.get("ports", [])
+    }
+
+
+def replicas(objects: list[Object]) -> list[Object]:
+    return [each["spec"]["template"] for each in of_kind(objects, "Deployment")]
+
+
+@each_shape
+def test_selectors_select_the_replicas_and_nothing_else(objects: list[Object]) -> None:
+    selectors = [
+        *(each["spec"]["selector"]["matchLabels"] for each in of_kind(objects, "Deployment")),
+        *(each["spec"]["selector"] for each in of_kind(objects, "Service")),
+        *(
+            each["spec"]["selector"]["matchLabels"]
+            for each in of_kind(objects, "PodDisruptionBudget")
+        ),
+        *(each["spec"]["podSelector"]["matchLabels"] for each in of_kind(objects, "NetworkPolicy")),
+        *(
+            constraint["labelSelector"]["matchLabels"]
+            for pod in replicas(objects)
+            for constraint in pod["spec"]["topologySpreadConstraints"]
+        ),
+    ]
+
+    for selector in selectors:
+        chosen = [pod for pod in pods(objects) if selects(selector, pod)]
+        assert chosen == replicas(objects), selector
+
+
+@each_shape
+def test_selectors_name_neither_version_nor_chart(objects: list[Object]) -> None:
+    """Those change with every release, and a selector never may."""
+    for each in of_kind(objects, "Deployment"):
+        assert set(each["spec"]["selector"]["matchLabels"]) == {
+            "app.kubernetes.io/name",
+            "app.kubernetes.io/instance",
+            "app.kubernetes.io/component",
+        }
+        assert "helm.sh/chart" not in labels(each["spec"]["template"])
+
+
+@each_shape
+def test_all_objects_have_the_common_labels(objects: list[Object]) -> None:
+    for each in objects:
+        if each["metadata"]["name"] != "other":  # from extraObjects
+            assert labels(each)["app.kubernetes.io/name"] == "samserve"
+            assert labels(each)["app.kubernetes.io/instance"] == "demo"
+            assert {"app.kubernetes.io/version", "app.kubernetes.io/component"} <= labels(
+                each
+            ).keys()
+            assert labels(each)["app.kubernetes.io/managed-by"] == "Helm"
+            assert labels(each)["app.kubernetes.io/part-of"] == "samserve"
+            assert labels(each)["helm.sh/chart"] == "samserve-0.1.0"
+        assert "namespace" not in each["metadata"]
+
+
+@each_shape
+def test_every_port_that_is_named_is_a_containers(objects: list[Object]) -> None:
+    (pod,) = replicas(objects)
+    ports = ports_of(pod)
+    for service in of_kind(objects, "Service"):
+        assert service["spec"]["ports"]
+        for port in service["spec"]["ports"]:
+            assert port["targetPort"] in ports
+    for monitor in of_kind(objects, "ServiceMonitor"):
+        services = [
+            each
+            for each in of_kind(objects, "Service")
+            if selects(monitor["spec"]["selector"]["matchLabels"], each)
+        ]
+        # One, or every target would be scraped twice.
+        assert [each["metadata"]["name"] for each in services] == ["demo-samserve-headless"]
+        names = {port["name"] for port in services[0]["spec"]["ports"]}
+        assert {each["port"] for each in monitor["spec"]["endpoints"]} <= names
+    for route in of_kind(objects, "GRPCRoute"):
+        for rule in route["spec"]["rules"]:
+            for ref in rule["backendRefs"]:
+                (service,) = (
+                    each
+                    for each in of_kind(objects, "Service")
+                    if each["metadata"]["name"] == ref["name"]
+                )
+                assert ref["port"] in [port["port"] for port in service["spec"]["ports"]]
+
+
+@each_shape
+def test_probes_ask_ports_that_are_served(objects: list[Object]) -> None:
+    for pod in replicas(objects):
+        for each in containers(pod):
+            own = {port["name"] for port in each.get("ports", [])}
+            probes = [each[kind] for kind in each if kind.endswith("Probe")]
+            assert all(probe["httpGet"]["port"] in own for probe in probes)
+    gateway = container(objects, "gateway")
+    # The admin port: the API may speak TLS.
+    assert gateway["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "http-metrics"}
+    assert gateway["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http-metrics"}
+    assert gateway["startupProbe"]["httpGet"]["path"] == "/livez"
+
+
+@each_shape
+def test_every_mount_has_a_volume_and_every_volume_a_mount(objects: list[Object]) -> None:
+    for pod in pods(objects):
+        volumes = [each["name"] for each in pod["spec"]["volumes"]]
+        mounts = [mount for each in containers(pod) for mount in each.get("volumeMounts", [])]
+        assert len(volumes) == len(set(volumes))
+        assert {mount["name"] for mount in mounts} == set(volumes)
+        for each in containers(pod):
+            paths = [mount["mountPath"] for mount in each.get("volumeMounts", [])]
+            assert len(paths) == len(set(paths))
+
+
+@each_shape
+def test_every_reference_is_to_something_that_exists(objects: list[Object]) -> None:
+    maps = {
+        each["metadata"]["name"]: {**each.get("data", {}), **each.get("binaryData", {})}
+        for each in of_kind(objects, "ConfigMap")
+    }
+    accounts = {each["metadata"]["name"] for each in of_kind(objects, "ServiceAccount")}
+    for pod in pods(objects):
+        assert pod["spec"]["serviceAccountName"] in accounts
+        for volume in pod["spec"]["volumes"]:
+            if "configMap" in volume:
+                assert maps[volume["configMap"]["name"]]
+            elif "secret" in volume:
+                keys = {item["key"] for item in volume["secret"]["items"]}
+                assert keys <= SECRETS[volume["secret"]["secretName"]]
+            elif "persistentVolumeClaim" in volume:
+                assert volume["persistentVolumeClaim"]["claimName"] in CLAIMS
+            else:
+                assert "emptyDir" in volume
+    for scaler in (
+        *of_kind(objects, "HorizontalPodAutoscaler"),
+        *of_kind(objects, "ScaledObject"),
+    ):
+        deployment = only(objects, "Deployment")
+        assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+        assert "replicas" not in deployment["spec"]
+
+
+@each_shape
+def test_files_in_mounts_are_never_single_ones(objects: list[Object]) -> None:
+    """A subPath would keep the old certificate for ever."""
+    mounts = [
+        mount
+        for pod in pods(objects)
+        for each in containers(pod)
+        for mount in each.get("volumeMounts", [])
+    ]
+
+    assert not any("subPath" in mount for mount in mounts)
+
+
+@each_shape
+def test_containers_may_do_as_little_as_possible(objects: list[Object]) -> None:
+    for pod in pods(objects):
+        spec = pod["spec"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for each in containers(pod):
+            assert each["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            # Nothing else can be written to, so this has to be there.
+            writable = [
+                mount["mountPath"]
+                for mount in each["volumeMounts"]
+                if not mount.get("readOnly", False)
+            ]
+            assert "/tmp" in writable or each["name"] == "copy-models"
+
+
+@each_shape
+def test_images_have_a_tag_or_a_digest(objects: list[Object]) -> None:
+    for pod in pods(objects):
+        for each in containers(pod):
+            assert re.fullmatch(r"[^:@]+(:[\w.-]+|@sha256:[0-9a-f]{64})", each["image"])
+            assert not each["image"].endswith(":latest")
+
+
+def test_a_digest_goes_before_the_tag() -> None:
+    image = {"repository": "r", "tag": "t", "digest": "sha256:" + "0" * 64}
+
+    assert container(render({"image": image}), "gateway")["image"] == f"r@{image['digest']}"
+    image["digest"] = ""
+    assert container(render({"image": image}), "gateway")["image"] == "r:t"
+    image["tag"] = ""
+    assert container(render({"image": image}), "gateway")["image"] == "r:0.1.0"
+
+
+def test_two_releases_in_one_namespace_do_not_collide() -> None:
+    values = {**case("production"), "extraObjects": []}
+    one, other = render(values), render(values, release="second")
+
+    def names(objects: list[Object]) -> set[tuple[str, str]]:
+        return {(each["kind"], each["metadata"]["name"]) for each in objects}
+
+    assert not names(one) & names(other)
+    for objects, others in ((one, other), (other, one)):
+        for each in of_kind(objects, "Service"):
+            assert not any(selects(each["spec"]["selector"], pod) for pod in pods(others))
+
+
+@pytest.mark.parametrize(
+    ("release", "name"),
+    [
+        ("demo", "demo-samserve"),
+        ("samserve", "samserve"),
+        ("my-samserve-2", "my-samserve-2"),
+        ("a" * 53, "a" * 46),
+    ],
+)
+def test_names_are_short_enough(release: str, name: str) -> None:
+    objects = render(case("production"), release=release)
+
+    assert only(objects, "Deployment")["metadata"]["name"] == name
+    assert all(len(each["metadata"]["name"]) <= 63 for each in objects)
+
+
+IMMUTABLE: dict[str, list[tuple[str, ...]]] = {
+    "Deployment": [("spec", "selector")],
+    "Service": [("spec", "clusterIP")],
+}
+
+
+def at(each: Object, path: tuple[str, ...]) -> Any:
+    for name in path:
+        each = each.get(name, {})
+    return each
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_upgrade_changes_nothing_that_cannot_change(shape: str) -> None:
+    before = {(each["kind"], each["metadata"]["name"]): each for each in SHAPES["default"]}
+    compared = 0
+    for each in SHAPES[shape]:
+        old = before.get((each["kind"], each["metadata"]["name"]))
+        for path in IMMUTABLE.get(each["kind"], []) if old else []:
+            assert old is not None
+            assert at(old, path) == at(each, path)
+            compared += 1
+    assert compared == 3
+
+
+def test_a_change_of_the_config_restarts_pods_and_one_of_the_policy_does_not() -> None:
+    def pod(values: dict[str, Any]) -> Object:
+        found: Object = only(render(values), "Deployment")["spec"]["template"]
+        return found
+
+    policy = {"auth": {"policy": "version = 1"}}
+
+    assert pod({}) == pod({"metrics": {"serviceMonitor": {"enabled": True}}})
+    assert pod({}) != pod({"config": {"limits": {"prompts": 3}}})
+    assert pod(policy) == pod({"auth": {"policy": "version = 1 # changed"}})
+
+
+def test_an_eviction_leaves_enough_pods() -> None:
+    assert not of_kind(SHAPES["default"], "PodDisruptionBudget")
+    budget = only(SHAPES["production"], "PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    values = {**case("production"), "podDisruptionBudget": {"maxUnavailable": 0}}
+    assert only(render(values), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 0
+
+
+def test_jobs_are_those_of_dashboards_and_alerts() -> None:
+    endpoints = only(SHAPES["production"], "ServiceMonitor")["spec"]["endpoints"]
+    jobs = {each["port"]: each["relabelings"][0] for each in endpoints}
+
+    assert jobs == {
+        "http-metrics": {"targetLabel": "job", "replacement": "samserve"},
+        "triton-metrics": {"targetLabel": "job", "replacement": "triton"},
+    }

@@ -1,0 +1,133 @@
+"""Every object of every shape is one that Kubernetes, old or new, and the operators take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import helm_python
+import kubernetes_validate
+import pytest
+import yaml
+
+from chart.__main__ import main as chart_main
+from chart.places import CHART
+from tests.chart.rendered import CASES, Object, case, every_shape, notes, of_kind, render
+
+# The oldest that Chart.yaml admits, and the newest that there is.
+VERSIONS = ("1.30", kubernetes_validate.latest_version())
+# What these objects cannot be without, by the definitions that their projects publish.
+NEEDED = {
+    ("monitoring.coreos.com/v1", "ServiceMonitor"): [("selector",), ("endpoints",)],
+    ("monitoring.coreos.com/v1", "PrometheusRule"): [("groups",)],
+    ("keda.sh/v1alpha1", "ScaledObject"): [("scaleTargetRef", "name"), ("triggers",)],
+    ("gateway.networking.k8s.io/v1", "GRPCRoute"): [("parentRefs",), ("rules",)],
+}
+SHAPES = dict(every_shape())
+OBJECTS = [
+    pytest.param(each, id=f"{shape}-{each['kind']}-{each['metadata']['name']}")
+    for shape, objects in SHAPES.items()
+    for each in objects
+]
+
+
+def is_custom(each: Object) -> bool:
+    return (each["apiVersion"], each["kind"]) in NEEDED
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_lint_is_content(path: Any) -> None:
+    report = helm_python.lint(CHART, yaml.safe_load(path.read_text()) or {}, strict=True)
+
+    assert report["total_charts_linted"] == 1
+    assert report["errors"] == []
+    # An icon would be a picture on somebody's web server.
+    assert [each["error"] for each in report["messages"]] == ["icon is recommended"]
+
+
+def test_lint_notices_what_is_wrong() -> None:
+    report = helm_python.lint(CHART, {"replica": 2}, strict=True)
+
+    assert report["errors"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("each", OBJECTS)
+def test_kubernetes_takes_every_object(each: Object, version: str) -> None:
+    if is_custom(each):
+        for path in NEEDED[each["apiVersion"], each["kind"]]:
+            value = each["spec"]
+            for name in path:
+                value = value[name]
+            assert value
+    else:
+        kubernetes_validate.validate(each, version, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [(("spec", "replica"), 1), (("spec", "replicas"), "many"), (("metadata", "label"), {})],
+)
+def test_the_schemas_notice_what_is_wrong(path: tuple[str, str], wrong: object) -> None:
+    objects = yaml.safe_load(yaml.safe_dump(render()))
+    deployment = of_kind(objects, "Deployment")[0]
+    deployment[path[0]][path[1]] = wrong
+
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, VERSIONS[0], strict=True)
+
+
+def test_shapes_cover_every_kind_and_every_template() -> None:
+    kinds = {each["kind"] for objects in SHAPES.values() for each in objects}
+    templates = (CHART / "templates").rglob("*.yaml")
+    made = {
+        line.removeprefix("kind: ")
+        for path in templates
+        for line in path.read_text().splitlines()
+        if line.startswith("kind: ")
+    }
+
+    assert made <= kinds
+
+
+def test_endpoints_rules_and_triggers_have_what_their_operators_need() -> None:
+    production = SHAPES["production"]
+    for endpoint in of_kind(production, "ServiceMonitor")[0]["spec"]["endpoints"]:
+        assert endpoint["port"]
+    for rule in of_kind(production, "PrometheusRule"):
+        for group in rule["spec"]["groups"]:
+            assert group["name"]
+            assert all(
+                each["expr"] and ("alert" in each) ^ ("record" in each) for each in group["rules"]
+            )
+    for trigger in of_kind(SHAPES["keda"], "ScaledObject")[0]["spec"]["triggers"]:
+        assert trigger["type"] == "prometheus"
+        assert trigger["metadata"].keys() == {"serverAddress", "query", "threshold"}
+        assert all(isinstance(value, str) for value in trigger["metadata"].values())
+    for rule in of_kind(production, "GRPCRoute")[0]["spec"]["rules"]:
+        assert all(ref["name"] and ref["port"] for ref in rule["backendRefs"])
+
+
+def test_rules_are_rendered_as_they_are() -> None:
+    given = {
+        path.name: yaml.safe_load(path.read_text()) for path in (CHART / "files/rules").iterdir()
+    }
+
+    rendered = [each["spec"] for each in of_kind(SHAPES["production"], "PrometheusRule")]
+
+    assert sorted(map(str, rendered)) == sorted(map(str, given.values()))
+
+
+def test_what_is_generated_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    assert chart_main(["check"]) == 0, capsys.readouterr().err
+
+
+def test_notes_say_how_to_call_it_and_what_is_open() -> None:
+    plain, guarded = notes(), notes(case("production"))
+
+    assert "demo-samserve.vision:50051" in plain
+    assert "There is no TLS" in plain
+    assert "Everybody who can reach" in plain
+    assert "cache.nodes" in plain
+    assert "--ca ca.crt --token-file key.txt" in guarded
+    assert "There is no TLS" not in guarded
+    assert "Everybody" not in guarded
