@@ -118,12 +118,27 @@ class TritonServer(_Options):
             else:
                 return
 
+    def launch(self) -> None:
+        """Start the server once, on the ports that it was given, and wait for nothing."""
+        self._folder = Path(tempfile.mkdtemp(prefix="samserve-triton-"))
+        atexit.register(self.kill)
+        try:
+            self._folder.chmod(0o755)  # for another user
+            self._process = self._spawn(find_home(), self._folder)
+        except BaseException:
+            self.kill()
+            raise
+
+    def terminate(self) -> None:
+        """Ask the server to end, which drains requests."""
+        processes.signal_all([self.pid], signal.SIGTERM)
+
     def stop(self) -> None:
-        """Ask the server to end, which drains requests, and kill what is left of it."""
+        """Ask the server to end, and kill what is left of it."""
         if self._process is None:
             return
         self.resume()
-        self._process.terminate()
+        self.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(2 * DRAIN_S)
         self.kill()
@@ -185,11 +200,9 @@ class TritonServer(_Options):
         return "\n".join([*errors[:_LOG_ERRORS], "...", text[-_LOG_TAIL:]])
 
     def _start_once(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="samserve-triton-"))
-        atexit.register(self.kill)
+        self.launch()
+        assert self._process is not None
         try:
-            self._folder.chmod(0o755)  # for another user
-            self._process = self._spawn(find_home(), self._folder)
             self._wait_ready(self._process)
         except BaseException:
             self.kill()

@@ -25,10 +25,15 @@ _RETRY_POLICY = {
 
 
 def service_config() -> str:
-    """Write the gRPC service config as JSON: what is retried, and how."""
+    """Write the gRPC service config as JSON: what is retried, and how, over all addresses."""
     service = pb.DESCRIPTOR.services_by_name["SegmentationService"]
     names = [{"service": service.full_name, "method": method.name} for method in service.methods]
-    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": _RETRY_POLICY}]})
+    config = {
+        # Where a name leads to several servers, each gets its part.
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [{"name": names, "retryPolicy": _RETRY_POLICY}],
+    }
+    return json.dumps(config)
 
 
 def check_private(target: str) -> None:

@@ -1,0 +1,172 @@
+"""Containers as processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.pod import images
+from harness.pod.probes import Probe
+from harness.pod.volumes import Volumes
+from harness.triton.server import TritonServer
+
+_REFERENCE = re.compile(r"\$\(([A-Z_]+)\)")
+
+
+class Container(ABC):
+    """A container of a pod; *facts* are what its environment may ask of the pod."""
+
+    def __init__(
+        self, spec: Mapping[str, Any], volumes: Volumes, folder: Path, facts: Mapping[str, str]
+    ) -> None:
+        self.name: str = spec["name"]
+        self.log = folder / f"{self.name}.log"
+        self._spec = spec
+        self._volumes = volumes
+        self._mounts: list[Mapping[str, Any]] = spec.get("volumeMounts", [])
+        self._environment = {
+            each["name"]: (
+                volumes.text(each["value"], self._mounts)
+                if "value" in each
+                else facts[each["valueFrom"]["fieldRef"]["fieldPath"]]
+            )
+            for each in spec.get("env", [])
+        }
+
+    def probe(self, kind: str) -> Probe | None:
+        """Give its probe of a kind, ``startupProbe`` for instance."""
+        if kind not in self._spec:
+            return None
+        name = self._spec[kind]["httpGet"]["port"]
+        (port,) = (p["containerPort"] for p in self._spec["ports"] if p["name"] == name)
+        return Probe(self._spec[kind], self._volumes.port(port))
+
+    def _arguments(self, given: list[str]) -> list[str]:
+        expanded = (_REFERENCE.sub(lambda m: self._environment[m[1]], each) for each in given)
+        return [self._volumes.text(each, self._mounts) for each in expanded]
+
+    @property
+    @abstractmethod
+    def alive(self) -> bool:
+        """Whether it runs."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Start it, without waiting for more."""
+
+    @abstractmethod
+    def terminate(self) -> None:
+        """Send it SIGTERM."""
+
+    @abstractmethod
+    async def ended(self) -> int:
+        """Wait until it has ended, and give its exit status."""
+
+    @abstractmethod
+    async def kill(self) -> None:
+        """End it by force, and remove what it leaves behind."""
+
+
+class Program(Container):
+    """A command of the gateway's image."""
+
+    _process: asyncio.subprocess.Process | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self) -> None:
+        """Start it, without waiting for more."""
+        for mount in self._mounts:
+            config = Path(self._volumes.path(mount["mountPath"], self._mounts)) / "config.toml"
+            if mount["name"] == "config":
+                self._volumes.translate_config(config, self._mounts)
+        given = [*self._spec.get("command", []), *self._spec.get("args", [])]
+        with self.log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *images.program(self._arguments(given)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={"PATH": os.defpath, **self._environment},
+                cwd=images.ROOT,
+            )
+
+    def terminate(self) -> None:
+        """Send it SIGTERM."""
+        self._running().terminate()
+
+    async def ended(self) -> int:
+        """Wait until it has ended, and give its exit status."""
+        return await self._running().wait()
+
+    async def kill(self) -> None:
+        """End it by force."""
+        if self.alive:
+            self._running().kill()
+            await self.ended()
+
+    def _running(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            raise HarnessError(f"{self.name} was not started")
+        return self._process
+
+
+class Triton(Container):
+    """The harness's tritonserver, with the arguments of the production image."""
+
+    _server: TritonServer | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._server is not None and self._server.alive
+
+    async def start(self) -> None:
+        """Start it, without waiting for more."""
+        arguments = self._arguments(images.triton_arguments(self._spec["args"]))
+        options = dict(each.removeprefix("--").split("=", 1) for each in arguments)
+        self._server = TritonServer(
+            Path(options["model-repository"]),
+            log=self.log,
+            grpc_port=int(options["grpc-port"]),
+            http_port=int(options["http-port"]),
+            metrics_port=int(options["metrics-port"]),
+            extra_args=arguments,
+            env=self._environment,
+        )
+        await asyncio.to_thread(self._server.launch)
+
+    def terminate(self) -> None:
+        """Send it SIGTERM."""
+        self._running().terminate()
+
+    async def ended(self) -> int:
+        """Wait until it has ended, and give its exit status."""
+        return await asyncio.to_thread(self._running().wait)
+
+    async def kill(self) -> None:
+        """End it by force, and remove what it leaves behind."""
+        if self._server is not None:
+            await asyncio.to_thread(self._server.kill)
+
+    def _running(self) -> TritonServer:
+        if self._server is None:
+            raise HarnessError(f"{self.name} was not started")
+        return self._server
+
+
+def container(
+    spec: Mapping[str, Any], volumes: Volumes, folder: Path, facts: Mapping[str, str]
+) -> Container:
+    """Make the container that *spec* describes."""
+    kind = Triton if spec["command"] == ["tritonserver"] else Program
+    return kind(spec, volumes, folder, facts)
