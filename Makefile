@@ -74,6 +74,10 @@ check: $(VENV)/.dev ## Lints, checks types, and that generated code is up to dat
 proto: $(VENV)/.dev ## Generates the stubs from proto/.
 	./scripts/generate-stubs "$(BIN)" service
 
+.PHONY: constraints
+constraints: $(VENV)/.dev ## Pins what the images are made of to what .venv has.
+	$(BIN)/python scripts/pin-images
+
 .PHONY: wheel
 wheel: $(VENV)/.dev ## Builds the wheel, with the default model inside, into dist/.
 	$(BIN)/pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .

@@ -16,7 +16,7 @@ Schema = dict[str, Any]
 DECIDED = {
     "server": {
         *("host", "port", "admin_host", "admin_port", "plaintext"),
-        *("drain_s", "grace_s", "connection_age_s"),
+        *("drain_s", "grace_s", "connection_age_s", "readiness"),
     },
     "tls": {"cert_file", "key_file", "client_ca_file", "client_identities"},
     "auth": {"keys_file", "jwks_file", "jwt_issuer", "jwt_audience", "policy_file"},
@@ -65,6 +65,7 @@ RULES: dict[str, Schema] = {
     "maxReplicas": _COUNT,
     "fallbackReplicas": _COUNT,
     "engine": {"enum": ["triton", "onnx"]},
+    "topology": {"enum": ["pod", "split"]},
     "memory": _BYTES,
     "scratch": _BYTES,
     "sizeLimit": _BYTES,
@@ -84,7 +85,7 @@ RULES: dict[str, Schema] = {
     "gpus": {"type": "integer", "minimum": 0},
     "startupSeconds": _COUNT,
     "models.source": {"enum": ["image", "claim", "pull"]},
-    "models.image.path": {"type": "string", "pattern": "^/"},
+    "models.image.path": {"type": "string", "pattern": "^(/.*)?$"},
     "pull.models": {"type": "array", "items": _PULLED},
     "ttlSeconds": {"type": "number", "exclusiveMinimum": 0},
     "nodes": {"type": "array", "items": _NODE},

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 FILES: Mapping[str, Path] = {
     # The default model lies there in the gateway's image.
-    "/models": ROOT / "model_repository",
+    "/opt/samserve/models": ROOT / "model_repository",
 }
 """What an image holds, by its path there."""
 

@@ -17,6 +17,8 @@ from harness.pod.volumes import Volumes, World, ports_of
 from harness.triton.ports import free_ports
 
 _LOG_TAIL = 2000
+# The kubelet would try for ever.
+_READY_TRIES = 60
 # Where a spec says nothing.
 _GRACE_S = 30.0
 
@@ -80,7 +82,7 @@ class Pod:
         for one in self._main:
             await self._started(one)
         for one in self._main:
-            await self._passes(one, "readinessProbe")
+            await self._passes(one, "readinessProbe", tries=_READY_TRIES)
 
     async def completed(self) -> str:
         """Wait until its containers have done their work; give what they have said."""
@@ -135,12 +137,12 @@ class Pod:
         if status:
             raise HarnessError(f"{one.name} ended with {status}:\n{self._tail(one)}")
 
-    async def _passes(self, one: Container, kind: str) -> None:
+    async def _passes(self, one: Container, kind: str, tries: int = 0) -> None:
         probe = one.probe(kind)
         if probe is None:
             return
         try:
-            await probe.passed(lambda: one.alive)
+            await probe.passed(lambda: one.alive, tries=tries)
         except HarnessError as error:
             raise HarnessError(f"{one.name}: {error}\n{self._tail(one)}") from None
 

@@ -24,9 +24,12 @@ class Probe:
         """Ask once."""
         return await asyncio.to_thread(self._ask)
 
-    async def passed(self, alive: Callable[[], bool]) -> None:
-        """Wait until it passes; raise `HarnessError` where the kubelet would give up."""
-        for _ in range(self.failures):
+    async def passed(self, alive: Callable[[], bool], *, tries: int = 0) -> None:
+        """Wait until it passes; raise `HarnessError` where the kubelet would give up.
+
+        It does not give up on readiness: for that, say how many *tries* there are.
+        """
+        for _ in range(tries or self.failures):
             if await self.passes():
                 return
             if not alive():

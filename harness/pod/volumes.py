@@ -98,6 +98,8 @@ class Volumes:
     def _setting(self, name: tuple[str, str], value: Any, mounts: list[Object]) -> Any:
         if name in _PORTS and isinstance(value, int):
             return self.port(value)
+        if value in self._world.services:
+            return self._service(value)
         if name in _PORTS:
             host, _, port = value.rpartition(":")
             return f"{host}:{self.port(int(port))}"
@@ -110,4 +112,4 @@ def ports_of(spec: Object) -> list[int]:
     ports = [port["containerPort"] for each in containers for port in each.get("ports", [])]
     if len(ports) != len(set(ports)):
         raise HarnessError("two containers of a pod have the same port")
-    return [*ports, 8001]
+    return ports if 8001 in ports else [*ports, 8001]

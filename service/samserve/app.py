@@ -106,7 +106,8 @@ async def running(
         await stack.enter_async_context(api.serving())
         await warm_up(engine, store)
         stack.push_async_callback(asyncio.sleep, settings.server.drain_s)
-        readiness = Readiness(engine, api, admin, metrics.engine.ready.set)
+        follows = settings.server.readiness == "engine"
+        readiness = Readiness(engine, api, admin, metrics.engine.ready.set, follows=follows)
         await stack.enter_async_context(readiness.followed())
         yield Running(
             address=f"{settings.server.host}:{api.port}",

@@ -54,6 +54,10 @@ class ServerSettings(_Section):
     new certificates into force; 0 means never."""
     ping_interval_s: float = Field(default=10.0, gt=0)
     """Clients that ping more often are sent away."""
+    readiness: Literal["engine", "started"] = "engine"
+    """What readiness takes: `engine`, a model runtime that can be expected to answer now;
+    `started`, one that has answered once. The latter is for gateways that share a runtime, whose
+    outage would take all of them away at once."""
     drain_s: float = Field(default=0.0, ge=0)
     """Time between saying NOT_SERVING and refusing new calls, for load balancers to notice."""
     grace_s: float = Field(default=30.0, ge=0)

@@ -1,5 +1,6 @@
-"""The cluster that tests of pods share."""
+"""What tests of pods share with others: a cluster, and credentials."""
 
 from tests.cluster.conftest import cluster, shared_cluster
+from tests.security.conftest import authority, key_file
 
-__all__ = ["cluster", "shared_cluster"]
+__all__ = ["authority", "cluster", "key_file", "shared_cluster"]

@@ -54,6 +54,20 @@ def of_kind(objects: list[Object], kind: str) -> list[Object]:
     return [each for each in objects if each["kind"] == kind]
 
 
+def deployment(objects: list[Object], component: str) -> Object:
+    (found,) = (
+        each
+        for each in of_kind(objects, "Deployment")
+        if each["metadata"]["labels"]["app.kubernetes.io/component"] == component
+    )
+    return found
+
+
+def gateways(objects: list[Object]) -> Object:
+    """The Deployment of the gateways."""
+    return deployment(objects, "gateway")
+
+
 def only(objects: list[Object], kind: str) -> Object:
     (found,) = of_kind(objects, kind)
     return found

@@ -16,28 +16,40 @@ from samserve.client.errors import SamserveClientError
 from harness.pod.pod import Pod
 from harness.pod.volumes import World
 from tests import pictures
-from tests.chart.rendered import Object, of_kind, only
+from tests.chart.rendered import Object, deployment, gateways, of_kind, only
 
 PICTURES = [pictures.file_of(pictures.noise(48, 64, seed=n)) for n in range(12)]
 
 
-def world_of(objects: list[Object], services: Mapping[str, str] | None = None) -> World:
+Secrets = Mapping[str, Mapping[str, bytes]]
+
+
+def world_of(
+    objects: list[Object],
+    services: Mapping[str, str] | None = None,
+    secrets: Secrets | None = None,
+) -> World:
     """What the rendered pods refer to."""
     maps = {each["metadata"]["name"]: each for each in of_kind(objects, "ConfigMap")}
-    return World(config_maps=maps, services=services or {})
+    return World(config_maps=maps, services=services or {}, secrets=secrets or {})
 
 
-def replica_of(objects: list[Object]) -> Pod:
-    """One of the pods that the Deployment would make."""
-    spec: dict[str, Any] = only(objects, "Deployment")["spec"]["template"]["spec"]
-    return Pod(spec, world_of(objects))
+def replica_of(
+    objects: list[Object],
+    component: str = "gateway",
+    services: Mapping[str, str] | None = None,
+    secrets: Secrets | None = None,
+) -> Pod:
+    """One of the pods that a Deployment would make."""
+    spec: dict[str, Any] = deployment(objects, component)["spec"]["template"]["spec"]
+    return Pod(spec, world_of(objects, services, secrets))
 
 
-async def helm_test(objects: list[Object], address: str) -> str:
+async def helm_test(objects: list[Object], address: str, secrets: Secrets | None = None) -> str:
     """Run the pod of `helm test` against the Service, which is at *address*."""
     test = only(objects, "Pod")
-    name = only(objects, "Deployment")["metadata"]["name"]
-    async with Pod(test["spec"], world_of(objects, {f"{name}:50051": address})) as pod:
+    name = gateways(objects)["metadata"]["name"]
+    async with Pod(test["spec"], world_of(objects, {f"{name}:50051": address}, secrets)) as pod:
         return await pod.completed()
 
 

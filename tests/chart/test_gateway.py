@@ -19,6 +19,7 @@ from tests.chart.rendered import (
     config_of,
     container,
     every_shape,
+    gateways,
     of_kind,
     only,
     pods,
@@ -131,14 +132,14 @@ def test_files_that_are_named_are_mounted() -> None:
     assert named == mounted
 
 
-@pytest.mark.parametrize("shape", [name for name in SHAPES if container(SHAPES[name], "gateway")])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_gateway_and_triton_share_memory(shape: str, tmp_path: Path) -> None:
     objects = SHAPES[shape]
     settings = load(file=config_of(objects, tmp_path))
-    pod = only(objects, "Deployment")["spec"]["template"]["spec"]
+    pod = gateways(objects)["spec"]["template"]["spec"]
     gateway = container(objects, "gateway")
     memory = int(gateway["resources"]["limits"]["memory"])
-    if settings.engine.kind != "triton":
+    if settings.engine.kind != "triton" or shape.startswith("split"):
         assert "shared-memory" not in str(pod["volumes"])
         assert memory >= settings.store.capacity_bytes + GIB
         return
@@ -257,3 +258,36 @@ def test_a_folder_of_a_claim_is_found(path: str) -> None:
     )
 
     assert argument == f"--model-repository=/models/{path.strip('/')}".rstrip("/")
+
+
+def test_a_triton_of_its_own_is_asked_by_its_name_and_outlived(tmp_path: Path) -> None:
+    objects = SHAPES["split"]
+    settings = load(file=config_of(objects, tmp_path))
+    (service,) = (
+        each
+        for each in of_kind(objects, "Service")
+        if each["metadata"]["name"] == settings.triton.url.partition(":")[0]
+    )
+
+    assert settings.triton.url == "demo-samserve-triton:8001"
+    assert 8001 in [port["port"] for port in service["spec"]["ports"]]
+    assert settings.triton.shared_memory == "off"
+    # Otherwise its outage would take all gateways away at once.
+    assert settings.server.readiness == "started"
+    assert "--grpc-address=0.0.0.0" in container(objects, "triton")["args"]
+    assert "initContainers" not in gateways(objects)["spec"]["template"]["spec"]
+    # No gateway meets two versions of a model at once.
+    (triton,) = (
+        each
+        for each in of_kind(objects, "Deployment")
+        if each["metadata"]["name"] == "demo-samserve-triton"
+    )
+    assert triton["spec"]["strategy"] == {"type": "Recreate"}
+    seconds = triton["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert seconds >= 5 + 30
+    assert "--exit-timeout-secs=30" in container(objects, "triton")["args"]
+
+
+@pytest.mark.parametrize("shape", [name for name in SHAPES if not name.startswith("split")])
+def test_readiness_follows_a_runtime_of_ones_own(shape: str, tmp_path: Path) -> None:
+    assert load(file=config_of(SHAPES[shape], tmp_path)).server.readiness == "engine"

@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 
-from tests.chart.rendered import Object, case, container, only, render
+from tests.chart.rendered import Object, case, container, of_kind, render
 
 ON = {"networkPolicy": {"enabled": True}}
 
 
-def policy(values: dict[str, Any]) -> dict[str, Any]:
-    spec: dict[str, Any] = only(render(values), "NetworkPolicy")["spec"]
-    return spec
+def policy(values: dict[str, Any], name: str = "demo-samserve") -> dict[str, Any]:
+    (found,) = (
+        each["spec"]
+        for each in of_kind(render(values), "NetworkPolicy")
+        if each["metadata"]["name"] == name
+    )
+    return dict(found)
 
 
 def ports(rules: list[Object]) -> list[tuple[Any, str]]:
@@ -95,3 +99,23 @@ def test_further_rules_are_added() -> None:
     rule = {"ports": [{"port": 8888}]}
 
     assert policy({"networkPolicy": {"enabled": True, "extraEgress": [rule]}})["egress"][-1] == rule
+
+
+def test_a_triton_of_its_own_is_open_to_gateways_alone() -> None:
+    values = {**case("split-small"), "models": {}}
+    gateway, triton = policy(values), policy(values, "demo-samserve-triton")
+    labels = {"app.kubernetes.io/name": "samserve", "app.kubernetes.io/instance": "demo"}
+
+    assert ports(triton["ingress"]) == [("triton-grpc", "TCP"), ("triton-metrics", "TCP")]
+    assert triton["ingress"][0]["from"] == [
+        {"podSelector": {"matchLabels": {**labels, "app.kubernetes.io/component": "gateway"}}}
+    ]
+    assert triton["egress"] == []
+    assert ports(gateway["egress"])[2:] == [("triton-grpc", "TCP")]
+    assert gateway["egress"][-1]["to"] == [
+        {"podSelector": {"matchLabels": {**labels, "app.kubernetes.io/component": "triton"}}}
+    ]
+    # It is where models are pulled.
+    pulling = policy(case("split-small"), "demo-samserve-triton")
+    assert ports(pulling["egress"]) == [(53, "UDP"), (53, "TCP"), (443, "TCP")]
+    assert (443, "TCP") not in ports(policy(case("split-small"))["egress"])

@@ -46,6 +46,10 @@ def selects(selector: dict[str, str], each: Object) -> bool:
     return selector.items() <= labels(each).items()
 
 
+def part(each: Object) -> str:
+    return labels(each)["app.kubernetes.io/component"]
+
+
 def ports_of(pod: Object) -> dict[str, int]:
     return {
         port["name"]: port["containerPort"]
@@ -60,7 +64,7 @@ def replicas(objects: list[Object]) -> list[Object]:
 
 @each_shape
 def test_selectors_select_the_replicas_and_nothing_else(objects: list[Object]) -> None:
-    selectors = [
+    selectors: list[dict[str, str]] = [
         *(each["spec"]["selector"]["matchLabels"] for each in of_kind(objects, "Deployment")),
         *(each["spec"]["selector"] for each in of_kind(objects, "Service")),
         *(
@@ -77,7 +81,9 @@ def test_selectors_select_the_replicas_and_nothing_else(objects: list[Object]) -
 
     for selector in selectors:
         chosen = [pod for pod in pods(objects) if selects(selector, pod)]
-        assert chosen == replicas(objects), selector
+        component = selector["app.kubernetes.io/component"]
+        assert chosen == [pod for pod in replicas(objects) if part(pod) == component], selector
+        assert len(chosen) == 1
 
 
 @each_shape
@@ -109,10 +115,10 @@ def test_all_objects_have_the_common_labels(objects: list[Object]) -> None:
 
 @each_shape
 def test_every_port_that_is_named_is_a_containers(objects: list[Object]) -> None:
-    (pod,) = replicas(objects)
-    ports = ports_of(pod)
     for service in of_kind(objects, "Service"):
         assert service["spec"]["ports"]
+        (pod,) = (each for each in replicas(objects) if part(each) == part(service))
+        ports = ports_of(pod)
         for port in service["spec"]["ports"]:
             assert port["targetPort"] in ports
     for monitor in of_kind(objects, "ServiceMonitor"):
@@ -122,7 +128,7 @@ def test_every_port_that_is_named_is_a_containers(objects: list[Object]) -> None
             if selects(monitor["spec"]["selector"]["matchLabels"], each)
         ]
         # One, or every target would be scraped twice.
-        assert [each["metadata"]["name"] for each in services] == ["demo-samserve-headless"]
+        assert len(services) == 1
         names = {port["name"] for port in services[0]["spec"]["ports"]}
         assert {each["port"] for each in monitor["spec"]["endpoints"]} <= names
     for route in of_kind(objects, "GRPCRoute"):
@@ -185,9 +191,13 @@ def test_every_reference_is_to_something_that_exists(objects: list[Object]) -> N
         *of_kind(objects, "HorizontalPodAutoscaler"),
         *of_kind(objects, "ScaledObject"),
     ):
-        deployment = only(objects, "Deployment")
-        assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+        (deployment,) = (
+            each
+            for each in of_kind(objects, "Deployment")
+            if each["metadata"]["name"] == scaler["spec"]["scaleTargetRef"]["name"]
+        )
         assert "replicas" not in deployment["spec"]
+        assert scaler["kind"] != "ScaledObject" or "triton" in str(deployment)
 
 
 @each_shape
@@ -231,6 +241,17 @@ def test_images_have_a_tag_or_a_digest(objects: list[Object]) -> None:
         for each in containers(pod):
             assert re.fullmatch(r"[^:@]+(:[\w.-]+|@sha256:[0-9a-f]{64})", each["image"])
             assert not each["image"].endswith(":latest")
+
+
+def test_replicas_are_as_many_as_told_where_no_autoscaler_is() -> None:
+    found = {
+        each["metadata"]["name"]: each["spec"].get("replicas")
+        for each in of_kind(SHAPES["split"], "Deployment")
+    }
+
+    assert found == {"demo-samserve": 4, "demo-samserve-triton": None}
+    small = of_kind(SHAPES["split-small"], "Deployment")
+    assert [each["spec"]["replicas"] for each in small] == [1, 1]
 
 
 def test_a_digest_goes_before_the_tag() -> None:

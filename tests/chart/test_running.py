@@ -9,14 +9,19 @@ import urllib.request
 from typing import Any
 
 import pytest
+import trustme
 from samserve.client import Client
+from samserve.client.errors import Unavailable
 
 from harness.cluster.cluster import Cluster
 from harness.errors import HarnessError
 from harness.pod.images import triton_arguments
 from harness.program import DIRECT
+from tests import pictures
 from tests.chart.rendered import Object, case, container, render
 from tests.chart.running import Load, helm_test, replica_of
+from tests.secrecy import secret
+from tests.security.credentials import KeyFile
 
 SMALL = {"memory": "64Mi", "scratch": "64Mi"}
 
@@ -28,11 +33,10 @@ def test_arguments_of_production_that_the_harness_leaves_out() -> None:
     assert set(given) - set(triton_arguments(given)) == {"--allow-client-shm=true"}
 
 
-async def status(port: int, path: str, **headers: str) -> int:
-    """Ask Triton's HTTP API."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
+async def status(port: int, path: str) -> int:
+    """Ask over HTTP."""
     try:
-        with await asyncio.to_thread(DIRECT.open, request) as answer:
+        with await asyncio.to_thread(DIRECT.open, f"http://127.0.0.1:{port}{path}") as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -107,3 +111,68 @@ async def test_a_pod_that_is_replaced_fails_no_call(engine: str, cluster: Cluste
     # It had work, and work went on while it ended.
     assert gone["Predict"] > before["Predict"]
     assert sum(each.get("event") == "call" for each in calls) > 10
+
+
+@pytest.mark.slow
+async def test_a_gateway_outlives_a_triton_of_its_own() -> None:
+    """The outage is told by typed errors, and not by gateways that go away."""
+    objects = render({"topology": "split", "cache": SMALL})
+    async with replica_of(objects, "triton") as triton:
+        services = {"demo-samserve-triton:8001": f"127.0.0.1:{triton.port(8001)}"}
+        async with replica_of(objects, services=services) as gateway:
+            address = f"127.0.0.1:{gateway.port(50051)}"
+            said = await helm_test(objects, address)
+            await triton.terminate()
+            await asyncio.sleep(3)
+            ready = await status(gateway.port(8081), "/readyz")
+            async with Client(address, timeout_s=10) as client:
+                with pytest.raises(Unavailable) as told:
+                    await client.embed(pictures.png())
+            await gateway.terminate()
+            log = gateway.logs()["gateway"]
+
+    assert "IoU" in said or "predicted_iou" in said
+    assert ready == 200
+    assert told.value.reason == "ENGINE_UNAVAILABLE"
+    assert '"transport": "message"' in log
+
+
+def pair(issued: trustme.LeafCert) -> dict[str, bytes]:
+    """What a Secret of kubernetes.io/tls has."""
+    key = secret(issued.private_key_pem.bytes().decode()).encode()
+    return {"tls.crt": b"".join(blob.bytes() for blob in issued.cert_chain_pems), "tls.key": key}
+
+
+@pytest.mark.slow
+async def test_tls_keys_and_policy_come_from_secrets(
+    key_file: KeyFile, authority: trustme.CA
+) -> None:
+    """`helm test` gets in with a client certificate and a key, and not without the key."""
+    values: dict[str, Any] = {
+        "engine": "onnx",
+        "cache": {"memory": "64Mi"},
+        "tls": {"secret": "server", "clientCaSecret": "ca"},
+        "auth": {
+            "apiKeys": {"secret": "keys"},
+            "policy": "version = 1\n[quotas.default]\nrequests_per_s = 100\n",
+        },
+        "test": {"caSecret": "ca", "clientSecret": "client", "tokenSecret": "token"},
+    }
+    token = key_file.add("tests", "embed", "predict")
+    secrets = {
+        "server": pair(authority.issue_cert("127.0.0.1")),
+        "ca": {"ca.crt": authority.cert_pem.bytes()},
+        "client": pair(authority.issue_cert("tests.example")),
+        "keys": {"keys.toml": key_file.path.read_bytes()},
+        "token": {"token": token.encode()},
+    }
+    objects = render(values)
+    async with replica_of(objects, secrets=secrets) as pod:
+        address = f"127.0.0.1:{pod.port(50051)}"
+        said = await helm_test(objects, address, secrets)
+        keyless = render({**values, "test": {**values["test"], "tokenSecret": ""}})
+        with pytest.raises(HarnessError, match=r"UNAUTHENTICATED|credential"):
+            await helm_test(keyless, address, secrets)
+        await pod.terminate()
+
+    assert "IoU" in said or "predicted_iou" in said

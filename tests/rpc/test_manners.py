@@ -139,6 +139,36 @@ async def test_the_admin_listener_tells_liveness_readiness_and_metrics(
     assert "samserve_store_entries 1.0" in metrics
 
 
+class Away(FakeEngine):
+    """An engine that has answered once, and is away from then on."""
+
+    away = False
+
+    async def ready(self) -> bool:
+        return not self.away
+
+
+@pytest.mark.parametrize(("readiness", "status"), [("engine", 503), ("started", 200)])
+async def test_readiness_takes_what_the_settings_say(readiness: str, status: int) -> None:
+    engine = Away()
+    settings = settings_with(server={"readiness": readiness})
+    async with serving(settings, engine=engine) as (running_service, _):
+        assert (await http(running_service, "/readyz"))[0] == 200
+        engine.away = True
+        async with asyncio.timeout(10):
+            while "samserve_engine_ready 1.0" in (await http(running_service, "/metrics"))[1]:
+                await asyncio.sleep(0.02)
+
+        assert (await http(running_service, "/readyz"))[0] == status
+        health = await eventually_health(running_service.address, "")
+        assert (health == SERVING) is (status == 200)
+        engine.away = False
+        async with asyncio.timeout(10):
+            while "samserve_engine_ready 0.0" in (await http(running_service, "/metrics"))[1]:
+                await asyncio.sleep(0.02)
+        assert (await http(running_service, "/readyz"))[0] == 200
+
+
 async def test_a_request_id_is_accepted_and_returned(stub: SegmentationServiceStub) -> None:
     call = stub.ListModels(pb.ListModelsRequest(), metadata=(("x-request-id", "abc-123"),))
     await call

@@ -13,9 +13,13 @@
 {{- $store := dict "capacity_bytes" (include "samserve.bytes" $values.cache.memory | int64) "ttl_s" $values.cache.ttlSeconds -}}
 {{- $chosen := dict "server" $server "engine" $engine "store" $store -}}
 {{- if eq $values.engine "triton" -}}
-{{- $_ := set $chosen "triton" (dict "url" "127.0.0.1:8001" "shared_memory" "required"
+{{- $split := eq (include "samserve.shape" .) "split" -}}
+{{- $_ := set $chosen "triton" (dict
+    "url" (ternary (printf "%s-triton:8001" (include "samserve.fullname" .)) "127.0.0.1:8001" $split)
+    "shared_memory" (ternary "off" "required" $split)
     "scratch_bytes" (include "samserve.bytes" $values.cache.scratch | int64)
     "startup_s" $values.triton.startupSeconds) -}}
+{{- $_ := set $server "readiness" (ternary "started" "engine" $split) -}}
 {{- end -}}
 {{- with include "samserve.config.tls" . | fromYaml }}{{ $_ := set $chosen "tls" . }}{{ end -}}
 {{- with include "samserve.config.auth" . | fromYaml }}{{ $_ := set $chosen "auth" . }}{{ end -}}

@@ -56,7 +56,7 @@
     {{- if include "samserve.sharesMemory" . }}
     - name: shared-memory
       mountPath: /dev/shm
-    {{- else }}
+    {{- else if eq .Values.engine "onnx" }}
     {{- include "samserve.modelsMount" . | nindent 4 }}
     {{- end }}
     - name: gateway-tmp

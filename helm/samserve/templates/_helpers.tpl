@@ -22,6 +22,17 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: gateway
 {{- end -}}
 
+{{- /* Of Triton's own pods, where it has some. */ -}}
+{{- define "samserve.tritonLabels" -}}
+{{ include "samserve.releaseLabels" . }}
+app.kubernetes.io/component: triton
+{{- end -}}
+
+{{- /* Who runs the models where: `pod`, `split` or `onnx`. */ -}}
+{{- define "samserve.shape" -}}
+{{- ternary .Values.topology "onnx" (eq .Values.engine "triton") -}}
+{{- end -}}
+
 {{- /* Of the pod of `helm test`, which is nobody's replica. */ -}}
 {{- define "samserve.testLabels" -}}
 {{ include "samserve.releaseLabels" . }}
@@ -62,11 +73,19 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- mul (int64 $number) (get $units (trimPrefix $number .)) -}}
 {{- end -}}
 
+{{- /* Whether an autoscaler owns the number of gateways. */ -}}
 {{- define "samserve.autoscaled" -}}
-{{- if or .Values.autoscaling.hpa.enabled .Values.autoscaling.keda.enabled -}}true{{- end -}}
+{{- with .Values.autoscaling -}}
+{{- if or .hpa.enabled (and .keda.enabled (ne (include "samserve.shape" $) "split")) -}}true{{- end -}}
+{{- end -}}
 {{- end -}}
 
-{{- /* Pods there are at least, and at most. */ -}}
+{{- /* What KEDA scales: the pods that Triton is in. */ -}}
+{{- define "samserve.kedaTarget" -}}
+{{- include "samserve.fullname" . -}}{{- if eq (include "samserve.shape" .) "split" -}}-triton{{- end -}}
+{{- end -}}
+
+{{- /* Gateways there are at least, and at most. */ -}}
 {{- define "samserve.minPods" -}}
 {{- ternary .Values.autoscaling.minReplicas .Values.replicas (eq (include "samserve.autoscaled" .) "true") -}}
 {{- end -}}

@@ -1,7 +1,7 @@
 {{- /* What gateway and Triton share, in bytes. */ -}}
 
 {{- define "samserve.sharesMemory" -}}
-{{- if eq .Values.engine "triton" -}}true{{- end -}}
+{{- if eq (include "samserve.shape" .) "pod" -}}true{{- end -}}
 {{- end -}}
 
 {{- /* Embeddings and scratch, and a little for what else lies in /dev/shm. */ -}}

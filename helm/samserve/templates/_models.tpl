@@ -7,10 +7,16 @@
 {{- end -}}
 {{- end -}}
 
+{{- define "samserve.modelsImagePath" -}}
+{{- with .Values.models.image -}}
+{{- default (ternary "/opt/samserve/models" "/models" (eq .repository "")) .path -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "samserve.modelsPath" -}}
 {{- with .Values.models -}}
 {{- if include "samserve.modelsInImage" $ -}}
-{{- .image.path -}}
+{{- include "samserve.modelsImagePath" $ -}}
 {{- else if eq .source "claim" -}}
 {{- printf "/models/%s" (trimAll "/" .claim.path) | trimSuffix "/" -}}
 {{- else -}}
@@ -53,7 +59,7 @@
 - name: copy-models
   image: {{ include "samserve.image" (list $image .Chart.AppVersion) }}
   imagePullPolicy: {{ $image.pullPolicy }}
-  command: [cp, -R, {{ printf "%s/." $models.image.path | quote }}, /models-volume/]
+  command: [cp, -R, {{ printf "%s/." (include "samserve.modelsImagePath" .) | quote }}, /models-volume/]
   securityContext:
     {{- toYaml .Values.securityContext | nindent 4 }}
   volumeMounts:
@@ -80,7 +86,7 @@
   volumeMounts:
     - name: models
       mountPath: /models
-    - name: gateway-tmp
+    - name: {{ ternary "gateway" "triton" (eq $.Values.engine "onnx") }}-tmp
       mountPath: /tmp
 {{- end }}
 {{- end }}

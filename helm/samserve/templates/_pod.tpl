@@ -2,7 +2,7 @@
 
 {{- /* Draining, calls that end, and what closing takes; Triton ends after that. */ -}}
 {{- define "samserve.terminationSeconds" -}}
-{{- $triton := ternary 10 0 (eq .Values.engine "triton") -}}
+{{- $triton := ternary 10 0 (eq (include "samserve.shape" .) "pod") -}}
 {{- with .Values.shutdown -}}
 {{- add .drainSeconds .graceSeconds 5 $triton -}}
 {{- end -}}
@@ -31,16 +31,21 @@ tolerations:
 affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end -}}
+
+{{- /* Takes a list: the chart, and the labels of the pods that are spread. */ -}}
+{{- define "samserve.spread" -}}
+{{- $chart := index . 0 -}}
 topologySpreadConstraints:
-{{- if .Values.topologySpreadConstraints }}
-  {{- toYaml .Values.topologySpreadConstraints | nindent 2 }}
+{{- if $chart.Values.topologySpreadConstraints }}
+  {{- toYaml $chart.Values.topologySpreadConstraints | nindent 2 }}
 {{- else }}
   - maxSkew: 1
     topologyKey: kubernetes.io/hostname
     whenUnsatisfiable: ScheduleAnyway
     labelSelector:
       matchLabels:
-        {{- include "samserve.selectorLabels" . | nindent 8 }}
+        {{- index . 1 | nindent 8 }}
 {{- end }}
 {{- end -}}
 
@@ -64,8 +69,20 @@ topologySpreadConstraints:
 {{- end }}
 - name: gateway-tmp
   emptyDir: {}
+{{- if ne (include "samserve.shape" .) "split" }}
 {{- include "samserve.modelsVolume" . }}
+{{- end }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- /* What starts before the gateway: models, and Triton where it is in the same pod. */ -}}
+{{- define "samserve.before" -}}
+{{- if ne (include "samserve.shape" .) "split" }}
+{{- include "samserve.modelsInit" . }}
+{{- end }}
+{{- if eq (include "samserve.shape" .) "pod" }}
+{{ include "samserve.triton" . }}
 {{- end }}
 {{- end -}}

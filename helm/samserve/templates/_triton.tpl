@@ -1,12 +1,17 @@
-{{- /* Triton as a sidecar: it starts before the gateway, and ends after it. */ -}}
+{{- /* Triton's container.  Beside a gateway it is a sidecar: it starts before the gateway, and ends
+after it. */ -}}
 
 {{- define "samserve.tritonArguments" -}}
 - --model-repository={{ include "samserve.modelsPath" . }}
 {{- if .Values.triton.clientSharedMemoryFlag }}
 - --allow-client-shm=true
 {{- end }}
+{{- if eq (include "samserve.shape" .) "split" }}
+- --grpc-address=0.0.0.0
+{{- else }}
 # Of the pod alone.
 - --grpc-address=127.0.0.1
+{{- end }}
 - --grpc-port=8001
 - --http-address=0.0.0.0
 - --http-port=8000
@@ -14,7 +19,7 @@
 - --http-restricted-api=inference,metadata,model-config,model-repository,shared-memory,statistics,trace,logging:pod=$(POD_UID)
 - --metrics-address=0.0.0.0
 - --metrics-port=8002
-- --exit-timeout-secs=5
+- --exit-timeout-secs={{ ternary 30 5 (eq (include "samserve.shape" .) "split") }}
 {{- with .Values.triton.extraArgs }}
 {{ toYaml . }}
 {{- end }}
@@ -24,7 +29,9 @@
 - name: triton
   image: {{ include "samserve.image" (list .Values.triton.image "") }}
   imagePullPolicy: {{ .Values.triton.image.pullPolicy }}
+  {{- if eq (include "samserve.shape" .) "pod" }}
   restartPolicy: Always
+  {{- end }}
   command: [tritonserver]
   args:
     {{- include "samserve.tritonArguments" . | nindent 4 }}
@@ -39,11 +46,15 @@
     {{- toYaml . | nindent 4 }}
     {{- end }}
   ports:
+    {{- if eq (include "samserve.shape" .) "split" }}
+    - name: triton-grpc
+      containerPort: 8001
+    {{- end }}
     - name: triton-http
       containerPort: 8000
     - name: triton-metrics
       containerPort: 8002
-  # The gateway starts once all models are loaded.
+  # Beside a gateway: that starts once all models are loaded.
   startupProbe:
     httpGet:
       path: /v2/health/ready
@@ -57,6 +68,20 @@
     periodSeconds: 10
     timeoutSeconds: 5
     failureThreshold: 6
+  {{- if eq (include "samserve.shape" .) "split" }}
+  readinessProbe:
+    httpGet:
+      path: /v2/health/ready
+      port: triton-http
+    periodSeconds: 2
+    timeoutSeconds: 2
+    failureThreshold: 2
+  # New calls go elsewhere before it ends.
+  lifecycle:
+    preStop:
+      sleep:
+        seconds: 5
+  {{- end }}
   resources:
     {{- $gpu := dict }}
     {{- if .Values.triton.gpus }}
@@ -66,8 +91,10 @@
   securityContext:
     {{- toYaml .Values.securityContext | nindent 4 }}
   volumeMounts:
+    {{- if include "samserve.sharesMemory" . }}
     - name: shared-memory
       mountPath: /dev/shm
+    {{- end }}
     - name: triton-tmp
       mountPath: /tmp
     {{- include "samserve.modelsMount" . | nindent 4 }}

@@ -1,0 +1,1 @@
+"""The real Envoy on loopback, before several gateways."""
