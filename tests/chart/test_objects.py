@@ -34,7 +34,7 @@ SECRETS = {
     "valkey-tls": {"ca.crt"},
     "valkey-client": {"tls.crt", "tls.key"},
 }
-CLAIMS = {"models"}
+CLAIMS = {"models", "tensorrt"}
 
 
 def labels(each: Object) -> dict[str, str]:
