@@ -1,0 +1,108 @@
+"""What autoscalers ask is what gateway and Triton export, and is right."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import promql_parser as promql
+import pytest
+import yaml
+
+from harness.prometheus.programs import find
+from tests.chart.rendered import case, of_kind, only, render
+from tests.monitoring.catalogue import LABELS
+from tests.monitoring.promql import selectors
+
+SPLIT = case("split")
+
+
+def query(values: dict[str, object]) -> str:
+    (trigger,) = only(render(values), "ScaledObject")["spec"]["triggers"]
+    return str(trigger["metadata"]["query"])
+
+
+def evaluated(expr: str, series: dict[str, str], expected: float, folder: Path) -> None:
+    """Have promtool evaluate *expr* after five minutes of *series*."""
+    test = {
+        "interval": "15s",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [
+            {"expr": expr, "eval_time": "5m", "exp_samples": [{"labels": "{}", "value": expected}]}
+        ],
+    }
+    path = folder / "test.yaml"
+    path.write_text(yaml.safe_dump({"evaluation_interval": "15s", "tests": [test]}))
+
+    done = subprocess.run(
+        [find("promtool"), "test", "rules", path], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "pods", "others"),
+    [
+        (case("keda"), "demo-samserve", "demo-samserve-2"),
+        (SPLIT, "demo-samserve-triton", "demo-samserve"),
+    ],
+    ids=["pod", "split"],
+)
+def test_keda_sees_the_wait_in_tritons_queue(
+    values: dict[str, object], pods: str, others: str, tmp_path: Path
+) -> None:
+    """Two pods, 10 requests a second each; one waits 30 ms, the other 50: 40 on average."""
+    expr = query(values)
+    names = {selector.name for selector in selectors(promql.parse(expr))}
+    assert names == {"nv_inference_queue_duration_us", "nv_inference_request_success"}
+    assert names <= LABELS.keys()
+
+    def labels(pod: str, model: str = "sam_encoder") -> str:
+        return f'{{namespace="vision",pod="{pod}",model="{model}"}}'
+
+    def requests(pod: str) -> str:
+        return f"nv_inference_request_success{labels(pod)}"
+
+    def waited(pod: str) -> str:
+        return f"nv_inference_queue_duration_us{labels(pod)}"
+
+    one, two, other = f"{pods}-5d9f-abcde", f"{pods}-5d9f-fghij", f"{others}-77aa-zzzzz"
+    series = {
+        requests(one): "0+150x40",
+        waited(one): "0+4500000x40",
+        requests(two): "0+150x40",
+        waited(two): "0+7500000x40",
+        # Of another release, or of the gateways.
+        requests(other): "0+150x40",
+        waited(other): "0+90000000x40",
+    }
+
+    # AverageValue divides what it gets by the number of pods.
+    evaluated(expr, series, 40.0 * 2, tmp_path)
+
+
+def test_nothing_to_do_is_no_wait(tmp_path: Path) -> None:
+    labels = '{namespace="vision",pod="demo-samserve-5d9f-abcde",model="sam_encoder"}'
+    series = {
+        f"nv_inference_request_success{labels}": "100x40",
+        f"nv_inference_queue_duration_us{labels}": "5000x40",
+    }
+
+    evaluated(query(case("keda")), series, 0.0, tmp_path)
+
+
+def test_the_hpa_looks_at_a_metric_of_the_gateway() -> None:
+    (metric,) = only(render(case("hpa")), "HorizontalPodAutoscaler")["spec"]["metrics"]
+
+    assert metric["type"] == "Pods"
+    assert metric["pods"]["metric"]["name"] in LABELS
+    assert "cpu" not in str(metric)
+
+
+def test_an_autoscaler_keeps_to_its_bounds() -> None:
+    found = only(render(case("keda")), "ScaledObject")["spec"]
+
+    assert (found["minReplicaCount"], found["maxReplicaCount"]) == (2, 6)
+    assert found["fallback"]["replicas"] == 2
+    assert not of_kind(render(case("keda")), "HorizontalPodAutoscaler")
