@@ -38,6 +38,7 @@ _BYTES: Schema = {"type": "string", "pattern": "^[1-9][0-9]*(Ki|Mi|Gi|Ti)$"}
 _DIGEST: Schema = {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"}
 _PULL: Schema = {"enum": ["Always", "IfNotPresent", "Never"]}
 _NODE: Schema = {"type": "string", "pattern": "^[^ ,:]+:[0-9]+$|^\\[[0-9a-fA-F:.]+\\]:[0-9]+$"}
+_AMOUNT: Schema = {"type": ["integer", "string"], "pattern": "^[0-9]+%$", "minimum": 0}
 _NAME: Schema = {"type": "string", "minLength": 1}
 _PULLED: Schema = {
     "type": "object",
@@ -84,6 +85,7 @@ RULES: dict[str, Schema] = {
     "extraArgs": _WORDS,
     "gpus": {"type": "integer", "minimum": 0},
     "startupSeconds": _COUNT,
+    "claim.path": {"type": "string", "pattern": "[^/]"},
     "models.source": {"enum": ["image", "claim", "pull"]},
     "models.image.path": {"type": "string", "pattern": "^(/.*)?$"},
     "pull.models": {"type": "array", "items": _PULLED},
@@ -102,12 +104,22 @@ RULES: dict[str, Schema] = {
     "behavior": _OBJECT,
     "queueMilliseconds": _COUNT,
     "pollingSeconds": _COUNT,
-    "cooldownSeconds": _COUNT,
-    "maxUnavailable": {"type": ["integer", "string"]},
+    # No more than a HorizontalPodAutoscaler takes.
+    "cooldownSeconds": {"type": "integer", "minimum": 0, "maximum": 3600},
+    "authModes": {"enum": ["bearer", "basic", "tls", "custom"]},
+    "maxUnavailable": _AMOUNT,
     "updateStrategy": {
         "type": "object",
         "required": ["type"],
-        "properties": {"type": {"enum": ["RollingUpdate", "Recreate"]}},
+        "additionalProperties": False,
+        "properties": {
+            "type": {"enum": ["RollingUpdate", "Recreate"]},
+            "rollingUpdate": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {"maxSurge": _AMOUNT, "maxUnavailable": _AMOUNT},
+            },
+        },
     },
     "clients": _OBJECTS,
     "monitoring": _OBJECTS,

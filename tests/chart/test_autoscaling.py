@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -23,12 +24,16 @@ def query(values: dict[str, object]) -> str:
 
 
 def evaluated(expr: str, series: dict[str, str], expected: float, folder: Path) -> None:
-    """Have promtool evaluate *expr* after five minutes of *series*."""
+    """Have promtool evaluate *expr* after five minutes of *series*, rounded."""
     test = {
         "interval": "15s",
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
         "promql_expr_test": [
-            {"expr": expr, "eval_time": "5m", "exp_samples": [{"labels": "{}", "value": expected}]}
+            {
+                "expr": f"round({expr}, 0.001)",
+                "eval_time": "5m",
+                "exp_samples": [{"labels": "{}", "value": expected}],
+            }
         ],
     }
     path = folder / "test.yaml"
@@ -52,10 +57,19 @@ def evaluated(expr: str, series: dict[str, str], expected: float, folder: Path) 
 def test_keda_sees_the_wait_in_tritons_queue(
     values: dict[str, object], pods: str, others: str, tmp_path: Path
 ) -> None:
-    """Two pods, 10 requests a second each; one waits 30 ms, the other 50: 40 on average."""
+    """Two pods, 10 requests a second each; one waits 30 ms, the other 50: 40 on average.
+
+    In the gateway a call waits 20 ms more.
+    """
     expr = query(values)
-    names = {selector.name for selector in selectors(promql.parse(expr))}
-    assert names == {"nv_inference_queue_duration_us", "nv_inference_request_success"}
+    names = {selector.name or "" for selector in selectors(promql.parse(expr))}
+    families = {re.sub("_(sum|count)$", "", name) for name in names}
+    assert families == {
+        "nv_inference_queue_duration_us",
+        "nv_inference_request_success",
+        "samserve_stage_seconds",
+        "samserve_ready",
+    }
     assert names <= LABELS.keys()
 
     def labels(pod: str, model: str = "sam_encoder") -> str:
@@ -78,8 +92,16 @@ def test_keda_sees_the_wait_in_tritons_queue(
         waited(other): "0+90000000x40",
     }
 
-    # AverageValue divides what it gets by the number of pods.
+    # AverageValue divides what it gets by the number of pods.  No call has been made yet.
+    gateway = 'namespace="vision",pod="demo-samserve-5d9f-xyz12"'
+    series[f"samserve_ready{{{gateway}}}"] = "1x40"
     evaluated(expr, series, 40.0 * 2, tmp_path)
+    # A call a second waits 20 ms for its turns.
+    called = f'{gateway},grpc_method="Predict",model="sam"'
+    series[f'samserve_stage_seconds_sum{{{called},stage="queue"}}'] = "0+0.3x40"
+    series[f'samserve_stage_seconds_count{{{called},stage="queue"}}'] = "0+30x40"
+    series[f'samserve_stage_seconds_count{{{called},stage="admit"}}'] = "0+15x40"
+    evaluated(expr, series, (40.0 + 20.0) * 2, tmp_path)
 
 
 def test_nothing_to_do_is_no_wait(tmp_path: Path) -> None:
@@ -87,6 +109,7 @@ def test_nothing_to_do_is_no_wait(tmp_path: Path) -> None:
     series = {
         f"nv_inference_request_success{labels}": "100x40",
         f"nv_inference_queue_duration_us{labels}": "5000x40",
+        'samserve_ready{namespace="vision",pod="demo-samserve-5d9f-abcde"}': "1x40",
     }
 
     evaluated(query(case("keda")), series, 0.0, tmp_path)

@@ -18,6 +18,7 @@ from tests.chart.rendered import (
     case,
     config_of,
     container,
+    deployment,
     every_shape,
     gateways,
     of_kind,
@@ -198,6 +199,45 @@ def test_triton_gets_the_time_that_it_is_given() -> None:
     assert probe["periodSeconds"] * probe["failureThreshold"] >= 1800
 
 
+def test_a_rollout_is_given_the_time_that_its_pods_are_given() -> None:
+    def seconds(shape: str) -> int:
+        return int(gateways(SHAPES[shape])["spec"]["progressDeadlineSeconds"])
+
+    assert seconds("inprocess") == 600
+    assert seconds("default") == 600 + 600
+    assert seconds("claim") == 600 + 1800
+    assert seconds("pull") > 3600
+
+
+def test_pods_that_are_recreated_know_no_rolling_update() -> None:
+    """The API refuses what Helm would leave of the default."""
+    strategy = gateways(render({"updateStrategy": {"type": "Recreate"}}))["spec"]["strategy"]
+
+    assert strategy == {"type": "Recreate"}
+    assert gateways(render())["spec"]["strategy"]["rollingUpdate"] == {
+        "maxSurge": 1,
+        "maxUnavailable": 0,
+    }
+
+
+def test_what_is_for_gpu_nodes_is_not_for_gateways_apart() -> None:
+    spec = gateways(SHAPES["split"])["spec"]["template"]["spec"]
+    triton = deployment(SHAPES["split"], "triton")["spec"]["template"]["spec"]
+
+    assert triton["runtimeClassName"] == "nvidia"
+    assert triton["nodeSelector"]
+    assert triton["tolerations"]
+    assert {"runtimeClassName", "nodeSelector", "tolerations"}.isdisjoint(spec)
+    assert "tensorrt" in [each["name"] for each in triton["volumes"]]
+    assert "tensorrt" not in [each["name"] for each in spec["volumes"]]
+
+
+def test_settings_that_are_taken_back_are_not_written(tmp_path: Path) -> None:
+    objects = render({"config": {"trace": {"ca_file": None, "ratio": 0.5}}})
+
+    assert load(file=config_of(objects, tmp_path)).trace.ratio == 0.5
+
+
 def test_gpus_are_asked_for_as_told() -> None:
     default = container(SHAPES["default"], "triton")["resources"]
     assert default["limits"] == {"nvidia.com/gpu": 1}
@@ -225,6 +265,8 @@ def test_models_come_from_where_they_are_said_to() -> None:
     assert names(claimed) == ["triton"]
     assert volume(claimed)["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
     assert "--model-repository=/models/sam" in container(claimed, "triton")["args"]
+    assert "--model-repository=/models/repository" in container(SHAPES["pull"], "triton")["args"]
+    assert "--repository=/models/repository" in container(SHAPES["pull"], "pull-0")["args"]
     pulled = SHAPES["pull"]
     assert names(pulled) == ["pull-0", "pull-1", "triton"]
     assert container(pulled, "pull-0")["image"] == "samserve-export:0.1.0"
@@ -243,13 +285,13 @@ def test_the_in_process_engine_reads_any_source(tmp_path: Path) -> None:
 
     settings = load(file=config_of(objects, tmp_path))
 
-    assert settings.engine.model_repository == Path("/models")
+    assert settings.engine.model_repository == Path("/models/repository")
     assert settings.engine.default_model == "sam_vit_b"
     mounts = container(objects, "gateway")["volumeMounts"]
     assert {"name": "models", "mountPath": "/models", "readOnly": True} in mounts
 
 
-@pytest.mark.parametrize("path", ["", "sam", "/sam/", "a/b"])
+@pytest.mark.parametrize("path", ["sam", "/sam/", "a/b"])
 def test_a_folder_of_a_claim_is_found(path: str) -> None:
     objects = render({"models": {"source": "claim", "claim": {"name": "x", "path": path}}})
 
@@ -257,7 +299,7 @@ def test_a_folder_of_a_claim_is_found(path: str) -> None:
         each for each in container(objects, "triton")["args"] if "--model-repository" in each
     )
 
-    assert argument == f"--model-repository=/models/{path.strip('/')}".rstrip("/")
+    assert argument == f"--model-repository=/models/{path.strip('/')}"
 
 
 def test_a_triton_of_its_own_is_asked_by_its_name_and_outlived(tmp_path: Path) -> None:
@@ -274,7 +316,11 @@ def test_a_triton_of_its_own_is_asked_by_its_name_and_outlived(tmp_path: Path) -
     assert settings.triton.shared_memory == "off"
     # Otherwise its outage would take all gateways away at once.
     assert settings.server.readiness == "started"
-    assert "--grpc-address=0.0.0.0" in container(objects, "triton")["args"]
+    arguments = container(objects, "triton")["args"]
+    assert "--grpc-address=0.0.0.0" in arguments
+    # Nobody shares memory with it, and nobody may.
+    assert "--allow-client-shm=true" not in arguments
+    assert any(each.startswith("--grpc-restricted-protocol=shared-memory") for each in arguments)
     assert "initContainers" not in gateways(objects)["spec"]["template"]["spec"]
     # No gateway meets two versions of a model at once.
     (triton,) = (

@@ -33,9 +33,9 @@ def test_the_default_shape_serves_and_asks_names_and_nothing_else() -> None:
 
     assert found["policyTypes"] == ["Ingress", "Egress"]
     assert ports(found["ingress"]) == [
-        ("grpc", "TCP"),
-        ("http-metrics", "TCP"),
-        ("triton-metrics", "TCP"),
+        (50051, "TCP"),
+        (8081, "TCP"),
+        (8002, "TCP"),
     ]
     assert ports(found["egress"]) == [(53, "UDP"), (53, "TCP")]
 
@@ -45,12 +45,12 @@ def test_tritons_own_api_is_open_to_nobody() -> None:
     triton = container(render(ON), "triton")
 
     assert "triton-http" in [port["name"] for port in triton["ports"]]
-    assert "triton-http" not in [port for port, _ in ports(policy(ON)["ingress"])]
+    assert 8000 not in [port for port, _ in ports(policy(ON)["ingress"])]
     assert not any(port["containerPort"] == 8001 for port in triton["ports"])
 
 
 def test_without_triton_its_metrics_are_not_open() -> None:
-    assert ("triton-metrics", "TCP") not in ports(policy({**ON, "engine": "onnx"})["ingress"])
+    assert (8002, "TCP") not in ports(policy({**ON, "engine": "onnx"})["ingress"])
 
 
 def test_nodes_of_the_cache_are_reached_at_their_ports() -> None:
@@ -68,7 +68,15 @@ def test_models_are_pulled_over_https() -> None:
 
 @pytest.mark.parametrize(
     ("endpoint", "port"),
-    [("http://c:4317", 4317), ("https://c", 443), ("http://c", 80)],
+    [
+        ("http://c:4317", 4317),
+        ("http://c:4317/", 4317),
+        ("https://c", 443),
+        ("https://c/v1", 443),
+        ("http://c", 80),
+        ("http://10.0.0.5", 80),
+        ("http://collector-1", 80),
+    ],
 )
 def test_traces_reach_their_receiver(endpoint: str, port: int) -> None:
     found = policy({**ON, "config": {"trace": {"endpoint": endpoint}}})
@@ -98,7 +106,10 @@ def test_peers_are_those_that_were_named() -> None:
 def test_further_rules_are_added() -> None:
     rule = {"ports": [{"port": 8888}]}
 
-    assert policy({"networkPolicy": {"enabled": True, "extraEgress": [rule]}})["egress"][-1] == rule
+    values = {"networkPolicy": {"enabled": True, "extraEgress": [rule]}, "topology": "split"}
+
+    assert policy(values)["egress"][-1] == rule
+    assert policy(values, "demo-samserve-triton")["egress"] == [rule]
 
 
 def test_a_triton_of_its_own_is_open_to_gateways_alone() -> None:
@@ -106,12 +117,12 @@ def test_a_triton_of_its_own_is_open_to_gateways_alone() -> None:
     gateway, triton = policy(values), policy(values, "demo-samserve-triton")
     labels = {"app.kubernetes.io/name": "samserve", "app.kubernetes.io/instance": "demo"}
 
-    assert ports(triton["ingress"]) == [("triton-grpc", "TCP"), ("triton-metrics", "TCP")]
+    assert ports(triton["ingress"]) == [(8001, "TCP"), (8002, "TCP")]
     assert triton["ingress"][0]["from"] == [
         {"podSelector": {"matchLabels": {**labels, "app.kubernetes.io/component": "gateway"}}}
     ]
     assert triton["egress"] == []
-    assert ports(gateway["egress"])[2:] == [("triton-grpc", "TCP")]
+    assert ports(gateway["egress"])[2:] == [(8001, "TCP")]
     assert gateway["egress"][-1]["to"] == [
         {"podSelector": {"matchLabels": {**labels, "app.kubernetes.io/component": "triton"}}}
     ]

@@ -101,9 +101,9 @@ def test_endpoints_rules_and_triggers_have_what_their_operators_need() -> None:
             )
     for trigger in of_kind(SHAPES["keda"], "ScaledObject")[0]["spec"]["triggers"]:
         assert trigger["type"] == "prometheus"
-        assert trigger["metadata"].keys() == {"serverAddress", "query", "threshold"}
+        assert {"serverAddress", "query", "threshold", "authModes"} < trigger["metadata"].keys()
         assert all(isinstance(value, str) for value in trigger["metadata"].values())
-    for rule in of_kind(production, "GRPCRoute")[0]["spec"]["rules"]:
+    for rule in of_kind(SHAPES["route"], "GRPCRoute")[0]["spec"]["rules"]:
         assert all(ref["name"] and ref["port"] for ref in rule["backendRefs"])
 
 

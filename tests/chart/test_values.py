@@ -68,6 +68,27 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "autoscaling.keda.enabled",
     ),
     "more pods than the most": ({"autoscaling": {"minReplicas": 9}}, "autoscaling.minReplicas"),
+    "rolling update of another kind": (
+        {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"surge": 1}}},
+        "'surge' not allowed",
+    ),
+    "root of a claim": (
+        {"models": {"source": "claim", "claim": {"name": "x", "path": "/"}}},
+        "/models/claim/path",
+    ),
+    "several pods that fill one claim": (
+        {
+            **NODES,
+            "replicas": 2,
+            "models": {"source": "pull", "pull": {"claim": "x", "models": [{"name": "a"}]}},
+        },
+        "models.pull.claim",
+    ),
+    "route to nowhere": ({"grpcRoute": {"enabled": True}}, "grpcRoute.parentRefs"),
+    "cooldown": (
+        {"autoscaling": {"keda": {"cooldownSeconds": 7200}}},
+        "/autoscaling/keda/cooldownSeconds",
+    ),
     "claim without a name": ({"models": {"source": "claim"}}, "models.claim.name"),
     "nothing to pull": ({"models": {"source": "pull"}}, "models.pull.models"),
     "client certificates without TLS": ({"tls": {"clientCaSecret": "x"}}, "tls.clientCaSecret"),

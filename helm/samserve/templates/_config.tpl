@@ -28,7 +28,9 @@
 {{- range $section, $settings := mustMergeOverwrite $defaults (deepCopy $values.config) $chosen }}
 [{{ $section }}]
 {{- range $name, $value := $settings }}
+{{- if not (kindIs "invalid" $value) }}
 {{ $name }} = {{ toJson $value }}
+{{- end }}
 {{- end }}
 {{ end -}}
 {{- end -}}

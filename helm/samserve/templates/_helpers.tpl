@@ -4,12 +4,12 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{- /* Short enough for the longest suffix. */ -}}
+{{- /* Short enough for the longest suffix, and for Deployments not to shorten their pods' names. */ -}}
 {{- define "samserve.fullname" -}}
 {{- $release := .Release.Name -}}
 {{- $name := include "samserve.name" . -}}
 {{- $both := ternary $release (printf "%s-%s" $release $name) (contains $name $release) -}}
-{{- default $both .Values.fullnameOverride | trunc 46 | trimSuffix "-" -}}
+{{- default $both .Values.fullnameOverride | trunc 37 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- define "samserve.releaseLabels" -}}
@@ -92,6 +92,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{- define "samserve.maxPods" -}}
 {{- ternary .Values.autoscaling.maxReplicas .Values.replicas (eq (include "samserve.autoscaled" .) "true") -}}
+{{- end -}}
+
+{{- /* Most pods that hold models. */ -}}
+{{- define "samserve.modelPods" -}}
+{{- if eq (include "samserve.shape" .) "split" -}}
+{{- ternary .Values.autoscaling.maxReplicas .Values.triton.split.replicas .Values.autoscaling.keda.enabled -}}
+{{- else -}}
+{{- include "samserve.maxPods" . -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* Each node's port, once. */ -}}

@@ -18,7 +18,9 @@
 {{- if include "samserve.modelsInImage" $ -}}
 {{- include "samserve.modelsImagePath" $ -}}
 {{- else if eq .source "claim" -}}
-{{- printf "/models/%s" (trimAll "/" .claim.path) | trimSuffix "/" -}}
+{{- printf "/models/%s" (trimAll "/" .claim.path) -}}
+{{- else if eq .source "pull" -}}
+/models/repository
 {{- else -}}
 /models
 {{- end -}}
@@ -60,6 +62,8 @@
   image: {{ include "samserve.image" (list $image .Chart.AppVersion) }}
   imagePullPolicy: {{ $image.pullPolicy }}
   command: [cp, -R, {{ printf "%s/." (include "samserve.modelsImagePath" .) | quote }}, /models-volume/]
+  resources:
+    {{- include "samserve.smallResources" . | nindent 4 }}
   securityContext:
     {{- toYaml .Values.securityContext | nindent 4 }}
   volumeMounts:
@@ -72,7 +76,7 @@
   imagePullPolicy: {{ $models.pull.image.pullPolicy }}
   command: [samserve, models, pull, {{ $model.name | quote }}]
   args:
-    - --repository=/models
+    - --repository={{ include "samserve.modelsPath" $ }}
     # What lies in a claim already is not made again.
     - --keep
     - --cache=/tmp/checkpoints

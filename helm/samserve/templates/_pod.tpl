@@ -8,37 +8,37 @@
 {{- end -}}
 {{- end -}}
 
-{{- define "samserve.placement" -}}
+{{- define "samserve.pullSecrets" -}}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.priorityClassName }}
+{{- end -}}
+
+{{- /* Takes a list: values that say where pods run, and the labels of the pods. */ -}}
+{{- define "samserve.placement" -}}
+{{- $where := index . 0 -}}
+{{- with $where.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
-{{- with .Values.runtimeClassName }}
+{{- with $where.runtimeClassName }}
 runtimeClassName: {{ . }}
 {{- end }}
-{{- with .Values.nodeSelector }}
+{{- with $where.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.tolerations }}
+{{- with $where.tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.affinity }}
+{{- with $where.affinity }}
 affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- end -}}
-
-{{- /* Takes a list: the chart, and the labels of the pods that are spread. */ -}}
-{{- define "samserve.spread" -}}
-{{- $chart := index . 0 -}}
 topologySpreadConstraints:
-{{- if $chart.Values.topologySpreadConstraints }}
-  {{- toYaml $chart.Values.topologySpreadConstraints | nindent 2 }}
+{{- if $where.topologySpreadConstraints }}
+  {{- toYaml $where.topologySpreadConstraints | nindent 2 }}
 {{- else }}
   - maxSkew: 1
     topologyKey: kubernetes.io/hostname
@@ -47,6 +47,30 @@ topologySpreadConstraints:
       matchLabels:
         {{- index . 1 | nindent 8 }}
 {{- end }}
+{{- end -}}
+
+{{- /* Takes how pods are replaced.  Values of a rolling update are refused with another type. */ -}}
+{{- define "samserve.strategy" -}}
+type: {{ .type }}
+{{- if and (eq .type "RollingUpdate") .rollingUpdate }}
+rollingUpdate:
+  {{- toYaml .rollingUpdate | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- /* Time in which a new pod has to become ready: images, models, Triton. */ -}}
+{{- define "samserve.progressSeconds" -}}
+{{- $pull := ternary 3600 0 (eq .Values.models.source "pull") -}}
+{{- add 600 $pull (ternary .Values.triton.startupSeconds 0 (eq .Values.engine "triton")) -}}
+{{- end -}}
+
+{{- /* Of containers that do next to nothing; quotas want to know. */ -}}
+{{- define "samserve.smallResources" -}}
+requests:
+  cpu: 100m
+  memory: 256Mi
+limits:
+  memory: 256Mi
 {{- end -}}
 
 {{- define "samserve.volumes" -}}

@@ -45,6 +45,8 @@
   args:
     {{- toYaml (index . 1) | nindent 4 }}
     - --server={{ default (include "samserve.fullname" $chart) $chart.Values.test.host }}:{{ $chart.Values.service.port }}
+  resources:
+    {{- include "samserve.smallResources" . | nindent 4 }}
   env:
     {{- include "samserve.test.environment" $chart | nindent 4 }}
   securityContext:

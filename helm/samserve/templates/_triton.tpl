@@ -3,11 +3,16 @@ after it. */ -}}
 
 {{- define "samserve.tritonArguments" -}}
 - --model-repository={{ include "samserve.modelsPath" . }}
-{{- if .Values.triton.clientSharedMemoryFlag }}
+{{- if and .Values.triton.clientSharedMemoryFlag (include "samserve.sharesMemory" .) }}
 - --allow-client-shm=true
 {{- end }}
 {{- if eq (include "samserve.shape" .) "split" }}
 - --grpc-address=0.0.0.0
+# Connections end, so that gateways find new pods.
+- --grpc-max-connection-age=60000
+- --grpc-max-connection-age-grace=60000
+# Gateways ask for none of these here.
+- --grpc-restricted-protocol=shared-memory,trace,logging:pod=$(POD_UID)
 {{- else }}
 # Of the pod alone.
 - --grpc-address=127.0.0.1
@@ -76,7 +81,7 @@ after it. */ -}}
     periodSeconds: 2
     timeoutSeconds: 2
     failureThreshold: 2
-  # New calls go elsewhere before it ends.
+  # New connections go elsewhere before it ends.
   lifecycle:
     preStop:
       sleep:

@@ -7,7 +7,7 @@
 {{- fail (printf "%s: %d pods need cache.nodes, a Redis or Valkey Cluster: each would answer EMBEDDING_NOT_FOUND for what another has embedded" (ternary "autoscaling.maxReplicas" "replicas" (eq (include "samserve.autoscaled" .) "true")) $pods) -}}
 {{- end -}}
 {{- with $values.autoscaling -}}
-{{- if and .hpa.enabled .keda.enabled -}}
+{{- if and .hpa.enabled .keda.enabled (ne (include "samserve.shape" $) "split") -}}
 {{- fail "autoscaling.hpa.enabled and autoscaling.keda.enabled: only one of them may own the number of pods" -}}
 {{- end -}}
 {{- if and .keda.enabled (not .keda.serverAddress) -}}
@@ -24,8 +24,16 @@
 {{- if and (eq .source "claim") (not .claim.name) -}}
 {{- fail "models.claim.name: is needed where models.source is claim" -}}
 {{- end -}}
+{{- if and (eq .source "pull") .pull.claim (gt (include "samserve.modelPods" $ | int) 1) -}}
+{{- fail "models.pull.claim: several pods would write into one claim; let one fill it, and take models.source: claim" -}}
+{{- end -}}
 {{- if and (eq .source "pull") (not .pull.models) -}}
 {{- fail "models.pull.models: is needed where models.source is pull" -}}
+{{- end -}}
+{{- end -}}
+{{- with $values.grpcRoute -}}
+{{- if and .enabled (not .parentRefs) -}}
+{{- fail "grpcRoute.parentRefs: are needed, or the route belongs to no Gateway" -}}
 {{- end -}}
 {{- end -}}
 {{- with $values.tls -}}
