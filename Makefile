@@ -56,7 +56,7 @@ test-all: $(VENV)/.dev $(TRITON)/.done $(PROMETHEUS)/.done ## Runs what `make te
 	$(PYTEST) -m slow tests/export/test_sizes.py -k vit_h
 	$(PYTEST) -m "not slow" --engine onnx $(BEHAVIOUR)
 	$(PYTEST) -m "not slow" --engine triton $(BEHAVIOUR)
-	$(PYTEST) -m "not slow" --engine triton-message $(BEHAVIOUR)
+	$(PYTEST) -m "not slow" --engine triton-message $(BEHAVIOUR_IN_SHORT)
 
 .PHONY: check
 check: $(VENV)/.dev ## Lints, checks types, and that generated code is up to date.

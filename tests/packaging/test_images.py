@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import photos
 from tests.chart.rendered import container, only, render
+from tests.oracle.sam import TINY, original
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "service" / "Dockerfile"
@@ -214,11 +216,22 @@ def test_everything_in_it_is_pinned(gateway: Builder, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_exporters_image_can_export(tmp_path: Path) -> None:
+def test_the_exporters_image_exports_and_serves(tmp_path: Path) -> None:
+    """What the extra names is enough, and the pictures that masks are compared on are there."""
     builder = Builder(tmp_path)
     builder.build("build-export")
+    torch.manual_seed(0)
+    torch.save(original(TINY).state_dict(), tmp_path / "small.pth")
+    (tmp_path / "photo.jpg").write_bytes(photos.files()[0])
 
-    assert "torch" in packages(builder, tmp_path)
-    assert "mobile_sam" in in_image(builder, "samserve", "models", "known", cwd=tmp_path)
-    loaded = "import samserve.export.pipeline, torch; print(torch.__version__)"
-    assert in_image(builder, "python", "-c", loaded, cwd=tmp_path).startswith(pins()["torch"])
+    def samserve(*arguments: str) -> str:
+        return in_image(builder, "samserve", *arguments, cwd=tmp_path)
+
+    told = samserve("export", "small.pth", "--repository", "models")
+    served = ("--set", "engine.model_repository=models", "--json", "-")
+    answer = samserve("predict", "photo.jpg", "--point", "250,200", *served)
+
+    assert packages(builder, tmp_path)["torch"] == pins()["torch"]
+    assert "75 prompts on 3 pictures" in told
+    assert json.loads(answer.splitlines()[-1])["model"] == "small"
+    assert "sam_vit_h" in samserve("models", "known")

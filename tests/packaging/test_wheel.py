@@ -10,10 +10,8 @@ import venv
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests import photos
-from tests.oracle.sam import TINY, original
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,23 +76,3 @@ def test_what_needs_the_extra_names_it(installed: Path, tmp_path: Path, command:
 
     assert told.count("\n") == 1
     assert "pip install 'samserve[export]'" in told
-
-
-def test_with_its_extra_the_wheel_exports_and_serves(installed: Path, tmp_path: Path) -> None:
-    """What the extra names is enough, and the pictures that masks are compared on are there."""
-    (wheel,) = installed.parents[1].glob("samserve-*.whl")
-    environment = tmp_path / "environment"
-    venv.create(environment, with_pip=True)
-    run(environment / "bin" / "pip", "install", "--quiet", f"{wheel}[export]", cwd=tmp_path)
-    torch.manual_seed(0)
-    torch.save(original(TINY).state_dict(), tmp_path / "small.pth")
-    (tmp_path / "photo.jpg").write_bytes(photos.files()[0])
-    samserve = environment / "bin" / "samserve"
-
-    told = run(samserve, "export", "small.pth", "--repository", "models", cwd=tmp_path)
-    served = ("--set", "engine.model_repository=models", "--json", "-")
-    answer = run(samserve, "predict", "photo.jpg", "--point", "250,200", *served, cwd=tmp_path)
-
-    assert "75 prompts on 3 pictures" in told
-    assert json.loads(answer.splitlines()[-1])["model"] == "small"
-    assert "sam_vit_h" in run(samserve, "models", "known", cwd=tmp_path)

@@ -436,6 +436,7 @@ async def test_the_ids_that_a_client_sends_are_in_the_line(
 async def test_the_console_s_lines_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     logged = caught(capsys, format="console")
     async with serving() as (service, stub):
+        logged()  # what an engine has said of its start
         await stub.Embed(pb.EmbedRequest(image=pictures.image()), **named("for people"))
         await ended(stub.Embed(pb.EmbedRequest(), **named("for others")))
         await handled(service, 2)
@@ -536,6 +537,7 @@ PRINTABLE = [
 async def test_nobody_forges_lines(format_: str, capsys: pytest.CaptureFixture[str]) -> None:
     logged = caught(capsys, format=format_)
     async with serving() as (service, stub):
+        logged()  # what an engine has said of its start
         for given in CONTROLS:
             await raw_call(service.address, given)
         for given in PRINTABLE:
