@@ -55,7 +55,6 @@ RULES: dict[str, Schema] = {
     "podLabels": _TEXTS,
     "podAnnotations": _TEXTS,
     "nodeSelector": _TEXTS,
-    "repository": {"type": "string"},
     "image.repository": _NAME,
     "models.image.repository": {"type": "string"},
     "digest": _DIGEST,

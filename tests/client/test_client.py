@@ -326,3 +326,21 @@ async def test_logits_alone_come_without_pixels(client: Client) -> None:
     assert mask.predicted_iou == full.results[0][0].predicted_iou
     with pytest.raises(ValueError, match="no pixels"):
         _ = mask.array
+
+
+async def test_calls_go_to_every_address_of_a_name() -> None:
+    async with (
+        serving() as (one, _),
+        serving() as (other, _),
+        Client(f"ipv4:{one.address},{other.address}") as client,
+    ):
+        for _ in range(50):
+            await client.models()
+            answered = [
+                total(each.metrics.registry, "grpc_server_handled_total") for each in (one, other)
+            ]
+            if all(count > 5 for count in answered):
+                break
+
+    # The second may take a moment to connect to.
+    assert all(count > 5 for count in answered), answered
