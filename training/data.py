@@ -11,9 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from training.prompts import PromptSet, sample_prompts
-from training.scenes import Scene, generate_scene
+from training.scenes import Scene, Seed, generate_scene
+from training.schedule import Schedule, Shape
 
-PAINTED_SIDE = 512
+ENLARGEMENTS = {384: (1.0, 1.0, 1.5), 512: (1.0, 1.0, 1.6), 1024: (1.0, 1.6, 2.0, 2.67)}
+"""How many times larger a scene becomes after painting, as small photographs do for the model."""
+SCENE_STREAM, PROMPTS_STREAM = 0, 1
+"""Last word of a seed, so that no two generators share one."""
 
 
 @dataclass
@@ -29,38 +33,35 @@ class Batch:
     target: Tensor
     boxed: Tensor
 
-
-@dataclass(frozen=True)
-class Shape:
-    """Size of one step's batch."""
-
-    images: int
-    prompts: int
-    side: int
+    def to(self, device: str) -> Batch:
+        """The same on this device."""
+        return Batch(*(getattr(self, item.name).to(device) for item in fields(self)))
 
 
 class SceneBatches(Dataset[Batch]):
     """Item ``step`` is the batch of that training step: the same for the same seed."""
 
-    def __init__(self, seed: int, shape: Shape, steps: int) -> None:
-        self.seed, self.shape, self.steps = seed, shape, steps
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
 
     def __len__(self) -> int:
-        return self.steps
+        return self.schedule.steps
 
     def __getitem__(self, step: int) -> Batch:
         cv2.setNumThreads(1)
-        first = (self.seed * self.steps + step) * self.shape.images
-        pairs = [make_pair(first + image, self.shape) for image in range(self.shape.images)]
+        shape = self.schedule.shape(step)
+        pairs = [
+            make_pair((self.schedule.seed, step, image), shape) for image in range(shape.images)
+        ]
         return collate([scene for scene, _ in pairs], [prompts for _, prompts in pairs])
 
 
-def make_pair(seed: int, shape: Shape) -> tuple[Scene, PromptSet]:
-    """A scene and its prompts. Above 512 pixels half of the scenes are enlarged small ones."""
-    rng = np.random.default_rng((seed, 1))
-    enlarge = shape.side > PAINTED_SIDE and rng.random() < 0.6
-    scene = generate_scene(seed, PAINTED_SIDE if enlarge else shape.side)
-    if enlarge:
+def make_pair(seed: Seed, shape: Shape) -> tuple[Scene, PromptSet]:
+    """A scene and its prompts; some scenes are painted smaller and enlarged."""
+    rng = np.random.default_rng((*seed, PROMPTS_STREAM))
+    factor = float(rng.choice(ENLARGEMENTS[shape.side])) if shape.side in ENLARGEMENTS else 1.0
+    scene = generate_scene((*seed, SCENE_STREAM), round(shape.side / factor))
+    if factor > 1:
         scene = enlarged(scene, shape.side)
     return scene, sample_prompts(scene, shape.prompts, rng)
 

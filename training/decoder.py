@@ -40,13 +40,13 @@ class MaskDecoder(nn.Module):
         self.query = nn.Conv2d(EMBEDDING_CHANNELS, QUERY, 1)
         self.basis = nn.Conv2d(EMBEDDING_CHANNELS, BASIS * SUBCELLS, 1)
         self.fuse = nn.Conv2d(HINTS, fine, 1)
-        self.enter = PromptBlock(fine)
         self.down32 = nn.Conv2d(fine, middle, 3, 2, 1)
         self.block32 = PromptBlock(middle)
         self.down16 = nn.Conv2d(middle, deep, 3, 2, 1)
         self.focus = nn.Linear(2 * QUERY, deep)
         self.context = nn.Linear(deep, deep)
         self.block16 = PromptBlock(deep)
+        self.wide16 = PromptBlock(deep, spread=2)
         self.up32 = nn.Conv2d(deep, middle, 1)
         self.join32 = PromptBlock(middle)
         self.up64 = nn.Conv2d(middle, fine, 1)
@@ -125,11 +125,10 @@ class MaskDecoder(nn.Module):
 
     def reason(self, fine: Tensor, focus: Tensor) -> tuple[Tensor, Tensor]:
         """U-Net over the grid: fine features ``[B*P,48,h,w]`` and a global vector ``[B*P,112]``."""
-        fine = self.enter(fine)
         middle = self.block32(torch.relu(self.down32(fine)))
         deep = torch.relu(self.down16(middle))
         shift = self.focus(focus) + self.context(deep.mean((2, 3)))
-        deep = self.block16(torch.relu(deep + shift.unsqueeze(-1).unsqueeze(-1)))
+        deep = self.wide16(self.block16(torch.relu(deep + shift.unsqueeze(-1).unsqueeze(-1))))
         middle = self.join32(torch.relu(middle + _double(self.up32(deep))))
         fine = self.join64(torch.relu(fine + _double(self.up64(middle))))
         return fine, deep.mean((2, 3))

@@ -38,11 +38,11 @@ class EncoderBlock(nn.Module):
 class PromptBlock(nn.Module):
     """Residual block of two 3x3 convolutions with group normalisation."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, spread: int = 1) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.first = nn.Conv2d(channels, channels, 3, padding=spread, dilation=spread, bias=False)
         self.norm = group_norm(channels)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=spread, dilation=spread)
 
     def forward(self, features: Tensor) -> Tensor:
         """Refine ``[B*P,C,h,w]`` features, shape kept."""

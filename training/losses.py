@@ -86,6 +86,6 @@ def prompt_loss(logits: Tensor, predicted_iou: Tensor, meanings: Meanings) -> Re
         iou = true_iou(logits, meanings.masks)
         best = (iou * meanings.valid.unsqueeze(1)).amax(2)
     error = predicted_iou.float() - best
-    regression = (error.square() + 0.2 * error.abs()).sum(1)
+    regression = (error.square() + 0.4 * error.abs()).sum(1)
     loss = single + ambiguity_loss(costs, meanings.valid) + IOU_WEIGHT * regression
     return Result(loss.mean(), best, iou[index, :, meanings.target])

@@ -20,7 +20,7 @@ MAX_POINTS = 4
 SMALLEST_AREA = 300
 """Visible pixels below which nobody would ask for an object."""
 KINDS = ("click", "box", "box and click", "clicks")
-KIND_WEIGHTS = (0.6, 0.18, 0.08, 0.14)
+KIND_WEIGHTS = (0.54, 0.24, 0.08, 0.14)
 Target = tuple[int, int]
 """Level and id."""
 FOREGROUND, BACKGROUND, BOX_START, BOX_END, PADDING = 1, 0, 2, 3, -1

@@ -19,7 +19,7 @@ def correction(logits: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
     """
     wrong = ((logits > 0) != (goal > 0.5)).float()
     width = functional.avg_pool2d(wrong.unsqueeze(1), 9, 1, 4).squeeze(1)
-    noise = torch.where(torch.rand(len(wrong), 1, 1) < 0.5, 0.01, 1.0)
+    noise = torch.where(torch.rand(len(wrong), 1, 1, device=wrong.device) < 0.5, 0.01, 1.0)
     score = wrong * (0.05 + width) * torch.exp(noise * torch.rand_like(wrong))
     best = score.flatten(1).argmax(1)
     row, column = best // wrong.shape[2], best % wrong.shape[2]
@@ -35,14 +35,15 @@ def feedback(logits: Tensor, target_iou: Tensor) -> Tensor:
     A fifth is made binary, as masks painted by a user are.
     """
     count = len(logits)
-    token = torch.where(torch.rand(count) < 0.5, 0, target_iou.argmax(1))
-    chosen = logits[torch.arange(count), token].detach().float()
+    device = logits.device
+    token = torch.where(torch.rand(count, device=device) < 0.5, 0, target_iou.argmax(1))
+    chosen = logits[torch.arange(count, device=device), token].detach().float()
     binary = torch.where(chosen > 0, _SURE, -_SURE)
-    return torch.where(torch.rand(count, 1, 1) < 0.2, binary, chosen)
+    return torch.where(torch.rand(count, 1, 1, device=device) < 0.2, binary, chosen)
 
 
 def forget_points(labels: Tensor, masks: int) -> Tensor:
     """Drop all points of some of the first ``masks`` prompts: ``[B,P,N]`` labels in and out."""
-    forget = torch.rand(labels.shape[:2]) < 0.15
+    forget = torch.rand(labels.shape[:2], device=labels.device) < 0.15
     forget[:, masks:] = False
     return torch.where(forget.unsqueeze(2), -1.0, labels)

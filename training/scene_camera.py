@@ -26,16 +26,17 @@ def photograph(rng: np.random.Generator, image: Array, strength: float) -> Array
 
 def _illuminate(rng: np.random.Generator, image: Array, strength: float) -> Array:
     """Multiply by a slow light field: lamps, vignettes, soft shadows across everything."""
-    field = rng.standard_normal((3, 3), np.float32) * np.float32(0.18 * strength * rng.random())
+    most = 0.18 if rng.random() < 0.75 else 0.45
+    field = rng.standard_normal((3, 3), np.float32) * np.float32(most * strength * rng.random())
     light = cv2.resize(field, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-    return np.asarray(image * (1 + light)[..., None], np.float32)
+    return np.asarray(image * np.exp(light)[..., None], np.float32)
 
 
 def _colour(rng: np.random.Generator, image: Array, strength: float) -> Array:
     contrast = 1 + strength * rng.uniform(-0.35, 0.25)
     tint = (1 + strength * rng.normal(0, 0.06, 3)).astype(np.float32)
     image = ((image - 128) * contrast + 128 + strength * rng.normal(0, 12)) * tint
-    if rng.random() < 0.15:
+    if rng.random() < 0.2:
         grey = image @ np.array([0.299, 0.587, 0.114], np.float32)
         return np.repeat(grey[..., None], 3, axis=2)
     return np.asarray(image, np.float32)
@@ -49,9 +50,21 @@ def _soften(rng: np.random.Generator, image: Array) -> Array:
         factor = rng.uniform(0.35, 0.9)
         small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
         return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR))
+    if choice < 0.36:
+        return _shake(rng, image)
     if choice < 0.7:
         return np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.3)))
     return image
+
+
+def _shake(rng: np.random.Generator, image: Array) -> Array:
+    """Blur along a line of a few pixels."""
+    reach = int(rng.integers(1, 4))
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
+    ends = rng.integers(0, 2 * reach + 1, 2)
+    cv2.line(kernel, (0, int(ends[0])), (2 * reach, int(ends[1])), 1.0)
+    kernel = kernel if rng.random() < 0.5 else kernel.T.copy()
+    return np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()))
 
 
 def _compress(rng: np.random.Generator, image: Array) -> Array:

@@ -89,6 +89,15 @@ def plain(rng: np.random.Generator, height: int, width: int) -> Array:
     return fill(height, width, _place(outline, rng, height, width))
 
 
+def disc(rng: np.random.Generator, height: int, width: int) -> Array:
+    """Circle or nearly: coins, plates, balls, wheels."""
+    squeeze = rng.uniform(0.8, 1) if rng.random() < 0.4 else 1.0
+    radius = (min(height, width) - 3) / 2
+    angle = _angles(72)
+    outline = np.stack([np.cos(angle), squeeze * np.sin(angle)], 1) * radius
+    return fill(height, width, outline + np.array([width, height]) / 2)
+
+
 def ring(rng: np.random.Generator, height: int, width: int) -> Array:
     """Outline with a hole of the same or an elliptic form."""
     outline = _place(OUTLINES[int(rng.integers(0, 4))](rng), rng, height, width)
@@ -125,10 +134,10 @@ def compound(rng: np.random.Generator, height: int, width: int) -> Array:
     return canvas
 
 
-SHAPES: tuple[Shape, ...] = (plain, ring, stroke, compound)
+SHAPES: tuple[Shape, ...] = (plain, ring, stroke, compound, disc)
 
 
 def random_shape(rng: np.random.Generator, height: int, width: int) -> Array:
     """A silhouette on a canvas of ``height`` x ``width``."""
-    shape = SHAPES[int(rng.choice(4, p=[0.6, 0.07, 0.09, 0.24]))]
+    shape = SHAPES[int(rng.choice(5, p=[0.53, 0.07, 0.1, 0.24, 0.06]))]
     return shape(rng, height, width)

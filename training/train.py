@@ -1,15 +1,13 @@
 """Train ``sam_tiny`` from nothing on synthetic scenes.
 
-``python -m training.train --out runs/x --minutes 90 --seed 0 [--resume]``
+``python -m training.train --out runs/x [--steps 14000] [--seed 0] [--resume]``
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,125 +15,105 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from training.data import Batch, SceneBatches, Shape
+from training.data import Batch, SceneBatches
 from training.losses import Meanings, Result, prompt_loss
 from training.model import SamTiny
+from training.optimiser import Optimiser
 from training.rounds import correction, feedback, forget_points
+from training.schedule import Schedule
 
-PHASES = (
-    (0.55, Shape(images=2, prompts=12, side=384)),
-    (0.82, Shape(images=2, prompts=12, side=512)),
-    (1.0, Shape(images=1, prompts=12, side=1024)),
-)
-"""Until which share of the run which batch: small images teach most, the served size comes last."""
-MOST_STEPS = 1_000_000
-WARMUP_STEPS = 60
-AVERAGING = 0.998
+STEPS = 14_000
+AVERAGING = 0.999
+STATIONARY_END = "stationary.pt"
+"""The state when the cool-down begins, from which a longer run could go on."""
 CHECKPOINT_SECONDS = 150.0
-REPORT_STEPS = 25
+REPORT_STEPS = 50
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """How long to train and how fast to learn. Progress counts seconds, not steps."""
+    """How long to learn, and with what."""
 
-    seconds: float
-    rate: float
-    seed: int
+    schedule: Schedule
     workers: int
+    device: str = "cpu"
 
 
 class Trainer:
     """Model, averaged model and optimiser, and what is needed to continue a run."""
 
     def __init__(self, plan: Plan, out: Path) -> None:
-        torch.manual_seed(plan.seed)
+        torch.manual_seed(plan.schedule.seed)
         self.plan, self.out = plan, out
-        self.model = SamTiny().to(memory_format=torch.channels_last)
+        self.model = SamTiny().to(plan.device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model).eval()
-        self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), plan.rate, weight_decay=0.02, fused=True
-        )
-        self.step, self.elapsed = 0, 0.0
+        self.optimiser = Optimiser(self.model)
+        self.step, self.seconds = 0, 0.0
         self.totals: dict[str, float] = {}
 
-    def save(self) -> None:
-        """Write ``last.pt`` so that a reader never sees half of it."""
+    def save(self, name: str = "last.pt") -> None:
+        """Write a checkpoint so that a reader never sees half of it."""
         state = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
-            "elapsed": self.elapsed,
+            "seconds": self.seconds,
         }
-        partial = self.out / "last.pt.partial"
+        partial = self.out / f"{name}.partial"
         torch.save(state, partial)
-        partial.replace(self.out / "last.pt")
+        partial.replace(self.out / name)
 
-    def resume(self) -> None:
-        """Continue from ``last.pt``."""
-        state = torch.load(self.out / "last.pt", map_location="cpu", weights_only=True)
+    def resume(self, checkpoint: Path) -> None:
+        """Continue from a checkpoint."""
+        state = torch.load(checkpoint, map_location=self.plan.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.elapsed = state["step"], state["elapsed"]
+        self.step, self.seconds = state["step"], state["seconds"]
 
     def run(self) -> None:
-        """Train until the time is used up."""
-        last_save = time.monotonic()
-        for batch in self._batches():
-            begin = time.monotonic()
-            self._learn(batch)
-            self.elapsed += time.monotonic() - begin
+        """Train to the last step."""
+        schedule, saved, before = self.plan.schedule, time.monotonic(), time.monotonic()
+        steps = Subset(SceneBatches(schedule), range(self.step, schedule.steps))
+        workers = self.plan.workers
+        prefetch = 6 if workers else None
+        for batch in DataLoader(steps, None, num_workers=workers, prefetch_factor=prefetch):
+            if self.step == schedule.cooldown_start:
+                self.save(STATIONARY_END)
+            self._learn(batch.to(self.plan.device))
             self.step += 1
+            now = time.monotonic()
+            self.seconds, before = self.seconds + now - before, now
             if self.step % REPORT_STEPS == 0:
                 self._report()
-            if time.monotonic() - last_save > CHECKPOINT_SECONDS:
+            if now - saved > CHECKPOINT_SECONDS:
                 self.save()
-                last_save = time.monotonic()
+                saved = now
         self.save()
-
-    def _batches(self) -> Iterator[Batch]:
-        """Batches of one phase after the other; waiting for them counts as time."""
-        for share, shape in PHASES:
-            until = share * self.plan.seconds
-            if self.elapsed >= until:
-                continue
-            scenes = SceneBatches(self.plan.seed, shape, MOST_STEPS)
-            rest = Subset(scenes, range(self.step, MOST_STEPS))
-            loader = DataLoader(rest, None, num_workers=self.plan.workers, prefetch_factor=4)
-            waiting = time.monotonic()
-            for batch in loader:
-                self.elapsed += time.monotonic() - waiting
-                yield batch
-                waiting = time.monotonic()
-                if self.elapsed >= until:
-                    break
 
     def _learn(self, batch: Batch) -> None:
         """One optimiser step: a first round on all prompts, more rounds on some."""
-        progress = min(1.0, self.elapsed / self.plan.seconds)
-        warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.plan.rate * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * progress)))
-        self.optimiser.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        # Rounds draw numbers; by step, so that a resumed run draws the same ones.
+        torch.manual_seed(self.plan.schedule.seed * 1_000_003 + self.step)
+        self.model.zero_grad(set_to_none=True)
+        with torch.autocast(self.plan.device, torch.bfloat16):
             embedding = self.model.encoder(batch.image, batch.size)
             loss = self._rounds(embedding, batch)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         if torch.isfinite(norm):
-            self.optimiser.step()
+            self.optimiser.step(self.plan.schedule.rate(self.step))
         self._update_average()
 
     def _rounds(self, embedding: Tensor, batch: Batch) -> Tensor:
         """Ask, then correct and ask again; the mask of the answer goes back in as a prompt."""
         side = batch.image.shape[1] // 4
         coords, labels = batch.coords, batch.labels
-        nothing = torch.zeros(len(coords), 0, side, side)
+        nothing = torch.zeros(len(coords), 0, side, side, device=coords.device)
         logits, result = self._ask(embedding, batch, coords, labels, nothing)
         self._note("first", result, batch.boxed.flatten())
-        loss, kept = result.loss, batch.coords.shape[1] // 3
+        loss, kept = result.loss, batch.coords.shape[1] // 2
         batch = _first(batch, kept)
         for _ in range(1 + int(torch.rand(()) < 0.3)):
             logits, chosen = logits[:, :kept], _split(result.target_iou, len(coords))[:, :kept]
@@ -186,7 +164,8 @@ class Trainer:
             for name, value in self.totals.items()
             if not name.endswith("#")
         ]
-        print(f"step {self.step} minute {self.elapsed / 60:.1f} " + ", ".join(figures), flush=True)
+        done = f"step {self.step} of {self.plan.schedule.steps}, minute {self.seconds / 60:.1f}: "
+        print(done + ", ".join(figures), flush=True)
         self.totals.clear()
 
 
@@ -220,18 +199,18 @@ def _correct(
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--minutes", type=float, default=90.0, help="training time in all")
-    parser.add_argument("--rate", type=float, default=2.5e-3, help="peak learning rate")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
+    parser.add_argument("--steps", type=int, default=STEPS, help="length of the whole run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that paint scenes")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--resume", action="store_true", help="continue from OUT/last.pt")
     options = parser.parse_args()
-    plan = Plan(60 * options.minutes, options.rate, options.seed, options.workers)
+    schedule = Schedule(options.steps, options.seed)
+    trainer = Trainer(Plan(schedule, options.workers, options.device), options.out)
     options.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(plan, options.out)
     if options.resume:
-        trainer.resume()
+        trainer.resume(options.out / "last.pt")
     trainer.run()
 
 

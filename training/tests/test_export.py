@@ -12,7 +12,7 @@ from training.export import ServedDecoder, decoder_onnx, encoder_onnx, write_fil
 from training.model import SamTiny
 from training.runtime import OnnxPair
 
-LARGEST_PAIR = 15.5 * 2**20
+LARGEST_PAIR = 16 * 2**20
 
 
 @pytest.fixture(scope="module")

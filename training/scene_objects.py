@@ -1,0 +1,92 @@
+"""Single objects: silhouette, surface, relief, shadow, parts and subparts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from training.scene_canvas import OBJECT, PART, SUBPART, Painter, Window
+from training.scene_relief import emboss, shade
+from training.scene_shapes import random_shape
+from training.scene_textures import material
+
+Array = NDArray[Any]
+SMALLEST_WINDOW = 10
+"""Pixels left on the canvas below which nothing is painted."""
+SMALLEST_PART = 20
+
+
+def add_object(painter: Painter, side: float) -> None:
+    """One object of this longest side with parts and subparts at a random place."""
+    rng = painter.rng
+    aspect = rng.uniform(0.4, 1.0)
+    height, width = (side, side * aspect) if rng.random() < 0.5 else (side * aspect, side)
+    alpha = random_shape(rng, max(14, int(height)), max(14, int(width)))
+    top = int(rng.uniform(-0.02, 1.02) * painter.valid[0] - 0.5 * alpha.shape[0])
+    left = int(rng.uniform(-0.02, 1.02) * painter.valid[1] - 0.5 * alpha.shape[1])
+    window, alpha = painter.clip(alpha, top, left)
+    if min(alpha.shape) < SMALLEST_WINDOW:
+        return
+    owner = put(painter, window, alpha, _surface(painter, window, alpha))
+    if rng.random() < painter.settings.part_chance and min(alpha.shape) > 2 * SMALLEST_PART:
+        _add_parts(painter, window, alpha, owner, PART)
+
+
+def put(painter: Painter, window: Window, alpha: Array, surface: Array) -> int:
+    """Shadow first, then the object, with a hard or a soft edge; returns its id."""
+    rng = painter.rng
+    if rng.random() < 0.4:
+        _cast_shadow(painter, window, alpha)
+    if rng.random() < 0.15:
+        alpha = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.7, 2.0))
+    return painter.paint(window, alpha, surface, OBJECT)
+
+
+def _surface(painter: Painter, window: Window, alpha: Array) -> Array:
+    """A lit surface for a silhouette."""
+    rng = painter.rng
+    colour = painter.colour_over(window)
+    surface = material(rng, *alpha.shape, colour, painter.settings.texture_contrast)
+    if rng.random() < 0.12:
+        surface = emboss(rng, surface, alpha)
+    return shade(rng, surface, alpha) if rng.random() < 0.6 else surface
+
+
+def _cast_shadow(painter: Painter, window: Window, alpha: Array) -> None:
+    """Darken below and beside the object."""
+    rng = painter.rng
+    reach = 0.02 * painter.size * rng.uniform(0.2, 1.5) + 0.04 * max(alpha.shape)
+    margin = int(2 * reach) + 2
+    top, left = window[0].start - margin, window[1].start - margin
+    wide = np.pad(alpha, margin)
+    shift = rng.uniform(-1, 1, 2) * reach
+    move = np.array([[1, 0, shift[0]], [0, 1, shift[1]]], np.float32)
+    dark = cv2.warpAffine(wide, move, wide.shape[1::-1])
+    dark = cv2.blur(dark, (margin // 2 + 1, margin // 2 + 1))
+    area, dark = painter.clip(dark, top, left)
+    painter.image[area] *= (1 - rng.uniform(0.2, 0.65) * dark)[..., None]
+
+
+def _add_parts(painter: Painter, window: Window, parent: Array, owner: int, level: int) -> None:
+    """Distinct areas clipped inside the parent, and theirs in turn."""
+    rng = painter.rng
+    height, width = parent.shape
+    for _ in range(int(rng.integers(1, 5 if level == PART else 3))):
+        rows = int(max(SMALLEST_PART, height * rng.uniform(0.2, 0.7)))
+        columns = int(max(SMALLEST_PART, width * rng.uniform(0.2, 0.7)))
+        if rows >= height or columns >= width:
+            return
+        top, left = int(rng.integers(0, height - rows)), int(rng.integers(0, width - columns))
+        local = parent[top : top + rows, left : left + columns]
+        alpha = random_shape(rng, rows, columns) * local
+        area = (
+            slice(window[0].start + top, window[0].start + top + rows),
+            slice(window[1].start + left, window[1].start + left + columns),
+        )
+        part = painter.paint(area, alpha, _surface(painter, area, alpha), level, owner)
+        deeper = level == PART and min(rows, columns) > 2 * SMALLEST_PART
+        if deeper and rng.random() < painter.settings.subpart_chance:
+            _add_parts(painter, area, alpha, part, SUBPART)

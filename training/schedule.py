@@ -1,0 +1,56 @@
+"""What each training step does: how large its batch is and how fast it learns.
+
+A long stationary part, in which every step draws its shape by chance and the rate is constant, then
+a cool-down on larger images in which the rate falls to nothing. Until the cool-down begins, a run
+is the same for any number of steps in all, so that a longer run may continue a shorter one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+COOLDOWN = 0.3
+"""Share of the steps, at the end."""
+WARMUP_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of one step's batch."""
+
+    images: int
+    prompts: int
+    side: int
+
+
+STATIONARY = ((0.75, Shape(3, 12, 384)), (0.25, Shape(2, 12, 512)))
+FINAL = ((0.55, Shape(2, 12, 512)), (0.45, Shape(1, 16, 1024)))
+"""Shares and shapes: small images teach most for their cost, the served size comes last."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """``steps`` in all from one ``seed``."""
+
+    steps: int
+    seed: int
+
+    @property
+    def cooldown_start(self) -> int:
+        """First step of the cool-down."""
+        return self.steps - round(COOLDOWN * self.steps)
+
+    def shape(self, step: int) -> Shape:
+        """Batch of this step."""
+        choices = STATIONARY if step < self.cooldown_start else FINAL
+        shares = [share for share, _ in choices]
+        drawn = np.random.default_rng((self.seed, step, 1)).choice(len(choices), p=shares)
+        return choices[int(drawn)][1]
+
+    def rate(self, step: int) -> float:
+        """Learning rate of this step as a share of the peak."""
+        warm = min(1.0, (step + 1) / WARMUP_STEPS)
+        left = (self.steps - step) / max(1, self.steps - self.cooldown_start)
+        return warm * min(1.0, left)

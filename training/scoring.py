@@ -1,0 +1,217 @@
+"""Ask an exported pair about held-out scenes: other seeds and other generator settings.
+
+Every IoU is between thresholded low-res logits and the truth at the same resolution, 256 x 256 for
+an image of 1024 pixels; both are exact there, so that a perfect mask scores 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data import enlarged
+from training.prompts import PADDING, PromptSet, Sampler, Target, prompts_for, sample_targets
+from training.runtime import SIDE, OnnxPair
+from training.scenes import HELD_OUT, NESTED, SUBPART, Scene, SceneSettings, generate_scene
+
+Array = NDArray[Any]
+HELD_OUT_SEED, NESTED_SEED = 900_000_000, 950_000_000
+"""No training run draws them: its seeds have four words."""
+ENLARGED_SIDE = 512
+PIXELS_PER_LOGIT = 4
+REFINEMENTS = 2
+"""Correcting clicks after the first one."""
+COVERED = (0.5, 0.75)
+"""IoUs from which an output counts as covering a level."""
+SIZES = {"up to 4 cells": 64.0, "up to 10 cells": 160.0, "larger": float("inf")}
+"""Names of size classes and their largest square root of the area, in model pixels."""
+
+
+@dataclass
+class Case:
+    """One click for the pictures: image, point (x, y), chosen mask and target ``[256,256]``."""
+
+    image: Array
+    point: Array
+    mask: Array
+    target: Array
+    iou: float
+
+
+@dataclass
+class Scores:
+    """IoUs by question, predicted and true IoU of all ambiguous tokens, and every click."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    predicted: list[float] = field(default_factory=list)
+    true: list[float] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
+
+    def add(self, question: str, values: Array) -> None:
+        """Append one value per prompt."""
+        self.values.setdefault(question, []).extend(float(value) for value in values)
+
+
+def mask_iou(masks: Array, goals: Array) -> Array:
+    """IoU of logits or masks (set where above 0) and goals, broadcast, over the last two axes."""
+    chosen, goal = masks > 0, goals > 0
+    common = (chosen & goal).sum((-2, -1))
+    return np.asarray(common / np.maximum((chosen | goal).sum((-2, -1)), 1))
+
+
+def held_out_scenes(count: int, first: int, settings: SceneSettings) -> Iterator[Scene]:
+    """Every second scene is painted at 512 pixels and enlarged, as small photographs are."""
+    for seed in range(first, first + count):
+        if seed % 2:
+            yield generate_scene(seed, SIDE, settings)
+        else:
+            yield enlarged(generate_scene(seed, ENLARGED_SIDE, settings), SIDE)
+
+
+def measure(pair: OnnxPair, scenes: int, prompts: int) -> Scores:
+    """Ask for ``prompts`` objects of every scene: by a click, by a box, by three clicks.
+
+    Objects are drawn without replacement with a weight that grows with the square root of their
+    area (`training.prompts`), parts and subparts among them.
+    """
+    scores = Scores()
+    for index, scene in enumerate(held_out_scenes(scenes, HELD_OUT_SEED, HELD_OUT)):
+        rng = np.random.default_rng((HELD_OUT_SEED, index))
+        sampler, targets = Sampler(scene, rng), sample_targets(scene, prompts, rng)
+        embedding = pair.embed(scene.image, scene.size)
+
+        def decode(
+            asked: PromptSet, masks: Array | None = None, source: Array = embedding
+        ) -> tuple[Array, Array]:
+            return pair.decode(source, asked.coords, asked.labels, masks)
+
+        clicks = prompts_for(sampler, targets, ["click"] * len(targets))
+        boxes = prompts_for(sampler, targets, ["box"] * len(targets))
+        _score_clicks(scores, scene, clicks, *decode(clicks))
+        _score_boxes(scores, boxes, *decode(boxes))
+        _score_refinement(scores, clicks, decode)
+    return scores
+
+
+def measure_ambiguity(pair: OnnxPair, scenes: int, prompts: int) -> Scores:
+    """Click subparts of nested scenes and count the levels that the three outputs cover.
+
+    A click lies on an object, its part and its subpart. Output and level are matched one to one:
+    two levels need two outputs.
+    """
+    scores = Scores()
+    for index, scene in enumerate(held_out_scenes(scenes, NESTED_SEED, NESTED)):
+        rng = np.random.default_rng((NESTED_SEED, index))
+        sampler, targets = Sampler(scene, rng), _subparts(scene, prompts)
+        if not targets:
+            continue
+        clicks = prompts_for(sampler, targets, ["click"] * len(targets))
+        logits, _ = pair.decode(pair.embed(scene.image, scene.size), clicks.coords, clicks.labels)
+        nested = clicks.valid.all(1)
+        iou = mask_iou(logits[nested, 1:, None], clicks.masks[nested, None])
+        for threshold in COVERED:
+            levels = [matched(one >= threshold) for one in iou]
+            scores.add(f"two levels or more at IoU {threshold}", np.array(levels) >= 2)
+    return scores
+
+
+def matched(pairs: Array) -> int:
+    """Size of the largest one-to-one matching in bool ``[3,3]``."""
+    if not pairs.any():
+        return 0
+    row, rest = pairs[0], pairs[1:]
+    if not len(rest):
+        return 1
+    without = matched(rest)
+    used = [
+        1 + matched(np.delete(rest, column, 1)) if rest.shape[1] > 1 else 1
+        for column in np.flatnonzero(row)
+    ]
+    return max([without, *used])
+
+
+def _subparts(scene: Scene, most: int) -> list[Target]:
+    identities, areas = np.unique(scene.levels[SUBPART], return_counts=True)
+    largest = np.argsort(-areas, kind="stable")
+    found = [int(identities[index]) for index in largest if identities[index] > 0]
+    return [(SUBPART, identity) for identity in found[:most]]
+
+
+def _goal(prompts: PromptSet) -> Array:
+    return prompts.masks[np.arange(len(prompts.target)), prompts.target]
+
+
+def _score_clicks(
+    scores: Scores, scene: Scene, prompts: PromptSet, logits: Array, predicted: Array
+) -> None:
+    """One click: all tokens, the model's own choice, and how well it knows."""
+    goal, rows = _goal(prompts), np.arange(len(logits))
+    iou = mask_iou(logits, goal[:, None])
+    best = iou[:, 1:].max(1)
+    meanings = mask_iou(logits[:, :, None], prompts.masks[:, None]) * prompts.valid[:, None]
+    choice = 1 + predicted[:, 1:].argmax(1)
+    scores.add("one click, best of three", best)
+    scores.add("one click, own choice", iou[rows, choice])
+    scores.add("one click, own choice, any valid meaning", meanings.max(2)[rows, choice])
+    scores.add("one click, token 0", iou[:, 0])
+    side = PIXELS_PER_LOGIT * np.sqrt(goal.sum((1, 2)))
+    smallest = 0.0
+    for name, largest in SIZES.items():
+        scores.add(f"one click, best of three, {name}", best[(side > smallest) & (side <= largest)])
+        smallest = largest
+    scores.predicted.extend(predicted[:, 1:].ravel().tolist())
+    scores.true.extend(meanings.max(2)[:, 1:].ravel().tolist())
+    for row in rows:
+        mask = logits[row, choice[row]] > 0
+        value = float(meanings.max(2)[row, choice[row]])
+        scores.cases.append(Case(scene.image, prompts.coords[row, 0], mask, goal[row], value))
+
+
+def _score_boxes(scores: Scores, prompts: PromptSet, logits: Array, predicted: Array) -> None:
+    """A box alone: token 0 answers, as the service has it for a prompt that is not ambiguous."""
+    goal = _goal(prompts)
+    choice = 1 + predicted[:, 1:].argmax(1)
+    scores.add("box", mask_iou(logits[:, 0], goal))
+    scores.add("box, own choice", mask_iou(logits[np.arange(len(goal)), choice], goal))
+
+
+def _score_refinement(
+    scores: Scores, prompts: PromptSet, decode: Callable[..., tuple[Array, Array]]
+) -> None:
+    """Correct token 0 by clicks in its widest error, feeding the logits back."""
+    goal = _goal(prompts)
+    logits, _ = decode(prompts)
+    for turn in range(REFINEMENTS):
+        for row in range(len(goal)):
+            point, label = widest_error(logits[row, 0] > 0, goal[row] > 0)
+            prompts.coords[row, 1 + turn], prompts.labels[row, 1 + turn] = point, label
+        logits, _ = decode(prompts, logits[:, 0])
+        scores.add(f"{2 + turn} clicks", mask_iou(logits[:, 0], goal))
+
+
+def widest_error(mask: Array, goal: Array) -> tuple[tuple[float, float], int]:
+    """Centre (x, y in model pixels) of a low-res mask's widest error, and what belongs there."""
+    wrong = np.pad(mask != goal, 1).astype(np.uint8)
+    depth = cv2.distanceTransform(wrong, cv2.DIST_L2, 3)[1:-1, 1:-1]
+    if not depth.any():
+        return (0.0, 0.0), PADDING
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    x, y = (float(value + 0.5) * PIXELS_PER_LOGIT for value in (column, row))
+    return (x, y), int(goal[row, column])
+
+
+def spearman(first: Array, second: Array) -> float:
+    """Rank correlation; equal values share the mean of their ranks."""
+    ranks = [_ranks(values) for values in (first, second)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _ranks(values: Array) -> Array:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[place])

@@ -1,0 +1,71 @@
+"""Both optimisers change the model that they were made for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from training.model import SamTiny
+from training.optimiser import MATRIX_RATE, Optimiser
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(4, 2)
+    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+
+def learn(model: nn.Module, optimiser: Optimiser, steps: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        model.zero_grad()
+        model(torch.rand(2, 4, 3, 3, generator=generator)).square().sum().backward()
+        optimiser.step(0.5)
+
+
+def test_every_parameter_is_learnt() -> None:
+    model = small()
+    before = copy.deepcopy(model.state_dict())
+    learn(model, Optimiser(model), 1)
+    for name, value in model.state_dict().items():
+        assert not torch.equal(value, before[name]), name
+
+
+def test_the_update_of_a_convolution_is_orthogonal() -> None:
+    model = small()
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before = model[0].weight.detach().clone()
+    Optimiser(model).step(0.5)
+    update = (before - model[0].weight.detach()).flatten(1)
+    values = torch.linalg.svdvals(update) / (0.5 * MATRIX_RATE)
+    # Five Newton-Schulz steps bring singular values near 1, not to it; decay is small beside it.
+    assert values.min() > 0.5
+    assert values.max() < 1.5
+
+
+def test_a_continued_run_goes_on_as_if_never_stopped() -> None:
+    whole = small()
+    learn(whole, Optimiser(whole), 2)
+    first = small()
+    optimiser = Optimiser(first)
+    learn(first, optimiser, 1)
+    second = small()
+    second.load_state_dict(first.state_dict())
+    resumed = Optimiser(second)
+    resumed.load_state_dict(copy.deepcopy(optimiser.state_dict()))
+    generator = torch.Generator().manual_seed(1)
+    torch.rand(2, 4, 3, 3, generator=generator)
+    second.zero_grad()
+    second(torch.rand(2, 4, 3, 3, generator=generator)).square().sum().backward()
+    resumed.step(0.5)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_weights_in_another_format_are_refused() -> None:
+    with pytest.raises(ValueError, match="channels-last"):
+        Optimiser(SamTiny())

@@ -1,0 +1,51 @@
+"""A longer run continues a shorter one, and a seed says what every step sees."""
+
+from __future__ import annotations
+
+import pytest
+
+from training.schedule import FINAL, STATIONARY, WARMUP_STEPS, Schedule
+
+
+def test_until_the_cooldown_a_longer_run_is_the_same() -> None:
+    short, long = Schedule(1000, 3), Schedule(5000, 3)
+    steps = range(short.cooldown_start)
+    assert [short.shape(step) for step in steps] == [long.shape(step) for step in steps]
+    assert [short.rate(step) for step in steps] == [long.rate(step) for step in steps]
+    assert short.cooldown_start < long.cooldown_start
+
+
+def test_shapes_come_from_the_part_of_the_run_in_about_their_shares() -> None:
+    schedule = Schedule(2000, 0)
+    parts = (
+        (range(schedule.cooldown_start), STATIONARY),
+        (
+            range(schedule.cooldown_start, 2000),
+            FINAL,
+        ),
+    )
+    for steps, choices in parts:
+        drawn = [schedule.shape(step) for step in steps]
+        assert set(drawn) == {shape for _, shape in choices}
+        for share, shape in choices:
+            assert drawn.count(shape) / len(drawn) == pytest.approx(share, abs=0.05)
+
+
+def test_another_seed_draws_other_shapes() -> None:
+    one, other = ([Schedule(500, seed).shape(step) for step in range(100)] for seed in (0, 1))
+    assert one != other
+
+
+def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
+    schedule = Schedule(1000, 0)
+    rates = [schedule.rate(step) for step in range(1000)]
+    assert rates[0] == pytest.approx(1 / WARMUP_STEPS)
+    assert set(rates[WARMUP_STEPS : schedule.cooldown_start]) == {1.0}
+    assert rates[schedule.cooldown_start :] == sorted(rates[schedule.cooldown_start :])[::-1]
+    assert 0 < rates[-1] < 0.01
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_a_run_of_a_few_steps_is_one_too(steps: int) -> None:
+    schedule = Schedule(steps, 0)
+    assert all(0 < schedule.rate(step) <= 1 for step in range(steps))

@@ -1,0 +1,84 @@
+"""The figures of the report mean what they say."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from training.photographs import coin_masks, score_coins
+from training.scenes import NESTED
+from training.scoring import (
+    HELD_OUT_SEED,
+    NESTED_SEED,
+    held_out_scenes,
+    mask_iou,
+    matched,
+    spearman,
+    widest_error,
+)
+
+
+def test_iou_of_logits_counts_what_is_above_zero() -> None:
+    logits = np.array([[-1.0, 2.0], [3.0, 0.0]])
+    goal = np.array([[0, 1], [1, 1]])
+    assert mask_iou(logits, goal) == pytest.approx(2 / 3)
+    assert mask_iou(np.zeros((2, 2)), np.zeros((2, 2))) == 0
+
+
+def test_rank_correlation_is_that_of_scipy_with_ties_too() -> None:
+    random = np.random.default_rng(0)
+    first = random.integers(0, 9, 200).astype(float)
+    second = first + random.normal(0, 3, 200).round()
+    assert spearman(first, second) == pytest.approx(stats.spearmanr(first, second).statistic)
+
+
+@pytest.mark.parametrize("bits", range(0, 512, 7))
+def test_a_matching_is_the_largest_one(bits: int) -> None:
+    pairs = np.array([bits >> place & 1 for place in range(9)], bool).reshape(3, 3)
+    brute = max(
+        sum(pairs[row, column] for row, column in enumerate(order))
+        for order in itertools.permutations(range(3))
+    )
+    assert matched(pairs) == brute
+
+
+def test_the_next_click_goes_where_most_is_wrong() -> None:
+    goal = np.zeros((256, 256), bool)
+    goal[40:80, 40:80] = True
+    mask = goal.copy()
+    mask[60:80, 40:80] = False
+    mask[100:104, 100:104] = True
+    (x, y), label = widest_error(mask, goal)
+    assert label == 1
+    assert goal[int(y / 4), int(x / 4)]
+    assert not mask[int(y / 4), int(x / 4)]
+    assert widest_error(goal, goal)[1] == -1
+
+
+def test_half_of_the_scenes_are_enlarged_and_all_are_repeatable() -> None:
+    first, second = (list(held_out_scenes(2, HELD_OUT_SEED, NESTED)) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert one.image.shape == (1024, 1024, 3)
+        assert np.array_equal(one.image, other.image)
+    assert HELD_OUT_SEED % 2 == NESTED_SEED % 2 == 0
+
+
+def test_all_coins_are_known_and_score_in_full() -> None:
+    coins = coin_masks()
+    assert len(coins) == 24
+    assert not np.sum(coins, 0).max() > 1
+    score = score_coins(coins)
+    assert (score.coins, score.found, score.unmatched) == (24, 24, 0)
+
+
+def test_masks_that_are_no_coin_are_counted() -> None:
+    coins = coin_masks()
+    half = coins[0].copy()
+    half[:, : int(np.flatnonzero(half.any(0)).mean())] = False
+    everything = np.ones_like(half)
+    score = score_coins([half, everything, coins[3], coins[3]])
+    assert (score.found, score.unmatched) == (1, 2)
+    assert score_coins([]).found == 0

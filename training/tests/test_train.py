@@ -1,0 +1,70 @@
+"""The recipe runs, can be stopped, and learns."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import schedule
+from training.schedule import Schedule, Shape
+from training.train import Plan, Trainer
+
+
+@pytest.fixture
+def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "STATIONARY", ((1.0, Shape(1, 4, 128)),))
+    monkeypatch.setattr(schedule, "FINAL", ((1.0, Shape(1, 4, 192)),))
+
+
+@pytest.mark.usefixtures("small_shapes")
+def test_a_stopped_run_ends_where_an_unstopped_one_does(tmp_path: Path) -> None:
+    plan = Plan(Schedule(6, 1), workers=0)
+    whole = Trainer(plan, tmp_path)
+    whole.run()
+    assert (tmp_path / "stationary.pt").is_file()
+    resumed = Trainer(plan, tmp_path)
+    resumed.resume(tmp_path / "stationary.pt")
+    assert 0 < resumed.step < 6
+    resumed.run()
+    for name, value in whole.average.state_dict().items():
+        assert torch.equal(value, resumed.average.state_dict()[name]), name
+
+
+@pytest.mark.usefixtures("small_shapes")
+def test_another_seed_gives_another_model(tmp_path: Path) -> None:
+    models = []
+    for seed in (1, 2):
+        trainer = Trainer(Plan(Schedule(2, seed), workers=0), tmp_path)
+        trainer.run()
+        models.append(trainer.model.state_dict())
+    assert any(not torch.equal(value, models[1][name]) for name, value in models[0].items())
+
+
+@pytest.mark.slow
+def test_a_minute_of_training_from_scratch_learns_exports_and_is_measured(tmp_path: Path) -> None:
+    """The commands of `training/README.md`, short."""
+    steps = 100
+    output = _run("training.train", "--out", tmp_path, "--steps", steps)
+    best = [float(value) for value in re.findall(r"first best ([0-9.]+)", output)]
+    assert len(best) == 2
+    assert best[0] < 0.25 < best[1]
+    repository = tmp_path / "repository"
+    _run("training.export", tmp_path / "last.pt", "--repository", repository)
+    report = tmp_path / "report"
+    printed = _run("training.evaluate", repository, "--out", report, "--scenes", 2)
+    assert (report / "report.json").is_file()
+    assert {path.name for path in report.glob("*.jpg")} == {"best.jpg", "worst.jpg", "typical.jpg"}
+    assert (report / "coins.png").is_file()
+    assert "coins found of 24" in printed
+
+
+def _run(module: str, *arguments: object) -> str:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
