@@ -22,10 +22,13 @@ SCENE_STREAM, PROMPTS_STREAM = 0, 1
 
 @dataclass
 class Batch:
-    """``image`` uint8 ``[B,S,S,3]``, ``size`` int32 ``[B,2]``, PromptSet's fields with a B axis."""
+    """``image`` uint8 ``[B,S,S,3]``, ``size`` int32 ``[B,2]``, ids ``levels`` int32
+    ``[B,3,S/4,S/4]``, and PromptSet's fields with a B axis.
+    """
 
     image: Tensor
     size: Tensor
+    levels: Tensor
     coords: Tensor
     labels: Tensor
     masks: Tensor
@@ -85,4 +88,5 @@ def collate(scenes: list[Scene], prompts: list[PromptSet]) -> Batch:
     }
     image = torch.from_numpy(np.stack([scene.image for scene in scenes]))
     size = torch.tensor([scene.size for scene in scenes], dtype=torch.int32)
-    return Batch(image, size, **stacked)
+    levels = torch.from_numpy(np.stack([scene.levels[:, 2::4, 2::4] for scene in scenes]))
+    return Batch(image, size, levels, **stacked)

@@ -145,7 +145,7 @@ class MaskDecoder(nn.Module):
         mix = head[:, :, SUBCELLS:].reshape(batch, -1, BASIS, rows * columns)
         detail = mix.permute(0, 3, 1, 2) @ patterns.permute(0, 3, 1, 2)
         detail = detail.permute(0, 2, 3, 1).reshape(-1, TOKENS, SUBCELLS, rows * columns)
-        logits = LOGIT_GAIN * (head[:, :, :SUBCELLS] + detail)
+        logits: Tensor = LOGIT_GAIN * (head[:, :, :SUBCELLS] + detail)
         return logits.reshape(-1, TOKENS, SUBCELLS, rows, columns)
 
 

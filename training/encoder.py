@@ -18,6 +18,9 @@ CELL = 16
 class ImageEncoder(nn.Module):
     """``image`` uint8 ``[B,S,S,3]`` and ``image_size`` int32 ``[B,2]`` to ``[B,256,S/16,S/16]``."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN), persistent=False)

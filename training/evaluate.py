@@ -25,6 +25,7 @@ Array = NDArray[Any]
 Figures = dict[str, float]
 SURE = 0.88
 """AutoMask's default threshold of predicted IoU."""
+GOOD = 0.85
 TIMED_CALLS = 20
 
 
@@ -34,6 +35,10 @@ def quality(scores: Scores) -> Figures:
     figures = {name: float(np.mean(values)) for name, values in scores.values.items()}
     figures["predicted IoU, Spearman"] = spearman(predicted, true)
     figures["predicted IoU, mean absolute difference"] = float(abs(predicted - true).mean())
+    good = true > GOOD
+    figures[f"median stability of masks of IoU above {GOOD}"] = float(
+        np.median(np.array(scores.stability)[good])
+    )
     sure = predicted > SURE
     figures[f"share of masks predicted above {SURE}"] = float(sure.mean())
     figures[f"true IoU of masks predicted above {SURE}"] = float(true[sure].mean())

@@ -114,7 +114,7 @@ def _export(
         torch.onnx.export(
             model.eval(),
             examples,
-            buffer,
+            buffer,  # type: ignore[arg-type]
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_axes=inputs | free,

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 MATRIX_RATE, REST_RATE = 0.02, 2.5e-3
 MATRIX_DECAY, REST_DECAY = 0.01, 0.02
-NOT_MATRICES = ("encoder.stem.0.", "decoder.mask_head.", "decoder.iou_head.")
+NOT_MATRICES = (
+    "model.encoder.stem.0.",
+    "model.decoder.mask_head.",
+    "model.decoder.iou_head.",
+    "dense.",
+)
 """First and last layers learn by AdamW, as Muon's authors advise."""
 
 
@@ -22,10 +27,11 @@ class Optimiser:
     """Changes the parameters of a model whose weights are in channels-last format."""
 
     def __init__(self, model: nn.Module) -> None:
-        matrices, rest = [], []
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
-            matrix = parameter.ndim > 1 and not name.startswith(NOT_MATRICES)
-            (matrices if matrix else rest).append(parameter)
+            by_muon = parameter.ndim > 1 and not name.startswith(NOT_MATRICES)
+            (matrices if by_muon else rest).append(parameter)
         self._matrices, self._views = matrices, [nn.Parameter(_flat(one)) for one in matrices]
         for matrix, view in zip(matrices, self._views, strict=True):
             if view.data_ptr() != matrix.data_ptr():

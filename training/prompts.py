@@ -20,6 +20,7 @@ MAX_POINTS = 4
 SMALLEST_AREA = 300
 """Visible pixels below which nobody would ask for an object."""
 KINDS = ("click", "box", "box and click", "clicks")
+"""Kinds of prompts in training; "centre" is one more, for the evaluation."""
 KIND_WEIGHTS = (0.54, 0.24, 0.08, 0.14)
 Target = tuple[int, int]
 """Level and id."""
@@ -138,6 +139,8 @@ def _fill(prompts: PromptSet, index: int, sampler: Sampler, target: Target, kind
         points += _box(rng, mask)
     if kind in ("click", "box and click"):
         points.append(_click(rng, mask, FOREGROUND))
+    if kind == "centre":
+        points.append(_centre(mask))
     if kind == "clicks":
         points += [_click(rng, mask, FOREGROUND) for _ in range(int(rng.integers(1, 4)))]
         if len(points) < 3:
@@ -186,6 +189,13 @@ def _click(rng: np.random.Generator, mask: Array, label: int) -> tuple[float, fl
     inside = np.flatnonzero(crop)
     row, column = divmod(int(inside[rng.integers(len(inside))]), crop.shape[1])
     return left + column + 0.5, top + row + 0.5, label
+
+
+def _centre(mask: Array) -> tuple[float, float, int]:
+    """The pixel farthest from the edge, where the evaluation of the SAM paper clicks first."""
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return float(column) + 0.5, float(row) + 0.5, FOREGROUND
 
 
 def _surroundings(mask: Array) -> Array:

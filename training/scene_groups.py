@@ -94,7 +94,8 @@ def _model(painter: Painter, side: float, turned: bool) -> Model:
 def _surface(painter: Painter, alpha: Array) -> Array:
     rng = painter.rng
     colour, contrast = random_colour(rng), rng.uniform(0.1, painter.settings.texture_contrast)
-    surface = material(rng, *alpha.shape, colour, contrast)
+    height, width = alpha.shape
+    surface = material(rng, height, width, colour, contrast)
     if rng.random() < 0.5:
         surface = emboss(rng, surface, alpha)
     return shade(rng, surface, alpha) if rng.random() < 0.6 else surface

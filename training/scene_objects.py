@@ -49,7 +49,8 @@ def _surface(painter: Painter, window: Window, alpha: Array) -> Array:
     """A lit surface for a silhouette."""
     rng = painter.rng
     colour = painter.colour_over(window)
-    surface = material(rng, *alpha.shape, colour, painter.settings.texture_contrast)
+    height, width = alpha.shape
+    surface = material(rng, height, width, colour, painter.settings.texture_contrast)
     if rng.random() < 0.12:
         surface = emboss(rng, surface, alpha)
     return shade(rng, surface, alpha) if rng.random() < 0.6 else surface

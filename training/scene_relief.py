@@ -47,8 +47,8 @@ def emboss(rng: np.random.Generator, surface: Array, alpha: Array) -> Array:
     if rng.random() < 0.5:
         depth = cv2.distanceTransform((alpha > 0.5).astype(np.uint8), cv2.DIST_L2, 3)
         field += rng.uniform(0.3, 1.5) * (depth < rng.uniform(0.04, 0.15) * min(height, width))
-    field = cv2.GaussianBlur(field, (0, 0), rng.uniform(0.6, 2.5))
-    light = _slope(rng, field) * rng.uniform(0.2, 0.9)
+    smooth = cv2.GaussianBlur(field, (0, 0), rng.uniform(0.6, 2.5))
+    light = _slope(rng, smooth) * rng.uniform(0.2, 0.9)
     return np.asarray(surface * (1 + light)[..., None], np.float32)
 
 
@@ -57,4 +57,4 @@ def _slope(rng: np.random.Generator, field: Array) -> Array:
     down, across = np.gradient(field)
     angle = rng.uniform(0, 2 * np.pi)
     slope = across * np.cos(angle) + down * np.sin(angle)
-    return (slope / (np.abs(slope).max() + 1e-6)).astype(np.float32)
+    return np.asarray(slope / (np.abs(slope).max() + 1e-6), np.float32)

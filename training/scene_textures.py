@@ -24,7 +24,7 @@ def random_colour(rng: np.random.Generator) -> Array:
 def near_colour(rng: np.random.Generator, colour: Array, distance: float) -> Array:
     """A colour about ``distance`` away from another one, in 0..255 units."""
     direction = rng.normal(0, 0.4, 3) + rng.choice([-1.0, 1.0])
-    return np.clip(colour + distance * direction, 0, 255).astype(np.float32)
+    return np.asarray(np.clip(colour + distance * direction, 0, 255), np.float32)
 
 
 def noise(rng: np.random.Generator, height: int, width: int, coarse: float, decay: float) -> Array:

@@ -24,6 +24,7 @@ HELD_OUT_SEED, NESTED_SEED = 900_000_000, 950_000_000
 """No training run draws them: its seeds have four words."""
 ENLARGED_SIDE = 512
 PIXELS_PER_LOGIT = 4
+ASKED = ("centre", "click", "box")
 REFINEMENTS = 2
 """Correcting clicks after the first one."""
 COVERED = (0.5, 0.75)
@@ -45,16 +46,23 @@ class Case:
 
 @dataclass
 class Scores:
-    """IoUs by question, predicted and true IoU of all ambiguous tokens, and every click."""
+    """IoUs by question, predicted and true IoU and stability of all ambiguous tokens, clicks."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
     predicted: list[float] = field(default_factory=list)
     true: list[float] = field(default_factory=list)
+    stability: list[float] = field(default_factory=list)
     cases: list[Case] = field(default_factory=list)
 
     def add(self, question: str, values: Array) -> None:
         """Append one value per prompt."""
         self.values.setdefault(question, []).extend(float(value) for value in values)
+
+    def keep(self, scene: Scene, prompts: PromptSet, masks: Array, iou: Array) -> None:
+        """Remember clicks for the pictures."""
+        goals, points = _goal(prompts), prompts.coords[:, 0]
+        for mask, goal, point, value in zip(masks, goals, points, iou, strict=True):
+            self.cases.append(Case(scene.image, point, mask, goal, float(value)))
 
 
 def mask_iou(masks: Array, goals: Array) -> Array:
@@ -74,7 +82,10 @@ def held_out_scenes(count: int, first: int, settings: SceneSettings) -> Iterator
 
 
 def measure(pair: OnnxPair, scenes: int, prompts: int) -> Scores:
-    """Ask for ``prompts`` objects of every scene: by a click, by a box, by three clicks.
+    """Ask for ``prompts`` objects of every scene: by clicks, by boxes, by three clicks.
+
+    A first click is either at the object's centre, as in the evaluation of the SAM paper, or as
+    in training anywhere on it. Three clicks begin at the centre.
 
     Objects are drawn without replacement with a weight that grows with the square root of their
     area (`training.prompts`), parts and subparts among them.
@@ -90,11 +101,12 @@ def measure(pair: OnnxPair, scenes: int, prompts: int) -> Scores:
         ) -> tuple[Array, Array]:
             return pair.decode(source, asked.coords, asked.labels, masks)
 
-        clicks = prompts_for(sampler, targets, ["click"] * len(targets))
-        boxes = prompts_for(sampler, targets, ["box"] * len(targets))
-        _score_clicks(scores, scene, clicks, *decode(clicks))
-        _score_boxes(scores, boxes, *decode(boxes))
-        _score_refinement(scores, clicks, decode)
+        asked = {kind: prompts_for(sampler, targets, [kind] * len(targets)) for kind in ASKED}
+        _score_clicks(scores, "centre", asked["centre"], *decode(asked["centre"]))
+        choice, known = _score_clicks(scores, "anywhere", asked["click"], *decode(asked["click"]))
+        scores.keep(scene, asked["click"], choice, known)
+        _score_boxes(scores, asked["box"], *decode(asked["box"]))
+        _score_refinement(scores, asked["centre"], decode)
     return scores
 
 
@@ -147,29 +159,37 @@ def _goal(prompts: PromptSet) -> Array:
 
 
 def _score_clicks(
-    scores: Scores, scene: Scene, prompts: PromptSet, logits: Array, predicted: Array
-) -> None:
-    """One click: all tokens, the model's own choice, and how well it knows."""
+    scores: Scores, where: str, prompts: PromptSet, logits: Array, predicted: Array
+) -> tuple[Array, Array]:
+    """One click: all tokens, the model's own choice, and how well it knows.
+
+    Returns the chosen masks ``[Q,256,256]`` and their IoUs with the nearest valid meaning.
+    """
     goal, rows = _goal(prompts), np.arange(len(logits))
     iou = mask_iou(logits, goal[:, None])
     best = iou[:, 1:].max(1)
     meanings = mask_iou(logits[:, :, None], prompts.masks[:, None]) * prompts.valid[:, None]
     choice = 1 + predicted[:, 1:].argmax(1)
-    scores.add("one click, best of three", best)
-    scores.add("one click, own choice", iou[rows, choice])
-    scores.add("one click, own choice, any valid meaning", meanings.max(2)[rows, choice])
-    scores.add("one click, token 0", iou[:, 0])
-    side = PIXELS_PER_LOGIT * np.sqrt(goal.sum((1, 2)))
-    smallest = 0.0
+    known = meanings.max(2)
+    scores.add(f"one click {where}, best of three", best)
+    scores.add(f"one click {where}, own choice", iou[rows, choice])
+    scores.add(f"one click {where}, own choice, any valid meaning", known[rows, choice])
+    scores.add(f"one click {where}, token 0", iou[:, 0])
+    side, smallest = PIXELS_PER_LOGIT * np.sqrt(goal.sum((1, 2))), 0.0
     for name, largest in SIZES.items():
-        scores.add(f"one click, best of three, {name}", best[(side > smallest) & (side <= largest)])
+        group = (side > smallest) & (side <= largest)
+        scores.add(f"one click {where}, best of three, {name}", best[group])
         smallest = largest
     scores.predicted.extend(predicted[:, 1:].ravel().tolist())
-    scores.true.extend(meanings.max(2)[:, 1:].ravel().tolist())
-    for row in rows:
-        mask = logits[row, choice[row]] > 0
-        value = float(meanings.max(2)[row, choice[row]])
-        scores.cases.append(Case(scene.image, prompts.coords[row, 0], mask, goal[row], value))
+    scores.true.extend(known[:, 1:].ravel().tolist())
+    scores.stability.extend(stability(logits[:, 1:]).ravel().tolist())
+    return logits[rows, choice] > 0, known[rows, choice]
+
+
+def stability(logits: Array) -> Array:
+    """AutoMask's stability score of logits, over the last two axes."""
+    narrow, wide = (logits > 1).sum((-2, -1)), (logits > -1).sum((-2, -1))
+    return np.asarray(narrow / np.maximum(wide, 1))
 
 
 def _score_boxes(scores: Scores, prompts: PromptSet, logits: Array, predicted: Array) -> None:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from training.data import Batch, SceneBatches
+from training.dense import DenseHeads
+from training.layers import channels_last
 from training.losses import Meanings, Result, prompt_loss
 from training.model import SamTiny
 from training.optimiser import Optimiser
@@ -45,9 +47,11 @@ class Trainer:
     def __init__(self, plan: Plan, out: Path) -> None:
         torch.manual_seed(plan.schedule.seed)
         self.plan, self.out = plan, out
-        self.model = SamTiny().to(plan.device, memory_format=torch.channels_last)
+        self.model = channels_last(SamTiny()).to(plan.device)
         self.average = copy.deepcopy(self.model).eval()
-        self.optimiser = Optimiser(self.model)
+        self.dense = channels_last(DenseHeads()).to(plan.device)
+        self.learning = nn.ModuleDict({"model": self.model, "dense": self.dense})
+        self.optimiser = Optimiser(self.learning)
         self.step, self.seconds = 0, 0.0
         self.totals: dict[str, float] = {}
 
@@ -55,6 +59,7 @@ class Trainer:
         """Write a checkpoint so that a reader never sees half of it."""
         state = {
             "model": self.model.state_dict(),
+            "dense": self.dense.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
@@ -68,6 +73,7 @@ class Trainer:
         """Continue from a checkpoint."""
         state = torch.load(checkpoint, map_location=self.plan.device, weights_only=True)
         self.model.load_state_dict(state["model"])
+        self.dense.load_state_dict(state["dense"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]
@@ -96,12 +102,14 @@ class Trainer:
         """One optimiser step: a first round on all prompts, more rounds on some."""
         # Rounds draw numbers; by step, so that a resumed run draws the same ones.
         torch.manual_seed(self.plan.schedule.seed * 1_000_003 + self.step)
-        self.model.zero_grad(set_to_none=True)
+        self.learning.zero_grad(set_to_none=True)
         with torch.autocast(self.plan.device, torch.bfloat16):
             embedding = self.model.encoder(batch.image, batch.size)
-            loss = self._rounds(embedding, batch)
+            dense = self.dense(self.model.decoder, embedding, batch.levels)
+            loss = self._rounds(embedding, batch) + dense
+        self._add("dense", float(dense.detach()), 1)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.learning.parameters(), 1.0)
         if torch.isfinite(norm):
             self.optimiser.step(self.plan.schedule.rate(self.step))
         self._update_average()
@@ -177,7 +185,7 @@ def _first(batch: Batch, prompts: int) -> Batch:
     """The first prompts of every image, each meaning only what was meant."""
     meant = torch.nn.functional.one_hot(batch.target[:, :prompts], 3).bool()
     return Batch(
-        batch.image, batch.size, batch.coords[:, :prompts], batch.labels[:, :prompts],
+        batch.image, batch.size, batch.levels, batch.coords[:, :prompts], batch.labels[:, :prompts],
         batch.masks[:, :prompts], meant, batch.target[:, :prompts], batch.boxed[:, :prompts],
     )  # fmt: skip
 
