@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from training.prompts import PromptSet, sample_prompts
-from training.scenes import Scene, Seed, generate_scene
+from training.scenes import LAYERED, TRAINING, Scene, Seed, generate_scene
 from training.schedule import Schedule, Shape
 
 ENLARGEMENTS = {384: (1.0, 1.0, 1.5), 512: (1.0, 1.0, 1.6), 1024: (1.0, 1.6, 2.0, 2.67)}
@@ -63,7 +63,9 @@ def make_pair(seed: Seed, shape: Shape) -> tuple[Scene, PromptSet]:
     """A scene and its prompts; some scenes are painted smaller and enlarged."""
     rng = np.random.default_rng((*seed, PROMPTS_STREAM))
     factor = float(rng.choice(ENLARGEMENTS[shape.side])) if shape.side in ENLARGEMENTS else 1.0
-    scene = generate_scene((*seed, SCENE_STREAM), round(shape.side / factor))
+    layered = shape.layered > 0 and rng.random() < shape.layered
+    settings = LAYERED if layered else TRAINING
+    scene = generate_scene((*seed, SCENE_STREAM), round(shape.side / factor), settings)
     if factor > 1:
         scene = enlarged(scene, shape.side)
     return scene, sample_prompts(scene, shape.prompts, rng)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.photographs import COINS, automask_all, photographs, score_coins
+from training.photographs import COINS, SCIKIT_IMAGE, automask_all, photographs, score_coins
 from training.pictures import write_extremes
 from training.runtime import SIDE, OnnxPair
 from training.scoring import Scores, measure, measure_ambiguity, spearman
@@ -67,9 +67,9 @@ def seconds(pair: OnnxPair) -> Figures:
     return {f"{name}, median seconds": float(np.median(each)) for name, each in timed.items()}
 
 
-def coins(repository: Path, folder: Path | None, out: Path) -> Figures:
+def automask(repository: Path, pictures: dict[str, Array], out: Path) -> Figures:
     """AutoMask with default settings on real photographs, drawn, and counted on the coins."""
-    records = automask_all(repository, photographs(folder), out)
+    records = automask_all(repository, pictures, out)
     score = score_coins([record.mask.decode() for record in records[COINS]])
     masks: Figures = {f"masks of {name}": len(found) for name, found in records.items()}
     return masks | {
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--name", default="sam_tiny")
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--prompts", type=int, default=12, help="objects asked for per scene")
+    parser.add_argument("--pictures", nargs="*", default=SCIKIT_IMAGE, help="of skimage.data")
     parser.add_argument("--photographs", type=Path, help="folder of more .jpg files to draw")
     parser.add_argument("--out", type=Path, required=True, help="folder for report and pictures")
     options = parser.parse_args()
@@ -94,12 +95,13 @@ def main() -> None:
         for part in ("encoder", "decoder")
     )
     pair = OnnxPair(encoder, decoder)
+    pictures = photographs([COINS, *options.pictures], options.photographs)
     scores = measure(pair, options.scenes, options.prompts)
     write_extremes(scores.cases, options.out)
     report = {
         "held-out scenes": quality(scores) | {"clicks": len(scores.cases)},
         "nested scenes": shares(measure_ambiguity(pair, options.scenes, options.prompts)),
-        "photographs": coins(options.repository, options.photographs, options.out),
+        "photographs": automask(options.repository, pictures, options.out),
         "time": seconds(pair),
         "size": {"MiB": sum(path.stat().st_size for path in (encoder, decoder)) / 2**20},
     }

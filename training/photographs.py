@@ -24,7 +24,7 @@ from skimage import filters, measure, morphology, segmentation
 
 Array = NDArray[Any]
 COINS = "coins"
-SCIKIT_IMAGE = (COINS, "astronaut", "coffee", "chelsea", "rocket", "camera")
+SCIKIT_IMAGE = ("astronaut", "coffee", "chelsea", "rocket", "camera")
 """Pictures that the package of scikit-image carries itself."""
 FOUND = 0.75
 """IoU from which a mask counts as one of the coins."""
@@ -67,9 +67,9 @@ def score_coins(masks: Sequence[Array]) -> CoinScore:
     return CoinScore(len(coins), int(hits.any(0).sum()), int((~hits.any(1)).sum()))
 
 
-def photographs(folder: Path | None) -> dict[str, Array]:
-    """Uint8 RGB ``[h,w,3]`` by name: scikit-image's and the JPEGs of a folder."""
-    found = {name: _rgb(getattr(skimage.data, name)()) for name in SCIKIT_IMAGE}
+def photographs(names: Sequence[str], folder: Path | None) -> dict[str, Array]:
+    """Uint8 RGB ``[h,w,3]`` by name: some of scikit-image's and the JPEGs of a folder."""
+    found = {name: _rgb(getattr(skimage.data, name)()) for name in names}
     for path in sorted(folder.glob("*.jpg")) if folder else ():
         found[path.stem] = np.asarray(Image.open(path).convert("RGB"))
     return found

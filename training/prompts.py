@@ -18,7 +18,9 @@ from training.scenes import OBJECT, Scene
 Array = NDArray[Any]
 MAX_POINTS = 4
 SMALLEST_AREA = 300
-"""Visible pixels below which nobody would ask for an object."""
+"""Visible pixels below which training does not ask for an object."""
+SMALLEST_MEASURED = 24**2
+"""The same for measuring: 1.5 cells of the embedding grid squared."""
 KINDS = ("click", "box", "box and click", "clicks")
 """Kinds of prompts in training; "centre" is one more, for the evaluation."""
 KIND_WEIGHTS = (0.54, 0.24, 0.08, 0.14)
@@ -81,8 +83,8 @@ def sample_prompts(scene: Scene, count: int, rng: np.random.Generator) -> Prompt
 
 
 def sample_targets(scene: Scene, count: int, rng: np.random.Generator) -> list[Target]:
-    """Draw distinct (level, id) pairs to ask for."""
-    rows = _targets(scene)
+    """Draw distinct (level, id) pairs to measure with."""
+    rows = _targets(scene, SMALLEST_MEASURED)
     count = min(count, len(rows))
     chosen = rng.choice(len(rows), count, replace=False, p=rows[:, 2] / rows[:, 2].sum())
     return [(int(level), int(identity)) for level, identity in rows[chosen, :2]]
@@ -104,13 +106,13 @@ def prompts_for(sampler: Sampler, targets: list[Target], kinds: list[str]) -> Pr
     return prompts
 
 
-def _targets(scene: Scene) -> Array:
+def _targets(scene: Scene, smallest: int = SMALLEST_AREA) -> Array:
     """Ids large enough to ask for: rows of (level, id, weight)."""
     rows = []
     for level in range(3):
         identities, areas = np.unique(scene.levels[level], return_counts=True)
         for identity, area in zip(identities, areas, strict=True):
-            if identity > 0 and area >= SMALLEST_AREA:
+            if identity > 0 and area >= smallest:
                 background = level == OBJECT and identity <= scene.regions
                 liking = 0.3 if background else (1.0, 2.5, 4.0)[level]
                 rows.append((level, identity, liking * area**0.5))

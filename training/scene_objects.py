@@ -74,6 +74,9 @@ def _cast_shadow(painter: Painter, window: Window, alpha: Array) -> None:
 def _add_parts(painter: Painter, window: Window, parent: Array, owner: int, level: int) -> None:
     """Distinct areas clipped inside the parent, and theirs in turn."""
     rng = painter.rng
+    if painter.settings.inset_chance and rng.random() < painter.settings.inset_chance:
+        _add_part(painter, window, _inset(rng, parent), owner, level)
+        return
     height, width = parent.shape
     for _ in range(int(rng.integers(1, 5 if level == PART else 3))):
         rows = int(max(SMALLEST_PART, height * rng.uniform(0.2, 0.7)))
@@ -87,7 +90,22 @@ def _add_parts(painter: Painter, window: Window, parent: Array, owner: int, leve
             slice(window[0].start + top, window[0].start + top + rows),
             slice(window[1].start + left, window[1].start + left + columns),
         )
-        part = painter.paint(area, alpha, _surface(painter, area, alpha), level, owner)
-        deeper = level == PART and min(rows, columns) > 2 * SMALLEST_PART
-        if deeper and rng.random() < painter.settings.subpart_chance:
-            _add_parts(painter, area, alpha, part, SUBPART)
+        _add_part(painter, area, alpha, owner, level)
+
+
+def _add_part(painter: Painter, window: Window, alpha: Array, owner: int, level: int) -> None:
+    """One part over the window, and perhaps subparts in it."""
+    part = painter.paint(window, alpha, _surface(painter, window, alpha), level, owner)
+    deeper = level == PART and min(alpha.shape) > 2 * SMALLEST_PART
+    if deeper and painter.rng.random() < painter.settings.subpart_chance:
+        _add_parts(painter, window, alpha, part, SUBPART)
+
+
+def _inset(rng: np.random.Generator, parent: Array) -> Array:
+    """The same silhouette, smaller, somewhere inside."""
+    height, width = parent.shape
+    scale = rng.uniform(0.45, 0.85)
+    shift = 0.5 + rng.uniform(-0.25, 0.25, 2)
+    move = np.array([[scale, 0, 0], [0, scale, 0]], np.float32)
+    move[:, 2] = (1 - scale) * np.array([width, height]) * shift
+    return np.asarray(cv2.warpAffine(parent, move, (width, height)) * parent)

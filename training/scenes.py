@@ -22,8 +22,8 @@ from training.scene_shapes import fill
 from training.scene_textures import material, random_colour
 
 __all__ = [
-    "HELD_OUT", "NESTED", "OBJECT", "PART", "SUBPART", "TRAINING", "Scene", "SceneSettings",
-    "generate_scene",
+    "HELD_OUT", "LAYERED", "NESTED", "OBJECT", "PART", "SUBPART", "TRAINING",
+    "Scene", "SceneSettings", "generate_scene",
 ]  # fmt: skip
 Array = NDArray[Any]
 Seed = tuple[int, ...]
@@ -34,7 +34,8 @@ class SceneSettings:
     """What scenes look like.
 
     Objects have a longest side from ``smallest`` pixels (1.5 cells of the embedding grid) to the
-    share ``largest`` of the scene's side.
+    share ``largest`` of the scene's side. ``inset_chance`` is that of a part in the form of its
+    owner, only smaller: a rim, a pane, an iris.
     """
 
     objects: tuple[int, int] = (2, 18)
@@ -42,6 +43,7 @@ class SceneSettings:
     largest: float = 0.95
     part_chance: float = 0.6
     subpart_chance: float = 0.45
+    inset_chance: float = 0.0
     group_chance: float = 0.35
     litter_chance: float = 0.2
     low_contrast: float = 0.15
@@ -60,13 +62,25 @@ HELD_OUT = SceneSettings(
     texture_contrast=0.8,
     camera=1.2,
 )
+LAYERED = SceneSettings(
+    objects=(3, 10),
+    smallest=80.0,
+    largest=0.9,
+    part_chance=1.0,
+    subpart_chance=0.8,
+    inset_chance=0.4,
+    group_chance=0.0,
+)
+"""More training scenes: nearly everything has parts and subparts."""
 NESTED = SceneSettings(
     objects=(2, 6),
     smallest=160.0,
     largest=0.7,
     part_chance=1.0,
     subpart_chance=1.0,
+    inset_chance=0.5,
     group_chance=0.0,
+    litter_chance=0.3,
     low_contrast=0.1,
     texture_contrast=0.8,
     camera=1.2,

@@ -18,16 +18,19 @@ WARMUP_STEPS = 100
 
 @dataclass(frozen=True)
 class Shape:
-    """Size of one step's batch."""
+    """One step's batch: its size, and how many of its scenes are layered ones."""
 
     images: int
     prompts: int
     side: int
+    layered: float = 0.0
 
 
+LAYERED_SHARE = 0.35
 STATIONARY = ((0.75, Shape(3, 12, 384)), (0.25, Shape(2, 12, 512)))
-FINAL = ((0.55, Shape(2, 12, 512)), (0.45, Shape(1, 16, 1024)))
-"""Shares and shapes: small images teach most for their cost, the served size comes last."""
+FINAL = ((0.4, Shape(2, 12, 512, LAYERED_SHARE)), (0.6, Shape(1, 16, 1024, LAYERED_SHARE)))
+"""Shares and shapes: small images teach most for their cost, the served size and what is hardest,
+meanings within each other, come last."""
 
 
 @dataclass(frozen=True)
