@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from training.prompts import PromptSet, sample_prompts
-from training.scenes import LAYERED, TRAINING, Scene, Seed, generate_scene
+from training.scenes import LAYERED, TRAINING, Scene, Seed, generate_scene, varied
 from training.schedule import Schedule, Shape
 
 ENLARGEMENTS = {384: (1.0, 1.0, 1.5), 512: (1.0, 1.0, 1.6), 1024: (1.0, 1.6, 2.0, 2.67)}
 """How many times larger a scene becomes after painting, as small photographs do for the model."""
-SCENE_STREAM, PROMPTS_STREAM = 0, 1
+SCENE_STREAM, PROMPTS_STREAM, SETTINGS_STREAM = 0, 1, 2
 """Last word of a seed, so that no two generators share one."""
 
 
@@ -65,6 +65,8 @@ def make_pair(seed: Seed, shape: Shape) -> tuple[Scene, PromptSet]:
     factor = float(rng.choice(ENLARGEMENTS[shape.side])) if shape.side in ENLARGEMENTS else 1.0
     layered = shape.layered > 0 and rng.random() < shape.layered
     settings = LAYERED if layered else TRAINING
+    if shape.varied:
+        settings = varied(settings, np.random.default_rng((*seed, SETTINGS_STREAM)))
     scene = generate_scene((*seed, SCENE_STREAM), round(shape.side / factor), settings)
     if factor > 1:
         scene = enlarged(scene, shape.side)

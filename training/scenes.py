@@ -7,7 +7,7 @@ Everything follows from the seed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -23,7 +23,7 @@ from training.scene_textures import material, random_colour
 
 __all__ = [
     "HELD_OUT", "LAYERED", "NESTED", "OBJECT", "PART", "SUBPART", "TRAINING",
-    "Scene", "SceneSettings", "generate_scene",
+    "Scene", "SceneSettings", "generate_scene", "varied",
 ]  # fmt: skip
 Array = NDArray[Any]
 Seed = tuple[int, ...]
@@ -72,6 +72,22 @@ LAYERED = SceneSettings(
     group_chance=0.0,
 )
 """More training scenes: nearly everything has parts and subparts."""
+
+
+def varied(settings: SceneSettings, rng: np.random.Generator) -> SceneSettings:
+    """Other settings around these: emptier and fuller, plainer and harder to look at."""
+    fewest, most = settings.objects
+    return replace(
+        settings,
+        objects=(fewest, fewest + int(rng.integers(3, 2 * (most - fewest)))),
+        part_chance=settings.part_chance * rng.uniform(0.5, 1.0),
+        litter_chance=rng.uniform(0.1, 0.4),
+        low_contrast=rng.uniform(0.05, 0.25),
+        texture_contrast=rng.uniform(0.3, 1.0),
+        camera=rng.uniform(0.5, 1.5),
+    )
+
+
 NESTED = SceneSettings(
     objects=(2, 6),
     smallest=160.0,

@@ -18,19 +18,21 @@ WARMUP_STEPS = 100
 
 @dataclass(frozen=True)
 class Shape:
-    """One step's batch: its size, and how many of its scenes are layered ones."""
+    """One step's batch: its size, the share of layered scenes, and whether settings vary."""
 
     images: int
     prompts: int
     side: int
     layered: float = 0.0
+    varied: bool = False
 
 
-LAYERED_SHARE = 0.35
-STATIONARY = ((0.75, Shape(3, 12, 384)), (0.25, Shape(2, 12, 512)))
-FINAL = ((0.4, Shape(2, 12, 512, LAYERED_SHARE)), (0.6, Shape(1, 16, 1024, LAYERED_SHARE)))
-"""Shares and shapes: small images teach most for their cost, the served size and what is hardest,
-meanings within each other, come last."""
+EARLY_STEPS = 4200
+EARLY = ((0.75, Shape(3, 12, 384)), (0.25, Shape(2, 12, 512)))
+STATIONARY = ((0.7, Shape(3, 12, 384, 0.2, True)), (0.3, Shape(2, 12, 512, 0.2, True)))
+FINAL = ((0.4, Shape(2, 12, 512, 0.35, True)), (0.6, Shape(1, 16, 1024, 0.35, True)))
+"""Shares and shapes. Small images teach most for their cost; what is hardest, meanings within each
+other and scenes of every kind, comes after the first steps, and the served size last."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Schedule:
 
     def shape(self, step: int) -> Shape:
         """Batch of this step."""
-        choices = STATIONARY if step < self.cooldown_start else FINAL
+        choices = EARLY if step < EARLY_STEPS else STATIONARY
+        if step >= self.cooldown_start:
+            choices = FINAL
         shares = [share for share, _ in choices]
         drawn = np.random.default_rng((self.seed, step, 1)).choice(len(choices), p=shares)
         return choices[int(drawn)][1]

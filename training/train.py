@@ -24,7 +24,7 @@ from training.optimiser import Optimiser
 from training.rounds import correction, feedback, forget_points
 from training.schedule import Schedule
 
-STEPS = 6400
+STEPS = 6000
 AVERAGING = 0.999
 STATIONARY_END = "stationary.pt"
 """The state when the cool-down begins, from which a longer run could go on."""

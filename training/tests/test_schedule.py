@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.schedule import FINAL, STATIONARY, WARMUP_STEPS, Schedule
+from training.schedule import EARLY, EARLY_STEPS, FINAL, STATIONARY, WARMUP_STEPS, Schedule
 
 
 def test_until_the_cooldown_a_longer_run_is_the_same() -> None:
@@ -15,20 +15,19 @@ def test_until_the_cooldown_a_longer_run_is_the_same() -> None:
     assert short.cooldown_start < long.cooldown_start
 
 
-def test_shapes_come_from_the_part_of_the_run_in_about_their_shares() -> None:
-    schedule = Schedule(2000, 0)
-    parts = (
-        (range(schedule.cooldown_start), STATIONARY),
-        (
-            range(schedule.cooldown_start, 2000),
-            FINAL,
-        ),
-    )
-    for steps, choices in parts:
-        drawn = [schedule.shape(step) for step in steps]
+def test_shapes_come_from_each_part_of_the_run_in_about_their_shares() -> None:
+    schedule = Schedule(9000, 0)
+    starts = (0, EARLY_STEPS, schedule.cooldown_start, schedule.steps)
+    for start, end, choices in zip(starts, starts[1:], (EARLY, STATIONARY, FINAL), strict=False):
+        drawn = [schedule.shape(step) for step in range(start, end)]
         assert set(drawn) == {shape for _, shape in choices}
         for share, shape in choices:
             assert drawn.count(shape) / len(drawn) == pytest.approx(share, abs=0.05)
+
+
+def test_a_short_run_has_a_cooldown_too() -> None:
+    schedule = Schedule(200, 0)
+    assert {schedule.shape(step) for step in range(170, 200)} <= {shape for _, shape in FINAL}
 
 
 def test_another_seed_draws_other_shapes() -> None:

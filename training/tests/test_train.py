@@ -17,7 +17,9 @@ from training.train import Plan, Trainer
 
 @pytest.fixture
 def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "STATIONARY", ((1.0, Shape(1, 4, 128)),))
+    monkeypatch.setattr(schedule, "EARLY", ((1.0, Shape(1, 4, 128)),))
+    monkeypatch.setattr(schedule, "EARLY_STEPS", 2)
+    monkeypatch.setattr(schedule, "STATIONARY", ((1.0, Shape(1, 4, 128, 0.5, True)),))
     monkeypatch.setattr(schedule, "FINAL", ((1.0, Shape(1, 4, 192)),))
 
 
