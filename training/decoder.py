@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from training import hints
 from training.encoder import CELL, EMBEDDING_CHANNELS
+from training.iou import TOKENS, IouHead, MaskJudge
 from training.layers import PromptBlock
 
 HEADS, HEAD_WIDTH = 8, 16
 QUERY = HEADS * HEAD_WIDTH
-TOKENS = 4
 SUBCELLS = 16
 """Low-res mask pixels in one embedding cell: 4 x 4."""
 BASIS = 12
@@ -26,13 +26,12 @@ LOGIT_GAIN = 8.0
 COSINE_GAIN = 3.0
 HINTS = 3 * HEADS + 3 + 3 + 6 + 1 + SUBCELLS
 WIDTHS = (48, 80, 112)
-STATISTICS = 5
 
 
 class MaskDecoder(nn.Module):
     """Decode P prompts on each of B images; no prompt sees another one."""
 
-    def __init__(self) -> None:
+    def __init__(self, iou_head: type[IouHead | MaskJudge] = IouHead) -> None:
         super().__init__()
         fine, middle, deep = WIDTHS
         self.feature = nn.Conv2d(EMBEDDING_CHANNELS, fine, 1)
@@ -57,7 +56,7 @@ class MaskDecoder(nn.Module):
         # Start from the rate of foreground: the first steps need not learn that masks are small.
         nn.init.normal_(self.mask_head.weight, std=0.01)
         nn.init.constant_(self.mask_head.bias, -2.0 / LOGIT_GAIN)  # type: ignore[arg-type]
-        self.iou_head = IouHead(fine, deep)
+        self.iou_head = iou_head(fine, deep)
 
     def forward(
         self, embedding: Tensor, coords: Tensor, labels: Tensor, mask_input: Tensor
@@ -147,44 +146,6 @@ class MaskDecoder(nn.Module):
         detail = detail.permute(0, 2, 3, 1).reshape(-1, TOKENS, SUBCELLS, rows * columns)
         logits: Tensor = LOGIT_GAIN * (head[:, :, :SUBCELLS] + detail)
         return logits.reshape(-1, TOKENS, SUBCELLS, rows, columns)
-
-
-class IouHead(nn.Module):
-    """Predict each mask's IoU from its pooled features and from how confident it is."""
-
-    def __init__(self, fine: int, deep: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(fine + deep + STATISTICS, 96)
-        self.token = nn.Parameter(torch.zeros(TOKENS, 96))
-        self.second = nn.Linear(96, 64)
-        self.out = nn.Linear(64, 1)
-
-    def forward(self, fine: Tensor, deep: Tensor, cells: Tensor) -> Tensor:
-        """Map ``[B*P,48,h,w]``, ``[B*P,112]`` and ``[B*P,4,16,h,w]`` logits to ``[B*P,4]``."""
-        # Detached: the masks must not learn to look confident in order to please this head.
-        # A diagonal of the 16 sub-cells is sample enough.
-        logits = cells.detach()[:, :, ::5].float().flatten(3)
-        inside = torch.sigmoid(logits)
-        weights = inside.mean(2)
-        mass = weights.sum(2, keepdim=True) + 1e-3
-        pooled = (weights @ fine.flatten(2).transpose(1, 2).float()) / mass
-        summary = deep.float().unsqueeze(1).expand(-1, TOKENS, -1)
-        state = torch.cat([pooled, summary, _confidence(logits, inside)], 2)
-        hidden = torch.relu(self.hidden(state) + self.token)
-        score: Tensor = torch.sigmoid(self.out(torch.relu(self.second(hidden)))).squeeze(-1)
-        return score
-
-
-def _confidence(logits: Tensor, inside: Tensor) -> Tensor:
-    """Statistics of sampled logits and probabilities ``[B*P,4,4,h*w]``: ``[B*P,4,5]``."""
-    area = inside.mean((2, 3))
-    doubt = (inside * (1 - inside)).mean((2, 3))
-    certain = (inside * inside).mean((2, 3)) / (area + 1e-4)
-    narrow = torch.sigmoid(4 * (logits - 1)).mean((2, 3))
-    wide = torch.sigmoid(4 * (logits + 1)).mean((2, 3))
-    stability = narrow / (wide + 1e-4)
-    statistics = [area.sqrt(), doubt / (area + 1e-3), certain, stability, torch.log(area + 1e-4)]
-    return torch.stack(statistics, 2)
 
 
 def _strongest(cosine: Tensor, role: Tensor) -> Tensor:

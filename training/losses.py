@@ -17,6 +17,8 @@ from torch.nn import functional
 KEEP_ALIVE = 0.15
 """Weight of each token's nearest meaning, so that no token is left without a use."""
 IOU_WEIGHT = 2.0
+ABSOLUTE = 0.4
+"""Weight of the absolute error of predicted IoUs beside the square."""
 _ASSIGNMENTS = tuple(permutations((1, 2, 3)))
 """Token of each level, all six ways."""
 _IMPOSSIBLE = 1e4
@@ -79,13 +81,21 @@ def ambiguity_loss(costs: Tensor, valid: Tensor) -> Tensor:
 def prompt_loss(logits: Tensor, predicted_iou: Tensor, meanings: Meanings) -> Result:
     """Total over tokens for ``logits`` ``[Q,4,s,s]`` and ``predicted_iou`` ``[Q,4]``."""
     logits = logits.float()
-    index = torch.arange(len(logits), device=logits.device)
     costs = mask_costs(logits, meanings.masks)
-    single = costs[index, 0, meanings.target]
+    single = costs[torch.arange(len(logits), device=logits.device), 0, meanings.target]
+    known = iou_loss(logits, predicted_iou, meanings)
+    loss = single + ambiguity_loss(costs, meanings.valid) + IOU_WEIGHT * known.loss
+    return Result(loss.mean(), known.iou, known.target_iou)
+
+
+def iou_loss(
+    logits: Tensor, predicted_iou: Tensor, meanings: Meanings, absolute: float = ABSOLUTE
+) -> Result:
+    """Error of the predicted IoUs alone, by prompt: ``loss`` ``[Q]``."""
+    index = torch.arange(len(logits), device=logits.device)
     with torch.no_grad():
-        iou = true_iou(logits, meanings.masks)
+        iou = true_iou(logits.float(), meanings.masks)
         best = (iou * meanings.valid.unsqueeze(1)).amax(2)
     error = predicted_iou.float() - best
-    regression = (error.square() + 0.4 * error.abs()).sum(1)
-    loss = single + ambiguity_loss(costs, meanings.valid) + IOU_WEIGHT * regression
-    return Result(loss.mean(), best, iou[index, :, meanings.target])
+    regression = (error.square() + absolute * error.abs()).sum(1)
+    return Result(regression, best, iou[index, :, meanings.target])

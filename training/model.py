@@ -9,20 +9,25 @@ from torch import nn
 
 from training.decoder import MaskDecoder
 from training.encoder import ImageEncoder
+from training.iou import IouHead, MaskJudge
 
 
 class SamTiny(nn.Module):
-    """Encoder and decoder together; see the two classes for tensors and frames."""
+    """Encoder and decoder together; see the two classes for tensors and frames.
 
-    def __init__(self) -> None:
+    ``judged``: with the larger head for predicted IoU, as after `training.judging`.
+    """
+
+    def __init__(self, judged: bool = False) -> None:
         super().__init__()
         self.encoder = ImageEncoder()
-        self.decoder = MaskDecoder()
+        self.decoder = MaskDecoder(MaskJudge if judged else IouHead)
 
 
 def load_model(checkpoint: Path) -> SamTiny:
-    """Read a checkpoint of ``training.train``, ready for inference (averaged weights)."""
+    """Averaged weights of ``final.pt`` or of a checkpoint on the way there, for inference."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model = SamTiny()
+    judged = "decoder.iou_head.see.weight" in state["average"]
+    model = SamTiny(judged)
     model.load_state_dict(state["average"])
     return model.eval()

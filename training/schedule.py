@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+JUDGING_SHARE = 0.1
+"""Steps after the last one, in which only the predicted IoU is fitted (`training.judging`)."""
 COOLDOWN = 0.3
 """Share of the steps, at the end."""
 WARMUP_STEPS = 100
@@ -31,6 +33,7 @@ EARLY_STEPS = 4200
 EARLY = ((0.75, Shape(3, 12, 384)), (0.25, Shape(2, 12, 512)))
 STATIONARY = ((0.7, Shape(3, 12, 384, 0.2, True)), (0.3, Shape(2, 12, 512, 0.2, True)))
 FINAL = ((0.4, Shape(2, 12, 512, 0.35, True)), (0.6, Shape(1, 16, 1024, 0.35, True)))
+JUDGING = ((0.5, Shape(2, 16, 512, 0.2, True)), (0.5, Shape(1, 20, 1024, 0.2, True)))
 """Shares and shapes. Small images teach most for their cost; what is hardest, meanings within each
 other and scenes of every kind, comes after the first steps, and the served size last."""
 
@@ -47,11 +50,16 @@ class Schedule:
         """First step of the cool-down."""
         return self.steps - round(COOLDOWN * self.steps)
 
+    @property
+    def judging_steps(self) -> int:
+        """Steps after the last one."""
+        return max(1, round(JUDGING_SHARE * self.steps))
+
     def shape(self, step: int) -> Shape:
         """Batch of this step."""
         choices = EARLY if step < EARLY_STEPS else STATIONARY
         if step >= self.cooldown_start:
-            choices = FINAL
+            choices = FINAL if step < self.steps else JUDGING
         shares = [share for share, _ in choices]
         drawn = np.random.default_rng((self.seed, step, 1)).choice(len(choices), p=shares)
         return choices[int(drawn)][1]

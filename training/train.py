@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from training.asking import rounds
 from training.data import Batch, SceneBatches
 from training.dense import DenseHeads
+from training.judging import Judging
 from training.layers import channels_last
-from training.losses import Meanings, Result, prompt_loss
+from training.losses import Result, prompt_loss
 from training.model import SamTiny
 from training.optimiser import Optimiser
-from training.rounds import correction, feedback, forget_points
 from training.schedule import Schedule
 
 STEPS = 6000
@@ -106,41 +107,16 @@ class Trainer:
         with torch.autocast(self.plan.device, torch.bfloat16):
             embedding = self.model.encoder(batch.image, batch.size)
             dense = self.dense(self.model.decoder, embedding, batch.levels)
-            loss = self._rounds(embedding, batch) + dense
+            asked = list(rounds(self.model.decoder, embedding, batch, prompt_loss))
+            loss = sum((one.weight * one.result.loss for one in asked), dense)
         self._add("dense", float(dense.detach()), 1)
+        for one in asked:
+            self._note("again" if one.boxed is None else "first", one.result, one.boxed)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.learning.parameters(), 1.0)
         if torch.isfinite(norm):
             self.optimiser.step(self.plan.schedule.rate(self.step))
         self._update_average()
-
-    def _rounds(self, embedding: Tensor, batch: Batch) -> Tensor:
-        """Ask, then correct and ask again; the mask of the answer goes back in as a prompt."""
-        side = batch.image.shape[1] // 4
-        coords, labels = batch.coords, batch.labels
-        nothing = torch.zeros(len(coords), 0, side, side, device=coords.device)
-        logits, result = self._ask(embedding, batch, coords, labels, nothing)
-        self._note("first", result, batch.boxed.flatten())
-        loss, kept = result.loss, batch.coords.shape[1] // 2
-        batch = _first(batch, kept)
-        for _ in range(1 + int(torch.rand(()) < 0.3)):
-            logits, chosen = logits[:, :kept], _split(result.target_iou, len(coords))[:, :kept]
-            coords, labels, masks = _correct(
-                batch, coords[:, :kept], labels[:, :kept], logits, chosen
-            )
-            logits, result = self._ask(embedding, batch, coords, labels, masks)
-            self._note("again", result, None)
-            loss = loss + 0.5 * result.loss
-        return loss
-
-    def _ask(
-        self, embedding: Tensor, batch: Batch, coords: Tensor, labels: Tensor, masks: Tensor
-    ) -> tuple[Tensor, Result]:
-        logits, iou = self.model.decoder(embedding, coords, labels, masks)
-        meanings = Meanings(
-            batch.masks.flatten(0, 1).float(), batch.valid.flatten(0, 1), batch.target.flatten()
-        )
-        return logits, prompt_loss(logits.flatten(0, 1), iou.flatten(0, 1), meanings)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -177,33 +153,6 @@ class Trainer:
         self.totals.clear()
 
 
-def _split(values: Tensor, batch: int) -> Tensor:
-    return values.reshape(batch, -1, *values.shape[1:])
-
-
-def _first(batch: Batch, prompts: int) -> Batch:
-    """The first prompts of every image, each meaning only what was meant."""
-    meant = torch.nn.functional.one_hot(batch.target[:, :prompts], 3).bool()
-    return Batch(
-        batch.image, batch.size, batch.levels, batch.coords[:, :prompts], batch.labels[:, :prompts],
-        batch.masks[:, :prompts], meant, batch.target[:, :prompts], batch.boxed[:, :prompts],
-    )  # fmt: skip
-
-
-def _correct(
-    batch: Batch, coords: Tensor, labels: Tensor, logits: Tensor, target_iou: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Points and masks of the next round; sometimes only the first prompts carry their mask."""
-    images, prompts = coords.shape[:2]
-    shown = feedback(logits.flatten(0, 1), target_iou.flatten(0, 1))
-    goal = batch.masks.flatten(0, 1)[torch.arange(images * prompts), batch.target.flatten()]
-    point, label = correction(shown, goal.float())
-    coords = torch.cat([coords, _split(point, images)], 2)
-    labels = torch.cat([labels, _split(label, images)], 2)
-    masks = prompts if torch.rand(()) < 0.7 else prompts // 2
-    return coords, forget_points(labels, masks), _split(shown, images)[:, :masks].contiguous()
-
-
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -220,6 +169,9 @@ def main() -> None:
     if options.resume:
         trainer.resume(options.out / "last.pt")
     trainer.run()
+    judging = Judging(trainer.average, schedule, options.device)
+    judging.run(options.workers)
+    judging.save(options.out / "final.pt")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ LARGEST_PAIR = 16 * 2**20
 @pytest.fixture(scope="module")
 def model() -> SamTiny:
     torch.manual_seed(0)
-    model = SamTiny().eval()
+    model = SamTiny(judged=True).eval()
     torch.nn.init.normal_(model.decoder.mask_head.weight, std=0.1)
     return model
 

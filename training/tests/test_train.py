@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from training import schedule
+from training.judging import Judging
+from training.model import SamTiny, load_model
 from training.schedule import Schedule, Shape
 from training.train import Plan, Trainer
 
@@ -21,6 +24,7 @@ def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "EARLY_STEPS", 2)
     monkeypatch.setattr(schedule, "STATIONARY", ((1.0, Shape(1, 4, 128, 0.5, True)),))
     monkeypatch.setattr(schedule, "FINAL", ((1.0, Shape(1, 4, 192)),))
+    monkeypatch.setattr(schedule, "JUDGING", ((1.0, Shape(1, 4, 128)),))
 
 
 @pytest.mark.usefixtures("small_shapes")
@@ -47,6 +51,23 @@ def test_another_seed_gives_another_model(tmp_path: Path) -> None:
     assert any(not torch.equal(value, models[1][name]) for name, value in models[0].items())
 
 
+@pytest.mark.usefixtures("small_shapes")
+def test_judging_changes_the_predicted_iou_and_nothing_else(tmp_path: Path) -> None:
+    plan = Schedule(20, 1)
+    torch.manual_seed(0)
+    trained = SamTiny().eval()
+    judging = Judging(trained, plan)
+    before = copy.deepcopy(judging.model.state_dict())
+    judging.run(workers=0)
+    judging.save(tmp_path / "final.pt")
+    judged = load_model(tmp_path / "final.pt").state_dict()
+    for name, value in trained.state_dict().items():
+        if not name.startswith("decoder.iou_head."):
+            assert torch.equal(value, judged[name]), name
+    heads = [name for name in judged if name.startswith("decoder.iou_head.")]
+    assert all(not torch.equal(before[name], judged[name]) for name in heads)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_minute_of_training_from_scratch_learns_exports_and_is_measured(tmp_path: Path) -> None:
@@ -57,7 +78,7 @@ def test_a_minute_of_training_from_scratch_learns_exports_and_is_measured(tmp_pa
     assert len(best) == 2
     assert best[0] < 0.25 < best[1]
     repository = tmp_path / "repository"
-    _run("training.export", tmp_path / "last.pt", "--repository", repository)
+    _run("training.export", tmp_path / "final.pt", "--repository", repository)
     report = tmp_path / "report"
     printed = _run("training.evaluate", repository, "--out", report, "--scenes", 2, "--pictures")
     assert (report / "report.json").is_file()
