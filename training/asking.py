@@ -80,7 +80,9 @@ def _correct(
     """Points and masks of the next round; sometimes only the first prompts carry their mask."""
     images, prompts = coords.shape[:2]
     shown = feedback(logits.flatten(0, 1), target_iou.flatten(0, 1))
-    goal = batch.masks.flatten(0, 1)[torch.arange(images * prompts), batch.target.flatten()]
+    goal = batch.masks.flatten(0, 1)[
+        torch.arange(images * prompts, device=coords.device), batch.target.flatten()
+    ]
     point, label = correction(shown, goal.float())
     coords = torch.cat([coords, _split(point, images)], 2)
     labels = torch.cat([labels, _split(label, images)], 2)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from training.prompts import PromptSet, sample_prompts
 from training.scenes import LAYERED, TRAINING, Scene, Seed, generate_scene, varied
@@ -57,6 +57,13 @@ class SceneBatches(Dataset[Batch]):
             make_pair((self.schedule.seed, step, image), shape) for image in range(shape.images)
         ]
         return collate([scene for scene, _ in pairs], [prompts for _, prompts in pairs])
+
+
+def batches(schedule: Schedule, steps: range, workers: int) -> DataLoader[Batch]:
+    """The batches of these steps in order, painted ahead by worker processes if there are any."""
+    ahead = 6 if workers else None
+    scenes = Subset(SceneBatches(schedule), steps)
+    return DataLoader(scenes, None, num_workers=workers, prefetch_factor=ahead)
 
 
 def make_pair(seed: Seed, shape: Shape) -> tuple[Scene, PromptSet]:

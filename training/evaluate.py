@@ -32,22 +32,22 @@ TIMED_CALLS = 20
 def quality(scores: Scores) -> Figures:
     """Mean IoUs by question, and how well the model knows them."""
     predicted, true = np.array(scores.predicted), np.array(scores.true)
-    figures = {name: float(np.mean(values)) for name, values in scores.values.items()}
+    figures = shares(scores)
     figures["predicted IoU, Spearman"] = spearman(predicted, true)
     figures["predicted IoU, mean absolute difference"] = float(abs(predicted - true).mean())
-    good = true > GOOD
-    figures[f"median stability of masks of IoU above {GOOD}"] = float(
-        np.median(np.array(scores.stability)[good])
-    )
-    sure = predicted > SURE
+    good, sure = true > GOOD, predicted > SURE
+    if good.any():
+        stable = float(np.median(np.array(scores.stability)[good]))
+        figures[f"median stability of masks of IoU above {GOOD}"] = stable
     figures[f"share of masks predicted above {SURE}"] = float(sure.mean())
-    figures[f"true IoU of masks predicted above {SURE}"] = float(true[sure].mean())
+    if sure.any():
+        figures[f"true IoU of masks predicted above {SURE}"] = float(true[sure].mean())
     return figures
 
 
 def shares(scores: Scores) -> Figures:
-    """Share of clicks for which each statement holds."""
-    return {name: float(np.mean(values)) for name, values in scores.values.items()}
+    """Mean of every question that was asked at all; of statements, how often they hold."""
+    return {name: float(np.mean(each)) for name, each in scores.values.items() if each}
 
 
 def seconds(pair: OnnxPair) -> Figures:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Subset
 
 from training.asking import rounds
-from training.data import Batch, SceneBatches
+from training.data import Batch, batches
 from training.losses import Meanings, Result, iou_loss
 from training.model import SamTiny
 from training.schedule import Schedule
@@ -45,10 +44,7 @@ class Judging:
     def run(self, workers: int) -> None:
         """Fit for all steps that the schedule has after its last one."""
         steps = range(self.schedule.steps, self.schedule.steps + self.schedule.judging_steps)
-        scenes = Subset(SceneBatches(self.schedule), steps)
-        prefetch = 6 if workers else None
-        loader = DataLoader(scenes, None, num_workers=workers, prefetch_factor=prefetch)
-        for step, batch in enumerate(loader):
+        for step, batch in enumerate(batches(self.schedule, steps, workers)):
             self._learn(step, batch.to(self.device))
             if (step + 1) % REPORT_STEPS == 0:
                 self._report(step + 1)

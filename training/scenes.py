@@ -88,18 +88,14 @@ def varied(settings: SceneSettings, rng: np.random.Generator) -> SceneSettings:
     )
 
 
-NESTED = SceneSettings(
+NESTED = replace(
+    HELD_OUT,
     objects=(2, 6),
     smallest=160.0,
-    largest=0.7,
     part_chance=1.0,
     subpart_chance=1.0,
     inset_chance=0.5,
     group_chance=0.0,
-    litter_chance=0.3,
-    low_contrast=0.1,
-    texture_contrast=0.8,
-    camera=1.2,
 )
 """Held-out scenes for the question of ambiguity: large objects, all with parts and subparts."""
 

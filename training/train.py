@@ -1,6 +1,6 @@
 """Train ``sam_tiny`` from nothing on synthetic scenes.
 
-``python -m training.train --out runs/x [--steps 14000] [--seed 0] [--resume]``
+``python -m training.train --out runs/x [--steps 6000] [--seed 0] [--resume]``
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 
 from training.asking import rounds
-from training.data import Batch, SceneBatches
+from training.data import Batch, batches
 from training.dense import DenseHeads
 from training.judging import Judging
 from training.layers import channels_last
@@ -82,10 +81,7 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step."""
         schedule, saved, before = self.plan.schedule, time.monotonic(), time.monotonic()
-        steps = Subset(SceneBatches(schedule), range(self.step, schedule.steps))
-        workers = self.plan.workers
-        prefetch = 6 if workers else None
-        for batch in DataLoader(steps, None, num_workers=workers, prefetch_factor=prefetch):
+        for batch in batches(schedule, range(self.step, schedule.steps), self.plan.workers):
             if self.step == schedule.cooldown_start:
                 self.save(STATIONARY_END)
             self._learn(batch.to(self.plan.device))
