@@ -19,17 +19,11 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from samserve import app, logs, settings
 from samserve.cli import overlay
-from samserve.client import AutoMaskOptions, AutoMaskRecord, Client, Prompt, Summary
+from samserve.client import AutoMaskRecord, Client, Prompt, Summary
 from samserve.client import Progress as Searched
 
 CLICK = (352.0, 185.0)
 BOXES = ((193.0, 27.0, 241.0, 74.0), (314.0, 156.0, 382.0, 216.0), (186.0, 163.0, 238.0, 216.0))
-# The demonstration model is sure of few masks; a real SAM needs no lower thresholds.
-SEARCH: AutoMaskOptions = {
-    "pred_iou_thresh": 0.45,
-    "stability_score_thresh": 0.9,
-    "min_mask_region_area": 60,
-}
 FREE_PORTS = {"server": {"port": 0, "admin_port": 0}, "log": {"level": "warning"}}
 
 
@@ -73,11 +67,11 @@ async def show(client: Client, console: Console, folder: Path, picture: np.ndarr
 async def search(
     client: Client, console: Console, embedding_id: str
 ) -> tuple[list[AutoMaskRecord], Summary]:
-    """Run AutoMask from the stored embedding behind a progress bar."""
+    """Run AutoMask with its defaults from the stored embedding, behind a progress bar."""
     records: list[AutoMaskRecord] = []
     with ProgressBar(console=console, transient=True) as bar:
         task = bar.add_task("AutoMask", total=None)
-        async for event in client.automask(embedding_id, **SEARCH):
+        async for event in client.automask(embedding_id):
             match event:
                 case AutoMaskRecord():
                     records.append(event)

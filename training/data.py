@@ -77,7 +77,7 @@ def make_pair(seed: Seed, shape: Shape) -> tuple[Scene, PromptSet]:
     scene = generate_scene((*seed, SCENE_STREAM), round(shape.side / factor), settings)
     if factor > 1:
         scene = enlarged(scene, shape.side)
-    return scene, sample_prompts(scene, shape.prompts, rng)
+    return scene, sample_prompts(scene, shape.prompts, shape.kinds, rng)
 
 
 def enlarged(scene: Scene, side: int) -> Scene:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,17 @@ from numpy.typing import NDArray
 from training.photographs import COINS, SCIKIT_IMAGE, automask_all, photographs, score_coins
 from training.pictures import write_extremes
 from training.runtime import SIDE, OnnxPair
-from training.scoring import Scores, measure, measure_ambiguity, spearman
+from training.scoring import (
+    CHOICE,
+    COVERED,
+    TINY,
+    TWO_LEVELS,
+    Judged,
+    Scores,
+    measure,
+    measure_ambiguity,
+    spearman,
+)
 
 Array = NDArray[Any]
 Figures = dict[str, float]
@@ -31,13 +42,17 @@ TIMED_CALLS = 20
 
 def quality(scores: Scores) -> Figures:
     """Mean IoUs by question, and how well the model knows them."""
-    predicted, true = np.array(scores.predicted), np.array(scores.true)
     figures = shares(scores)
-    figures["predicted IoU, Spearman"] = spearman(predicted, true)
-    figures["predicted IoU, mean absolute difference"] = float(abs(predicted - true).mean())
+    everything = Judged()
+    for prompt, judged in scores.judged.items():
+        figures |= knowledge(prompt, judged)
+        for item in fields(Judged) if prompt != CHOICE else ():
+            getattr(everything, item.name).extend(getattr(judged, item.name))
+    figures |= knowledge("every answer", everything)
+    predicted, true = np.array(everything.predicted), np.array(everything.true)
     good, sure = true > GOOD, predicted > SURE
     if good.any():
-        stable = float(np.median(np.array(scores.stability)[good]))
+        stable = float(np.median(np.array(everything.stability)[good]))
         figures[f"median stability of masks of IoU above {GOOD}"] = stable
     figures[f"share of masks predicted above {SURE}"] = float(sure.mean())
     if sure.any():
@@ -45,9 +60,25 @@ def quality(scores: Scores) -> Figures:
     return figures
 
 
+def knowledge(prompt: str, judged: Judged) -> Figures:
+    """Rank correlation, mean absolute difference and mean difference of predicted and true IoU."""
+    predicted, true = np.array(judged.predicted), np.array(judged.true)
+    return {
+        f"predicted IoU, {prompt}, Spearman": spearman(predicted, true),
+        f"predicted IoU, {prompt}, mean absolute difference": float(abs(predicted - true).mean()),
+        f"predicted IoU, {prompt}, mean difference": float((predicted - true).mean()),
+    }
+
+
 def shares(scores: Scores) -> Figures:
     """Mean of every question that was asked at all; of statements, how often they hold."""
     return {name: float(np.mean(each)) for name, each in scores.values.items() if each}
+
+
+def nested(scores: Scores) -> Figures:
+    """Shares of clicks, and how many clicks."""
+    asked = {name: scores.values.get(f"{TWO_LEVELS} {COVERED[0]}{name}", []) for name in ("", TINY)}
+    return shares(scores) | {f"clicks{name}": len(each) for name, each in asked.items()}
 
 
 def seconds(pair: OnnxPair) -> Figures:
@@ -100,7 +131,7 @@ def main() -> None:
     write_extremes(scores.cases, options.out)
     report = {
         "held-out scenes": quality(scores) | {"clicks": len(scores.cases)},
-        "nested scenes": shares(measure_ambiguity(pair, options.scenes, options.prompts)),
+        "nested scenes": nested(measure_ambiguity(pair, options.scenes, options.prompts)),
         "photographs": automask(options.repository, pictures, options.out),
         "time": seconds(pair),
         "size": {"MiB": sum(path.stat().st_size for path in (encoder, decoder)) / 2**20},

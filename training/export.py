@@ -23,8 +23,9 @@ OPSET = 17
 SIDE = 1024
 GRID = SIDE // 16
 LOGIT_SCALE = 5.0
-"""Served logits are the trained ones times this, which changes no mask. Chosen on held-out scenes
-so that the stability score (logits above 1 against above -1) is near 0.95 at an IoU of 0.85."""
+"""Served logits are the trained ones times this, which changes no mask. On held-out scenes it lets
+95 % of the masks with an IoU above 0.85 pass AutoMask's default threshold of stability, and a
+quarter of those below 0.6; a scale of 2 lets 74 % and a sixth pass."""
 DESCRIPTION = "sam_tiny: demonstration model trained on synthetic scenes"
 
 

@@ -22,8 +22,7 @@ SMALLEST_AREA = 300
 SMALLEST_MEASURED = 24**2
 """The same for measuring: 1.5 cells of the embedding grid squared."""
 KINDS = ("click", "box", "box and click", "clicks")
-"""Kinds of prompts in training; "centre" is one more, for the evaluation."""
-KIND_WEIGHTS = (0.54, 0.24, 0.08, 0.14)
+"""Kinds of prompts in training; the evaluation has "centre" and "exact box" too."""
 Target = tuple[int, int]
 """Level and id."""
 FOREGROUND, BACKGROUND, BOX_START, BOX_END, PADDING = 1, 0, 2, 3, -1
@@ -73,12 +72,14 @@ class Sampler:
         return self.small[key]
 
 
-def sample_prompts(scene: Scene, count: int, rng: np.random.Generator) -> PromptSet:
-    """Draw ``count`` prompts: objects of all sizes and levels, clicks, boxes and both."""
+def sample_prompts(
+    scene: Scene, count: int, shares: tuple[float, ...], rng: np.random.Generator
+) -> PromptSet:
+    """Draw ``count`` prompts, for objects of all sizes and levels, of KINDS in these shares."""
     sampler = Sampler(scene, rng)
     targets = _targets(scene)
     picked = [_pick(sampler, targets) for _ in range(count)]
-    kinds = rng.choice(KINDS, count, p=KIND_WEIGHTS)
+    kinds = rng.choice(KINDS, count, p=shares)
     return prompts_for(sampler, picked, [str(kind) for kind in kinds])
 
 
@@ -134,19 +135,7 @@ def _pick(sampler: Sampler, targets: Array) -> Target:
 
 def _fill(prompts: PromptSet, index: int, sampler: Sampler, target: Target, kind: str) -> None:
     """Write one prompt and everything it may mean."""
-    rng, (level, _) = sampler.rng, target
-    mask = sampler.mask(*target)
-    points: list[tuple[float, float, int]] = []
-    if kind in ("box", "box and click"):
-        points += _box(rng, mask)
-    if kind in ("click", "box and click"):
-        points.append(_click(rng, mask, FOREGROUND))
-    if kind == "centre":
-        points.append(_centre(mask))
-    if kind == "clicks":
-        points += [_click(rng, mask, FOREGROUND) for _ in range(int(rng.integers(1, 4)))]
-        if len(points) < 3:
-            points.append(_click(rng, _surroundings(mask), BACKGROUND))
+    level, points = target[0], _points(sampler.rng, sampler.mask(*target), kind)
     for position, (x, y, label) in enumerate(points):
         prompts.coords[index, position] = x, y
         prompts.labels[index, position] = label
@@ -155,6 +144,24 @@ def _fill(prompts: PromptSet, index: int, sampler: Sampler, target: Target, kind
     for other, meaning in _meanings(sampler, target, points):
         prompts.masks[index, other] = sampler.low_res(other, meaning)
         prompts.valid[index, other] = True
+
+
+def _points(rng: np.random.Generator, mask: Array, kind: str) -> list[tuple[float, float, int]]:
+    """Clicks and corners (x, y, label) of one prompt; a box comes first."""
+    points: list[tuple[float, float, int]] = []
+    if kind in ("box", "box and click"):
+        points += _box(mask, _jitter(rng))
+    if kind == "exact box":
+        points += _box(mask, np.zeros(4))
+    if kind in ("click", "box and click"):
+        points.append(_click(rng, mask, FOREGROUND))
+    if kind == "centre":
+        points.append(_centre(mask))
+    if kind == "clicks":
+        points += [_click(rng, mask, FOREGROUND) for _ in range(int(rng.integers(1, 4)))]
+        if len(points) < 3:
+            points.append(_click(rng, _surroundings(mask), BACKGROUND))
+    return points
 
 
 def _meanings(
@@ -209,10 +216,14 @@ def _surroundings(mask: Array) -> Array:
     return np.asarray(near & ~mask) if (near & ~mask).any() else ~mask
 
 
-def _box(rng: np.random.Generator, mask: Array) -> list[tuple[float, float, int]]:
-    """The bounding box as two corner points, mostly with the jitter of a hand."""
+def _jitter(rng: np.random.Generator) -> Array:
+    """How far a hand misses the sides of a box, as shares of its extent; sometimes not at all."""
+    return np.clip(rng.normal(0, 0.05, 4) * (rng.random() < 0.7), -0.12, 0.12)
+
+
+def _box(mask: Array, jitter: Array) -> list[tuple[float, float, int]]:
+    """The bounding box as two corner points, its sides (left, top, right, bottom) moved."""
     top, left, bottom, right = _window(mask)
     sides = np.array([right - left, bottom - top, right - left, bottom - top])
-    jitter = rng.normal(0, 0.05, 4) * (rng.random() < 0.7)
-    x0, y0, x1, y1 = np.array([left, top, right, bottom]) + np.clip(jitter, -0.12, 0.12) * sides
+    x0, y0, x1, y1 = np.array([left, top, right, bottom]) + jitter * sides
     return [(float(x0), float(y0), BOX_START), (float(x1), float(y1), BOX_END)]

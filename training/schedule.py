@@ -20,22 +20,37 @@ WARMUP_STEPS = 100
 
 @dataclass(frozen=True)
 class Shape:
-    """One step's batch: its size, the share of layered scenes, and whether settings vary."""
+    """One step's batch: its size, the share of layered scenes, and whether settings vary.
+
+    ``kinds`` are the shares of `training.prompts.KINDS`.
+    """
 
     images: int
     prompts: int
     side: int
     layered: float = 0.0
     varied: bool = False
+    kinds: tuple[float, ...] = (0.54, 0.24, 0.08, 0.14)
+
+
+MORE_BOXES = (0.44, 0.34, 0.08, 0.14)
+MORE_CLICKS = (0.7, 0.14, 0.04, 0.12)
 
 
 EARLY_STEPS = 4200
 EARLY = ((0.75, Shape(3, 12, 384)), (0.25, Shape(2, 12, 512)))
 STATIONARY = ((0.7, Shape(3, 12, 384, 0.2, True)), (0.3, Shape(2, 12, 512, 0.2, True)))
-FINAL = ((0.4, Shape(2, 12, 512, 0.35, True)), (0.6, Shape(1, 16, 1024, 0.35, True)))
-JUDGING = ((0.5, Shape(2, 16, 512, 0.2, True)), (0.5, Shape(1, 20, 1024, 0.2, True)))
+FINAL = (
+    (0.4, Shape(2, 12, 512, 0.4, True, MORE_BOXES)),
+    (0.6, Shape(1, 16, 1024, 0.4, True, MORE_BOXES)),
+)
+JUDGING = (
+    (0.5, Shape(2, 16, 512, 0.2, True, MORE_CLICKS)),
+    (0.5, Shape(1, 20, 1024, 0.2, True, MORE_CLICKS)),
+)
 """Shares and shapes. Small images teach most for their cost; what is hardest, meanings within each
-other and scenes of every kind, comes after the first steps, and the served size last."""
+other and scenes of every kind, comes after the first steps, and the served size last. Boxes need
+the longest; what single clicks mean is hardest to judge."""
 
 
 @dataclass(frozen=True)

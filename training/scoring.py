@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data import enlarged
-from training.prompts import PADDING, PromptSet, Sampler, Target, prompts_for, sample_targets
+from training.prompts import (
+    PADDING,
+    SMALLEST_MEASURED,
+    PromptSet,
+    Sampler,
+    Target,
+    prompts_for,
+    sample_targets,
+)
 from training.runtime import SIDE, OnnxPair
 from training.scenes import HELD_OUT, NESTED, SUBPART, Scene, SceneSettings, generate_scene
 
@@ -24,9 +32,16 @@ HELD_OUT_SEED, NESTED_SEED = 900_000_000, 950_000_000
 """No training run draws them: its seeds have four words."""
 ENLARGED_SIDE = 512
 PIXELS_PER_LOGIT = 4
-ASKED = ("centre", "click", "box")
+ASKED = ("centre", "click", "box", "exact box")
+BOXES = {"box": "exact box", "box by hand": "box"}
+"""Names of questions: the bounding box of the truth, and one that misses it as a hand does."""
 REFINEMENTS = 2
 """Correcting clicks after the first one."""
+CLICK, BOX, CORRECTED = "one click (three masks)", "box", "corrected by clicks"
+"""Kinds of prompts by which predicted IoU is told."""
+CHOICE = "one click (own choice)"
+"""Among the three masks."""
+TWO_LEVELS, TINY = "two levels or more at IoU", ", subparts under 1.5 cells"
 COVERED = (0.5, 0.75)
 """IoUs from which an output counts as covering a level."""
 SIZES = {"up to 4 cells": 64.0, "up to 10 cells": 160.0, "larger": float("inf")}
@@ -45,18 +60,32 @@ class Case:
 
 
 @dataclass
-class Scores:
-    """IoUs by question, predicted and true IoU and stability of all ambiguous tokens, clicks."""
+class Judged:
+    """Predicted and true IoU and stability of the same masks."""
 
-    values: dict[str, list[float]] = field(default_factory=dict)
     predicted: list[float] = field(default_factory=list)
     true: list[float] = field(default_factory=list)
     stability: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Scores:
+    """IoUs by question, what the model thought of its answers by kind of prompt, and clicks."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    judged: dict[str, Judged] = field(default_factory=dict)
     cases: list[Case] = field(default_factory=list)
 
     def add(self, question: str, values: Array) -> None:
         """Append one value per prompt."""
         self.values.setdefault(question, []).extend(float(value) for value in values)
+
+    def judge(self, prompt: str, logits: Array, predicted: Array, true: Array) -> None:
+        """Remember masks ``[...,256,256]`` with their predicted and true IoU ``[...]``."""
+        judged = self.judged.setdefault(prompt, Judged())
+        judged.predicted.extend(predicted.ravel().tolist())
+        judged.true.extend(true.ravel().tolist())
+        judged.stability.extend(stability(logits).ravel().tolist())
 
     def keep(self, scene: Scene, prompts: PromptSet, masks: Array, iou: Array) -> None:
         """Remember clicks for the pictures."""
@@ -105,7 +134,8 @@ def measure(pair: OnnxPair, scenes: int, prompts: int) -> Scores:
         _score_clicks(scores, "centre", asked["centre"], *decode(asked["centre"]))
         choice, known = _score_clicks(scores, "anywhere", asked["click"], *decode(asked["click"]))
         scores.keep(scene, asked["click"], choice, known)
-        _score_boxes(scores, asked["box"], *decode(asked["box"]))
+        for name, kind in BOXES.items():
+            _score_boxes(scores, name, asked[kind], *decode(asked[kind]))
         _score_refinement(scores, asked["centre"], decode)
     return scores
 
@@ -114,7 +144,8 @@ def measure_ambiguity(pair: OnnxPair, scenes: int, prompts: int) -> Scores:
     """Click subparts of nested scenes and count the levels that the three outputs cover.
 
     A click lies on an object, its part and its subpart. Output and level are matched one to one:
-    two levels need two outputs.
+    two levels need two outputs. Subparts below the smallest size that `measure` asks for are told
+    apart.
     """
     scores = Scores()
     for index, scene in enumerate(held_out_scenes(scenes, NESTED_SEED, NESTED)):
@@ -124,11 +155,13 @@ def measure_ambiguity(pair: OnnxPair, scenes: int, prompts: int) -> Scores:
             continue
         clicks = prompts_for(sampler, targets, ["click"] * len(targets))
         logits, _ = pair.decode(pair.embed(scene.image, scene.size), clicks.coords, clicks.labels)
-        nested = clicks.valid.all(1)
-        iou = mask_iou(logits[nested, 1:, None], clicks.masks[nested, None])
+        iou = mask_iou(logits[:, 1:, None], clicks.masks[:, None])
+        areas = np.array([sampler.mask(*target).sum() for target in targets])
+        groups = {"": areas >= SMALLEST_MEASURED, TINY: areas < SMALLEST_MEASURED}
         for threshold in COVERED:
-            levels = [matched(one >= threshold) for one in iou]
-            scores.add(f"two levels or more at IoU {threshold}", np.array(levels) >= 2)
+            two = np.array([matched(one >= threshold) >= 2 for one in iou])
+            for name, group in groups.items():
+                scores.add(f"{TWO_LEVELS} {threshold}{name}", two[clicks.valid.all(1) & group])
     return scores
 
 
@@ -180,9 +213,8 @@ def _score_clicks(
         group = (side > smallest) & (side <= largest)
         scores.add(f"one click {where}, best of three, {name}", best[group])
         smallest = largest
-    scores.predicted.extend(predicted[:, 1:].ravel().tolist())
-    scores.true.extend(known[:, 1:].ravel().tolist())
-    scores.stability.extend(stability(logits[:, 1:]).ravel().tolist())
+    scores.judge(CLICK, logits[:, 1:], predicted[:, 1:], known[:, 1:])
+    scores.judge(CHOICE, logits[rows, choice], predicted[rows, choice], known[rows, choice])
     return logits[rows, choice] > 0, known[rows, choice]
 
 
@@ -192,12 +224,15 @@ def stability(logits: Array) -> Array:
     return np.asarray(narrow / np.maximum(wide, 1))
 
 
-def _score_boxes(scores: Scores, prompts: PromptSet, logits: Array, predicted: Array) -> None:
-    """A box alone: token 0 answers, as the service has it for a prompt that is not ambiguous."""
+def _score_boxes(
+    scores: Scores, name: str, prompts: PromptSet, logits: Array, predicted: Array
+) -> None:
+    """A box alone: token 0 (`MULTIMASK_SINGLE`), and the best predicted of 1..3 (the default)."""
     goal = _goal(prompts)
-    choice = 1 + predicted[:, 1:].argmax(1)
-    scores.add("box", mask_iou(logits[:, 0], goal))
-    scores.add("box, own choice", mask_iou(logits[np.arange(len(goal)), choice], goal))
+    choice, iou = 1 + predicted[:, 1:].argmax(1), mask_iou(logits[:, 0], goal)
+    scores.add(name, iou)
+    scores.judge(BOX, logits[:, 0], predicted[:, 0], iou)
+    scores.add(f"{name}, own choice", mask_iou(logits[np.arange(len(goal)), choice], goal))
 
 
 def _score_refinement(
@@ -210,8 +245,10 @@ def _score_refinement(
         for row in range(len(goal)):
             point, label = widest_error(logits[row, 0] > 0, goal[row] > 0)
             prompts.coords[row, 1 + turn], prompts.labels[row, 1 + turn] = point, label
-        logits, _ = decode(prompts, logits[:, 0])
-        scores.add(f"{2 + turn} clicks", mask_iou(logits[:, 0], goal))
+        logits, predicted = decode(prompts, logits[:, 0])
+        iou = mask_iou(logits[:, 0], goal)
+        scores.add(f"{2 + turn} clicks", iou)
+        scores.judge(CORRECTED, logits[:, 0], predicted[:, 0], iou)
 
 
 def widest_error(mask: Array, goal: Array) -> tuple[tuple[float, float], int]:

@@ -1,6 +1,6 @@
 """Train ``sam_tiny`` from nothing on synthetic scenes.
 
-``python -m training.train --out runs/x [--steps 6000] [--seed 0] [--resume]``
+``python -m training.train --out runs/x [--steps 8000] [--seed 0] [--resume]``
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.model import SamTiny
 from training.optimiser import Optimiser
 from training.schedule import Schedule
 
-STEPS = 6000
+STEPS = 8000
 AVERAGING = 0.999
 STATIONARY_END = "stationary.pt"
 """The state when the cool-down begins, from which a longer run could go on."""

@@ -48,26 +48,26 @@ def coins() -> np.ndarray:
     return np.asarray(grey.convert("RGB"))
 
 
-# The demonstration model is sure of few masks: lower thresholds let all filters see something.
+# Lower thresholds than the defaults let all filters see something, in few points and crops.
 # The defaults are compared on a Segment Anything in tests/export/test_automask.py.
 CASES = {
     "whole": Case(
         coins(),
         {
             "points_per_side": 16,
-            "pred_iou_thresh": 0.3,
-            "stability_score_thresh": 0.8,
+            "pred_iou_thresh": 0.5,
+            "stability_score_thresh": 0.9,
         },
     ),
     "crops": Case(
-        skimage.data.coffee(),
+        skimage.data.astronaut(),
         {
             "points_per_side": 12,
             "crop_n_layers": 1,
             "crop_n_points_downscale_factor": 2,
             "min_mask_region_area": 60,
-            "pred_iou_thresh": 0.3,
-            "stability_score_thresh": 0.8,
+            "pred_iou_thresh": 0.5,
+            "stability_score_thresh": 0.9,
         },
     ),
 }
@@ -200,7 +200,7 @@ def only(mode: str) -> Any:
 
 ALTERED: dict[str, tuple[str, Patch]] = {
     "no predicted IoU filter": ("whole", option(pred_iou_thresh=0.0)),
-    "a stricter predicted IoU": ("whole", option(pred_iou_thresh=0.4)),
+    "a stricter predicted IoU": ("whole", option(pred_iou_thresh=0.6)),
     "no stability filter": ("whole", option(stability_score_thresh=0.0)),
     "a wider stability offset": ("whole", option(stability_score_offset=1.2)),
     "stability of low-res logits": ("whole", swap(masks, "summarize", low_res_stability)),

@@ -7,8 +7,10 @@ import pytest
 
 from training.prompts import Sampler, prompts_for, sample_prompts, sample_targets
 from training.scenes import HELD_OUT, TRAINING, SceneSettings, generate_scene
+from training.schedule import Shape
 
 SIDE = 192
+BOXES = ("exact box", "box")
 
 
 @pytest.mark.parametrize("settings", [TRAINING, HELD_OUT])
@@ -50,8 +52,22 @@ def test_foreground_clicks_lie_on_every_meaning_at_full_resolution() -> None:
 
 def test_a_box_means_exactly_one_thing() -> None:
     scene = generate_scene(5, SIDE)
-    prompts = sample_prompts(scene, 40, np.random.default_rng(1))
+    prompts = sample_prompts(scene, 40, Shape(1, 40, 512).kinds, np.random.default_rng(1))
     assert prompts.boxed.any()
     assert not prompts.boxed.all()
     assert (prompts.valid[prompts.boxed].sum(1) == 1).all()
     assert prompts.valid[np.arange(40), prompts.target].all()
+
+
+def test_an_exact_box_encloses_what_is_visible_and_a_hand_misses_it_a_little() -> None:
+    sampler = Sampler(generate_scene(5, SIDE), np.random.default_rng(1))
+    targets = sample_targets(sampler.scene, 6, np.random.default_rng(2)) * 4
+    exact, by_hand = (prompts_for(sampler, targets, [kind] * len(targets)) for kind in BOXES)
+    for target, (start, end) in zip(targets, exact.coords[:, :2], strict=True):
+        rows, columns = np.nonzero(sampler.mask(*target))
+        assert start.tolist() == [columns.min(), rows.min()]
+        assert end.tolist() == [columns.max() + 1, rows.max() + 1]
+    sides = (exact.coords[:, 1] - exact.coords[:, 0])[:, None]
+    missed = np.abs(by_hand.coords[:, :2] - exact.coords[:, :2]) / sides
+    assert 0.01 < missed.max() <= 0.1201
+    assert (exact.labels == by_hand.labels).all()

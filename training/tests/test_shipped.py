@@ -1,0 +1,58 @@
+"""The model that the package carries is the one that its card describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from samserve.app import default_repository
+
+from training.evaluate import GOOD, automask, quality, seconds, shares
+from training.photographs import photographs
+from training.runtime import OnnxPair
+from training.scoring import measure, measure_ambiguity
+
+SCENES, PROMPTS = 20, 12
+"""A fifth of what the card's figures are made of: they lie within 0.04 of these."""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def pair() -> OnnxPair:
+    repository = default_repository()
+    return OnnxPair(
+        *(repository / f"sam_tiny_{part}" / "1" / "model.onnx" for part in ("encoder", "decoder"))
+    )
+
+
+def test_masks_are_as_good_as_the_card_says(pair: OnnxPair) -> None:
+    figures = quality(measure(pair, SCENES, PROMPTS))
+    least = {
+        "one click centre, best of three": 0.75,
+        "one click centre, own choice": 0.65,
+        "box": 0.85,
+        "3 clicks": 0.85,
+    }
+    for question, bar in least.items():
+        assert figures[question] >= bar - 0.04, question
+    assert figures["predicted IoU, every answer, Spearman"] >= 0.56
+    assert figures["predicted IoU, every answer, mean absolute difference"] <= 0.12
+    assert figures[f"median stability of masks of IoU above {GOOD}"] >= 0.93
+
+
+def test_an_ambiguous_click_gets_answers_of_several_levels(pair: OnnxPair) -> None:
+    assert shares(measure_ambiguity(pair, SCENES, PROMPTS))["two levels or more at IoU 0.5"] >= 0.6
+
+
+def test_automask_finds_the_coins_with_the_defaults_of_the_api(tmp_path: Path) -> None:
+    figures = automask(default_repository(), photographs(["coins"], None), tmp_path)
+    assert figures["coins found of 24"] >= 18
+    assert figures["masks that match no coin"] < 15
+
+
+def test_it_is_small_and_answers_soon(pair: OnnxPair) -> None:
+    """Time is not asserted on: that it is measured at all is."""
+    files = default_repository().glob("sam_tiny_*/1/model.onnx")
+    assert sum(path.stat().st_size for path in files) <= 16 * 2**20
+    assert all(value > 0 for value in seconds(pair).values())
