@@ -7,42 +7,47 @@ from pathlib import Path
 import pytest
 from samserve.app import default_repository
 
-from training.evaluate import GOOD, automask, quality, seconds, shares
+from training.evaluate import GOOD, automask, nested, quality, seconds
 from training.photographs import photographs
 from training.runtime import OnnxPair
 from training.scoring import measure, measure_ambiguity
 
 SCENES, PROMPTS = 20, 12
-"""A fifth of what the card's figures are made of: they lie within 0.04 of these."""
+"""A fifth of what the card's figures are made of: they lie within 0.04 of these, shares of nested
+clicks within 0.08."""
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def pair() -> OnnxPair:
-    repository = default_repository()
-    return OnnxPair(
-        *(repository / f"sam_tiny_{part}" / "1" / "model.onnx" for part in ("encoder", "decoder"))
+    encoder, decoder = (
+        default_repository() / f"sam_tiny_{part}" / "1" / "model.onnx"
+        for part in ("encoder", "decoder")
     )
+    return OnnxPair(encoder, decoder)
 
 
 def test_masks_are_as_good_as_the_card_says(pair: OnnxPair) -> None:
     figures = quality(measure(pair, SCENES, PROMPTS))
-    least = {
-        "one click centre, best of three": 0.75,
-        "one click centre, own choice": 0.65,
-        "box": 0.85,
-        "3 clicks": 0.85,
+    card = {
+        "one click centre, best of three": 0.81,
+        "one click centre, own choice": 0.75,
+        "one click anywhere, best of three": 0.76,
+        "box": 0.83,
+        "3 clicks": 0.88,
     }
-    for question, bar in least.items():
-        assert figures[question] >= bar - 0.04, question
-    assert figures["predicted IoU, every answer, Spearman"] >= 0.56
-    assert figures["predicted IoU, every answer, mean absolute difference"] <= 0.12
+    for question, told in card.items():
+        assert figures[question] >= told - 0.04, question
+    assert figures["predicted IoU, every answer, Spearman"] >= 0.75
+    assert figures["predicted IoU, every answer, mean absolute difference"] <= 0.125
     assert figures[f"median stability of masks of IoU above {GOOD}"] >= 0.93
 
 
 def test_an_ambiguous_click_gets_answers_of_several_levels(pair: OnnxPair) -> None:
-    assert shares(measure_ambiguity(pair, SCENES, PROMPTS))["two levels or more at IoU 0.5"] >= 0.6
+    figures = nested(measure_ambiguity(pair, SCENES, PROMPTS))
+    assert figures["clicks"] >= 50
+    assert figures["two levels or more at IoU 0.5"] >= 0.53
 
 
 def test_automask_finds_the_coins_with_the_defaults_of_the_api(tmp_path: Path) -> None:
