@@ -54,9 +54,9 @@ CASES = {
     "whole": Case(
         coins(),
         {
-            "points_per_side": 16,
-            "pred_iou_thresh": 0.5,
-            "stability_score_thresh": 0.9,
+            "points_per_side": 12,
+            "pred_iou_thresh": 0.7,
+            "stability_score_thresh": 0.95,
         },
     ),
     "crops": Case(
@@ -200,7 +200,7 @@ def only(mode: str) -> Any:
 
 ALTERED: dict[str, tuple[str, Patch]] = {
     "no predicted IoU filter": ("whole", option(pred_iou_thresh=0.0)),
-    "a stricter predicted IoU": ("whole", option(pred_iou_thresh=0.6)),
+    "a stricter predicted IoU": ("whole", option(pred_iou_thresh=0.8)),
     "no stability filter": ("whole", option(stability_score_thresh=0.0)),
     "a wider stability offset": ("whole", option(stability_score_offset=1.2)),
     "stability of low-res logits": ("whole", swap(masks, "summarize", low_res_stability)),
