@@ -43,6 +43,10 @@ TIMED_CALLS = 20
 def quality(scores: Scores) -> Figures:
     """Mean IoUs by question, and how well the model knows them."""
     figures = shares(scores)
+    for percentile in (10, 50):
+        figures[f"box, percentile {percentile}"] = float(
+            np.percentile(scores.values["box"], percentile)
+        )
     everything = Judged()
     for prompt, judged in scores.judged.items():
         figures |= knowledge(prompt, judged)

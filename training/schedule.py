@@ -36,7 +36,6 @@ class Shape:
 MORE_BOXES = (0.44, 0.34, 0.08, 0.14)
 MORE_CLICKS = (0.7, 0.14, 0.04, 0.12)
 
-
 EARLY_STEPS = 4200
 EARLY = ((0.75, Shape(3, 12, 384)), (0.25, Shape(2, 12, 512)))
 STATIONARY = ((0.7, Shape(3, 12, 384, 0.2, True)), (0.3, Shape(2, 12, 512, 0.2, True)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from samserve.app import default_repository
 
-from training.evaluate import GOOD, automask, nested, quality, seconds
+from training.evaluate import GOOD, automask, nested, quality
 from training.photographs import photographs
 from training.runtime import OnnxPair
 from training.scoring import measure, measure_ambiguity
@@ -56,8 +56,7 @@ def test_automask_finds_the_coins_with_the_defaults_of_the_api(tmp_path: Path) -
     assert figures["masks that match no coin"] < 15
 
 
-def test_it_is_small_and_answers_soon(pair: OnnxPair) -> None:
-    """Time is not asserted on: that it is measured at all is."""
-    files = default_repository().glob("sam_tiny_*/1/model.onnx")
+def test_it_is_small() -> None:
+    files = list(default_repository().glob("sam_tiny_*/1/model.onnx"))
+    assert len(files) == 2
     assert sum(path.stat().st_size for path in files) <= 16 * 2**20
-    assert all(value > 0 for value in seconds(pair).values())
