@@ -9,6 +9,8 @@ PROMETHEUS := $(VENV)-prometheus
 # What pip shall do besides, for instance: make test PIP_FLAGS="--extra-index-url ..."
 PIP_FLAGS ?=
 PYTEST := $(BIN)/python -m pytest
+# In several processes; tests/conftest.py says what may not run at the same time.
+WORKERS := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 # What any engine must pass: the suite of the gateway, and the part that says most in short.
 BEHAVIOUR := tests/rpc tests/automask/test_service.py tests/client
 BEHAVIOUR_IN_SHORT := tests/rpc/test_service.py tests/rpc/test_concurrency.py
@@ -45,16 +47,16 @@ chart: $(VENV)/.dev ## Generates schema and README of the Helm chart from its va
 
 .PHONY: test
 test: $(VENV)/.dev $(TRITON)/.done $(PROMETHEUS)/.done ## Runs the tests, without the slow ones.
-	$(PYTEST) -m "not slow" --durations=10
+	$(PYTEST) $(WORKERS) -m "not slow" --durations=10
 	$(PYTEST) -m "not slow" --engine triton $(BEHAVIOUR_IN_SHORT)
 
 .PHONY: test-all
 test-all: $(VENV)/.dev $(TRITON)/.done $(PROMETHEUS)/.done ## Runs what `make test` leaves out.
-	$(PYTEST) -m slow --durations=10 --ignore=tests/export/test_sizes.py
+	$(PYTEST) $(WORKERS) -m slow --durations=10 --ignore=tests/export/test_sizes.py
 	# In processes of their own: what ViT-H takes, 16 GB, leaves no room for what others have kept.
 	$(PYTEST) -m slow tests/export/test_sizes.py -k "not vit_h"
 	$(PYTEST) -m slow tests/export/test_sizes.py -k vit_h
-	$(PYTEST) -m "not slow" --engine onnx $(BEHAVIOUR)
+	$(PYTEST) $(WORKERS) -m "not slow" --engine onnx $(BEHAVIOUR)
 	$(PYTEST) -m "not slow" --engine triton $(BEHAVIOUR)
 	$(PYTEST) -m "not slow" --engine triton-message $(BEHAVIOUR_IN_SHORT)
 

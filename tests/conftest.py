@@ -24,6 +24,24 @@ from tests import chosen
 
 pytest_plugins = ["tests.secrecy", "pytester"]
 
+GROUPS = {
+    # One tritonserver and one cluster at a time.
+    "servers": (
+        "tests/engines",
+        "tests/triton",
+        "tests/cluster",
+        "tests/cli/test_cache",
+        "tests/chart/test_running",
+        "tests/chart/test_rolling",
+        "tests/monitoring/test_live",
+        "tests/monitoring/test_observe",
+        "tests/monitoring/test_harness",
+    ),
+    # One large model in memory at a time.
+    "models": ("tests/export", "tests/automask/test_parity", "training/tests"),
+}
+"""Tests that share what one machine has room for once, by the start of their path."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engine", choices=chosen.ENGINES, default="fake", help=chosen.__doc__)
@@ -31,6 +49,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     chosen.kind = config.getoption("--engine")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test the group whose tests run in one worker, one after another.
+
+    Groups that take longest come first: what is short fills the gaps at the end.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group_of(item)))
+    items.sort(key=lambda item: _start_of(_group_of(item)))
+
+
+def _group_of(item: pytest.Item) -> str:
+    """Name the group of a test: what it needs that may run once at a time, or its file."""
+    path = item.path.relative_to(item.config.rootpath).as_posix()
+    for group, prefixes in GROUPS.items():
+        if path.startswith(prefixes):
+            return group
+    return path
+
+
+def _start_of(group: str) -> int:
+    names = list(GROUPS)
+    return names.index(group) if group in names else len(names)
 
 
 def pytest_collection_finish() -> None:

@@ -2,7 +2,9 @@
 
 As a pytest plugin (`tests/conftest.py` loads it) this looks for them in everything that a test
 wrote, in what it read back from a capture or from another process, in its failure text, and in the
-files it left behind.  One find fails the whole run.
+files it left behind.  One find fails the whole run.  Workers of pytest-xdist, each a process of its
+own that knows the secrets of its own tests, look themselves and hand what they found to the
+controller.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ _may_hold: set[Path] = set()
 # What was read back, by place: secrets may be registered after they were printed.
 _read_back: list[tuple[str, str]] = []
 _leaks: list[str] = []
+# How many secrets each worker knew.
+_used_by_workers: list[int] = []
 
 
 def secret(text: str) -> str:
@@ -107,15 +111,27 @@ def _watch_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the whole run for a leak."""
+    """Fail the whole run for a leak; in a worker, hand what was found to the controller."""
+    if hasattr(session.config, "workeroutput"):
+        # xdist sends it after this hook.
+        session.config.workeroutput["secrecy"] = [len(_secrets), _leaks]
     if _leaks and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker found; one that died has told nothing and fails the run anyway."""
+    used, leaks = getattr(node, "workeroutput", {}).get("secrecy", (0, []))
+    _used_by_workers.append(used)
+    _leaks.extend(leaks)
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say what was looked for, and where something was found."""
+    used = len(_secrets) + sum(_used_by_workers)
     terminalreporter.write_line(
-        f"secrets: {len(_secrets)} used, {len(_leaks)} found in logs and outputs"
+        f"secrets: {used} used, {len(_leaks)} found in logs and outputs"
     )
     for leak in _leaks:
         terminalreporter.write_line(f"LEAK {leak}", red=True)

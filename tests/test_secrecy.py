@@ -75,9 +75,9 @@ LEAKS = {
 }
 
 
-def run(pytester: pytest.Pytester, test: str) -> pytest.RunResult:
+def run(pytester: pytest.Pytester, test: str, *options: str) -> pytest.RunResult:
     pytester.makepyfile(test)
-    return pytester.runpytest_subprocess("-p", "tests.secrecy", "--basetemp", "scanned")
+    return pytester.runpytest_subprocess("-p", "tests.secrecy", "--basetemp", "scanned", *options)
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +108,12 @@ def test_a_leak_fails_the_run(pytester: pytest.Pytester, way: str) -> None:
     assert any(line.startswith("LEAK ") for line in result.outlines)
     # It is told by its first characters only, except where pytest itself has printed it.
     assert not any("battery" in line for line in result.outlines if line.startswith("LEAK"))
+
+
+@pytest.mark.parametrize("way", ["output", "file"])
+def test_a_leak_in_a_worker_fails_the_run(pytester: pytest.Pytester, way: str) -> None:
+    result = run(pytester, LEAKS[way], "-n", "2")
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert any(line.startswith("LEAK ") for line in result.outlines)
+    result.stdout.fnmatch_lines(["secrets: 1 used, *"])

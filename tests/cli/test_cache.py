@@ -28,7 +28,7 @@ from harness.cluster.node import HOST
 from harness.cluster.tls import TlsFronts
 from tests import pictures
 from tests.cli.conftest import FAKE, RUN, Command, Ended, start
-from tests.engines.triton.certificates import Issuer
+from tests.support.certificates import Issuer
 from tests.secrecy import secret, secret_file
 
 PICTURES = 5

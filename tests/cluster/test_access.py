@@ -39,7 +39,7 @@ from tests import pictures, secrecy
 from tests.cli.conftest import FAKE, Command, samserve, start
 from tests.cluster.stores import FACTS, SLOT, Gateway, key, store_over, tensors
 from tests.conftest import serving, settings_with
-from tests.engines.triton.certificates import Issuer, Mounted
+from tests.support.certificates import Issuer, Mounted
 from tests.rpc.errors import failure_of, read
 from tests.secrecy import secret
 

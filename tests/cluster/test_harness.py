@@ -27,7 +27,7 @@ from harness.cluster.cluster import Cluster
 from harness.cluster.errors import HarnessError
 from harness.cluster.node import HOST, Node
 from harness.cluster.tls import TlsFront, TlsFronts
-from tests.engines.triton.certificates import Issuer
+from tests.support.certificates import Issuer
 from tests.secrecy import secret, secret_file
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from samserve.engines.triton.credentials import CredentialFiles
 from samserve.errors import EngineUnavailable
 from samserve.settings import TritonSettings
 
-from tests.engines.triton.certificates import Issuer, Mounted
+from tests.support.certificates import Issuer, Mounted
 from tests.secrecy import secret
 
 ISSUER = Issuer()

@@ -28,7 +28,7 @@ from structlog.testing import capture_logs
 
 from harness.triton.server import TritonServer
 from tests.engines.drawing import DAWDLING_CLICK, ONE_SECOND, write_drawing_pair
-from tests.engines.triton.certificates import Issuer, Mounted
+from tests.support.certificates import Issuer, Mounted
 from tests.engines.triton.opening import clicks, eventually, opened, picture, reserved
 from tests.secrecy import secret
 
