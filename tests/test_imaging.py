@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from samserve import imaging
@@ -15,6 +15,7 @@ from samserve.errors import ImageTooLarge, ImageUnreadable, InvalidRequest
 from samserve.types import EncodedImage, Orientation, RawImage, RawLayout, Size, UInt8Array
 
 from tests.core import photos
+from tests.support.examples import examples
 
 LIMITS = imaging.ImageLimits(max_pixels=4_000_000, max_side=4000)
 PHOTO = photos.named("chelsea")[:120, :91].copy()
@@ -432,7 +433,7 @@ def assert_typed_or_fine(file: bytes) -> None:
             continue
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(
     st.sampled_from(REAL_FILES),
     st.lists(st.tuples(st.floats(0, 0.9999), st.binary(min_size=1, max_size=4)), max_size=6),
@@ -450,7 +451,7 @@ def test_damaged_files_give_only_our_errors(
     assert_typed_or_fine(bytes(damaged[: int(kept * len(damaged))]))
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(
     st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\x10\x00\x00\x00WEBPVP8X", b""]),
     st.binary(max_size=200),
@@ -459,7 +460,7 @@ def test_any_bytes_give_only_our_errors(start: bytes, rest: bytes) -> None:
     assert_typed_or_fine(start + rest)
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(
     st.sampled_from(
         [b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"acTL", b"tRNS", b"PLTE", b"pHYs"]
@@ -476,7 +477,7 @@ def test_png_chunks_of_any_content_give_only_our_errors(
     assert_typed_or_fine(file[:at] + chunk(name, content) + file[at:])
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.binary(max_size=80))
 def test_exif_of_any_content_gives_only_our_errors(exif: bytes) -> None:
     file = encoded(photo().resize((5, 4)), "JPEG")
