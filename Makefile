@@ -8,12 +8,13 @@ TRITON := $(VENV)-triton
 PROMETHEUS := $(VENV)-prometheus
 # What pip shall do besides, for instance: make test PIP_FLAGS="--extra-index-url ..."
 PIP_FLAGS ?=
+# Python compiles what it imports; compiling all that is installed takes half of the set-up.
+INSTALL := bin/pip install --quiet --no-compile $(PIP_FLAGS)
 PYTEST := $(BIN)/python -m pytest
 # In several processes; tests/conftest.py says what may not run at the same time.
 WORKERS := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-# What any engine must pass: the suite of the gateway, and the part that says most in short.
-BEHAVIOUR := tests/rpc tests/automask/test_service.py tests/client
-BEHAVIOUR_IN_SHORT := tests/rpc/test_service.py tests/rpc/test_concurrency.py
+# What needs neither torch nor a server of others, on the fake engine.
+FAST := tests/core tests/stores tests/memory tests/rpc tests/client tests/metrics tests/test_*.py
 
 .DEFAULT_GOAL := help
 
@@ -46,19 +47,24 @@ chart: $(VENV)/.dev ## Generates schema and README of the Helm chart from its va
 	$(BIN)/python -m chart generate
 
 .PHONY: test
-test: $(VENV)/.dev $(TRITON)/.done $(PROMETHEUS)/.done ## Runs the tests, without the slow ones.
-	$(PYTEST) $(WORKERS) -m "not slow" --durations=10
-	$(PYTEST) -m "not slow" --engine triton $(BEHAVIOUR_IN_SHORT)
+test: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done ## Runs the tests, without the slow ones.
+	$(PYTEST) $(WORKERS) -m "not slow and not long" --durations=10
+
+.PHONY: test-fast
+test-fast: $(VENV)/.test ## Runs in under a minute what is worth running after every change.
+	$(PYTEST) $(WORKERS) -m "not slow and not long" --engine fake $(FAST)
 
 .PHONY: test-all
-test-all: $(VENV)/.dev $(TRITON)/.done $(PROMETHEUS)/.done ## Runs what `make test` leaves out.
-	$(PYTEST) $(WORKERS) -m slow --durations=10 --ignore=tests/export/test_sizes.py
+test-all: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done ## Runs what `make test` leaves out.
+	$(PYTEST) $(WORKERS) -m "(slow or hypothesis) and not long" --hypothesis-profile thorough \
+		--durations=10
+
+.PHONY: test-long
+test-long: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done ## Runs what CI leaves out; takes hours.
 	# In processes of their own: what ViT-H takes, 16 GB, leaves no room for what others have kept.
-	$(PYTEST) -m slow tests/export/test_sizes.py -k "not vit_h"
-	$(PYTEST) -m slow tests/export/test_sizes.py -k vit_h
-	$(PYTEST) $(WORKERS) -m "not slow" --engine onnx $(BEHAVIOUR)
-	$(PYTEST) -m "not slow" --engine triton $(BEHAVIOUR)
-	$(PYTEST) -m "not slow" --engine triton-message $(BEHAVIOUR_IN_SHORT)
+	$(PYTEST) -m long --durations=10 --ignore=tests/export/test_sizes.py
+	$(PYTEST) -m long tests/export/test_sizes.py -k "not vit_h"
+	$(PYTEST) -m long tests/export/test_sizes.py -k vit_h
 
 .PHONY: check
 check: $(VENV)/.dev ## Lints, checks types, and that generated code is up to date.
@@ -94,21 +100,25 @@ $(VENV)/.base:
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.base pyproject.toml
-	$(BIN)/pip install $(PIP_FLAGS) --quiet --editable ".[demo]"
+	$(VENV)/$(INSTALL) --editable ".[demo]"
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.base pyproject.toml
-	$(BIN)/pip install $(PIP_FLAGS) --quiet --editable ".[dev]"
+$(VENV)/.test: $(VENV)/.base pyproject.toml
+	$(VENV)/$(INSTALL) --editable ".[test]"
 	# For MobileSAM's original encoder; what it asks for, another torch among it, is not needed.
-	$(BIN)/pip install $(PIP_FLAGS) --quiet --no-deps samexporter==0.5.0
+	$(VENV)/$(INSTALL) --no-deps samexporter==0.5.0
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.test pyproject.toml
+	$(VENV)/$(INSTALL) --editable ".[dev]"
 	touch $@
 
 # The same onnxruntime as in $(VENV), so that a served model computes the same bits.
-$(TRITON)/.done: harness/triton/requirements.txt $(VENV)/.dev
+$(TRITON)/.done: harness/triton/requirements.txt $(VENV)/.test
 	$(PYTHON) -m venv $(TRITON)
-	$(TRITON)/bin/pip install $(PIP_FLAGS) --quiet --constraint $< \
-		onnxruntime==$$($(BIN)/python -c 'import onnxruntime; print(onnxruntime.__version__)')
-	$(TRITON)/bin/pip install $(PIP_FLAGS) --quiet --no-deps --requirement $<
+	$(TRITON)/$(INSTALL) --constraint $< \
+		onnxruntime==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("onnxruntime"))')
+	$(TRITON)/$(INSTALL) --no-deps --requirement $<
 	touch $@
 
 $(PROMETHEUS)/.done: scripts/get-prometheus

@@ -1,7 +1,9 @@
-"""The engine that the behavioural suite runs on, which ``pytest --engine NAME`` chooses.
+"""The engine that a test runs on.
 
-The suite's expectations are those of `FakeEngine`.  The other engines serve the same answers from
-real ONNX models (`tests.engines.drawing`); tests about the default model use that one.
+Tests of behaviour run on every engine, as `engines_of` says; all other tests run on `FakeEngine`
+unless they choose an engine themselves.  ``pytest --engine NAME`` runs everything on one engine.
+The expectations are those of `FakeEngine`.  The other engines serve the same answers from real ONNX
+models (`tests.engines.drawing`); tests about the default model use that one.
 """
 
 from __future__ import annotations
@@ -23,7 +25,25 @@ ENGINES = ("fake", "onnx", "triton", "triton-message")
 Sections = dict[str, dict[str, Any]]
 
 kind = "fake"
-"""One of `ENGINES`; set once, from the command line."""
+"""One of `ENGINES`: that of the test which runs."""
+
+BEHAVIOUR = ("tests/rpc/", "tests/client/", "tests/automask/test_service.py")
+"""Where the tests of behaviour are."""
+
+# What says most in short: on Triton it runs in `make test`, with tensors in messages only it does.
+_IN_SHORT = ("tests/rpc/test_service.py", "tests/rpc/test_concurrency.py")
+
+
+def engines_of(path: str) -> dict[str, bool]:
+    """Name the engines that the tests of a file run on, and whether that is slow.
+
+    *path* is relative to the repository; empty for tests that are not about behaviour.
+    """
+    if path.startswith(_IN_SHORT):
+        return {"fake": False, "onnx": True, "triton": False, "triton-message": True}
+    if path.startswith(BEHAVIOUR):
+        return {"fake": False, "onnx": True, "triton": True}
+    return {}
 
 
 def drawing(engine: str = "") -> Sections:

@@ -1,13 +1,12 @@
-"""The real server over a real channel.
+"""The real server over a real channel, and which tests may run at the same time.
 
-The engine is the fake one, or what ``--engine`` names, unless a test brings its own or asks for the
-default model.
+The engine is what `tests.chosen` says, unless a test brings its own or asks for the default model.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,7 +20,9 @@ from samserve.stores.base import EmbeddingStore
 from samserve.v1 import samserve_pb2_grpc
 
 from tests import chosen
+from tests.support.examples import register_profiles
 
+register_profiles()
 pytest_plugins = ["tests.secrecy", "pytester"]
 
 GROUPS = {
@@ -44,11 +45,33 @@ GROUPS = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--engine", choices=chosen.ENGINES, default="fake", help=chosen.__doc__)
+    parser.addoption("--engine", choices=chosen.ENGINES, help="run all tests on this engine only")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    chosen.kind = config.getoption("--engine")
+    chosen.kind = config.getoption("--engine") or chosen.kind
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests of behaviour on every engine; what is slow already runs on one."""
+    config, definition = metafunc.config, metafunc.definition
+    if config.getoption("--engine") or definition.get_closest_marker("slow"):
+        return
+    engines = chosen.engines_of(_path_of(definition))
+    if engines:
+        marked = [
+            pytest.param(name, marks=[pytest.mark.slow] * slow) for name, slow in engines.items()
+        ]
+        metafunc.parametrize("_engine", marked, indirect=True, ids=list(engines), scope="module")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Choose the engine of a test."""
+    before = chosen.kind
+    chosen.kind = getattr(request, "param", before)
+    yield
+    chosen.kind = before
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -64,11 +87,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _group_of(item: pytest.Item) -> str:
     """Name the group of a test: what it needs that may run once at a time, or its file."""
-    path = item.path.relative_to(item.config.rootpath).as_posix()
+    path = _path_of(item)
+    callspec = getattr(item, "callspec", None)
+    engine = callspec.params.get("_engine") if callspec else None
+    if (engine or item.config.getoption("--engine") or "").startswith("triton"):
+        return "servers"
     for group, prefixes in GROUPS.items():
         if path.startswith(prefixes):
             return group
     return path
+
+
+def _path_of(item: pytest.Item) -> str:
+    return item.path.relative_to(item.config.rootpath).as_posix()
 
 
 def _start_of(group: str) -> int:

@@ -130,8 +130,6 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say what was looked for, and where something was found."""
     used = len(_secrets) + sum(_used_by_workers)
-    terminalreporter.write_line(
-        f"secrets: {used} used, {len(_leaks)} found in logs and outputs"
-    )
+    terminalreporter.write_line(f"secrets: {used} used, {len(_leaks)} found in logs and outputs")
     for leak in _leaks:
         terminalreporter.write_line(f"LEAK {leak}", red=True)
