@@ -18,6 +18,7 @@ from samserve.app import Running, default_repository
 from samserve.engines.fake import FakeEngine
 
 from harness.triton.server import TritonServer
+from tests.engines.drawing import write_drawing_pair
 from tests.samples import total
 
 ENGINES = ("fake", "onnx", "triton", "triton-message")
@@ -30,6 +31,16 @@ kind = "fake"
 BEHAVIOUR = ("tests/rpc/", "tests/client/", "tests/automask/test_service.py")
 """Where the tests of behaviour are."""
 
+# There, but with an engine of their own or with none: another one would repeat what they say.
+_ON_ONE = (
+    "tests/rpc/test_admission.py",
+    "tests/rpc/test_decoding.py",
+    "tests/rpc/test_parsing.py",
+    "tests/rpc/test_prefetch.py",
+    "tests/rpc/test_tally.py",
+    "tests/client/test_retries.py",
+)
+
 # What says most in short: on Triton it runs in `make test`, with tensors in messages only it does.
 _IN_SHORT = ("tests/rpc/test_service.py", "tests/rpc/test_concurrency.py")
 
@@ -39,6 +50,8 @@ def engines_of(path: str) -> dict[str, bool]:
 
     *path* is relative to the repository; empty for tests that are not about behaviour.
     """
+    if path.startswith(_ON_ONE):
+        return {}
     if path.startswith(_IN_SHORT):
         return {"fake": False, "onnx": True, "triton": False, "triton-message": True}
     if path.startswith(BEHAVIOUR):
@@ -78,7 +91,12 @@ def _triton(engine: str, server: TritonServer) -> Sections:
     memory = "off" if engine == "triton-message" else "required"
     return {
         "engine": {"kind": "triton"},
-        "triton": {"url": server.grpc_address, "shared_memory": memory},
+        "triton": {
+            "url": server.grpc_address,
+            "shared_memory": memory,
+            # A Triton that has crashed fails a test at once, and not after minutes.
+            "startup_s": 60,
+        },
         # Every service of the suite takes its arena at once.
         "store": {"capacity_bytes": 64 << 20},
     }
@@ -89,19 +107,19 @@ def drawing_repository() -> Path:
     """Write the pair that draws, once."""
     folder = tempfile.TemporaryDirectory(prefix="samserve-tests-")
     atexit.register(folder.cleanup)
-    # Imported where it is used: torch takes seconds.
-    from tests.engines.drawing import write_drawing_pair  # noqa: PLC0415
-
     write_drawing_pair(Path(folder.name))
     return Path(folder.name)
 
 
-@cache
 def triton_server(repository: Path) -> TritonServer:
-    """Start a Triton that runs until the tests end, or give the one that runs."""
+    """Give a running Triton on a repository, which tests share until they end."""
+    return _triton_server(repository).revive()
+
+
+@cache
+def _triton_server(repository: Path) -> TritonServer:
     log = Path(tempfile.mkstemp(prefix="samserve-triton-", suffix=".log")[1])
     server = TritonServer(model_repository=repository, log=log)
-    server.start()
     atexit.register(log.unlink, missing_ok=True)
     atexit.register(server.kill)
     return server

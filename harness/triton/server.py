@@ -35,6 +35,7 @@ _HEALTH_S = 0.6
 _LOG_ERRORS, _LOG_TAIL = 10, 1000
 _ERROR = re.compile(r"E\d{4} |error: ")
 _PORT_TAKEN = "already in use"
+_CRASHES = (-signal.SIGSEGV, -signal.SIGABRT)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -91,6 +92,11 @@ class TritonServer(_Options):
         return self._process is not None and self._process.poll() is None
 
     @property
+    def crashed(self) -> bool:
+        """Whether tritonserver has ended by SIGSEGV or SIGABRT."""
+        return self._process is not None and self._process.poll() in _CRASHES
+
+    @property
     def grpc_address(self) -> str:
         """``host:port`` for clients; known once the server was started, and kept afterwards."""
         return f"{HOST}:{self.grpc_port}"
@@ -125,6 +131,7 @@ class TritonServer(_Options):
         try:
             self._folder.chmod(0o755)  # for another user
             self._process = self._spawn(find_home(), self._folder)
+            _launched.add(self)
         except BaseException:
             self.kill()
             raise
@@ -148,12 +155,29 @@ class TritonServer(_Options):
         if self._process is not None:
             processes.kill_all(self._process.pid)
             self._process.wait()
+            if self.crashed:
+                _crashes.append(self.log_tail())
             self._process = None
+            self._paused = False
+        _launched.discard(self)
         for leftover in self.shared_files():
             leftover.unlink(missing_ok=True)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         atexit.unregister(self.kill)
+
+    def revive(self) -> Self:
+        """Have it running: start it if it has ended, resume it if it is paused.
+
+        24.10 crashes now and then when requests are cancelled, and a test that fails may leave it
+        paused: whatever shares a server calls this before each use.
+        """
+        if not self.alive:
+            self.kill()
+            self.start()
+        elif self._paused:
+            self.resume()
+        return self
 
     def pause(self) -> None:
         """Stop all its processes in their tracks, like a machine that hangs."""
@@ -290,6 +314,15 @@ class TritonServer(_Options):
             return False
         return True
 
+
+def crashes() -> list[str]:
+    """Return what each server of this process that has crashed said last."""
+    return [*_crashes, *(server.log_tail() for server in _launched if server.crashed)]
+
+
+# Of servers that have been cleaned up, and those that have not.
+_crashes: list[str] = []
+_launched: set[TritonServer] = set()
 
 _PORTS = ("grpc_port", "http_port", "metrics_port")
 # Requests to loopback must not go to a proxy that the environment names.

@@ -1,174 +1,193 @@
 """The fake engine as a pair of real ONNX models, so that every engine can serve the same answers.
 
-`samserve.engines.fake` says what is drawn; these graphs draw it in torch.
+`samserve.engines.fake` says what is drawn.  The graphs are in the text form of ONNX, which takes no
+torch.  On Triton a pair can hold some of its runs, for tests that need a model to be at work.
 """
 
 from __future__ import annotations
 
-import warnings
-from io import BytesIO
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
-import torch
+import onnx.parser
 from samserve.engines.fake import MODEL
 from samserve.export.repository import Description, write_pair
-from torch import Tensor, nn
-from torch.jit._trace import TracerWarning
 
-RADII = (40.0, 20.0, 40.0, 60.0)
-IOUS = (0.90, 0.95, 0.92, 0.89)
-SIDE, GRID, CHANNELS = MODEL.image_size, 64, 256
-CELL = SIDE // GRID
+from tests.support.waiting import until
+
+ENCODER = """
+<ir_version: 8, opset_import: ["" : 17]>
+encoder (uint8[B,1024,1024,3] image, int32[B,2] image_size)
+  => (float16[B,256,64,64] image_embedding)
+<
+  int32 start = {0}, int32 side = {1024}, int32 step = {1},
+  int64[4] as_rows = {1,1,-1,1}, int64[4] as_columns = {1,1,1,-1}, int64[4] as_sizes = {-1,1,1,1},
+  int64[8] rest = {0,0,0,0,0,253,0,0}, float zero = {0}
+>
+{
+  # What lies inside the image.
+  places = Range (start, side, step)
+  rows = Reshape (places, as_rows)
+  columns = Reshape (places, as_columns)
+  height, width = Split <axis = 1> (image_size)
+  heights = Reshape (height, as_sizes)
+  widths = Reshape (width, as_sizes)
+  above = Less (rows, heights)
+  left = Less (columns, widths)
+  inside = And (above, left)
+  channels = Transpose <perm = [0, 3, 1, 2]> (image)
+  colours = Cast <to = 1> (channels)
+  pixels = Where (inside, colours, zero)
+  # The mean colour of each cell in the first three channels.
+  cells = AveragePool <kernel_shape = [16, 16], strides = [16, 16]> (pixels)
+  padded = Pad (cells, rest, zero)
+  image_embedding = Cast <to = 10> (padded)
+}
+"""
+
+DECODER = """
+<ir_version: 8, opset_import: ["" : 17]>
+decoder (
+  float16[B,256,64,64] image_embedding, float[B,P,N,2] point_coords, float[B,P,N] point_labels,
+  float[B,M,256,256] mask_input
+) => (float[B,P,4,256,256] low_res_logits, float[B,P,4] predicted_iou)
+<
+  float zero = {0}, float one = {1}, float two = {2}, float three = {3}, float half = {0.5},
+  float scale = {0.25}, float box_scale = {0.003125}, float tiny = {0.001}, float no_mask = {-10},
+  float grid_start = {0.5}, float grid_end = {256.5},
+  float[4,1,1] radii = {40, 20, 40, 60}, float[4,1,1] growth = {1, 0, 1, 2},
+  float[4] ious = {0.90, 0.95, 0.92, 0.89},
+  int64[1] axis_2 = {2}, int64[1] axis_3 = {3}, int64[2] axes_3_4 = {3, 4},
+  int64[3] axes_1_2_3 = {1, 2, 3}, int64[3] from = {0, 0, 0}, int64[3] to = {1, 1, 1},
+  int64[3] as_number = {-1, 1, 1}, int64[3] mask_dims = {4, 256, 256}
+>
+{
+  # The mean foreground click.
+  is_click = Equal (point_labels, one)
+  clicks = Cast <to = 1> (is_click)
+  count = ReduceSum <keepdims = 1> (clicks, axis_2)
+  has_click = Greater (count, zero)
+  click_weights = Unsqueeze (clicks, axis_3)
+  clicked_points = Mul (point_coords, click_weights)
+  click_sum = ReduceSum <keepdims = 0> (clicked_points, axis_2)
+  divisor = Max (count, one)
+  clicked = Div (click_sum, divisor)
+  # The box.
+  is_low = Equal (point_labels, two)
+  lows = Cast <to = 1> (is_low)
+  low_count = ReduceSum <keepdims = 1> (lows, axis_2)
+  has_box = Greater (low_count, zero)
+  low_weights = Unsqueeze (lows, axis_3)
+  low_points = Mul (point_coords, low_weights)
+  low = ReduceSum <keepdims = 0> (low_points, axis_2)
+  is_high = Equal (point_labels, three)
+  highs = Cast <to = 1> (is_high)
+  high_weights = Unsqueeze (highs, axis_3)
+  high_points = Mul (point_coords, high_weights)
+  high = ReduceSum <keepdims = 0> (high_points, axis_2)
+  corners = Add (low, high)
+  middle = Mul (corners, half)
+  diagonal = Sub (high, low)
+  box_stretch = Mul (diagonal, box_scale)
+  # Discs or ellipses.  The embedding counts nothing, but it is read.
+  corner = Slice (image_embedding, from, to, axes_1_2_3)
+  wide_corner = Cast <to = 1> (corner)
+  number = Reshape (wide_corner, as_number)
+  nought = Mul (number, zero)
+  chosen = Where (has_click, clicked, middle)
+  scaled = Mul (chosen, scale)
+  centre = Add (scaled, nought)
+  any_stretch = Where (has_click, one, box_stretch)
+  stretch = Max (any_stretch, tiny)
+  x0, y0 = Split <axis = 2> (centre)
+  x_stretch, y_stretch = Split <axis = 2> (stretch)
+  grid = Range (grid_start, grid_end, one)
+  dx = Sub (grid, x0)
+  dy = Sub (grid, y0)
+  x = Div (dx, x_stretch)
+  y = Div (dy, y_stretch)
+  xx = Mul (x, x)
+  yy = Mul (y, y)
+  in_columns = Unsqueeze (xx, axis_2)
+  in_rows = Unsqueeze (yy, axis_3)
+  square = Add (in_columns, in_rows)
+  distance = Sqrt (square)
+  distances = Unsqueeze (distance, axis_2)
+  drawn = Sub (radii, distances)
+  # The first M prompts have masks; the others get nothing at all.
+  masks = Unsqueeze (mask_input, axis_2)
+  grown = Add (masks, growth)
+  batch_size = Shape <start = 0, end = 1> (point_labels)
+  prompts = Shape <start = 1, end = 2> (point_labels)
+  mask_count = Shape <start = 1, end = 2> (mask_input)
+  without = Sub (prompts, mask_count)
+  nothing_dims = Concat <axis = 0> (batch_size, without, mask_dims)
+  nothing = Expand (no_mask, nothing_dims)
+  fallback = Concat <axis = 1> (grown, nothing)
+  has_place = Or (has_click, has_box)
+  has_places = Unsqueeze (has_place, axes_3_4)
+  low_res_logits = Where (has_places, drawn, fallback)
+  no_count = Mul (count, zero)
+  predicted_iou = Add (no_count, ious)
+}
+"""
+
+HELD_PIXEL = 255
+HELD_CLICK = 1023.75
 
 
-# A step takes a millisecond or two.
-DAWDLING_SIZE = 1 << 20
-ONE_SECOND = 1000
-DAWDLING_CLICK = 1023.75
-"""A click with this x takes as many steps more as the pair was written with."""
+@dataclass(frozen=True)
+class Hold:
+    """Runs that Triton has begun and does not end until they are released.
 
-
-def _dawdle(numbers: Tensor, steps: Tensor) -> Tensor:
-    """Compute zeros, slowly."""
-    for _ in range(int(steps)):
-        numbers = torch.sin(numbers)
-    return numbers
-
-
-with warnings.catch_warnings():
-    # A loop that becomes a loop of the graph needs a script, which torch announces the end of.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    dawdle = torch.jit.script(_dawdle)
-
-
-class Encoder(nn.Module):
-    """Writes the mean colour of each cell into the first three channels.
-
-    A picture whose first pixel is white takes *steps* steps more.
+    An encoder is held by an image whose first pixel is white (`HELD_PIXEL`), a decoder by prompts
+    whose first point has `HELD_CLICK` as its x.
     """
 
-    def __init__(self, *, steps: int = 0) -> None:
-        super().__init__()
-        self.steps = steps
+    folder: Path
 
-    def forward(self, image: Tensor, image_size: Tensor) -> Tensor:
-        rows = torch.arange(SIDE).reshape(1, SIDE, 1, 1)
-        columns = torch.arange(SIDE).reshape(1, 1, SIDE, 1)
-        inside = (rows < image_size[:, :1, None, None]) & (columns < image_size[:, 1:, None, None])
-        pixels = torch.where(inside, image.float(), torch.zeros(()))
-        cells = pixels.reshape(-1, GRID, CELL, GRID, CELL, 3).mean(dim=(2, 4)).permute(0, 3, 1, 2)
-        rest = torch.zeros(1, CHANNELS - 3, GRID, GRID).expand(image.shape[0], -1, -1, -1)
-        embedding = torch.cat([cells, rest], 1).half()
-        return self._slowly(embedding, image) if self.steps else embedding
+    def apply_to(self, repository: Path, name: str = MODEL.name) -> None:
+        """Have the models of a pair hold such runs (see `harness.triton.backend`)."""
+        self.folder.mkdir(exist_ok=True)
+        for role, given, begins in (
+            ("encoder", "image", [HELD_PIXEL] * 3),
+            ("decoder", "point_coords", [HELD_CLICK]),
+        ):
+            asked = json.dumps({"folder": str(self.folder), "input": given, "begins": begins})
+            with (repository / f"{name}_{role}" / "config.pbtxt").open("a") as config:
+                config.write(
+                    'parameters { key: "hold_runs" '
+                    f"value {{ string_value: {json.dumps(asked)} }} }}\n"
+                )
 
-    def _slowly(self, embedding: Tensor, image: Tensor) -> Tensor:
-        white = (image[:, 0, 0].int().amin(1) == 255).int().amax().long()
-        zeros = dawdle(torch.zeros(DAWDLING_SIZE), white * self.steps)
-        return embedding + zeros[0].half()
+    async def begun(self, count: int = 1) -> None:
+        """Wait until so many runs are held."""
+        await until(lambda: len(self._marks()) == count)
 
+    def release(self, count: int | None = None) -> None:
+        """Let so many of the runs that are held go on, or all of them."""
+        for mark in self._marks()[:count]:
+            mark.unlink(missing_ok=True)
 
-class Decoder(nn.Module):
-    """Draws discs, ellipses or the mask input, in this order of preference."""
-
-    def __init__(self, *, steps: int = 0) -> None:
-        super().__init__()
-        self.steps = steps
-
-    def forward(
-        self, image_embedding: Tensor, point_coords: Tensor, point_labels: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        scale = MODEL.mask_size / SIDE
-        foreground = (point_labels == 1).float()
-        count = foreground.sum(-1)
-        clicked = (point_coords * foreground[..., None]).sum(-2) / count.clamp(min=1)[..., None]
-        low = (point_coords * (point_labels == 2).float()[..., None]).sum(-2)
-        high = (point_coords * (point_labels == 3).float()[..., None]).sum(-2)
-        has_click = (count > 0)[..., None]
-        has_box = (point_labels == 2).any(-1)[..., None]
-        centre = torch.where(has_click, clicked, (low + high) / 2) * scale
-        stretch = torch.where(
-            has_click, torch.ones(()), (high - low) * scale / (2 * RADII[2])
-        ).clamp(min=1e-3)
-        drawn = self._ellipses(centre, stretch)
-        fallback = self._grown(mask, drawn)
-        logits = torch.where((has_click | has_box)[..., None, None], drawn, fallback)
-        # The embedding must be an input of the graph: it is added, zero times.
-        logits = logits + 0 * image_embedding[:, :1, :1, :1, None].float()
-        if self.steps:
-            slow = (point_coords[..., 0] == DAWDLING_CLICK).int().amax().long()
-            logits = logits + dawdle(torch.zeros(DAWDLING_SIZE), slow * self.steps)[0]
-        iou = torch.tensor(IOUS).expand(*point_labels.shape[:2], -1)
-        return logits, iou + 0 * count[..., None]
-
-    def _ellipses(self, centre: Tensor, stretch: Tensor) -> Tensor:
-        grid = torch.arange(MODEL.mask_size).float() + 0.5
-        x = (grid - centre[..., :1]) / stretch[..., :1]
-        y = (grid - centre[..., 1:]) / stretch[..., 1:]
-        distance = torch.sqrt(x[..., None, :] ** 2 + y[..., :, None] ** 2)
-        return torch.tensor(RADII)[:, None, None] - distance[:, :, None]
-
-    def _grown(self, mask: Tensor, drawn: Tensor) -> Tensor:
-        """The first M prompts have masks; the others get nothing at all."""
-        growth = (torch.tensor(RADII) / RADII[1] - 1)[:, None, None]
-        nothing = torch.full((1, 1, 1, 1, 1), -10.0).expand_as(drawn)
-        return torch.cat([mask[:, :, None] + growth, nothing], 1)[:, : drawn.shape[1]]
+    def _marks(self) -> list[Path]:
+        return list(self.folder.iterdir())
 
 
-def write_drawing_pair(repository: Path, name: str = MODEL.name, *, steps: int = 0) -> None:
-    """Add the models ``<name>_encoder`` and ``<name>_decoder`` to a repository."""
-    image = torch.zeros(2, SIDE, SIDE, 3, dtype=torch.uint8)
-    encoder = _export(
-        Encoder(steps=steps),
-        {"image": (image, {0: "B"}), "image_size": (torch.full((2, 2), SIDE).int(), {0: "B"})},
-        {"image_embedding": ("B", CHANNELS, GRID, GRID)},
-    )
-    side = MODEL.mask_size
-    decoder = _export(
-        Decoder(steps=steps),
-        {
-            "image_embedding": (torch.zeros(2, CHANNELS, GRID, GRID).half(), {0: "B"}),
-            "point_coords": (torch.ones(2, 3, 4, 2), {0: "B", 1: "P", 2: "N"}),
-            "point_labels": (torch.ones(2, 3, 4), {0: "B", 1: "P", 2: "N"}),
-            "mask_input": (torch.zeros(2, 1, side, side), {0: "B", 1: "M"}),
-        },
-        {"low_res_logits": ("B", "P", 4, side, side), "predicted_iou": ("B", "P", 4)},
-    )
-    write_pair(repository, name, encoder, decoder, Description(MODEL.description))
+def held_pixels(pixels: np.ndarray) -> np.ndarray:
+    """Have the encoder hold an image, which is changed."""
+    pixels[0, 0] = HELD_PIXEL
+    return pixels
 
 
-def _export(
-    graph: nn.Module,
-    inputs: dict[str, tuple[Tensor, dict[int, str]]],
-    outputs: dict[str, tuple[str | int, ...]],
-) -> onnx.ModelProto:
-    buffer = BytesIO()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", TracerWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        torch.onnx.export(
-            graph.eval(),
-            tuple(example for example, _ in inputs.values()),
-            buffer,
-            dynamo=False,
-            opset_version=17,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_axes={name: axes for name, (_, axes) in inputs.items()}
-            | {
-                name: {at: axis for at, axis in enumerate(axes) if isinstance(axis, str)}
-                for name, axes in outputs.items()
-            },
-        )
-    model = onnx.load_from_string(buffer.getvalue())
-    for value in model.graph.output:
-        shape = value.type.tensor_type.shape
-        del shape.dim[:]
-        for axis in outputs[value.name]:
-            dim = shape.dim.add()
-            if isinstance(axis, int):
-                dim.dim_value = axis
-            else:
-                dim.dim_param = axis
-    return model
+def write_drawing_pair(repository: Path, name: str = MODEL.name, *, weights: str = "") -> None:
+    """Add the models ``<name>_encoder`` and ``<name>_decoder`` to a repository.
+
+    *weights* names others that draw the same: the files differ, and so does the pair's digest.
+    """
+    models = [onnx.parser.parse_model(text) for text in (ENCODER, DECODER)]
+    for model in models:
+        model.doc_string = weights
+    write_pair(repository, name, *models, Description(MODEL.description))

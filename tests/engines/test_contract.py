@@ -22,6 +22,9 @@ from samserve.stores.memory import MemoryStore
 from samserve.types import EmbeddingFacts, EmbeddingKey, Size, Transport
 
 from tests import chosen, pictures
+from tests.engines.triton.opening import STARTUP_S
+from tests.support.waiting import until
+from tests.triton import servers
 
 NAME = MODEL.name
 SIDE = MODEL.image_size
@@ -30,8 +33,10 @@ SIDE = MODEL.image_size
 @asynccontextmanager
 async def opened(kind: str, **triton: Any) -> AsyncIterator[tuple[Engine, MemoryStore]]:
     """An engine of that kind, and a store in the memory that it allocates."""
+    if kind.startswith("triton"):
+        servers.drawing()
     sections = chosen.drawing(kind)
-    sections["triton"] = {**sections.get("triton", {}), **triton}
+    sections["triton"] = {"startup_s": STARTUP_S, **sections.get("triton", {}), **triton}
     engine = await open_engine(load(sections), Metrics(CollectorRegistry()))
     store = MemoryStore(32 << 20, ttl_s=60, allocate=engine.allocate)
     try:
@@ -87,40 +92,41 @@ async def test_an_embedding_is_written_into_its_slot(pair: tuple[Engine, MemoryS
     assert not slot.late_writers
 
 
-@pytest.mark.parametrize(
-    ("labels", "count", "masks"),
-    [
-        pytest.param([1, -1], 1, 0, id="click"),
-        pytest.param([1, -1], 16, 0, id="16 clicks"),
-        pytest.param([2, 3], 3, 0, id="boxes"),
-        pytest.param([1, 1, 0, -1], 2, 0, id="several points"),
-        pytest.param([-1], 2, 2, id="masks alone"),
-        pytest.param([0, 2, 3], 2, 2, id="everything"),
-    ],
-)
+SHAPES = [
+    ("click", [1, -1], 1, 0),
+    ("16 clicks", [1, -1], 16, 0),
+    ("boxes", [2, 3], 3, 0),
+    ("several points", [1, 1, 0, -1], 2, 0),
+    ("masks alone", [-1], 2, 2),
+    ("everything", [0, 2, 3], 2, 2),
+]
+
+
 async def test_prompts_are_decoded_as_the_fake_engine_draws_them(
-    labels: list[int], count: int, masks: int, pair: tuple[Engine, MemoryStore]
+    pair: tuple[Engine, MemoryStore],
 ) -> None:
     engine, store = pair
     slot = await reserved(engine, store)
     await engine.encode(NAME, picture(), slot, RequestContext())
-    batch = prompts(labels, count, masks)
-    expected = await FakeEngine().decode(NAME, slot.as_embedding(), batch, RequestContext())
-    for priority in Priority:
-        context = RequestContext(priority=priority)
-        output = await engine.decode(NAME, slot.as_embedding(), batch, context)
+    embedding = slot.as_embedding()
+    for shape, labels, count, masks in SHAPES:
+        batch = prompts(labels, count, masks)
+        expected = await FakeEngine().decode(NAME, embedding, batch, RequestContext())
+        for priority in Priority:
+            context = RequestContext(priority=priority)
+            output = await engine.decode(NAME, embedding, batch, context)
 
-        assert output.low_res_logits.shape == (count, 4, 256, 256)
-        assert output.low_res_logits.dtype == output.predicted_iou.dtype == np.float32
-        assert np.allclose(output.low_res_logits, expected.low_res_logits, atol=1e-3)
-        assert np.allclose(output.predicted_iou, expected.predicted_iou)
+            assert output.low_res_logits.shape == (count, 4, 256, 256), shape
+            assert output.low_res_logits.dtype == output.predicted_iou.dtype == np.float32
+            assert np.allclose(output.low_res_logits, expected.low_res_logits, atol=1e-3), shape
+            assert np.allclose(output.predicted_iou, expected.predicted_iou), shape
 
 
 async def test_answers_at_once_do_not_mix(pair: tuple[Engine, MemoryStore]) -> None:
     engine, store = pair
     slot = await reserved(engine, store)
     await engine.encode(NAME, picture(), slot, RequestContext())
-    batches = [prompts([1, -1], 1 + seed % 2, seed=seed) for seed in range(40)]
+    batches = [prompts([1, -1], 1 + seed % 2, seed=seed) for seed in range(16)]
     embedding = slot.as_embedding()
     outputs = await asyncio.gather(
         *(engine.decode(NAME, embedding, batch, RequestContext()) for batch in batches)
@@ -133,8 +139,8 @@ async def test_answers_at_once_do_not_mix(pair: tuple[Engine, MemoryStore]) -> N
 
 async def test_pictures_at_once_do_not_mix(pair: tuple[Engine, MemoryStore]) -> None:
     engine, store = pair
-    images = [picture(seed) for seed in range(10)]
-    slots = [await reserved(engine, store, str(seed)) for seed in range(10)]
+    images = [picture(seed) for seed in range(6)]
+    slots = [await reserved(engine, store, str(seed)) for seed in range(6)]
     await asyncio.gather(
         *(
             engine.encode(NAME, image, slot, RequestContext())
@@ -176,16 +182,14 @@ async def test_a_cancelled_encode_leaves_a_slot_that_can_be_given_back(
     pair: tuple[Engine, MemoryStore],
 ) -> None:
     engine, store = pair
-    for _ in range(10):
+    for _ in range(5):
         slot = await reserved(engine, store)
         task = asyncio.create_task(engine.encode(NAME, picture(), slot, RequestContext()))
         await asyncio.sleep(0.005)
         task.cancel()
         await asyncio.wait([task])
         await store.discard(slot)
-    async with asyncio.timeout(20):
-        while store.stats().quarantined_bytes:
-            await asyncio.sleep(0.01)
+    await until(lambda: not store.stats().quarantined_bytes)
 
     assert store.stats().bytes == 0
     slot = await reserved(engine, store)

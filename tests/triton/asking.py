@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ import tritonclient.grpc as triton_client
 from tritonclient.utils import np_to_triton_dtype
 
 from harness.triton.server import TritonServer
+from tests.support.waiting import until_sync
 
 Tensors = dict[str, np.ndarray]
 
@@ -23,6 +23,17 @@ def client(server: TritonServer) -> Iterator[triton_client.InferenceServerClient
     options = [("grpc.use_local_subchannel_pool", 1), *NO_LIMITS]
     with triton_client.InferenceServerClient(server.grpc_address, channel_args=options) as found:
         yield found
+
+
+@contextmanager
+def verbose(server: TritonServer) -> Iterator[None]:
+    """Have the server log what it does with each request."""
+    with client(server) as connection:
+        connection.update_log_settings({"log_verbose_level": 1})
+        try:
+            yield
+        finally:
+            connection.update_log_settings({"log_verbose_level": 0})
 
 
 NO_LIMITS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -82,8 +93,5 @@ def metric(server: TritonServer, name: str, model: str) -> int:
 
 def settled_metric(server: TritonServer, name: str, model: str, at_least: int) -> int:
     """Wait until the counter has arrived at a value, and return it."""
-    deadline = time.monotonic() + 10
-    while (value := metric(server, name, model)) < at_least:
-        assert time.monotonic() < deadline, f"{name} is {value}, not {at_least}"
-        time.sleep(0.02)
-    return value
+    until_sync(lambda: metric(server, name, model) >= at_least)
+    return metric(server, name, model)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from harness.triton.environment import ROOT
 from harness.triton.server import TritonServer
+from tests.triton import servers
+from tests.triton.servers import holding
+
+__all__ = ["holding"]
 
 
-@pytest.fixture(scope="session")
-def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+@pytest.fixture
+def triton() -> TritonServer:
     """The committed model repository, served as it is."""
-    log = tmp_path_factory.mktemp("triton") / "server.log"
-    with TritonServer(ROOT / "model_repository", log=log) as server:
-        yield server
+    return servers.default()

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ import tritonclient.grpc.aio as aio_client
 from tritonclient.utils import InferenceServerException
 
 from harness.triton.server import SHARED_MEMORY, TritonServer
+from tests.engines.drawing import HELD_CLICK
+from tests.support.waiting import until
 from tests.triton import asking, nobody
+from tests.triton.servers import Holding
 
-DECODER = "sam_tiny_decoder"
+DECODER, HELD_DECODER = "sam_tiny_decoder", "fake_decoder"
 A_GROUP = 54321
-PROMPTS = 32
-"""As many that a run takes about a second."""
 
 
 @dataclass
@@ -51,9 +53,16 @@ def region(size: int, mode: int = 0o600) -> Iterator[Region]:
         (SHARED_MEMORY / name).unlink()
 
 
+def held_prompts() -> asking.Tensors:
+    """Inputs of a run that takes until the test lets it go on."""
+    tensors = asking.prompts()
+    tensors["point_coords"][0, 0, 0, 0] = HELD_CLICK
+    return tensors
+
+
 @pytest.fixture
-async def client(triton: TritonServer) -> AsyncIterator[aio_client.InferenceServerClient]:
-    async with aio_client.InferenceServerClient(triton.grpc_address) as connection:
+async def client(holding: Holding) -> AsyncIterator[aio_client.InferenceServerClient]:
+    async with aio_client.InferenceServerClient(holding.server.grpc_address) as connection:
         yield connection
 
 
@@ -69,26 +78,23 @@ async def unregister(client: aio_client.InferenceServerClient, name: str) -> boo
 
 
 async def until_unregistered(client: aio_client.InferenceServerClient, name: str) -> None:
-    async with asyncio.timeout(30):
-        while not await unregister(client, name):
-            await asyncio.sleep(0.005)
+    await until(partial(unregister, client, name))
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_region_of_an_output_is_in_use_until_the_run_has_ended(
-    client: aio_client.InferenceServerClient, cancelled: bool
+    client: aio_client.InferenceServerClient, holding: Holding, cancelled: bool
 ) -> None:
-    size = PROMPTS * 4 * 256 * 256 * 4
+    size = 4 * 256 * 256 * 4
     with region(size) as written:
         await client.register_system_shared_memory("out", f"/{written.name}", size)
         output = aio_client.InferRequestedOutput("low_res_logits")
         output.set_shared_memory("out", size)
-        inputs = asking.inline(asking.prompts(count=PROMPTS))
-        request = asyncio.create_task(client.infer(DECODER, inputs, outputs=[output]))
-        await asyncio.sleep(0.2)
+        inputs = asking.inline(held_prompts())
+        request = asyncio.create_task(client.infer(HELD_DECODER, inputs, outputs=[output]))
+        await holding.hold.begun()
         assert not await unregister(client, "out")
         assert not written.memory.any()
-
         if cancelled:
             request.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -96,6 +102,7 @@ async def test_region_of_an_output_is_in_use_until_the_run_has_ended(
             # Nobody waits for it, but it still runs and will still write.
             assert not await unregister(client, "out")
             assert not written.memory.any()
+        holding.hold.release()
         await until_unregistered(client, "out")
 
         assert written.memory[-1024:].any()
@@ -104,23 +111,24 @@ async def test_region_of_an_output_is_in_use_until_the_run_has_ended(
 
 
 async def test_region_of_an_input_is_in_use_until_the_run_has_ended(
-    client: aio_client.InferenceServerClient,
+    client: aio_client.InferenceServerClient, holding: Holding
 ) -> None:
-    tensors = asking.prompts(count=PROMPTS)
+    tensors = held_prompts()
     embedding = tensors.pop("image_embedding")
     with region(embedding.nbytes) as given:
         given.memory[:] = embedding.reshape(-1).view(np.uint8)
         await client.register_system_shared_memory("in", f"/{given.name}", embedding.nbytes)
         source = aio_client.InferInput("image_embedding", list(embedding.shape), "FP16")
         source.set_shared_memory("in", embedding.nbytes)
-        request = asyncio.create_task(client.infer(DECODER, [source, *asking.inline(tensors)]))
-        await asyncio.sleep(0.2)
+        request = asyncio.create_task(client.infer(HELD_DECODER, [source, *asking.inline(tensors)]))
+        await holding.hold.begun()
 
         assert not await unregister(client, "in")
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
             await request
         assert not await unregister(client, "in")
+        holding.hold.release()
         await until_unregistered(client, "in")
 
         assert (await client.get_system_shared_memory_status()).regions == {}
@@ -128,15 +136,16 @@ async def test_region_of_an_input_is_in_use_until_the_run_has_ended(
 
 @pytest.mark.parametrize("priority", [1, 2])
 async def test_requests_bring_their_timeout_at_each_priority(
-    client: aio_client.InferenceServerClient, priority: int
+    triton: TritonServer, priority: int
 ) -> None:
     inputs = asking.inline(asking.prompts())
 
-    with pytest.raises(InferenceServerException, match="Request timeout expired") as expired:
-        await client.infer(DECODER, inputs, priority=priority, timeout=1)
-    assert expired.value.status() == "StatusCode.UNAVAILABLE"
+    async with aio_client.InferenceServerClient(triton.grpc_address) as client:
+        with pytest.raises(InferenceServerException, match="Request timeout expired") as expired:
+            await client.infer(DECODER, inputs, priority=priority, timeout=1)
+        assert expired.value.status() == "StatusCode.UNAVAILABLE"
 
-    await client.infer(DECODER, inputs, priority=priority, timeout=50_000_000)
+        await client.infer(DECODER, inputs, priority=priority, timeout=50_000_000)
 
 
 @nobody.needed

@@ -3,11 +3,15 @@
 tritonserver loads it, under that name, into one process for each instance of a model.  It does
 what the model repository needs of NVIDIA's backend and nothing that that one could not do: no
 optional inputs, no stopping of a run once it has begun.
+
+For tests only it can hold runs, which makes a model slow without computing: see `_Hold`.
 """
 
 from __future__ import annotations
 
 import json
+import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,7 @@ class TritonPythonModel:
         )
         self._inputs = [tensor.name for tensor in self._session.get_inputs()]
         self._outputs = [tensor.name for tensor in self._session.get_outputs()]
+        self._hold = _Hold.of(config)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Run all requests as one batch; Triton has seen to it that their shapes agree."""
@@ -44,6 +49,8 @@ class TritonPythonModel:
         parts = [[_array(request, name) for name in self._inputs] for request in requests]
         sizes = [arrays[0].shape[0] for arrays in parts]
         batch = [_joined(arrays) for arrays in zip(*parts, strict=True)]
+        if self._hold is not None:
+            self._hold.wait(dict(zip(self._inputs, batch, strict=True)))
         results = self._session.run(self._outputs, dict(zip(self._inputs, batch, strict=True)))
         ends = np.cumsum(sizes)
         return [
@@ -59,6 +66,45 @@ class TritonPythonModel:
             if name in wanted
         ]
         return pb.InferenceResponse(output_tensors=tensors)
+
+
+class _Hold:
+    """Keeps some runs waiting, for tests that need a model to be at work.
+
+    The parameter ``hold_runs`` of a model's configuration asks for it, as JSON: a run is held if
+    any row of the input ``input`` begins with the numbers ``begins``.  While it is held there is a
+    file of its own in ``folder``; it goes on once that file was removed, or after five minutes.
+    """
+
+    _LONGEST_S = 300.0
+    _POLL_S = 0.005
+
+    def __init__(self, folder: str, name: str, begins: Sequence[float]) -> None:
+        self._folder = Path(folder)
+        self._name = name
+        self._begins = np.array(begins)
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> _Hold | None:
+        """Read a model's configuration; None if it holds nothing."""
+        text = config.get("parameters", {}).get("hold_runs", {}).get("string_value")
+        if not text:
+            return None
+        asked = json.loads(text)
+        return cls(asked["folder"], asked["input"], asked["begins"])
+
+    def wait(self, inputs: dict[str, np.ndarray]) -> None:
+        """Return when this run may go on."""
+        array = inputs[self._name]
+        begins = array.reshape(len(array), -1)[:, : len(self._begins)]
+        if not (begins == self._begins).all(axis=1).any():
+            return
+        mark = self._folder / uuid.uuid4().hex
+        mark.touch()
+        deadline = time.monotonic() + self._LONGEST_S
+        while mark.exists() and time.monotonic() < deadline:
+            time.sleep(self._POLL_S)
+        mark.unlink(missing_ok=True)
 
 
 def _check_numpy() -> None:

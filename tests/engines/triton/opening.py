@@ -1,25 +1,35 @@
-"""Engines on a Triton of the test's own."""
+"""Engines and gateways on a Triton that a test chooses."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc
 import numpy as np
+import pytest
 from prometheus_client import CollectorRegistry
+from samserve.app import Running, running
 from samserve.engines.base import EncoderInput, PromptBatch
 from samserve.engines.triton.engine import TritonEngine
 from samserve.metrics import Metrics
-from samserve.settings import TritonSettings
+from samserve.settings import Settings, TritonSettings, load
 from samserve.stores.base import Slot
 from samserve.stores.memory import MemoryStore
 from samserve.types import EmbeddingFacts, EmbeddingKey, Size
+from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import pictures
+from tests.conftest import FREE_PORTS, UNLIMITED
+from tests.samples import total
+from tests.support.waiting import until
 
 SIDE = 1024
+STARTUP_S = 60.0
+"""A Triton that has died is not waited for as long as a test may take."""
+
+Service = tuple[Running, SegmentationServiceStub]
 
 
 @asynccontextmanager
@@ -28,7 +38,9 @@ async def opened(
 ) -> AsyncIterator[tuple[TritonEngine, MemoryStore]]:
     """Open an engine and a store in the memory that it allocates."""
     engine = TritonEngine(
-        TritonSettings(**{"url": url, "shared_memory": "required", **settings}),
+        TritonSettings(
+            **{"url": url, "shared_memory": "required", "startup_s": STARTUP_S, **settings}
+        ),
         Metrics(CollectorRegistry()),
         default_model,
     )
@@ -67,8 +79,50 @@ async def reserved(engine: TritonEngine, store: MemoryStore, name: str, model: s
     return await store.reserve(EmbeddingKey("t", name), facts, info.embedding)
 
 
-async def eventually(condition: Callable[[], Any], within_s: float = 30.0) -> None:
-    """Wait until something is so."""
-    async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.01)
+def settings_for(
+    url: str, *, capacity_bytes: int = 64 << 20, default_model: str = "", **triton: Any
+) -> Settings:
+    """Settings of a gateway on free ports."""
+    return load(
+        {
+            "server": FREE_PORTS,
+            "engine": {"kind": "triton", "default_model": default_model},
+            "triton": {"url": url, "startup_s": STARTUP_S, **triton},
+            "store": {"capacity_bytes": capacity_bytes},
+        }
+    )
+
+
+@asynccontextmanager
+async def gateway(url: str, **settings: Any) -> AsyncIterator[Service]:
+    """Run a gateway with `settings_for` these, and connect to it."""
+    async with (
+        running(settings_for(url, **settings)) as service,
+        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+    ):
+        yield service, SegmentationServiceStub(channel)
+
+
+def is_healthy(service: Running) -> bool:
+    """Whether the gateway has seen, when it last looked, that Triton is well."""
+    return bool(service.engine._link.healthy)  # type: ignore[attr-defined]  # it is a TritonEngine
+
+
+def under_way(metrics: Metrics, network: str) -> int:
+    """Count the runs that Triton has been given and has not answered."""
+    return int(total(metrics.registry, "samserve_engine_running", network=network))
+
+
+async def looked_again(engine: TritonEngine, times: int = 3) -> None:
+    """Wait until Triton, and the files of credentials, have been looked at a few times more."""
+    rotation = engine._link._rotation
+    look, looks = rotation.look, 0
+
+    async def counted() -> None:
+        nonlocal looks
+        await look()
+        looks += 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rotation, "look", counted)
+        await until(lambda: looks >= times)

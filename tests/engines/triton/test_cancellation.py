@@ -3,53 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+from functools import partial
 
 import grpc
 import pytest
-from samserve.app import Running, running
 from samserve.engines.fake import MODEL
-from samserve.settings import load
 from samserve.v1 import samserve_pb2 as pb
-from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from harness.triton.server import TritonServer
 from tests import pictures
-from tests.conftest import FREE_PORTS, UNLIMITED
-from tests.engines.drawing import DAWDLING_CLICK, ONE_SECOND, write_drawing_pair
-from tests.engines.triton.opening import eventually
+from tests.engines.drawing import HELD_CLICK, held_pixels
+from tests.engines.triton import opening
+from tests.engines.triton.opening import Service, gateway
 from tests.samples import total
+from tests.support.waiting import until
 from tests.triton import asking
+from tests.triton.servers import Holding
 
 QUEUED, LEAVING = 6, 4
-DECODER, ENCODER = f"{MODEL.name}_decoder", f"{MODEL.name}_encoder"
+DECODER = f"{MODEL.name}_decoder"
 SIDE = MODEL.image_size
 
-Service = tuple[Running, SegmentationServiceStub]
-
-
-@pytest.fixture(scope="module")
-def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """The pair that draws, and dawdles over some clicks and pictures."""
-    folder = tmp_path_factory.mktemp("cancellation")
-    write_drawing_pair(folder / "models", steps=2 * ONE_SECOND)
-    with TritonServer(folder / "models", log=folder / "log") as server:
-        yield server
+Pending = asyncio.Future[pb.PredictResponse]
 
 
 @pytest.fixture
-async def service(triton: TritonServer) -> AsyncIterator[Service]:
-    sections = {
-        "server": FREE_PORTS,
-        "engine": {"kind": "triton"},
-        "triton": {"url": triton.grpc_address, "encoder_in_flight": 1},
-        "store": {"capacity_bytes": 64 << 20},
-    }
-    async with (
-        running(load(sections)) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
-    ):
-        yield service, SegmentationServiceStub(channel)
+async def service(holding: Holding) -> AsyncIterator[Service]:
+    async with gateway(holding.server.grpc_address, encoder_in_flight=1) as service:
+        yield service
 
 
 def request(embedding_id: str, *clicks: float) -> pb.PredictRequest:
@@ -57,47 +39,65 @@ def request(embedding_id: str, *clicks: float) -> pb.PredictRequest:
     return pb.PredictRequest(embedding_id=embedding_id, prompts=prompts)
 
 
-def picture(seed: int, *, dawdles: bool = False) -> pb.Image:
+def picture(seed: int, *, held: bool = False) -> pb.Image:
     pixels = pictures.noise(SIDE, SIDE, seed)
-    pixels[0, 0] = 255 if dawdles else 0
+    pixels[0, 0] = 0
+    if held:
+        held_pixels(pixels)
     size = pb.ImageSize(height=SIDE, width=SIDE)
     return pb.Image(raw=pb.RawImage(size=size, layout=pb.RAW_LAYOUT_RGB, data=pixels.tobytes()))
 
 
-async def settled(triton: TritonServer, model: str, expected: int) -> int:
-    """Successes, once they have stayed as they are for a while; they lag behind the answers."""
-    await eventually(lambda: successes(triton, model) >= expected)
-    await asyncio.sleep(0.5)
-    return successes(triton, model)
+def is_queued(triton: TritonServer, count: int) -> bool:
+    return asking.metric(triton, "nv_inference_pending_request_count", DECODER) == count
 
 
-def successes(triton: TritonServer, model: str) -> int:
-    return asking.metric(triton, "nv_inference_request_success", model)
+def cancellations(triton: TritonServer) -> int:
+    """Count the cancellations that Triton has noticed; no metric says so before the queue ends."""
+    assert triton.log is not None
+    return triton.log.read_text().count("Issuing cancellation")
 
 
 def under_way(service: Service, network: str) -> int:
-    return int(total(service[0].metrics.registry, "samserve_engine_running", network=network))
+    return opening.under_way(service[0].metrics, network)
 
 
-async def busy(service: Service, triton: TritonServer) -> tuple[str, int, list[Pending]]:
-    """Embed a picture and keep both instances of the decoder at work on it for seconds.
+def encodes(service: Service) -> int:
+    """Count the runs of the encoder that have ended, however they did."""
+    registry = service[0].metrics.registry
+    return int(total(registry, "samserve_engine_runs_total", network="encoder"))
 
-    Gives the embedding's id, the successes of the decoder before, and the two calls.
+
+def waiting_for_encoder(service: Service) -> int:
+    return int(total(service[0].metrics.registry, "samserve_queue_waiting", queue="encoder"))
+
+
+async def embedded(service: Service) -> str:
+    answer = await service[1].Embed(pb.EmbedRequest(image=picture(0)))
+    return str(answer.embedding.id)
+
+
+async def busy(service: Service, holding: Holding, embedding_id: str) -> tuple[int, list[Pending]]:
+    """Keep both instances of the decoder at work; give the calls, and its successes before.
+
+    That number is exact: an instance has reported a run when it begins the next one.
     """
     _, stub = service
-    embedded = await stub.Embed(pb.EmbedRequest(image=picture(0)))
-    before = await settled(triton, DECODER, 1)
     # Of two shapes, so that they are not batched.
     long = [
-        asyncio.ensure_future(result(stub.Predict(request(embedded.embedding.id, *clicks))))
-        for clicks in ([DAWDLING_CLICK], [DAWDLING_CLICK, 1.0])
+        asyncio.ensure_future(result(stub.Predict(request(embedding_id, *clicks))))
+        for clicks in ([HELD_CLICK], [HELD_CLICK, 1.0])
     ]
-    await eventually(lambda: under_way(service, "decoder") == 2)
-    await asyncio.sleep(0.2)
-    return embedded.embedding.id, before, long
+    await holding.hold.begun(2)
+    return asking.metric(holding.server, "nv_inference_request_success", DECODER), long
 
 
-Pending = asyncio.Future[pb.PredictResponse]
+async def successes(service: Service, holding: Holding, embedding_id: str) -> int:
+    """Count the decoder's successes, all that was asked for before included."""
+    count, long = await busy(service, holding, embedding_id)
+    holding.hold.release()
+    await asyncio.gather(*long)
+    return count
 
 
 async def result(call: grpc.aio.UnaryUnaryCall) -> pb.PredictResponse:
@@ -105,17 +105,23 @@ async def result(call: grpc.aio.UnaryUnaryCall) -> pb.PredictResponse:
 
 
 async def test_clients_that_leave_take_their_requests_along(
-    service: Service, triton: TritonServer
+    service: Service, holding: Holding
 ) -> None:
     _, stub = service
-    embedding_id, before, long = await busy(service, triton)
+    triton = holding.server
+    embedding_id = await embedded(service)
+    before, long = await busy(service, holding, embedding_id)
     calls = [stub.Predict(request(embedding_id, 50.0 + x)) for x in range(QUEUED)]
     waiting = [asyncio.ensure_future(result(call)) for call in calls]
-    await eventually(lambda: under_way(service, "decoder") == 2 + QUEUED)
-    await asyncio.sleep(0.1)
+    await until(partial(is_queued, triton, QUEUED))
+    assert under_way(service, "decoder") == 2 + QUEUED
     assert not any(call.done() for call in [*long, *waiting])
-    for call in calls[:LEAVING]:
-        call.cancel()
+    with asking.verbose(triton):
+        noticed = cancellations(triton)
+        for call in calls[:LEAVING]:
+            call.cancel()
+        await until(lambda: cancellations(triton) == noticed + LEAVING)
+    holding.hold.release()
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     await asyncio.gather(*long)
 
@@ -123,14 +129,15 @@ async def test_clients_that_leave_take_their_requests_along(
         index < LEAVING for index in range(QUEUED)
     ]
     expected = before + 2 + QUEUED - LEAVING
-    assert await settled(triton, DECODER, expected) == expected
+    assert await successes(service, holding, embedding_id) == expected
 
 
 async def test_requests_whose_deadline_has_expired_are_not_run(
-    service: Service, triton: TritonServer
+    service: Service, holding: Holding
 ) -> None:
     _, stub = service
-    embedding_id, before, long = await busy(service, triton)
+    embedding_id = await embedded(service)
+    before, long = await busy(service, holding, embedding_id)
     failures = await asyncio.gather(
         *(
             failure_of_any(stub.Predict(request(embedding_id, 50.0 + x), timeout=0.2))
@@ -138,10 +145,11 @@ async def test_requests_whose_deadline_has_expired_are_not_run(
         )
     )
     assert not any(call.done() for call in long)
+    holding.hold.release()
     await asyncio.gather(*long)
 
     assert failures == [grpc.StatusCode.DEADLINE_EXCEEDED] * LEAVING
-    assert await settled(triton, DECODER, before + 2) == before + 2
+    assert await successes(service, holding, embedding_id) == before + 2
 
 
 async def failure_of_any(call: grpc.aio.UnaryUnaryCall) -> grpc.StatusCode:
@@ -152,23 +160,23 @@ async def failure_of_any(call: grpc.aio.UnaryUnaryCall) -> grpc.StatusCode:
 
 
 async def test_pictures_that_wait_for_the_encoder_are_dropped(
-    service: Service, triton: TritonServer
+    service: Service, holding: Holding
 ) -> None:
     _, stub = service
-    before = await settled(triton, ENCODER, 1)
-    long = asyncio.ensure_future(
-        result(stub.Embed(pb.EmbedRequest(image=picture(1, dawdles=True))))
-    )
-    await eventually(lambda: under_way(service, "encoder") == 1)
+    before = encodes(service)
+    long = asyncio.ensure_future(result(stub.Embed(pb.EmbedRequest(image=picture(1, held=True)))))
+    await holding.hold.begun()
     calls = [stub.Embed(pb.EmbedRequest(image=picture(2 + seed))) for seed in range(QUEUED)]
     waiting = [asyncio.ensure_future(result(call)) for call in calls]
-    await asyncio.sleep(0.3)
+    await until(lambda: waiting_for_encoder(service) == QUEUED)
+    assert under_way(service, "encoder") == 1
     assert not long.done()
     for call in calls[:LEAVING]:
         call.cancel()
+    await until(lambda: waiting_for_encoder(service) == QUEUED - LEAVING)
+    holding.hold.release()
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     await long
 
     assert sum(isinstance(each, pb.EmbedResponse) for each in outcomes) == QUEUED - LEAVING
-    expected = before + 1 + QUEUED - LEAVING
-    assert await settled(triton, ENCODER, expected) == expected
+    assert encodes(service) == before + 1 + QUEUED - LEAVING

@@ -8,11 +8,10 @@ import urllib.request
 
 import pytest
 from samserve.app import running
-from samserve.settings import load
 
-from tests import chosen
 from tests.cli.conftest import Command, samserve, start
-from tests.conftest import FREE_PORTS
+from tests.engines.triton.opening import settings_for
+from tests.triton import servers
 
 __all__ = ["samserve"]
 
@@ -20,36 +19,40 @@ KIND = ("--set", "engine.kind=triton")
 NOBODY_THERE = ("--set", "triton.url=127.0.0.1:1")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_serve_can_be_ended_while_it_waits_for_triton(number: signal.Signals) -> None:
     process = start("serve", "--port", "0", "--admin-port", "0", *KIND, *NOBODY_THERE)
     assert process.stderr is not None
-    line = ""
-    while "waiting for the model server" not in line:
-        line = process.stderr.readline()
-        assert line, "it ended by itself"
-    process.send_signal(number)
-    _, rest = process.communicate(timeout=20)
+    try:
+        line = ""
+        while "waiting for the model server" not in line:
+            line = process.stderr.readline()
+            assert line, "it ended by itself"
+        process.send_signal(number)
+        _, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
 
     assert process.returncode == 0
     assert "stopped" in rest
     assert "Traceback" not in rest
 
 
-def test_serve_says_in_a_line_that_triton_did_not_come_up() -> None:
-    process = start(
+def test_serve_says_in_a_line_that_triton_did_not_come_up(samserve: Command) -> None:
+    ended = samserve(
         "serve", "--port", "0", "--admin-port", "0", *KIND, *NOBODY_THERE,
         "--set", "triton.startup_s=0.5",
     )  # fmt: skip
-    _, err = process.communicate(timeout=30)
 
-    assert process.returncode == 1
-    assert err.splitlines()[-1] == "samserve: error: the model server cannot be reached"
-    assert "Traceback" not in err
+    assert ended.code == 1
+    assert ended.err.splitlines()[-1] == "samserve: error: the model server cannot be reached"
+    assert "Traceback" not in ended.err
 
 
 def test_doctor_tries_a_click_on_triton_and_tells_the_transport(samserve: Command) -> None:
-    url = chosen.triton_server(chosen.drawing_repository()).grpc_address
+    url = servers.drawing().grpc_address
     ended = samserve("doctor", *KIND, "--set", f"triton.url={url}")
 
     assert "model repository: not used by the triton engine" in ended.out
@@ -61,14 +64,8 @@ def test_doctor_tries_a_click_on_triton_and_tells_the_transport(samserve: Comman
     ("memory", "expected"), [("required", "shared_memory"), ("off", "message")]
 )
 async def test_metrics_tell_the_transport_in_force(memory: str, expected: str) -> None:
-    url = chosen.triton_server(chosen.drawing_repository()).grpc_address
-    sections = {
-        "server": FREE_PORTS,
-        "engine": {"kind": "triton"},
-        "triton": {"url": url, "shared_memory": memory},
-        "store": {"capacity_bytes": 64 << 20},
-    }
-    async with running(load(sections)) as service:
+    url = servers.drawing().grpc_address
+    async with running(settings_for(url, shared_memory=memory)) as service:
 
         def scrape() -> str:
             with urllib.request.urlopen(f"http://{service.admin_address}/metrics") as answer:

@@ -15,8 +15,8 @@ from samserve.engines.triton.credentials import CredentialFiles
 from samserve.errors import EngineUnavailable
 from samserve.settings import TritonSettings
 
-from tests.support.certificates import Issuer, Mounted
 from tests.secrecy import secret
+from tests.support.certificates import Issuer, Mounted
 
 ISSUER = Issuer()
 CERT, KEY = ISSUER.issue("gateway")

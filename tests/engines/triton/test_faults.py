@@ -11,51 +11,54 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from samserve.app import Running, running
-from samserve.settings import load
+from samserve.app import Running
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+from structlog.testing import capture_logs
 
+from harness.triton.ports import free_ports
 from harness.triton.server import TritonServer
 from tests import chosen, pictures
-from tests.conftest import FREE_PORTS, UNLIMITED
-from tests.engines.triton.opening import eventually
+from tests.conftest import UNLIMITED
+from tests.engines.triton import opening
+from tests.engines.triton.opening import Service, is_healthy, under_way
 from tests.rpc.errors import Failure, read
+from tests.support.waiting import until
 from tests.triton import asking
 
 SHARED_MEMORY = Path("/dev/shm")
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
-Service = tuple[Running, SegmentationServiceStub]
 
-
-@pytest.fixture
-def triton(tmp_path: Path) -> Iterator[TritonServer]:
-    """A Triton that the test may harm."""
-    with TritonServer(chosen.drawing_repository(), log=tmp_path / "log") as server:
+@pytest.fixture(scope="module")
+def _triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    log = tmp_path_factory.mktemp("faults") / "log"
+    with TritonServer(chosen.drawing_repository(), log=log) as server:
         yield server
 
 
+@pytest.fixture
+def triton(_triton: TritonServer) -> TritonServer:
+    """A Triton that the test may harm: the next one finds it running."""
+    return _triton.revive()
+
+
 @asynccontextmanager
-async def gateway(server: TritonServer, **triton: object) -> AsyncIterator[Service]:
-    sections = {
-        "server": FREE_PORTS,
-        "engine": {"kind": "triton"},
-        "triton": {"url": server.grpc_address, "shared_memory": "required", **triton},
-        "store": {"capacity_bytes": 64 << 20},
-    }
-    async with (
-        running(load(sections)) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
-    ):
-        yield service, SegmentationServiceStub(channel)
+async def gateway(server: TritonServer) -> AsyncIterator[Service]:
+    async with opening.gateway(server.grpc_address, shared_memory="required") as service:
+        yield service
+
+
+async def shows(service: Running, *expected: int) -> bool:
+    return await health(service) == expected
 
 
 async def health(service: Running) -> tuple[int, int]:
@@ -106,11 +109,10 @@ async def test_service_survives_the_death_of_triton_under_load(triton: TritonSer
             asyncio.ensure_future(outcome(stub.Predict(click(each, 60), timeout=DEADLINE_S)))
             for each in ids * 4
         ]
-        await asyncio.sleep(0.5)
+        await until(lambda: under_way(service.metrics, "decoder") == len(in_flight))
         assert not any(call.done() for call in in_flight)
         triton.kill()
-        async with asyncio.timeout(DEADLINE_S):
-            failures = await asyncio.gather(*in_flight)
+        failures = await asyncio.gather(*in_flight)
         for failure in failures:
             assert isinstance(failure, Failure)
             assert (failure.code, failure.reason) == (
@@ -118,17 +120,14 @@ async def test_service_survives_the_death_of_triton_under_load(triton: TritonSer
                 "ENGINE_UNAVAILABLE",
             )
             assert failure.retry_after_s == 1.0
-        await eventually(lambda: not service.engine._link.healthy)  # type: ignore[attr-defined]
-        await asyncio.sleep(0.3)
-        assert await health(service) == (NOT_SERVING, 503)
+        await until(lambda: not is_healthy(service))
+        await until(partial(shows, service, NOT_SERVING, 503))
         while_down = await outcome(stub.Predict(click(ids[0], 50), timeout=DEADLINE_S))
         assert isinstance(while_down, Failure)
         assert while_down.code is grpc.StatusCode.UNAVAILABLE
 
         triton.start()
-        async with asyncio.timeout(10):
-            while await health(service) != (SERVING, 200):
-                await asyncio.sleep(0.05)
+        await until(partial(shows, service, SERVING, 200))
         after = [await stub.Predict(click(each, 50), timeout=DEADLINE_S) for each in ids]
 
         assert [answer.results for answer in after] == [answer.results for answer in before]
@@ -138,17 +137,18 @@ async def test_service_survives_the_death_of_triton_under_load(triton: TritonSer
         new = await stub.Embed(pb.EmbedRequest(image=pictures.image(200, 300, 99)))
         assert not new.embedding.cached
         # The new Triton has been told of everything, and what the dead one held is free again.
-        await eventually(lambda: service.engine._regions.retired_bytes == 0)  # type: ignore[attr-defined]
+        await until(lambda: service.engine._regions.retired_bytes == 0)  # type: ignore[attr-defined]
         assert service.store.stats().quarantined_bytes == 0
 
 
-async def test_a_gateway_waits_for_a_triton_that_is_not_there_yet(triton: TritonServer) -> None:
-    triton.kill()
-    entered = asyncio.create_task(_first_answer(triton))
-    await asyncio.sleep(1.0)
+async def test_a_gateway_waits_for_a_triton_that_is_not_there_yet(tmp_path: Path) -> None:
+    ports = dict(zip(("grpc_port", "http_port", "metrics_port"), free_ports(3), strict=True))
+    server = TritonServer(chosen.drawing_repository(), log=tmp_path / "log", **ports)  # type: ignore[arg-type]  # ports are numbers
+    with capture_logs() as logs:
+        entered = asyncio.create_task(_first_answer(server))
+        await until(lambda: [log for log in logs if "waiting for the model" in log["event"]])
     assert not entered.done()
-    triton.start()
-    async with asyncio.timeout(20):
+    with server:
         assert (await entered).results
 
 
@@ -256,17 +256,15 @@ async def test_callers_meet_unavailable_and_nothing_else(triton: TritonServer) -
                     answers += 1
 
         callers = [asyncio.create_task(caller(number)) for number in range(8)]
-        await asyncio.sleep(1.0)
+        await until(lambda: answers > 16)
         triton.kill()
-        await asyncio.sleep(1.0)
-        while_down = len(failures)
+        await until(lambda: len(failures) > 16)
         triton.start()
         after_start = answers
-        await eventually(lambda: answers > after_start + 50, within_s=10)
+        await until(lambda: answers > after_start + 50)
         over.set()
         await asyncio.gather(*callers)
         assert chosen.runs(service, "encoder") == 1 + len(ids)
 
-    assert while_down > 8
     assert {failure.code for failure in failures} == {grpc.StatusCode.UNAVAILABLE}
     assert {failure.retry_after_s for failure in failures} == {1.0}

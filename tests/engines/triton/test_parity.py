@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ from samserve.stores.memory import MemoryStore
 from samserve.types import Embedding, Size
 
 from harness.triton.server import TritonServer
-from tests import chosen, photos
+from tests import photos
 from tests.engines.triton.opening import SIDE, clicks, opened, reserved
-from tests.triton import asking
+from tests.triton import asking, servers
 from tests.triton.repositories import write_unbatched
 
 THREADS = 2
@@ -29,13 +30,18 @@ MODEL = "sam_tiny"
 
 
 @pytest.fixture(scope="module")
-def unbatched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def _unbatched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """The default model with batching off and as many threads as the in-process engine has."""
     folder = tmp_path_factory.mktemp("unbatched")
     for network in ("encoder", "decoder"):
         write_unbatched(folder / "models", f"{MODEL}_{network}", THREADS)
     with TritonServer(folder / "models", log=folder / "log") as server:
         yield server
+
+
+@pytest.fixture
+def unbatched(_unbatched: TritonServer) -> TritonServer:
+    return _unbatched.revive()
 
 
 @dataclass
@@ -60,6 +66,7 @@ async def local() -> AsyncIterator[InProcess]:
     await engine.aclose()
 
 
+@cache
 def photographs() -> list[EncoderInput]:
     """Three photographs, cut to what fits, in the model frame."""
     inputs = []
@@ -80,27 +87,34 @@ PROMPTS = [
 ]
 
 
-@pytest.mark.parametrize("memory", ["required", "off"])
 async def test_without_batching_every_bit_is_equal(
-    memory: str, unbatched: TritonServer, local: InProcess
+    unbatched: TritonServer, local: InProcess
 ) -> None:
-    async with opened(unbatched.grpc_address, shared_memory=memory) as (engine, store):
-        for index, image in enumerate(photographs()):
-            slot = await reserved(engine, store, str(index))
-            await engine.encode(MODEL, image, slot, RequestContext())
+    async with (
+        opened(unbatched.grpc_address, shared_memory="required") as shared,
+        opened(unbatched.grpc_address, shared_memory="off") as in_messages,
+    ):
+        for index, image in enumerate(photographs()[:2]):
             expected_slot = await local.encode(image)
-            ours = slot.tensors["image_embedding"]
-            assert ours.astype(np.float32).std() > 0.1
-            assert np.array_equal(ours, expected_slot.tensors["image_embedding"])
-            for batch in PROMPTS:
-                output = await engine.decode(MODEL, slot.as_embedding(), batch, RequestContext())
+            slots = []
+            for engine, store in (shared, in_messages):
+                slot = await reserved(engine, store, str(index))
+                slots.append(slot)
+                await engine.encode(MODEL, image, slot, RequestContext())
+                ours = slot.tensors["image_embedding"]
+                assert ours.astype(np.float32).std() > 0.1
+                assert np.array_equal(ours, expected_slot.tensors["image_embedding"])
+            for batch in PROMPTS if index == 0 else PROMPTS[:1]:
                 expected = await local.decode(expected_slot.as_embedding(), batch)
-                assert np.array_equal(output.low_res_logits, expected.low_res_logits)
-                assert np.array_equal(output.predicted_iou, expected.predicted_iou)
+                for (engine, _), slot in zip((shared, in_messages), slots, strict=True):
+                    embedding = slot.as_embedding()
+                    output = await engine.decode(MODEL, embedding, batch, RequestContext())
+                    assert np.array_equal(output.low_res_logits, expected.low_res_logits)
+                    assert np.array_equal(output.predicted_iou, expected.predicted_iou)
 
 
 async def test_eight_clients_are_batched_and_each_gets_its_own_answer(local: InProcess) -> None:
-    server = chosen.triton_server(default_repository())
+    server = servers.default()
     decoder = f"{MODEL}_decoder"
     async with opened(server.grpc_address) as (engine, store):
         slots = []
@@ -110,19 +124,21 @@ async def test_eight_clients_are_batched_and_each_gets_its_own_answer(local: InP
             slots.append(slot)
         batches = [clicks(1, seed=seed) for seed in range(8)]
         before = [asking.metric(server, name, decoder) for name in COUNTERS]
-        rounds = 4
-        for _ in range(rounds):
+        # A busy machine may send one after the other.
+        for rounds in range(1, 50):
             outputs = await asyncio.gather(
                 *(
                     engine.decode(MODEL, slot.as_embedding(), batch, RequestContext())
                     for slot, batch in zip(slots, batches, strict=True)
                 )
             )
-        asking.settled_metric(server, COUNTERS[0], decoder, before[0] + rounds * 8)
-        requests, executions = (
-            asking.metric(server, name, decoder) - start
-            for name, start in zip(COUNTERS, before, strict=True)
-        )
+            asking.settled_metric(server, COUNTERS[0], decoder, before[0] + rounds * 8)
+            requests, executions = (
+                asking.metric(server, name, decoder) - start
+                for name, start in zip(COUNTERS, before, strict=True)
+            )
+            if executions < requests:
+                break
         for slot, batch, output in zip(slots, batches, outputs, strict=True):
             assert_right(output, await local.decode(slot.as_embedding(), batch))
         assert_each_is_its_own(outputs)

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from functools import partial
 
-import pytest
 from samserve.context import Priority, RequestContext
 from samserve.engines.base import PromptBatch
 from samserve.engines.fake import MODEL
 
 from harness.triton.server import TritonServer
-from tests.engines.drawing import DAWDLING_CLICK, ONE_SECOND, write_drawing_pair
+from tests.engines.drawing import HELD_CLICK
 from tests.engines.triton.opening import clicks, opened, picture, reserved
+from tests.support.waiting import until
+from tests.triton import asking
+from tests.triton.servers import Holding
 
 SEARCHES = 12
+DECODER = f"{MODEL.name}_decoder"
 
 
-@pytest.fixture(scope="module")
-def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    folder = tmp_path_factory.mktemp("priority")
-    write_drawing_pair(folder / "models", steps=ONE_SECOND)
-    with TritonServer(folder / "models", log=folder / "log") as server:
-        yield server
-
-
-def dawdling(count: int) -> PromptBatch:
+def held(count: int) -> PromptBatch:
     batch = clicks(count)
-    batch.point_coords[0, 0, 0] = DAWDLING_CLICK
+    batch.point_coords[0, 0, 0] = HELD_CLICK
     return batch
 
 
-async def test_a_click_overtakes_searches_that_wait_in_triton(triton: TritonServer) -> None:
+def is_queued(triton: TritonServer, count: int) -> bool:
+    return asking.metric(triton, "nv_inference_pending_request_count", DECODER) == count
+
+
+async def test_a_click_overtakes_searches_that_wait_in_triton(holding: Holding) -> None:
+    triton = holding.server
     async with opened(triton.grpc_address) as (engine, store):
         slot = await reserved(engine, store, "x")
         await engine.encode(MODEL.name, picture(), slot, RequestContext())
@@ -45,18 +45,23 @@ async def test_a_click_overtakes_searches_that_wait_in_triton(triton: TritonServ
 
         # Both instances are at work; neighbours differ in shape, so that none are batched.
         busy = [
-            asyncio.create_task(decode("busy", dawdling(count), Priority.INTERACTIVE))
+            asyncio.create_task(decode("busy", held(count), Priority.INTERACTIVE))
             for count in (4, 5)
         ]
-        await asyncio.sleep(0.3)
+        await holding.hold.begun(2)
         searches = [
             asyncio.create_task(decode("search", clicks(1 + 2 * (number % 2)), Priority.BULK))
             for number in range(SEARCHES)
         ]
-        await asyncio.sleep(0.2)
+        await until(partial(is_queued, triton, SEARCHES))
         click = asyncio.create_task(decode("click", clicks(2), Priority.INTERACTIVE))
+        await until(partial(is_queued, triton, SEARCHES + 1))
         assert done == []
-        await asyncio.gather(*busy, *searches, click)
+        # One instance only, so that answers come in the order in which they were computed.
+        holding.hold.release(1)
+        await click
+        before_the_click = done[: done.index("click")]
+        holding.hold.release()
+        await asyncio.gather(*busy, *searches)
 
-    before_the_click = done[: done.index("click")]
     assert before_the_click.count("search") <= SEARCHES // 4

@@ -20,17 +20,21 @@ from samserve.types import Transport
 from structlog.testing import capture_logs
 
 from harness.triton.server import TritonServer
-from tests import chosen
 from tests.engines.triton.opening import clicks, opened, picture, reserved
-from tests.triton import nobody
+from tests.triton import nobody, servers
 
 SHARED_GROUP, OTHER_GROUP = 54321, 54322
 
 
 @pytest.fixture(scope="module")
-def triton_of_nobody() -> Iterator[TritonServer]:
+def _triton_of_nobody() -> Iterator[TritonServer]:
     with nobody.serving([SHARED_GROUP]) as server:
         yield server
+
+
+@pytest.fixture
+def triton_of_nobody(_triton_of_nobody: TritonServer) -> TritonServer:
+    return _triton_of_nobody.revive()
 
 
 @asynccontextmanager
@@ -72,7 +76,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("elsewhere")
 async def test_a_triton_elsewhere_is_sent_messages_and_the_log_says_so() -> None:
-    server = chosen.triton_server(chosen.drawing_repository())
+    server = servers.drawing()
     with capture_logs() as logs:
         async with opened(server.grpc_address, shared_memory="auto") as (engine, store):
             assert engine.transport is Transport.MESSAGE
@@ -88,7 +92,7 @@ async def test_a_triton_elsewhere_is_sent_messages_and_the_log_says_so() -> None
 
 @pytest.mark.usefixtures("elsewhere")
 async def test_shared_memory_that_is_required_is_not_done_without() -> None:
-    server = chosen.triton_server(chosen.drawing_repository())
+    server = servers.drawing()
     with pytest.raises(EngineUnavailable, match="shares no memory"):
         async with opened(server.grpc_address, shared_memory="required"):
             pass
@@ -97,7 +101,7 @@ async def test_shared_memory_that_is_required_is_not_done_without() -> None:
 async def test_an_arena_that_does_not_fit_is_said_and_done_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    server = chosen.triton_server(chosen.drawing_repository())
+    server = servers.drawing()
     monkeypatch.setattr(SharedSegment, "commit", no_room)
     with capture_logs() as logs:
         async with opened(server.grpc_address, shared_memory="auto") as (engine, store):
@@ -247,6 +251,8 @@ async def test_one_refused_segment_does_not_end_sharing(
     assert not await regions.add(regions._shared.create(1))
 
     assert regions.accepted
+    # Otherwise the end waits for it.
+    newer.refuses = False
 
 
 async def test_a_segment_that_is_retired_while_others_are_registered_stays_away(

@@ -27,10 +27,11 @@ from samserve.types import Embedding, Transport
 from structlog.testing import capture_logs
 
 from harness.triton.server import TritonServer
-from tests.engines.drawing import DAWDLING_CLICK, ONE_SECOND, write_drawing_pair
-from tests.support.certificates import Issuer, Mounted
-from tests.engines.triton.opening import clicks, eventually, opened, picture, reserved
+from tests.engines.drawing import HELD_CLICK, Hold, write_drawing_pair
+from tests.engines.triton.opening import clicks, looked_again, opened, picture, reserved
 from tests.secrecy import secret
+from tests.support.certificates import Issuer, Mounted
+from tests.support.waiting import BOUND_S, until
 
 HOST = "127.0.0.1"
 NAME = MODEL.name
@@ -38,18 +39,29 @@ SERVERS, NEW_SERVERS, CLIENTS, NEW_CLIENTS, STRANGERS = (Issuer() for _ in range
 VALUE, WRONG_VALUE = secret("the-header-that-triton-wants"), secret("another-header-value")
 HEADER = "triton-grpc-protocol-gateway"
 QUICKLY: dict[str, Any] = {"health_interval_s": 0.05}
-# Much longer than anything here takes, and much shorter than a caller would wait.
-BOUND_S = 10.0
 
 Pair = tuple[TritonEngine, MemoryStore]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pair that draws, and dawdles over some clicks."""
-    folder = tmp_path_factory.mktemp("tls") / "models"
-    write_drawing_pair(folder, steps=3 * ONE_SECOND)
-    return folder
+def _models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Hold]:
+    folder = tmp_path_factory.mktemp("tls")
+    write_drawing_pair(folder / "models")
+    hold = Hold(folder / "held")
+    hold.apply_to(folder / "models")
+    return folder / "models", hold
+
+
+@pytest.fixture(scope="module")
+def models(_models: tuple[Path, Hold]) -> Path:
+    """The pair that draws, and can be held."""
+    return _models[0]
+
+
+@pytest.fixture
+def hold(_models: tuple[Path, Hold]) -> Iterator[Hold]:
+    yield _models[1]
+    _models[1].release()
 
 
 def tls_arguments(folder: Path, issuer: Issuer, clients: str = "", host: str = HOST) -> list[str]:
@@ -67,8 +79,7 @@ def tls_arguments(folder: Path, issuer: Issuer, clients: str = "", host: str = H
 
 
 @pytest.fixture(scope="module")
-def closed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A Triton with a certificate, and all but its health for those with a header."""
+def _closed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     folder = tmp_path_factory.mktemp("closed")
     protocols = "inference,model-repository,model-config,shared-memory"
     arguments = [
@@ -79,13 +90,24 @@ def closed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
         yield server
 
 
+@pytest.fixture
+def closed(_closed: TritonServer) -> TritonServer:
+    """A Triton with a certificate, and all but its health for those with a header."""
+    return _closed.revive()
+
+
 @pytest.fixture(scope="module")
-def mutual(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """A Triton that wants certificates of two issuers of clients."""
+def _mutual(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     folder = tmp_path_factory.mktemp("mutual")
     arguments = tls_arguments(folder, SERVERS, CLIENTS.pem + NEW_CLIENTS.pem)
     with TritonServer(models, log=folder / "triton.log", extra_args=arguments) as server:
         yield server
+
+
+@pytest.fixture
+def mutual(_mutual: TritonServer) -> TritonServer:
+    """A Triton that wants certificates of two issuers of clients."""
+    return _mutual.revive()
 
 
 def header(value: str = VALUE) -> str:
@@ -237,7 +259,7 @@ class Load:
     async def goes_on(self) -> None:
         """Wait for a few answers more."""
         before = self.answers
-        await eventually(lambda: self.answers > before + 10, BOUND_S)
+        await until(lambda: self.answers > before + 10)
 
     async def _call(self, embedding: Embedding, over: asyncio.Event) -> None:
         while not over.is_set():
@@ -267,8 +289,8 @@ def now(engine: TritonEngine) -> Channels:
 
 async def renewed(engine: TritonEngine, before: Channels) -> None:
     """Wait until new channels are used, and the old ones are closed."""
-    await eventually(lambda: now(engine) is not before, BOUND_S)
-    await eventually(lambda: not engine._connection._retired, BOUND_S)
+    await until(lambda: now(engine) is not before)
+    await until(lambda: not engine._connection._retired)
 
 
 def connections(server: TritonServer) -> int:
@@ -303,7 +325,7 @@ async def test_certificates_are_replaced_under_load_and_no_call_fails(
             load = Load(engine, store)
             regions = await engine._connection.regions()
             async with load.running():
-                for number in range(6):
+                for number in range(2):
                     before = now(engine)
                     mount.swap(
                         ca=SERVERS.pem + NEW_SERVERS.pem,
@@ -314,12 +336,11 @@ async def test_certificates_are_replaced_under_load_and_no_call_fails(
                 mount.swap(**shown(NEW_CLIENTS))
                 await renewed(engine, now(engine))
             assert load.failures == []
-            assert load.answers > 50
-            assert len(said(logs, TAKEN)) == 7
+            assert len(said(logs, TAKEN)) == 3
             assert said(logs, REFUSED) == []
             assert said(logs, "model server is") == []
             # Those of the last channels, and of no others: two for requests, one for the rest.
-            await eventually(lambda: connections(server) == 3, BOUND_S)
+            await until(lambda: connections(server) == 3)
             # Triton did not restart, and knows the same memory.
             assert regions.keys() <= (await engine._connection.regions()).keys()
             assert engine.transport is Transport.SHARED_MEMORY
@@ -328,7 +349,7 @@ async def test_certificates_are_replaced_under_load_and_no_call_fails(
             server.kill()
             server.extra_args = tls_arguments(tmp_path, NEW_SERVERS, NEW_CLIENTS.pem)
             server.start()
-            await eventually(lambda: engine._link.healthy, BOUND_S)
+            await until(lambda: engine._link.healthy)
             async with load.running():
                 await load.goes_on()
             assert load.failures == []
@@ -338,28 +359,29 @@ async def test_certificates_are_replaced_under_load_and_no_call_fails(
 
 
 async def test_a_call_that_is_under_way_goes_on_over_the_old_channel(
-    mutual: TritonServer, tmp_path: Path
+    mutual: TritonServer, hold: Hold, tmp_path: Path
 ) -> None:
     mount = Mounted(tmp_path / "files", ca=SERVERS.pem, **shown(CLIENTS))
     settings = settings_for(mount, "ca", "cert", "key")
     slow = clicks(2)
-    slow.point_coords[0, 0, 0] = DAWDLING_CLICK
+    slow.point_coords[0, 0, 0] = HELD_CLICK
     async with opened(mutual.grpc_address, **settings, **QUICKLY) as (engine, store):
         embedding = await embedded(engine, store)
         before = now(engine)
         # One only: the other instance of the decoder is for the others.
         call = asyncio.create_task(engine.decode(NAME, embedding, slow, RequestContext()))
-        await asyncio.sleep(0.1)
+        await hold.begun()
         mount.swap(**shown(NEW_CLIENTS))
-        await eventually(lambda: now(engine) is not before, BOUND_S)
+        await until(lambda: now(engine) is not before)
         # The others do not wait for it.
         quick = await engine.decode(NAME, embedding, clicks(1), RequestContext())
 
         assert not call.done()
         assert list(engine._connection._retired.values()) == [before]
         assert quick.low_res_logits.shape == (1, 4, 256, 256)
+        hold.release()
         assert (await call).low_res_logits.shape == (2, 4, 256, 256)
-        await eventually(lambda: not engine._connection._retired, BOUND_S)
+        await until(lambda: not engine._connection._retired)
         await before.idle()
         # Closed channels refuse.
         with pytest.raises(Exception, match=r"[Cc]losed"):
@@ -386,11 +408,11 @@ async def test_files_that_cannot_be_used_change_nothing_until_they_are_mended(
             async with load.running(callers=2):
                 for count, (files, reason) in enumerate(bad, start=1):
                     mount.swap(**files)
-                    await eventually(partial(is_said, logs, REFUSED, count), BOUND_S)
+                    await until(partial(is_said, logs, REFUSED, count))
                     assert reason in said(logs, REFUSED)[-1]
                     await load.goes_on()
                 # Said once, though it was looked at again and again.
-                await asyncio.sleep(0.3)
+                await looked_again(engine)
                 assert len(said(logs, REFUSED)) == len(bad)
                 assert now(engine) is before
                 mount.swap(ca=SERVERS.pem)
@@ -412,13 +434,13 @@ async def test_files_that_triton_takes_only_later_are_tried_again(
         async with opened(server.grpc_address, **settings, **QUICKLY) as (engine, store):
             embedding, before = await embedded(engine, store), now(engine)
             mount.swap(**shown(NEW_CLIENTS))
-            await eventually(lambda: said(logs, REFUSED), BOUND_S)
+            await until(lambda: said(logs, REFUSED))
             await engine.decode(NAME, embedding, clicks(), RequestContext())
             server.kill()
             server.extra_args = tls_arguments(tmp_path, SERVERS, NEW_CLIENTS.pem)
             server.start()
             await renewed(engine, before)
-            await eventually(lambda: engine._link.healthy, BOUND_S)
+            await until(lambda: engine._link.healthy)
             await engine.decode(NAME, embedding, clicks(), RequestContext())
     assert len(said(logs, REFUSED)) == len(said(logs, TAKEN)) == 1
 
@@ -430,7 +452,7 @@ async def test_headers_are_replaced_too(closed: TritonServer, tmp_path: Path) ->
         async with opened(closed.grpc_address, **settings, **QUICKLY) as (engine, store):
             embedding, before = await embedded(engine, store), now(engine)
             mount.swap(headers=header(WRONG_VALUE))
-            await eventually(lambda: said(logs, REFUSED), BOUND_S)
+            await until(lambda: said(logs, REFUSED))
             await engine.decode(NAME, embedding, clicks(), RequestContext())
             assert now(engine) is before
             mount.swap(headers=header() + "something-else: x")

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
-from samserve.app import default_repository, running
+from samserve.app import running
 from samserve.client import Client, Prompt
-from samserve.settings import load
 
-from tests import chosen, photos
-from tests.conftest import FREE_PORTS
+from tests import photos
+from tests.engines.triton.opening import settings_for
 from tests.engines.triton.relay import Relay, relay
+from tests.support.waiting import until
+from tests.triton import servers
 
-CLICKS = 40
+CLICKS = 10
 # Looking at Triton's health is not part of a click.
 NEVER = 3600.0
 
 
 async def click(url: str, memory: str, relayed: Relay) -> tuple[float, float]:
     """Bytes sent to and received from Triton for one Predict of one point on a cache hit."""
-    settings = load(
-        {
-            "server": FREE_PORTS,
-            "engine": {"kind": "triton"},
-            "triton": {"url": url, "shared_memory": memory, "health_interval_s": NEVER},
-            "store": {"capacity_bytes": 64 << 20},
-        }
-    )
+    settings = settings_for(url, shared_memory=memory, health_interval_s=NEVER)
     async with running(settings) as service, Client(service.address) as client:
         embedding = await client.embed(photos.files()[0])
         await client.predict(embedding, [Prompt(points=[(200, 200)])])
-        await asyncio.sleep(0.3)
         relayed.reset()
         for x in range(CLICKS):
             answer = await client.predict(embedding, [Prompt(points=[(50 + 8 * x, 200)])])
@@ -40,7 +31,7 @@ async def click(url: str, memory: str, relayed: Relay) -> tuple[float, float]:
 
 
 async def test_a_click_takes_less_than_four_kibibytes_each_way() -> None:
-    server = chosen.triton_server(default_repository())
+    server = servers.drawing()
     async with relay(server.grpc_address) as relayed:
         sent, received = await click(relayed.url, "required", relayed)
 
@@ -50,7 +41,7 @@ async def test_a_click_takes_less_than_four_kibibytes_each_way() -> None:
 
 
 async def test_the_count_notices_tensors_in_messages() -> None:
-    server = chosen.triton_server(default_repository())
+    server = servers.drawing()
     async with relay(server.grpc_address) as relayed:
         sent, received = await click(relayed.url, "off", relayed)
 
@@ -60,25 +51,16 @@ async def test_the_count_notices_tensors_in_messages() -> None:
 
 @pytest.mark.parametrize("memory", ["required", "off"])
 async def test_a_broken_connection_is_mended(memory: str) -> None:
-    server = chosen.triton_server(chosen.drawing_repository())
+    server = servers.drawing()
     async with relay(server.grpc_address) as relayed:
-        settings = load(
-            {
-                "server": FREE_PORTS,
-                "engine": {"kind": "triton"},
-                "triton": {"url": relayed.url, "shared_memory": memory},
-                "store": {"capacity_bytes": 64 << 20},
-            }
-        )
+        settings = settings_for(relayed.url, shared_memory=memory)
         async with running(settings) as service, Client(service.address) as client:
             embedding = await client.embed(photos.files()[0])
             prompt = [Prompt(points=[(200, 200)])]
             before = await client.predict(embedding, prompt)
             for writer in relayed.writers:
                 writer.transport.abort()
-            async with asyncio.timeout(20):
-                while not await service.engine.ready():
-                    await asyncio.sleep(0.01)
-                after = await client.predict(embedding, prompt)
+            await until(service.engine.ready)
+            after = await client.predict(embedding, prompt)
 
     assert after.results[0][0].bbox == before.results[0][0].bbox

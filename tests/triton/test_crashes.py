@@ -1,0 +1,91 @@
+"""A test runs again if tritonserver has crashed in it, and for no other reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.triton.environment import ROOT
+
+HOOK = "from tests.triton.crashes import pytest_runtest_protocol"
+
+TESTS = """
+import os, signal
+from pathlib import Path
+import pytest
+from harness.triton.server import TritonServer
+
+HERE = Path(__file__).parent
+
+def attempt(name):
+    with (HERE / name).open("a") as file:
+        file.write("x")
+    return (HERE / name).stat().st_size
+
+@pytest.fixture(scope="module")
+def shared():
+    (HERE / "models").mkdir(exist_ok=True)
+    with TritonServer(HERE / "models", log=HERE / "log") as server:
+        yield server
+
+@pytest.fixture
+def triton(shared):
+    return shared.revive()
+
+def lose(server, number):
+    os.kill(server.pid, number)
+    server.wait()
+
+def test_crashes_once(triton):
+    assert triton.alive
+    if attempt("once") == 1:
+        lose(triton, signal.SIGSEGV)
+        raise AssertionError("lost")
+
+def test_crashes_always(triton):
+    attempt("always")
+    lose(triton, signal.SIGSEGV)
+    raise AssertionError("lost")
+
+def test_fails_beside_a_triton(triton):
+    attempt("beside")
+    raise AssertionError("wrong")
+
+def test_kills_triton(triton):
+    attempt("kills")
+    lose(triton, signal.SIGKILL)
+    raise AssertionError("lost")
+"""
+
+ATTEMPTS = {"once": 2, "always": 3, "beside": 1, "kills": 1}
+
+
+def test_only_a_crash_of_triton_runs_a_test_again(pytester: pytest.Pytester) -> None:
+    check(pytester, pytester.runpytest_inprocess(*write(pytester), "-p", "no:xdist"))
+
+
+@pytest.mark.slow
+def test_it_does_so_in_workers_too(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    check(pytester, pytester.runpytest_subprocess(*write(pytester), "-n", "1"))
+
+
+def write(pytester: pytest.Pytester) -> list[str]:
+    """Write the tests that run inside, and give arguments to run them with."""
+    pytester.makeconftest(HOOK)
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
+    pytester.makepyfile(TESTS)
+    return ["-p", "no:cacheprovider"]
+
+
+def check(pytester: pytest.Pytester, result: pytest.RunResult) -> None:
+    result.assert_outcomes(passed=1, failed=3, warnings=3)
+    sizes = {name: (pytester.path / name).stat().st_size for name in ATTEMPTS}
+    assert sizes == ATTEMPTS
+    result.stdout.fnmatch_lines(
+        [
+            "*::test_crashes_once",
+            "*tritonserver crashed in attempt 1; the test runs again",
+        ]
+    )
