@@ -39,10 +39,10 @@ def points(records: list[pb.AutoMaskRecord]) -> set[tuple[float, float]]:
 async def test_progress_counts_points_and_crops_to_their_totals(
     stub: SegmentationServiceStub,
 ) -> None:
-    progress, _, _ = await run(stub, request(points_per_side=6, crop_n_layers=1))
+    progress, _, _ = await run(stub, request(points_per_side=4, crop_n_layers=1))
 
     assert progress[0].evaluated_point_count == 0
-    assert progress[-1].evaluated_point_count == progress[-1].total_point_count == 36 * 5
+    assert progress[-1].evaluated_point_count == progress[-1].total_point_count == 16 * 5
     assert progress[-1].finished_crop_count == progress[-1].total_crop_count == 5
 
 
@@ -50,7 +50,7 @@ async def test_the_summary_tells_what_each_filter_did(stub: SegmentationServiceS
     _, records, summary = await run(
         stub,
         request(
-            points_per_side=6,
+            points_per_side=4,
             crop_n_layers=1,
             pred_iou_thresh=0.91,
             stability_score_thresh=0.9,
@@ -69,7 +69,7 @@ async def test_the_summary_tells_what_each_filter_did(stub: SegmentationServiceS
         "small_regions",
         "max_masks",
     ]
-    assert counts["pred_iou"] == (36 * 5 * 3, 36 * 5 * 2)
+    assert counts["pred_iou"] == (16 * 5 * 3, 16 * 5 * 2)
     assert counts["max_masks"][1] == summary.mask_count == len(records) == 7
     assert summary.embedding.id
     assert {"decode", "postprocess"} <= {timing.stage for timing in summary.timings}
@@ -159,7 +159,7 @@ async def test_masks_lie_in_the_whole_image_also_from_crops(
 
 
 async def test_large_masks_are_streamed_in_several_messages(stub: SegmentationServiceStub) -> None:
-    message = request(pictures.image(1500, 1500), points_per_side=4, **KEEP_ALL)
+    message = request(pictures.image(1500, 1500), points_per_side=3, **KEEP_ALL)
     message.output_mode = pb.OUTPUT_MODE_BINARY_MASK
     batches = [
         event.masks

@@ -22,7 +22,7 @@ def scrape(service: Running, accept: str | None = None) -> tuple[int, str, str]:
 
     The event loop stands still meanwhile, since the listener does without.
     """
-    connection = http.client.HTTPConnection(service.admin_address, timeout=10)
+    connection = http.client.HTTPConnection(service.admin_address, timeout=60)
     try:
         connection.request("GET", "/metrics", headers={} if accept is None else {"Accept": accept})
         answer = connection.getresponse()

@@ -25,6 +25,8 @@ from tests import pictures
 from tests.conftest import serving, settings_with
 from tests.metrics.scraping import values
 from tests.security.credentials import KeyFile, bearer
+from tests.support.engines import SMALL_MODEL, encodes_begun
+from tests.support.waiting import until
 
 ROLES = [permission.value for permission in Permission]
 USED = "samserve_quota_used_ratio"
@@ -47,8 +49,7 @@ class Guarded:
     async def begin(self, call: Any, encodes: int) -> asyncio.Future[Any]:
         """Wait until a call's picture is the one that is being encoded after so many others."""
         task = asyncio.ensure_future(self._answer(call))
-        while self.engine.counts["encode_begun"] < 1 + encodes:
-            await asyncio.sleep(0.001)
+        await encodes_begun(self.engine, encodes)
         return task
 
     @staticmethod
@@ -57,12 +58,10 @@ class Guarded:
 
     async def used(self, count: int) -> dict[tuple[str, ...], float]:
         """Scrape, once so few calls are in flight."""
-        while True:
-            in_flight = values(self.service, "samserve_inflight_requests", "grpc_method")
-            if sum(in_flight.values()) == count:
-                found = values(self.service, USED, "tenant", "quota")
-                return {of: round(ratio, 3) for of, ratio in found.items()}
-            await asyncio.sleep(0.001)
+        name = "samserve_inflight_requests"
+        await until(lambda: sum(values(self.service, name, "grpc_method").values()) == count)
+        found = values(self.service, USED, "tenant", "quota")
+        return {of: round(ratio, 3) for of, ratio in found.items()}
 
 
 @asynccontextmanager
@@ -71,7 +70,7 @@ async def guarded(tmp_path: Path, policy: str, **sections: Any) -> AsyncIterator
     policy_file.write_text(f"version = 1\n{policy}")
     tenants = {name: bearer(keys.add(name, *ROLES)) for name in ("ants", "bees", "cats", "dogs")}
     auth = {"keys_file": keys.path, "policy_file": policy_file}
-    engine, go = FakeEngine(), asyncio.Event()
+    engine, go = FakeEngine(model=SMALL_MODEL), asyncio.Event()
     settings = settings_with(auth=auth, **sections)
     async with serving(settings, engine=engine) as (service, stub):
         engine.hold(go)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,8 @@ from samserve.v1 import samserve_pb2 as pb
 from tests import pictures
 from tests.conftest import serving, settings_with
 from tests.metrics.scraping import samples, values
+from tests.support.engines import SMALL_MODEL
+from tests.support.waiting import until
 
 WAITING, IN_FLIGHT = "samserve_queue_waiting", "samserve_inflight_requests"
 
@@ -33,12 +35,6 @@ def waiting(service: Running) -> dict[str, float]:
 
 def in_flight(service: Running) -> dict[str, float]:
     return {method: count for (method,), count in values(service, IN_FLIGHT, "grpc_method").items()}
-
-
-async def until(reached: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not reached():
-            await asyncio.sleep(0.001)
 
 
 def started(*calls: Any) -> asyncio.Future[Any]:
@@ -72,7 +68,7 @@ async def test_what_waits_for_a_thread_is_seen_while_it_waits(
     monkeypatch.setattr(app, "core_count", lambda: 1)
     search = pb.AutoMaskRequest(image=pictures.image())
     search.options.points_per_side = 2
-    async with serving(engine=FakeEngine()) as (service, stub):
+    async with serving(engine=FakeEngine(model=SMALL_MODEL)) as (service, stub):
         before = waiting(service)
         with (
             blocked(monkeypatch, identity, "embedding_id"),
@@ -159,7 +155,7 @@ def histogram(service: Running, name: str) -> dict[str, tuple[float, float]]:
 
 
 async def test_prompts_and_masks_are_counted_by_the_call() -> None:
-    async with serving(engine=FakeEngine()) as (service, stub):
+    async with serving(engine=FakeEngine(model=SMALL_MODEL)) as (service, stub):
         embedded = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
         embedding_id = embedded.embedding.id
         for prompts, multimask in ((1, pb.MULTIMASK_SINGLE), (3, pb.MULTIMASK_ALL)):
@@ -245,10 +241,10 @@ async def test_the_loop_s_lag_is_how_late_it_comes_to_what_was_due(
 
 async def test_the_server_observes_its_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_metrics, "_LAG_EVERY_S", 0.001)
-    async with serving(engine=FakeEngine()) as (service, _):
+    async with serving(engine=FakeEngine(model=SMALL_MODEL)) as (service, _):
         count = "samserve_event_loop_lag_seconds_count"
 
-        await until(lambda: values(service, count)[()] >= 3)
+        await until(lambda: values(service, count).get((), 0) >= 3)
 
         assert any(
             each.name == "samserve_event_loop_lag_seconds_bucket" for each in samples(service)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import AsyncIterator
 from io import BytesIO
 from math import inf, nan
 
 import grpc
 import numpy as np
 import pytest
+import pytest_asyncio
 from PIL import Image
 from samserve.app import Running
 from samserve.core import rle
@@ -17,6 +19,7 @@ from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import chosen, pictures
+from tests.conftest import serving
 from tests.rpc.errors import Failure, failure_of, stream_failure_of
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -24,6 +27,22 @@ NOT_FOUND = grpc.StatusCode.NOT_FOUND
 HEIGHT, WIDTH = 48, 64
 
 Service = tuple[Running, SegmentationServiceStub]
+
+# What is refused leaves nothing behind, so one service serves all of these tests.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(_engine: None) -> AsyncIterator[Service]:
+    """The service of all tests here."""
+    async with serving() as pair:
+        yield pair
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stub(service: Service) -> SegmentationServiceStub:
+    """Its stub."""
+    return service[1]
 
 
 def counts(service: Service) -> list[int]:

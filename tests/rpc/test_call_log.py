@@ -35,6 +35,8 @@ from tests.conftest import UNLIMITED, serving, settings_with
 from tests.samples import total
 from tests.security import http2
 from tests.security.credentials import KeyFile, bearer
+from tests.support.clock import Clock
+from tests.support.waiting import until
 
 FORMATS = ("json", "console")
 FIELDS = {
@@ -49,19 +51,10 @@ ENCODE_S, DECODE_S = 1.25, 0.5
 Caught = Callable[[], list[str]]
 
 
-class StoppedClock:
-    """The clock of calls; only what the engine does moves it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
-    clock = StoppedClock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of calls; only what the engine does moves it."""
+    clock = Clock()
     monkeypatch.setattr(ledger, "_now", clock)
     return clock
 
@@ -69,9 +62,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
 class Moody(FakeEngine):
     """Does what the request id says; where it is not said, it takes its time and works."""
 
-    def __init__(self, clock: StoppedClock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         super().__init__()
-        self._clock = clock or StoppedClock()
+        self._clock = clock or Clock()
         self.endless: set[str] = set()
         self._decoded: set[str] = set()
 
@@ -101,8 +94,7 @@ class Moody(FakeEngine):
 
     async def stuck(self, request_id: str) -> None:
         """Wait until a call has come to what never ends."""
-        while request_id not in self.endless:
-            await asyncio.sleep(0.001)
+        await until(lambda: request_id in self.endless)
 
 
 def caught(capsys: pytest.CaptureFixture[str], **settings: Any) -> Caught:
@@ -127,8 +119,8 @@ def calls(lines: list[str]) -> list[dict[str, Any]]:
 
 async def handled(service: Running, count: int) -> None:
     """Wait for the end of so many calls: a client may know of it before it is written down."""
-    while total(service.metrics.registry, "grpc_server_handled_total") < count:
-        await asyncio.sleep(0.001)
+    registry = service.metrics.registry
+    await until(lambda: total(registry, "grpc_server_handled_total") >= count)
 
 
 async def ended(call: Any) -> None:
@@ -229,7 +221,7 @@ class Script:
 
 
 async def test_a_call_leaves_one_line_whatever_its_end(
-    capsys: pytest.CaptureFixture[str], clock: StoppedClock, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], clock: Clock, tmp_path: Path
 ) -> None:
     logged = caught(capsys)
     keys, policy = KeyFile(tmp_path / "keys.toml"), tmp_path / "policy.toml"
@@ -367,8 +359,7 @@ async def test_a_line_says_where_the_embedding_was(
         engine.hold(go)
         pending = await stub.Embed(other, **named("pending"))
         waiting = stub.Predict(click(pending.embedding.id), **named("joined by id"))
-        while "join_existing" not in boarded:
-            await asyncio.sleep(0.001)
+        await until(lambda: "join_existing" in boarded)
         go.set()
         await waiting
         await handled(service, 6)
@@ -401,8 +392,7 @@ async def test_who_is_given_what_another_embed_makes_has_joined(
     async with serving(engine=engine) as (service, stub):
         engine.hold(go)
         pair = [asyncio.ensure_future(_answer(stub.Embed(wish))) for _ in range(2)]
-        while len(boarded) < 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(boarded) == 2)
         go.set()
         await asyncio.gather(*pair)
         await handled(service, 2)
@@ -502,9 +492,8 @@ async def test_neither_pictures_nor_credentials_are_logged(
                 await ended(stub.Predict(wish, metadata=(("x-request-id", request_id), *metadata)))
         # What nobody waits for fails, too.
         await ended(stub.Embed(ahead, metadata=(("x-request-id", "breaks"), *bearer(key))))
-        failures = {"outcome": "failed"}
-        while not total(service.metrics.registry, "samserve_prefetches_total", **failures):
-            await asyncio.sleep(0.001)
+        registry, name = service.metrics.registry, "samserve_prefetches_total"
+        await until(lambda: total(registry, name, outcome="failed"))
         await handled(service, 4 * 7 + 1)
 
     text = "\n".join(logged())

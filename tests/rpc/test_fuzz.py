@@ -9,12 +9,13 @@ from typing import Any
 
 import grpc
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from samserve.v1 import samserve_pb2 as pb
 
 from tests import pictures
 from tests.conftest import serving, settings_with
+from tests.support.examples import examples
 
 BROKEN = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE}
 PNG = pictures.png(16, 24)
@@ -72,28 +73,27 @@ predicts = st.builds(
     output_mode=st.integers(0, 4),
     include_low_res_logits=st.booleans(),
 )
-grids = st.lists(
-    st.builds(
-        pb.PointGrid,
-        points=st.lists(st.builds(pb.NormalizedPoint, x=numbers, y=numbers), max_size=3),
-    ),
-    max_size=2,
-)
-options = st.builds(
-    pb.AutoMaskOptions,
-    points_per_side=st.none() | st.integers(-1, 3),
-    points_per_batch=st.none() | st.integers(-1, 9),
-    pred_iou_thresh=st.none() | numbers,
-    stability_score_thresh=st.none() | numbers,
-    stability_score_offset=st.none() | numbers,
-    box_nms_thresh=st.none() | numbers,
-    crop_n_layers=st.none() | st.integers(-1, 2),
-    crop_overlap_ratio=st.none() | numbers,
-    crop_n_points_downscale_factor=st.none() | st.integers(-1, 4),
-    point_grids=grids,
-    min_mask_region_area=st.none() | small,
-    region_of_interest=st.none() | boxes,
-    max_masks=st.none() | small,
+grid_points = st.lists(st.builds(pb.NormalizedPoint, x=numbers, y=numbers), max_size=3)
+grids = st.lists(st.builds(pb.PointGrid, points=grid_points), min_size=1, max_size=2)
+options_of_a_grid: dict[str, st.SearchStrategy[Any]] = {
+    "points_per_batch": st.none() | st.integers(-1, 9),
+    "pred_iou_thresh": st.none() | numbers,
+    "stability_score_thresh": st.none() | numbers,
+    "stability_score_offset": st.none() | numbers,
+    "box_nms_thresh": st.none() | numbers,
+    "crop_n_layers": st.none() | st.integers(-1, 2),
+    "crop_overlap_ratio": st.none() | numbers,
+    "crop_n_points_downscale_factor": st.none() | st.integers(-1, 4),
+    "min_mask_region_area": st.none() | small,
+    "region_of_interest": st.none() | boxes,
+    "max_masks": st.none() | small,
+}
+side = st.integers(-1, 3)
+# Always a grid of a few points: the one that is taken without any has a thousand.
+options = st.one_of(
+    st.builds(pb.AutoMaskOptions, points_per_side=side, **options_of_a_grid),
+    st.builds(pb.AutoMaskOptions, point_grids=grids, **options_of_a_grid),
+    st.builds(pb.AutoMaskOptions, point_grids=grids, points_per_side=side, **options_of_a_grid),
 )
 automasks = st.builds(
     pb.AutoMaskRequest, image=images, options=options, output_mode=st.integers(0, 4)
@@ -133,13 +133,14 @@ class Session:
 
 
 @pytest.fixture(scope="module")
-def session() -> Iterator[Session]:
+def session(_engine: None) -> Iterator[Session]:
     session = Session()
     yield session
     session.close()
 
 
-FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+CHECKS: list[HealthCheck] = list(HealthCheck)
+FUZZ = examples(300, suppress_health_check=CHECKS)
 
 
 @FUZZ
@@ -154,7 +155,7 @@ def test_predict_never_breaks(session: Session, request: pb.PredictRequest) -> N
     assert session.code("Predict", request) not in BROKEN
 
 
-@settings(FUZZ, max_examples=40)  # a search takes many runs
+@examples(200, suppress_health_check=CHECKS)  # a search takes many runs
 @given(request=automasks)
 def test_automask_never_breaks(session: Session, request: pb.AutoMaskRequest) -> None:
     assert session.code("AutoMask", request) not in BROKEN

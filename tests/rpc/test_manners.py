@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import urllib.error
 import urllib.request
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from samserve import app
 from samserve.app import Running, running
-from samserve.context import RequestContext
-from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
+from samserve.context import StageClock
 from samserve.engines.fake import FakeEngine
 from samserve.errors import EngineUnavailable, Unavailable
-from samserve.rpc.methods import SERVICE
-from samserve.stores.base import Slot
-from samserve.types import Embedding
+from samserve.rpc import ledger
+from samserve.rpc.methods import METHODS, SERVICE
+from samserve.rpc.server import ApiServer
+from samserve.tracing import NoTracing
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 from structlog.testing import capture_logs
@@ -25,42 +27,13 @@ from tests import pictures
 from tests.conftest import serving, settings_with
 from tests.rpc.errors import failure_of, stream_failure_of
 from tests.samples import total
+from tests.support.clock import Clock, pass_on_the_loop
+from tests.support.engines import BrokenEngine, HeldEngine, UnavailableEngine, encodes_begun
+from tests.support.waiting import BOUND_S, until
 
 Code = grpc.StatusCode
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-class BrokenEngine(FakeEngine):
-    """Works for the warm-up and raises afterwards."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self._error = error
-
-    async def decode(
-        self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
-    ) -> DecoderOutput:
-        if context.tenant != "(warm-up)":
-            raise self._error
-        return await super().decode(model, embedding, prompts, context)
-
-
-class HeldEngine(FakeEngine):
-    """Works for the warm-up; later encodes wait for `go`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.go = asyncio.Event()
-        self.waiting = asyncio.Event()
-
-    async def encode(
-        self, model: str, image: EncoderInput, into: Slot, context: RequestContext
-    ) -> None:
-        if context.tenant != "(warm-up)":
-            self.waiting.set()
-            await self.go.wait()
-        await super().encode(model, image, into, context)
 
 
 async def health(address: str, name: str) -> int:
@@ -92,33 +65,46 @@ async def test_health_says_serving_under_every_name(
     assert statuses == [SERVING] * 3
 
 
-async def test_nothing_is_ready_before_the_warm_up_has_inferred() -> None:
-    hold = asyncio.Event()
-    settings = settings_with(server={"port": 50951, "admin_port": 50952})
+async def test_nothing_is_ready_before_the_warm_up_has_inferred(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hold, stop = asyncio.Event(), asyncio.Event()
+    listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    started = asyncio.Event()
+
+    class Listening(ApiServer):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            listening.set_result(f"127.0.0.1:{self.port}")
+
+    monkeypatch.setattr(app, "ApiServer", Listening)
 
     async def run() -> None:
-        async with running(settings, engine=FakeEngine(held_by=hold)):
+        async with running(settings_with(), engine=FakeEngine(held_by=hold)):
             started.set()
             await stop.wait()
 
-    started, stop = asyncio.Event(), asyncio.Event()
     task = asyncio.create_task(run())
-    before = [await eventually_health("127.0.0.1:50951", name) for name in ("", SERVICE, "live")]
+    address = await listening
+    before = [await eventually_health(address, name) for name in ("", SERVICE, "live")]
     hold.set()
     await started.wait()
-    after = await health("127.0.0.1:50951", "")
+    await until(lambda: serves(address))
     stop.set()
     await task
 
     assert before == [NOT_SERVING, NOT_SERVING, SERVING]
-    assert after == SERVING
+
+
+async def serves(address: str) -> bool:
+    return await health(address, "") == SERVING
 
 
 async def eventually_health(address: str, name: str) -> int:
     async with grpc.aio.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service=name)
-        answer = await stub.Check(request, wait_for_ready=True, timeout=20)
+        answer = await stub.Check(request, wait_for_ready=True, timeout=BOUND_S)
         return int(answer.status)
 
 
@@ -139,33 +125,24 @@ async def test_the_admin_listener_tells_liveness_readiness_and_metrics(
     assert "samserve_store_entries 1.0" in metrics
 
 
-class Away(FakeEngine):
-    """An engine that has answered once, and is away from then on."""
-
-    away = False
-
-    async def ready(self) -> bool:
-        return not self.away
+async def engine_is(service: Running, ready: float) -> bool:
+    return f"samserve_engine_ready {ready}" in (await http(service, "/metrics"))[1]
 
 
 @pytest.mark.parametrize(("readiness", "status"), [("engine", 503), ("started", 200)])
 async def test_readiness_takes_what_the_settings_say(readiness: str, status: int) -> None:
-    engine = Away()
+    engine = UnavailableEngine()
     settings = settings_with(server={"readiness": readiness})
     async with serving(settings, engine=engine) as (running_service, _):
         assert (await http(running_service, "/readyz"))[0] == 200
         engine.away = True
-        async with asyncio.timeout(10):
-            while "samserve_engine_ready 1.0" in (await http(running_service, "/metrics"))[1]:
-                await asyncio.sleep(0.02)
+        await until(lambda: engine_is(running_service, 0.0))
 
         assert (await http(running_service, "/readyz"))[0] == status
         health = await eventually_health(running_service.address, "")
         assert (health == SERVING) is (status == 200)
         engine.away = False
-        async with asyncio.timeout(10):
-            while "samserve_engine_ready 0.0" in (await http(running_service, "/metrics"))[1]:
-                await asyncio.sleep(0.02)
+        await until(lambda: engine_is(running_service, 1.0))
         assert (await http(running_service, "/readyz"))[0] == 200
 
 
@@ -193,9 +170,9 @@ async def test_every_call_gets_one_log_line(stub: SegmentationServiceStub) -> No
         )
         await failure_of(stub.Embed(pb.EmbedRequest()))
         # The line about a failure is written when the client may have been told already.
-        while len(calls := [line for line in lines if line["event"] == "call"]) < 2:
-            await asyncio.sleep(0.001)
+        await until(lambda: [line["event"] for line in lines].count("call") == 2)
 
+    calls = [line for line in lines if line["event"] == "call"]
     assert [(line["method"], line["code"], line["reason"]) for line in calls] == [
         ("Embed", "OK", None),
         ("Embed", "INVALID_ARGUMENT", "INVALID_ARGUMENT"),
@@ -206,7 +183,8 @@ async def test_every_call_gets_one_log_line(stub: SegmentationServiceStub) -> No
 
 
 async def test_an_internal_error_says_nothing_but_the_request_id() -> None:
-    async with serving(engine=BrokenEngine(ValueError("secret at 0xdeadbeef"))) as (_, stub):
+    engine = BrokenEngine(ValueError("secret at 0xdeadbeef"), decode=True)
+    async with serving(engine=engine) as (_, stub):
         request = pb.PredictRequest(image=pictures.image(), prompts=[pictures.click()])
         with capture_logs() as lines:
             failure = await failure_of(stub.Predict(request))
@@ -217,7 +195,8 @@ async def test_an_internal_error_says_nothing_but_the_request_id() -> None:
 
 
 async def test_an_engine_that_is_away_is_unavailable() -> None:
-    async with serving(engine=BrokenEngine(EngineUnavailable("no Triton"))) as (_, stub):
+    engine = BrokenEngine(EngineUnavailable("no Triton"), decode=True)
+    async with serving(engine=engine) as (_, stub):
         request = pb.PredictRequest(image=pictures.image(), prompts=[pictures.click()])
         failure = await failure_of(stub.Predict(request))
 
@@ -225,45 +204,87 @@ async def test_an_engine_that_is_away_is_unavailable() -> None:
 
 
 async def test_the_default_deadline_ends_a_call_and_names_the_stage() -> None:
-    settings = settings_with(deadlines={"embed_s": 0.2})
-    async with serving(settings, engine=HeldEngine()) as (service, stub):
-        failure = await failure_of(stub.Embed(pb.EmbedRequest(image=pictures.image())))
-        while service.store.stats().bytes:
-            await asyncio.sleep(0.001)
+    engine = HeldEngine()
+    async with serving(settings_with(deadlines={"embed_s": 500}), engine=engine) as (service, stub):
+        call = stub.Embed(pb.EmbedRequest(image=pictures.image()))
+        failing = asyncio.create_task(failure_of(call))
+        await engine.waiting.wait()
+        await pass_on_the_loop(400)
+        assert not call.done()
+        await pass_on_the_loop(200)
+        failure = await failing
+        await until(lambda: not service.store.stats().bytes)
 
     assert (failure.code, failure.reason) == (Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
     assert failure.metadata["stage"] == "encode"
 
 
 async def test_the_default_deadline_ends_a_stream_too() -> None:
-    settings = settings_with(deadlines={"automask_s": 0.2})
-    async with serving(settings, engine=HeldEngine()) as (service, stub):
-        failure = await stream_failure_of(stub.AutoMask(pb.AutoMaskRequest(image=pictures.image())))
-        while service.store.stats().bytes:
-            await asyncio.sleep(0.001)
+    engine = HeldEngine()
+    settings = settings_with(deadlines={"automask_s": 50})
+    async with serving(settings, engine=engine) as (service, stub):
+        call = stub.AutoMask(pb.AutoMaskRequest(image=pictures.image()))
+        failing = asyncio.create_task(stream_failure_of(call))
+        await engine.waiting.wait()
+        await pass_on_the_loop(100)
+        failure = await failing
+        await until(lambda: not service.store.stats().bytes)
 
     assert (failure.code, failure.metadata["stage"]) == (Code.DEADLINE_EXCEEDED, "encode")
 
 
-async def test_a_call_that_outlives_its_client_s_deadline_is_counted_as_such() -> None:
-    async with serving(engine=HeldEngine()) as (service, stub):
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Embed(pb.EmbedRequest(image=pictures.image()), timeout=0.2)
-        labels = {"grpc_method": "Embed", "grpc_code": "DEADLINE_EXCEEDED"}
-        while not total(service.metrics.registry, "grpc_server_handled_total", **labels):
-            await asyncio.sleep(0.001)
+async def test_a_call_that_outlives_its_client_s_deadline_is_counted_as_such(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # On a busy machine a call is on its way for long.
+    monkeypatch.setattr(ledger, "_ON_THE_WAY_S", 10.0)
+    engine = HeldEngine()
+    labels = {"grpc_method": "Embed", "grpc_code": "DEADLINE_EXCEEDED"}
+    async with serving(engine=engine) as (service, stub):
+        # What never leaves the client is no call to the server.
+        for timeout_s in (0.1, 1, 10):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.Embed(pb.EmbedRequest(image=pictures.image()), timeout=timeout_s)
+            if engine.waiting.is_set():
+                break
+        await until(lambda: total(service.metrics.registry, "grpc_server_handled_total", **labels))
 
     assert caught.value.code() is Code.DEADLINE_EXCEEDED
 
 
+@pytest.mark.parametrize(
+    ("passed_s", "remaining_s", "code"),
+    [
+        (10.0, 0.0, Code.DEADLINE_EXCEEDED),
+        (10.0, -1.0, Code.DEADLINE_EXCEEDED),
+        # A client's timer and the server's differ by up to one in a hundred, and by the way.
+        (10.0, 0.1, Code.DEADLINE_EXCEEDED),
+        (10.0, 0.2, Code.CANCELLED),
+        (0.1, 0.02, Code.DEADLINE_EXCEEDED),
+        (0.1, 0.04, Code.CANCELLED),
+        (0.1, 60.0, Code.CANCELLED),
+    ],
+)
+def test_a_client_that_leaves_at_its_deadline_is_late_and_before_it_has_cancelled(
+    monkeypatch: pytest.MonkeyPatch, passed_s: float, remaining_s: float, code: grpc.StatusCode
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(ledger, "_now", clock)
+    trace = NoTracing().begin(SERVICE, "Embed", ())
+    entry = ledger.Entry(METHODS[0], trace, StageClock(clock))
+    clock.now += passed_s
+    entry.cancelled(remaining_s)
+
+    assert entry.code is code
+
+
 async def test_a_client_deadline_longer_than_the_default_is_kept() -> None:
-    settings = settings_with(deadlines={"embed_s": 0.05})
     engine = HeldEngine()
-    async with serving(settings, engine=engine) as (_, stub):
-        pending = stub.Embed(pb.EmbedRequest(image=pictures.image()), timeout=60)
+    async with serving(settings_with(deadlines={"embed_s": 50}), engine=engine) as (_, stub):
+        pending = stub.Embed(pb.EmbedRequest(image=pictures.image()), timeout=5000)
         await engine.waiting.wait()
         # Longer than the default: the call would be over by now if the default applied.
-        await asyncio.sleep(0.2)
+        await pass_on_the_loop(100)
         engine.go.set()
         answer = await pending
 
@@ -364,17 +385,13 @@ async def test_cancelling_the_only_caller_stops_the_encode() -> None:
         engine.hold(hold)
         call = stub.Embed(pb.EmbedRequest(image=pictures.image()))
         pending = asyncio.ensure_future(_result(call))
-        while engine.counts["encode_begun"] < 2:
-            await asyncio.sleep(0.001)
+        await encodes_begun(engine, 1)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await pending
-        while not engine.counts["encode_cancelled"]:
-            await asyncio.sleep(0.001)
-        while service.store.stats().bytes:
-            await asyncio.sleep(0.001)
+        await until(lambda: engine.counts["encode_cancelled"])
+        await until(lambda: not service.store.stats().bytes)
         labels = {"grpc_method": "Embed", "grpc_code": "CANCELLED"}
-        while not total(service.metrics.registry, "grpc_server_handled_total", **labels):
-            await asyncio.sleep(0.001)
+        await until(lambda: total(service.metrics.registry, "grpc_server_handled_total", **labels))
 
     assert engine.counts["encode_finished"] == 1

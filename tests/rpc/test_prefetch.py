@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
 import pytest
+from samserve.context import Priority, RequestContext
 from samserve.engines.fake import FakeEngine
+from samserve.principal import WARM_UP
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import pictures
 from tests.conftest import serving, settings_with
 from tests.rpc.errors import failure_of
+from tests.support.engines import encodes_begun
+from tests.support.waiting import BOUND_S, until
 
 Code = grpc.StatusCode
 
@@ -27,7 +30,7 @@ async def held_service(
 ) -> AsyncIterator[tuple[FakeEngine, asyncio.Event, SegmentationServiceStub]]:
     """A service whose encoder waits until the event is set."""
     engine, go = FakeEngine(), asyncio.Event()
-    sections.setdefault("server", {})["grace_s"] = 0.5
+    sections.setdefault("server", {})["grace_s"] = 0.2
     async with serving(settings_with(**sections), engine=engine) as (_, stub):
         engine.hold(go)
         yield engine, go, stub
@@ -41,10 +44,9 @@ def click(embedding_id: str) -> pb.PredictRequest:
     return pb.PredictRequest(embedding_id=embedding_id, prompts=[pictures.click()])
 
 
-async def begun(engine: FakeEngine, count: int) -> None:
-    async with asyncio.timeout(10):
-        while engine.counts["encode_begun"] < count:
-            await asyncio.sleep(0.005)
+async def finished(engine: FakeEngine, count: int) -> None:
+    """Wait until so many encodes have ended well besides the warm-up's."""
+    await until(lambda: engine.counts["encode_finished"] >= 1 + count)
 
 
 async def test_a_prefetch_is_answered_at_once_and_a_click_waits_for_it() -> None:
@@ -59,7 +61,8 @@ async def test_a_prefetch_is_answered_at_once_and_a_click_waits_for_it() -> None
         embed = asyncio.ensure_future(stub.Embed(pb.EmbedRequest(image=pictures.image())))
         options = pb.AutoMaskOptions(points_per_side=2)
         search = stub.AutoMask(pb.AutoMaskRequest(embedding_id=pending.id, options=options))
-        await asyncio.sleep(0.1)
+        # Time to arrive.
+        await asyncio.sleep(0.05)
         assert not any(call.done() for call in (*clicks, embed))
         go.set()
 
@@ -140,9 +143,10 @@ async def test_pending_pictures_are_bounded_in_number() -> None:
         assert (failure.metadata["limit"], failure.retry_after_s) == ("2", 1.0)
         go.set()
 
-        async with asyncio.timeout(10):
-            while (await stub.Embed(prefetch(0))).embedding.stored != pb.STORED_LOCAL:
-                await asyncio.sleep(0.01)
+        async def stored() -> bool:
+            return (await stub.Embed(prefetch(0))).embedding.stored == pb.STORED_LOCAL
+
+        await until(stored)
         assert (await stub.Embed(prefetch(2))).embedding.stored == pb.STORED_PENDING
 
 
@@ -157,28 +161,52 @@ async def test_pending_pictures_are_bounded_in_bytes() -> None:
         assert failure.metadata["limit"] == str(2 * size)
 
 
-async def test_whoever_waits_goes_before_what_is_fetched_ahead() -> None:
-    engine = FakeEngine(service_s=0.02)
+class OneAtATime(FakeEngine):
+    """Serves one run after the other, once it may ``go``, and notes their priorities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+        self.served: list[Priority] = []
+
+    @property
+    def waiting(self) -> int:
+        return self._gate.waiting
+
+    async def _serve(self, context: RequestContext) -> None:
+        if context.principal is WARM_UP:
+            return
+        async with self._gate.hold(context):
+            await self.go.wait()
+            self.served.append(context.priority)
+
+
+async def test_what_a_caller_waits_for_goes_before_what_is_fetched_ahead() -> None:
+    engine = OneAtATime()
     async with serving(engine=engine) as (_, stub):
         for seed in range(12):
             await stub.Embed(prefetch(seed))
-        await stub.Embed(pb.EmbedRequest(image=pictures.image(seed=99)))
+        # Some at a time: one of them is being served.
+        await until(lambda: engine.waiting == 4 - 1)
+        embed = asyncio.ensure_future(stub.Embed(pb.EmbedRequest(image=pictures.image(seed=99))))
+        await until(lambda: engine.waiting == 4)
+        engine.go.set()
+        await embed
+        await finished(engine, 12 + 1)
 
-        # All of them have begun; the one that is waited for did not wait for all of them.
-        assert engine.counts["encode_finished"] < 1 + 12
+    bulk, interactive = Priority.BULK, Priority.INTERACTIVE
+    assert engine.served == [bulk, interactive, *[bulk] * 11]
 
 
 async def test_a_pending_embedding_that_is_deleted_does_not_come_back() -> None:
     async with held_service() as (engine, go, stub):
         pending = (await stub.Embed(prefetch())).embedding
-        await begun(engine, 2)
+        await encodes_begun(engine, 1)
         await stub.DeleteEmbedding(pb.DeleteEmbeddingRequest(embedding_id=pending.id))
         failure = await failure_of(stub.Predict(click(pending.id)))
         assert failure.reason == "EMBEDDING_NOT_FOUND"
         go.set()
-        async with asyncio.timeout(10):
-            while engine.counts["encode_finished"] < 2:
-                await asyncio.sleep(0.005)
+        await finished(engine, 1)
         failure = await failure_of(stub.Predict(click(pending.id)))
         assert failure.reason == "EMBEDDING_NOT_FOUND"
         # It can be had again.
@@ -189,10 +217,10 @@ async def test_a_pending_embedding_that_is_deleted_does_not_come_back() -> None:
 async def test_an_embed_after_a_delete_does_not_join_what_was_begun_before_it() -> None:
     async with held_service() as (engine, go, stub):
         pending = (await stub.Embed(prefetch())).embedding
-        await begun(engine, 2)
+        await encodes_begun(engine, 1)
         await stub.DeleteEmbedding(pb.DeleteEmbeddingRequest(embedding_id=pending.id))
         embed = asyncio.ensure_future(stub.Embed(pb.EmbedRequest(image=pictures.image())))
-        await begun(engine, 3)
+        await encodes_begun(engine, 2)
         go.set()
         await embed
 
@@ -202,14 +230,12 @@ async def test_an_embed_after_a_delete_does_not_join_what_was_begun_before_it() 
 async def test_a_delete_reaches_what_still_waits_for_its_turn() -> None:
     async with held_service() as (engine, go, stub):
         pending = [(await stub.Embed(prefetch(seed))).embedding.id for seed in range(8)]
-        await begun(engine, 1 + 4)
+        await encodes_begun(engine, 4)
         assert engine.counts["encode_begun"] == 1 + 4  # some at a time
         for embedding_id in (pending[0], pending[7]):
             await stub.DeleteEmbedding(pb.DeleteEmbeddingRequest(embedding_id=embedding_id))
         go.set()
-        async with asyncio.timeout(10):
-            while engine.counts["encode_finished"] < 1 + 8:
-                await asyncio.sleep(0.005)
+        await finished(engine, 8)
         for number, embedding_id in enumerate(pending):
             call = stub.Predict(click(embedding_id))
             if number in (0, 7):
@@ -221,22 +247,20 @@ async def test_a_delete_reaches_what_still_waits_for_its_turn() -> None:
 async def test_who_needs_what_still_waits_for_its_turn_does_not_wait_for_that() -> None:
     async with held_service() as (engine, go, stub):
         pending = [(await stub.Embed(prefetch(seed))).embedding.id for seed in range(8)]
-        await begun(engine, 1 + 4)
+        await encodes_begun(engine, 4)
         by_id = asyncio.ensure_future(stub.Predict(click(pending[7])))
-        await begun(engine, 1 + 5)
+        await encodes_begun(engine, 5)
         by_picture = asyncio.ensure_future(
             stub.Embed(pb.EmbedRequest(image=pictures.image(seed=6)))
         )
-        await begun(engine, 1 + 6)
+        await encodes_begun(engine, 6)
         go.set()
 
         assert (await by_id).embedding.id == pending[7]
         assert (await by_picture).embedding.id == pending[6]
-        async with asyncio.timeout(10):
-            while engine.counts["encode_finished"] < 1 + 8:
-                await asyncio.sleep(0.005)
+        await finished(engine, 8)
         # What was made for somebody is not made again when its turn comes.
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.05)
         assert engine.counts["encode_begun"] == 1 + 8
 
 
@@ -244,7 +268,7 @@ async def test_an_embed_during_which_it_is_deleted_is_not_found_and_one_after_it
     async with held_service() as (engine, go, stub):
         request = pb.EmbedRequest(image=pictures.image())
         early = asyncio.ensure_future(stub.Embed(request))
-        await begun(engine, 2)
+        await encodes_begun(engine, 1)
         embedding_id = (await stub.Embed(prefetch())).embedding.id
         await stub.DeleteEmbedding(pb.DeleteEmbeddingRequest(embedding_id=embedding_id))
         go.set()
@@ -257,14 +281,16 @@ async def test_an_embed_during_which_it_is_deleted_is_not_found_and_one_after_it
 
 @pytest.mark.parametrize("waiting", [False, True])
 async def test_the_end_of_the_server_does_not_wait_for_what_is_pending(waiting: bool) -> None:
-    async with held_service() as (engine, _go, stub):
+    async with AsyncExitStack() as server:
+        engine, _go, stub = await server.enter_async_context(held_service())
         pending = (await stub.Embed(prefetch())).embedding
-        await begun(engine, 2)
+        await encodes_begun(engine, 1)
         call = asyncio.ensure_future(stub.Predict(click(pending.id))) if waiting else None
+        # Time to arrive.
         await asyncio.sleep(0.05)
-        started = time.monotonic()
-    # The service waits for calls as long as its grace, and no longer.
-    assert time.monotonic() - started < 10
+        # It waits for calls as long as its grace, and the work never ends by itself.
+        async with asyncio.timeout(BOUND_S):
+            await server.aclose()
     assert engine.counts["encode_cancelled"] == 1
     if call is not None:
         await asyncio.gather(call, return_exceptions=True)

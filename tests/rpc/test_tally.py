@@ -15,6 +15,7 @@ from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.fake import FakeEngine
 from samserve.errors import EngineUnavailable
+from samserve.rpc import ledger
 from samserve.stores.base import Slot
 from samserve.types import Embedding
 from samserve.v1 import samserve_pb2 as pb
@@ -22,8 +23,9 @@ from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import pictures
 from tests.conftest import serving, settings_with
+from tests.support.waiting import until
 
-ROUNDS = 12
+ROUNDS = 6
 AT_ONCE = 24
 Tally = Counter[tuple[str, str]]
 Step = Callable[[int], Awaitable[tuple[str, str]]]
@@ -100,9 +102,8 @@ class Script:
 
     async def is_late(self, index: int) -> tuple[str, str]:
         wish = pb.EmbedRequest(image=endless(1000 + index))
-        # Long enough to arrive: what never left the client is no call to the server.  gRPC rounds
-        # what it sends of timeouts over a second up to hundredths.
-        timeout = 1.001 + 0.001 * index if index % 2 else 0.8 + 0.0137 * index
+        # gRPC rounds what it sends of timeouts over a second up to hundredths.
+        timeout = 1.001 + 0.001 * index if index % 2 else 0.9 + 0.0137 * index
         return "Embed", await ended(self._stub.Embed(wish, timeout=timeout))
 
     async def finds_all(self, index: int) -> tuple[str, str]:
@@ -125,9 +126,10 @@ class Script:
         return "DeleteEmbedding", await ended(self._stub.DeleteEmbedding(wish))
 
     def steps(self) -> list[Step]:
+        """All of them but `is_late`."""
         return [
             *(self.embeds, self.predicts, self.breaks, self.sends_rubbish, self.clicks_on_nothing),
-            *(self.names_no_model, self.cancels, self.is_late, self.finds_all, self.fails_midway),
+            *(self.names_no_model, self.cancels, self.finds_all, self.fails_midway),
             *(self.leaves_midway, self.deletes),
         ]
 
@@ -170,12 +172,17 @@ def told(service: Running) -> Tally:
     )
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
-async def test_codes_are_counted_as_clients_see_them(seed: int) -> None:
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+async def test_codes_are_counted_as_clients_see_them(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a busy machine a call is on its way for long.  Those that are cancelled have a minute.
+    monkeypatch.setattr(ledger, "_ON_THE_WAY_S", 1.0)
     settings = settings_with(
         engine={"kind": "fake"}, admission={"automask": 100}, log={"level": "error"}
     )
-    async with serving(settings, engine=Moody()) as (service, stub):
+    engine = Moody()
+    async with serving(settings, engine=engine) as (service, stub):
         first = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
         script = Script(stub, first.embedding.id)
         steps = [(step, index) for index in range(ROUNDS) for step in script.steps()]
@@ -187,12 +194,13 @@ async def test_codes_are_counted_as_clients_see_them(seed: int) -> None:
             async with places:
                 return await step(index)
 
-        seen: Tally = Counter(await asyncio.gather(*(taken(*each) for each in steps)))
+        # First, so that they arrive: what never left the client is no call to the server.
+        late = [asyncio.create_task(script.is_late(index)) for index in range(ROUNDS)]
+        await until(lambda: engine.endless == ROUNDS)
+        seen: Tally = Counter(await asyncio.gather(*late, *(taken(*each) for each in steps)))
         seen["Embed", "OK"] += 1
 
-        async with asyncio.timeout(20):
-            while told(service).total() < seen.total():
-                await asyncio.sleep(0.005)
+        await until(lambda: told(service).total() == seen.total())
         assert told(service) == seen
         assert seen["Embed", "CANCELLED"] == seen["AutoMask", "CANCELLED"] == ROUNDS
         assert seen["Embed", "DEADLINE_EXCEEDED"] == seen["AutoMask", "UNAVAILABLE"] == ROUNDS

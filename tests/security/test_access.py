@@ -35,6 +35,7 @@ from tests.security.credentials import (
     token,
     write_pem,
 )
+from tests.support.waiting import BOUND_S, until
 
 SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"]
 METHODS = [method.name for method in SERVICE.methods]
@@ -58,9 +59,9 @@ class Caller:
         parse = GetMessageClass(method.output_type).FromString
         if not method.server_streaming:
             unary = self._channel.unary_unary(path, None, parse)
-            return await unary(request.SerializeToString(), metadata=metadata, timeout=20)
+            return await unary(request.SerializeToString(), metadata=metadata, timeout=BOUND_S)
         stream = self._channel.unary_stream(path, None, parse)
-        call = stream(request.SerializeToString(), metadata=metadata, timeout=20)
+        call = stream(request.SerializeToString(), metadata=metadata, timeout=BOUND_S)
         return [answer async for answer in call][-1]
 
     async def refusal(self, name: str, request: Any, metadata: Any = ()) -> grpc.aio.AioRpcError:
@@ -137,27 +138,26 @@ def test_the_descriptor_has_methods() -> None:
     assert {"Predict", "AutoMask", "DeleteEmbedding"} == set(BY_ID)
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        (),
-        (("authorization", ""),),
-        (("authorization", "Bearer "),),
-        (("authorization", "Basic YTpi"),),
-        (("authorization", "Bearer nonsense"),),
-        bearer("samserve_aaaaaaaaaaaa_" + "x" * 43),
-        bearer("a.b.c"),
-    ],
-    ids=["none", "empty", "bearer-nothing", "basic", "nonsense", "unknown-key", "no-token"],
-)
-async def test_every_rpc_is_refused_without_credentials(
-    guarded: Running, caller: Caller, name: str, metadata: Any
-) -> None:
-    error = await caller.refusal(name, valid(name), metadata)
+WORTHLESS: dict[str, Any] = {
+    "none": (),
+    "empty": (("authorization", ""),),
+    "bearer-nothing": (("authorization", "Bearer "),),
+    "basic": (("authorization", "Basic YTpi"),),
+    "nonsense": (("authorization", "Bearer nonsense"),),
+    "unknown-key": bearer("samserve_aaaaaaaaaaaa_" + "x" * 43),
+    "no-token": bearer("a.b.c"),
+}
 
-    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
-    assert reason(error) == "UNAUTHENTICATED"
+
+@pytest.mark.parametrize("kind", WORTHLESS)
+async def test_every_rpc_is_refused_without_credentials(
+    guarded: Running, caller: Caller, kind: str
+) -> None:
+    for name in METHODS:
+        error = await caller.refusal(name, valid(name), WORTHLESS[kind])
+
+        assert error.code() is grpc.StatusCode.UNAUTHENTICATED, name
+        assert reason(error) == "UNAUTHENTICATED", name
     assert guarded.engine.counts["encode_begun"] == 1  # the warm-up's
 
 
@@ -192,11 +192,11 @@ async def test_every_rpc_is_answered_with_the_right_role(
     assert await caller.call(name, request, bearer(token(roles=EVERY_ROLE))) is not None
 
 
-@pytest.mark.parametrize("role", EVERY_ROLE)
-async def test_whoever_has_a_role_may_list_the_models(caller: Caller, role: str) -> None:
-    request = pb.ListModelsRequest()
+async def test_any_role_is_enough_to_list_the_models(caller: Caller) -> None:
+    for role in EVERY_ROLE:
+        request = pb.ListModelsRequest()
 
-    assert (await caller.call("ListModels", request, bearer(token(roles=[role])))).models
+        assert (await caller.call("ListModels", request, bearer(token(roles=[role])))).models, role
 
 
 @pytest.mark.parametrize("name", BY_ID)
@@ -281,23 +281,23 @@ async def test_keys_hold_from_when_they_are_added_until_they_are_removed(
     guarded: Running, caller: Caller, key_file: KeyFile
 ) -> None:
     key = bearer(key_file.add("acme", "embed"))
-    await until(caller, key, "OK")
+    await comes_to(caller, key, "OK")
 
     key_file.clear()
-    await until(caller, key, "UNAUTHENTICATED")
+    await comes_to(caller, key, "UNAUTHENTICATED")
 
 
-async def until(caller: Caller, metadata: Any, wanted: str) -> None:
+async def comes_to(caller: Caller, metadata: Any, wanted: str) -> None:
     """Call until the server has noticed the file by itself."""
-    for _ in range(500):
+
+    async def is_so() -> bool:
         try:
             await caller.call("ListModels", pb.ListModelsRequest(), metadata)
-            code = "OK"
         except grpc.aio.AioRpcError as error:
-            code = error.code().name
-        if code == wanted:
-            return
-    pytest.fail(f"still {code}")
+            return error.code().name == wanted
+        return wanted == "OK"
+
+    await until(is_so)
 
 
 async def test_two_credentials_are_one_too_many(

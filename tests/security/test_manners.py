@@ -13,14 +13,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from samserve import logs
-from samserve.app import running
-from samserve.context import RequestContext
-from samserve.engines.base import EncoderInput
-from samserve.engines.fake import FakeEngine
-from samserve.principal import WARM_UP, Permission
-from samserve.rpc.bystanders import MOST_CALLS
+from samserve.app import Running, running
+from samserve.principal import Permission
+from samserve.rpc import bystanders, receiving
+from samserve.rpc.bystanders import MOST_CALLS, Bystanders
 from samserve.settings import LogSettings
-from samserve.stores.base import Slot
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1 import samserve_pb2_grpc
 
@@ -29,6 +26,8 @@ from tests.conftest import UNLIMITED, settings_with
 from tests.samples import total
 from tests.security import http2
 from tests.security.credentials import KeyFile, bearer
+from tests.support.engines import BrokenEngine, UnavailableEngine
+from tests.support.waiting import BOUND_S, until
 
 METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["SegmentationService"].methods]
 REFUSALS = {
@@ -44,12 +43,20 @@ def guarded(key_file: KeyFile, **sections: Any) -> Any:
     return running(settings_with(auth={"keys_file": key_file.path}, **sections))
 
 
-@pytest.mark.parametrize(
-    ("why", "method"),
-    [*itertools.product(["no credentials", "wrong role", "over quota", "server full"], METHODS)],
-)
+def in_flight(service: Running, method: str) -> float:
+    return total(service.metrics.registry, "samserve_inflight_requests", grpc_method=method)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request is given up because it has not come at once."""
+    monkeypatch.setattr(receiving, "PROMPT_S", 600.0)
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+@pytest.mark.usefixtures("patient")
 async def test_refusals_do_not_wait_for_the_request(
-    key_file: KeyFile, tmp_path: Path, why: str, method: str
+    key_file: KeyFile, tmp_path: Path, why: str
 ) -> None:
     """The client opens the call and sends nothing of its request: the answer comes all the same."""
     roles = [] if why == "wrong role" else [permission.value for permission in Permission]
@@ -57,42 +64,62 @@ async def test_refusals_do_not_wait_for_the_request(
     policy = tmp_path / "policy.toml"
     policy.write_text("version = 1\n[quotas.default]\nrequests_per_s = 0.001\nburst = 1\n")
     sections: dict[str, Any] = {"auth": {"keys_file": key_file.path}}
+    # Those that are let in take the one token of the rate, or the only place, and keep it.
+    let_in: list[str] = []
     if why == "over quota":
         sections["auth"]["policy_file"] = policy
+        let_in = METHODS[:1]
     if why == "server full":
         sections["admission"] = {"embed": 1, "predict": 1, "automask": 1, "other": 1}
+        let_in = METHODS
     headers = {} if why == "no credentials" else {"authorization": f"Bearer {key}"}
-    async with running(settings_with(**sections)) as service:
-        host, port = service.address.rsplit(":", 1)
-        # The first takes the token of the rate, or the only place, and keeps it.
-        first = await opened(host, int(port), method, headers)
-        reader, writer = await opened(host, int(port), method, headers)
-        status = await asyncio.wait_for(http2.status_of_stream(reader), 10)
-        for _, each in (first, (reader, writer)):
-            each.close()
+    statuses = {}
+    async with running(settings_with(**sections)) as service, AsyncExitStack() as writers:
+        for method in let_in:
+            _, writer = await opened(service.address, method, headers)
+            writers.callback(writer.close)
+            await until(lambda method=method: in_flight(service, method) == 1)
+        for method in METHODS:
+            reader, writer = await opened(service.address, method, headers)
+            writers.callback(writer.close)
+            async with asyncio.timeout(BOUND_S):
+                statuses[method] = await http2.status_of_stream(reader)
 
-    assert status == REFUSALS[why]
+    assert statuses == dict.fromkeys(METHODS, REFUSALS[why])
 
 
 async def opened(
-    host: str, port: int, method: str, headers: dict[str, str]
+    address: str, method: str, headers: dict[str, str]
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    reader, writer = await asyncio.open_connection(host, port)
+    """Open a call, of whose request nothing is sent."""
+    host, port = address.rsplit(":", 1)
+    reader, writer = await asyncio.open_connection(host, int(port))
     path = f"/{SERVICE.full_name}/{method}"
     writer.write(http2.hello() + http2.call_headers(path, host, **headers))
     await writer.drain()
-    await asyncio.sleep(0.1)
     return reader, writer
 
 
+@pytest.mark.usefixtures("patient")
 async def test_who_may_call_is_waited_for(key_file: KeyFile) -> None:
     """The control of the test above: without a refusal nothing comes before the request."""
     key = key_file.add("acme", "embed")
-    async with guarded(key_file) as service:
-        host, port = service.address.rsplit(":", 1)
-        reader, writer = await opened(host, int(port), "Embed", {"authorization": f"Bearer {key}"})
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(http2.status_of_stream(reader), 0.5)
+    async with (
+        guarded(key_file) as service,
+        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+    ):
+        headers = {"authorization": f"Bearer {key}"}
+        reader, writer = await opened(service.address, "ListModels", headers)
+        status = asyncio.create_task(http2.status_of_stream(reader))
+        await until(lambda: in_flight(service, "ListModels") == 1)
+        # Time enough for another call.
+        stub = samserve_pb2_grpc.SegmentationServiceStub(channel)
+        await stub.Embed(pb.EmbedRequest(image=pictures.image()), metadata=bearer(key))
+        assert not status.done()
+        end_stream, empty = 1, bytes(5)
+        writer.write(http2.frame(http2.DATA, end_stream, 1, empty))
+        async with asyncio.timeout(BOUND_S):
+            assert await status == "OK"
         writer.close()
 
 
@@ -103,7 +130,7 @@ async def test_who_pings_too_often_is_sent_away() -> None:
         writer.write(http2.hello())
         writer.write(http2.frame(http2.PING, 0, 0, bytes(8)) * 20)
 
-        farewell = await asyncio.wait_for(http2.until_goaway(reader), 10)
+        farewell = await asyncio.wait_for(http2.until_goaway(reader), BOUND_S)
         writer.close()
 
     # ENHANCE_YOUR_CALM, RFC 9113 section 7.
@@ -112,21 +139,26 @@ async def test_who_pings_too_often_is_sent_away() -> None:
 
 
 async def test_connections_end_for_age_and_lose_no_call() -> None:
-    server = {"connection_age_s": 0.3, "grace_s": 5}
-    async with running(settings_with(server=server)) as service:
-        host, port = service.address.rsplit(":", 1)
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(http2.hello())
-        ending = asyncio.create_task(http2.until_goaway(reader))
-        async with grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel:
-            stub = samserve_pb2_grpc.SegmentationServiceStub(channel)
-            for _ in range(300):
-                await stub.ListModels(pb.ListModelsRequest())
-                await asyncio.sleep(0.005)
-        farewell = await asyncio.wait_for(ending, 10)
-        writer.close()
+    server = {"connection_age_s": 0.2, "grace_s": 60}
+    async with (
+        running(settings_with(server=server)) as service,
+        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+    ):
+        stub = samserve_pb2_grpc.SegmentationServiceStub(channel)
+        await stub.ListModels(pb.ListModelsRequest())
+        # Two ages, one after the other: the channel's own connection has ended before the second.
+        farewells = []
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection(*service.address.rsplit(":", 1))
+            writer.write(http2.hello())
+            ending = asyncio.create_task(http2.until_goaway(reader))
+            async with asyncio.timeout(BOUND_S):
+                while not ending.done():
+                    await stub.ListModels(pb.ListModelsRequest())
+            farewells.append(ending.result())
+            writer.close()
 
-    assert int.from_bytes(farewell[4:8], "big") == 0  # NO_ERROR
+    assert [int.from_bytes(each[4:8], "big") for each in farewells] == [0, 0]  # NO_ERROR
 
 
 async def test_streams_without_credentials_are_so_many(key_file: KeyFile) -> None:
@@ -151,62 +183,83 @@ async def test_streams_without_credentials_are_so_many(key_file: KeyFile) -> Non
         stub = samserve_pb2_grpc.SegmentationServiceStub(channel)
         await stub.Embed(pb.EmbedRequest(image=pb.Image(encoded=pictures.png())), metadata=key)
         watches.pop().cancel()
-        async with asyncio.timeout(10):
-            while await takes_no_watch(health):
-                await asyncio.sleep(0.02)
+        await until(lambda: takes_watch(health))
         for watch in watches:
             watch.cancel()
 
 
-async def test_health_is_answered_while_a_stranger_holds_its_requests_back() -> None:
-    request = health_pb2.HealthCheckRequest()
+async def test_health_is_answered_while_another_holds_its_requests_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Four at a time, each for so long: a hundred take 25 times as long.
+    monkeypatch.setattr(bystanders, "PROMPT_S", 0.2)
+    monkeypatch.setattr(bystanders, "_PATIENCE_S", 600.0)
     async with (
         running(settings_with()) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
     ):
+        health = health_pb2_grpc.HealthStub(channel)
+        await channel.channel_ready()
         host, port = service.address.rsplit(":", 1)
-        _, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(http2.hello())
         for stream in range(1, 200, 2):
             call = bytearray(http2.call_headers("/grpc.health.v1.Health/Check", host))
             call[5:9] = stream.to_bytes(4, "big")
             writer.write(bytes(call))
         await writer.drain()
-        await asyncio.sleep(0.1)
-        health = health_pb2_grpc.HealthStub(channel)
-        # A hundred calls that wait for a second each, four at a time, would be before this one.
-        for _ in range(3):
-            await health.Check(request, timeout=5)
+        ended: set[int] = set()
+        reading = asyncio.create_task(note_ends(reader, ended))
+        await until(lambda: bool(ended))
+        await health.Check(health_pb2.HealthCheckRequest(), timeout=BOUND_S)
+        # Most of them still wait for their turn.
+        assert len(ended) < 90
+        reading.cancel()
         writer.close()
 
 
+async def note_ends(reader: asyncio.StreamReader, ended: set[int]) -> None:
+    """Note the streams on which something has been answered."""
+    while (got := await http2.read_frame(reader)) is not None:
+        if got.kind == http2.HEADERS:
+            ended.add(got.stream)
+
+
 @pytest.mark.parametrize("who", ["a watcher", "a silent connection", "a connection without calls"])
-async def test_nobody_who_only_listens_holds_up_the_end(who: str) -> None:
-    loop = asyncio.get_running_loop()
-    async with AsyncExitStack() as clients:
-        patience = {"grace_s": 250, "handshake_s": 250, "idle_s": 250}
-        async with running(settings_with(server=patience)) as service:
-            host, port = service.address.rsplit(":", 1)
-            if who == "a watcher":
-                channel = await clients.enter_async_context(
-                    grpc.aio.insecure_channel(service.address, options=UNLIMITED)
-                )
-                watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-                await watch.read()
-            else:
-                _, writer = await asyncio.open_connection(host, int(port))
-                clients.callback(writer.close)
-                writer.write(http2.hello() if who == "a connection without calls" else b"")
-            await asyncio.sleep(0.1)
-            began = loop.time()
-        # Far from the grace, which is what it would take otherwise.
-        assert loop.time() - began < 60
+async def test_a_client_that_only_listens_does_not_hold_up_the_end(who: str) -> None:
+    # Longer than the end may take.
+    patience = {"grace_s": 250, "handshake_s": 250, "idle_s": 250}
+    async with AsyncExitStack() as clients, AsyncExitStack() as server:
+        service = await server.enter_async_context(running(settings_with(server=patience)))
+        if who == "a watcher":
+            channel = await clients.enter_async_context(
+                grpc.aio.insecure_channel(service.address, options=UNLIMITED)
+            )
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            await watch.read()
+        else:
+            _, writer = await asyncio.open_connection(*service.address.rsplit(":", 1))
+            clients.callback(writer.close)
+            writer.write(http2.hello() if who == "a connection without calls" else b"")
+        # Time to arrive.
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(BOUND_S):
+            await server.aclose()
         if who == "a watcher":
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
             assert await watch.code() is grpc.StatusCode.OK
 
 
-async def test_reflection_that_pauses_ends_in_order() -> None:
+async def test_reflection_that_pauses_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, reads = Bystanders._read, itertools.count()
+
+    async def read_patiently(self: Bystanders, rpc: Any) -> Any:
+        """Give up the third request at once, and neither of those that come."""
+        monkeypatch.setattr(bystanders, "PROMPT_S", 0.01 if next(reads) == 2 else 600.0)
+        return await read(self, rpc)
+
+    monkeypatch.setattr(Bystanders, "_read", read_patiently)
+    monkeypatch.setattr(bystanders, "_PATIENCE_S", 600.0)
     async with (
         running(settings_with()) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
@@ -221,19 +274,10 @@ async def test_reflection_that_pauses_ends_in_order() -> None:
         assert await call.code() is grpc.StatusCode.OK
 
 
-class Leaving(FakeEngine):
-    """Can be away."""
-
-    away = False
-
-    async def ready(self) -> bool:
-        return not self.away
-
-
 async def test_who_watches_is_told_though_others_leave() -> None:
     request = health_pb2.HealthCheckRequest()
     serving = health_pb2.HealthCheckResponse.SERVING
-    engine = Leaving()
+    engine = UnavailableEngine()
     async with (
         running(settings_with(), engine=engine) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
@@ -244,9 +288,10 @@ async def test_who_watches_is_told_though_others_leave() -> None:
         unknown = health.Watch(health_pb2.HealthCheckRequest(service="nobody"))
         assert (await unknown.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         leaving.cancel()
-        await asyncio.sleep(0.1)
+        # Time for the server to notice.
+        await asyncio.sleep(0.05)
         engine.away = True
-        answer = await asyncio.wait_for(staying.read(), 10)
+        answer = await asyncio.wait_for(staying.read(), BOUND_S)
 
     assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -263,38 +308,24 @@ async def test_an_unknown_name_has_no_health() -> None:
 
 async def test_a_client_that_leaves_while_it_sends_has_cancelled() -> None:
     async with running(settings_with()) as service:
-        host, port = service.address.rsplit(":", 1)
-        _, writer = await opened(host, int(port), "Embed", {})
+        _, writer = await opened(service.address, "Embed", {})
         writer.write(http2.frame(http2.DATA, 0, 1, b"\0\0\x01\0\0half"))
         # CANCEL, RFC 9113 section 7.
         writer.write(http2.frame(http2.RST_STREAM, 0, 1, (8).to_bytes(4, "big")))
         await writer.drain()
         labels = {"grpc_method": "Embed", "grpc_code": "CANCELLED"}
-        async with asyncio.timeout(10):
-            while not total(service.metrics.registry, "grpc_server_handled_total", **labels):
-                await asyncio.sleep(0.02)
+        await until(lambda: total(service.metrics.registry, "grpc_server_handled_total", **labels))
         writer.close()
 
 
-async def takes_no_watch(health: health_pb2_grpc.HealthStub) -> bool:
+async def takes_watch(health: health_pb2_grpc.HealthStub) -> bool:
     watch = health.Watch(health_pb2.HealthCheckRequest())
     try:
         await watch.read()
     except grpc.aio.AioRpcError:
-        return True
+        return False
     watch.cancel()
-    return False
-
-
-class Broken(FakeEngine):
-    """Fails as no engine should, with everything at hand in its frames."""
-
-    async def encode(
-        self, model: str, image: EncoderInput, into: Slot, context: RequestContext
-    ) -> None:
-        if context.principal is WARM_UP:
-            return await super().encode(model, image, into, context)
-        raise RuntimeError("something that nobody has foreseen")
+    return True
 
 
 @pytest.mark.parametrize("kind", ["json", "console"])
@@ -305,9 +336,11 @@ async def test_a_crash_tells_its_trace_and_no_secret(
 ) -> None:
     key = key_file.add("acme", "embed")
     settings = settings_with(auth={"keys_file": key_file.path})
+    # Fails as no engine should, with everything at hand in its frames.
+    engine = BrokenEngine(RuntimeError("something that was not foreseen"), encode=True)
     logs.configure(LogSettings(format=kind))
     async with (
-        running(settings, engine=Broken()) as service,
+        running(settings, engine=engine) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
     ):
         stub = samserve_pb2_grpc.SegmentationServiceStub(channel)
@@ -318,6 +351,6 @@ async def test_a_crash_tells_its_trace_and_no_secret(
 
     assert failed.value.code() is grpc.StatusCode.INTERNAL
     assert "foreseen" not in (failed.value.details() or "")
-    assert "something that nobody has foreseen" in err
+    assert "something that was not foreseen" in err
     assert "Traceback" in err
     assert key.split("_", 2)[2] not in err

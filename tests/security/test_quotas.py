@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from samserve import app
 from samserve.app import Running, running
-from samserve.context import RequestContext
 from samserve.engines.fake import FakeEngine
 from samserve.errors import EmbeddingNotFound, Overloaded, QuotaExceeded
 from samserve.principal import Permission
@@ -30,19 +28,14 @@ from tests import pictures
 from tests.conftest import UNLIMITED, settings_with
 from tests.security.credentials import KeyFile, bearer
 from tests.security.test_access import details, reason
+from tests.support.clock import Clock
+from tests.support.engines import SMALL_MODEL, BusyEngine, encodes_begun
+from tests.support.waiting import until
 
 TENANTS = ("ants", "bees", "cats", "dogs", "emus")
 PLENTY = {"predict": 1000}
 ROLES = [permission.value for permission in Permission]
 Stub = samserve_pb2_grpc.SegmentationServiceStub
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def quotas(policy: str, clock: Callable[[], float]) -> Quotas:
@@ -169,44 +162,35 @@ async def stubs(service: Running, count: int) -> AsyncIterator[list[Stub]]:
             )
             for _ in range(count)
         ]
-        # What a rate allows would pass unused while they connect.
         await asyncio.gather(*(channel.channel_ready() for channel in channels))
         yield [Stub(channel) for channel in channels]
 
 
-@dataclass
-class Answers:
-    """What the clients of a bucket got from it, and when the last of them was answered."""
-
-    until: float
-    answered: int = 0
-    refused: int = 0
-    latest: float = 0.0
-    over: bool = False
-
-    async def insist(self, stub: Stub, metadata: Any, pause_s: float) -> None:
-        """Call until the first refusal after the time is up: nothing allowed is left over then."""
-        while not self.over:
-            try:
-                await stub.ListModels(pb.ListModelsRequest(), metadata=metadata)
-                self.answered += 1
-                self.latest = time.monotonic()
-            except grpc.aio.AioRpcError as error:
-                if reason(error) != "QUOTA_EXCEEDED":
-                    raise
-                self.refused += 1
-                self.over = time.monotonic() > self.until
-            await asyncio.sleep(pause_s)
-
-    def check(self, rate: float, started: float) -> None:
-        """See that it was a bucket of this rate, with a second's worth as its burst."""
-        # In any time t it lets `burst + rate * t` pass.
-        allowed = rate + rate * (self.latest - started)
-        assert self.refused > 20, self
-        assert 0.95 * allowed <= self.answered <= 1.05 * allowed, (self, allowed)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the quotas of every server that starts in the test."""
+    clock = Clock()
+    monkeypatch.setattr(app, "Quotas", lambda policy: Quotas(policy, clock))
+    return clock
 
 
-async def test_rates_hold_for_200_clients_of_5_tenants(key_file: KeyFile, tmp_path: Path) -> None:
+async def answered(stub: Stub, metadata: Any) -> int:
+    """Call until the first refusal, and tell how many calls were answered."""
+    count = 0
+    while True:
+        try:
+            await stub.ListModels(pb.ListModelsRequest(), metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            if reason(error) != "QUOTA_EXCEEDED":
+                raise
+            return count
+        count += 1
+
+
+async def test_rates_hold_for_200_clients_of_5_tenants(
+    key_file: KeyFile, tmp_path: Path, clock: Clock
+) -> None:
+    """In any time, what passes is the burst and what the rate gives, whoever else calls."""
     rates = dict(zip(TENANTS, (20, 30, 40, 50, 60), strict=True))
     policy = "\n".join(
         f"[quotas.{name}]\nrequests_per_s = {rate}\nburst = {rate}\n"
@@ -217,33 +201,38 @@ async def test_rates_hold_for_200_clients_of_5_tenants(key_file: KeyFile, tmp_pa
         guarded(key_file, tmp_path, policy) as (service, tenants),
         stubs(service, 200) as clients,
     ):
-        started = time.monotonic()
-        answers = {tenant: Answers(until=started + 6) for tenant in TENANTS}
-        named = [(stub, TENANTS[number % 5]) for number, stub in enumerate(clients)]
-        await asyncio.gather(
-            *(answers[tenant].insist(stub, tenants[tenant], 0.2) for stub, tenant in named)
-        )
 
-    for tenant, rate in rates.items():
-        answers[tenant].check(rate, started)
+        async def all_insist() -> dict[str, int]:
+            counts = await asyncio.gather(
+                *(answered(stub, tenants[TENANTS[n % 5]]) for n, stub in enumerate(clients))
+            )
+            return {name: sum(counts[n::5]) for n, name in enumerate(TENANTS)}
+
+        burst = await all_insist()
+        clock.now += 0.5
+        half_a_second = await all_insist()
+
+    assert burst == rates
+    assert half_a_second == {name: rate / 2 for name, rate in rates.items()}
 
 
-async def test_the_rate_of_the_whole_server_holds(key_file: KeyFile, tmp_path: Path) -> None:
+async def test_the_rate_of_the_whole_server_holds(
+    key_file: KeyFile, tmp_path: Path, clock: Clock
+) -> None:
     policy = "[server]\nrequests_per_s = 60\nburst = 60"
     async with (
         guarded(key_file, tmp_path, policy) as (service, tenants),
-        stubs(service, 50) as clients,
+        stubs(service, 10) as clients,
     ):
-        started = time.monotonic()
-        answers = Answers(until=started + 4)
-        await asyncio.gather(
-            *(
-                answers.insist(stub, tenants[TENANTS[number % 5]], 0.1)
-                for number, stub in enumerate(clients)
+        passed = []
+        for waited_s in (0.0, 0.5, 5.0):
+            clock.now += waited_s
+            counts = await asyncio.gather(
+                *(answered(stub, tenants[TENANTS[n % 5]]) for n, stub in enumerate(clients))
             )
-        )
+            passed.append(sum(counts))
 
-    answers.check(60, started)
+    assert passed == [60, 30, 60]
 
 
 async def test_concurrency_holds_for_200_clients_of_5_tenants(
@@ -255,8 +244,8 @@ async def test_concurrency_holds_for_200_clients_of_5_tenants(
         f'[quotas.{name}]\nembed = {limit}\n[tenants.{name}]\nquota = "{name}"'
         for name, limit in limits.items()
     )
-    engine = FakeEngine()
-    answered: Counter[str] = Counter()
+    engine = FakeEngine(model=SMALL_MODEL)
+    passed: Counter[str] = Counter()
     refused: list[grpc.aio.AioRpcError] = []
 
     async def client(stub: Stub, number: int, tenant: str, metadata: Any) -> None:
@@ -264,7 +253,7 @@ async def test_concurrency_holds_for_200_clients_of_5_tenants(
         request = pb.EmbedRequest(image=pb.Image(encoded=picture(number)))
         try:
             await stub.Embed(request, metadata=metadata)
-            answered[tenant] += 1
+            passed[tenant] += 1
         except grpc.aio.AioRpcError as error:
             refused.append(error)
 
@@ -278,13 +267,11 @@ async def test_concurrency_holds_for_200_clients_of_5_tenants(
             asyncio.create_task(client(stub, n, TENANTS[n % 5], tenants[TENANTS[n % 5]]))
             for n, stub in enumerate(clients)
         ]
-        async with asyncio.timeout(60):
-            while len(refused) < 200 - sum(limits.values()):
-                await asyncio.sleep(0.01)
+        await until(lambda: len(refused) == 200 - sum(limits.values()))
         let_go.set()
         await asyncio.gather(*calls)
 
-    assert answered == limits
+    assert passed == limits
     info, quota, retry = details(refused[0])
     assert (info.reason, info.metadata["quota"]) == ("QUOTA_EXCEEDED", "embed")
     assert quota.violations[0].subject.startswith("tenant:")
@@ -295,31 +282,38 @@ def picture(number: int) -> bytes:
     return pictures.file_of(pictures.noise(8, 8, seed=number), "PNG")
 
 
-class Observed(FakeEngine):
-    """Serves one run after the other, and counts how many others go before each."""
-
-    def __init__(self, service_s: float = 0.004) -> None:
-        super().__init__(service_s=service_s)
-        self.runs = 0
-        self.by_tenant: Counter[str] = Counter()
-        self.overtaken: dict[str, list[int]] = {}
-
-    async def _serve(self, context: RequestContext) -> None:
-        before = self.runs
-        async with self._gate.hold(context):
-            tenant = context.tenant
-            self.overtaken.setdefault(tenant, []).append(self.runs - before)
-            self.runs += 1
-            self.by_tenant[tenant] += 1
-            await asyncio.sleep(self._service_s)
-
-
 async def embedded(stub: Stub, metadata: Any) -> str:
     request = pb.EmbedRequest(image=pb.Image(encoded=pictures.png()))
     return (await stub.Embed(request, metadata=metadata)).embedding.id
 
 
-async def test_a_storm_makes_nobody_wait_for_more_than_the_share_of_others(
+async def serve_under_load(
+    key_file: KeyFile, tmp_path: Path, clients_of: dict[str, int], runs: int
+) -> BusyEngine:
+    """Serve so many runs while every client wants one all the time, and give the engine."""
+    engine = BusyEngine(clients=sum(clients_of.values()))
+    async with (
+        guarded(key_file, tmp_path, "", engine, admission=PLENTY) as (service, tenants),
+        stubs(service, 8) as channels,
+    ):
+        ids = {name: await embedded(channels[0], tenants[name]) for name in clients_of}
+        engine.under_load = True
+
+        async def keep_clicking(stub: Stub, tenant: str) -> None:
+            request = pb.PredictRequest(embedding_id=ids[tenant], prompts=[pictures.click(32, 24)])
+            while engine.under_load:
+                await stub.Predict(request, metadata=tenants[tenant])
+
+        names = [tenant for tenant, count in clients_of.items() for _ in range(count)]
+        async with asyncio.TaskGroup() as clicking:
+            for number, tenant in enumerate(names):
+                clicking.create_task(keep_clicking(channels[number % 8], tenant))
+            await until(lambda: len(engine.served) >= runs)
+            engine.under_load = False
+    return engine
+
+
+async def test_a_storm_makes_others_wait_for_no_more_than_their_share(
     key_file: KeyFile, tmp_path: Path
 ) -> None:
     """With n tenants, a call waits for n runs at most: one of each other, and the one under way.
@@ -327,41 +321,29 @@ async def test_a_storm_makes_nobody_wait_for_more_than_the_share_of_others(
     So with a service time of S a tenant's only call is answered after (n + 1) S, its own run
     counted, whether the storm has one client or a thousand.
     """
-    engine = Observed()
-    async with (
-        guarded(key_file, tmp_path, "", engine, admission=PLENTY) as (service, tenants),
-        stubs(service, 8) as clients,
-    ):
-        ids = {name: await embedded(clients[0], tenants[name]) for name in TENANTS}
-        engine.overtaken.clear()
-        done = asyncio.Event()
-
-        async def keep_clicking(stub: Stub, tenant: str, times: int) -> None:
-            request = pb.PredictRequest(embedding_id=ids[tenant], prompts=[pictures.click(32, 24)])
-            while times and not done.is_set():
-                times -= 1
-                await stub.Predict(request, metadata=tenants[tenant])
-
-        storm = [asyncio.create_task(keep_clicking(clients[n % 4], "ants", -1)) for n in range(196)]
-        await asyncio.gather(
-            *(
-                keep_clicking(stub, tenant, 40)
-                for stub, tenant in zip(clients[4:], TENANTS[1:], strict=True)
-            )
-        )
-        done.set()
-        await asyncio.gather(*storm)
+    clients_of = {"ants": 60, **dict.fromkeys(TENANTS[1:], 1)}
+    engine = await serve_under_load(key_file, tmp_path, clients_of, runs=100)
 
     # The storm is one: it waits for itself, scores of runs each time.
-    assert max(engine.overtaken["ants"]) > 50
+    assert max(engine.overtaken["ants"][:20]) > 50
     for tenant in TENANTS[1:]:
-        assert len(engine.overtaken[tenant]) == 40
+        assert len(engine.overtaken[tenant]) >= 19
         assert max(engine.overtaken[tenant]) <= len(TENANTS), tenant
+
+
+async def test_tenants_that_all_want_more_get_equal_parts(
+    key_file: KeyFile, tmp_path: Path
+) -> None:
+    """40 clients, most of them of one tenant: each tenant gets a fifth of the runs."""
+    clients_of = {"ants": 24, **dict.fromkeys(TENANTS[1:], 4)}
+    engine = await serve_under_load(key_file, tmp_path, clients_of, runs=100)
+
+    assert engine.shares(slice(20, 100)) == dict.fromkeys(TENANTS, 16)
 
 
 async def test_a_storm_leaves_places_for_others(key_file: KeyFile, tmp_path: Path) -> None:
     """Without any quota, one tenant gets three quarters of the places, two get 3/7 each."""
-    engine = FakeEngine()
+    engine = FakeEngine(model=SMALL_MODEL)
     taken: Counter[str] = Counter()
 
     async def embed(stub: Stub, number: int, tenant: str, metadata: Any) -> None:
@@ -388,45 +370,11 @@ async def test_a_storm_leaves_places_for_others(key_file: KeyFile, tmp_path: Pat
                 asyncio.create_task(embed(clients[n % 2], n, tenant, tenants[tenant]))
                 for n in range(30)
             ]
-            async with asyncio.timeout(20):
-                while len(refused) - before < expected:
-                    await asyncio.sleep(0.01)
+            await until(lambda before=before, all_=expected: len(refused) - before == all_)
         let_go.set()
         await asyncio.gather(*calls)
 
     assert taken == {"ants": 21, "bees": 6, "cats": 1}
-
-
-@pytest.mark.slow
-async def test_tenants_that_all_want_more_get_equal_parts(
-    key_file: KeyFile, tmp_path: Path
-) -> None:
-    """200 clients, three quarters of them of one tenant: each tenant gets a fifth of the runs."""
-    # Long runs: on a slow machine those with few clients would not always want one else.
-    engine = Observed(service_s=0.012)
-    clients_of = dict(zip(TENANTS, (152, 12, 12, 12, 12), strict=True))
-    async with (
-        guarded(key_file, tmp_path, "", engine, admission=PLENTY) as (service, tenants),
-        stubs(service, 10) as clients,
-    ):
-        ids = {name: await embedded(clients[0], tenants[name]) for name in TENANTS}
-
-        async def keep_clicking(number: int, tenant: str) -> None:
-            request = pb.PredictRequest(embedding_id=ids[tenant], prompts=[pictures.click(32, 24)])
-            while engine.runs < 650:
-                await clients[number % 10].Predict(request, metadata=tenants[tenant])
-                if engine.runs > 100 and "start" not in marks:
-                    marks["start"] = Counter(engine.by_tenant)
-                if engine.runs > 600 and "end" not in marks:
-                    marks["end"] = Counter(engine.by_tenant)
-
-        marks: dict[str, Counter[str]] = {}
-        names = [tenant for tenant, count in clients_of.items() for _ in range(count)]
-        await asyncio.gather(*(keep_clicking(n, tenant) for n, tenant in enumerate(names)))
-
-    served = {name: marks["end"][name] - marks["start"][name] for name in TENANTS}
-    fair = sum(served.values()) / len(TENANTS)
-    assert all(abs(count - fair) <= 0.05 * fair for count in served.values()), served
 
 
 async def test_what_a_request_may_contain_is_a_quota_too(key_file: KeyFile, tmp_path: Path) -> None:
@@ -499,7 +447,7 @@ async def test_a_flood_drives_out_its_own(key_file: KeyFile, tmp_path: Path) -> 
         stubs(service, 1) as (stub,),
     ):
         others = {name: await embedded(stub, tenants[name]) for name in TENANTS[1:4]}
-        for number in range(30):
+        for number in range(12):
             request = pb.EmbedRequest(image=pb.Image(encoded=picture(number)))
             last = await stub.Embed(request, metadata=tenants["ants"])
 
@@ -583,9 +531,7 @@ async def test_stored_bytes_that_are_all_in_use_refuse_before_any_work(
         first = stub.Embed(
             pb.EmbedRequest(image=pb.Image(encoded=picture(1))), metadata=tenants["ants"]
         )
-        async with asyncio.timeout(20):
-            while engine.counts["encode_begun"] < 2:
-                await asyncio.sleep(0.01)
+        await encodes_begun(engine, 1)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             # No picture at all: it is refused before anybody looks.
             await stub.Embed(

@@ -29,6 +29,7 @@ from tests.security.credentials import (
     mount,
     write_pem,
 )
+from tests.support.waiting import BOUND_S, until
 
 LONG_AGO = datetime.now(UTC) - timedelta(days=30)
 YESTERDAY = datetime.now(UTC) - timedelta(days=1)
@@ -57,7 +58,7 @@ async def code(service: Running, credentials: grpc.ChannelCredentials | None, **
     """How a call ends."""
     async with connected(service, credentials, **more) as stub:
         try:
-            await stub.ListModels(pb.ListModelsRequest(), timeout=10)
+            await stub.ListModels(pb.ListModelsRequest(), timeout=BOUND_S)
         except grpc.aio.AioRpcError as error:
             return error.code().name
     return "OK"
@@ -125,7 +126,7 @@ def handshake(service: Running, authority: trustme.CA, version: str) -> str:
     context.set_alpn_protocols(["h2"])
     context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
     host, port = service.address.rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
+    with socket.create_connection((host, int(port)), timeout=BOUND_S) as raw:
         try:
             with context.wrap_socket(raw, server_hostname="localhost"):
                 return "spoken"
@@ -208,32 +209,31 @@ async def test_certificates_rotate_under_load_without_a_failed_call(
     calls: list[str] = []
     done = asyncio.Event()
 
-    async def keep_calling(service: Running, *, anew: bool) -> None:
+    async def keep_calling(service: Running, *, new: bool) -> None:
         while not done.is_set():
             async with connected(service, credentials) as stub:
-                for _ in range(1 if anew else 50):
-                    await stub.ListModels(pb.ListModelsRequest(), timeout=10)
-                    calls.append("anew" if anew else "open")
+                for _ in range(1 if new else 50):
+                    await stub.ListModels(pb.ListModelsRequest(), timeout=BOUND_S)
+                    calls.append("new" if new else "open")
 
     served = []
     async with serving(pem.settings()) as service, asyncio.TaskGroup() as group:
         served.append(await asyncio.to_thread(serial, service, authority))
-        for anew in (True, True, False, False):
-            group.create_task(keep_calling(service, anew=anew))
+        for new in (True, True, False, False):
+            group.create_task(keep_calling(service, new=new))
         for content in contents[1:]:
             mount(tmp_path / "mounted", content)
             served.append(await changed(service, authority, served[-1]))
+        await until(lambda: min(calls.count("new"), calls.count("open")) > 10)
         done.set()
 
     # A call that had failed would have ended the group.
-    assert calls.count("anew") > 10
-    assert calls.count("open") > 10
     assert served == [serial_of(content / "server.crt") for content in contents]
 
 
 async def changed(service: Running, authority: trustme.CA, before: int) -> int:
     """Wait until new connections get another certificate."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND_S):
         while (now := await asyncio.to_thread(serial, service, authority)) == before:
             await asyncio.sleep(0.05)
     return now
@@ -246,7 +246,7 @@ def serial(service: Running, authority: trustme.CA) -> int:
     context.set_alpn_protocols(["h2"])
     host, port = service.address.rsplit(":", 1)
     with (
-        socket.create_connection((host, int(port)), timeout=10) as raw,
+        socket.create_connection((host, int(port)), timeout=BOUND_S) as raw,
         context.wrap_socket(raw, server_hostname="localhost") as wrapped,
     ):
         return x509.load_der_x509_certificate(wrapped.getpeercert(True) or b"").serial_number
@@ -284,14 +284,8 @@ async def test_a_certificate_that_got_worse_is_not_taken(
 
 async def until_in_order(service: Running, value: float) -> None:
     """Wait for what the metric says of the certificate's files."""
-    async with asyncio.timeout(20):
-        while (
-            service.metrics.registry.get_sample_value(
-                "samserve_file_in_order", {"file": "TLS certificate"}
-            )
-            != value
-        ):
-            await asyncio.sleep(0.02)
+    of = ("samserve_file_in_order", {"file": "TLS certificate"})
+    await until(lambda: service.metrics.registry.get_sample_value(*of) == value)
 
 
 async def test_a_server_does_not_start_with_files_that_cannot_be_used(

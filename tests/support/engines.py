@@ -6,13 +6,25 @@ All of them do the warm-up as `FakeEngine` does.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from dataclasses import replace
 
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
-from samserve.engines.fake import FakeEngine
+from samserve.engines.fake import MODEL, FakeEngine
 from samserve.principal import WARM_UP
 from samserve.stores.base import Slot
 from samserve.types import Embedding
+
+from tests.support.waiting import until
+
+SMALL_MODEL = replace(MODEL, image_size=256, mask_size=64)
+"""A fake model of small images and masks: a run takes next to nothing."""
+
+
+async def encodes_begun(engine: FakeEngine, count: int) -> None:
+    """Wait until so many encodes have begun besides the warm-up's."""
+    await until(lambda: engine.counts["encode_begun"] >= 1 + count)
 
 
 class BrokenEngine(FakeEngine):
@@ -62,3 +74,36 @@ class UnavailableEngine(FakeEngine):
 
     async def ready(self) -> bool:
         return not self.away
+
+
+class BusyEngine(FakeEngine):
+    """Serves one run after the other, each once *clients* want one, as long as ``under_load``.
+
+    So all clients but the one that is served wait, however slow the machine is.
+    """
+
+    def __init__(self, clients: int) -> None:
+        super().__init__(model=SMALL_MODEL)
+        self.under_load = False
+        self.served: list[str] = []
+        """Tenants, in the order in which they were served under load."""
+        self.overtaken: dict[str, list[int]] = {}
+        """How many runs went before each, from when it was wanted, by tenant."""
+        self._clients = clients
+
+    async def _serve(self, context: RequestContext) -> None:
+        if not self.under_load:
+            return
+        before = len(self.served)
+        async with self._gate.hold(context):
+            await until(self._all_others_wait, poll_s=0.001)
+            tenant = context.tenant
+            self.overtaken.setdefault(tenant, []).append(len(self.served) - before)
+            self.served.append(tenant)
+
+    def _all_others_wait(self) -> bool:
+        return self._gate.waiting >= self._clients - 1 or not self.under_load
+
+    def shares(self, runs: slice) -> Counter[str]:
+        """Count the runs of each tenant among some of those under load."""
+        return Counter(self.served[runs])
