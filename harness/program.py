@@ -19,13 +19,13 @@ from harness.triton import processes
 from harness.triton.ports import free_ports
 
 HOST = "127.0.0.1"
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 # Requests to loopback must not go to a proxy that the environment names.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 _START_ATTEMPTS = 3
 _POLL_S = 0.02
-_ANSWER_TIMEOUT_S = 5.0
+_ANSWER_TIMEOUT_S = 10.0
 _LOG_TAIL = 2000
 _PORT_TAKEN = "already in use"
 

@@ -40,21 +40,18 @@ def test_no_input_breaks_a_rule(name: str, tmp_path: Path) -> None:
     assert report.refused > INPUTS // 25
 
 
-@pytest.mark.parametrize("name", target.NAMES)
-def test_structured_mutations_bear_any_bytes(name: str) -> None:
-    chosen, random = target.load(name), Random(0)
+def test_structured_mutations_bear_any_bytes() -> None:
+    for name in target.NAMES:
+        chosen, random = target.load(name), Random(0)
+        for length in range(0, 200, 7):
+            assert isinstance(chosen.mutate(random.randbytes(length), random), bytes), name
 
-    for length in range(200):
-        assert isinstance(chosen.mutate(random.randbytes(length), random), bytes)
 
-
-@pytest.mark.parametrize("name", target.NAMES)
-def test_inputs_are_always_the_same(name: str) -> None:
-    chosen = target.load(name)
-
-    first, second = (list(mutation.inputs(chosen, 200, 7, MOST_BYTES)) for _ in range(2))
-
-    assert first == second
+def test_inputs_are_always_the_same() -> None:
+    for name in target.NAMES:
+        chosen = target.load(name)
+        first, second = (list(mutation.inputs(chosen, 50, 7, MOST_BYTES)) for _ in range(2))
+        assert first == second, name
 
 
 def program(*arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -70,10 +67,12 @@ def program(*arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[s
 
 
 @needs_atheris
+@pytest.mark.slow
 def test_the_program_runs_a_target(tmp_path: Path) -> None:
     findings = tmp_path / "findings"
 
-    done = program("rle", "--inputs", "2000", "--seed", "1", "--findings", str(findings))
+    words = ("--inputs", "2000", "--seed", "1", "--seconds", "10", "--findings", str(findings))
+    done = program("rle", *words)
 
     assert done.returncode == 0, done.stdout + done.stderr
     heading, row = (line.split() for line in done.stdout.splitlines()[:2])
@@ -94,8 +93,11 @@ BROKEN = {
 }
 
 
+NOTICED = [pytest.param(what, marks=[pytest.mark.slow] * (what != "raises")) for what in BROKEN]
+
+
 @needs_atheris
-@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("what", NOTICED)
 def test_the_program_notices(what: str, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / f"{what}.py").write_text(

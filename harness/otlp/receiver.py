@@ -116,7 +116,7 @@ class Receiver:
             self._deliveries.clear()
 
     def wait_for(
-        self, predicate: Callable[[Sequence[Span]], bool], timeout_s: float = 10.0
+        self, predicate: Callable[[Sequence[Span]], bool], timeout_s: float = 60.0
     ) -> tuple[Span, ...]:
         """Return all spans once the predicate is true of them.
 

@@ -14,20 +14,20 @@ from samserve.settings import load
 
 from chart.schema import DECIDED
 from tests.chart.rendered import (
+    SHAPES,
     Object,
     case,
     config_of,
     container,
     deployment,
-    every_shape,
     gateways,
     of_kind,
     only,
     pods,
     render,
 )
+from tests.support.together import check_all
 
-SHAPES = dict(every_shape())
 GIB = 1 << 30
 
 
@@ -38,13 +38,14 @@ def effective(objects: list[Object], folder: Path) -> dict[str, Any]:
     return tomllib.loads(result.stdout)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_gateway_takes_its_file(shape: str, tmp_path: Path) -> None:
-    settings = load(file=config_of(SHAPES[shape], tmp_path))
+def test_the_gateway_takes_its_file(tmp_path: Path) -> None:
+    def check(objects: list[Object]) -> None:
+        settings = load(file=config_of(objects, tmp_path))
+        assert settings.server.host == settings.server.admin_host == "0.0.0.0"
+        assert (settings.server.port, settings.server.admin_port) == (50051, 8081)
+        assert settings.log.format == "json"
 
-    assert settings.server.host == settings.server.admin_host == "0.0.0.0"
-    assert (settings.server.port, settings.server.admin_port) == (50051, 8081)
-    assert settings.log.format == "json"
+    check_all(check, SHAPES)
 
 
 def test_it_says_what_the_values_say(tmp_path: Path) -> None:
@@ -133,8 +134,12 @@ def test_files_that_are_named_are_mounted() -> None:
     assert named == mounted
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_gateway_and_triton_share_memory(shape: str, tmp_path: Path) -> None:
+def test_gateway_and_triton_share_memory(tmp_path: Path) -> None:
+    check_all(lambda shape: share_memory(shape, tmp_path), {shape: shape for shape in SHAPES})
+
+
+def share_memory(shape: str, tmp_path: Path) -> None:
+    """Raise an error if the containers of a shape could not share memory as they have to."""
     objects = SHAPES[shape]
     settings = load(file=config_of(objects, tmp_path))
     pod = gateways(objects)["spec"]["template"]["spec"]
@@ -334,6 +339,8 @@ def test_a_triton_of_its_own_is_asked_by_its_name_and_outlived(tmp_path: Path) -
     assert "--exit-timeout-secs=30" in container(objects, "triton")["args"]
 
 
-@pytest.mark.parametrize("shape", [name for name in SHAPES if not name.startswith("split")])
-def test_readiness_follows_a_runtime_of_ones_own(shape: str, tmp_path: Path) -> None:
-    assert load(file=config_of(SHAPES[shape], tmp_path)).server.readiness == "engine"
+def test_readiness_follows_a_runtime_of_ones_own(tmp_path: Path) -> None:
+    for shape in SHAPES:
+        if not shape.startswith("split"):
+            settings = load(file=config_of(SHAPES[shape], tmp_path))
+            assert settings.server.readiness == "engine", shape

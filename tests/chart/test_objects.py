@@ -8,19 +8,18 @@ from typing import Any
 import pytest
 
 from tests.chart.rendered import (
+    SHAPES,
     Object,
     case,
     container,
     containers,
-    every_shape,
+    in_each_shape,
     of_kind,
     only,
     pods,
     render,
 )
 
-SHAPES = dict(every_shape())
-each_shape = pytest.mark.parametrize("objects", SHAPES.values(), ids=SHAPES)
 # Secrets that values name, with the keys that they are said to have.
 SECRETS = {
     "samserve-tls": {"tls.crt", "tls.key"},
@@ -62,7 +61,7 @@ def replicas(objects: list[Object]) -> list[Object]:
     return [each["spec"]["template"] for each in of_kind(objects, "Deployment")]
 
 
-@each_shape
+@in_each_shape
 def test_selectors_select_the_replicas_and_nothing_else(objects: list[Object]) -> None:
     selectors: list[dict[str, str]] = [
         *(each["spec"]["selector"]["matchLabels"] for each in of_kind(objects, "Deployment")),
@@ -86,7 +85,7 @@ def test_selectors_select_the_replicas_and_nothing_else(objects: list[Object]) -
         assert len(chosen) == 1
 
 
-@each_shape
+@in_each_shape
 def test_selectors_name_neither_version_nor_chart(objects: list[Object]) -> None:
     """Those change with every release, and a selector never may."""
     for each in of_kind(objects, "Deployment"):
@@ -98,7 +97,7 @@ def test_selectors_name_neither_version_nor_chart(objects: list[Object]) -> None
         assert "helm.sh/chart" not in labels(each["spec"]["template"])
 
 
-@each_shape
+@in_each_shape
 def test_all_objects_have_the_common_labels(objects: list[Object]) -> None:
     for each in objects:
         if each["metadata"]["name"] != "other":  # from extraObjects
@@ -113,7 +112,7 @@ def test_all_objects_have_the_common_labels(objects: list[Object]) -> None:
         assert "namespace" not in each["metadata"]
 
 
-@each_shape
+@in_each_shape
 def test_every_port_that_is_named_is_a_containers(objects: list[Object]) -> None:
     for service in of_kind(objects, "Service"):
         assert service["spec"]["ports"]
@@ -144,7 +143,7 @@ def test_every_port_that_is_named_is_a_containers(objects: list[Object]) -> None
                 assert ref["port"] in [port["port"] for port in service["spec"]["ports"]]
 
 
-@each_shape
+@in_each_shape
 def test_probes_ask_ports_that_are_served(objects: list[Object]) -> None:
     for pod in replicas(objects):
         for each in containers(pod):
@@ -158,7 +157,7 @@ def test_probes_ask_ports_that_are_served(objects: list[Object]) -> None:
     assert gateway["startupProbe"]["httpGet"]["path"] == "/livez"
 
 
-@each_shape
+@in_each_shape
 def test_every_mount_has_a_volume_and_every_volume_a_mount(objects: list[Object]) -> None:
     for pod in pods(objects):
         volumes = [each["name"] for each in pod["spec"]["volumes"]]
@@ -170,7 +169,7 @@ def test_every_mount_has_a_volume_and_every_volume_a_mount(objects: list[Object]
             assert len(paths) == len(set(paths))
 
 
-@each_shape
+@in_each_shape
 def test_every_reference_is_to_something_that_exists(objects: list[Object]) -> None:
     maps = {
         each["metadata"]["name"]: {**each.get("data", {}), **each.get("binaryData", {})}
@@ -202,7 +201,7 @@ def test_every_reference_is_to_something_that_exists(objects: list[Object]) -> N
         assert scaler["kind"] != "ScaledObject" or "triton" in str(deployment)
 
 
-@each_shape
+@in_each_shape
 def test_files_in_mounts_are_never_single_ones(objects: list[Object]) -> None:
     """A subPath would keep the old certificate for ever."""
     mounts = [
@@ -215,7 +214,7 @@ def test_files_in_mounts_are_never_single_ones(objects: list[Object]) -> None:
     assert not any("subPath" in mount for mount in mounts)
 
 
-@each_shape
+@in_each_shape
 def test_containers_may_do_as_little_as_possible(objects: list[Object]) -> None:
     for pod in pods(objects):
         spec = pod["spec"]
@@ -237,7 +236,7 @@ def test_containers_may_do_as_little_as_possible(objects: list[Object]) -> None:
             assert "/tmp" in writable or each["name"] == "copy-models"
 
 
-@each_shape
+@in_each_shape
 def test_images_have_a_tag_or_a_digest(objects: list[Object]) -> None:
     for pod in pods(objects):
         for each in containers(pod):
@@ -307,11 +306,11 @@ def at(each: Object, path: tuple[str, ...]) -> Any:
     return each
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_an_upgrade_changes_nothing_that_cannot_change(shape: str) -> None:
+@in_each_shape
+def test_an_upgrade_changes_nothing_that_cannot_change(objects: list[Object]) -> None:
     before = {(each["kind"], each["metadata"]["name"]): each for each in SHAPES["default"]}
     compared = 0
-    for each in SHAPES[shape]:
+    for each in objects:
         old = before.get((each["kind"], each["metadata"]["name"]))
         for path in IMMUTABLE.get(each["kind"], []) if old else []:
             assert old is not None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import json
 from typing import Any
 
 import helm_python
@@ -11,7 +14,8 @@ import yaml
 
 from chart.__main__ import main as chart_main
 from chart.places import CHART
-from tests.chart.rendered import CASES, Object, case, every_shape, notes, of_kind, render
+from tests.chart.rendered import SHAPES, Object, case, in_each_shape, notes, of_kind, render
+from tests.support.together import check_all
 
 # The oldest that Chart.yaml admits, and the newest that there is.
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
@@ -22,26 +26,21 @@ NEEDED = {
     ("keda.sh/v1alpha1", "ScaledObject"): [("scaleTargetRef", "name"), ("triggers",)],
     ("gateway.networking.k8s.io/v1", "GRPCRoute"): [("parentRefs",), ("rules",)],
 }
-SHAPES = dict(every_shape())
-OBJECTS = [
-    pytest.param(each, id=f"{shape}-{each['kind']}-{each['metadata']['name']}")
-    for shape, objects in SHAPES.items()
-    for each in objects
-]
 
 
 def is_custom(each: Object) -> bool:
     return (each["apiVersion"], each["kind"]) in NEEDED
 
 
-@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-def test_lint_is_content(path: Any) -> None:
-    report = helm_python.lint(CHART, yaml.safe_load(path.read_text()) or {}, strict=True)
+def test_lint_finds_nothing() -> None:
+    def check(values: dict[str, Any]) -> None:
+        report = helm_python.lint(CHART, values, strict=True)
+        assert report["total_charts_linted"] == 1
+        assert report["errors"] == []
+        # An icon would be an image on a web server elsewhere.
+        assert [each["error"] for each in report["messages"]] == ["icon is recommended"]
 
-    assert report["total_charts_linted"] == 1
-    assert report["errors"] == []
-    # An icon would be a picture on somebody's web server.
-    assert [each["error"] for each in report["messages"]] == ["icon is recommended"]
+    check_all(check, {shape: case(shape) for shape in SHAPES})
 
 
 def test_lint_notices_what_is_wrong() -> None:
@@ -50,9 +49,15 @@ def test_lint_notices_what_is_wrong() -> None:
     assert report["errors"]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("each", OBJECTS)
-def test_kubernetes_takes_every_object(each: Object, version: str) -> None:
+def validate(each: Object) -> None:
+    """Raise an error for an object that one of the versions refuses."""
+    _validate(json.dumps(each))
+
+
+@functools.cache
+def _validate(text: str) -> None:
+    """Do it once for what several shapes have."""
+    each = json.loads(text)
     if is_custom(each):
         for path in NEEDED[each["apiVersion"], each["kind"]]:
             value = each["spec"]
@@ -60,7 +65,13 @@ def test_kubernetes_takes_every_object(each: Object, version: str) -> None:
                 value = value[name]
             assert value
     else:
-        kubernetes_validate.validate(each, version, strict=True)
+        for version in VERSIONS:
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+@in_each_shape
+def test_kubernetes_takes_every_object(objects: list[Object]) -> None:
+    check_all(validate, {f"{each['kind']} {each['metadata']['name']}": each for each in objects})
 
 
 @pytest.mark.parametrize(
@@ -68,12 +79,12 @@ def test_kubernetes_takes_every_object(each: Object, version: str) -> None:
     [(("spec", "replica"), 1), (("spec", "replicas"), "many"), (("metadata", "label"), {})],
 )
 def test_the_schemas_notice_what_is_wrong(path: tuple[str, str], wrong: object) -> None:
-    objects = yaml.safe_load(yaml.safe_dump(render()))
-    deployment = of_kind(objects, "Deployment")[0]
+    deployment = copy.deepcopy(of_kind(render(), "Deployment")[0])
     deployment[path[0]][path[1]] = wrong
 
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(deployment, VERSIONS[0], strict=True)
+    for version in VERSIONS:
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(deployment, version, strict=True)
 
 
 def test_shapes_cover_every_kind_and_every_template() -> None:

@@ -16,14 +16,12 @@ from monitoring.dashboards.stages import CAUSES
 from monitoring.queries import Query, dashboards, panels, queries, substitute
 from tests.monitoring.catalogue import STAGES
 from tests.monitoring.promql import Wrong, check
+from tests.support.together import check_all
 
 PAGES = list(dashboards())
 QUERIES = list(queries())
-PANELS = [(page["title"], panel) for page in PAGES for panel in panels(page)]
-
-
-def panel_name(value: object) -> str:
-    return value["title"] if isinstance(value, dict) else str(value)
+BY_TITLE = {page["title"]: page for page in PAGES}
+PANELS = {f"{page['title']}: {panel['title']}": panel for page in PAGES for panel in panels(page)}
 
 
 def test_files_of_the_chart_are_what_the_code_makes() -> None:
@@ -52,9 +50,11 @@ def test_there_are_four_pages_with_many_questions() -> None:
     assert len(QUERIES) >= 45
 
 
-@pytest.mark.parametrize("page", PAGES, ids=panel_name)
-def test_nothing_is_in_a_page_that_its_format_does_not_know(page: dict[str, Any]) -> None:
-    assert json.loads(read_again(json.dumps(page))) == page
+def test_nothing_is_in_a_page_that_its_format_does_not_know() -> None:
+    def check_page(page: dict[str, Any]) -> None:
+        assert json.loads(read_again(json.dumps(page))) == page
+
+    check_all(check_page, BY_TITLE)
 
 
 def test_a_word_that_the_format_does_not_know_is_noticed() -> None:
@@ -66,7 +66,7 @@ def test_a_word_that_the_format_does_not_know_is_noticed() -> None:
 def test_pages_and_panels_have_names_of_their_own() -> None:
     uids = [page["uid"] for page in PAGES]
 
-    assert len(set(uids)) == len(uids)
+    assert len(set(uids)) == len(uids) == len(BY_TITLE)
     for page in PAGES:
         numbers = [panel["id"] for panel in page["panels"]]
         assert len(set(numbers)) == len(numbers)
@@ -74,67 +74,75 @@ def test_pages_and_panels_have_names_of_their_own() -> None:
         assert len(set(titles)) == len(titles)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=panel_name)
-def test_panels_fill_whole_lines_and_lie_on_no_other(page: dict[str, Any]) -> None:
-    cells = [
-        {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
-        }
-        for place in (panel["gridPos"] for panel in page["panels"])
-    ]
+def test_panels_fill_whole_lines_and_lie_on_no_other() -> None:
+    def check_page(page: dict[str, Any]) -> None:
+        cells = [
+            {
+                (x, y)
+                for x in range(place["x"], place["x"] + place["w"])
+                for y in range(place["y"], place["y"] + place["h"])
+            }
+            for place in (panel["gridPos"] for panel in page["panels"])
+        ]
+        assert not any(one & other for one, other in combinations(cells, 2))
+        covered = set().union(*cells)
+        assert covered == {(x, y) for x in range(24) for y in range(max(y for _, y in covered) + 1)}
 
-    assert not any(one & other for one, other in combinations(cells, 2))
-    covered = set().union(*cells)
-    assert covered == {(x, y) for x in range(24) for y in range(max(y for _, y in covered) + 1)}
-
-
-@pytest.mark.parametrize(("page", "panel"), PANELS, ids=panel_name)
-def test_a_panel_asks_a_question_and_says_how_to_read_the_answer(
-    page: str, panel: dict[str, Any]
-) -> None:
-    assert panel["title"].endswith("?")
-    assert len(panel["description"]) > 40
-    assert panel["fieldConfig"]["defaults"]["unit"]
-    assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
-    assert all(target["datasource"] == panel["datasource"] for target in panel["targets"])
-    references = [target["refId"] for target in panel["targets"]]
-    assert references
-    assert len(set(references)) == len(references)
+    check_all(check_page, BY_TITLE)
 
 
-@pytest.mark.parametrize("query", QUERIES, ids=lambda query: f"{query.dashboard}: {query.panel}")
-def test_a_query_names_what_there_is(query: Query) -> None:
-    labels = check(substitute(query.expr))
+def test_a_panel_asks_a_question_and_says_how_to_read_the_answer() -> None:
+    def check_panel(panel: dict[str, Any]) -> None:
+        assert panel["title"].endswith("?")
+        assert len(panel["description"]) > 40
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert all(target["datasource"] == panel["datasource"] for target in panel["targets"])
+        references = [target["refId"] for target in panel["targets"]]
+        assert references
+        assert len(set(references)) == len(references)
 
-    named = set(re.findall(r"{{(\w+)}}", query.legend))
-    assert named <= labels
-
-
-@pytest.mark.parametrize(("page", "panel"), PANELS, ids=panel_name)
-def test_a_table_shows_columns_that_its_queries_have(page: str, panel: dict[str, Any]) -> None:
-    organize = [each for each in panel.get("transformations", []) if each["id"] == "organize"]
-    assert bool(organize) == (panel["type"] == "table")
-    for each in organize:
-        there = {
-            label for target in panel["targets"] for label in check(substitute(target["expr"]))
-        }
-        several = len(panel["targets"]) > 1
-        there |= {f"Value #{each['refId']}" if several else "Value" for each in panel["targets"]}
-        assert set(each["options"]["renameByName"]) <= there
+    check_all(check_panel, PANELS)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=panel_name)
-def test_rates_follow_the_scrape_interval_or_the_time_shown(page: dict[str, Any]) -> None:
-    for panel in panels(page):
+def test_a_query_names_what_there_is() -> None:
+    def check_query(query: Query) -> None:
+        labels = check(substitute(query.expr))
+        named = set(re.findall(r"{{(\w+)}}", query.legend))
+        assert named <= labels
+
+    check_all(check_query, {f"{number} {each.panel}": each for number, each in enumerate(QUERIES)})
+
+
+def test_a_table_shows_columns_that_its_queries_have() -> None:
+    def check_panel(panel: dict[str, Any]) -> None:
+        organize = [each for each in panel.get("transformations", []) if each["id"] == "organize"]
+        assert bool(organize) == (panel["type"] == "table")
+        for each in organize:
+            targets = panel["targets"]
+            there = {label for target in targets for label in check(substitute(target["expr"]))}
+            several = len(targets) > 1
+            there |= {f"Value #{target['refId']}" if several else "Value" for target in targets}
+            assert set(each["options"]["renameByName"]) <= there
+
+    check_all(check_panel, PANELS)
+
+
+def test_rates_follow_the_scrape_interval_or_the_time_shown() -> None:
+    def check_panel(panel: dict[str, Any]) -> None:
         for target in panel["targets"]:
             windows = set(re.findall(r"\[([^\]]+)\]", target["expr"]))
             assert windows <= {"$__rate_interval", "$__range"}, target["expr"]
 
+    check_all(check_panel, PANELS)
 
-@pytest.mark.parametrize("page", PAGES, ids=panel_name)
-def test_choices_and_marks_are_about_metrics_that_exist(page: dict[str, Any]) -> None:
+
+def test_choices_and_marks_are_about_metrics_that_exist() -> None:
+    check_all(check_choices_and_marks, BY_TITLE)
+
+
+def check_choices_and_marks(page: dict[str, Any]) -> None:
+    """Raise an error if a page lets people choose, or marks, what is not there."""
     choices = {each["name"]: each for each in page["templating"]["list"]}
     assert {"datasource", "namespace"} <= set(choices)
     for name, choice in choices.items():
@@ -162,7 +170,7 @@ def test_every_stage_has_one_cause_and_a_place_in_the_picture() -> None:
 def test_exemplars_are_asked_for_where_calls_are_measured() -> None:
     on = {
         panel["title"]
-        for _, panel in PANELS
+        for panel in PANELS.values()
         for target in panel["targets"]
         if target.get("exemplar")
     }

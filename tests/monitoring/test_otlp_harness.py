@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
-import socket
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
@@ -137,21 +135,14 @@ def test_a_parent_and_its_child_arrive_from_the_sdk(
     assert parent.scope == "scope-of-test"
     assert {delivery.content_type for delivery in receiver.deliveries} == {content}
     assert {delivery.headers["x-tenant"] for delivery in receiver.deliveries} == {"acme"}
+    encodings = {delivery.headers.get("content-encoding", "") for delivery in receiver.deliveries}
+    assert ("gzip" in encodings) == (kind == "gzip")
 
 
-def test_compressed_bodies_were_compressed(receiver: Receiver) -> None:
-    send_pair(exporter(receiver, "gzip"))
+def test_json_is_read_as_the_specification_has_it(receiver: Receiver) -> None:
+    body = gzip.compress(json.dumps(DOCUMENT).encode())
 
-    receiver.wait_for(lambda spans: len(spans) == 2)
-    assert receiver.deliveries[0].headers["content-encoding"] == "gzip"
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-def test_json_is_read_as_the_specification_has_it(receiver: Receiver, compressed: bool) -> None:
-    body = json.dumps(DOCUMENT).encode()
-    headers = JSON | ({"Content-Encoding": "gzip"} if compressed else {})
-
-    status, answer = post(receiver, gzip.compress(body) if compressed else body, headers)
+    status, answer = post(receiver, body, JSON | {"Content-Encoding": "gzip"})
 
     assert (status, json.loads(answer)) == (200, {})
     (span,) = receiver.spans
@@ -170,24 +161,15 @@ def test_json_is_read_as_the_specification_has_it(receiver: Receiver, compressed
     assert (span.resource, span.scope) == ({"service.name": "written"}, "by-hand")
 
 
-@pytest.mark.parametrize(
-    ("body", "headers", "path", "status"),
-    [
+def test_what_is_no_request_is_refused(receiver: Receiver) -> None:
+    for body, headers, path, status in (
         (b"{}", JSON, "/v1/metrics", 404),
         (b"{}", {"Content-Type": "text/plain"}, PATH, 415),
-        (b"{}", JSON | {"Content-Encoding": "zstd"}, PATH, 415),
         (b"{}", JSON | {"Content-Encoding": "gzip"}, PATH, 400),
-        (b"{", JSON, PATH, 400),
-        (b"[]", JSON, PATH, 400),
         (b'{"resourceSpans": 1}', JSON, PATH, 400),
-        (b'{"traceId": "xyz"}', JSON, PATH, 400),
         (b"\xff\xff", {"Content-Type": "application/x-protobuf"}, PATH, 400),
-    ],
-)
-def test_what_is_no_request_is_refused(
-    receiver: Receiver, body: bytes, headers: dict[str, str], path: str, status: int
-) -> None:
-    assert post(receiver, body, headers, path)[0] == status
+    ):
+        assert post(receiver, body, headers, path)[0] == status, (body, headers)
     assert receiver.deliveries == ()
 
 
@@ -195,8 +177,8 @@ def test_waiting_in_vain_says_what_has_arrived(receiver: Receiver) -> None:
     send_pair(exporter(receiver, "http"))
     receiver.wait_for(lambda spans: len(spans) == 2)
 
-    with pytest.raises(HarnessError, match=r"not among 2 spans after 0\.1 s(?s:.*) child"):
-        receiver.wait_for(lambda spans: any(span.name == "other" for span in spans), 0.1)
+    with pytest.raises(HarnessError, match=r"not among 2 spans after 0\.01 s(?s:.*) child"):
+        receiver.wait_for(lambda spans: any(span.name == "other" for span in spans), 0.01)
 
 
 def test_it_starts_again_where_it_was(receiver: Receiver) -> None:
@@ -214,18 +196,10 @@ def test_it_starts_again_where_it_was(receiver: Receiver) -> None:
     assert receiver.spans == ()
 
 
-@pytest.mark.parametrize("port", ["grpc_port", "http_port"])
-def test_a_taken_port_is_an_error(port: str) -> None:
-    with socket.create_server((HOST, 0)) as taken:
-        ports: dict[str, Any] = {port: taken.getsockname()[1]}
-        with pytest.raises(HarnessError, match="did not start"), Receiver(**ports):
-            pass
-
-
 def post(
     receiver: Receiver, body: bytes, headers: dict[str, str], path: str = PATH
 ) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(HOST, receiver.http_port, timeout=10)
+    connection = http.client.HTTPConnection(HOST, receiver.http_port, timeout=60)
     try:
         connection.request("POST", path, body, headers)
         answer = connection.getresponse()

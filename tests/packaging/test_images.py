@@ -1,25 +1,28 @@
 """The Dockerfile: linted, and its steps run here, in folders instead of layers.
 
-No image is built: that takes a container runtime.
+No image is built: that takes a container runtime.  What is installed is a wheel, so that these are
+its tests too.
 """
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import torch
+from packaging.requirements import Requirement
 
 from tests import photos
 from tests.chart.rendered import container, only, render
-from tests.oracle.sam import TINY, original
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "service" / "Dockerfile"
@@ -103,14 +106,14 @@ class Builder:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def in_image(builder: Builder, *command: str, cwd: Path) -> str:
-    """Run a command with the environment of the image."""
+def in_image(builder: Builder, *command: str, cwd: Path, code: int = 0) -> str:
+    """Run a command with the environment of the image; give what it says, of errors too."""
     environment = {"PATH": f"{builder.program / 'bin'}:/usr/bin:/bin", "HOME": str(cwd)}
     done = subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + (done.stderr if code else "")
 
 
 def pins() -> dict[str, str]:
@@ -170,6 +173,43 @@ def test_what_is_ignored_is_not_what_is_copied() -> None:
     assert kept == copied
 
 
+def test_everything_that_is_imported_is_a_dependency() -> None:
+    """With the extra of the part that imports it; a test of the image finds out the slow way."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    places = importlib.metadata.packages_distributions()
+
+    def names(*lists: list[str]) -> set[str]:
+        return {Requirement(each).name.lower().replace("_", "-") for part in lists for each in part}
+
+    missing = []
+    for path in sorted((ROOT / "service" / "samserve").rglob("*.py")):
+        part = path.relative_to(ROOT / "service" / "samserve").as_posix()
+        there = names(
+            project["dependencies"],
+            # A part of pydantic.
+            ["pydantic-core"],
+            extras["export"] if part.startswith("export/") else [],
+            extras["tracing"] if part in ("tracing/otel.py", "client/tracing.py") else [],
+        )
+        for module in imported(path) - sys.stdlib_module_names - {"samserve"}:
+            owners = {name.lower().replace("_", "-") for name in places.get(module, [])}
+            if not owners & there:
+                missing.append(f"{part}: {module}")
+    assert missing == []
+
+
+def imported(path: Path) -> set[str]:
+    """The packages that a module imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {each.name.split(".")[0] for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     builder = Builder(tmp_path_factory.mktemp("image"))
@@ -181,19 +221,49 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Builder:
 @pytest.mark.timeout(900)
 def test_the_gateways_image_serves_and_is_small(gateway: Builder, tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(photos.files()[0])
+    words = ("--point", "250,200", "--out", "overlay.png", "--json", "answer.json")
 
-    said = in_image(
-        gateway, "samserve", "predict", "photo.jpg", "--point=250,200", "--json=-", cwd=tmp_path
-    )
+    in_image(gateway, "samserve", "predict", "photo.jpg", *words, cwd=tmp_path)
 
-    assert json.loads(said.splitlines()[-1])["model"] == "sam_tiny"
-    installed = packages(gateway, tmp_path)
-    assert installed.keys().isdisjoint({"torch", "onnx", "transformers"})
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    assert (answer["model"], answer["image_size"]) == ("sam_tiny", [512, 512])
+    assert answer["results"][0]["masks"][0]["area"] > 0
+    assert (tmp_path / "overlay.png").stat().st_size > 10_000
     used = sum(path.lstat().st_size for path in gateway.program.rglob("*") if path.is_file())
     assert used < 600 << 20
+    # What the wheel holds, before it is compressed.
+    (package,) = gateway.program.glob("lib/python*/site-packages/samserve")
+    wheel = [path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert sum(path.stat().st_size for path in wheel) < 20 << 20
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_everything_in_it_is_pinned_and_nothing_is_for_training(
+    gateway: Builder, tmp_path: Path
+) -> None:
+    installed = packages(gateway, tmp_path)
+
+    assert installed.keys().isdisjoint({"torch", "onnx", "transformers", "scikit-image"})
+    for name in ("samserve", "pip", "setuptools"):
+        installed.pop(name, None)
+    assert installed.items() <= pins().items()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("command", ["export small.pth", "models pull mobile_sam"])
+def test_what_needs_the_extra_names_it(gateway: Builder, tmp_path: Path, command: str) -> None:
+    arguments = (*command.split(), "--repository", "models")
+
+    told = in_image(gateway, "samserve", *arguments, cwd=tmp_path, code=1)
+
+    assert told.count("\n") == 1
+    assert "pip install 'samserve[export]'" in told
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_chart_finds_the_default_model_in_it(gateway: Builder) -> None:
     command = container(render(), "copy-models")["command"]
     assert command[2] == "/opt/samserve/models/."
@@ -205,19 +275,15 @@ def test_the_chart_finds_the_default_model_in_it(gateway: Builder) -> None:
     assert (models / "sam_tiny_encoder" / "config.pbtxt").is_file()
 
 
-@pytest.mark.slow
-def test_everything_in_it_is_pinned(gateway: Builder, tmp_path: Path) -> None:
-    installed = packages(gateway, tmp_path)
-
-    for name in ("samserve", "pip", "setuptools"):
-        installed.pop(name, None)
-    assert installed.items() <= pins().items()
-
-
-@pytest.mark.slow
+# It installs torch.
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_the_exporters_image_exports_and_serves(tmp_path: Path) -> None:
-    """What the extra names is enough, and the pictures that masks are compared on are there."""
+    """What the extra names is enough, and the images that masks are compared on are there."""
+    import torch  # noqa: PLC0415 - takes a second, for this test alone
+
+    from tests.oracle.sam import TINY, original  # noqa: PLC0415 - so does transformers
+
     builder = Builder(tmp_path)
     builder.build("build-export")
     torch.manual_seed(0)

@@ -12,9 +12,19 @@ from training.photographs import photographs
 from training.runtime import OnnxPair
 from training.scoring import measure, measure_ambiguity
 
-SCENES, PROMPTS = 20, 12
-"""A fifth of what the card's figures are made of: they lie within 0.04 of these, shares of nested
-clicks within 0.08."""
+PROMPTS = 12
+few_and_many = pytest.mark.parametrize(
+    "scenes",
+    [
+        # The first of those that the card's figures are made of; its figures hold for these too,
+        # within 0.04.  Each is always the same.
+        6,
+        # A fifth of them: shares of nested clicks are within 0.08.
+        pytest.param(20, marks=pytest.mark.long),
+    ],
+)
+CLICKS, TWO_LEVELS = {6: 25, 20: 50}, {6: 0.48, 20: 0.53}
+"""Of nested scenes, by their number.  On six there are 29 clicks, of which 16 get two levels."""
 
 pytestmark = pytest.mark.slow
 
@@ -25,11 +35,13 @@ def pair() -> OnnxPair:
         default_repository() / f"sam_tiny_{part}" / "1" / "model.onnx"
         for part in ("encoder", "decoder")
     )
-    return OnnxPair(encoder, decoder)
+    # More would wait for each other on a busy machine.
+    return OnnxPair(encoder, decoder, threads=1)
 
 
-def test_masks_are_as_good_as_the_card_says(pair: OnnxPair) -> None:
-    figures = quality(measure(pair, SCENES, PROMPTS))
+@few_and_many
+def test_masks_are_as_good_as_the_card_says(pair: OnnxPair, scenes: int) -> None:
+    figures = quality(measure(pair, scenes, PROMPTS))
     card = {
         "one click centre, best of three": 0.81,
         "one click centre, own choice": 0.75,
@@ -44,10 +56,11 @@ def test_masks_are_as_good_as_the_card_says(pair: OnnxPair) -> None:
     assert figures[f"median stability of masks of IoU above {GOOD}"] >= 0.93
 
 
-def test_an_ambiguous_click_gets_answers_of_several_levels(pair: OnnxPair) -> None:
-    figures = nested(measure_ambiguity(pair, SCENES, PROMPTS))
-    assert figures["clicks"] >= 50
-    assert figures["two levels or more at IoU 0.5"] >= 0.53
+@few_and_many
+def test_an_ambiguous_click_gets_answers_of_several_levels(pair: OnnxPair, scenes: int) -> None:
+    figures = nested(measure_ambiguity(pair, scenes, PROMPTS))
+    assert figures["clicks"] >= CLICKS[scenes]
+    assert figures["two levels or more at IoU 0.5"] >= TWO_LEVELS[scenes]
 
 
 def test_automask_finds_the_coins_with_the_defaults_of_the_api(tmp_path: Path) -> None:
