@@ -10,7 +10,8 @@ PROMETHEUS := $(VENV)-prometheus
 PIP_FLAGS ?=
 # Python compiles what it imports; compiling all that is installed takes half of the set-up.
 INSTALL := bin/pip install --quiet --no-compile $(PIP_FLAGS)
-PYTEST := $(BIN)/python -m pytest
+# Threads of torch that wait actively take the processor from the other workers.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 # In several processes; tests/conftest.py says what may not run at the same time.
 WORKERS := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 # What needs neither torch nor a server of others, on the fake engine.

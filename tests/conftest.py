@@ -23,7 +23,7 @@ from tests import chosen
 from tests.support.examples import register_profiles
 
 register_profiles()
-pytest_plugins = ["tests.secrecy", "pytester"]
+pytest_plugins = ["tests.secrecy", "tests.triton.crashes", "pytester"]
 
 GROUPS = {
     # One tritonserver and one cluster at a time.

@@ -1,0 +1,28 @@
+"""Tests of one group run in one worker: the versions of pytest and pytest-xdist agree on that."""
+
+from __future__ import annotations
+
+import pytest
+
+TEST = """
+import os
+import time
+import pytest
+
+@pytest.mark.xdist_group("one")
+@pytest.mark.parametrize("number", range(6))
+def test_it(number):
+    # Long enough for the other worker to take tests.
+    time.sleep(0.05)
+    with open(os.environ["PYTEST_XDIST_WORKER"], "w"):
+        pass
+"""
+
+
+def test_a_group_runs_in_one_worker(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_a=TEST, test_b=TEST)
+
+    result = pytester.runpytest_subprocess("-n", "2", "--dist", "loadgroup")
+
+    result.assert_outcomes(passed=12)
+    assert len(list(pytester.path.glob("gw*"))) == 1
