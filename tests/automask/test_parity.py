@@ -31,7 +31,8 @@ from tests.automask.comparison import differences, kept_by
 from tests.automask.replay import RecordingEngine, product_auto_mask
 from tests.oracle.generator import FilterCounts, reference_auto_mask
 
-THREADS = 2
+# As many as the original has here: equal ones give equal bits.
+THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Case:
 
 def coins() -> np.ndarray:
     """Coins at an odd size above that of the model frame."""
-    grey = Image.fromarray(skimage.data.coins()).resize((1437, 1131), Image.Resampling.BICUBIC)
+    grey = Image.fromarray(skimage.data.coins()).resize((1153, 907), Image.Resampling.BICUBIC)
     return np.asarray(grey.convert("RGB"))
 
 
@@ -54,7 +55,7 @@ CASES = {
     "whole": Case(
         coins(),
         {
-            "points_per_side": 12,
+            "points_per_side": 9,
             "pred_iou_thresh": 0.7,
             "stability_score_thresh": 0.95,
         },

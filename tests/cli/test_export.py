@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,8 @@ import torch
 from samserve.cli import export_options
 
 from tests.cli.conftest import RUN, Command
-from tests.oracle.sam import TINY, original
+from tests.oracle.sam import SMALL, original
+from tests.support.waiting import until_sync
 
 SAMPLE = Path(export_options.__file__).parents[1] / "export" / "samples" / "coffee.jpg"
 
@@ -24,7 +24,7 @@ SAMPLE = Path(export_options.__file__).parents[1] / "export" / "samples" / "coff
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("checkpoint") / "small.pth"
-    torch.save(original(TINY).state_dict(), path)
+    torch.save(original(SMALL).state_dict(), path)
     return path
 
 
@@ -134,16 +134,29 @@ def test_missing_packages_are_named_with_the_command_that_brings_them(
     )
 
 
+# As long as what was written is compared, it has not been published.
+COMPARE_WITHOUT_END = """
+import time
+from samserve.export import pipeline
+pipeline._compare = lambda *_: time.sleep(3600)
+"""
+
+
 @pytest.mark.slow
 def test_sigterm_leaves_nothing_half_written(checkpoint: Path, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    command = [sys.executable, "-c", RUN, "export", checkpoint, "--repository", repository]
+    program = COMPARE_WITHOUT_END + RUN
+    command = [sys.executable, "-c", program, "export", checkpoint, "--repository", repository]
     process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob(".samserve-staging-*/*_encoder")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    try:
+        until_sync(
+            lambda: list(tmp_path.glob(".samserve-staging-*/*_encoder")) or process.poll(),
+            timeout_s=240,
+        )
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
 
     assert process.returncode == 130
     assert "Traceback" not in err

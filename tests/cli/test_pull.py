@@ -12,6 +12,7 @@ import torch
 from samserve.engines.repository import discover
 
 from tests.cli.conftest import Command, Ended
+from tests.export import graphs
 from tests.export.loopback import Loopback, file, loopback, redirect
 from tests.oracle.sam import MOBILE, Size, original
 
@@ -68,6 +69,16 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
+def _without_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write graphs by the contract in the place of traced ones, which take seconds."""
+    monkeypatch.setattr("samserve.export.pipeline.export_encoder", lambda _: graphs.encoder())
+    monkeypatch.setattr("samserve.export.pipeline.export_decoder", lambda _: graphs.decoder())
+
+
+without_tracing = pytest.mark.usefixtures("_without_tracing")
+
+
+@pytest.fixture
 def world(samserve: Command, content: bytes, tmp_path: Path) -> Iterator[World]:
     with loopback() as server:
         server.on("/weights/small.pt", file(content))
@@ -91,7 +102,7 @@ def test_a_pulled_model_is_verified_exported_and_named_by_the_catalogue(world: W
     assert files.info.card.source_sha256 == world.sha256
 
 
-@pytest.mark.slow
+@without_tracing
 def test_a_second_pull_downloads_nothing(world: World) -> None:
     world.pull(checksum=world.sha256)
     asked = len(world.server.seen)
@@ -103,6 +114,7 @@ def test_a_second_pull_downloads_nothing(world: World) -> None:
     assert world.models == ["again", "small"]
 
 
+@without_tracing
 def test_what_was_cut_off_is_resumed_by_the_next_command(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +168,7 @@ def test_without_any_checksum_nothing_is_asked_for(world: World) -> None:
     assert world.server.seen == []
 
 
+@without_tracing
 def test_unverified_takes_what_comes_and_prints_its_checksum(world: World) -> None:
     ended = world.pull("--unverified")
 
@@ -164,6 +177,7 @@ def test_unverified_takes_what_comes_and_prints_its_checksum(world: World) -> No
     assert world.models == ["small"]
 
 
+@without_tracing
 def test_what_is_given_by_hand_goes_before_the_catalogue(world: World) -> None:
     ended = world.pull("--sha256", world.sha256.upper(), checksum="1" * 64)
 

@@ -1,10 +1,14 @@
-"""One pair, exported from a checkpoint that the original Sam has written."""
+"""One pair, exported from a checkpoint that the original Sam has written.
+
+Most tests take a small model frame: 16 times fewer cells and pixels, and all of the same code.  The
+published frame comes with `TINY`, the other image encoder with `MOBILE`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +21,17 @@ from samserve.export.onnx_file import serialized
 from samserve.export.pipeline import ExportOptions, export
 
 from tests.oracle import pictures
-from tests.oracle.sam import MOBILE, TINY, VIT_B, Sam, SamPredictor, Size, build_sam
+from tests.oracle.sam import (
+    FOREGROUND,
+    MOBILE,
+    SMALL,
+    TINY,
+    Sam,
+    SamPredictor,
+    Size,
+    build_sam,
+)
+from tests.pictures import file_of
 
 PICTURES: tuple[Callable[[], np.ndarray], ...] = (
     pictures.coffee_427x640,
@@ -30,7 +44,7 @@ PICTURES: tuple[Callable[[], np.ndarray], ...] = (
 class View:
     """A picture as both sides see it.
 
-    ``original`` and ``uncast`` are embeddings float32 ``[1,256,64,64]``, ``stored`` is float16.
+    ``original`` and ``uncast`` are embeddings float32 ``[1,256,grid,grid]``, ``stored`` is float16.
     """
 
     picture: np.ndarray
@@ -41,6 +55,11 @@ class View:
     uncast: np.ndarray
     stored: np.ndarray
 
+    @cached_property
+    def file(self) -> bytes:
+        """The picture as a file, which takes a while to write."""
+        return file_of(self.picture)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -49,6 +68,12 @@ class Pair:
     original: Sam
     checkpoint: Path
     repository: Path
+
+    @property
+    def grid(self) -> int:
+        """Cells along a side of the model frame."""
+        grid: int = self.original.prompt_encoder.image_embedding_size[0]
+        return grid
 
     @property
     def encoder_path(self) -> Path:
@@ -86,37 +111,88 @@ class Pair:
     def _view(self, picture: np.ndarray) -> View:
         predictor = SamPredictor(self.original)
         predictor.set_image(picture)
-        # Noise where there is no picture: what lies there must not matter.
-        image = np.random.default_rng(0).integers(0, 256, (1, 1024, 1024, 3), np.uint8)
-        resized = predictor.transform.apply_image(picture)
-        image[0, : resized.shape[0], : resized.shape[1]] = resized
-        image_size = np.array([resized.shape[:2]], np.int32)
+        image, image_size = placed(predictor, picture)
         stored, uncast = self.embed(image, image_size)
         original = predictor.features.numpy()
         return View(picture, predictor, image, image_size, original, uncast, stored)
 
 
+def placed(predictor: SamPredictor, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Place a picture in the model frame: the encoder's inputs ``image`` and ``image_size``."""
+    side = predictor.model.image_encoder.img_size
+    # Noise where there is no picture: what lies there must not matter.
+    image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+    resized = predictor.transform.apply_image(picture)
+    image[0, : resized.shape[0], : resized.shape[1]] = resized
+    return image, np.array([resized.shape[:2]], np.int32)
+
+
 def session(model: Path | bytes) -> onnxruntime.InferenceSession:
-    """Open a session on two threads."""
+    """Open a session on as many threads as torch has."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
+    options.intra_op_num_threads = torch.get_num_threads()
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_in_a_worker(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where tests run in several processes, more threads only wait for each other."""
+    before = torch.get_num_threads()
+    if hasattr(request.config, "workerinput"):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+LARGE = (0.3, 0.35, 0.3, 0.3)
+"""What a small SAM's masks have to cover, for those of every prompt to be worth comparing."""
+
+SMALL_PAIR = pytest.param((SMALL, LARGE), id="small")
+TINY_PAIR = pytest.param((TINY, FOREGROUND), id="tiny", marks=pytest.mark.slow)
+MOBILE_PAIR = pytest.param((MOBILE, FOREGROUND), id="mobile", marks=pytest.mark.slow)
+
+every_encoder = pytest.mark.parametrize(
+    "pair", [SMALL_PAIR, TINY_PAIR, MOBILE_PAIR], indirect=True, scope="session"
+)
+"""For tests of what only the image encoder decides."""
+
+small_and_tiny = pytest.mark.parametrize(
+    "pair", [SMALL_PAIR, TINY_PAIR], indirect=True, scope="session"
+)
+"""For tests that need no more than a second frame."""
+
+small_only = pytest.mark.parametrize("pair", [SMALL_PAIR], indirect=True, scope="session")
+"""For tests that need any pair."""
+
+
+MakePair = Callable[[Size, tuple[float, ...]], Pair]
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> MakePair:
+    """Make the pair of a size, whose masks cover some of a picture, once."""
+
+    @cache
+    def make(size: Size, foreground: tuple[float, ...]) -> Pair:
+        folder = tmp_path_factory.mktemp("pair")
+        original = build_sam(size, pictures.calibration(), foreground=foreground)
+        torch.save(original.state_dict(), folder / "sam.pth")
+        export(folder / "sam.pth", ExportOptions(folder / "repository", "pair", check=False))
+        return Pair(original, folder / "sam.pth", folder / "repository")
+
+    return make
 
 
 @pytest.fixture(
     scope="session",
     params=[
-        pytest.param(TINY, id="tiny"),
-        pytest.param(MOBILE, id="mobile", marks=pytest.mark.slow),
-        pytest.param(VIT_B, id="vit_b", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+        SMALL_PAIR,
+        TINY_PAIR,
+        # The mask decoder is the same.
+        pytest.param((MOBILE, FOREGROUND), id="mobile", marks=pytest.mark.long),
     ],
 )
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """A pair with its oracle; the real size is slow."""
-    folder = tmp_path_factory.mktemp("pair")
-    size: Size = request.param
-    original = build_sam(size, pictures.calibration())
-    torch.save(original.state_dict(), folder / "sam.pth")
-    export(folder / "sam.pth", ExportOptions(folder / "repository", "pair", check=False))
-    return Pair(original, folder / "sam.pth", folder / "repository")
+def pair(request: pytest.FixtureRequest, pairs: MakePair) -> Pair:
+    """A pair with its oracle."""
+    return pairs(*request.param)

@@ -17,7 +17,7 @@ class PromptSet:
     """P prompts on one picture, in model pixels, as the original takes them.
 
     ``coords`` ``[P,n,2]`` with ``labels`` ``[P,n]``, ``boxes`` ``[P,4]``; ``masks``
-    ``[M,1,256,256]`` for the first M prompts.
+    ``[M,1,side,side]`` for the first M prompts.
     """
 
     coords: Tensor | None = None
@@ -28,7 +28,7 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class Answer:
-    """Logits ``[P,4,256,256]`` and predicted IoUs ``[P,4]`` of all mask tokens."""
+    """Logits ``[P,4,side,side]`` and predicted IoUs ``[P,4]`` of all mask tokens."""
 
     logits: np.ndarray
     iou: np.ndarray
@@ -57,7 +57,7 @@ def decode_originally(pair: Pair, view: View, prompts: PromptSet) -> Answer:
 
 def decode_exported(pair: Pair, views: list[View], sets: list[PromptSet]) -> list[Answer]:
     """Decode B pictures with P prompts each in one call of the exported decoder."""
-    collect = PromptCollector(256)
+    collect = PromptCollector(4 * pair.grid)
     tokens = [
         collect((s.coords, s.labels) if s.coords is not None else None, s.boxes, s.masks)
         for s in sets
@@ -102,14 +102,14 @@ def prompts_of(kind: str, view: View, seed: int, count: int = 2) -> PromptSet:
         extent = torch.rand(count, 2, generator=random) * torch.tensor([width, height]) * 0.4
         boxes = torch.cat([corner, corner + 20 + extent], 1)
     if "mask" in parts:
-        masks = blobs(count, random)
+        masks = blobs(count, random, 4 * view.stored.shape[2])
     return PromptSet(coords, labels, boxes, masks)
 
 
-def blobs(count: int, random: torch.Generator) -> Tensor:
-    """Round mask inputs ``[count,1,256,256]``, logits from -20 to 20."""
+def blobs(count: int, random: torch.Generator, side: int) -> Tensor:
+    """Round mask inputs ``[count,1,side,side]``, logits from -20 to 20."""
     centre = torch.rand(count, 1, 1, 1, 2, generator=random) * 256
-    axis = torch.arange(256.0)
+    axis = torch.arange(side) * 256 / side
     rows, columns = torch.meshgrid(axis, axis, indexing="ij")
     distance = (torch.stack([columns, rows], 2) - centre).norm(dim=4)
     return (20 - distance / 2).clamp(-20, 20)

@@ -27,6 +27,8 @@ from samserve.export.part import Origin, Part
 from samserve.export.transfer import check_url, file_name, shown
 
 from tests.export.loopback import NOW, Loopback, Reply, file, loopback, ranged, redirect, whole
+from tests.support.certificates import Issuer
+from tests.support.waiting import BOUND_S
 
 CONTENT = bytes(range(256)) * 1000
 HALF = len(CONTENT) // 2
@@ -819,10 +821,10 @@ def test_two_downloads_of_one_file_transfer_it_once(
         def progress(_: int, __: int | None) -> None:
             if not second:
                 second.append(pool.submit(pull, url))
-            assert waiting.wait(20)
+            assert waiting.wait(BOUND_S)
 
         first = pull(url, progress=progress)
-        assert second[0].result(20) == first
+        assert second[0].result(BOUND_S) == first
 
     assert_whole(pull, first)
     assert len(server.seen) == 1
@@ -839,21 +841,9 @@ def test_the_lock_is_free_after_a_failure(server: Loopback, pull: Pull) -> None:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """A certificate of this machine that nobody has signed, with its key."""
-    openssl = shutil.which("openssl")
-    if not openssl:
-        pytest.skip("openssl is not installed")
+    """A certificate of this machine, with its key, of an authority that is not trusted here."""
     path = tmp_path / "certificate.pem"
-    subprocess.run(
-        [
-            *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
-            *("-nodes", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", str(path), "-out", str(tmp_path / "public.pem")),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    path.write_text(path.read_text() + (tmp_path / "public.pem").read_text())
+    path.write_text("".join(Issuer().issue("127.0.0.1")))
     return path
 
 
@@ -863,6 +853,7 @@ def tls_port(certificate: Path) -> Iterator[int]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(BOUND_S)
 
         def shake() -> None:
             connection, _ = listener.accept()

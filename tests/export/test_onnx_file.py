@@ -14,7 +14,9 @@ from samserve.export.onnx_file import save
 from samserve.export.repository import Description, write_pair
 from samserve.identity import pair_digest
 
-from tests.export.conftest import Pair, session
+from tests.export.conftest import Pair, session, small_only
+
+pytestmark = small_only
 
 SMALL = 1_000_000
 
@@ -37,11 +39,12 @@ def folders(tmp_path: Path) -> list[Path]:
 
 def test_weights_beside_the_model_give_the_same_answers(pair: Pair, folders: list[Path]) -> None:
     path = save(read(pair.decoder_path), folders[0], largest=SMALL)
+    random = np.random.default_rng(0)
     feeds = {
-        "image_embedding": np.random.default_rng(0).normal(size=(1, 256, 64, 64)).astype("f2"),
-        "point_coords": np.full((1, 1, 2, 2), 300, np.float32),
+        "image_embedding": random.normal(size=(1, 256, pair.grid, pair.grid)).astype("f2"),
+        "point_coords": np.full((1, 1, 2, 2), 100, np.float32),
         "point_labels": np.array([[[1, -1]]], np.float32),
-        "mask_input": np.zeros((1, 0, 256, 256), np.float32),
+        "mask_input": np.zeros((1, 0, 4 * pair.grid, 4 * pair.grid), np.float32),
     }
 
     answers = [session(model).run(None, feeds) for model in (path, pair.decoder_path)]

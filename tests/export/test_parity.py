@@ -17,7 +17,7 @@ from tests.export.bars import (
     assert_worth_comparing,
     relative_l2,
 )
-from tests.export.conftest import PICTURES, Pair
+from tests.export.conftest import PICTURES, Pair, every_encoder
 from tests.export.prompts import (
     PromptSet,
     decode_exported,
@@ -29,6 +29,7 @@ from tests.export.prompts import (
 KINDS = ["points1", "points3", "box", "points1+box", "points2+box+mask", "mask"]
 
 
+@every_encoder
 @pytest.mark.parametrize("index", range(3), ids=[make.__name__ for make in PICTURES])
 def test_embedding_before_its_cast_is_the_originals(pair: Pair, index: int) -> None:
     view = pair.views[index]
@@ -36,6 +37,7 @@ def test_embedding_before_its_cast_is_the_originals(pair: Pair, index: int) -> N
     assert relative_l2(view.uncast, view.original) < 1e-4
 
 
+@every_encoder
 @pytest.mark.parametrize("index", range(3), ids=[make.__name__ for make in PICTURES])
 def test_stored_embedding_is_the_originals_rounded_once(pair: Pair, index: int) -> None:
     view = pair.views[index]
@@ -45,6 +47,7 @@ def test_stored_embedding_is_the_originals_rounded_once(pair: Pair, index: int) 
     np.testing.assert_array_equal(view.stored, view.uncast.astype(np.float16))
 
 
+@every_encoder
 def test_pictures_embedded_together_are_as_if_embedded_alone(pair: Pair) -> None:
     views = pair.views
     image = np.concatenate([view.image for view in views])
@@ -56,6 +59,7 @@ def test_pictures_embedded_together_are_as_if_embedded_alone(pair: Pair) -> None
         assert relative_l2(row, view.uncast[0]) < 1e-5
 
 
+@every_encoder
 def test_pictures_have_different_embeddings(pair: Pair) -> None:
     first, second, third = (view.original for view in pair.views)
 
@@ -159,6 +163,7 @@ def test_an_extra_padding_point_changes_the_answer(pair: Pair) -> None:
     assert np.abs(answer.logits - plain.logits).max() > 1e-3 * plain.logits.std()
 
 
+@every_encoder
 def test_exporting_again_gives_the_same_bytes(pair: Pair) -> None:
     sam = load_sam(pair.checkpoint)
 

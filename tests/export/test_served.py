@@ -15,19 +15,11 @@ from samserve.types import CocoRle, Size
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
-from tests import pictures
 from tests.conftest import serving_models
-from tests.export.conftest import PICTURES, Pair, View
-from tests.oracle.sam import TINY
+from tests.export.conftest import PICTURES, Pair, View, small_and_tiny, small_only
 
-pytestmark = [
-    # One server for all tests: encoding the pictures takes most of the time.
-    pytest.mark.asyncio(loop_scope="module"),
-    # The real size is compared in test_parity: its random weights mask next to nothing for a box.
-    pytest.mark.parametrize(
-        "pair", [pytest.param(TINY, id="tiny")], indirect=True, scope="session"
-    ),
-]
+# One server for all tests of a pair: encoding the pictures takes most of the time.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 EQUAL = 0.9999
 
@@ -80,7 +72,8 @@ def asks(view: View, seed: int) -> dict[str, Ask]:
     low = random.uniform(0.1, 0.4, 2) * (width, height)
     box = np.concatenate([low, low + random.uniform(0.3, 0.5, 2) * (width, height)])
     labels = np.array([[1.0], [1.0], [0.0]])
-    axis = np.arange(256.0)
+    side = 4 * view.stored.shape[2]
+    axis = np.arange(side) * 256 / side
     distance = np.hypot(axis[:, None] - 80, axis[None, :] - 70)
     logits = np.clip(20 - distance / 2, -20, 20).astype(np.float32)
     clicks = np.hstack([points, labels])
@@ -102,7 +95,7 @@ async def stub(pair: Pair) -> AsyncIterator[SegmentationServiceStub]:
 
 
 def image(view: View) -> pb.Image:
-    return pb.Image(encoded=pictures.file_of(view.picture))
+    return pb.Image(encoded=view.file)
 
 
 def mask_of(mask: pb.Mask) -> np.ndarray:
@@ -127,6 +120,7 @@ ASKS = [
 ]
 
 
+@small_only
 @pytest.mark.parametrize(("kind", "number"), ASKS)
 async def test_all_three_masks_are_those_of_the_original_predictor(
     kind: str, number: int, pair: Pair, stub: SegmentationServiceStub
@@ -147,6 +141,7 @@ async def test_all_three_masks_are_those_of_the_original_predictor(
         assert mask.predicted_iou == pytest.approx(value, abs=1e-4)
 
 
+@small_only
 @pytest.mark.parametrize(("kind", "number"), ASKS)
 async def test_auto_selects_as_the_reference_does(
     kind: str, number: int, pair: Pair, stub: SegmentationServiceStub
@@ -163,6 +158,7 @@ async def test_auto_selects_as_the_reference_does(
     assert agreement(mask_of(mask), masks[best]) >= EQUAL
 
 
+@small_and_tiny
 async def test_many_prompts_of_all_kinds_are_each_answered_as_the_original_would(
     pair: Pair, stub: SegmentationServiceStub
 ) -> None:
@@ -182,6 +178,7 @@ async def test_many_prompts_of_all_kinds_are_each_answered_as_the_original_would
         assert agreement(mask_of(result.masks[0]), masks[0]) >= EQUAL
 
 
+@small_and_tiny
 async def test_the_logits_of_an_answer_refine_it_as_in_the_original(
     pair: Pair, stub: SegmentationServiceStub
 ) -> None:
@@ -197,7 +194,7 @@ async def test_the_logits_of_an_answer_refine_it_as_in_the_original(
     data = first.results[0].masks[0].low_res_logits
     refining = Ask(
         points=asks(view, 1)["three points"].points,
-        logits=np.frombuffer(bytearray(data), dtype="<f4").reshape(256, 256),
+        logits=np.frombuffer(bytearray(data), dtype="<f4").reshape(4 * pair.grid, 4 * pair.grid),
     )
     masks, _ = refining.original(view, multimask=False)
 

@@ -1,15 +1,13 @@
 """The published sizes, from both kinds of checkpoints, against PyTorch.
 
-All are slow; `test_parity.py` compares a small SAM by the same code.  ViT-H needs some 16 GB of
-memory and 8 GB of disk.
+`test_parity.py` compares small SAMs by the same code, and a small one has every test of this module
+that another module does not have.  ViT-H needs some 16 GB of memory and 8 GB of disk.
 """
 
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,36 +16,48 @@ import pytest
 import torch
 from samserve.engines.repository import discover
 from samserve.export.pipeline import Exported, ExportOptions, export
-from samserve.v1 import samserve_pb2 as pb
 from torch import nn
 
-from harness.triton.server import TritonServer
-from tests import chosen
-from tests import pictures as pictures_of_the_suite
-from tests.conftest import serving, settings_with
 from tests.export.bars import (
     assert_same_logits,
     assert_same_masks,
     assert_worth_comparing,
     relative_l2,
 )
-from tests.export.conftest import Pair, View, session
+from tests.export.conftest import LARGE, Pair, View, placed, session
 from tests.export.prompts import decode_exported, decode_originally, prompts_of
-from tests.export.test_served import mask_of
+from tests.export.test_on_triton import assert_served
 from tests.oracle import huggingface, pictures
-from tests.oracle.sam import VIT_B, VIT_H, VIT_L, SamPredictor, SamSize, build_sam
+from tests.oracle.sam import (
+    FOREGROUND,
+    SMALL,
+    VIT_B,
+    VIT_H,
+    VIT_L,
+    SamPredictor,
+    SamSize,
+    build_sam,
+)
 
-SIZES = [
-    pytest.param(("vit_b", VIT_B), id="vit_b", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
-    pytest.param(("vit_l", VIT_L), id="vit_l", marks=[pytest.mark.slow, pytest.mark.timeout(1500)]),
-    pytest.param(("vit_h", VIT_H), id="vit_h", marks=[pytest.mark.slow, pytest.mark.timeout(2400)]),
+VIT_B_SIZE = ("vit_b", VIT_B)
+LARGER = [
+    pytest.param(("vit_l", VIT_L), id="vit_l", marks=[pytest.mark.long, pytest.mark.timeout(1500)]),
+    pytest.param(("vit_h", VIT_H), id="vit_h", marks=[pytest.mark.long, pytest.mark.timeout(2400)]),
 ]
+
+
+def sizes(vit_b: pytest.MarkDecorator) -> pytest.MarkDecorator:
+    """Every size; ViT-B is marked as given."""
+    first = pytest.param(VIT_B_SIZE, id="vit_b", marks=[vit_b, pytest.mark.timeout(900)])
+    return pytest.mark.parametrize("sized", [first, *LARGER], indirect=True, scope="module")
 
 
 class Forgotten(nn.Module):
     """Where an image encoder was."""
 
-    img_size = 1024
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.img_size = side
 
 
 @dataclass(frozen=True)
@@ -60,14 +70,15 @@ class Sized:
     view: View
 
 
-@pytest.fixture(scope="module", params=SIZES)
+@pytest.fixture(scope="module")
 def sized(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Sized]:
     """Seeded random weights under the original names, exported; one at a time in memory."""
     variant, size = request.param
-    folder = tmp_path_factory.mktemp(variant)
-    original = build_sam(size, pictures.calibration()[:1])
+    foreground = LARGE if size is SMALL else FOREGROUND
+    folder = tmp_path_factory.mktemp("sized")
+    original = build_sam(size, pictures.calibration()[:1], foreground=foreground)
     torch.save(original.state_dict(), folder / "sam.pth")
     exported = export(
         folder / "sam.pth",
@@ -76,7 +87,7 @@ def sized(
     pair = Pair(original, folder / "sam.pth", folder / "repository")
     view = view_of(pair)
     # What is left to do needs its size alone, and the checkpoint has its weights.
-    original.image_encoder = Forgotten()
+    original.image_encoder = Forgotten(original.image_encoder.img_size)
     yield Sized(size, pair, exported, view)
     del original, pair, view
     for path in folder.rglob("*"):
@@ -86,19 +97,17 @@ def sized(
 
 
 def view_of(pair: Pair) -> View:
-    """Embed a photograph by both, with noise where there is no picture."""
+    """Embed a photograph by both."""
     picture = pictures.coffee_427x640()
     predictor = SamPredictor(pair.original)
     predictor.set_image(picture)
-    image = np.random.default_rng(0).integers(0, 256, (1, 1024, 1024, 3), np.uint8)
-    resized = predictor.transform.apply_image(picture)
-    image[0, : resized.shape[0], : resized.shape[1]] = resized
-    image_size = np.array([resized.shape[:2]], np.int32)
+    image, image_size = placed(predictor, picture)
     (stored,) = session(pair.encoder_path).run(None, {"image": image, "image_size": image_size})
     original = predictor.features.numpy()
     return View(picture, predictor, image, image_size, original, stored.astype("f4"), stored)
 
 
+@sizes(vit_b=pytest.mark.slow)
 def test_embedding_is_the_originals(sized: Sized) -> None:
     view = sized.view
 
@@ -107,6 +116,7 @@ def test_embedding_is_the_originals(sized: Sized) -> None:
     assert relative_l2(view.stored, view.original.astype(np.float16).astype("f4")) < 1e-4
 
 
+@sizes(vit_b=pytest.mark.long)
 @pytest.mark.parametrize("kind", ["points1", "box", "points2+box+mask"])
 def test_masks_are_the_originals(sized: Sized, kind: str) -> None:
     prompts = prompts_of(kind, sized.view, seed=3)
@@ -119,6 +129,16 @@ def test_masks_are_the_originals(sized: Sized, kind: str) -> None:
     assert_same_masks(sized.view, answer, expected)
 
 
+@pytest.mark.parametrize(
+    "sized",
+    [
+        pytest.param(("", SMALL), id="small"),
+        pytest.param(VIT_B_SIZE, id="vit_b", marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+        *LARGER,
+    ],
+    indirect=True,
+    scope="module",
+)
 def test_the_same_weights_from_a_transformers_directory(sized: Sized, tmp_path: Path) -> None:
     """They give the same models, which answer as the library's own forward pass does."""
     view = sized.view
@@ -142,52 +162,11 @@ def test_the_same_weights_from_a_transformers_directory(sized: Sized, tmp_path: 
         assert ((answer.logits[:, 1:] > 0) == (logits > 0)).mean() >= 0.9999
 
 
-@pytest.mark.parametrize("sized", SIZES[:1], indirect=True)
+@pytest.mark.long
+@pytest.mark.parametrize("sized", [VIT_B_SIZE], ids=["vit_b"], indirect=True, scope="module")
 @pytest.mark.parametrize("engine", ["onnx", "triton"])
 async def test_it_is_served(sized: Sized, engine: str) -> None:
     """A click through the whole service, in-process and from a real Triton."""
-    view = sized.view
-    height, width = view.picture.shape[:2]
-    x, y = 0.4 * width, 0.6 * height
-    predictor = view.predictor
-    predictor.features = torch.from_numpy(view.original)
-    expected, iou, _ = predictor.predict(np.array([[x, y]]), np.array([1]), multimask_output=True)
-    request = pb.PredictRequest(
-        image=pb.Image(encoded=pictures_of_the_suite.file_of(view.picture)),
-        prompts=[pictures_of_the_suite.click(x, y)],
-        multimask=pb.MULTIMASK_ALL,
-    )
+    listed = await assert_served(engine, sized.pair, sized.view)
 
-    with served_by(engine, sized.pair.repository) as sections:
-        async with serving(settings_with(**sections)) as (_, stub):
-            (listed,) = (await stub.ListModels(pb.ListModelsRequest())).models
-            answer = await stub.Predict(request)
-
-    masks = [mask_of(mask) for mask in answer.results[0].masks]
     assert listed.card.variant == sized.exported.card.variant
-    assert np.mean(np.stack(masks) == expected) >= 0.999  # the embedding is rounded in between
-    found = [mask.predicted_iou for mask in answer.results[0].masks]
-    np.testing.assert_allclose(found, iou, atol=1e-3)
-
-
-@contextmanager
-def served_by(engine: str, repository: Path) -> Iterator[chosen.Sections]:
-    """Settings that serve a repository; Triton runs as long as the block."""
-    if engine == "onnx":
-        yield {"engine": {"kind": "onnx", "model_repository": str(repository)}}
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "triton.log"
-        server = TritonServer(model_repository=repository, log=log, start_timeout_s=300)
-        try:
-            server.start()
-            yield {
-                "engine": {"kind": "triton"},
-                "triton": {
-                    "url": server.grpc_address,
-                    "shared_memory": "required",
-                },
-                "store": {"capacity_bytes": 64 << 20},
-            }
-        finally:
-            server.kill()

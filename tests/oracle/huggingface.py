@@ -1,30 +1,43 @@
-"""SAM as the transformers library has it: its directories, and its own forward pass."""
+"""SAM as the transformers library has it: its directories, and its own forward pass.
+
+The library is imported when it is needed: that takes seconds, in every process that collects tests.
+"""
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import SamConfig, SamModel, SamVisionConfig
 
-from tests.oracle.sam import SamSize
+from tests.oracle.sam import PATCH, SamSize
+
+if TYPE_CHECKING:
+    from transformers import SamModel
 
 
 def model(size: SamSize, mlp_dim: int) -> SamModel:
     """Build a SamModel of a size with weights of its own."""
-    vision = SamVisionConfig(
+    library = importlib.import_module("transformers")
+    frame = PATCH * size.grid
+    vision = library.SamVisionConfig(
         hidden_size=size.width,
         num_hidden_layers=size.depth,
         num_attention_heads=size.heads,
         global_attn_indexes=list(size.global_blocks),
         mlp_dim=mlp_dim,
         window_size=14,
+        image_size=frame,
     )
-    return SamModel(SamConfig(vision_config=vision.to_dict())).eval().requires_grad_(False)
+    prompts = {"image_size": frame, "image_embedding_size": size.grid}
+    config = library.SamConfig(vision_config=vision.to_dict(), prompt_encoder_config=prompts)
+    built: SamModel = library.SamModel(config)
+    return built.eval().requires_grad_(False)
 
 
 def from_original(size: SamSize, state: Mapping[str, Tensor]) -> SamModel:
@@ -44,7 +57,7 @@ def save(built: SamModel, folder: Path) -> Path:
 
 
 def embed(built: SamModel, standardised: Tensor) -> np.ndarray:
-    """Embed float32 ``[1,3,1024,1024]`` to float32 ``[1,256,64,64]``."""
+    """Embed float32 ``[1,3,side,side]`` to float32 ``[1,256,grid,grid]``."""
     embedding: np.ndarray = built.get_image_embeddings(standardised).numpy()
     return embedding
 
@@ -52,7 +65,7 @@ def embed(built: SamModel, standardised: Tensor) -> np.ndarray:
 def decode(
     built: SamModel, embedding: np.ndarray, points: Tensor | None, boxes: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits ``[P,3,256,256]`` and predicted IoU ``[P,3]`` of the ambiguous masks.
+    """Logits ``[P,3,side,side]`` and predicted IoU ``[P,3]`` of the ambiguous masks.
 
     ``points`` ``[P,n,2]`` foreground clicks or None, ``boxes`` ``[P,4]`` or None, in model pixels.
     """

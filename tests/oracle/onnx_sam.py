@@ -47,7 +47,7 @@ class OnnxSam:
     postprocess_masks = Sam.postprocess_masks
     device = torch.device("cpu")
 
-    def __init__(self, encoder: Path | bytes, decoder: Path | bytes, *, threads: int = 2) -> None:
+    def __init__(self, encoder: Path | bytes, decoder: Path | bytes, *, threads: int = 1) -> None:
         self.image_encoder = OnnxImageEncoder(_session(encoder, threads))
         self.prompt_encoder = PromptCollector(self.image_encoder.img_size // 4)
         self.mask_decoder = OnnxMaskDecoder(_session(decoder, threads))

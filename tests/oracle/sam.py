@@ -47,21 +47,29 @@ LOGITS_SPREAD = 12.0
 IOU_MEAN, IOU_SPREAD = 0.88, 0.05
 
 
+PATCH = 16
+"""Pixels of the model frame along a cell of an embedding."""
+
+
 @dataclass(frozen=True)
 class SamSize:
-    """Sizes of a ViT; the decoder is that of every SAM."""
+    """Sizes of a ViT; the decoder is that of every SAM.
+
+    ``grid`` cells are a side of the model frame: 64 in all that were published.
+    """
 
     width: int
     depth: int
     heads: int
     global_blocks: tuple[int, ...]
+    grid: int = 64
 
     def encoder(self) -> nn.Module:
         """Build the original image encoder."""
         return ImageEncoderViT(
             depth=self.depth,
             embed_dim=self.width,
-            img_size=1024,
+            img_size=PATCH * self.grid,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
             num_heads=self.heads,
             use_rel_pos=True,
@@ -73,6 +81,8 @@ class SamSize:
 class MobileSize:
     """The one size of MobileSAM."""
 
+    grid = 64
+
     def encoder(self) -> nn.Module:
         """Build the original image encoder."""
         return mobile.image_encoder()
@@ -80,6 +90,8 @@ class MobileSize:
 
 Size = SamSize | MobileSize
 
+SMALL = SamSize(width=64, depth=3, heads=2, global_blocks=(1,), grid=16)
+"""A frame of 256 pixels, for what does not need a published one; nothing else is less."""
 TINY = SamSize(width=64, depth=4, heads=2, global_blocks=(1, 3))
 VIT_B = SamSize(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11))
 VIT_L = SamSize(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))
@@ -120,7 +132,7 @@ def keep_embeddings_as_half(sam: Sam) -> Sam:
 
 
 def standardised(sam: Sam, pictures: Sequence[np.ndarray]) -> Tensor:
-    """Resize, normalise and pad as SamPredictor does: float32 ``[n,3,1024,1024]``."""
+    """Resize, normalise and pad as SamPredictor does: float32 ``[n,3,side,side]``."""
     transform = SamPredictor(sam).transform
     planes = [
         torch.from_numpy(transform.apply_image(np.ascontiguousarray(picture))).permute(2, 0, 1)
@@ -134,8 +146,8 @@ def original(size: Size) -> Sam:
     encoder = size.encoder()  # first, so that seeds keep their meaning
     prompts = PromptEncoder(
         embed_dim=256,
-        image_embedding_size=(64, 64),
-        input_image_size=(1024, 1024),
+        image_embedding_size=(size.grid, size.grid),
+        input_image_size=(PATCH * size.grid, PATCH * size.grid),
         mask_in_chans=16,
     )
     transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
@@ -203,20 +215,22 @@ def _calibrate(sam: Sam, pictures: Sequence[np.ndarray], foreground: Sequence[fl
     decoder = sam.mask_decoder
     answers = [_click(sam, picture) for picture in pictures]
     clicks, tokens, cells = (torch.cat(parts) for parts in zip(*answers, strict=True))
-    readout = _solve(cells, _bumps(clicks, 64, READOUT_RADIUS))
+    grid = sam.prompt_encoder.image_embedding_size[0]
+    places = clicks / (PATCH * grid)
+    readout = _solve(cells, _bumps(places, grid, READOUT_RADIUS))
     _plant_readout(decoder, readout)
     _plant_mask_input(sam.prompt_encoder, readout)
-    planes = cells.transpose(1, 2).reshape(-1, 256, 64, 64)
+    planes = cells.transpose(1, 2).reshape(-1, 256, grid, grid)
     fine = decoder.output_upscaling(planes).flatten(2).transpose(1, 2)[:, ::SAMPLING]
     for mask, (radius, share) in enumerate(zip(RADII, foreground, strict=True)):
-        mix = _solve(fine, _bumps(clicks, 256, radius)[:, ::SAMPLING])
+        mix = _solve(fine, _bumps(places, 4 * grid, radius)[:, ::SAMPLING])
         head = decoder.output_hypernetworks_mlps[mask]
         _set_mask_head(head, mix, tokens[:, 1 + mask], fine, share)
     _spread_iou(decoder.iou_prediction_head, tokens[:, 0])
 
 
 def _click(sam: Sam, picture: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """Nine clicks ``[9,2]`` in model pixels; tokens ``[9,7,256]`` and cells ``[9,4096,256]``."""
+    """Nine clicks ``[9,2]`` in model pixels; tokens ``[9,7,256]``, cells ``[9,grid*grid,256]``."""
     predictor = SamPredictor(sam)
     predictor.set_image(np.ascontiguousarray(picture))
     height, width = predictor.input_size
@@ -232,12 +246,15 @@ def _click(sam: Sam, picture: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _bumps(clicks: Tensor, side: int, radius: float) -> Tensor:
-    """Cones around clicks, 1 in the middle and 0 at the radius: ``[n,side*side]``, at least -1."""
-    centres = (torch.arange(side) + 0.5) * (1024 / side)
+    """Cones around clicks, 1 in the middle and 0 at the radius: ``[n,side*side]``, at least -1.
+
+    Clicks and radius are in model frames.
+    """
+    centres = (torch.arange(side) + 0.5) / side
     rows, columns = torch.meshgrid(centres, centres, indexing="ij")
     places = torch.stack([columns, rows], 2).reshape(1, -1, 2)
     distance = (places - clicks.unsqueeze(1)).norm(dim=2)
-    return (1 - distance / (1024 * radius)).clamp(min=-1)
+    return (1 - distance / radius).clamp(min=-1)
 
 
 def _solve(features: Tensor, target: Tensor) -> Tensor:
@@ -268,9 +285,10 @@ def _plant_readout(decoder: MaskDecoder, readout: Tensor) -> None:
 
 def _plant_mask_input(encoder: PromptEncoder, readout: Tensor) -> None:
     """Let the inside of a mask input lift the readout, and its outside lower it."""
-    target = _bumps(torch.rand(8, 2) * 1024, 256, 0.2)
-    features = encoder.mask_downscaling[:-1](20 * target.reshape(8, 1, 256, 256))
-    inside = functional.avg_pool2d(target.sign().reshape(8, 1, 256, 256), 4)
+    side = encoder.mask_input_size[0]
+    target = _bumps(torch.rand(8, 2), side, 0.2).reshape(8, 1, side, side)
+    features = encoder.mask_downscaling[:-1](20 * target)
+    inside = functional.avg_pool2d(target.sign(), 4)
     mix = _solve(features.flatten(2).transpose(1, 2), inside.reshape(8, -1))
     last = encoder.mask_downscaling[-1]
     lift = MASK_GAIN * torch.outer(readout / readout.norm(), mix)
