@@ -18,6 +18,7 @@ from samserve.types import Array, BoolArray, FloatArray, Label, Multimask, Size,
 from tests.core import logits as maps
 from tests.core import photos
 from tests.oracle import torchvision_shim
+from tests.support.examples import examples
 
 torchvision_shim.install()
 
@@ -42,7 +43,7 @@ def reference_logits(low_res: FloatArray, resized: Size, image: Size) -> torch.T
     return upsampled[0, 0]
 
 
-@settings(deadline=None, max_examples=500)
+@examples(500)
 @given(sides, sides)
 def test_resized_size_is_the_reference_s(height: int, width: int) -> None:
     theirs = TRANSFORM.get_preprocess_shape(height, width, 1024)

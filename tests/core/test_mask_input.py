@@ -1,8 +1,10 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from samserve.core import geometry, mask_input, masks
 from samserve.types import Size
+
+from tests.support.examples import examples
 
 
 def test_full_mask_is_ten_inside_and_minus_ten_in_the_padding() -> None:
@@ -29,7 +31,7 @@ def test_half_covered_cell_is_zero() -> None:
     assert logits[0, :3].tolist() == [10, 0, -10]
 
 
-@settings(deadline=None, max_examples=40)
+@examples(100)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 2**32 - 1))
 def test_covered_area_is_kept(height: int, width: int, seed: int) -> None:
     mask = np.random.default_rng(seed).random((height, width)) < 0.3

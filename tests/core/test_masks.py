@@ -3,13 +3,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from samserve.core import geometry, masks
 from samserve.types import FloatArray, Size
 
 from tests.core import logits as maps
+from tests.support.examples import examples
 
 IMAGES = [
     Size(1080, 1920),
@@ -60,7 +61,7 @@ def test_summary_of_hard_maps_has_the_bits_of_the_plain_path(name: str, image: S
     assert_same_bits(maps.hard()[name], image)
 
 
-@settings(deadline=None, max_examples=30)
+@examples(100)
 @given(
     hnp.arrays(np.float32, (32, 32), elements=st.floats(-3, 3, width=32)),
     st.integers(1, 500),

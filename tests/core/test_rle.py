@@ -9,6 +9,8 @@ from pycocotools import mask as coco
 from samserve.core import rle
 from samserve.types import BoolArray, CocoRle, Size
 
+from tests.support.examples import examples
+
 old_numpy_protocol = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"  # pycocotools.mask.decode on numpy 2
 )
@@ -127,7 +129,7 @@ def test_malformed_counts_are_refused_behind_the_first_piece(counts: str, messag
         rle.validate(Size(1000, 1000), counts)
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(characters, st.integers(1, 12), st.integers(1, 12))
 def test_any_string_is_refused_or_is_a_mask(counts: str, height: int, width: int) -> None:
     packed = CocoRle(Size(height, width), counts)
@@ -143,7 +145,7 @@ def test_any_string_is_refused_or_is_a_mask(counts: str, height: int, width: int
 
 
 @old_numpy_protocol
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(bool_masks, st.integers(0, 200), st.integers(48, 111))
 def test_changed_character_is_refused_or_is_a_mask(mask: BoolArray, at: int, code: int) -> None:
     packed = rle.encode(mask)
