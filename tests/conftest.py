@@ -37,9 +37,15 @@ GROUPS = {
         "tests/monitoring/test_live",
         "tests/monitoring/test_observe",
         "tests/monitoring/test_harness",
+        "tests/export/test_on_triton",
     ),
     # One large model in memory at a time.
-    "models": ("tests/export", "tests/automask/test_parity", "training/tests"),
+    "models": (
+        "tests/export",
+        "tests/automask/test_parity",
+        "training/tests/test_shipped",
+        "training/tests/test_train",
+    ),
 }
 """Tests that share what one machine has room for once, by the start of their path."""
 

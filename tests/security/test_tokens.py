@@ -182,6 +182,8 @@ def test_without_a_key_id_there_may_be_one_key_only() -> None:
         (jwks(jwk(alg="HS256")), "cannot be read|algorithm that is not taken"),
         (jwks(jwk("weak")), "fewer than 2048 bits"),
     ],
+    # Keys are other ones in each worker.
+    ids=lambda value: "file" if isinstance(value, bytes) else value,
 )
 def test_a_jwks_file_that_is_wrong_names_the_place(content: bytes, problem: str) -> None:
     with pytest.raises(Misconfigured, match=problem) as refused:
