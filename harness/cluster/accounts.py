@@ -23,11 +23,11 @@ class Accounts:
         if user is not None and password is None:
             raise HarnessError(f"user {user!r} needs a password")
         self._rules = rules
-        self._hashes: dict[str, list[str]] = {}
+        self._hashes: dict[str, str] = {}
         self.own: tuple[str, str] | None = None
         """Name and password of the harness's own account."""
         if password is not None:
-            self._hashes[user or "default"] = [_hash(password)]
+            self._hashes[user or "default"] = _hash(password)
             self.own = (_OWN, secrets.token_hex(16))
 
     def directives(self) -> Iterator[str]:
@@ -38,18 +38,10 @@ class Accounts:
         yield f"user {name} on {_hash(password)} {EVERYTHING}"
         if "default" not in self._hashes:
             yield "user default off"
-        for user, hashes in self._hashes.items():
-            yield f"user {user} on {' '.join(hashes)} {self._rules}"
+        for user, hashed in self._hashes.items():
+            yield f"user {user} on {hashed} {self._rules}"
         yield f"masteruser {name}"
         yield f"masterauth {password}"
-
-    def change(self, user: str, password: str, *, keep_old: bool) -> tuple[str, ...]:
-        """Give ``user`` a password, and return the command that tells a running node."""
-        if user not in self._hashes:
-            raise HarnessError(f"no user {user!r}; there are {sorted(self._hashes)}")
-        kept = self._hashes[user] if keep_old else []
-        self._hashes[user] = [*kept, _hash(password)]
-        return ("ACL", "SETUSER", user, "resetpass", *self._hashes[user])
 
 
 def _hash(password: str) -> str:

@@ -16,13 +16,13 @@ from redis.crc import key_slot
 from harness.cluster import forming
 from harness.cluster.accounts import EVERYTHING, Accounts
 from harness.cluster.binaries import Flavour, server_binary
-from harness.cluster.errors import HarnessError, PortTakenError, wait_for
+from harness.cluster.errors import HarnessError, NotYetError, PortTakenError, wait_for
 from harness.cluster.node import Node
 from harness.cluster.ports import HIGHEST, Ports
 from harness.cluster.resharding import SlotMove
 from harness.triton import processes
 
-READY_TIMEOUT_S = 30.0
+READY_TIMEOUT_S = 90.0
 MAXMEMORY = 256 << 20
 
 _PORT_ATTEMPTS = 5
@@ -164,6 +164,24 @@ class Cluster:
         for node in self.nodes:
             node.kill()
 
+    def fail_over(self, master: Node) -> Node:
+        """Kill a master, and have one of its replicas take over at once; return the replica.
+
+        Left to themselves the nodes need seconds: they wait before they call a node failed, and
+        vote afterwards.
+        """
+        heir = next(node for node in self.replicas_of(master) if node.answering)
+        master.kill()
+        heir.command("CLUSTER", "FAILOVER", "TAKEOVER")
+        self.wait_ready()
+        return heir
+
+    def hand_over(self, replica: Node) -> None:
+        """Have a replica take the place of its master, which lives on as its replica."""
+        replica.command("CLUSTER", "FAILOVER")
+        wait_for(lambda: self._check_master(replica), READY_TIMEOUT_S)
+        self.wait_ready()
+
     def start_again(self) -> None:
         """Start every node that does not run, and wait until the cluster is whole again."""
         dead = [node for node in self.nodes if not node.running]
@@ -212,19 +230,13 @@ class Cluster:
         self.wait_ready()
         return node
 
-    def set_password(self, user: str, password: str, *, keep_old: bool = False) -> None:
-        """Give a user another password on all nodes, or a further one.
-
-        Who is connected stays so.  Nodes that do not run learn it when they start.
-        """
-        words = self._accounts.change(user, password, keep_old=keep_old)
-        for node in self.nodes:
-            if node.running:
-                node.command(*words)
-
     def log_tails(self) -> str:
         """Return the ends of the logs of all nodes."""
         return "\n".join(f"--- {node.address}\n{node.log_tail()}" for node in self.nodes)
+
+    def _check_master(self, node: Node) -> None:
+        if node not in self.masters:
+            raise NotYetError(f"{node.address} is no master")
 
     def _answering_masters(self) -> list[Node]:
         return [node for node in self.masters if node.answering]

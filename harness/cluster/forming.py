@@ -12,7 +12,7 @@ from harness.cluster.node import HOST, Node
 from harness.cluster.ports import BUS_OFFSET
 from harness.cluster.view import SLOTS, View
 
-_HEARD_S = 10.0
+_HEARD_S = 60.0
 _UNWELL = frozenset({"fail", "fail?", "handshake", "noaddr"})
 
 

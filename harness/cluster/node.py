@@ -21,8 +21,8 @@ from harness.cluster.errors import HarnessError, NotYetError, PortTakenError, wa
 from harness.triton import processes
 
 HOST = "127.0.0.1"
-START_TIMEOUT_S = 20.0
-COMMAND_TIMEOUT_S = 5.0
+START_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 10.0
 
 _LOG_TAIL = 1500
 _PORT_TAKEN = "Address already in use"
@@ -106,7 +106,7 @@ class Node:
                 username=user,
                 password=password,
                 socket_timeout=COMMAND_TIMEOUT_S,
-                socket_connect_timeout=1.0,
+                socket_connect_timeout=5.0,
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
             )

@@ -50,12 +50,6 @@ class Ports:
         raise OSError(f"no free pair of ports between {LOWEST} and {HIGHEST}")
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that are free at this moment, and not kept."""
-    with Ports() as ports:
-        return ports.take(count)
-
-
 def _bound(port: int) -> socket.socket:
     """Return a socket that is in the way of others like it, but not of a server."""
     holder = socket.socket()

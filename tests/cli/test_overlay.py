@@ -101,7 +101,7 @@ def test_each_prompt_has_its_colour_in_one_picture() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "longest"), [((48, 64), 1280), ((1500, 1300), 1500), ((3000, 4000), 2048)]
+    ("size", "longest"), [((48, 64), 1280), ((1500, 1300), 1500), ((1600, 2100), 2048)]
 )
 def test_pictures_have_a_size_to_show(size: tuple[int, int], longest: int) -> None:
     whole = mask_of(np.ones(size, dtype=bool))

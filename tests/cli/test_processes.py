@@ -14,36 +14,26 @@ from tests.cli.conftest import FAKE, Command, server_process, start
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serve_ends_gracefully_when_told_to(number: signal.Signals) -> None:
-    with server_process() as (process, _):
+def test_serve_answers_commands_and_ends_gracefully_when_told_to(
+    samserve: Command, image: Path, number: signal.Signals
+) -> None:
+    with server_process() as (process, address):
+        first = samserve("embed", image, "--server", address)
+        second = samserve("predict", image, "--point", "9,9", "--server", address)
+        third = samserve("embed", image, "--server", address)
+        doctor = samserve("doctor", "--server", address)
         process.send_signal(number)
         _, rest = process.communicate()
 
     assert process.returncode == 0
     assert "stopped" in rest
     assert "Traceback" not in rest
-
-
-def test_a_command_uses_the_server_it_is_told_of(samserve: Command, image: Path) -> None:
-    with server_process() as (_, address):
-        first = samserve("embed", image, "--server", address)
-        second = samserve("predict", image, "--point", "9,9", "--server", address)
-        third = samserve("embed", image, "--server", address)
-        doctor = samserve("doctor", "--server", address)
-
     assert (first.code, second.code, third.code, doctor.code) == (0, 0, 0, 0)
     assert "cached: no" in first.out
     assert "cached: yes" in third.out
     assert f"ok       server: {address} is ready and serves fake" in doctor.out
-
-
-def test_both_modes_answer_the_same(samserve: Command, image: Path) -> None:
-    with server_process() as (_, address):
-        remote = samserve("predict", image, "--point", "9,9", "--server", address)
-
-    local = samserve("predict", image, "--point", "9,9", *FAKE)
-
-    assert local.out == remote.out
+    # The same as without a server.
+    assert samserve("predict", image, "--point", "9,9", *FAKE).out == second.out
 
 
 def test_an_interrupt_ends_any_command_in_one_line(image: Path) -> None:

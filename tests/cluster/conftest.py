@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import pytest
 
 from harness.cluster.cluster import Cluster
+from tests.cluster.clusters import Fresh, Shape, quiet
+
+SHAPES: dict[str, Shape] = {"doomed_cluster": (3, 1), "single_masters": (3, 0)}
 
 
 @pytest.fixture(scope="session")
-def shared_cluster() -> Iterator[Cluster]:
-    """Six nodes of Valkey; nobody may harm them."""
-    with Cluster(masters=3, replicas=1) as cluster:
-        yield cluster
+def shared_cluster() -> Cluster:
+    """Six nodes of Valkey that no test may harm."""
+    return quiet()
 
 
 @pytest.fixture
@@ -23,15 +25,27 @@ def cluster(shared_cluster: Cluster) -> Cluster:
     return shared_cluster
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fresh_clusters(request: pytest.FixtureRequest) -> Iterator[Fresh]:
+    """Those that tests break, started while others run."""
+    names = [name for item in request.session.items for name in getattr(item, "fixturenames", ())]
+    fresh = Fresh(SHAPES[name] for name in names if name in SHAPES)
+    fresh.begin()
+    yield fresh
+    fresh.close()
+
+
 @pytest.fixture
-def doomed_cluster() -> Iterator[Cluster]:
+def doomed_cluster(fresh_clusters: Fresh) -> Iterator[Cluster]:
     """Six nodes of its own for a test."""
-    with Cluster(masters=3, replicas=1) as cluster:
-        yield cluster
+    with_replicas = fresh_clusters.take(SHAPES["doomed_cluster"])
+    yield with_replicas
+    with_replicas.close()
 
 
 @pytest.fixture
-def single_masters() -> Iterator[Cluster]:
-    """Three masters without replicas."""
-    with Cluster(masters=3, replicas=0) as cluster:
-        yield cluster
+def single_masters(fresh_clusters: Fresh) -> Iterator[Cluster]:
+    """Three masters without replicas, for one test."""
+    without_replicas = fresh_clusters.take(SHAPES["single_masters"])
+    yield without_replicas
+    without_replicas.close()

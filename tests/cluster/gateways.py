@@ -1,4 +1,4 @@
-"""Gateways in processes of their own, which share a cluster."""
+"""Gateways that share a cluster: in processes of their own, or in this one, which takes no time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from urllib.request import ProxyHandler, build_opener
 
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
+from samserve.app import Running
+from samserve.engines.base import Engine
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from harness.cluster.cluster import Cluster
 from tests import secrecy
-from tests.conftest import UNLIMITED
+from tests.chosen import Sections
+from tests.cluster.stores import PATIENT
+from tests.conftest import UNLIMITED, serving, settings_with
+from tests.samples import total
 
 _SETTINGS = {
     "engine.kind": "fake",
@@ -30,6 +35,8 @@ _SETTINGS = {
     "log.level": "info",
     "log.format": "json",
 }
+# For processes, as `PATIENT` for stores.
+PATIENTLY = {f"cache__{name}": value for name, value in PATIENT.items()}
 _DIRECT = build_opener(ProxyHandler({}))
 
 
@@ -74,7 +81,7 @@ async def gateway(
     )
     log: list[str] = []
     try:
-        address, admin = await asyncio.wait_for(_addresses(process, log), 60)
+        address, admin = await asyncio.wait_for(_addresses(process, log), 120)
         reading = asyncio.create_task(_read(process, log))
         async with grpc.aio.insecure_channel(address, options=UNLIMITED) as channel:
             yield Gateway(process, address, admin, SegmentationServiceStub(channel), log)
@@ -83,7 +90,7 @@ async def gateway(
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(process.wait(), 20)
+            await asyncio.wait_for(process.wait(), 60)
         except TimeoutError:
             process.kill()
             await process.wait()
@@ -99,6 +106,48 @@ async def gateways(
     async with AsyncExitStack() as stack:
         starting = (stack.enter_async_context(gateway(cluster, **changes)) for _ in range(count))
         yield await asyncio.gather(*starting)
+
+
+@dataclass
+class LocalGateway:
+    """A server in this process, and a stub for it."""
+
+    service: Running
+    stub: SegmentationServiceStub
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """Do as `Gateway.metric` does."""
+        return total(self.service.metrics.registry, name, **labels)
+
+
+@asynccontextmanager
+async def local_gateway(
+    cluster: Cluster | None, sections: Sections | None = None, *, engine: Engine | None = None
+) -> AsyncIterator[LocalGateway]:
+    """Run a gateway in this process: with the fake engine, unless another is named or given."""
+    given = {"engine": {"kind": "fake"}, **(sections or {})}
+    cache = dict(PATIENT)
+    if cluster is not None:
+        cache["nodes"] = ",".join(cluster.addresses[:2])
+    settings = settings_with(
+        **{
+            "store": {"capacity_bytes": _SETTINGS["store.capacity_bytes"]},
+            **given,
+            "cache": {**cache, **given.get("cache", {})},
+        }
+    )
+    async with serving(settings, engine=engine) as (service, stub):
+        yield LocalGateway(service, stub)
+
+
+@asynccontextmanager
+async def local_gateways(
+    cluster: Cluster | None, sections: Sections | None = None, *, count: int = 2
+) -> AsyncIterator[list[LocalGateway]]:
+    """Run several at once."""
+    async with AsyncExitStack() as stack:
+        starting = (local_gateway(cluster, sections) for _ in range(count))
+        yield [await stack.enter_async_context(each) for each in starting]
 
 
 async def _addresses(process: asyncio.subprocess.Process, log: list[str]) -> tuple[str, str]:

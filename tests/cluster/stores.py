@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, ModelInfo, S
 
 FACTS = EmbeddingFacts.of(Size(30, 40), MODEL)
 SLOT = MODEL.embedding_bytes
+# Much longer than anything here takes: a machine that has other things to do is no outage.
+PATIENT: dict[str, object] = {"timeout_s": 20.0, "connect_s": 20.0, "durable_s": 20.0}
 
 
 @dataclass
@@ -63,15 +66,19 @@ async def store_over(
     capacity: int = 16 * SLOT,
     ttl_s: float = 60.0,
     models: dict[str, ModelInfo] | None = None,
+    now: Callable[[], float] = time.monotonic,
     **cache: object,
 ) -> AsyncIterator[Gateway]:
-    """Open a store; *cache* are settings, by default patient ones: the machine may be busy."""
-    settings = CacheSettings(nodes=nodes, **{"timeout_s": 3.0, "connect_s": 3.0} | cache)  # type: ignore[arg-type]
+    """Open a store; *cache* are settings, by default patient ones: the machine may be busy.
+
+    *now* is the clock by which the store looks again at what it has seen.
+    """
+    settings = CacheSettings(nodes=nodes, **PATIENT | cache)  # type: ignore[arg-type]
     metrics = Metrics(CollectorRegistry())
     client = ClusterClient(settings, open_access(settings), metrics.cache)
     shared = SharedCache(client, settings, metrics.cache)
     await shared.open()
-    copies = Copies(settings.check_s)
+    copies = Copies(settings.check_s, now)
     memory = MemoryStore(capacity, ttl_s, forgotten=copies.forget)
     served = models or {MODEL.name: MODEL}
     store = TieredStore(memory, copies, shared, lambda: served, ttl_s)

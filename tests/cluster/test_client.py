@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import AsyncIterator
@@ -14,13 +15,16 @@ from prometheus_client import CollectorRegistry
 from samserve.errors import StoreUnavailable
 from samserve.metrics import Metrics
 from samserve.settings import CacheSettings
+from samserve.stores.cluster import client as client_module
 from samserve.stores.cluster.access import Access
 from samserve.stores.cluster.node import Node, NodeUnavailable, _exchange
 from samserve.types import EmbeddingKey
 
 from harness.cluster.cluster import Cluster
-from harness.cluster.ports import free_ports
+from harness.cluster.node import Node as ServerNode
+from harness.cluster.ports import Ports
 from tests.cluster.stores import SLOT, Gateway, key, store_over
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -46,12 +50,21 @@ def at_rest(gateway: Gateway) -> None:
     assert not gateway.store._tokens
 
 
+class LoopClock:
+    """Puts the clock of the running event loop forward, by ``added_s`` in all."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.added_s = 0.0
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "time", lambda: time.monotonic() + self.added_s)
+
+
 async def test_more_calls_than_connections_wait_for_their_turn(
     cluster: Cluster, nodes: str
 ) -> None:
-    bounds = {"connections": 1, "in_flight_bytes": SLOT, "timeout_s": 10}
-    async with store_over(nodes, **bounds) as one, store_over(nodes, capacity=64 * SLOT) as other:
-        keys = [key(f"{n:064x}") for n in range(40)]
+    bounds = {"connections": 1, "in_flight_bytes": SLOT}
+    async with store_over(nodes, **bounds) as one, store_over(nodes, capacity=32 * SLOT) as other:
+        keys = [key(f"{n:064x}") for n in range(20)]
         await asyncio.gather(*(other.put(each, float(n)) for n, each in enumerate(keys)))
         seen: list[int] = []
 
@@ -60,7 +73,7 @@ async def test_more_calls_than_connections_wait_for_their_turn(
             seen.append(max(connections(cluster)))
             return value
 
-        for start in range(0, 40, 10):
+        for start in range(0, 20, 10):
             numbers = range(start, start + 10)
             assert await asyncio.gather(*map(read, numbers)) == [float(n) for n in numbers]
         # One for commands and one that listens, and those of the other store.
@@ -74,7 +87,7 @@ async def test_whoever_gives_up_at_any_moment_leaves_nothing_behind(nodes: str) 
     async with store_over(nodes, capacity=8 * SLOT) as one:
         for number, each in enumerate(keys):
             await one.put(each, float(number))
-        for _ in range(60):
+        for _ in range(30):
             tasks = [asyncio.create_task(use(one, keys, rng)) for _ in range(6)]
             await asyncio.sleep(rng.random() * 0.006)
             for task in rng.sample(tasks, 4):
@@ -144,32 +157,68 @@ async def test_a_slot_on_its_way_is_found_on_either_side(cluster: Cluster, nodes
 
 
 async def test_one_living_seed_is_enough(cluster: Cluster) -> None:
-    dead = [f"127.0.0.1:{port}" for port in free_ports(3)]
-    async with store_over(",".join([*dead, cluster.addresses[0]])) as one:
-        assert (await one.put(key("a"))).shared
-        # Seeds that are no members are not waited for, nor told of.
-        assert set(one.client.health()) == set(cluster.addresses)
+    with Ports() as held:
+        dead = [f"127.0.0.1:{port}" for port in held.take(3)]
+        async with store_over(",".join([*dead, cluster.addresses[0]])) as one:
+            assert (await one.put(key("a"))).shared
+            # Seeds that are no members are not waited for, nor told of.
+            assert set(one.client.health()) == set(cluster.addresses)
 
 
-async def test_a_cluster_that_comes_up_late_is_found() -> None:
-    with Cluster(masters=3, replicas=0) as late:
-        await asyncio.to_thread(late.kill)
-        async with store_over(",".join(late.addresses)) as one:
+async def test_a_cluster_that_comes_up_late_is_found(cluster: Cluster) -> None:
+    with Ports() as held:
+        (port,) = held.take(1)
+        async with store_over(f"127.0.0.1:{port}") as one:
             with pytest.raises(StoreUnavailable):
                 await one.get(key("a"))
-            await asyncio.to_thread(late.start_again)
-            async with asyncio.timeout(15):
-                while not (await one.put(key("a"))).shared:
-                    await asyncio.sleep(0.1)
+            async with relay(port, cluster.nodes[0].port):
+
+                async def shared() -> bool:
+                    return (await one.put(key("a"))).shared
+
+                await until(shared)
+            assert set(one.client.health()) == set(cluster.addresses)
 
 
-async def test_a_new_node_that_takes_slots_is_used(doomed_cluster: Cluster) -> None:
+@asynccontextmanager
+async def relay(port: int, target: int) -> AsyncIterator[None]:
+    """Serve at one port what is served at another."""
+
+    talks: list[asyncio.Task[None] | None] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talks.append(asyncio.current_task())
+        theirs, ours = await asyncio.open_connection("127.0.0.1", target)
+        with suppress(asyncio.CancelledError, ConnectionError):
+            await asyncio.gather(pump(reader, ours), pump(theirs, writer))
+        for each in (ours, writer):
+            each.close()
+            with suppress(ConnectionError):
+                await each.wait_closed()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", port):
+        yield
+        for task in filter(None, talks):
+            task.cancel()
+        await asyncio.gather(*filter(None, talks))
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+async def test_a_node_that_was_not_known_is_used_once_it_has_slots(doomed_cluster: Cluster) -> None:
     cluster = doomed_cluster
-    async with store_over(",".join(cluster.addresses)) as one:
+    async with store_over(",".join(cluster.addresses), refresh_s=600) as one:
         await one.put(key("a"), 4.0)
         name = one.cache.name(key("a")).decode()
-        added = await asyncio.to_thread(cluster.add_node)
-        await asyncio.to_thread(cluster.move_slots, [cluster.slot_of(name)], added)
+        owner = cluster.owner_of(name)
+        added = await asyncio.to_thread(cluster.add_node, owner)
+        assert added.announced not in one.client.health()
+        await asyncio.to_thread(cluster.hand_over, added)
         async with store_over(",".join(cluster.addresses[:3])) as other:
             assert await other.get(key("a")) == 4.0
         assert await one.store.delete(key("a"))
@@ -178,22 +227,23 @@ async def test_a_new_node_that_takes_slots_is_used(doomed_cluster: Cluster) -> N
 
 
 async def test_a_burst_of_reads_opens_no_breaker_and_starves_no_tenant(
-    nodes: str, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, nodes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The last wait longer for their turn than a node may take: 15 reads of a node, 2 at once.
-    bounds = {"timeout_s": 1.5, "connections": 2}
-    async with (
-        store_over(nodes, capacity=128 * SLOT) as writer,
-        store_over(nodes, capacity=128 * SLOT, **bounds) as reader,
-    ):
-        many = [key(f"{n:064x}", "many") for n in range(60)]
-        few = [key(f"{n:064x}", "few") for n in range(3)]
+    clock, timeout_s = LoopClock(monkeypatch), 20.0
+    bounds = {"timeout_s": timeout_s, "connections": 2, "refresh_s": 1e6}
+    async with store_over(nodes, capacity=32 * SLOT) as writer:
+        owner = cluster.owner_of(writer.cache.name(key("0")))
+        many, few = (of_node(cluster, writer, owner, tenant, n) for tenant, n in MANY_AND_FEW)
         for each in (*many, *few):
             await writer.put(each)
+    async with store_over(nodes, capacity=32 * SLOT, **bounds) as reader:
+        # It would take the time that is added for the silence of a node.
+        await reader.cache._notices.aclose()
         order: list[str] = []
 
         async def slowly(*args: Any) -> Any:
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0)
+            clock.added_s += 0.12 * timeout_s
             return await _exchange(*args)
 
         async def read(each: EmbeddingKey) -> float | None:
@@ -202,45 +252,67 @@ async def test_a_burst_of_reads_opens_no_breaker_and_starves_no_tenant(
             return value
 
         monkeypatch.setattr("samserve.stores.cluster.node._exchange", slowly)
-        started = time.monotonic()
         reads = await asyncio.gather(*(read(each) for each in (*many, *few)))
 
-        assert time.monotonic() - started > bounds["timeout_s"]
-        assert reads == [1.0] * 63
+        # The last have waited longer for their turn than a node may take for an answer.
+        assert clock.added_s > 1.5 * timeout_s
+        assert reads == [1.0] * len(reads)
         assert reader.count("failures", kind="unavailable") == 0
         assert all(reader.client.health().values())
         # They came last, and did not wait for all who came before.
-        assert order.index("few") < 30
+        assert order.index("few") < len(many) // 2
 
 
-async def test_durable_calls_that_nobody_confirms_leave_room_for_others(
-    doomed_cluster: Cluster,
+MANY_AND_FEW = (("many", 14), ("few", 2))
+
+
+def of_node(
+    cluster: Cluster, gateway: Gateway, node: ServerNode, tenant: str, count: int
+) -> list[EmbeddingKey]:
+    """Make up so many keys of a tenant, all of one node's."""
+    keys = (key(f"{number:064x}", tenant) for number in itertools.count())
+    owned = (each for each in keys if cluster.owner_of(gateway.cache.name(each)) is node)
+    return list(itertools.islice(owned, count))
+
+
+async def test_durable_calls_that_no_replica_confirms_leave_room_for_others(
+    single_masters: Cluster,
 ) -> None:
-    cluster = doomed_cluster
-    for master in cluster.masters:
-        for replica in cluster.replicas_of(master):
-            await asyncio.to_thread(replica.kill)
-    async with store_over(",".join(cluster.addresses), capacity=64 * SLOT) as one:
-        keys = [key(f"{n:064x}") for n in range(64)]
-        owner = cluster.owner_of(one.cache.name(keys[0]))
-        # All of one master, twice as many as there are connections.
-        keys = [each for each in keys if cluster.owner_of(one.cache.name(each)) is owner][:16]
+    cluster, nodes = single_masters, ",".join(single_masters.addresses)
+    async with (
+        store_over(nodes, capacity=32 * SLOT, durable_s=600) as one,
+        store_over(nodes, capacity=32 * SLOT, durable_s=0.05) as hasty,
+    ):
+        owner = cluster.owner_of(one.cache.name(key("0")))
+        # Twice as many as there are connections.
+        keys = of_node(cluster, one, owner, "default", 16)
         for each in keys:
             await one.put(each)
+        (node,) = (node for node in one.client.nodes if node.address == owner.announced)
 
-        async def durable(each: EmbeddingKey) -> None:
-            with pytest.raises(StoreUnavailable, match="confirmed"):
-                async with one.store.lease(each, durable=True):
-                    pass
+        async def durable(gateway: Gateway, each: EmbeddingKey) -> None:
+            async with gateway.store.lease(each, durable=True):
+                pass
 
-        waiting = asyncio.gather(*(durable(each) for each in keys))
-        ordinary = 0
-        while not waiting.done():
+        waiting = [asyncio.create_task(durable(one, each)) for each in keys]
+        # Half of the connections wait for a confirmation that does not come.
+        await until(lambda: node._places._free == 4)
+        for _ in range(10):
             assert (await one.put(keys[0])).shared
-            ordinary += 1
-        await waiting
-        assert ordinary > 50
-        assert one.client.health()[owner.announced]
+            assert (await one.put(key("another"))).shared
+        assert not any(task.done() for task in waiting)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+        for each in keys:
+            await hasty.get(each)
+        refused = await asyncio.gather(
+            *(durable(hasty, each) for each in keys), return_exceptions=True
+        )
+        assert all(isinstance(each, StoreUnavailable) for each in refused)
+        assert all("confirmed" in str(each) for each in refused)
+        assert hasty.client.health()[owner.announced]
 
 
 @asynccontextmanager
@@ -287,31 +359,40 @@ async def ping(node: Node) -> bool:
         return False
 
 
-async def test_who_waits_for_a_node_that_hangs_does_not_try_it_too() -> None:
+async def test_who_waits_for_a_node_that_hangs_does_not_try_it_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = LoopClock(monkeypatch)
     async with hanging(answering=0) as (server, opened):
-        node = node_at(server, timeout_s=0.2, connections=1)
-        assert await asyncio.gather(*(ping(node) for _ in range(20))) == [False] * 20
+        node = node_at(server, timeout_s=20.0, connect_s=20.0, connections=1)
+        waiting = asyncio.gather(*(ping(node) for _ in range(20)))
+        await until(lambda: opened)
+        clock.added_s += 20.0
+        assert await waiting == [False] * 20
         assert node.breaker.open
         assert len(opened) == 1
         await node.aclose()
 
 
-async def test_a_node_that_answers_others_is_slow_and_not_away() -> None:
+async def test_a_node_that_answers_others_is_slow_and_not_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = LoopClock(monkeypatch)
     async with hanging(answering=1) as (server, opened):
-        node = node_at(server, timeout_s=0.3, connections=2)
+        node = node_at(server, timeout_s=20.0, connect_s=20.0, connections=2)
         assert await ping(node)
         # The first connection goes on being answered, while the second is not.
         kept = node._idle.pop()
         slow = asyncio.create_task(ping(node))
-        while len(opened) < 2:
-            await asyncio.sleep(0.005)
+        await until(lambda: len(opened) == 2)
         node._idle.append(kept)
-        while not slow.done():
-            assert await ping(node)
-            await asyncio.sleep(0.02)
+        assert await ping(node)
+        assert not slow.done()
+        clock.added_s += 20.0
 
         assert not await slow
         assert not node.breaker.open
+        assert await ping(node)
         await node.aclose()
 
 
@@ -329,13 +410,19 @@ async def test_a_node_that_answers_others_is_slow_and_not_away() -> None:
         b"HTTP/1.1 400 Bad Request\r\n\r\n",
         b"%1\r\n+a\r\n+b\r\n",
         b"*-1\r\n",
-        b"*99999999\r\n",
+        b"*99999\r\n",
     ],
 )
-async def test_whoever_talks_nonsense_is_an_outage(answer: bytes) -> None:
+async def test_what_talks_nonsense_is_an_outage(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_SOON_S", 0.01)
     async with (
-        hanging(answering=1000, answer=answer * 6) as (server, _),
-        store_over(f"127.0.0.1:{port_of(server)}", timeout_s=0.2, refresh_s=0.1) as one,
+        hanging(answering=1000, answer=answer * 6) as (server, opened),
+        # Some of these are not the whole of an answer, and then time has to pass.
+        store_over(
+            f"127.0.0.1:{port_of(server)}", timeout_s=0.05, durable_s=0.05, refresh_s=0.02
+        ) as one,
     ):
         port = port_of(server)
         # A map that makes sense, so that all is asked of it.
@@ -347,7 +434,9 @@ async def test_whoever_talks_nonsense_is_an_outage(answer: bytes) -> None:
             await one.store.delete(key("a"))
         with pytest.raises(StoreUnavailable):
             await one.cache.renew(key("a"), 5, durable=True)
-        await asyncio.sleep(0.3)
+        # The watch goes on: it asks again.
+        before = len(opened)
+        await until(lambda: len(opened) > before + 1)
         assert one.client._watching is not None
         assert not one.client._watching.done()
         assert not one.cache._notices._listening.done()  # type: ignore[union-attr]

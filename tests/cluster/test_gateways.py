@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from PIL import Image
+from samserve.encoder import Encoder
+from samserve.engines.fake import MODEL, FakeEngine
 from samserve.v1 import samserve_pb2 as pb
 
 from harness.cluster.cluster import Cluster
 from tests import chosen, pictures
-from tests.cluster.gateways import Gateway, gateway, gateways
+from tests.cluster.gateways import (
+    PATIENTLY,
+    Gateway,
+    LocalGateway,
+    gateways,
+    local_gateway,
+    local_gateways,
+)
 from tests.cluster.load import Clients, picture
-from tests.rpc.errors import read
+from tests.rpc.errors import failure_of, read
+from tests.support.engines import HeldEngine
+from tests.support.waiting import until
+
+ONNX = {"engine": {"kind": "onnx"}}
 
 
 def scene() -> pb.Image:
@@ -37,47 +51,52 @@ def request_for(**source: Any) -> pb.PredictRequest:
     )
 
 
-async def masks(server: Gateway, embedding_id: str) -> pb.PredictResponse:
-    return await server.stub.Predict(request_for(embedding_id=embedding_id), timeout=20)
+async def masks(server: Gateway | LocalGateway, embedding_id: str) -> pb.PredictResponse:
+    return await server.stub.Predict(request_for(embedding_id=embedding_id), timeout=60)
 
 
-async def gone_after(server: Gateway, embedding_id: str) -> float:
-    """Seconds until the server does not find it."""
-    started = time.monotonic()
-    while time.monotonic() < started + 5:
-        failure = None
+async def embed(server: Gateway | LocalGateway) -> pb.EmbedResponse:
+    return await server.stub.Embed(pb.EmbedRequest(image=scene()), timeout=60)
+
+
+async def delete(server: Gateway | LocalGateway, embedding_id: str) -> bool:
+    request = pb.DeleteEmbeddingRequest(embedding_id=embedding_id)
+    return (await server.stub.DeleteEmbedding(request, timeout=60)).deleted
+
+
+async def until_gone(server: Gateway | LocalGateway, embedding_id: str) -> None:
+    """Wait until the server does not find it."""
+
+    async def gone() -> bool:
         try:
             await masks(server, embedding_id)
         except grpc.aio.AioRpcError as error:
             failure = read(error)
-        if failure is not None:
-            assert failure.reason == "EMBEDDING_NOT_FOUND"
-            return time.monotonic() - started
-    raise AssertionError("it is still there")
+        else:
+            return False
+        assert failure.reason == "EMBEDDING_NOT_FOUND"
+        return True
+
+    await until(gone)
 
 
 async def test_what_one_gateway_encodes_all_answer_and_a_restart_loses_nothing(
     cluster: Cluster,
 ) -> None:
-    async with gateway(cluster, engine__kind="onnx") as first:
-        async with gateway(cluster, engine__kind="onnx") as second:
-            embedded = await first.stub.Embed(pb.EmbedRequest(image=scene()))
-            assert embedded.embedding.stored == pb.STORED_SHARED
-            here = await masks(first, embedded.embedding.id)
-            there = await masks(second, embedded.embedding.id)
-            again = await masks(second, embedded.embedding.id)
-            assert await second.metric("samserve_engine_runs_total", network="encoder") <= 1
-        async with gateway(cluster, engine__kind="onnx") as third:
-            after = await masks(third, embedded.embedding.id)
-            deleted = await first.stub.DeleteEmbedding(
-                pb.DeleteEmbeddingRequest(embedding_id=embedded.embedding.id)
-            )
-
-            assert deleted.deleted
-            assert await gone_after(first, embedded.embedding.id) < 1
-            assert await gone_after(third, embedded.embedding.id) < 1
-
-    async with gateway(None, engine__kind="onnx") as alone:
+    async with gateways(cluster, engine__kind="onnx", **PATIENTLY) as (first, second):
+        embedded = await embed(first)
+        embedding_id = embedded.embedding.id
+        assert embedded.embedding.stored == pb.STORED_SHARED
+        here = await masks(first, embedding_id)
+        there = await masks(second, embedding_id)
+        again = await masks(second, embedding_id)
+        assert await second.metric("samserve_engine_runs_total", network="encoder") <= 1
+    # Both are gone; what follows has nothing in memory.
+    async with local_gateway(cluster, ONNX) as third:
+        after = await masks(third, embedding_id)
+        assert await delete(third, embedding_id)
+        assert (await failure_of(masks(third, embedding_id))).reason == "EMBEDDING_NOT_FOUND"
+    async with local_gateway(None, ONNX) as alone:
         fresh = await alone.stub.Predict(request_for(image=scene()))
         assert not fresh.embedding.cached
     # Areas tell that the masks are of the two things, and not of nothing.
@@ -90,13 +109,10 @@ async def test_what_one_gateway_encodes_all_answer_and_a_restart_loses_nothing(
 
 async def test_gateways_before_triton_share_what_lies_in_its_memory(cluster: Cluster) -> None:
     server = await asyncio.to_thread(chosen.triton_server, chosen.default_repository())
-    triton = {
-        "engine__kind": "triton",
-        "triton__url": server.grpc_address,
-        "triton__shared_memory": "required",
-    }
-    async with gateways(cluster, **triton) as (first, second):
-        embedded = await first.stub.Embed(pb.EmbedRequest(image=scene()))
+    triton = {"url": server.grpc_address, "shared_memory": "required"}
+    sections = {"engine": {"kind": "triton"}, "triton": triton}
+    async with local_gateways(cluster, sections) as (first, second):
+        embedded = await embed(first)
         here = await masks(first, embedded.embedding.id)
         there = await masks(second, embedded.embedding.id)
 
@@ -107,66 +123,77 @@ async def test_gateways_before_triton_share_what_lies_in_its_memory(cluster: Clu
         )
 
 
-async def test_gateways_that_encode_the_same_picture_at_once_encode_once_each_and_agree(
+async def test_gateways_that_encode_the_same_image_at_once_encode_once_each_and_agree(
     cluster: Cluster,
 ) -> None:
-    async with gateways(cluster, engine__kind="onnx") as pair:
-        before = [
-            await server.metric("samserve_engine_runs_total", network="encoder", outcome="ok")
-            for server in pair
+    engines = [HeldEngine(), HeldEngine()]
+    async with AsyncExitStack() as stack:
+        pair = [
+            await stack.enter_async_context(local_gateway(cluster, engine=engine))
+            for engine in engines
         ]
-        request = pb.EmbedRequest(image=scene())
-        calls = [server.stub.Embed(request) for server in pair for _ in range(5)]
+        warm_ups = [engine.counts["encode_finished"] for engine in engines]
+        calls = [asyncio.create_task(embed(server)) for server in pair for _ in range(5)]
+        for engine in engines:
+            await engine.waiting.wait()
+            engine.go.set()
         answers = await asyncio.gather(*calls)
-        after = [
-            await server.metric("samserve_engine_runs_total", network="encoder", outcome="ok")
-            for server in pair
-        ]
         (embedding_id,) = {answer.embedding.id for answer in answers}
         one, other = [await masks(server, embedding_id) for server in pair]
 
     assert {answer.embedding.stored for answer in answers} == {pb.STORED_SHARED}
-    assert all(now - then <= 1 for now, then in zip(after, before, strict=True))
-    assert sum(after) - sum(before) >= 1
+    for engine, warm_up in zip(engines, warm_ups, strict=True):
+        assert engine.counts["encode_begun"] == engine.counts["encode_finished"] == warm_up + 1
     assert one.results == other.results
 
 
 async def test_a_delete_reaches_an_embedding_that_another_gateway_is_making(
     cluster: Cluster,
 ) -> None:
-    async with gateways(cluster, engine__kind="onnx") as (first, second):
-        embedded = await first.stub.Embed(pb.EmbedRequest(image=scene()))
-        await first.stub.DeleteEmbedding(
-            pb.DeleteEmbeddingRequest(embedding_id=embedded.embedding.id)
-        )
-        pending = asyncio.create_task(_embed(second))
-        while await second.metric("samserve_engine_running", network="encoder") < 1:
-            await asyncio.sleep(0.005)
-        await first.stub.DeleteEmbedding(
-            pb.DeleteEmbeddingRequest(embedding_id=embedded.embedding.id)
-        )
+    engine = HeldEngine()
+    async with (
+        local_gateway(cluster) as first,
+        local_gateway(cluster, engine=engine) as second,
+    ):
+        embedding_id = (await embed(first)).embedding.id
+        assert await delete(first, embedding_id)
+        pending = asyncio.create_task(embed(second))
+        await engine.waiting.wait()
+        await delete(first, embedding_id)
+        engine.go.set()
         await pending
 
-        assert await gone_after(first, embedded.embedding.id) < 1
-        assert await gone_after(second, embedded.embedding.id) < 1
+        for server in (first, second):
+            await until_gone(server, embedding_id)
         # Who asks again afterwards gets it again, everywhere.
-        embedded = await second.stub.Embed(pb.EmbedRequest(image=scene()))
-        assert embedded.embedding.stored == pb.STORED_SHARED
-        await masks(first, embedded.embedding.id)
+        assert (await embed(second)).embedding.stored == pb.STORED_SHARED
+        await masks(first, embedding_id)
 
 
-async def test_an_embed_after_a_delete_elsewhere_does_not_join_what_began_before_it(
-    cluster: Cluster,
+async def test_an_embed_after_a_delete_elsewhere_is_not_given_what_began_before_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with gateways(cluster, engine__kind="onnx") as (first, second):
-        embedding_id = (await _embed(first)).embedding.id
-        delete = pb.DeleteEmbeddingRequest(embedding_id=embedding_id)
-        await first.stub.DeleteEmbedding(delete)
-        early = asyncio.create_task(_embed(second))
-        while await second.metric("samserve_engine_running", network="encoder") < 1:
-            await asyncio.sleep(0.005)
-        await first.stub.DeleteEmbedding(delete)
-        late = [asyncio.create_task(_embed(second)) for _ in range(3)]
+    engine, joined = HeldEngine(), list[object]()
+    join = Encoder._attempt
+
+    async def joining(self: Encoder, *arguments: Any) -> Any:
+        joined.append(self)
+        return await join(self, *arguments)
+
+    monkeypatch.setattr(Encoder, "_attempt", joining)
+    async with (
+        local_gateway(cluster) as first,
+        local_gateway(cluster, engine=engine) as second,
+    ):
+        embedding_id = (await embed(first)).embedding.id
+        await delete(first, embedding_id)
+        early = asyncio.create_task(embed(second))
+        await engine.waiting.wait()
+        await delete(first, embedding_id)
+        joined.clear()
+        late = [asyncio.create_task(embed(second)) for _ in range(3)]
+        await until(lambda: len(joined) == len(late))
+        engine.go.set()
         await asyncio.gather(early, *late)
 
         for server in (first, second):
@@ -174,12 +201,8 @@ async def test_an_embed_after_a_delete_elsewhere_does_not_join_what_began_before
         assert all(task.result().embedding.stored == pb.STORED_SHARED for task in late)
 
 
-async def _embed(server: Gateway) -> pb.EmbedResponse:
-    return await server.stub.Embed(pb.EmbedRequest(image=scene()))
-
-
 async def test_a_hundred_misses_of_one_id_are_one_read(cluster: Cluster) -> None:
-    async with gateways(cluster) as (first, second):
+    async with local_gateways(cluster) as (first, second):
         clients = Clients([first])
         embedding = await clients.embed(1)
         assert embedding is not None
@@ -193,25 +216,36 @@ async def test_a_hundred_misses_of_one_id_are_one_read(cluster: Cluster) -> None
 
 
 async def test_embed_extends_the_life_in_both_tiers(cluster: Cluster) -> None:
-    async with gateways(cluster, store__ttl_s=2) as (first, second):
-        clients = Clients([first, second])
+    async with local_gateways(cluster) as (first, second):
+        clients = Clients([first])
         embedding = await clients.embed(1)
         assert embedding is not None
-        for _ in range(3):
-            await asyncio.sleep(1)
-            renewed = await Clients([first]).embed(1)
-            assert renewed is not None
-            assert renewed.cached
-        # Three seconds after a life of two began; the other gateway has never seen it.
-        assert await Clients([second], ids=clients.ids).click(1) == "found"
-        await asyncio.sleep(2.1)
-        assert await Clients([second], ids=clients.ids).click(1) == "EMBEDDING_NOT_FOUND"
+        name = f"samserve:default:{embedding.id}"
+        server = cluster.client(cluster.owner_of(name))
+        whole = server.pttl(name)
+        # As if most of its life were over.
+        server.pexpire(name, whole // 4)
+        renewed = await clients.embed(1)
+
+        assert renewed is not None
+        assert renewed.cached
+        assert renewed.expire_time.ToNanoseconds() > embedding.expire_time.ToNanoseconds()
+        assert server.pttl(name) > whole // 2
+        # A gateway that has never seen it finds it for as long, and no longer.
+        others = Clients([second], ids=clients.ids)
+        server.pexpire(name, 1)
+        await until(lambda: not server.exists(name))
+        assert await others.click(1) == "EMBEDDING_NOT_FOUND"
+        assert await others.click(1) == "found"  # healed
 
 
 async def test_durable_means_a_replica_has_it(doomed_cluster: Cluster) -> None:
     cluster = doomed_cluster
-    async with gateway(cluster) as server:
-        clients = Clients([server])
+    async with (
+        local_gateway(cluster) as patient,
+        local_gateway(cluster, {"cache": {"durable_s": 0.1}}) as hasty,
+    ):
+        clients = Clients([patient])
         fresh, cached = await clients.embed(1, durable=True), await clients.embed(1, durable=True)
         assert fresh is not None
         assert cached is not None
@@ -221,16 +255,18 @@ async def test_durable_means_a_replica_has_it(doomed_cluster: Cluster) -> None:
             for replica in cluster.replicas_of(master):
                 await asyncio.to_thread(replica.kill)
 
-        refused = await asyncio.gather(*(clients.embed(n, durable=True) for n in (1, 2)))
+        refusing = Clients([hasty])
+        refused = await asyncio.gather(*(refusing.embed(n, durable=True) for n in (1, 2)))
 
         assert refused == [None, None]
-        # It is stored nevertheless, for whoever does not ask for that much.
-        assert (await clients.embed(2)).stored == pb.STORED_SHARED  # type: ignore[union-attr]
-    assert clients.tally.unexpected == []
+        assert refusing.tally.counts["not durable"] == 2
+        # It is stored nevertheless, for those that do not ask for that much.
+        assert (await refusing.embed(2)).stored == pb.STORED_SHARED  # type: ignore[union-attr]
+    assert clients.tally.unexpected == refusing.tally.unexpected == []
 
 
 async def test_without_a_shared_cache_nothing_is_durable_and_everything_is_local() -> None:
-    async with gateway(None) as server:
+    async with local_gateway(None) as server:
         clients = Clients([server])
         assert await clients.embed(1, durable=True) is None
         embedding = await clients.embed(1)
@@ -239,9 +275,11 @@ async def test_without_a_shared_cache_nothing_is_durable_and_everything_is_local
 
 
 async def test_values_of_another_model_are_misses_and_stay(cluster: Cluster) -> None:
-    async with gateway(cluster) as server, gateway(cluster, engine__kind="onnx") as other:
+    another = FakeEngine(model=replace(MODEL, digest="another"))
+    async with local_gateway(cluster) as server, local_gateway(cluster, engine=another) as other:
         clients = Clients([server])
-        await clients.embed(1)
+        embedding = await clients.embed(1)
+        assert embedding is not None
         keys = cluster.keys()
         assert await Clients([other], ids=clients.ids).click(1) == "EMBEDDING_NOT_FOUND"
         assert (
@@ -252,10 +290,9 @@ async def test_values_of_another_model_are_misses_and_stay(cluster: Cluster) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flavour", ["redis"])
-async def test_redis_serves_as_well(flavour: str) -> None:
-    with Cluster(masters=3, replicas=1, flavour=flavour) as cluster:  # type: ignore[arg-type]
-        async with gateways(cluster) as (first, second):
+async def test_redis_serves_as_well() -> None:
+    with Cluster(masters=3, replicas=1, flavour="redis") as cluster:
+        async with local_gateways(cluster) as (first, second):
             clients = Clients([first])
             for number in range(6):
                 embedding = await clients.embed(number, durable=True)
@@ -263,10 +300,8 @@ async def test_redis_serves_as_well(flavour: str) -> None:
                 assert embedding.stored == pb.STORED_SHARED
             others = Clients([second], ids=clients.ids)
             assert {await others.click(number) for number in range(6)} == {"found"}
-            request = pb.DeleteEmbeddingRequest(embedding_id=clients.ids[0])
-            await second.stub.DeleteEmbedding(request)
-            await asyncio.sleep(1)
-            assert await clients.click(0) == "EMBEDDING_NOT_FOUND"
+            await delete(second, clients.ids[0])
+            await until_gone(first, clients.ids[0])
             await first.stub.Embed(pb.EmbedRequest(image=picture(0)))
             assert await others.click(0) == "found"
     assert clients.tally.unexpected == []

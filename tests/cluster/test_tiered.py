@@ -11,14 +11,18 @@ import pytest
 from redis.exceptions import ResponseError
 from samserve.engines.fake import MODEL
 from samserve.errors import EmbeddingNotFound, StoreUnavailable
+from samserve.stores.cluster import node as node_module
 from samserve.stores.cluster import values
 from samserve.types import EmbeddingKey
 
 from harness.cluster.binaries import server_binary
 from harness.cluster.cluster import Cluster
 from harness.cluster.node import Node
-from harness.cluster.ports import free_ports
+from harness.cluster.ports import Ports
+from tests.cluster.clusters import limited
 from tests.cluster.stores import FACTS, SLOT, Gateway, key, store_over, tensors
+from tests.support.clock import Clock
+from tests.support.waiting import until
 
 A = key("a" * 64)
 
@@ -29,8 +33,17 @@ def nodes(cluster: Cluster) -> str:
 
 
 @pytest.fixture
-async def pair(nodes: str) -> AsyncIterator[tuple[Gateway, Gateway]]:
-    async with store_over(nodes, check_s=0.05) as one, store_over(nodes, check_s=0.05) as other:
+def clock() -> Clock:
+    """By which the stores of `pair` look again after a second."""
+    return Clock()
+
+
+@pytest.fixture
+async def pair(nodes: str, clock: Clock) -> AsyncIterator[tuple[Gateway, Gateway]]:
+    async with (
+        store_over(nodes, check_s=1, now=clock) as one,
+        store_over(nodes, check_s=1, now=clock) as other,
+    ):
         yield one, other
 
 
@@ -90,7 +103,7 @@ async def test_who_gives_up_waiting_does_not_spoil_it_for_others(
 
 
 async def test_a_delete_is_seen_by_the_other_within_the_time_of_a_check(
-    pair: tuple[Gateway, Gateway],
+    pair: tuple[Gateway, Gateway], clock: Clock
 ) -> None:
     one, other = pair
     await one.put(A)
@@ -98,7 +111,7 @@ async def test_a_delete_is_seen_by_the_other_within_the_time_of_a_check(
 
     assert await one.store.delete(A)
     assert await one.get(A) is None
-    await asyncio.sleep(0.06)
+    clock.now += 1.1
     assert await other.get(A) is None
     # Out of memory, and not only out of sight.
     assert other.memory.stats().entries == 0
@@ -108,23 +121,33 @@ async def test_a_delete_is_seen_by_the_other_within_the_time_of_a_check(
 
 async def test_a_delete_takes_it_out_of_memory_where_nobody_asks(nodes: str) -> None:
     # No look at the key would find out in this time.
-    async with store_over(nodes, check_s=60) as one, store_over(nodes, check_s=60) as other:
+    async with store_over(nodes, check_s=600) as one, store_over(nodes, check_s=600) as other:
         name = key("a:b/c" * 8, "tenant: ü%41")
         await one.put(name)
         assert await other.get(name) == 1.0
-        async with asyncio.timeout(10):
-            while other.memory.stats().entries:
-                # Again and again: a store listens a moment after it is opened.
-                await one.store.delete(name)
-                await asyncio.sleep(0.02)
+        await until_dropped(one, other, name)
         assert await other.get(name) is None
+
+
+async def until_dropped(one: Gateway, other: Gateway, name: EmbeddingKey) -> None:
+    """Delete at one gateway until it is out of the memory of the other.
+
+    Again and again: a store listens a moment after it is opened.
+    """
+
+    async def dropped() -> bool:
+        await one.store.delete(name)
+        return not other.memory.stats().entries
+
+    await until(dropped)
 
 
 async def test_deletions_are_heard_again_after_the_node_that_told_of_them_has_died(
     doomed_cluster: Cluster,
 ) -> None:
-    nodes = ",".join(doomed_cluster.addresses)
-    async with store_over(nodes, check_s=60) as one, store_over(nodes, check_s=60) as other:
+    # With the masters as seeds a store listens at replicas, which it asks before seeds.
+    seeds = ",".join(node.announced for node in doomed_cluster.masters)
+    async with store_over(seeds, check_s=600) as one, store_over(seeds, check_s=600) as other:
         told = await until_heard(doomed_cluster)
         # Nonsense on the channel ends nothing.
         for node in told:
@@ -132,39 +155,35 @@ async def test_deletions_are_heard_again_after_the_node_that_told_of_them_has_di
                 doomed_cluster.client(node).publish("samserve:deleted", text)
         for node in told:
             await asyncio.to_thread(node.kill)
-        await asyncio.to_thread(doomed_cluster.wait_ready)
         await one.put(A)
         assert await other.get(A) == 1.0
-        async with asyncio.timeout(20):
-            while other.memory.stats().entries:
-                await one.store.delete(A)
-                await asyncio.sleep(0.05)
+        await until_dropped(one, other, A)
 
 
 async def until_heard(cluster: Cluster) -> list[Node]:
     """Wait until two stores listen; gives the nodes at which they do."""
-    async with asyncio.timeout(10):
-        while True:
-            told = [
-                node
-                for node in cluster.nodes
-                for _, count in cluster.client(node).pubsub_numsub("samserve:deleted")
-                for _ in range(count)
-            ]
-            if len(told) == 2:
-                return list(dict.fromkeys(told))
-            await asyncio.sleep(0.02)
+
+    def told() -> list[Node]:
+        return [
+            node
+            for node in cluster.nodes
+            for _, count in cluster.client(node).pubsub_numsub("samserve:deleted")
+            for _ in range(count)
+        ]
+
+    await until(lambda: len(told()) == 2)
+    return list(dict.fromkeys(told()))
 
 
 async def test_who_does_not_hear_of_a_delete_finds_out_in_time(
-    pair: tuple[Gateway, Gateway],
+    pair: tuple[Gateway, Gateway], clock: Clock
 ) -> None:
     one, other = pair
     await other.cache._notices.aclose()
     await one.put(A)
     assert await other.get(A) == 1.0
     await one.store.delete(A)
-    await asyncio.sleep(0.06)
+    clock.now += 1.1
 
     assert await other.get(A) is None
     assert other.memory.stats().entries == 0
@@ -209,7 +228,7 @@ async def test_a_slot_that_was_being_written_does_not_bring_back_what_was_delete
 
 
 async def test_what_is_written_after_a_delete_is_there_again(
-    pair: tuple[Gateway, Gateway],
+    pair: tuple[Gateway, Gateway], clock: Clock
 ) -> None:
     one, other = pair
     early = await other.write(A, 1.0)
@@ -226,7 +245,7 @@ async def test_what_is_written_after_a_delete_is_there_again(
     await other.store.delete(A)
     async with one.store.publish(later):
         pass
-    await asyncio.sleep(0.06)
+    clock.now += 1.1
     assert [await gateway.get(A) for gateway in pair] == [None, None]
 
 
@@ -271,7 +290,7 @@ async def test_equal_values_are_not_read_back(pair: tuple[Gateway, Gateway]) -> 
 
 
 async def test_a_damaged_value_is_counted_and_removed(
-    pair: tuple[Gateway, Gateway], cluster: Cluster
+    pair: tuple[Gateway, Gateway], cluster: Cluster, clock: Clock
 ) -> None:
     one, other = pair
     await one.put(A)
@@ -285,7 +304,7 @@ async def test_a_damaged_value_is_counted_and_removed(
     assert other.count("requests", tier="shared", result="damaged") == 1
     assert not server.exists(name)
     # Whoever still has it in memory writes it again.
-    await asyncio.sleep(0.06)
+    clock.now += 1.1
     assert await one.get(A) == 1.0
     await settled(one)
     assert await other.get(A) == 1.0
@@ -293,8 +312,7 @@ async def test_a_damaged_value_is_counted_and_removed(
 
 async def settled(gateway: Gateway) -> None:
     """Wait for what is written in the background."""
-    while gateway.store._refills:
-        await asyncio.sleep(0.005)
+    await until(lambda: not gateway.store._refills)
 
 
 async def test_a_value_without_its_checksum_beside_it_is_removed_too(
@@ -351,27 +369,26 @@ async def test_a_key_that_holds_something_else_is_an_outage_and_never_fails_to_p
 
 
 async def test_what_the_cluster_has_lost_is_written_again_when_it_is_used(
-    pair: tuple[Gateway, Gateway], cluster: Cluster
+    pair: tuple[Gateway, Gateway], cluster: Cluster, clock: Clock
 ) -> None:
     one, other = pair
     await one.put(A, 5.0)
     cluster.flush()
-    await asyncio.sleep(0.06)
+    clock.now += 1.1
 
     assert await one.get(A) == 5.0
     await settled(one)
     assert await other.get(A) == 5.0
     # Not more often than every few seconds, or a cache that is too small would be stirred only.
     cluster.flush()
-    await asyncio.sleep(0.06)
+    clock.now += 1.1
     assert await one.get(A) == 5.0
     assert not one.store._refills
 
 
-async def test_a_full_cluster_never_fails_to_publish() -> None:
-    options = {"maxmemory-policy": "noeviction"}
-    with Cluster(masters=3, replicas=0, maxmemory=6 * SLOT, options=options) as small:
-        async with store_over(",".join(small.addresses), capacity=32 * SLOT) as one:
+async def test_a_full_cluster_never_fails_to_publish(cluster: Cluster, nodes: str) -> None:
+    with limited(cluster, 4 * SLOT, "noeviction"):
+        async with store_over(nodes, capacity=32 * SLOT) as one:
             shared = [(await one.put(key(str(n)), float(n))).shared for n in range(24)]
 
             assert True in shared
@@ -415,13 +432,18 @@ async def expiry(gateway: Gateway) -> float:
 
 
 async def test_one_server_without_cluster_mode_will_do() -> None:
-    port = free_ports(1)[0]
+    with Ports() as held:
+        (port,) = held.take(1)
+        await one_server(port)
+
+
+async def one_server(port: int) -> None:
     options = ("--port", str(port), "--bind", "127.0.0.1", "--save", "")
     process = await asyncio.create_subprocess_exec(
         server_binary("valkey"), *options, stdout=asyncio.subprocess.DEVNULL
     )
     try:
-        await answers(port)
+        await until(lambda: answers(port))
         nodes = f"127.0.0.1:{port}"
         async with store_over(nodes) as one, store_over(nodes) as other:
             assert (await one.put(A, 6.0)).shared
@@ -432,21 +454,24 @@ async def test_one_server_without_cluster_mode_will_do() -> None:
         await process.wait()
 
 
-async def answers(port: int) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.02)
-            else:
-                writer.close()
-                await writer.wait_closed()
-                return
+async def answers(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    await writer.wait_closed()
+    return True
 
 
 async def test_in_a_cluster_that_is_away_memory_goes_on_alone() -> None:
-    async with store_over("127.0.0.1:9", connect_s=0.2) as alone:
+    with Ports() as held:
+        (port,) = held.take(1)
+        await works_alone(f"127.0.0.1:{port}")
+
+
+async def works_alone(nodes: str) -> None:
+    async with store_over(nodes) as alone:
         with pytest.raises(StoreUnavailable):
             await alone.get(A)
         assert not (await alone.put(A)).shared
@@ -508,18 +533,31 @@ async def test_a_deletion_survives_the_death_of_its_master(doomed_cluster: Clust
         names = [key(f"{n:064x}") for n in range(12)]
         for name in names:
             await one.put(name)
+        before = waits(doomed_cluster)
         for name in names:
             assert await one.store.delete(name)
-        await asyncio.to_thread(doomed_cluster.owner_of(one.cache.name(names[0])).kill)
-        await asyncio.to_thread(doomed_cluster.wait_ready)
+        # Each has waited for a replica: on a quiet machine that makes no other difference.
+        assert waits(doomed_cluster) == before + len(names)
+        victim = doomed_cluster.owner_of(one.cache.name(names[0]))
+        await asyncio.to_thread(doomed_cluster.fail_over, victim)
         async with store_over(nodes) as other:
             assert {await other.get(name) for name in names} == {None}
 
 
-async def test_a_node_that_leaves_is_not_listened_to_any_more(doomed_cluster: Cluster) -> None:
+def waits(cluster: Cluster) -> int:
+    """How often the masters were told to wait for a replica."""
+    stats = [cluster.client(master).info("commandstats") for master in cluster.masters]
+    return sum(each.get("cmdstat_wait", {"calls": 0})["calls"] for each in stats)
+
+
+async def test_a_node_that_leaves_is_not_listened_to_any_more(
+    doomed_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Have listeners look up sooner than the silence of a server asks for.
+    monkeypatch.setattr(node_module, "_SILENCE_S", 0.1)
     cluster = doomed_cluster
     seeds = ",".join(node.announced for node in cluster.masters)
-    settings = {"check_s": 60, "refresh_s": 0.3}
+    settings = {"check_s": 600, "refresh_s": 0.1}
     async with store_over(seeds, **settings) as one, store_over(seeds, **settings) as other:
         await until_heard(cluster)
         leaving = [node for node in cluster.nodes if node not in cluster.masters]
@@ -532,7 +570,4 @@ async def test_a_node_that_leaves_is_not_listened_to_any_more(doomed_cluster: Cl
                     cluster.client(node).execute_command("CLUSTER", "FORGET", gone.id)
         await one.put(A)
         assert await other.get(A) == 1.0
-        async with asyncio.timeout(20):
-            while other.memory.stats().entries:
-                await one.store.delete(A)
-                await asyncio.sleep(0.1)
+        await until_dropped(one, other, A)

@@ -77,10 +77,10 @@ async def test_who_gives_up_leaves_the_room_to_others(which: int) -> None:
     holders[which].task.cancel()
     for holder in holders:
         holder.go.set()
-    await asyncio.wait([holder.task for holder in holders], timeout=5)
+    await asyncio.wait([holder.task for holder in holders], timeout=60)
 
     assert [holder.task.done() for holder in holders] == [True, True, True]
-    async with asyncio.timeout(1), budget.hold(10):
+    async with asyncio.timeout(60), budget.hold(10):
         pass
 
 

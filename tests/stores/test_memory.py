@@ -6,7 +6,6 @@ import asyncio
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,8 @@ from samserve.stores.base import EmbeddingStore, Slot
 from samserve.stores.memory import MemoryStore
 from samserve.stores.shares import Entry, Levels, Share
 from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, Size, TensorSpec
+
+from tests.support.clock import Clock
 
 PAGE = 4096
 SPECS = (TensorSpec("image_embedding", np.dtype(np.float16), (2, 32, 32)),)
@@ -52,14 +53,6 @@ def open_memory(request: pytest.FixtureRequest) -> Iterator[OpenMemory]:
 def open_store(open_memory: OpenMemory) -> OpenStore:
     """Makes stores of every kind from a capacity in bytes, ``ttl_s`` and ``now``."""
     return open_memory
-
-
-@dataclass
-class Clock:
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def key(name: str, tenant: str = "default") -> EmbeddingKey:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -26,6 +26,8 @@ from samserve.stores.base import Slot
 from samserve.stores.memory import MemoryStore
 from samserve.stores.shares import Entry, Levels, Shares
 from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, Size, TensorSpec
+
+from tests.support.examples import examples
 
 PAGE = 4096
 FACTS = EmbeddingFacts(Size(3, 4), "model", "digest")
@@ -155,7 +157,7 @@ class Both:
             self.holdings[leased.key.tenant].entries[leased.key.embedding_id].leases -= 1
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(steps=STEPS)
 def test_the_victim_is_whom_the_plain_way_chooses(steps: Sequence[tuple[str, int]]) -> None:
     both = Both()
@@ -219,7 +221,7 @@ def test_nobody_gives_to_one_who_holds_more() -> None:
     assert victim_of(shares, "crabs") == "bees"
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     steps=st.lists(st.tuples(st.integers(-100, 100), st.integers(0, 3), st.booleans())),
     looks=st.booleans(),
@@ -423,6 +425,4 @@ class StoreAgainstThePlainWay(RuleBasedStateMachine):
 
 
 TestStoreAgainstThePlainWay = StoreAgainstThePlainWay.TestCase
-TestStoreAgainstThePlainWay.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None
-)
+TestStoreAgainstThePlainWay.settings = examples(150, stateful_step_count=40)
