@@ -275,8 +275,7 @@ def test_the_chart_finds_the_default_model_in_it(gateway: Builder) -> None:
     assert (models / "sam_tiny_encoder" / "config.pbtxt").is_file()
 
 
-# It installs torch.
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_exporters_image_exports_and_serves(tmp_path: Path) -> None:
     """What the extra names is enough, and the images that masks are compared on are there."""
