@@ -16,6 +16,7 @@ import pytest
 from prometheus_client.samples import Sample
 from samserve import logs
 from samserve.app import Running
+from samserve.engines.fake import FakeEngine
 from samserve.rpc.methods import METHODS, SERVICE
 from samserve.settings import LogSettings
 from samserve.v1 import samserve_pb2 as pb
@@ -24,7 +25,7 @@ from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 from harness.otlp.receiver import Receiver
 from tests import pictures
 from tests.conftest import UNLIMITED, serving, settings_with
-from tests.metrics.scraping import OPENMETRICS, PLAIN, parsed, samples, scrape
+from tests.metrics.scraping import OPENMETRICS, PLAIN, parsed, samples, scrape, values
 from tests.monitoring.catalogue import LABELS
 from tests.samples import total
 from tests.support.waiting import until
@@ -240,3 +241,13 @@ async def test_every_method_is_there_before_its_first_call(service: Pair) -> Non
     started = [key for key in found if key[0] == "grpc_server_started_total"]
     assert {key[1] for key in started} == {f"grpc_method={method.name}" for method in METHODS}
     assert not any(found[key] for key in started)
+
+
+async def test_the_models_that_are_served_and_their_transport_are_exported() -> None:
+    engine = FakeEngine()
+    async with serving(engine=engine) as (service, _):
+        models = values(service, "samserve_model_info", "model", "digest")
+        transports = values(service, "samserve_engine_transport", "transport")
+
+    assert models == {(model.name, model.digest): 1 for model in engine.models.values()}
+    assert transports == {(engine.transport.value,): 1}
