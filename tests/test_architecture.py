@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
+from grpc._cython import cygrpc
 from samserve import errors
 from samserve.rpc.status import code_of
 
@@ -228,3 +229,17 @@ def test_every_error_has_a_status() -> None:
     internal = {name for name, code in from_table.items() if code == "INTERNAL"}
     assert internal == {kind.__name__ for kind in leaves(errors.EngineFailure)}
     assert len(from_table) >= 9
+
+
+def test_options_of_grpc_are_known_to_it() -> None:
+    """gRPC ignores an option that it does not know; its core has the names of all that it does."""
+    core = Path(cygrpc.__file__).read_bytes()
+    named = {
+        node.value
+        for path in MODULES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Constant) and str(node.value).startswith("grpc.")
+    }
+
+    assert "grpc.max_receive_message_length" in named
+    assert [name for name in sorted(named) if name.encode() + b"\0" not in core] == []

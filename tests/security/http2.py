@@ -61,6 +61,14 @@ async def read_frame(reader: asyncio.StreamReader) -> Frame | None:
     return Frame(head[3], int.from_bytes(head[5:9], "big"), payload)
 
 
+async def ping_answer(reader: asyncio.StreamReader) -> int | None:
+    """Read until a ping is answered, and give its number; None if the connection ends first."""
+    while (got := await read_frame(reader)) is not None and got.kind != GOAWAY:
+        if got.kind == PING:
+            return int.from_bytes(got.payload, "big")
+    return None
+
+
 async def until_goaway(reader: asyncio.StreamReader) -> bytes:
     """Read until the server says good-bye, and give what it says; empty if it just hangs up."""
     while (got := await read_frame(reader)) is not None:

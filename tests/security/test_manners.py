@@ -138,6 +138,21 @@ async def test_who_pings_too_often_is_sent_away() -> None:
     assert farewell[8:] == b"too_many_pings"
 
 
+async def test_who_pings_no_more_often_than_allowed_may_stay() -> None:
+    interval_s = 0.01
+    async with running(settings_with(server={"ping_interval_s": interval_s})) as service:
+        host, port = service.address.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(http2.hello())
+        # gRPC's own interval is five minutes, and the third ping below it ends the connection.
+        for number in range(10):
+            writer.write(http2.frame(http2.PING, 0, 0, number.to_bytes(8, "big")))
+            async with asyncio.timeout(BOUND_S):
+                assert await http2.ping_answer(reader) == number
+            await asyncio.sleep(2 * interval_s)
+        writer.close()
+
+
 async def test_connections_end_for_age_and_lose_no_call() -> None:
     server = {"connection_age_s": 0.2, "grace_s": 60}
     async with (

@@ -88,7 +88,7 @@ def _options(settings: ServerSettings, limits: LimitSettings) -> list[tuple[str,
         # Two servers on one port would share its connections without anybody noticing.
         ("grpc.so_reuseport", 0),
         # Clients may ping, with or without calls, so often without being sent away.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _ms(settings.ping_interval_s)),
+        ("grpc.http2.min_ping_interval_without_data_ms", _ms(settings.ping_interval_s)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_concurrent_streams", settings.streams),
         ("grpc.max_allowed_incoming_connections", _connections(settings)),
