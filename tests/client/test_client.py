@@ -6,6 +6,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +86,50 @@ async def test_a_picture_beside_an_id_heals_what_is_not_found(client: Client) ->
 
     assert healed.embedding.id == again.embedding.id == embedding.id
     assert (healed.embedding.cached, again.embedding.cached) == (False, True)
+
+
+@pytest.mark.parametrize("by", ["embedding", "id"])
+async def test_a_healed_embedding_is_made_as_the_first_was(client: Client, by: str) -> None:
+    file = encoded(PIXELS, orientation=6)
+    embedding = await client.embed(file, orientation="ignore")
+    await client.delete_embedding(embedding)
+
+    if by == "embedding":
+        healed = await client.predict(embedding, [CLICK], image=file)
+    else:
+        healed = await client.predict(embedding.id, [CLICK], image=file, orientation="ignore")
+
+    assert healed.embedding.id == embedding.id
+    assert healed.embedding.image_size == embedding.image_size == PIXELS.shape[:2]
+    assert healed.embedding.orientation == "ignore"
+
+
+async def test_what_answers_about_an_embedding_keeps_its_orientation(client: Client) -> None:
+    embedding = await client.embed(encoded(PIXELS, orientation=6), orientation="ignore")
+
+    clicked = await client.predict(embedding, [CLICK])
+    found = await client.automask_all(embedding, points_per_side=2)
+
+    assert clicked.embedding.orientation == found.summary.embedding.orientation == "ignore"
+
+
+async def test_a_healed_embedding_is_of_the_same_model(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[str] = []
+    call = client._call
+
+    async def noted(method: Any, request: Any, request_id: str) -> Any:
+        models.append(request.model)
+        return await call(method, request, request_id)
+
+    embedding = await client.embed(PIXELS)
+    await client.delete_embedding(embedding)
+    monkeypatch.setattr(client, "_call", noted)
+    await client.predict(embedding, [CLICK], image=PIXELS)
+
+    assert embedding.model
+    assert models == ["", embedding.model]
 
 
 async def test_a_picture_beside_an_id_heals_nothing_else(client: Client) -> None:

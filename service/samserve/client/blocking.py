@@ -118,6 +118,7 @@ class SyncClient:
         multimask: Multimask = "auto",
         low_res_logits: bool | Literal["only"] = False,
         image: ImageLike | None = None,
+        orientation: Orientation | None = None,
         request_id: str = "",
     ) -> Prediction:
         """See `Client.predict`."""
@@ -129,6 +130,7 @@ class SyncClient:
                 multimask=multimask,
                 low_res_logits=low_res_logits,
                 image=image,
+                orientation=orientation,
                 request_id=request_id,
             )
         )

@@ -133,7 +133,7 @@ class Client:
 
         upload = await asyncio.to_thread(images.read, image, orientation)
         response = await _asking_first(upload, send)
-        return responses.embedding(response.embedding, response.timings)
+        return responses.embedding(response.embedding, response.timings, orientation)
 
     async def predict(  # noqa: PLR0913 - each may be left out
         self,
@@ -144,16 +144,20 @@ class Client:
         multimask: Multimask = "auto",
         low_res_logits: bool | Literal["only"] = False,
         image: ImageLike | None = None,
+        orientation: Orientation | None = None,
         request_id: str = "",
     ) -> Prediction:
         """Segment one object per prompt.
 
-        A picture as *source* is asked for and sent as in `embed`, turned by its EXIF orientation,
-        and stays embedded: go on with ``prediction.embedding``.  With an `Embedding` or an id as
-        *source*, *image* is what it was made of, and is sent if the server does not find it, or
-        cannot look for it.  With ``low_res_logits="only"``
+        A picture as *source* is asked for and sent as in `embed`, and stays embedded: go on with
+        ``prediction.embedding``.  With an `Embedding` or an id as *source*, *image* is what it was
+        made of, and is sent if the server does not find it, or cannot look for it.  An `Embedding`
+        knows the *model* and *orientation* that it was made with; name them beside an id if they
+        were not the default model and ``exif``.  With ``low_res_logits="only"``
         masks have no pixels, box, area or stability score, which spares the upsampling.
         """
+        known = source if isinstance(source, Embedding) else None
+        orientation = orientation or (known.orientation if known else "exif")
         messages = await asyncio.to_thread(lambda: [requests.prompt_message(p) for p in prompts])
         request = pb.PredictRequest(
             model=model,
@@ -168,16 +172,18 @@ class Client:
                 request.image.CopyFrom(message)
             return await self._call(self._stub().Predict, request, request_id)
 
-        located = await _locate(source)
+        located = await _locate(source, orientation)
         if isinstance(located, str):
             request.embedding_id = located
             try:
-                return responses.prediction(await send(None))
+                return responses.prediction(await send(None), orientation)
             except (EmbeddingNotFound, Unavailable) as error:
                 if image is None or error.reason not in _HEALED_BY_IMAGE:
                     raise
-                located = await asyncio.to_thread(images.read, image)
-        return responses.prediction(await _asking_first(located, send))
+                located = await asyncio.to_thread(images.read, image, orientation)
+                # The picture alone would be embedded by the default model.
+                request.model = model or (known.model if known else "")
+        return responses.prediction(await _asking_first(located, send), orientation)
 
     async def automask(
         self,
@@ -193,7 +199,8 @@ class Client:
         Closing the generator ends the search on the server.
         """
         request = pb.AutoMaskRequest(model=model, options=requests.automask_message(options))
-        located = await _locate(source)
+        orientation = source.orientation if isinstance(source, Embedding) else "exif"
+        located = await _locate(source, orientation)
         if isinstance(located, str):
             request.embedding_id = located
         else:
@@ -205,7 +212,7 @@ class Client:
         )
         with _ended(call), typed_errors(request_id):
             async for message in call:
-                for event in responses.automask_events(message):
+                for event in responses.automask_events(message, orientation):
                     yield event
 
     async def automask_all(
@@ -300,8 +307,10 @@ async def _asking_first(
     return await send(upload.message)
 
 
-async def _locate(source: Source) -> str | Upload:
+async def _locate(source: Source, orientation: Orientation) -> str | Upload:
     """Give the id of an embedding, or a picture ready to be sent."""
     if isinstance(source, Embedding):
         return source.id
-    return source if isinstance(source, str) else await asyncio.to_thread(images.read, source)
+    if isinstance(source, str):
+        return source
+    return await asyncio.to_thread(images.read, source, orientation)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from google.protobuf.descriptor import EnumDescriptor
 
 from samserve.card import TEXTS
+from samserve.client.images import Orientation
 from samserve.client.results import (
     AutoMaskEvent,
     AutoMaskRecord,
@@ -28,8 +29,10 @@ from samserve.types import ModelCard, Parity
 from samserve.v1 import samserve_pb2 as pb
 
 
-def embedding(message: pb.Embedding, timings: Iterable[pb.StageTiming]) -> Embedding:
-    """Read which embedding answered."""
+def embedding(
+    message: pb.Embedding, timings: Iterable[pb.StageTiming], orientation: Orientation
+) -> Embedding:
+    """Read which embedding answered; the answer does not tell its *orientation*."""
     known = message.HasField("expire_time")
     return Embedding(
         id=message.id,
@@ -39,27 +42,33 @@ def embedding(message: pb.Embedding, timings: Iterable[pb.StageTiming]) -> Embed
         expires_at=message.expire_time.ToDatetime(tzinfo=UTC) if known else None,
         stored=_name(pb.Stored.DESCRIPTOR, message.stored),
         timings_ms=timings_ms(timings),
+        orientation=orientation,
     )
 
 
-def prediction(message: pb.PredictResponse) -> Prediction:
-    """Read the answer of Predict."""
+def prediction(message: pb.PredictResponse, orientation: Orientation) -> Prediction:
+    """Read the answer of Predict about a picture of that orientation."""
     return Prediction(
         results=[[_mask(mask) for mask in result.masks] for result in message.results],
-        embedding=embedding(message.embedding, message.timings),
+        embedding=embedding(message.embedding, message.timings, orientation),
         timings_ms=timings_ms(message.timings),
     )
 
 
-def automask_events(message: pb.AutoMaskResponse) -> Iterator[AutoMaskEvent]:
-    """Read one message of the stream; kinds that are not known are passed over."""
+def automask_events(
+    message: pb.AutoMaskResponse, orientation: Orientation
+) -> Iterator[AutoMaskEvent]:
+    """Read one message of the stream about a picture of that orientation.
+
+    Kinds that are not known are passed over.
+    """
     match message.WhichOneof("event"):
         case "progress":
             yield _progress(message.progress)
         case "masks":
             yield from (_record(record) for record in message.masks.records)
         case "summary":
-            yield _summary(message.summary)
+            yield _summary(message.summary, orientation)
 
 
 def catalog(message: pb.ListModelsResponse) -> Catalog:
@@ -125,9 +134,9 @@ def _progress(message: pb.AutoMaskProgress) -> Progress:
     )
 
 
-def _summary(message: pb.AutoMaskSummary) -> Summary:
+def _summary(message: pb.AutoMaskSummary, orientation: Orientation) -> Summary:
     return Summary(
-        embedding=embedding(message.embedding, message.timings),
+        embedding=embedding(message.embedding, message.timings, orientation),
         timings_ms=timings_ms(message.timings),
         filters=tuple(
             FilterCount(count.filter, count.in_count, count.out_count) for count in message.filters

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from samserve.client.images import Orientation
 from samserve.core import rle as run_lengths
 from samserve.types import CocoRle, ModelCard, Size
 
@@ -23,7 +24,8 @@ class Embedding:
     ``cached`` tells whether it was there before the call; ``stored`` where it is: ``shared`` with
     other servers, ``local`` to this one, ``pending`` after `Client.prefetch`, or empty if that is
     not told.  ``expires_at`` is None while it is pending.  ``timings_ms`` are the stages of the
-    call that answered it.
+    call that answered it.  ``orientation`` is how the client asked for the picture to be turned:
+    what is sent of it again is turned alike.
     """
 
     id: str
@@ -33,6 +35,7 @@ class Embedding:
     expires_at: datetime | None
     stored: str = ""
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    orientation: Orientation = "exif"
 
 
 @dataclass(frozen=True, eq=False)
