@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,12 +19,13 @@ from samserve.app import Running
 from samserve.client import Client, Prompt
 from samserve.errors import Misconfigured
 from samserve.settings import LogSettings, TraceSettings
-from samserve.tracing import open_tracing
+from samserve.tracing import open_tracing, otel
 
 from harness.otlp.receiver import Receiver
 from harness.otlp.spans import Span
 from tests import pictures
 from tests.conftest import serving, settings_with
+from tests.support.waiting import BOUND_S
 
 NAME = "samserve.v1.SegmentationService/"
 CLICK = Prompt(points=[(20, 20)])
@@ -160,13 +163,24 @@ async def test_a_failed_call_is_a_failed_span(receiver: Receiver) -> None:
     assert (call.attributes["rpc.grpc.status_code"], call.status) == (3, "UNSET")
 
 
-async def test_a_receiver_that_is_away_costs_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Seconds in which the exporter tries again, also at the end of the server.
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.1")
-    settings = settings_with(trace={"endpoint": "http://127.0.0.1:1", "ratio": 1.0})
-    async with serving(settings) as (service, _), Client(service.address) as client:
-        for size in range(40, 43):
-            assert (await client.embed(pictures.png(size, 50))).id
+@pytest.mark.parametrize("answer", ["refused", "none"])
+async def test_a_receiver_that_is_away_holds_up_neither_calls_nor_the_end(
+    monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setattr(otel, "_FLUSH_S", 0.05)
+    # So long the exporter goes on by itself.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "600")
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        if answer == "none":
+            # Connections are made, and nothing reads from them.
+            mute.listen()
+        endpoint = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        settings = settings_with(trace={"endpoint": endpoint, "ratio": 1.0})
+        async with asyncio.timeout(BOUND_S):
+            async with serving(settings) as (service, _), Client(service.address) as client:
+                for size in range(40, 43):
+                    assert (await client.embed(pictures.png(size, 50))).id
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:

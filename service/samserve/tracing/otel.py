@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from grpc import ssl_channel_credentials
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
@@ -35,7 +36,7 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 _SCOPE = InstrumentationScope("samserve", __version__)
 _HEADERS = ("traceparent", "tracestate")
 # At the end of the process; a receiver that is away must not hold that up.
-_FLUSH_MS = 2000
+_FLUSH_S = 2.0
 
 
 class OtelTracing:
@@ -48,7 +49,8 @@ class OtelTracing:
         self._provider = TracerProvider(
             resource=_resource(), sampler=_sampler(settings), shutdown_on_exit=False
         )
-        self._processor = BatchSpanProcessor(_exporter(settings))
+        self._exporter = _exporter(settings)
+        self._processor = BatchSpanProcessor(self._exporter)
         self._provider.add_span_processor(self._processor)
         self._tracer = self._provider.get_tracer(_SCOPE.name, _SCOPE.version)
 
@@ -69,7 +71,12 @@ class OtelTracing:
 
     async def aclose(self) -> None:
         """See `Tracing.aclose`."""
-        await asyncio.to_thread(self._provider.force_flush, _FLUSH_MS)
+        flushing = asyncio.create_task(asyncio.to_thread(self._provider.force_flush))
+        await asyncio.wait([flushing], timeout=_FLUSH_S)
+        # Ends an export that goes on.  The timeouts that the SDK's processor takes have no effect:
+        # https://github.com/open-telemetry/opentelemetry-python/issues/4568
+        await asyncio.to_thread(self._exporter.shutdown)
+        await flushing
         await asyncio.to_thread(self._provider.shutdown)
 
 
@@ -180,13 +187,29 @@ def _resource() -> Resource:
     return ours.merge(OTELResourceDetector().detect())
 
 
-def _exporter(settings: TraceSettings) -> OTLPSpanExporter:
+class _Exporter(OTLPSpanExporter):
+    """Can be shut down more than once; refuses spans from then on without a line in the log."""
+
+    _over = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send spans; see `OTLPSpanExporter`."""
+        return SpanExportResult.FAILURE if self._over else super().export(spans)
+
+    def shutdown(self, timeout_millis: float = 0, **kwargs: Any) -> None:
+        """End an export that is under way, and refuse others."""
+        if not self._over:
+            self._over = True
+            super().shutdown(timeout_millis, **kwargs)
+
+
+def _exporter(settings: TraceSettings) -> _Exporter:
     if settings.ca_file is None:
-        return OTLPSpanExporter(settings.endpoint)
+        return _Exporter(settings.endpoint)
     try:
         roots = settings.ca_file.read_bytes()
     except OSError as error:
         raise Misconfigured(f"trace.ca_file: {error.strerror}") from None
-    return OTLPSpanExporter(
+    return _Exporter(
         settings.endpoint, credentials=ssl_channel_credentials(root_certificates=roots)
     )
