@@ -24,7 +24,7 @@ from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 from structlog.testing import capture_logs
 
 from tests import pictures
-from tests.conftest import serving, settings_with
+from tests.conftest import UNLIMITED, serving, settings_with
 from tests.rpc.errors import failure_of, stream_failure_of
 from tests.samples import total
 from tests.support.clock import Clock, pass_on_the_loop
@@ -342,26 +342,31 @@ async def test_an_answer_over_the_limit_is_a_typed_error() -> None:
 
 async def test_shutdown_lets_running_calls_finish() -> None:
     engine = HeldEngine()
-    stack = serving(engine=engine)
-    service, stub = await stack.__aenter__()
-    address = service.address
-    pending = asyncio.ensure_future(_result(stub.Embed(pb.EmbedRequest(image=pictures.image()))))
-    await engine.waiting.wait()
-    async with grpc.aio.insecure_channel(address) as channel:
+    settings = settings_with(
+        server={"drain_s": 600, "grace_s": BOUND_S}, deadlines={"embed_s": 6000}
+    )
+    server = running(settings, engine=engine)
+    service = await server.__aenter__()
+    async with grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel:
+        stub = SegmentationServiceStub(channel)
+        image = pictures.image()
+        pending = asyncio.ensure_future(_result(stub.Embed(pb.EmbedRequest(image=image))))
+        await engine.waiting.wait()
         watch = health_pb2_grpc.HealthStub(channel).Watch(
             health_pb2.HealthCheckRequest(service=SERVICE)
         )
         assert (await watch.read()).status == SERVING
-        engine.go.set()
-        answer = await pending
-        leaving = asyncio.ensure_future(stack.__aexit__(None, None, None))
+        leaving = asyncio.ensure_future(server.__aexit__(None, None, None))
         assert (await watch.read()).status == NOT_SERVING
         watch.cancel()
+        await pass_on_the_loop(600)
+        engine.go.set()
+        answer = await pending
         await leaving
 
     assert answer.embedding.id
     with pytest.raises(grpc.aio.AioRpcError):
-        await health(address, "")
+        await health(service.address, "")
 
 
 async def _result(call: object) -> pb.EmbedResponse:
