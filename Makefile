@@ -61,7 +61,7 @@ test-all: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done ## Runs what `make t
 		--durations=10
 
 .PHONY: test-long
-test-long: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done ## Runs what CI leaves out; takes hours.
+test-long: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done ## Runs what CI leaves out; takes half an hour.
 	# In processes of their own: what ViT-H takes, 16 GB, leaves no room for what others have kept.
 	$(PYTEST) -m long --durations=10 --ignore=tests/export/test_sizes.py
 	$(PYTEST) -m long tests/export/test_sizes.py -k "not vit_h"
