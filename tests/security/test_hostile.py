@@ -110,19 +110,24 @@ async def survives(
 ) -> None:
     """Attack while others call, and see the memory come back to 1.2 times what it was.
 
-    What it was is what the same kind of work leaves behind when honest clients ask for it.
+    What it was is what the same kind of work leaves behind when honest clients ask for it.  What is
+    lost by an attack is lost by the next one too, and what an allocator keeps it keeps once: so
+    that one of three attacks has to leave no more than that behind.
     """
     await asyncio.gather(*(answers(server.address) for _ in range(4)))
     if honest_work is not None:
         for _ in range(2):
             await asyncio.gather(honest_work(), honest_work())
-    before = server.rss()
-    await attack()
-    await answers(server.address)
-    with contextlib.suppress(AssertionError):
-        await until(lambda: server.rss() <= 1.2 * before, poll_s=0.1)
-    left = server.rss()
-    assert left <= 1.2 * before, f"{left / MIB:.0f} MiB are left of {before / MIB:.0f} MiB"
+    most = server.rss() // 5
+    left: list[int] = []
+    while len(left) < 3 and (not left or left[-1] > most):
+        before = server.rss()
+        await attack()
+        await answers(server.address)
+        with contextlib.suppress(AssertionError):
+            await until(lambda b=before: server.rss() - b <= most, timeout_s=20, poll_s=0.1)
+        left.append(server.rss() - before)
+    assert left[-1] <= most, f"{[n // MIB for n in left]} MiB are left, of {most // MIB} at most"
 
 
 @pytest.mark.slow
