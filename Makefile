@@ -8,13 +8,13 @@ TRITON := $(VENV)-triton
 PROMETHEUS := $(VENV)-prometheus
 # What pip shall do besides, for instance: make test PIP_FLAGS="--extra-index-url ..."
 PIP_FLAGS ?=
-# Python compiles what it imports; compiling all that is installed takes half of the set-up.
+# Python compiles what it imports, which is a small part of what is installed.
 INSTALL := bin/pip install --quiet --no-compile $(PIP_FLAGS)
 # Threads of torch that wait actively take the processor from the other workers.
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 # In several processes; tests/conftest.py says what may not run at the same time.
 WORKERS := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-# What needs neither torch nor a server of others, on the fake engine.
+# What starts neither tritonserver nor a cluster, on the fake engine.
 FAST := tests/core tests/stores tests/memory tests/rpc tests/client tests/metrics tests/test_*.py
 
 .DEFAULT_GOAL := help

@@ -181,7 +181,7 @@ class Client:
                 if image is None or error.reason not in _HEALED_BY_IMAGE:
                     raise
                 located = await asyncio.to_thread(images.read, image, orientation)
-                # The picture alone would be embedded by the default model.
+                # The image alone would be embedded by the default model.
                 request.model = model or (known.model if known else "")
         return responses.prediction(await _asking_first(located, send), orientation)
 

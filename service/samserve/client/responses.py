@@ -47,7 +47,7 @@ def embedding(
 
 
 def prediction(message: pb.PredictResponse, orientation: Orientation) -> Prediction:
-    """Read the answer of Predict about a picture of that orientation."""
+    """Read the answer of Predict about an image of that orientation."""
     return Prediction(
         results=[[_mask(mask) for mask in result.masks] for result in message.results],
         embedding=embedding(message.embedding, message.timings, orientation),
@@ -58,7 +58,7 @@ def prediction(message: pb.PredictResponse, orientation: Orientation) -> Predict
 def automask_events(
     message: pb.AutoMaskResponse, orientation: Orientation
 ) -> Iterator[AutoMaskEvent]:
-    """Read one message of the stream about a picture of that orientation.
+    """Read one message of the stream about an image of that orientation.
 
     Kinds that are not known are passed over.
     """

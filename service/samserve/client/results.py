@@ -24,8 +24,8 @@ class Embedding:
     ``cached`` tells whether it was there before the call; ``stored`` where it is: ``shared`` with
     other servers, ``local`` to this one, ``pending`` after `Client.prefetch`, or empty if that is
     not told.  ``expires_at`` is None while it is pending.  ``timings_ms`` are the stages of the
-    call that answered it.  ``orientation`` is how the client asked for the picture to be turned:
-    what is sent of it again is turned alike.
+    call that answered it.  ``orientation`` is how the client asked for the image to be turned:
+    an image that is sent again for it is turned alike.
     """
 
     id: str
