@@ -160,7 +160,7 @@ class Node:
 
     def stop_process(self) -> None:
         """Stop it in its tracks (SIGSTOP), like a machine that hangs."""
-        os.kill(self.pid, signal.SIGSTOP)
+        processes.pause([self.pid])
         self._paused = True
 
     def resume(self) -> None:

@@ -181,7 +181,7 @@ class TritonServer(_Options):
 
     def pause(self) -> None:
         """Stop all its processes in their tracks, like a machine that hangs."""
-        processes.send(self.pid, signal.SIGSTOP)
+        processes.pause(processes.members(self.pid))
         self._paused = True
 
     def resume(self) -> None:

@@ -80,6 +80,8 @@ def test_server_that_has_crashed_is_cleaned_up_and_started_again(tmp_path: Path)
 def test_paused_server_answers_nothing_until_it_is_resumed(tmp_path: Path) -> None:
     with server_in(tmp_path) as server:
         session = server.pid
+        # The thread that takes the signal waits for its turn, as on a busy machine.
+        os.sched_setscheduler(session, os.SCHED_IDLE, os.sched_param(0))
         server.pause()
         with grpc.insecure_channel(server.grpc_address) as channel:
             ready = grpc.channel_ready_future(channel)
