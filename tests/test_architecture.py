@@ -38,7 +38,7 @@ ALLOWED = {
     "machine": (),
     "places": ("errors",),
     "prefetches": ("errors", "context", "gate", "places"),
-    "settings": ("addresses",),
+    "settings": ("addresses", "settings"),
     "identity": ("types",),
     "card": ("types",),
     "imaging": ("types", "errors", "core"),
