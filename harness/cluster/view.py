@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from samserve.addresses import split_last
+
 SLOTS = 16384
 
 
@@ -77,7 +79,7 @@ def _member(fields: list[str]) -> Member:
     node_id, address, flags, master, _, _, epoch, _ = fields[:8]
     return Member(
         node_id,
-        int(address.partition("@")[0].rpartition(":")[2]),
+        int(split_last(address.partition("@")[0])[1]),
         frozenset(flags.split(",")),
         None if master == "-" else master,
         int(epoch),

@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+from samserve.addresses import join
 
 from harness.otlp import spans
 from harness.otlp.errors import HarnessError
@@ -42,8 +43,9 @@ class Delivery:
 class Receiver:
     """Collects every span that is sent to it; a context manager, to be used from any thread."""
 
-    def __init__(self, *, grpc_port: int = 0, http_port: int = 0) -> None:
-        """Describe it; a port of 0 chooses a free one."""
+    def __init__(self, *, host: str = HOST, grpc_port: int = 0, http_port: int = 0) -> None:
+        """Describe it; *host* is where it takes gRPC, a port of 0 chooses a free one."""
+        self._host = host
         self.grpc_port = grpc_port
         self.http_port = http_port
         self._deliveries: list[Delivery] = []
@@ -62,7 +64,7 @@ class Receiver:
     @property
     def grpc_address(self) -> str:
         """``host:port`` for exporters over gRPC, without TLS; kept when it is started again."""
-        return f"{HOST}:{self.grpc_port}"
+        return join(self._host, self.grpc_port)
 
     @property
     def http_url(self) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from samserve.addresses import join, split
 
 from harness.errors import HarnessError
 from harness.pod.images import FILES
@@ -16,6 +19,8 @@ from harness.pod.images import FILES
 Object = Mapping[str, Any]
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
+# A port of the pod, as its own containers ask for it.
+_OWN = re.compile(r"(127\.0\.0\.1|\[::1\]|localhost):(\d+)")
 # Where a setting of the gateway holds a port, alone or after a host.
 _PORTS = {("server", "port"), ("server", "admin_port"), ("triton", "url")}
 
@@ -58,6 +63,9 @@ class Volumes:
         name, equals, value = text.partition("=") if text.startswith("--") else ("", "", text)
         if name.endswith("-port"):
             return f"{name}={self.port(int(value))}"
+        own = _OWN.fullmatch(value)
+        if own is not None and int(own[2]) in self._ports:
+            return f"{name}{equals}{join(own[1], self.port(int(own[2])))}"
         return f"{name}{equals}{self._service(self.path(value, mounts))}"
 
     def path(self, path: str, mounts: list[Object]) -> str:
@@ -101,8 +109,8 @@ class Volumes:
         if value in self._world.services:
             return self._service(value)
         if name in _PORTS:
-            host, _, port = value.rpartition(":")
-            return f"{host}:{self.port(int(port))}"
+            host, port = split(value)
+            return join(host, self.port(port))
         return self.path(value, mounts) if isinstance(value, str) else value
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry
 
+from samserve import addresses
 from samserve.automask.search import AutoMasker
 from samserve.context import Priority
 from samserve.embedder import Embedder
@@ -36,10 +37,11 @@ from samserve.rpc.boundary import Boundary
 from samserve.rpc.entrance import Entrance
 from samserve.rpc.ledger import Ledger
 from samserve.rpc.methods import SERVICE, TYPES
-from samserve.rpc.server import ApiServer
+from samserve.rpc.server import ApiServer, check_files
 from samserve.rpc.servicer import SegmentationServicer, UseCases
 from samserve.security.setup import Security, open_security
 from samserve.settings import EngineSettings, Settings
+from samserve.startup_retry import StartupRetry
 from samserve.stores.base import EmbeddingStore
 from samserve.stores.expiry import expiring
 from samserve.stores.opening import cache_credentials, open_store
@@ -72,7 +74,9 @@ async def running(
     *engine* and *store* replace what the settings would choose.  The service has answered a
     warm-up inference and says SERVING when the block begins.
     """
+    check_files(settings.server)
     metrics = Metrics(CollectorRegistry())
+    retry = _startup_retry(settings)
     security = open_security(settings)
     access = cache_credentials(settings)
     watched = security.watched if access is None else (*security.watched, access)
@@ -104,14 +108,14 @@ async def running(
         await stack.enter_async_context(metrics.server.lag_observed())
         await stack.enter_async_context(refreshing(watched, settings.tls.reload_s))
         await stack.enter_async_context(api.serving())
-        await warm_up(engine, store)
+        await warm_up(engine, store, retry)
         stack.push_async_callback(asyncio.sleep, settings.server.drain_s)
         follows = settings.server.readiness == "engine"
         readiness = Readiness(engine, api, admin, metrics.engine.ready.set, follows=follows)
         await stack.enter_async_context(readiness.followed())
         yield Running(
-            address=f"{settings.server.host}:{api.port}",
-            admin_address=f"{settings.server.admin_host}:{admin_port}",
+            address=addresses.join(settings.server.host, api.port),
+            admin_address=addresses.join(settings.server.admin_host, admin_port),
             engine=engine,
             store=store,
             metrics=metrics,
@@ -190,6 +194,13 @@ async def open_engine(settings: Settings, metrics: Metrics) -> Engine:
                 await engine.open()
                 until_open.pop_all()
             return engine
+
+
+def _startup_retry(settings: Settings) -> StartupRetry:
+    """Give Triton the time to come up; an engine in this process is there or will never be."""
+    if settings.engine.kind == "triton":
+        return StartupRetry(settings.triton.startup_s, "triton.startup_s")
+    return StartupRetry(0.0)
 
 
 def _open_onnx(settings: EngineSettings, metrics: Metrics) -> Engine:

@@ -6,7 +6,8 @@
     ├── InvalidRequest            the caller must change the request
     │   ├── ImageUnreadable       the bytes are no picture that we read
     │   ├── ImageTooLarge         the picture is over a limit
-    │   └── ResponseTooLarge      the asked format would not fit into an answer
+    │   ├── ResponseTooLarge      the asked format would not fit into an answer
+    │   └── MetadataTooLarge      what the call carries besides its request is over a limit
     ├── NotFound
     │   ├── EmbeddingNotFound     unknown, expired, evicted or another tenant's: embed again
     │   └── ModelNotFound         no such model is served
@@ -17,6 +18,7 @@
     │   └── QuotaExceeded         a bound of this tenant, or the rate of the whole server
     ├── Unavailable               a part is not there: try again after ``retry_after_s``
     │   ├── EngineUnavailable     the model runtime is not there
+    │   │   └── WeightsChanged    it has other weights of the model than those that were asked for
     │   ├── StoreUnavailable      the embedding store is not there (never said of a miss)
     │   └── Misconfigured         a file of the server's configuration cannot be used
     ├── DeadlineExceeded          the call ran out of time
@@ -60,7 +62,69 @@ class InvalidRequest(SamserveError):
         self, field: str, description: str, *, metadata: dict[str, str] | None = None
     ) -> None:
         super().__init__(f"{field}: {description}", metadata=metadata)
-        self.violations = (FieldViolation(field, description),)
+        self.violations: tuple[FieldViolation, ...] = (FieldViolation(field, description),)
+
+
+class Violations:
+    """Collects what is wrong with a request, so that one answer says all of it.
+
+    Of a request in which very much is wrong it says `MOST`.
+    """
+
+    MOST = 16
+    _TOLD = 4
+
+    def __init__(self) -> None:
+        self._found: list[InvalidRequest] = []
+
+    def collect(self) -> _Collecting:
+        """Keep an `InvalidRequest` that ends the block, for `check`, and go on after it."""
+        return _Collecting(self)
+
+    def check(self) -> None:
+        """Raise what was collected, as one error."""
+        if not self._found:
+            return
+        first = self._found[0]
+        violations = [each for error in self._found for each in error.violations][: self.MOST]
+        if len(violations) == 1:
+            raise first
+        error = InvalidRequest(*_parts(violations[0]), metadata=first.metadata)
+        error.violations = tuple(violations)
+        texts = [": ".join(_parts(violation)) for violation in violations[: self._TOLD]]
+        more = len(violations) - len(texts)
+        error.message = "; ".join([*texts, f"and {more} more"] if more else texts)
+        error.args = (error.message,)
+        raise error
+
+    def add(self, error: InvalidRequest) -> None:
+        """Keep an error; raises all of them as soon as there are enough."""
+        self._found.append(error)
+        if sum(len(each.violations) for each in self._found) >= self.MOST:
+            self.check()
+
+
+def _parts(violation: FieldViolation) -> tuple[str, str]:
+    return violation.field, violation.description
+
+
+class _Collecting:
+    """The block of `Violations.collect`; a class, as it is entered for every point."""
+
+    __slots__ = ("_violations",)
+
+    def __init__(self, violations: Violations) -> None:
+        self._violations = violations
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        # Kinds of their own, an image that cannot be read for instance, are answers of their own.
+        if type(error) is not InvalidRequest:
+            return False
+        self._violations.add(error)
+        return True
 
 
 class ImageUnreadable(InvalidRequest):
@@ -79,6 +143,12 @@ class ResponseTooLarge(InvalidRequest):
     """The answer in the asked format is over the response limit."""
 
     reason = "RESPONSE_TOO_LARGE"
+
+
+class MetadataTooLarge(InvalidRequest):
+    """The metadata of the call, credentials included, is over the limit."""
+
+    reason = "METADATA_TOO_LARGE"
 
 
 class NotFound(SamserveError):
@@ -161,6 +231,14 @@ class EngineUnavailable(Unavailable):
     """The model runtime cannot be reached or is not ready."""
 
     reason = "ENGINE_UNAVAILABLE"
+
+
+class WeightsChanged(EngineUnavailable):
+    """The runtime has other weights of the model than those that the call is about.
+
+    What a run of such weights has computed is thrown away.  The engine has looked at its models
+    since: if that shows other weights, the call can be done for these.
+    """
 
 
 class StoreUnavailable(Unavailable):

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from samserve.errors import Misconfigured
+from samserve.file_permissions import warn_if_world_writable
 
 T = TypeVar("T")
 
@@ -73,6 +74,7 @@ class Watched(Generic[T]):
         if self._signature() != before:
             raise Misconfigured(f"{self.name}: changed while it was being read")
         self._seen = before
+        warn_if_world_writable(self._paths)
         return value
 
     def _content(self, path: Path) -> bytes:

@@ -86,10 +86,10 @@ def test_without_a_file_permissions_are_roles_and_nothing_is_bounded() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "version: Field required"),
-        ("version = 2", "version: Input should be 1"),
-        ("version = 1\nrole = {}", "role: Extra inputs"),
-        ("version = 1\n[roles]\na = ['fly']", "roles.a.0: Input should be 'embed'"),
+        ("", "version: is missing"),
+        ("version = 2", "version: must be 1"),
+        ("version = 1\nrole = {}", "role: is not known"),
+        ("version = 1\n[roles]\na = ['fly']", "roles.a.0: must be 'embed'"),
         ("version = 1\n[roles]\nembed = ['predict']", "roles.embed: is a role already"),
         ("version = 1\n[tenants.a]\nquota = 'none'", "tenants.a.quota: there is no such quota"),
         ("version = 1\n[tenants.a]\nroles = ['none']", "tenants.a.roles: names a role"),

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import socket
-
+from samserve import addresses
 from samserve.cli.errors import CommandError
-
-ANY_PORT = 0
 
 
 def check_free(host: str, port: int) -> None:
-    """Raise `CommandError` if nothing could listen there; `ANY_PORT` is always free.
+    """Raise `CommandError` if nothing could listen there; with port 0 only the host can be wrong.
 
-    A server that finds a port taken says so too, but gRPC adds a line of its own to it.
+    A server that finds a port taken says so too, but later.
     """
-    if port == ANY_PORT:
-        return
     try:
-        family, *_, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-        socket.create_server(address[:2], family=family).close()
-    except socket.gaierror as error:
-        raise CommandError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        for listener in addresses.listen(host, port):
+            listener.close()
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise CommandError(f"cannot listen on {host}:{port}: {reason}") from error
+        place = addresses.join(host, port)
+        raise CommandError(f"cannot listen on {place}: {addresses.why(error)}") from error

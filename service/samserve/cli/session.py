@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from samserve.addresses import parse_target
 from samserve.cli import remote, terminal
 from samserve.cli.configuration import Sections, load_settings
 from samserve.cli.errors import CommandError, UsageError
@@ -18,7 +18,6 @@ from samserve.errors import SamserveError
 
 _T = TypeVar("_T")
 
-_TARGET = re.compile(r"\S*:\S*\d")
 # One server for one command: on loopback and free ports, silent, and gone as soon as it is done.
 _PRIVATE: Sections = {
     "server": {
@@ -52,8 +51,8 @@ class Endpoint:
     token_file: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.server and not _TARGET.fullmatch(self.server):
-            raise UsageError(f"--server {self.server!r}: expected HOST:PORT")
+        if self.server:
+            _check_target(self.server)
         if self.server and (self.config or self.assignments):
             raise UsageError(
                 "--config and --set are for the server that this command starts; "
@@ -61,6 +60,13 @@ class Endpoint:
             )
         if not self.server and (self.ca_file or self.token_file):
             raise UsageError("--ca and --token-file are for the server that --server names")
+
+
+def _check_target(server: str) -> None:
+    try:
+        parse_target(server)
+    except ValueError as error:
+        raise UsageError(f"--server: {error}") from None
 
 
 @asynccontextmanager

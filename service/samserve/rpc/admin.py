@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from samserve import addresses
 from samserve.errors import Unavailable
 
 # A loop that does not turn within this time is stuck: calls are not being answered either.
@@ -33,17 +35,26 @@ class Admin:
 
     @contextmanager
     def listening(self, host: str, port: int) -> Iterator[int]:
-        """Serve while the block runs; yields the port."""
+        """Serve on every address of *host* while the block runs; yields the port."""
         try:
-            server = make_server(host, port, self._respond, _Server, _SilentHandler)
+            sockets = addresses.listen(host, port)
         except OSError as error:
-            raise Unavailable(f"cannot listen on {host}:{port}: {error.strerror}") from error
+            place = addresses.join(host, port)
+            raise Unavailable(f"cannot listen on {place}: {addresses.why(error)}") from error
+        with ExitStack() as stack:
+            for opened in sockets:
+                stack.enter_context(self._serving(opened))
+            yield int(sockets[0].getsockname()[1])
+
+    @contextmanager
+    def _serving(self, opened: socket.socket) -> Iterator[None]:
+        server = _Server(opened, self._respond)
         # A shutdown is noticed at the next poll; the default of 0.5 s would delay every stop.
         serve = partial(server.serve_forever, poll_interval=0.05)
         thread = threading.Thread(target=serve, name="admin", daemon=True)
         thread.start()
         try:
-            yield server.server_port
+            yield
         finally:
             server.shutdown()
             server.server_close()
@@ -88,6 +99,17 @@ def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+    def __init__(self, opened: socket.socket, app: Any) -> None:
+        """Take a socket that listens already; no name is looked up for it."""
+        place = opened.getsockname()
+        self.address_family = opened.family
+        super().__init__(place[:2], _SilentHandler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = opened
+        self.server_name, self.server_port = place[:2]
+        self.setup_environ()
+        self.set_app(app)
 
 
 class _SilentHandler(WSGIRequestHandler):

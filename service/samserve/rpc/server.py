@@ -7,18 +7,23 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import grpc
+import structlog
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from samserve.errors import Unavailable
+from samserve import addresses
+from samserve.errors import Misconfigured, Unavailable
 from samserve.machine import file_limit
 from samserve.rpc.bystanders import Bystanders
 from samserve.rpc.health import Health
+from samserve.rpc.metadata import HEADROOM
 from samserve.rpc.methods import SERVICE
+from samserve.rpc.reflection import add_reflection
 from samserve.rpc.tls import Certificate, server_credentials
 from samserve.settings import LimitSettings, ServerSettings
 
 LIVE = "live"
+LEAST_CONNECTIONS = 64
+"""A server that may not have so many, or as many as its settings want, does not start."""
 _OTHER_FILES = 256
 _LOOK_S = 0.05
 _READY_NAMES = ("", SERVICE)
@@ -41,14 +46,13 @@ class ApiServer:
         self._busy = busy
         self._health = Health()
         self._server = grpc.aio.server(
-            options=_options(settings, limits), interceptors=[Bystanders()]
+            options=_options(settings, limits), interceptors=[Bystanders(settings.metadata_bytes)]
         )
         self._server.add_generic_rpc_handlers((handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if settings.reflection:
-            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
-        self.port = _bind(self._server, f"{settings.host}:{settings.port}", certificate)
+            add_reflection((SERVICE, health.SERVICE_NAME), self._server)
+        self.port = _bind(self._server, settings, certificate)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -85,6 +89,9 @@ def _options(settings: ServerSettings, limits: LimitSettings) -> list[tuple[str,
     options = [
         ("grpc.max_receive_message_length", limits.request_bytes),
         ("grpc.max_send_message_length", limits.response_bytes),
+        # Between the two, gRPC would refuse at random.
+        ("grpc.max_metadata_size", HEADROOM * settings.metadata_bytes),
+        ("grpc.absolute_max_metadata_size", HEADROOM * settings.metadata_bytes),
         # Two servers on one port would share its connections without anybody noticing.
         ("grpc.so_reuseport", 0),
         # Clients may ping, with or without calls, so often without being sent away.
@@ -93,6 +100,8 @@ def _options(settings: ServerSettings, limits: LimitSettings) -> list[tuple[str,
         ("grpc.max_concurrent_streams", settings.streams),
         ("grpc.max_allowed_incoming_connections", _connections(settings)),
         ("grpc.server_handshake_timeout_ms", _ms(settings.handshake_s)),
+        # Until a client has acknowledged them, gRPC holds it to none of its limits.
+        ("grpc.http2.settings_timeout", _ms(settings.handshake_s)),
         ("grpc.max_connection_idle_ms", _ms(settings.idle_s)),
         ("grpc.max_connection_age_grace_ms", _ms(settings.grace_s)),
         # A peer that has vanished is noticed, and what it had asked for ends.
@@ -104,6 +113,27 @@ def _options(settings: ServerSettings, limits: LimitSettings) -> list[tuple[str,
     return options
 
 
+def check_files(settings: ServerSettings) -> None:
+    """Say if the system allows fewer connections than the settings do.
+
+    Raises `Misconfigured` if it allows next to none.
+    """
+    files, least = file_limit(), min(settings.connections, LEAST_CONNECTIONS)
+    if files < _OTHER_FILES + least:
+        raise Misconfigured(
+            f"this process may open {files} files, and needs {_OTHER_FILES + least} for {least} "
+            "connections: raise the limit (ulimit -n, LimitNOFILE)"
+        )
+    if _connections(settings) < settings.connections:
+        structlog.get_logger("samserve").warning(
+            "fewer connections than server.connections",
+            connections=_connections(settings),
+            wanted=settings.connections,
+            open_files=files,
+            open_files_needed=settings.connections + _OTHER_FILES,
+        )
+
+
 def _connections(settings: ServerSettings) -> int:
     """Leave files for everything else: without any, a revoked key could not be read."""
     return max(1, min(settings.connections, file_limit() - _OTHER_FILES))
@@ -113,10 +143,18 @@ def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-def _bind(server: grpc.aio.Server, address: str, certificate: Certificate | None) -> int:
+def _bind(
+    server: grpc.aio.Server, settings: ServerSettings, certificate: Certificate | None
+) -> int:
+    address = addresses.join(settings.host, settings.port)
     try:
+        # gRPC does not say why it cannot, but writes a line of its own to standard error.
+        for opened in addresses.listen(settings.host, settings.port):
+            opened.close()
         if certificate is None:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, server_credentials(certificate))
+    except OSError as error:
+        raise Unavailable(f"cannot listen on {address}: {addresses.why(error)}") from error
     except RuntimeError as error:
-        raise Unavailable(f"cannot listen on {address}: is something else using it?") from error
+        raise Unavailable(f"cannot listen on {address}: gRPC is refused it") from error

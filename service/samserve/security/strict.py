@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from samserve.errors import Misconfigured
+from samserve.validation import describe
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -39,8 +40,8 @@ def validated(what: str, content: Any, model: type[M]) -> M:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False, include_context=False)
-        told = [f"{_place(problem['loc'])}: {problem['msg']}" for problem in problems[:_TOLD]]
+        problems = error.errors(include_url=False, include_input=False)
+        told = [f"{_place(problem['loc'])}: {describe(problem)}" for problem in problems[:_TOLD]]
         if len(problems) > _TOLD:
             told.append(f"and {len(problems) - _TOLD} more")
         raise Misconfigured(f"{what}: {'; '.join(told)}") from None

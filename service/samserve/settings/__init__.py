@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -49,6 +51,7 @@ __all__ = [
     "TlsSettings",
     "TraceSettings",
     "TritonSettings",
+    "file_of_environment",
     "load",
 ]
 
@@ -57,8 +60,8 @@ class Settings(BaseSettings):
     """All settings.
 
     `SAMSERVE_STORE__TTL_S=60` in the environment, `ttl_s = 60` under `[store]` in the file that
-    `--config` names, and `--set store.ttl_s=60` on the command line say the same thing; the
-    command line wins over the environment, the environment over the file.
+    `--config` or `SAMSERVE_CONFIG` names, and `--set store.ttl_s=60` on the command line say the
+    same thing; the command line wins over the environment, the environment over the file.
     """
 
     model_config = SettingsConfigDict(
@@ -89,6 +92,56 @@ class Settings(BaseSettings):
         return self
 
 
+def _check_sections(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what a source says; raises `ValidationError` for sections that are no tables.
+
+    A source that says more of the section would else replace them, and nothing would be wrong.
+    """
+    wrong: list[InitErrorDetails] = [
+        {"type": "dict_type", "loc": (section,), "input": value}
+        for section, value in values.items()
+        if section in Settings.model_fields and not isinstance(value, dict)
+    ]
+    if wrong:
+        raise ValidationError.from_exception_data("Settings", wrong)
+    return values
+
+
+class _File(TomlConfigSettingsSource):
+    def __call__(self) -> dict[str, Any]:
+        """Read the values by section."""
+        return _check_sections(super().__call__())
+
+
+class _Environment(EnvSettingsSource):
+    """The environment, with variables of sections that there are not, so that they are mistakes.
+
+    Other names that begin as ours, those that Kubernetes makes of Services for instance, are not.
+    """
+
+    def __call__(self) -> dict[str, Any]:
+        """Read the values by section."""
+        values = super().__call__()
+        for variable, value in self.env_vars.items():
+            name = variable.lower().removeprefix(self.env_prefix.lower())
+            section, nested, setting = name.partition("__")
+            if nested and name != variable.lower() and section not in Settings.model_fields:
+                values[section] = {setting: value}
+        return _check_sections(values)
+
+
+class _Place(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="SAMSERVE_")
+
+    config: str = ""
+
+
+def file_of_environment() -> Path | None:
+    """Give the file of settings that `SAMSERVE_CONFIG` names, if it names one."""
+    name = _Place().config
+    return Path(name) if name else None
+
+
 def load(overrides: dict[str, Any] | None = None, file: Path | None = None) -> Settings:
     """Read the settings; *overrides* is nested as the sections are and wins.
 
@@ -105,7 +158,7 @@ def load(overrides: dict[str, Any] | None = None, file: Path | None = None) -> S
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            sources = (init_settings, env_settings)
-            return sources if file is None else (*sources, TomlConfigSettingsSource(cls, file))
+            sources = (init_settings, _Environment(settings_cls))
+            return sources if file is None else (*sources, _File(cls, file))
 
     return FromFile(**(overrides or {}))

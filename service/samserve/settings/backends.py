@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from samserve.addresses import parse_hosts
-from samserve.settings.section import MIB, Section
+from samserve.settings.section import MIB, Section, Target
 
 
 class EngineSettings(Section):
@@ -30,8 +31,8 @@ class EngineSettings(Section):
 class TritonSettings(Section):
     """The Triton Inference Server, for `engine.kind=triton`."""
 
-    url: str = "127.0.0.1:8001"
-    """Host and port of its gRPC listener."""
+    url: Target = "127.0.0.1:8001"
+    """Host and port of its gRPC listener, an IPv6 address in brackets."""
     shared_memory: Literal["auto", "required", "off"] = "auto"
     """`auto` shares memory with a Triton that accepts it and else sends tensors in messages,
     `required` refuses to start without it."""
@@ -48,7 +49,8 @@ class TritonSettings(Section):
     answer_s: float = Field(default=60.0, gt=0)
     """Time after which a request counts as lost, if the call's deadline is not sooner."""
     startup_s: float = Field(default=600.0, ge=0)
-    """Time that Triton gets to load its models before this server gives up."""
+    """Time that Triton gets to load its models and to answer a first inference with each, before
+    this server gives up."""
     health_interval_s: float = Field(default=0.5, gt=0)
     """Time between two looks at Triton's health, and at the files below."""
     tls: bool = False
@@ -62,15 +64,9 @@ class TritonSettings(Section):
     headers_file: Path | None = None
     """Lines `name: value`, sent with every request: what `--grpc-restricted-protocol` expects."""
 
-    @model_validator(mode="after")
-    def _certificates_make_sense(self) -> Self:
-        if (self.cert_file is None) != (self.key_file is None):
-            missing = "cert_file" if self.cert_file is None else "key_file"
-            raise ValueError(f"triton.{missing} is missing: certificate and key go together")
-        useless = [name for name in ("ca_file", "cert_file") if getattr(self, name) is not None]
-        if useless and not self.tls:
-            raise ValueError(f"triton.{useless[0]} is for triton.tls=true only")
-        return self
+    def conflicts(self) -> Iterator[str]:
+        """See `Section.conflicts`."""
+        yield from _tls_conflicts("triton", self)
 
 
 class StoreSettings(Section):
@@ -86,8 +82,8 @@ class CacheSettings(Section):
     """The cache that gateways share: Redis Cluster or Valkey Cluster."""
 
     nodes: str = ""
-    """Some nodes of the cluster as HOST:PORT, separated by commas; the others are discovered.
-    Empty: nothing is shared."""
+    """Some nodes of the cluster as HOST:PORT (an IPv6 address in brackets), separated by commas;
+    the others are discovered. Empty: nothing is shared."""
     prefix: str = Field(default="samserve", pattern=r"^[A-Za-z0-9_.-]+$")
     """How all keys begin; gateways that share embeddings have the same."""
     username: str = ""
@@ -108,7 +104,12 @@ class CacheSettings(Section):
     connect_s: float = Field(default=0.25, gt=0)
     """Time that a connection may take to open, a part of `cache.timeout_s`."""
     durable_s: float = Field(default=1.0, gt=0)
-    """Time that a replica gets to confirm what was asked to be durable, besides that."""
+    """Time that a replica gets to confirm what was asked to be durable, besides that; the disk of
+    the key's owner gets as much."""
+    durable_needs: Literal["replica_and_disk", "replica"] = "replica_and_disk"
+    """What has to have an embedding before it is called durable: a replica, and the append-only
+    file of the key's owner. `replica` is for clusters whose nodes are never restarted without
+    their data, which cannot be checked then."""
     breaker_failures: int = Field(default=3, ge=1)
     """Connections refused or broken in a row after which a node is left alone, too."""
     connections: int = Field(default=8, ge=1)
@@ -118,20 +119,17 @@ class CacheSettings(Section):
     check_s: float = Field(default=0.5, ge=0)
     """Time for which an embedding in memory is used without asking whether it was deleted by
     way of another gateway."""
+    unconfirmed_s: float = Field(default=10.0, ge=0)
+    """Time after the last answer about an embedding in memory for which it is used while the
+    cluster cannot be asked whether it was deleted; longer than a failover takes."""
     refresh_s: float = Field(default=10.0, gt=0)
     """Time between two looks at who owns what, if nothing tells of a change."""
 
-    @model_validator(mode="after")
-    def _belong_together(self) -> Self:
-        if (self.cert_file is None) != (self.key_file is None):
-            missing = "cert_file" if self.cert_file is None else "key_file"
-            raise ValueError(f"cache.{missing} is missing: certificate and key go together")
-        useless = [name for name in ("ca_file", "cert_file") if getattr(self, name) is not None]
-        if useless and not self.tls:
-            raise ValueError(f"cache.{useless[0]} is for cache.tls=true only")
+    def conflicts(self) -> Iterator[str]:
+        """See `Section.conflicts`."""
+        yield from _tls_conflicts("cache", self)
         if self.username and self.password_file is None:
-            raise ValueError("cache.username needs cache.password_file")
-        return self
+            yield "cache.username needs cache.password_file"
 
     @field_validator("nodes")
     @classmethod
@@ -139,3 +137,12 @@ class CacheSettings(Section):
         if nodes and not parse_hosts(nodes):
             raise ValueError("names no node")
         return nodes
+
+
+def _tls_conflicts(name: str, section: TritonSettings | CacheSettings) -> Iterator[str]:
+    if (section.cert_file is None) != (section.key_file is None):
+        missing = "cert_file" if section.cert_file is None else "key_file"
+        yield f"{name}.{missing} is missing: certificate and key go together"
+    if not section.tls:
+        useless = [each for each in ("ca_file", "cert_file") if getattr(section, each) is not None]
+        yield from (f"{name}.{each} is for {name}.tls=true only" for each in useless)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from samserve.settings.section import MIB, Section
+from samserve.settings.section import KIB, MIB, Host, Section
 
 
 class ServerSettings(Section):
     """Listeners and the manners of the server."""
 
-    host: str = "127.0.0.1"
-    """Address of the API listener."""
+    host: Host = "127.0.0.1"
+    """Address of the API listener: of IPv4 or IPv6, or a name; `::` is every address of both."""
     port: int = Field(default=50051, ge=0, le=65535)
     """Port of the API listener; 0 takes a free one."""
-    admin_host: str = "127.0.0.1"
-    """Address of the admin listener (HTTP: /livez, /readyz, /metrics)."""
+    admin_host: Host = "127.0.0.1"
+    """Address of the admin listener (HTTP: /livez, /readyz, /metrics); as `host`."""
     admin_port: int = Field(default=8081, ge=0, le=65535)
     """Port of the admin listener; 0 takes a free one."""
     plaintext: bool = False
@@ -29,12 +30,15 @@ class ServerSettings(Section):
     """Time that a request may take to arrive, if the call's deadline is not sooner."""
     send_s: float = Field(default=60.0, gt=0)
     """Time that a client may take to accept one message of an answer."""
+    metadata_bytes: int = Field(default=16 * KIB, ge=4 * KIB, le=MIB)
+    """Bytes of the metadata of a call, credentials included: names, values, and 32 for each
+    entry."""
     streams: int = Field(default=256, ge=1)
     """Calls that one connection may have open; more wait at the client."""
     connections: int = Field(default=4096, ge=1)
     """Connections that are accepted; fewer where the system lets this process open fewer files."""
     handshake_s: float = Field(default=20.0, gt=0)
-    """Time that a new connection gets for TLS and HTTP/2."""
+    """Time that a new connection gets for TLS, and again for HTTP/2."""
     idle_s: float = Field(default=900.0, gt=0)
     """Time after which a connection without calls is closed."""
     connection_age_s: float = Field(default=0.0, ge=0)
@@ -72,15 +76,14 @@ class TlsSettings(Section):
         """`client_identities`, one by one."""
         return tuple(name for part in self.client_identities.split(",") if (name := part.strip()))
 
-    @model_validator(mode="after")
-    def _belong_together(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
+        """See `Section.conflicts`."""
         if (self.cert_file is None) != (self.key_file is None):
-            raise ValueError("cert_file and key_file need each other")
+            yield "cert_file and key_file need each other"
         if self.client_ca_file is not None and self.cert_file is None:
-            raise ValueError("client_ca_file needs cert_file and key_file")
+            yield "client_ca_file needs cert_file and key_file"
         if self.client_identities and self.client_ca_file is None:
-            raise ValueError("client_identities needs client_ca_file")
-        return self
+            yield "client_identities needs client_ca_file"
 
 
 class AuthSettings(Section):
@@ -103,11 +106,10 @@ class AuthSettings(Section):
     policy_file: Path | None = None
     """Roles, tenants and quotas (TOML); see `docs/security.md`."""
 
-    @model_validator(mode="after")
-    def _tokens_have_rules(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
+        """See `Section.conflicts`."""
         if self.jwks_file is not None and not (self.jwt_issuer and self.jwt_audience):
-            raise ValueError("jwks_file needs jwt_issuer and jwt_audience")
-        return self
+            yield "jwks_file needs jwt_issuer and jwt_audience"
 
 
 class DeadlineSettings(Section):
@@ -139,6 +141,9 @@ class AdmissionSettings(Section):
     slow_requests: int = Field(default=64, ge=1)
     """Requests that may take longer than a second to arrive; each may hold the memory of
     `limits.request_bytes`."""
+    slow_answers: int = Field(default=64, ge=1)
+    """Answers that a client may take longer than a second to accept, after the call has given its
+    place to others; each may hold the memory of `limits.response_bytes`."""
     prefetch: int = Field(default=64, ge=1)
     """Pictures that are encoded, or wait for that, without a caller who waits for them."""
     prefetch_bytes: int = Field(default=256 * MIB, ge=1)

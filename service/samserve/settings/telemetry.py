@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
+from samserve.addresses import parse_endpoint
 from samserve.settings.section import Section
 
 
 class TraceSettings(Section):
-    """Traces of calls, sent as OTLP; needs `pip install samserve[tracing]`."""
+    """Traces of calls, sent as OTLP; needs the extra: `pip install '.[tracing]'` in a clone."""
 
-    endpoint: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    endpoint: Annotated[str, AfterValidator(parse_endpoint)] = ""
     """Receiver that speaks OTLP over gRPC, as `http://HOST:4317`, or `https://` for TLS; empty: no
     traces are made."""
     ca_file: Path | None = None
@@ -23,11 +25,10 @@ class TraceSettings(Section):
     follow_clients: bool = True
     """Whether what a client says in `traceparent` about sampling decides."""
 
-    @model_validator(mode="after")
-    def _ca_is_of_use(self) -> Self:
+    def conflicts(self) -> Iterator[str]:
+        """See `Section.conflicts`."""
         if self.ca_file is not None and not self.endpoint.startswith("https://"):
-            raise ValueError("trace.ca_file is for an endpoint with https:// only")
-        return self
+            yield "trace.ca_file is for an endpoint with https:// only"
 
 
 class LogSettings(Section):

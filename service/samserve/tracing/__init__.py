@@ -1,7 +1,6 @@
 """Traces of calls: the port, and how it is opened.
 
-The SDK of OpenTelemetry is asked for only where traces are wanted: ``pip install
-samserve[tracing]``.
+The SDK of OpenTelemetry is asked for only where traces are wanted; the extra ``tracing`` has it.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Protocol
 
 from samserve.context import CallFacts, Span
 from samserve.errors import Misconfigured
+from samserve.extras import how_to_install
 from samserve.settings import TraceSettings
 
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -87,6 +87,6 @@ def open_tracing(settings: TraceSettings) -> Tracing:
         from samserve.tracing.otel import OtelTracing  # noqa: PLC0415 - it is optional
     except ImportError as error:
         raise Misconfigured(
-            f"trace.endpoint needs the OpenTelemetry SDK, pip install 'samserve[tracing]': {error}"
+            f"trace.endpoint needs the OpenTelemetry SDK, {how_to_install('tracing')}: {error}"
         ) from None
     return OtelTracing(settings)

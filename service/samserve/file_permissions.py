@@ -1,0 +1,37 @@
+"""Warnings about files that decide who may do what and that every user may write."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+
+def warn_if_world_writable(paths: Sequence[Path]) -> None:
+    """Log each file that other users may write, or exchange for one of theirs.
+
+    It is not refused: file systems that come from other systems show every file like that.
+    """
+    log = structlog.get_logger("samserve.files")
+    for path in paths:
+        for found in _world_writable(path):
+            log.warning("other users may change this", path=str(found), used_as=str(path))
+
+
+def _world_writable(path: Path) -> list[Path]:
+    """Look at the file itself, its folder, and the folder of a link to it."""
+    real = path.resolve()
+    folders = dict.fromkeys([real.parent, path.parent.absolute()])
+    files = [real] if _may_be_changed(real) else []
+    return files + [folder for folder in folders if _may_be_changed(folder, folder=True)]
+
+
+def _may_be_changed(path: Path, *, folder: bool = False) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    # In a sticky folder, /tmp for instance, nobody can exchange a file of somebody else's.
+    return bool(mode & stat.S_IWOTH) and not (folder and mode & stat.S_ISVTX)
