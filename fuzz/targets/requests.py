@@ -110,7 +110,7 @@ def _check_group(group: prompting.PromptGroup, model: ModelInfo) -> None:
 def _automask(request: pb.AutoMaskRequest) -> None:
     source = decoding.source(request)
     decoding.pixel_mode(request.output_mode)
-    options = automask_decoding.options(request, source, _LIMITS)
+    options = automask_decoding.options(request, _LIMITS)
     size, _ = _sized(source, request.model)
     if options.region_of_interest is not None:
         prompting.check_box_inside("options.region_of_interest", options.region_of_interest, size)

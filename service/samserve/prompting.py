@@ -9,7 +9,7 @@ import numpy as np
 
 from samserve.core import geometry, mask_input, masks, rle, tokens
 from samserve.engines.base import PromptBatch
-from samserve.errors import InvalidRequest
+from samserve.errors import InvalidRequest, Violations
 from samserve.types import BinaryMask, Box, FloatArray, LogitsMask, ModelInfo, Prompt, Size
 
 
@@ -55,49 +55,56 @@ class _SparsePrompt:
 
 
 def check_prompts(prompts: tuple[Prompt, ...], image: Size, model: ModelInfo) -> None:
-    """Raise `InvalidRequest` for the first prompt that does not fit the image or the model."""
+    """Raise `InvalidRequest` with all that does not fit the image or the model."""
+    violations = Violations()
     for i, prompt in enumerate(prompts):
         for j, point in enumerate(prompt.points):
-            check_coordinate(f"prompts[{i}].points[{j}].x", point.x, image.width, "width")
-            check_coordinate(f"prompts[{i}].points[{j}].y", point.y, image.height, "height")
+            place = f"prompts[{i}].points[{j}]"
+            _check_coordinate(violations, f"{place}.x", point.x, image.width, "width")
+            _check_coordinate(violations, f"{place}.y", point.y, image.height, "height")
         if prompt.box is not None:
-            check_box_inside(f"prompts[{i}].box", prompt.box, image)
+            _check_box(violations, f"prompts[{i}].box", prompt.box, image)
         if isinstance(prompt.mask, BinaryMask):
-            _check_mask_size(f"prompts[{i}].mask.binary.size", prompt.mask.rle.size, image)
+            place, size = f"prompts[{i}].mask.binary.size", prompt.mask.rle.size
+            _check_mask_size(violations, place, size, image)
         if isinstance(prompt.mask, LogitsMask):
-            size = Size(*prompt.mask.logits.shape)
-            side = model.mask_size
-            _check_mask_size(f"prompts[{i}].mask.low_res_logits", size, Size(side, side))
+            place, size = f"prompts[{i}].mask.low_res_logits", Size(*prompt.mask.logits.shape)
+            _check_mask_size(violations, place, size, Size(model.mask_size, model.mask_size))
+    violations.check()
 
 
 def check_box_inside(field: str, box: Box, image: Size) -> None:
     """Raise `InvalidRequest` unless the box lies inside the image."""
-    check_coordinate(f"{field}.x_min", box.x_min, image.width, "width")
-    check_coordinate(f"{field}.y_min", box.y_min, image.height, "height")
-    check_coordinate(f"{field}.x_max", box.x_max, image.width, "width")
-    check_coordinate(f"{field}.y_max", box.y_max, image.height, "height")
+    violations = Violations()
+    _check_box(violations, field, box, image)
+    violations.check()
 
 
-def check_coordinate(field: str, value: float, limit: int, what: str) -> None:
-    """Raise `InvalidRequest` unless 0 <= value <= limit."""
+def _check_box(violations: Violations, field: str, box: Box, image: Size) -> None:
+    _check_coordinate(violations, f"{field}.x_min", box.x_min, image.width, "width")
+    _check_coordinate(violations, f"{field}.y_min", box.y_min, image.height, "height")
+    _check_coordinate(violations, f"{field}.x_max", box.x_max, image.width, "width")
+    _check_coordinate(violations, f"{field}.y_max", box.y_max, image.height, "height")
+
+
+def _check_coordinate(
+    violations: Violations, field: str, value: float, limit: int, what: str
+) -> None:
+    """Note a coordinate unless 0 <= value <= limit."""
     if not 0 <= value <= limit:
-        raise InvalidRequest(
-            field,
-            f"must be from 0 to {limit}, the {what} of the image; got {value:g}",
-            metadata={"limit": str(limit), "value": f"{value:g}"},
-        )
+        text = f"must be from 0 to {limit}, the {what} of the image; got {value:g}"
+        metadata = {"limit": str(limit), "value": f"{value:g}"}
+        violations.add(InvalidRequest(field, text, metadata=metadata))
 
 
-def _check_mask_size(field: str, size: Size, expected: Size) -> None:
+def _check_mask_size(violations: Violations, field: str, size: Size, expected: Size) -> None:
     if size == expected:
         return
     limit = f"{expected.height}x{expected.width}"
     value = f"{size.height}x{size.width}"
-    raise InvalidRequest(
-        field,
-        f"must have the size (height x width) {limit}; got {value}",
-        metadata={"limit": limit, "value": value},
-    )
+    text = f"must have the size (height x width) {limit}; got {value}"
+    metadata = {"limit": limit, "value": value}
+    violations.add(InvalidRequest(field, text, metadata=metadata))
 
 
 def sparse_count(prompt: Prompt) -> int:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from google.rpc import error_details_pb2
 from samserve.app import Running
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
@@ -34,13 +35,15 @@ async def curl(service: Running, method: str, body: object) -> tuple[int, str, s
     )
 
 
+@pytest.mark.parametrize("version", ["grpc-v1", "grpc-v1alpha"])
 async def test_reflection_lists_the_service_and_its_methods(
-    service: tuple[Running, SegmentationServiceStub],
+    service: tuple[Running, SegmentationServiceStub], version: str
 ) -> None:
     url = f"http://{service[0].address}"
+    only = ("--reflect-protocol", version)
 
     _, listed, _ = await buf(
-        "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--list-methods", url
+        *("curl", "--protocol", "grpc", "--http2-prior-knowledge", *only, "--list-methods", url)
     )
 
     methods = {
@@ -48,6 +51,8 @@ async def test_reflection_lists_the_service_and_its_methods(
     }
     assert methods <= set(listed.split())
     assert "grpc.health.v1.Health/Check" in listed
+    for package in ("grpc.reflection.v1", "grpc.reflection.v1alpha"):
+        assert f"{package}.ServerReflection/ServerReflectionInfo" in listed.split()
 
 
 async def test_predict_answers_json(service: tuple[Running, SegmentationServiceStub]) -> None:

@@ -378,7 +378,8 @@ async def test_a_port_in_use_is_one_clear_error(
 ) -> None:
     port = int(service[0].address.rsplit(":", 1)[1])
 
-    with pytest.raises(Unavailable, match="something else"):
+    refusal = rf"cannot listen on 127.0.0.1:{port}: Address already in use"
+    with pytest.raises(Unavailable, match=refusal):
         async with running(settings_with(server={"port": port}), engine=FakeEngine()):
             pass
 

@@ -131,7 +131,8 @@ async def test_what_cannot_be_meant_names_the_field() -> None:
         )
 
     assert both.fields == unknown.fields == ["durability"]
-    assert unknown.metadata == unknown.metadata | {"value": "7", "limit": "0, 1"}
+    allowed = "DURABILITY_UNSPECIFIED, DURABILITY_DURABLE"
+    assert unknown.metadata == unknown.metadata | {"value": "7", "limit": allowed}
 
 
 async def test_pending_pictures_are_bounded_in_number() -> None:

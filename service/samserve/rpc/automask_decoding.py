@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from samserve.automask.options import AutoMaskOptions, PointGrid
-from samserve.embedder import ById, Source
-from samserve.errors import InvalidRequest
+from samserve.errors import InvalidRequest, Violations
 from samserve.rpc import decoding
 from samserve.settings import LimitSettings
 from samserve.v1 import samserve_pb2 as pb
@@ -35,29 +34,37 @@ class _Range:
         return f"from {self.low:g} to {'below ' if self.open_above else ''}{self.high:g}"
 
 
-def options(message: pb.AutoMaskRequest, source: Source, limits: LimitSettings) -> AutoMaskOptions:
-    """Read the options of a request; *source* decides whether crops are possible."""
+def options(message: pb.AutoMaskRequest, limits: LimitSettings) -> AutoMaskOptions:
+    """Read the options of a request, whose source decides whether crops are possible."""
     given = message.options
-    if given.point_grids and given.HasField("points_per_side"):
-        raise InvalidRequest(
-            "options.point_grids", "set either points_per_side or point_grids, not both"
-        )
-    values = _scalars(given, limits)
+    violations = Violations()
+    values: dict[str, Any] = {}
+    for name, allowed in _ranges(limits).items():
+        with violations.collect():
+            values |= _scalar(given, name, allowed)
     layers = values.get("crop_n_layers", AutoMaskOptions().crop_n_layers)
-    if layers > 0 and isinstance(source, ById):
+    with violations.collect():
+        _check_crops(message, layers)
+    with violations.collect():
+        if given.point_grids:
+            values["point_grids"] = _grids(given, layers + 1, limits)
+    with violations.collect():
+        if given.HasField("region_of_interest"):
+            values["region_of_interest"] = decoding.box(
+                "options.region_of_interest", given.region_of_interest
+            )
+    violations.check()
+    return AutoMaskOptions(**values)
+
+
+def _check_crops(message: pb.AutoMaskRequest, layers: int) -> None:
+    if layers > 0 and message.WhichOneof("source") == "embedding_id":
         raise InvalidRequest(
             "options.crop_n_layers",
             f"must be 0 with an embedding_id, because crops are encoded from the image; "
             f"got {layers}",
             metadata={"limit": "0", "value": str(layers)},
         )
-    if given.point_grids:
-        values["point_grids"] = _grids(given, layers + 1, limits)
-    if given.HasField("region_of_interest"):
-        values["region_of_interest"] = decoding.box(
-            "options.region_of_interest", given.region_of_interest
-        )
-    return AutoMaskOptions(**values)
 
 
 def _ranges(limits: LimitSettings) -> dict[str, _Range]:
@@ -79,23 +86,25 @@ def _ranges(limits: LimitSettings) -> dict[str, _Range]:
     }
 
 
-def _scalars(given: pb.AutoMaskOptions, limits: LimitSettings) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, allowed in _ranges(limits).items():
-        if not given.HasField(name):  # type: ignore[arg-type]  # names come from the table
-            continue
-        value = getattr(given, name)
-        if not allowed.holds(value):
-            raise InvalidRequest(
-                f"options.{name}",
-                f"must be {allowed}; got {value:g}",
-                metadata={"limit": str(allowed), "value": f"{value:g}"},
-            )
-        values[name] = value
-    return values
+def _scalar(given: pb.AutoMaskOptions, name: str, allowed: _Range) -> dict[str, Any]:
+    """Give the value of an option under its name; nothing if it is not set."""
+    if not given.HasField(name):  # type: ignore[arg-type]  # names come from the table
+        return {}
+    value = getattr(given, name)
+    if not allowed.holds(value):
+        raise InvalidRequest(
+            f"options.{name}",
+            f"must be {allowed}; got {value:g}",
+            metadata={"limit": str(allowed), "value": f"{value:g}"},
+        )
+    return {name: value}
 
 
 def _grids(given: pb.AutoMaskOptions, layers: int, limits: LimitSettings) -> tuple[PointGrid, ...]:
+    if given.HasField("points_per_side"):
+        raise InvalidRequest(
+            "options.point_grids", "set either points_per_side or point_grids, not both"
+        )
     if len(given.point_grids) != layers:
         raise InvalidRequest(
             "options.point_grids",
@@ -103,10 +112,13 @@ def _grids(given: pb.AutoMaskOptions, layers: int, limits: LimitSettings) -> tup
             metadata={"limit": str(layers), "value": str(len(given.point_grids))},
         )
     most = limits.points_per_side**2
-    return tuple(
-        _grid(f"options.point_grids[{index}]", grid, most)
-        for index, grid in enumerate(given.point_grids)
-    )
+    violations = Violations()
+    grids: list[PointGrid] = []
+    for index, grid in enumerate(given.point_grids):
+        with violations.collect():
+            grids.append(_grid(f"options.point_grids[{index}]", grid, most))
+    violations.check()
+    return tuple(grids)
 
 
 def _grid(field: str, grid: pb.PointGrid, most: int) -> PointGrid:

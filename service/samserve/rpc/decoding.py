@@ -13,7 +13,7 @@ import numpy as np
 
 from samserve.core import rle
 from samserve.embedder import ById, ByImage, Source
-from samserve.errors import InvalidRequest
+from samserve.errors import InvalidRequest, Violations
 from samserve.settings import LimitSettings
 from samserve.types import (
     BinaryMask,
@@ -76,14 +76,14 @@ _MAX_ID = 128
 def image(message: pb.Image) -> Image:
     """Read an image; its pixels are not looked at yet."""
     content = message.WhichOneof("content")
-    orientation = _choice("image.orientation", message.orientation, _ORIENTATIONS)
+    orientation = _choice("image.orientation", message.orientation, _ORIENTATIONS, pb.Orientation)
     if content == "encoded":
         return EncodedImage(message.encoded, orientation)
     if content == "encoded_sha256":
         return _image_digest(message.encoded_sha256, orientation)
     if content == "raw":
         size = message.raw.size
-        layout = _choice("image.raw.layout", message.raw.layout, _LAYOUTS)
+        layout = _choice("image.raw.layout", message.raw.layout, _LAYOUTS, pb.RawLayout)
         return RawImage(message.raw.data, Size(size.height, size.width), layout)
     raise InvalidRequest("image.content", "set one of: encoded, raw, encoded_sha256")
 
@@ -96,7 +96,7 @@ def _image_digest(sha256: bytes, orientation: Orientation) -> ImageDigest:
 
 def durable(message: pb.EmbedRequest) -> bool:
     """Read whether the embedding has to survive a machine."""
-    wanted = _choice("durability", message.durability, _DURABILITIES)
+    wanted = _choice("durability", message.durability, _DURABILITIES, pb.Durability)
     if wanted and message.prefetch:
         raise InvalidRequest("durability", "leave it out of a prefetch, which waits for nothing")
     return wanted
@@ -126,9 +126,13 @@ def prompts(message: pb.PredictRequest, limits: LimitSettings) -> tuple[Prompt, 
     if not 1 <= count <= limits.prompts:
         text = f"must have from 1 to {limits.prompts} entries"
         raise _out_of_bounds("prompts", text, limits.prompts, count)
-    return tuple(
-        _prompt(f"prompts[{index}]", prompt, limits) for index, prompt in enumerate(message.prompts)
-    )
+    violations = Violations()
+    read = []
+    for index, prompt in enumerate(message.prompts):
+        with violations.collect():
+            read.append(_prompt(f"prompts[{index}]", prompt, limits))
+    violations.check()
+    return tuple(read)
 
 
 def prompts_are_quick(message: pb.PredictRequest) -> bool:
@@ -143,33 +147,40 @@ def prompts_are_quick(message: pb.PredictRequest) -> bool:
 
 def multimask(value: int) -> Multimask:
     """Read which candidates are asked for."""
-    return _choice("multimask", value, _MULTIMASKS)
+    return _choice("multimask", value, _MULTIMASKS, pb.Multimask)
 
 
 def output_mode(value: int) -> OutputMode:
     """Read how masks are to be written."""
-    return _choice("output_mode", value, _OUTPUT_MODES)
+    return _choice("output_mode", value, _OUTPUT_MODES, pb.OutputMode)
 
 
 def pixel_mode(value: int) -> OutputMode:
     """Read how masks are to be written where an answer without pixels makes no sense."""
-    return _choice("output_mode", value, _PIXEL_MODES)
+    return _choice("output_mode", value, _PIXEL_MODES, pb.OutputMode)
 
 
 def box(field: str, message: pb.Box) -> Box:
     """Read a box: finite corners, in order."""
+    violations = Violations()
     values = {name: getattr(message, name) for name in ("x_min", "y_min", "x_max", "y_max")}
     for name, value in values.items():
-        finite(f"{field}.{name}", value)
+        with violations.collect():
+            finite(f"{field}.{name}", value)
     for axis in ("x", "y"):
-        low, high = values[f"{axis}_min"], values[f"{axis}_max"]
-        if low >= high:
-            raise InvalidRequest(
-                f"{field}.{axis}_max",
-                f"must be greater than {axis}_min, {low:g}; got {high:g}",
-                metadata={"limit": f"{low:g}", "value": f"{high:g}"},
-            )
+        with violations.collect():
+            _increasing(field, axis, values[f"{axis}_min"], values[f"{axis}_max"])
+    violations.check()
     return Box(**values)
+
+
+def _increasing(field: str, axis: str, low: float, high: float) -> None:
+    if low >= high:
+        raise InvalidRequest(
+            f"{field}.{axis}_max",
+            f"must be greater than {axis}_min, {low:g}; got {high:g}",
+            metadata={"limit": f"{low:g}", "value": f"{high:g}"},
+        )
 
 
 def finite(field: str, value: float) -> float:
@@ -185,21 +196,32 @@ def _prompt(field: str, message: pb.Prompt, limits: LimitSettings) -> Prompt:
     if len(message.points) > limits.points:
         text = f"must have at most {limits.points} entries"
         raise _out_of_bounds(f"{field}.points", text, limits.points, len(message.points))
-    return Prompt(
-        points=tuple(
-            _point(f"{field}.points[{index}]", point) for index, point in enumerate(message.points)
-        ),
-        box=box(f"{field}.box", message.box) if message.HasField("box") else None,
-        mask=_mask(f"{field}.mask", message.mask) if message.HasField("mask") else None,
-    )
+    violations = Violations()
+    points: list[Point] = []
+    corners: Box | None = None
+    mask: MaskInput | None = None
+    for index, point in enumerate(message.points):
+        with violations.collect():
+            points.append(_point(f"{field}.points[{index}]", point))
+    with violations.collect():
+        corners = box(f"{field}.box", message.box) if message.HasField("box") else None
+    with violations.collect():
+        mask = _mask(f"{field}.mask", message.mask) if message.HasField("mask") else None
+    violations.check()
+    return Prompt(tuple(points), corners, mask)
 
 
 def _point(field: str, message: pb.Point) -> Point:
-    return Point(
-        finite(f"{field}.x", message.x),
-        finite(f"{field}.y", message.y),
-        _choice(f"{field}.label", message.label, _LABELS),
-    )
+    violations = Violations()
+    label = Label.FOREGROUND
+    with violations.collect():
+        finite(f"{field}.x", message.x)
+    with violations.collect():
+        finite(f"{field}.y", message.y)
+    with violations.collect():
+        label = _choice(f"{field}.label", message.label, _LABELS, pb.Point.Label)
+    violations.check()
+    return Point(message.x, message.y, label)
 
 
 def _mask(field: str, message: pb.MaskInput) -> MaskInput:
@@ -235,13 +257,16 @@ def _coco_rle(field: str, message: pb.CocoRle) -> CocoRle:
     return CocoRle(size, message.counts)
 
 
-def _choice(field: str, value: int, choices: Mapping[Any, T]) -> T:
+def _choice(field: str, value: int, choices: Mapping[Any, T], enum: Any) -> T:
+    """Read a value of *enum*, whose names a client knows; numbers are what travels."""
     if value not in choices:
-        allowed = ", ".join(str(choice) for choice in sorted(choices))
+        allowed = ", ".join(enum.Name(choice) for choice in sorted(choices))
+        known = value in enum.values()
+        got = enum.Name(value) if known else str(value)
         raise InvalidRequest(
             field,
-            f"must be one of the values {allowed}; got {value}",
-            metadata={"limit": allowed, "value": str(value)},
+            f"must be one of {allowed}; got {got if known else f'the unknown value {value}'}",
+            metadata={"limit": allowed, "value": got},
         )
     return choices[value]
 

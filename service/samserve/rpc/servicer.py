@@ -13,6 +13,7 @@ from samserve.automask.events import Event, Progress, Records, Summary
 from samserve.automask.search import AutoMasker
 from samserve.context import Priority, RequestContext
 from samserve.embedder import ById, ByImage, Embedder
+from samserve.errors import Violations
 from samserve.predictor import PredictOptions, Predictor
 from samserve.rpc import automask_decoding, decoding, encoding
 from samserve.rpc.boundary import Boundary
@@ -47,8 +48,12 @@ class SegmentationServicer:
         return grpc.method_handlers_generic_handler(SERVICE, by_name)
 
     async def Embed(self, request: pb.EmbedRequest, context: RequestContext) -> pb.EmbedResponse:
-        image = decoding.image(request.image)
-        durable = decoding.durable(request)
+        violations = Violations()
+        with violations.collect():
+            image = decoding.image(request.image)
+        with violations.collect():
+            durable = decoding.durable(request)
+        violations.check()
         embedder = self._use_cases.embedder
         if request.prefetch:
             found = await embedder.prefetch(image, request.model, context)
@@ -65,22 +70,28 @@ class SegmentationServicer:
         self, request: pb.PredictRequest, context: RequestContext
     ) -> pb.PredictResponse:
         context.allowance.check_prompts(len(request.prompts))
-        source = decoding.source(request)
-        mode = decoding.output_mode(request.output_mode)
-        pixels = mode is not OutputMode.LOW_RES_LOGITS
-        options = PredictOptions(
-            decoding.multimask(request.multimask),
-            pixels,
-            request.include_low_res_logits or not pixels,
-            self._limits.response_bytes,
-        )
         context.facts.prompts = len(request.prompts)
-        with context.clock.stage("prepare"):
+        violations = Violations()
+        with violations.collect():
+            source = decoding.source(request)
+        with violations.collect():
+            mode = decoding.output_mode(request.output_mode)
+        with violations.collect():
+            multimask = decoding.multimask(request.multimask)
+        with violations.collect(), context.clock.stage("prepare"):
             prompts = await self._workers.run_unless(
                 decoding.prompts_are_quick(request),
                 context,
                 partial(decoding.prompts, request, self._limits),
             )
+        violations.check()
+        pixels = mode is not OutputMode.LOW_RES_LOGITS
+        options = PredictOptions(
+            multimask,
+            pixels,
+            request.include_low_res_logits or not pixels,
+            self._limits.response_bytes,
+        )
         answer = await self._use_cases.predictor.predict(
             source, request.model, prompts, options, context
         )
@@ -100,12 +111,16 @@ class SegmentationServicer:
     ) -> AsyncGenerator[pb.AutoMaskResponse]:
         # Everything that AutoMask does waits behind people who click.
         context = replace(call, priority=Priority.BULK)
-        source = decoding.source(request)
-        mode = decoding.pixel_mode(request.output_mode)
-        with context.clock.stage("prepare"):
+        violations = Violations()
+        with violations.collect():
+            source = decoding.source(request)
+        with violations.collect():
+            mode = decoding.pixel_mode(request.output_mode)
+        with violations.collect(), context.clock.stage("prepare"):
             options = await self._workers.run(
-                context, automask_decoding.options, request, source, self._limits
+                context, automask_decoding.options, request, self._limits
             )
+        violations.check()
         search = self._use_cases.automasker.search(source, request.model, options, context)
         async with aclosing(search) as events:
             async for event in events:

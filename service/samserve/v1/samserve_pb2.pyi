@@ -29,8 +29,8 @@ class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability
     DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
     """Nothing in particular: see `Embedding.stored` for what became of it."""
     DURABILITY_DURABLE: _Durability.ValueType  # 1
-    """The death of any one machine: a node of the shared cache and a replica of
-    it have the embedding. `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if
+    """The death of any one machine and the restart of any one process: a node of
+    the shared cache has it on disk, and a replica has it too. `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if
     that cannot be had; the embedding may be stored nevertheless, and asking
     again costs little. It can still be evicted for want of room.
     """
@@ -41,8 +41,8 @@ class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
 DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
 """Nothing in particular: see `Embedding.stored` for what became of it."""
 DURABILITY_DURABLE: Durability.ValueType  # 1
-"""The death of any one machine: a node of the shared cache and a replica of
-it have the embedding. `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if
+"""The death of any one machine and the restart of any one process: a node of
+the shared cache has it on disk, and a replica has it too. `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if
 that cannot be had; the embedding may be stored nevertheless, and asking
 again costs little. It can still be evicted for want of room.
 """
@@ -324,7 +324,9 @@ class PredictRequest(_message.Message):
     multimask: Global___Multimask.ValueType
     """Which of the decoder's candidates are answered."""
     include_low_res_logits: _builtins.bool
-    """Whether each mask carries its low-resolution logits."""
+    """Whether each mask carries its low-resolution logits, 256 KiB for models of
+    256 x 256. Six prompts with three masks each are over 4 MiB.
+    """
     output_mode: Global___OutputMode.ValueType
     """How the pixels of the masks are written."""
     @_builtins.property
@@ -1635,9 +1637,9 @@ class Parity(_message.Message):
     pictures: _builtins.int
     """Pictures that masks were compared on."""
     prompts: _builtins.int
-    """Prompts on all of them."""
+    """Prompts on all of them whose masks were compared; masks that are nearly empty or full are not."""
     mean_iou: _builtins.float
-    """Mean intersection over union of each prompt's best mask."""
+    """Mean intersection over union of each prompt's best mask; 0 if no masks were compared."""
     worst_iou: _builtins.float
     """The least of them."""
     changed_choices: _builtins.float

@@ -38,9 +38,13 @@ class SegmentationServiceStub:
 
     Every error carries a `google.rpc.ErrorInfo` of domain `samserve` whose
     `reason` is part of this contract; a bad request also carries
-    `google.rpc.BadRequest` naming the field, a refused one
-    `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in its metadata
-    and returns it, or a new one, in the trailing metadata of its answer.
+    `google.rpc.BadRequest` naming every field that is wrong, up to 16 of them, a
+    refused one `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in
+    its metadata, of 1 to 128 letters, digits and `_.:/-`, and returns it, or a
+    new one instead of any other, in the trailing metadata of its answer.
+
+    Answers may be larger than the 4 MiB that most gRPC libraries take at most:
+    raise the client's limit for messages that it receives, see docs/clients.md.
     """
 
     def __init__(self, channel):
@@ -89,9 +93,13 @@ class SegmentationServiceServicer:
 
     Every error carries a `google.rpc.ErrorInfo` of domain `samserve` whose
     `reason` is part of this contract; a bad request also carries
-    `google.rpc.BadRequest` naming the field, a refused one
-    `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in its metadata
-    and returns it, or a new one, in the trailing metadata of its answer.
+    `google.rpc.BadRequest` naming every field that is wrong, up to 16 of them, a
+    refused one `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in
+    its metadata, of 1 to 128 letters, digits and `_.:/-`, and returns it, or a
+    new one instead of any other, in the trailing metadata of its answer.
+
+    Answers may be larger than the 4 MiB that most gRPC libraries take at most:
+    raise the client's limit for messages that it receives, see docs/clients.md.
     """
 
     def Embed(self, request, context):
@@ -118,7 +126,8 @@ class SegmentationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteEmbedding(self, request, context):
-        """Forgets an embedding, on every server that shares its cache within a second.
+        """Forgets an embedding, on every server that shares its cache: within a second
+        on those that reach the cache, within a time that is set on others.
         `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if others could not be told.
         Safe to repeat.
         """
@@ -182,9 +191,13 @@ class SegmentationService:
 
     Every error carries a `google.rpc.ErrorInfo` of domain `samserve` whose
     `reason` is part of this contract; a bad request also carries
-    `google.rpc.BadRequest` naming the field, a refused one
-    `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in its metadata
-    and returns it, or a new one, in the trailing metadata of its answer.
+    `google.rpc.BadRequest` naming every field that is wrong, up to 16 of them, a
+    refused one `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in
+    its metadata, of 1 to 128 letters, digits and `_.:/-`, and returns it, or a
+    new one instead of any other, in the trailing metadata of its answer.
+
+    Answers may be larger than the 4 MiB that most gRPC libraries take at most:
+    raise the client's limit for messages that it receives, see docs/clients.md.
     """
 
     @staticmethod

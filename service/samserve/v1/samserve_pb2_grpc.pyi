@@ -39,9 +39,13 @@ class SegmentationServiceStub:
 
     Every error carries a `google.rpc.ErrorInfo` of domain `samserve` whose
     `reason` is part of this contract; a bad request also carries
-    `google.rpc.BadRequest` naming the field, a refused one
-    `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in its metadata
-    and returns it, or a new one, in the trailing metadata of its answer.
+    `google.rpc.BadRequest` naming every field that is wrong, up to 16 of them, a
+    refused one `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in
+    its metadata, of 1 to 128 letters, digits and `_.:/-`, and returns it, or a
+    new one instead of any other, in the trailing metadata of its answer.
+
+    Answers may be larger than the 4 MiB that most gRPC libraries take at most:
+    raise the client's limit for messages that it receives, see docs/clients.md.
     """
 
     @_typing.overload
@@ -59,7 +63,8 @@ class SegmentationServiceStub:
     evaluated, then final masks in bounded batches, then one summary.
     """
     DeleteEmbedding: _grpc.UnaryUnaryMultiCallable[_samserve_pb2.DeleteEmbeddingRequest, _samserve_pb2.DeleteEmbeddingResponse]
-    """Forgets an embedding, on every server that shares its cache within a second.
+    """Forgets an embedding, on every server that shares its cache: within a second
+    on those that reach the cache, within a time that is set on others.
     `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if others could not be told.
     Safe to repeat.
     """
@@ -80,9 +85,13 @@ class SegmentationServiceAsyncStub(SegmentationServiceStub):
 
     Every error carries a `google.rpc.ErrorInfo` of domain `samserve` whose
     `reason` is part of this contract; a bad request also carries
-    `google.rpc.BadRequest` naming the field, a refused one
-    `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in its metadata
-    and returns it, or a new one, in the trailing metadata of its answer.
+    `google.rpc.BadRequest` naming every field that is wrong, up to 16 of them, a
+    refused one `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in
+    its metadata, of 1 to 128 letters, digits and `_.:/-`, and returns it, or a
+    new one instead of any other, in the trailing metadata of its answer.
+
+    Answers may be larger than the 4 MiB that most gRPC libraries take at most:
+    raise the client's limit for messages that it receives, see docs/clients.md.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -97,7 +106,8 @@ class SegmentationServiceAsyncStub(SegmentationServiceStub):
     evaluated, then final masks in bounded batches, then one summary.
     """
     DeleteEmbedding: _aio.UnaryUnaryMultiCallable[_samserve_pb2.DeleteEmbeddingRequest, _samserve_pb2.DeleteEmbeddingResponse]  # type: ignore[assignment]
-    """Forgets an embedding, on every server that shares its cache within a second.
+    """Forgets an embedding, on every server that shares its cache: within a second
+    on those that reach the cache, within a time that is set on others.
     `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if others could not be told.
     Safe to repeat.
     """
@@ -117,9 +127,13 @@ class SegmentationServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every error carries a `google.rpc.ErrorInfo` of domain `samserve` whose
     `reason` is part of this contract; a bad request also carries
-    `google.rpc.BadRequest` naming the field, a refused one
-    `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in its metadata
-    and returns it, or a new one, in the trailing metadata of its answer.
+    `google.rpc.BadRequest` naming every field that is wrong, up to 16 of them, a
+    refused one `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in
+    its metadata, of 1 to 128 letters, digits and `_.:/-`, and returns it, or a
+    new one instead of any other, in the trailing metadata of its answer.
+
+    Answers may be larger than the 4 MiB that most gRPC libraries take at most:
+    raise the client's limit for messages that it receives, see docs/clients.md.
     """
 
     @_abc_1.abstractmethod
@@ -156,7 +170,8 @@ class SegmentationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _samserve_pb2.DeleteEmbeddingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_samserve_pb2.DeleteEmbeddingResponse, _abc.Awaitable[_samserve_pb2.DeleteEmbeddingResponse]]:
-        """Forgets an embedding, on every server that shares its cache within a second.
+        """Forgets an embedding, on every server that shares its cache: within a second
+        on those that reach the cache, within a time that is set on others.
         `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if others could not be told.
         Safe to repeat.
         """

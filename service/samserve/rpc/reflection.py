@@ -1,0 +1,48 @@
+"""Server reflection by both of its names: `v1`, and `v1alpha`, which older clients ask for.
+
+They have the same messages in packages of different names, and so the same bytes.  The library that
+comes with gRPC has `v1alpha` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, text_format
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+_OLD: str = reflection_pb2.DESCRIPTOR.package
+_NEW = _OLD.removesuffix("alpha")
+_V1ALPHA: str = reflection.SERVICE_NAME
+V1 = f"{_NEW}.ServerReflection"
+"""The name of the service that clients ask for first."""
+
+
+def add_reflection(services: Iterable[str], server: grpc.aio.Server) -> None:
+    """Let clients list *services* and these two, and read their descriptors."""
+    _describe_v1()
+    names = (*services, _V1ALPHA, V1)
+    reflection.enable_server_reflection(names, server)
+    servicer = reflection.aio.ReflectionServicer(names)
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    handlers = grpc.method_handlers_generic_handler(V1, {"ServerReflectionInfo": handler})
+    server.add_generic_rpc_handlers((handlers,))
+
+
+def _describe_v1() -> None:
+    """Make the descriptor of `v1` known to this process, unless it is already."""
+    pool = descriptor_pool.Default()
+    try:
+        pool.FindServiceByName(V1)
+    except KeyError:
+        file = descriptor_pb2.FileDescriptorProto()
+        reflection_pb2.DESCRIPTOR.CopyToProto(file)
+        text = text_format.MessageToString(file).replace(_OLD, _NEW)
+        file = text_format.Parse(text, descriptor_pb2.FileDescriptorProto())
+        file.name = f"{_NEW.replace('.', '/')}/reflection.proto"
+        pool.AddSerializedFile(file.SerializeToString())

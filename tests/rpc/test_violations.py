@@ -1,0 +1,119 @@
+"""An error tells all that is wrong with a request, in the names that clients know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from samserve.errors import InvalidRequest, Violations
+from samserve.rpc import decoding
+from samserve.v1 import samserve_pb2 as pb
+from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+
+from tests import pictures
+from tests.rpc.errors import failure_of, stream_failure_of
+
+NAN = float("nan")
+
+
+async def test_all_fields_of_a_prediction_are_told(stub: SegmentationServiceStub) -> None:
+    points = [pb.Point(x=NAN, y=1, label=7), pb.Point(x=1, y=1)]
+    prompts = [
+        pb.Prompt(points=points, box=pb.Box(x_min=5, x_max=5, y_min=9, y_max=1)),
+        pb.Prompt(),
+    ]
+
+    failure = await failure_of(
+        stub.Predict(pb.PredictRequest(prompts=prompts, multimask=9, output_mode=9))  # type: ignore[arg-type]
+    )
+
+    assert failure.fields == [
+        *("source", "output_mode", "multimask"),
+        *("prompts[0].points[0].x", "prompts[0].points[0].label", "prompts[0].points[1].label"),
+        *("prompts[0].box.x_max", "prompts[0].box.y_max", "prompts[1]"),
+    ]
+    assert failure.text.startswith("source: set one of: embedding_id, image; output_mode: must be")
+    assert failure.text.endswith("; and 5 more")
+
+
+async def test_all_that_lies_outside_the_image_is_told(stub: SegmentationServiceStub) -> None:
+    box = pb.Box(x_min=0, y_min=0, x_max=65, y_max=49)
+    prompts = [pictures.click(99, 99), pb.Prompt(box=box)]
+
+    failure = await failure_of(
+        stub.Predict(pb.PredictRequest(image=pictures.image(48, 64), prompts=prompts))
+    )
+
+    assert failure.fields == [
+        *("prompts[0].points[0].x", "prompts[0].points[0].y"),
+        *("prompts[1].box.x_max", "prompts[1].box.y_max"),
+    ]
+    assert (failure.metadata["limit"], failure.metadata["value"]) == ("64", "99")
+
+
+async def test_all_options_of_a_search_are_told(stub: SegmentationServiceStub) -> None:
+    options = pb.AutoMaskOptions(
+        points_per_side=0,
+        pred_iou_thresh=2,
+        crop_n_layers=1,
+        region_of_interest=pb.Box(x_min=1, x_max=1, y_max=1),
+    )
+    request = pb.AutoMaskRequest(
+        embedding_id="x", options=options, output_mode=pb.OUTPUT_MODE_LOW_RES_LOGITS
+    )
+
+    failure = await stream_failure_of(stub.AutoMask(request))
+
+    assert failure.fields == [
+        *("output_mode", "options.points_per_side", "options.pred_iou_thresh"),
+        *("options.crop_n_layers", "options.region_of_interest.x_max"),
+    ]
+    assert "got OUTPUT_MODE_LOW_RES_LOGITS" in failure.descriptions[0]
+
+
+async def test_both_fields_of_an_embed_are_told(stub: SegmentationServiceStub) -> None:
+    failure = await failure_of(stub.Embed(pb.EmbedRequest(durability=9)))  # type: ignore[arg-type]
+
+    assert failure.fields == ["image.content", "durability"]
+
+
+async def test_very_much_is_told_in_part(stub: SegmentationServiceStub) -> None:
+    prompts = [pb.Prompt(points=[pb.Point(x=NAN, y=NAN)] * 64)] * 256
+
+    failure = await failure_of(stub.Predict(pb.PredictRequest(embedding_id="x", prompts=prompts)))
+
+    assert len(failure.fields) == Violations.MOST
+    assert failure.text.endswith(f"and {Violations.MOST - 4} more")
+
+
+CHOICES: dict[str, tuple[Any, str, str]] = {
+    "multimask": (decoding.multimask, "MULTIMASK_ALL", "77"),
+    "output_mode": (decoding.output_mode, "OUTPUT_MODE_COCO_RLE", "77"),
+    "orientation": (
+        lambda value: decoding.image(pb.Image(encoded=b"x", orientation=value)),
+        "ORIENTATION_IGNORE",
+        "77",
+    ),
+    "layout": (
+        lambda value: decoding.image(pb.Image(raw=pb.RawImage(layout=value))),
+        "RAW_LAYOUT_BGR",
+        "77",
+    ),
+    "durability": (
+        lambda value: decoding.durable(pb.EmbedRequest(durability=value)),
+        "DURABILITY_DURABLE",
+        "77",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_values_of_enums_are_told_by_name(name: str) -> None:
+    read, allowed, unknown = CHOICES[name]
+
+    with pytest.raises(InvalidRequest) as refused:
+        read(int(unknown))
+
+    assert allowed in refused.value.message
+    assert allowed in refused.value.metadata["limit"]
+    assert refused.value.message.endswith("got the unknown value 77")
