@@ -69,6 +69,8 @@ def jpegs() -> list[bytes]:
         saved(rgb, "JPEG", dpi=(72, 72), icc_profile=b"profile", comment=b"comment"),
         saved(rgb, "JPEG", exif=b"Exif\0\0" + tiff(6, order=">")),
         *upright,
+        saved(rgb, "JPEG")[:-2],
+        saved(rgb, "JPEG", progressive=True)[:-2],
     ]
 
 
@@ -79,6 +81,11 @@ def pngs() -> list[bytes]:
     frames = [rgb.rotate(180)]
     written = [png(5, 7, depth, 0, interlace) for depth in (1, 2, 4, 8, 16) for interlace in (0, 1)]
     written += [png(5, 7, depth, colour) for depth in (8, 16) for colour in (2, 4, 6)]
+    # The transparent colour comes behind signature and header.
+    keyed = [
+        file[:33] + chunk(b"tRNS", bytes(length)) + file[33:]
+        for file, length in ((png(5, 7, 4, 0), 2), (png(5, 7, 16, 0), 2), (png(5, 7, 16, 2), 6))
+    ]
     return [
         *(saved(rgb.convert(mode), "PNG") for mode in ("RGB", "RGBA", "L", "LA", "P", "1")),
         saved(deep, "PNG"),
@@ -89,6 +96,7 @@ def pngs() -> list[bytes]:
         saved(rgb, "PNG", icc_profile=b"profile", dpi=(72, 72)),
         saved(rgb, "PNG", save_all=True, append_images=frames),
         png(5, 7, 4, 3),
+        *keyed,
         *written,
     ]
 

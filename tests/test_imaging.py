@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps
 from samserve import imaging
 from samserve.errors import ImageTooLarge, ImageUnreadable, InvalidRequest
 from samserve.types import EncodedImage, Orientation, RawImage, RawLayout, Size, UInt8Array
 
 from tests.core import photos
 from tests.support.examples import examples
+from tests.support.png import chunk
 
 LIMITS = imaging.ImageLimits(max_pixels=4_000_000, max_side=4000)
 PHOTO = photos.named("chelsea")[:120, :91].copy()
@@ -46,11 +47,6 @@ def with_orientation(value: int, kind: str) -> bytes:
     exif[0x010F] = "a maker"
     exif[0x0112] = value
     return encoded(photo(), kind, exif=exif)
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    checksum = struct.pack(">I", zlib.crc32(name + content))
-    return struct.pack(">I", len(content)) + name + content + checksum
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -233,7 +229,7 @@ def test_no_bytes_are_no_picture() -> None:
 def test_truncated_file_is_refused(kind: str, share: float) -> None:
     file = encoded(photo(), kind)
 
-    with pytest.raises(ImageUnreadable, match="damaged"):
+    with pytest.raises(ImageUnreadable, match=r"damaged|cut off"):
         imaging.decode(EncodedImage(file[: int(len(file) * share)]), LIMITS)
 
 
@@ -267,15 +263,6 @@ def test_picture_at_the_limits_is_accepted() -> None:
     assert imaging.probe(EncodedImage(encoded(photo())), limits) == Size(120, 91)
 
 
-def test_text_that_inflates_is_refused() -> None:
-    text = PngImagePlugin.PngInfo()
-    text.add_text("comment", "a" * 20_000_000, zip=True)
-    file = encoded(photo(), pnginfo=text)
-
-    with pytest.raises(ImageUnreadable, match="damaged"):
-        imaging.decode(EncodedImage(file), LIMITS)
-
-
 def segment(kind: int, content: bytes = b"") -> bytes:
     return bytes([0xFF, kind]) + struct.pack(">H", len(content) + 2) + content
 
@@ -295,7 +282,6 @@ def png_with(*, head: bytes = b"", tail: bytes = b"") -> bytes:
 EXIF = segment(0xE1, b"Exif\x00\x00II*\x00")
 SCAN = segment(0xDA, b"\x01\x01\x00\x00\x3f\x00")
 PHOTOSHOP = segment(0xED, b"Photoshop 3.0\x00" + b"8BIM\x00\x01\x00\x00\x00\x00\x00\x00" * 100)
-PROFILE = chunk(b"iCCP", b"n\x00\x00" + zlib.compress(bytes(99)))
 
 
 # Each of these took from seconds to hours if it was repeated up to the limit of a request, most
@@ -316,14 +302,13 @@ PROFILE = chunk(b"iCCP", b"n\x00\x00" + zlib.compress(bytes(99)))
         (jpeg_with(tail=b"\xff" * 70_000), "bytes between its parts"),
         (png_with(head=chunk(b"xxXx", b"") * 70_000), "chunks"),
         (png_with(tail=chunk(b"IDAT", b"") * 70_000), "chunks"),
-        (png_with(head=PROFILE * 5), "colour profiles"),
     ],
-    ids=range(13),
+    ids=range(12),
 )
 def test_file_of_too_many_parts_is_refused(
     file: bytes, what: str, read: Callable[..., Any]
 ) -> None:
-    with pytest.raises(ImageUnreadable, match=f"has too many {what}; save it anew"):
+    with pytest.raises(ImageUnreadable, match=f"has too many {what}; save it again"):
         read(EncodedImage(file), LIMITS)
 
 
@@ -426,7 +411,7 @@ FUZZ_LIMITS = imaging.ImageLimits(max_pixels=1_000_000, max_side=4000)
 
 
 def assert_typed_or_fine(file: bytes) -> None:
-    for read in (imaging.probe, imaging.decode):
+    for read in (imaging.probe, imaging.decode, imaging.decode_mask):
         try:
             read(EncodedImage(file), FUZZ_LIMITS)
         except InvalidRequest:

@@ -27,7 +27,7 @@ def run(data: bytes) -> None:
 
 
 def check(image: EncodedImage | RawImage) -> None:
-    """Probe and decode one picture; what `decode` raises passes."""
+    """Probe and decode one image, as a mask too; what `decode` raises passes."""
     size, probe_refusal = _probed(image)
     pixels, refusal = _decoded(image)
     # Damage behind the header is seen by `decode` alone.
@@ -41,6 +41,10 @@ def check(image: EncodedImage | RawImage) -> None:
     assert pixels.shape == (size.height, size.width, 3)
     assert 0 < size.pixels <= LIMITS.max_pixels
     assert max(size.height, size.width) <= LIMITS.max_side
+    if isinstance(image, EncodedImage):
+        mask = imaging.decode_mask(image, LIMITS)
+        assert mask.dtype == np.bool_
+        assert mask.shape == pixels.shape[:2]
 
 
 def _probed(image: EncodedImage | RawImage) -> tuple[Size | None, SamserveError | None]:
@@ -77,7 +81,7 @@ def seeds() -> list[bytes]:
     files = [*pictures.jpegs(), *pictures.pngs(), *pictures.webps(), *pictures.others()]
     layouts = (RawLayout.RGB, RawLayout.BGR, RawLayout.GRAY)
     raws = [raw(layout, Size(5, 7), bytes(35 * layout.channels)) for layout in layouts]
-    turned = bytes([_IGNORE]) + pictures.jpegs()[-2]
+    turned = bytes([_IGNORE]) + pictures.jpegs()[-4]
     return [b"\0" + file for file in files] + raws + [turned]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from samserve import imaging
 from samserve.cli import terminal
 from samserve.cli.errors import CommandError, UsageError
-from samserve.errors import SamserveError
+from samserve.errors import InvalidRequest, SamserveError
 from samserve.types import EncodedImage
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
@@ -47,13 +47,24 @@ def write_picture(picture: Image.Image, path: Path) -> None:
 
 
 def read_mask(path: Path) -> npt.NDArray[Any]:
-    """Read a mask prompt: bool ``[h, w]`` of a picture or array, or float32 low-res logits."""
-    array = _read_array(path) if path.suffix == ".npy" else _read_grey(path)
+    """Read a mask prompt: bool ``[h, w]`` of an image or array, or float32 low-res logits."""
+    if path.suffix != ".npy":
+        return _with_inside(path, _read_marked(path))
+    array = _read_array(path)
     if array.ndim != 2:
         raise UsageError(f"--mask {path}: must have two axes, has {array.ndim}")
-    if np.issubdtype(array.dtype, np.floating):
-        return array.astype(np.float32)
-    return np.asarray(array != 0)
+    if array.dtype.kind == "f":
+        if array.shape[0] != array.shape[1]:
+            raise UsageError(
+                f"--mask {path}: floats are low-res logits [n, n], this is {list(array.shape)}; "
+                "save the mask of an image as bool"
+            )
+        with np.errstate(over="ignore"):
+            # What becomes infinite is refused by the server.
+            return array.astype(np.float32)
+    if array.dtype.kind not in "biu":
+        raise UsageError(f"--mask {path}: must hold bool, integers or floats, not {array.dtype}")
+    return _with_inside(path, np.asarray(array != 0))
 
 
 def _read_array(path: Path) -> npt.NDArray[Any]:
@@ -63,9 +74,14 @@ def _read_array(path: Path) -> npt.NDArray[Any]:
         raise UsageError(f"--mask {path}: is not a numpy array") from error
 
 
-def _read_grey(path: Path) -> npt.NDArray[Any]:
+def _read_marked(path: Path) -> npt.NDArray[np.bool_]:
     try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("L"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UsageError(f"--mask {path}: is not a picture") from error
+        return imaging.decode_mask(EncodedImage(path.read_bytes()), _NO_LIMITS)
+    except InvalidRequest as error:
+        raise UsageError(f"--mask {path}: {error.violations[0].description}") from error
+
+
+def _with_inside(path: Path, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    if not mask.any():
+        raise UsageError(f"--mask {path}: is empty: every pixel is black (0) or transparent")
+    return mask

@@ -46,7 +46,8 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
             exists=True,
             dir_okay=False,
             readable=True,
-            help="A mask to refine: a picture, nonzero inside, or .npy (floats are logits).",
+            help="A mask to refine: JPEG, PNG or WebP, inside where neither black nor transparent; "
+            "or .npy, inside where not 0 (floats are logits).",
         ),
     ] = None,
     multimask: Annotated[

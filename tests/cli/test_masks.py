@@ -1,0 +1,101 @@
+"""`--mask`: which pixels of a file are inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from samserve.cli.errors import UsageError
+from samserve.cli.files import read_mask
+from samserve.core import rle
+from samserve.types import CocoRle, Size
+
+from tests.cli.conftest import FAKE, Command
+
+INSIDE = np.zeros((48, 64), dtype=bool)
+INSIDE[10:30, 10:40] = True
+
+
+def saved(folder: Path, pixels: np.ndarray, kind: str = "png") -> Path:
+    path = folder / f"mask.{kind}"
+    Image.fromarray(pixels).save(path, lossless=True)
+    return path
+
+
+def with_alpha(colour: int, alpha: np.ndarray) -> np.ndarray:
+    return np.dstack([np.full((*alpha.shape, 3), colour, np.uint8), alpha.astype(np.uint8)])
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_what_is_transparent_is_outside(tmp_path: Path, kind: str) -> None:
+    path = saved(tmp_path, with_alpha(255, INSIDE * 255), kind)
+
+    assert np.array_equal(read_mask(path), INSIDE)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        INSIDE.astype(np.uint8),
+        INSIDE.astype(np.uint16),
+        np.where(INSIDE, 40_000, 0).astype(np.uint16),
+        np.dstack([INSIDE * 0, INSIDE * 0, INSIDE * 4]).astype(np.uint8),
+        INSIDE,
+    ],
+    ids=["8 bits", "16 bits, 1", "16 bits", "dark blue", "1 bit"],
+)
+def test_what_is_not_black_is_inside_however_dark(tmp_path: Path, pixels: np.ndarray) -> None:
+    assert np.array_equal(read_mask(saved(tmp_path, pixels)), INSIDE)
+
+
+def test_a_mask_is_turned_as_the_image_is(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "mask.png"
+    Image.fromarray(INSIDE).save(path, exif=exif)
+
+    assert np.array_equal(read_mask(path), np.rot90(INSIDE, -1))
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [with_alpha(0, INSIDE * 255), with_alpha(255, INSIDE * 0), np.zeros((48, 64), np.uint8)],
+    ids=["black with alpha", "transparent", "black"],
+)
+def test_a_mask_of_nothing_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
+    with pytest.raises(UsageError, match="is empty: every pixel is black"):
+        read_mask(saved(tmp_path, pixels))
+
+
+def test_an_array_of_nothing_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "mask.npy", INSIDE & False)
+
+    with pytest.raises(UsageError, match="is empty"):
+        read_mask(tmp_path / "mask.npy")
+
+
+@pytest.mark.parametrize("kind", ["gif", "bmp", "tiff"])
+def test_other_formats_are_refused_as_images_of_them_are(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"mask.{kind}"
+    Image.fromarray(INSIDE.astype(np.uint8)).save(path)
+
+    with pytest.raises(UsageError, match=r"--mask .*: is not a JPEG, PNG or WebP file"):
+        read_mask(path)
+
+
+def test_a_white_image_with_alpha_is_a_mask_of_what_shows(
+    samserve: Command, image: Path, tmp_path: Path
+) -> None:
+    path = saved(tmp_path, with_alpha(255, INSIDE * 255))
+
+    ended = samserve(
+        *("predict", image, "--mask", path, "--multimask", "single", "--json", "-", *FAKE)
+    )
+
+    answer = json.loads(ended.out)["results"][0]["masks"][0]["segmentation"]
+    found = rle.decode(CocoRle(Size(*answer["size"]), answer["counts"]))
+    assert found[15:25, 15:35].all()
+    assert not found[40:, 50:].any()
