@@ -142,7 +142,9 @@ class Parity:
     """How far exported models are from their checkpoint's own networks in float32.
 
     The IoUs are those of each prompt's best mask, cut at 0 and compared on the low-res grid inside
-    the picture; the best is the one of the three ambiguous masks that the reference would choose.
+    the image; the best is the one of the three ambiguous masks that the reference would choose.
+    ``prompts`` counts those whose masks were compared: of what is nearly empty or full nothing can
+    be told.  If there are none, the IoUs are 0.
     ``changed_choices`` is the share of prompts for which the export would choose another one.
     ``embedding_error`` is the largest relative L2 distance of an embedding.
     """

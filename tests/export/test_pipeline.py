@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
+from samserve.cli.export_options import card_lines
 from samserve.engines.repository import discover
 from samserve.export import pipeline
 from samserve.export.errors import ExportError
@@ -21,7 +22,7 @@ from samserve.export.pictures import SAMPLES
 from samserve.export.pipeline import ExportOptions, Precision, export
 
 from tests import photos
-from tests.export.config_check import read_config
+from tests.export.config_check import read_config, unstamped
 from tests.export.conftest import MakePair
 from tests.oracle.sam import FOREGROUND, MOBILE, SMALL, original
 
@@ -99,7 +100,7 @@ def test_fp16_halves_the_encoder_and_leaves_the_decoder(checkpoint: Path, tmp_pa
     # Norms and the picture's normalisation stay as they are.
     assert 0 < narrow["FLOAT"] < 0.01 * wide["FLOAT"]
     decoders = [exported.folders[1] / "1" / "model.onnx" for exported in (full, half)]
-    assert decoders[0].read_bytes() == decoders[1].read_bytes()
+    assert unstamped(decoders[0]) == unstamped(decoders[1])
     assert half.card.precision == "fp16"
     assert half.card.parity is not None
     assert half.card.parity.embedding_error > 3e-4
@@ -172,6 +173,58 @@ def _swap_masks(state: dict[str, Any]) -> None:
         if key.startswith(f"{name}.1"):
             one, other = key, key.replace(f"{name}.1", f"{name}.3")
             state[one], state[other] = state[other].clone(), state[one].clone()
+
+
+@pytest.fixture(scope="module")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two small SAMs of other weights, all of whose masks are empty."""
+    paths = [tmp_path_factory.mktemp("blank") / f"{seed}.pth" for seed in range(2)]
+    for seed, path in enumerate(paths):
+        torch.manual_seed(seed)
+        state = original(SMALL).state_dict()
+        # Masks are products of these two: large, and of opposite signs.
+        state["mask_decoder.output_upscaling.3.bias"] += 5
+        for token in range(4):
+            state[f"mask_decoder.output_hypernetworks_mlps.{token}.layers.2.bias"] -= 10
+        torch.save(state, path)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            "export_encoder",
+            r"^refused: embeddings in fp32 differ .* by 1\.\de\+00, more than 0\.001",
+        ),
+        ("export_decoder", r"^refused: masks of 25 prompts are nearly empty or full, and their"),
+    ],
+)
+def test_empty_masks_do_not_hide_a_wrong_export(
+    blank: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, message: str
+) -> None:
+    other = getattr(pipeline, part)(pipeline.open_sam(blank[1])[0])
+    monkeypatch.setattr(pipeline, part, lambda _sam: other)
+
+    with pytest.raises(ExportError, match=message):
+        export(blank[0], ExportOptions(tmp_path / "repository", pictures=ONE))
+    assert not any((tmp_path / "repository").iterdir())
+
+
+def test_an_export_whose_masks_are_empty_is_judged_by_their_logits(
+    blank: list[Path], tmp_path: Path
+) -> None:
+    steps: list[str] = []
+
+    exported = export(blank[0], ExportOptions(tmp_path, pictures=ONE), steps.append)
+
+    parity = exported.card.parity
+    assert parity is not None
+    assert (parity.prompts, parity.mean_iou) == (0, 0)
+    assert any(
+        "25 prompts are nearly empty or full: judged by their logits" in step for step in steps
+    )
+    assert "no masks to compare" in card_lines(exported.card)[-1]
 
 
 @pytest.mark.parametrize(
@@ -299,6 +352,24 @@ def test_overlays_name_gpus_and_hand_the_encoder_to_tensorrt(
     assert not decoder.HasField("optimization")
 
 
+@pytest.mark.parametrize(
+    ("cores", "encoder_threads", "decoder_threads"),
+    # Triton runs two decodes at once.
+    [(0, "", "1"), (1, "1", "1"), (8, "8", "4")],
+)
+def test_threads_of_a_run_on_a_cpu(
+    checkpoint: Path, tmp_path: Path, cores: int, encoder_threads: str, decoder_threads: str
+) -> None:
+    export(
+        checkpoint,
+        ExportOptions(tmp_path, "toy", overlays=Overlays(cpu_cores=cores), check=False),
+    )
+
+    for role, threads in (("encoder", encoder_threads), ("decoder", decoder_threads)):
+        parameters = read_config(tmp_path / f"toy_{role}").parameters
+        assert parameters["intra_op_thread_count"].string_value == threads
+
+
 @pytest.mark.slow
 def test_pictures_of_the_user_are_compared_on(checkpoint: Path, tmp_path: Path) -> None:
     files = []
@@ -309,7 +380,8 @@ def test_pictures_of_the_user_are_compared_on(checkpoint: Path, tmp_path: Path) 
     exported = export(checkpoint, ExportOptions(tmp_path / "repository", pictures=tuple(files)))
 
     assert exported.card.parity is not None
-    assert (exported.card.parity.pictures, exported.card.parity.prompts) == (2, 50)
+    assert exported.card.parity.pictures == 2
+    assert 45 <= exported.card.parity.prompts <= 50  # some masks may be nearly empty
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ Nothing of a refused export is left in the repository, and nothing that was ther
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,9 +103,7 @@ def export(spec: str | Path, options: ExportOptions, say: Say = lambda text: Non
     expected = _reference(sam, placed, say)
     with staging(options.repository) as stage:
         pair = _trace(sam, stage.folder, name, options.precision, say)
-        figures = _compare(pair, placed, expected, say)
-        if figures is not None:
-            _require(figures, options)
+        figures = _compare(pair, placed, expected, options, say) if placed else None
         made = _card(variant, source, options, figures)
         text = options.description or f"Segment Anything ({variant}) from {source.name}"
         facts = card.to_parameters(made)
@@ -149,27 +146,24 @@ def _trace(sam: Sam, folder: Path, name: str, precision: Precision, say: Say) ->
 
 
 def _compare(
-    pair: StagedPair, placed: list[Placed], expected: list[Answer], say: Say
-) -> Parity | None:
-    if not placed:
-        return None
+    pair: StagedPair,
+    placed: list[Placed],
+    expected: list[Answer],
+    options: ExportOptions,
+    say: Say,
+) -> Parity:
     say(f"answering {len(placed)} pictures in ONNX Runtime")
     exported = ExportedPair(pair.encoder, pair.decoder)
-    found = [exported.answer(picture) for picture in placed]
-    return parity.compare(placed, expected, found)
-
-
-def _require(figures: Parity, options: ExportOptions) -> None:
-    if not math.isfinite(figures.embedding_error):
-        raise ExportError(
-            f"refused: embeddings in {options.precision.value} are not finite numbers"
+    comparison = parity.compare(placed, expected, [exported.answer(image) for image in placed])
+    if comparison.empty_or_full:
+        say(
+            f"masks of {comparison.empty_or_full} prompts are nearly empty or full: judged by "
+            f"their logits, which differ by {comparison.logits_error:.1e}"
         )
-    if figures.mean_iou < options.min_iou:
-        raise ExportError(
-            f"refused: masks in {options.precision.value} have a mean IoU of "
-            f"{figures.mean_iou:.4f} with the checkpoint's own, below {options.min_iou:g} "
-            f"(worst {figures.worst_iou:.4f}, {figures.prompts} prompts)"
-        )
+    refusal = comparison.refusal(options.precision.value, options.min_iou)
+    if refusal:
+        raise ExportError(f"refused: {refusal}")
+    return comparison.figures
 
 
 def _card(
