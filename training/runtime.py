@@ -30,7 +30,7 @@ class OnnxPair:
     def embed(self, image: Array, size: tuple[int, int]) -> Array:
         """Uint8 ``[1024,1024,3]`` with valid (h, w) to float16 ``[1,256,64,64]``."""
         feeds = {"image": image[None], "image_size": np.array([size], np.int32)}
-        embedding: Array = self._encoder.run(None, feeds)[0]
+        embedding: Array = self._encoder.run(["image_embedding"], feeds)[0]
         return embedding
 
     def decode(
@@ -44,7 +44,7 @@ class OnnxPair:
             "point_labels": labels[None].astype(np.float32),
             "mask_input": given[None].astype(np.float32),
         }
-        logits, iou = self._decoder.run(None, feeds)
+        logits, iou = self._decoder.run(["low_res_logits", "predicted_iou"], feeds)
         return logits[0], iou[0]
 
 

@@ -11,7 +11,13 @@ from samserve import identity, imaging
 from samserve.context import Priority, RequestContext
 from samserve.encoder import Encoder, Job
 from samserve.engines.base import Engine
-from samserve.errors import EmbeddingNotFound, InvalidRequest, ModelNotFound, StoreUnavailable
+from samserve.errors import (
+    EmbeddingNotFound,
+    InvalidRequest,
+    ModelNotFound,
+    StoreUnavailable,
+    WeightsChanged,
+)
 from samserve.prefetches import Prefetches
 from samserve.principal import Permission
 from samserve.stores.base import EmbeddingStore, not_found
@@ -45,6 +51,10 @@ class ByImage:
 
 Source = ById | ByImage
 Check = Callable[[Size, ModelInfo], None]
+
+# Of an image in one call.  Two servers of different weights behind one name of Triton can go on
+# contradicting each other for as long as both are there.
+_MOST_ENCODINGS = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,18 +125,37 @@ class Embedder:
         *check* sees the image's size and the model before anything runs and may raise.  With
         *renew* the time to live of a stored embedding starts again.  With *durable*, see
         `EmbeddingStore.lease`.
+
+        If the weights of the model are replaced meanwhile, an image is encoded again.  Raises
+        `WeightsChanged` if they are not known yet, or if that happens within the block, and
+        `EmbeddingNotFound` for an embedding, given by its id, whose weights are gone.
         """
-        async with AsyncExitStack() as held:
+        leased: Leased | None = None
+        try:
+            async with AsyncExitStack() as held:
+                if isinstance(source, ById):
+                    leased = await self._by_id(held, source.embedding_id, model_name, context)
+                    check(leased.embedding.facts.image_size, leased.model)
+                else:
+                    leased = await self._by_image(
+                        held, source.image, model_name, context, check, renew
+                    )
+                if durable:
+                    leased = await self._durable(held, leased, context)
+                yield leased
+        except WeightsChanged:
             if isinstance(source, ById):
-                leased = await self._by_id(held, source.embedding_id, model_name, context)
-                check(leased.embedding.facts.image_size, leased.model)
-            else:
-                leased = await self._by_image(
-                    held, source.image, self.model(model_name), context, check, renew
-                )
-            if durable:
-                leased = await self._durable(held, leased, context)
-            yield leased
+                self._check_still_served(source, leased, context)
+            raise
+
+    def _check_still_served(
+        self, source: ById, leased: Leased | None, context: RequestContext
+    ) -> None:
+        """Raise `EmbeddingNotFound` if calls with this id will not succeed again."""
+        if leased is None:
+            # It was being made, and will not be.
+            raise not_found(EmbeddingKey(context.tenant, source.embedding_id)) from None
+        self._model_of(leased.embedding.facts, source.embedding_id)
 
     async def _durable(
         self, held: AsyncExitStack, leased: Leased, context: RequestContext
@@ -217,6 +246,27 @@ class Embedder:
         self,
         held: AsyncExitStack,
         image: Image,
+        model_name: str,
+        context: RequestContext,
+        check: Check,
+        renew: bool,
+    ) -> Leased:
+        for _ in range(_MOST_ENCODINGS - 1):
+            model = self.model(model_name)
+            try:
+                return await self._by_image_under(held, image, model, context, check, renew)
+            except WeightsChanged:
+                context.check_deadline()
+                # The engine has looked again; if there is nothing new the caller has to.
+                if self.model(model_name).digest == model.digest:
+                    raise
+        last = self.model(model_name)
+        return await self._by_image_under(held, image, last, context, check, renew)
+
+    async def _by_image_under(
+        self,
+        held: AsyncExitStack,
+        image: Image,
         model: ModelInfo,
         context: RequestContext,
         check: Check,
@@ -249,7 +299,8 @@ class Embedder:
             embedding_id = await self.workers.run(context, identity.embedding_id, image, model)
         key = EmbeddingKey(context.tenant, embedding_id)
         try:
-            embedding = await self._lookup(held, key, context, renew=renew)
+            sent = not isinstance(image, ImageDigest)
+            embedding = await self._lookup(held, key, context, renew=renew, image_sent=sent)
         except (EmbeddingNotFound, StoreUnavailable):
             if isinstance(image, ImageDigest):
                 # Also during an outage: whoever sends the picture can go on.
@@ -264,12 +315,14 @@ class Embedder:
         context: RequestContext,
         *,
         renew: bool = False,
+        image_sent: bool = False,
     ) -> Embedding:
         """Hold what the store has, and note where that was."""
         clock, found = context.clock, "miss"
         try:
             with clock.stage("cache_get"):
-                embedding = await held.enter_async_context(self.store.lease(key, renew=renew))
+                lease = self.store.lease(key, renew=renew, image_sent=image_sent)
+                embedding = await held.enter_async_context(lease)
             found = embedding.tier.value
             return embedding
         finally:

@@ -144,7 +144,8 @@ class Encoder:
             with clock.stage("cache_get"):
                 since = await store.epoch(job.key) if job.since is None else job.since
                 # The caller met a miss, then looked at its picture: another flight may have landed.
-                embedding = await held.enter_async_context(store.lease(job.key, again=True))
+                lease = store.lease(job.key, again=True, image_sent=True)
+                embedding = await held.enter_async_context(lease)
             found = embedding.tier.value
             return Encoded(embedding, cached=True)
         except EmbeddingNotFound:

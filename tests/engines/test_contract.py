@@ -14,7 +14,7 @@ from samserve.app import open_engine
 from samserve.context import Priority, RequestContext
 from samserve.engines.base import EncoderInput, Engine, PromptBatch
 from samserve.engines.fake import MODEL, FakeEngine
-from samserve.errors import DeadlineExceeded, EngineFailure
+from samserve.errors import DeadlineExceeded, EngineFailure, WeightsChanged
 from samserve.metrics import Metrics
 from samserve.settings import load
 from samserve.stores.base import Slot
@@ -52,9 +52,9 @@ async def pair(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Engine, Me
         yield both
 
 
-async def reserved(engine: Engine, store: MemoryStore, name: str = "x") -> Slot:
+async def reserved(engine: Engine, store: MemoryStore, name: str = "x", digest: str = "") -> Slot:
     info = engine.models[NAME]
-    facts = EmbeddingFacts(Size(SIDE, SIDE), NAME, info.digest)
+    facts = EmbeddingFacts(Size(SIDE, SIDE), NAME, digest or info.digest)
     return await store.reserve(EmbeddingKey("t", name), facts, info.embedding)
 
 
@@ -90,6 +90,22 @@ async def test_an_embedding_is_written_into_its_slot(pair: tuple[Engine, MemoryS
     assert np.allclose(written[:3], cells, atol=0.1)
     assert (written[3:] == 0).all()
     assert not slot.late_writers
+
+
+async def test_runs_for_other_weights_end_in_an_error_of_their_own(
+    pair: tuple[Engine, MemoryStore],
+) -> None:
+    engine, store = pair
+    if isinstance(engine, FakeEngine):
+        pytest.skip("it has no weights, and draws on the embeddings of others")
+    slot = await reserved(engine, store, digest="0" * 64)
+    with pytest.raises(WeightsChanged):
+        await engine.encode(NAME, picture(), slot, RequestContext())
+    with pytest.raises(WeightsChanged):
+        await engine.decode(NAME, slot.as_embedding(), prompts([1, -1], 1), RequestContext())
+
+    assert not slot.late_writers
+    assert await engine.ready()
 
 
 SHAPES = [

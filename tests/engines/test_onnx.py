@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from prometheus_client import CollectorRegistry
 from samserve.app import default_repository
 from samserve.context import RequestContext
 from samserve.engines.base import EncoderInput, PromptBatch
 from samserve.engines.onnx import OnnxEngine
-from samserve.errors import EngineFailure, EngineUnavailable
+from samserve.errors import EngineFailure, EngineUnavailable, WeightsChanged
+from samserve.export.stamp import stamp
+from samserve.identity import stamp_bytes
 from samserve.metrics import Metrics
 from samserve.stores.base import Slot
 from samserve.stores.memory import MemoryStore
@@ -149,3 +153,58 @@ def test_a_broken_configuration_is_refused(tmp_path: Path) -> None:
 def test_a_default_model_that_is_not_there_is_refused() -> None:
     with pytest.raises(EngineUnavailable, match="sam_tiny"):
         open_engine(default_repository(), default_model="sam_vit_h")
+
+
+@pytest.mark.parametrize("role", ["encoder", "decoder"])
+def test_a_graph_that_does_not_say_its_weights_is_refused(tmp_path: Path, role: str) -> None:
+    repository = copied(tmp_path)
+    path = repository / f"{NAME}_{role}" / "1" / "model.onnx"
+    path.write_bytes(path.read_bytes()[: -stamp_bytes(path)])
+
+    with pytest.raises(EngineUnavailable, match=f"{NAME}.*upgrade {repository}$"):
+        open_engine(repository)
+
+
+@pytest.mark.parametrize("role", ["encoder", "decoder"])
+def test_a_graph_of_other_weights_than_its_configuration_is_refused(
+    tmp_path: Path, role: str
+) -> None:
+    repository = copied(tmp_path)
+    digest = "ab" * 32
+    path = repository / f"{NAME}_{role}" / "1" / "model.onnx"
+    path.write_bytes(path.read_bytes()[: -stamp_bytes(path)])
+    stamp(path, digest)
+
+    with pytest.raises(EngineUnavailable, match=f"{NAME}.*says the digest {digest[:12]}"):
+        open_engine(repository)
+
+
+async def test_a_run_is_judged_by_what_the_graph_says_and_not_by_the_configuration(
+    engine: OnnxEngine,
+) -> None:
+    """The graphs cannot be exchanged under a session, so the session is."""
+    slot = await encoded(engine, Size(1024, 640))
+    other = open_engine(default_repository())
+    sessions = other._sessions[NAME]
+    other._sessions[NAME] = replace(sessions, encoder=Lying(sessions.encoder))
+    other._sessions[NAME] = replace(other._sessions[NAME], decoder=Lying(sessions.decoder))
+    with pytest.raises(WeightsChanged):
+        await other.decode(NAME, slot.as_embedding(), clicks(1), RequestContext())
+    with pytest.raises(WeightsChanged):
+        await encoded(other, Size(1024, 640))
+    await other.aclose()
+
+
+class Lying:
+    """A session that says other weights; its answers stay what they are."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+        self.io_binding = session.io_binding
+
+    def run(self, names: list[str], *rest: object) -> list[np.ndarray]:
+        *outputs, said = self._session.run(names, *rest)
+        return [*outputs, said + 1]
+
+    def run_with_iobinding(self, binding: ort.IOBinding, options: ort.RunOptions) -> None:
+        """Leave the digest as it was before the run, which is no digest of anything."""

@@ -102,7 +102,8 @@ def view_of(pair: Pair) -> View:
     predictor = SamPredictor(pair.original)
     predictor.set_image(picture)
     image, image_size = placed(predictor, picture)
-    (stored,) = session(pair.encoder_path).run(None, {"image": image, "image_size": image_size})
+    feeds = {"image": image, "image_size": image_size}
+    (stored,) = session(pair.encoder_path).run(["image_embedding"], feeds)
     original = predictor.features.numpy()
     return View(picture, predictor, image, image_size, original, stored.astype("f4"), stored)
 

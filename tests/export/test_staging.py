@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from samserve.export.staging import LOCK, PREFIX, staging
+from samserve.export.staging import LOCK, PREFIX, clear_up, staging
 
 
 def test_it_lies_beside_the_repository(tmp_path: Path) -> None:
@@ -83,6 +86,48 @@ def test_publishing_that_is_interrupted_leaves_the_old_ones(
     assert sorted(path.name for path in repository.iterdir()) == sorted(names)
     for name in names:
         assert (repository / name / "file").read_text() == f"old {name}"
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from samserve.export.staging import staging
+
+rename, done = Path.rename, []
+
+def killed(source, target):
+    if len(done) == int(sys.argv[2]):
+        os.kill(os.getpid(), 9)
+    done.append(target)
+    return rename(source, target)
+
+Path.rename = killed
+with staging(Path(sys.argv[1])) as stage:
+    for name in ("encoder", "decoder"):
+        (stage.folder / name).mkdir()
+        (stage.folder / name / "file").write_text("new")
+    stage.publish(["encoder", "decoder"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("moves", "expected"),
+    [(1, ["old", "old"]), (2, ["new", "old"]), (3, ["new", "old"])],
+    ids=["first aside", "first done", "second aside"],
+)
+def test_what_a_killed_process_had_moved_aside_is_put_back(
+    tmp_path: Path, moves: int, expected: list[str]
+) -> None:
+    repository, names = tmp_path / "models", ["encoder", "decoder"]
+    for name in names:
+        (repository / name).mkdir(parents=True)
+        (repository / name / "file").write_text("old")
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(repository), str(moves)], check=False)
+    clear_up(repository)
+
+    assert ended.returncode == -signal.SIGKILL
+    assert [(repository / name / "file").read_text() for name in names] == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
 def test_what_is_there_may_be_a_link_to_nowhere(tmp_path: Path) -> None:

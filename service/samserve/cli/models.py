@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from samserve.cli.command import Commands
 from samserve.cli.errors import UsageError
 from samserve.cli.export_options import card_lines
 from samserve.cli.options import Assignments, CaFile, ConfigFile, Server, TokenFile
 from samserve.cli.pull import known, pull
 from samserve.cli.terminal import STDOUT, print_table, say, write_json
+from samserve.cli.upgrade import upgrade
 
 if TYPE_CHECKING:
     from samserve.cli.session import Endpoint
@@ -26,9 +28,10 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Everything, limits and defaults too, as JSON.")
 ]
 
-models = typer.Typer()
+models = Commands()
 models.command()(pull)
 models.command()(known)
+models.command()(upgrade)
 
 
 @models.callback(invoke_without_command=True)
@@ -105,6 +108,6 @@ def _row(model: Model) -> tuple[str, ...]:
         model.transport,
         model.digest[:12],
         model.card.precision or "-",
-        "-" if parity is None else f"{parity.mean_iou:.4f}",
+        "-" if parity is None or not parity.prompts else f"{parity.mean_iou:.4f}",
         model.description,
     )

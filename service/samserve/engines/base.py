@@ -55,8 +55,11 @@ class Engine(Protocol):
     """Runs encoders and decoders; safe for concurrent use from one event loop.
 
     Raises `EngineUnavailable` when the runtime cannot be reached and `EngineFailure` when it
-    fails; a cancelled call stops its work where the runtime can.  A call that ends, however it
-    ends, has stopped writing into its slot, or has added to the slot's late writers.
+    fails.  Every run says which weights have computed it.  Where these are not those of the
+    embedding, of its facts, it raises `WeightsChanged`, and what it has computed is of no use:
+    a slot is to be discarded.  A cancelled call stops its work where the runtime can.  A call that
+    ends, however it ends, has stopped writing into its slot, or has added to the slot's late
+    writers.
     """
 
     @property

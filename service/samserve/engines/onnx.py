@@ -17,8 +17,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.repository import ModelFiles, default_first, discover
+from samserve.engines.weights import check_weights
 from samserve.errors import EngineFailure, EngineUnavailable
 from samserve.gate import FairGate
+from samserve.identity import DIGEST_OUTPUT, DIGEST_WORDS, STAMP_KEY, noted_digest
 from samserve.memory.base import AnonymousMemory, Memory
 from samserve.metrics import Metrics
 from samserve.stores.base import Slot
@@ -99,7 +101,11 @@ class OnnxEngine:
         }
 
         def call(options: ort.RunOptions) -> None:
+            said = np.empty((1, DIGEST_WORDS), dtype=np.int32)
             binding = session.io_binding()
+            binding.bind_output(
+                DIGEST_OUTPUT, "cpu", 0, said.dtype.type, said.shape, said.ctypes.data
+            )
             for name, array in feeds.items():
                 binding.bind_cpu_input(name, array)
             for name, tensor in into.tensors.items():
@@ -108,6 +114,7 @@ class OnnxEngine:
                     name, "cpu", 0, tensor.dtype.type, (1, *tensor.shape), tensor.ctypes.data
                 )
             session.run_with_iobinding(binding, options)
+            check_weights(said[0], into.facts)
 
         await self._run(self._encoders, model, context, call)
 
@@ -123,7 +130,9 @@ class OnnxEngine:
         }
 
         def call(options: ort.RunOptions) -> DecoderOutput:
-            logits, iou = session.run(["low_res_logits", "predicted_iou"], feeds, options)
+            names = ["low_res_logits", "predicted_iou", DIGEST_OUTPUT]
+            logits, iou, said = session.run(names, feeds, options)
+            check_weights(said[0], embedding.facts)
             return DecoderOutput(logits[0], iou[0])
 
         return await self._run(self._decoders, model, context, call)
@@ -179,10 +188,29 @@ def _open(files: ModelFiles, threads: int) -> _Sessions:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        return _Sessions(
+        sessions = _Sessions(
             files.info,
             ort.InferenceSession(files.encoder, options, ["CPUExecutionProvider"]),
             ort.InferenceSession(files.decoder, options, ["CPUExecutionProvider"]),
         )
     except _ORT_ERRORS as error:
         raise EngineUnavailable(f"model {files.info.name!r} cannot be loaded: {error}") from error
+    _check_graph(files.encoder, sessions.encoder, files.info)
+    _check_graph(files.decoder, sessions.decoder, files.info)
+    return sessions
+
+
+def _check_graph(path: Path, session: ort.InferenceSession, info: ModelInfo) -> None:
+    """Refuse a graph that is not of the weights that its configuration names.
+
+    The files may also have been replaced since the configuration was read.
+    """
+    outputs = {output.name for output in session.get_outputs()}
+    note = session.get_modelmeta().custom_metadata_map.get(STAMP_KEY, "")
+    if DIGEST_OUTPUT not in outputs or noted_digest(note) != info.digest:
+        said = noted_digest(note)[:12] or "none"
+        raise EngineUnavailable(
+            f"model {info.name!r}: {path} says the digest {said}, its configuration "
+            f"{info.digest[:12]}; start again if they are being replaced, or else have both say "
+            f"the same by: samserve models upgrade {path.parents[2]}"
+        )

@@ -13,6 +13,7 @@ from tritonclient.grpc import model_config_pb2
 
 from samserve import card
 from samserve.errors import EngineUnavailable
+from samserve.identity import DIGEST_OUTPUT, DIGEST_WORDS, digest_words
 from samserve.types import ModelInfo, TensorSpec
 
 FAMILIES = frozenset({"sam1"})
@@ -21,6 +22,10 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     model_config_pb2.TYPE_FP16: np.dtype(np.float16),
     model_config_pb2.TYPE_FP32: np.dtype(np.float32),
 }
+
+
+class MixedWeights(EngineUnavailable):
+    """The encoder and the decoder of a model are of different weights; one may be loading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +52,8 @@ def discover(repository: Path) -> tuple[ModelFiles, ...]:
     Models without samserve's parameters are somebody else's and passed over.  Raises
     `EngineUnavailable` for a repository without a pair and for a pair that does not fit together.
     """
-    configs = [_read(path) for path in sorted(repository.glob("*/config.pbtxt"))]
-    by_name = {config.name: config for config in configs}
-    pairs = [pair_of(config, by_name) for config in encoders(configs)]
+    by_name = read_configs(repository)
+    pairs = [pair_of(config, by_name, repository) for config in encoders(by_name.values())]
     if not pairs:
         raise EngineUnavailable(f"no model in {repository}")
     return tuple(
@@ -58,23 +62,55 @@ def discover(repository: Path) -> tuple[ModelFiles, ...]:
     )
 
 
+def read_configs(repository: Path) -> dict[str, model_config_pb2.ModelConfig]:
+    """Read the configurations of a repository by the names of their models, in that order.
+
+    Raises `EngineUnavailable` for a file that is none.
+    """
+    configs = [_read(path) for path in sorted(repository.glob("*/config.pbtxt"))]
+    return {config.name: config for config in configs}
+
+
 def encoders(configs: Iterable[model_config_pb2.ModelConfig]) -> list[model_config_pb2.ModelConfig]:
     """Choose the configurations of image encoders that samserve can pair."""
-    return [config for config in configs if _parameter(config, "role") == "encoder"]
+    return [config for config in configs if parameter(config, "role") == "encoder"]
 
 
 def pair_of(
-    encoder: model_config_pb2.ModelConfig, by_name: Mapping[str, model_config_pb2.ModelConfig]
+    encoder: model_config_pb2.ModelConfig,
+    by_name: Mapping[str, model_config_pb2.ModelConfig],
+    repository: str | Path = "REPOSITORY",
 ) -> Pair:
-    """Find the decoder of an encoder.  Raises `EngineUnavailable` if they do not fit."""
-    name = _parameter(encoder, "model")
+    """Find the decoder of an encoder.
+
+    Raises `EngineUnavailable` if they do not fit, `MixedWeights` if they are of different weights.
+
+    *repository* is what an error calls the place where both lie.
+    """
+    name = parameter(encoder, "model")
     decoder = by_name.get(f"{name}_decoder")
     info = model_info(encoder, name)
-    if decoder is None or _parameter(decoder, "digest") != info.digest:
-        raise EngineUnavailable(f"the decoder of model {name!r} is missing or of other weights")
+    if decoder is None:
+        raise EngineUnavailable(f"the decoder of model {name!r} is missing")
+    if parameter(decoder, "digest") != info.digest:
+        raise MixedWeights(f"the decoder of model {name!r} is of other weights than its encoder")
     if info.family not in FAMILIES:
         raise EngineUnavailable(f"model {name!r} is of unknown family {info.family!r}")
+    if not (says_digest(encoder) and says_digest(decoder)):
+        raise EngineUnavailable(
+            f"model {name!r} does not say with its answers which weights made them; "
+            f"add that by: samserve models upgrade {repository}"
+        )
     return Pair(info, encoder.name, decoder.name)
+
+
+def says_digest(config: model_config_pb2.ModelConfig) -> bool:
+    """Tell whether a model declares that its answers name their weights."""
+    return any(
+        (output.name, output.data_type, list(output.dims))
+        == (DIGEST_OUTPUT, model_config_pb2.TYPE_INT32, [DIGEST_WORDS])
+        for output in config.output
+    )
 
 
 def default_first(names: Iterable[str], default_model: str) -> list[str]:
@@ -104,15 +140,17 @@ def model_info(encoder: model_config_pb2.ModelConfig, name: str) -> ModelInfo:
 
 
 def _model_info(encoder: model_config_pb2.ModelConfig, name: str) -> ModelInfo:
+    digest = parameter(encoder, "digest")
+    digest_words(digest)
     return ModelInfo(
         name=name,
-        family=_parameter(encoder, "family"),
-        digest=_parameter(encoder, "digest"),
-        preprocessing=_parameter(encoder, "preprocessing"),
-        image_size=int(_parameter(encoder, "image_size")),
-        mask_size=int(_parameter(encoder, "mask_size")),
+        family=parameter(encoder, "family"),
+        digest=digest,
+        preprocessing=parameter(encoder, "preprocessing"),
+        image_size=int(parameter(encoder, "image_size")),
+        mask_size=int(parameter(encoder, "mask_size")),
         embedding=_specs(encoder.output),
-        description=_parameter(encoder, "description"),
+        description=parameter(encoder, "description"),
         card=card.from_parameters(_parameters(encoder)),
     )
 
@@ -120,7 +158,7 @@ def _model_info(encoder: model_config_pb2.ModelConfig, name: str) -> ModelInfo:
 def _read(path: Path) -> model_config_pb2.ModelConfig:
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-    except text_format.ParseError as error:
+    except (text_format.ParseError, UnicodeDecodeError) as error:
         raise EngineUnavailable(f"{path} is not a model configuration: {error}") from error
 
 
@@ -131,7 +169,8 @@ def _graph(repository: Path, model: str) -> Path:
     return path
 
 
-def _parameter(config: model_config_pb2.ModelConfig, key: str) -> str:
+def parameter(config: model_config_pb2.ModelConfig, key: str) -> str:
+    """Read one of samserve's parameters, without their prefix; empty if it is not there."""
     name = f"samserve.{key}"
     return str(config.parameters[name].string_value) if name in config.parameters else ""
 
@@ -148,7 +187,10 @@ def _parameters(config: model_config_pb2.ModelConfig) -> dict[str, str]:
 
 def _specs(outputs: Iterable[model_config_pb2.ModelOutput]) -> tuple[TensorSpec, ...]:
     specs = tuple(
-        TensorSpec(output.name, _DTYPES[output.data_type], tuple(output.dims)) for output in outputs
+        TensorSpec(output.name, _DTYPES[output.data_type], tuple(output.dims))
+        for output in outputs
+        # What says the weights is no part of an embedding.
+        if output.name != DIGEST_OUTPUT
     )
     if not specs or min(dim for spec in specs for dim in spec.shape) <= 0:
         raise ValueError("embeddings must have fixed sizes")

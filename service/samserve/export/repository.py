@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -26,8 +26,18 @@ from samserve.export import onnx_file
 from samserve.export.config_text import TRITON_TYPES, ModelConfig, config_text
 from samserve.export.errors import ExportError
 from samserve.export.graph import GraphInterface, GraphTensor, read_interface
-from samserve.export.overlays import PLAIN, Overlays, acceleration, instance_group
+from samserve.export.overlays import (
+    DECODER_INSTANCES,
+    ENCODER_INSTANCES,
+    PLAIN,
+    Overlays,
+    acceleration,
+    decoder_threads,
+    encoder_threads,
+    instance_group,
+)
 from samserve.export.staging import staging
+from samserve.export.stamp import DIGEST_TENSOR, stamp, without_stamp
 from samserve.identity import pair_digest
 
 PREPROCESSING = "sam1-1"
@@ -81,13 +91,17 @@ _CLICK_DIMS = {"point_coords": (1, 2, 2), "point_labels": (1, 2)}
 
 @dataclass(frozen=True, slots=True)
 class StagedPair:
-    """A pair whose graphs are written, into a folder that nobody reads yet."""
+    """A pair whose graphs are written, into a folder that nobody reads yet.
+
+    ``digest`` is that of the weights; both graphs say it with every answer.
+    """
 
     name: str
     encoder: Path
     decoder: Path
     encoder_interface: GraphInterface
     decoder_interface: GraphInterface
+    digest: str
 
     @property
     def folders(self) -> list[str]:
@@ -143,14 +157,21 @@ def stage_pair(
 
     The models may be changed: their weights move to the disk.
     """
-    interfaces = read_interface(encoder), read_interface(decoder)
+    models = without_stamp(encoder), without_stamp(decoder)
+    interfaces = [read_interface(model) for model in models]
     _check_pair(*interfaces)
     paths = []
-    for role, model in (("encoder", encoder), ("decoder", decoder)):
+    for role, model in zip(("encoder", "decoder"), models, strict=True):
         version = folder / f"{name}_{role}" / MODEL_VERSION
         version.mkdir(parents=True)
         paths.append(onnx_file.save(model, version))
-    return StagedPair(name, paths[0], paths[1], *interfaces)
+    digest = pair_digest(*paths)
+    for path in paths:
+        stamp(path, digest)
+    stamped = [
+        replace(interface, outputs=(*interface.outputs, DIGEST_TENSOR)) for interface in interfaces
+    ]
+    return StagedPair(name, paths[0], paths[1], stamped[0], stamped[1], digest)
 
 
 def write_configs(pair: StagedPair, description: Description) -> str:
@@ -166,7 +187,8 @@ def write_configs(pair: StagedPair, description: Description) -> str:
             max_batch_size=ENCODER_MAX_BATCH,
             interface=pair.encoder_interface,
             scheduling=_ENCODER_INSTANCES
-            + instance_group(1, overlays)
+            + instance_group(ENCODER_INSTANCES, overlays)
+            + encoder_threads(overlays)
             + _ENCODER_BATCHING
             + acceleration(overlays)
             + _warm_up(pair.encoder_interface),
@@ -180,13 +202,14 @@ def write_configs(pair: StagedPair, description: Description) -> str:
             max_batch_size=DECODER_MAX_BATCH,
             interface=pair.decoder_interface,
             scheduling=_DECODER_INSTANCES
-            + instance_group(2, overlays)
+            + instance_group(DECODER_INSTANCES, overlays)
+            + decoder_threads(overlays)
             + _DECODER_BATCHING
             + _warm_up(pair.decoder_interface),
             parameters={**parameters, "samserve.role": "decoder"},
         ),
     )
-    return parameters["samserve.digest"]
+    return pair.digest
 
 
 def _write_config(graph: Path, config: ModelConfig) -> None:
@@ -201,7 +224,7 @@ def _parameters(pair: StagedPair, description: Description) -> dict[str, str]:
     return {
         "samserve.family": description.family,
         "samserve.model": pair.name,
-        "samserve.digest": pair_digest(pair.encoder, pair.decoder),
+        "samserve.digest": pair.digest,
         "samserve.preprocessing": PREPROCESSING,
         "samserve.image_size": str(image_size),
         "samserve.mask_size": str(mask_size),

@@ -12,6 +12,9 @@ from pathlib import Path
 
 PREFIX = ".samserve-staging-"
 LOCK = "lock"
+"""Held as long as the process lives; its content is the target."""
+
+_OLD = ".old"
 
 
 class Staging:
@@ -31,7 +34,7 @@ class Staging:
                 target = self._target / name
                 # A folder cannot be renamed over one that has files: the old one steps aside first.
                 if os.path.lexists(target):
-                    self._move(target, self.folder / f"{name}.old", done)
+                    self._move(target, self.folder / f"{name}{_OLD}", done)
                 self._move(self.folder / name, target, done)
         except BaseException:
             for source, target in reversed(done):
@@ -50,18 +53,42 @@ def staging(target: Path) -> Iterator[Staging]:
     """Open a staging folder for *target*, which is made; whatever happens, it is removed.
 
     It lies beside *target*, or inside if that is a disk of its own.  What a killed process left
-    there is removed too.
+    there is cleared up first.
     """
     target.mkdir(parents=True, exist_ok=True)
-    place = _place(target)
-    _sweep(place)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+    clear_up(target)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_place(target)))
     try:
         with (folder / LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.write(str(target.resolve()))
+            lock.flush()
             yield Staging(target, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_up(target: Path) -> None:
+    """Remove the staging folders of killed processes.
+
+    A folder that such a process had moved aside, and not replaced yet, is put back.
+    """
+    for lock in _place(target).glob(f"{PREFIX}*/{LOCK}"):
+        try:
+            with lock.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _put_back(lock.parent, file.read())
+        except OSError:
+            continue  # somebody is exporting, has just ended, or is another user
+        shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+def _put_back(folder: Path, target: str) -> None:
+    for old in folder.glob(f"*{_OLD}") if target else ():
+        missing = Path(target) / old.name.removesuffix(_OLD)
+        # What is there now is newer.
+        if not os.path.lexists(missing):
+            old.rename(missing)
 
 
 def _place(target: Path) -> Path:
@@ -69,13 +96,3 @@ def _place(target: Path) -> Path:
     beside = target.resolve().parent
     same_disk = beside.stat().st_dev == target.stat().st_dev
     return beside if same_disk and os.access(beside, os.W_OK) else target
-
-
-def _sweep(place: Path) -> None:
-    for lock in place.glob(f"{PREFIX}*/{LOCK}"):
-        try:
-            with lock.open() as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            continue  # somebody is exporting, has just ended, or is another user
-        shutil.rmtree(lock.parent, ignore_errors=True)

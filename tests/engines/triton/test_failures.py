@@ -10,6 +10,7 @@ from samserve.errors import (
     EngineUnavailable,
     Overloaded,
     SamserveError,
+    WeightsChanged,
 )
 from tritonclient.utils import InferenceServerException
 
@@ -32,6 +33,12 @@ ERRORS = [
     ("DEADLINE_EXCEEDED", "Deadline Exceeded", EngineUnavailable, False),
     ("CANCELLED", "Locally cancelled by application!", EngineUnavailable, False),
     ("INVALID_ARGUMENT", "unexpected shape for input 'x'", EngineFailure, True),
+    (
+        "INVALID_ARGUMENT",
+        "unexpected inference output 'samserve_digest' for model 'sam_tiny_encoder'",
+        WeightsChanged,
+        True,
+    ),
     ("INTERNAL", "onnx runtime error 6", EngineFailure, False),
     ("UNKNOWN", "", EngineFailure, False),
     ("", "", EngineFailure, False),
@@ -57,6 +64,7 @@ def test_errors_of_triton_become_ours(
         ("Handshake read failed (Socket closed)", "maybe the model server does not use TLS"),
         ("UNAVAILABLE: ipv4:127.0.0.1:1: Socket closed", "maybe it wants TLS or a client"),
         ("UNAVAILABLE: ipv4:127.0.0.1:1: Connection refused", "cannot be reached"),
+        ("address lookup failed for a:1: Domain name not found", "leads to no address"),
     ],
 )
 def test_what_is_wrong_with_a_new_connection_is_told(text: str, told: str) -> None:

@@ -40,19 +40,20 @@ def edit(model: Path, pattern: str, replacement: str) -> None:
 def _several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     folder = tmp_path_factory.mktemp("several")
     models = folder / "models"
-    write_models(models, "fake", "other", "unfit", "odd")
+    write_models(models, "fake", "other", "unfit", "odd", "aged")
     edit(models / "unfit_decoder", r'(digest" value \{ string_value: ")', r"\g<1>0")
     edit(models / "odd_encoder", r".*samserve\.image_size.*\n", "")
+    edit(models / "aged_decoder", r",\n.*samserve_digest.*", "")
     with TritonServer(models, log=folder / "log") as server:
         yield server
 
 
 @pytest.fixture
 def several(_several: TritonServer) -> TritonServer:
-    """Two pairs, and two that cannot be served.
+    """Two pairs, and three that cannot be served.
 
-    The decoder of ``unfit`` says that it is of other weights, and the encoder of ``odd`` does not
-    say how large images are.
+    The decoder of ``unfit`` says that it is of other weights, the encoder of ``odd`` does not say
+    how large images are, and the decoder of ``aged`` not which weights have made an answer.
     """
     return _several.revive()
 
@@ -89,6 +90,20 @@ async def test_a_pair_that_does_not_fit_is_left_out_and_said_so(several: TritonS
     assert names == ["fake", "other"]
     reasons = [entry["reason"] for entry in logs if entry["event"] == "model left out"]
     assert any("other weights" in reason for reason in reasons)
+    # Once each, and not at every look.
+    assert len(reasons) == len(set(reasons)) == 3
+
+
+async def test_an_export_that_does_not_say_its_weights_is_refused_with_the_command(
+    several: TritonServer,
+) -> None:
+    with pytest.raises(EngineUnavailable) as refused:
+        async with opened(several.grpc_address, default_model="aged", startup_s=0.0):
+            pass
+
+    assert "default model 'aged'" in str(refused.value)
+    assert "model 'aged' does not say" in str(refused.value)
+    assert "samserve models upgrade REPOSITORY" in str(refused.value)
 
 
 async def test_a_model_of_other_weights_after_a_restart_makes_old_ids_unknown(

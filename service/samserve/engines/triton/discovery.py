@@ -4,41 +4,68 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-import structlog
 from tritonclient.grpc import model_config_pb2
 
-from samserve.engines.repository import Pair, default_first, encoders, pair_of
+from samserve.engines.repository import (
+    MixedWeights,
+    Pair,
+    default_first,
+    encoders,
+    pair_of,
+    parameter,
+)
 from samserve.engines.triton.connection import TritonConnection
 from samserve.engines.triton.failures import NoAnswer, Unreachable
 from samserve.errors import EngineUnavailable, SamserveError
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The pairs by name, the default model first, and why others were left out."""
+
+    pairs: Mapping[str, Pair]
+    left_out: tuple[str, ...] = ()
+
+
 async def served_pairs(
-    connection: TritonConnection, ready: frozenset[str], default_model: str
-) -> Mapping[str, Pair]:
-    """Read the configurations of the *ready* models and pair them, the default model first.
+    connection: TritonConnection,
+    ready: frozenset[str],
+    default_model: str,
+    before: Mapping[str, Pair],
+) -> Served:
+    """Read the configurations of the *ready* models and pair them.
 
-    They are read every time: weights may be replaced under the same name.
+    They are read every time: weights may be replaced under the same name.  While only one of the
+    two models has the new ones, the pair stays what it was *before*: it is not gone, and its runs
+    say which weights have made them.
 
-    A pair that does not fit together is logged and left out, because other models on the same
-    Triton are not to blame for it.  Raises `EngineUnavailable` if nothing is left, or not the
-    default model.
+    A pair that does not fit together is left out, because other models on the same Triton are not
+    to blame for it.  Raises `EngineUnavailable` if nothing is left, or not the default model.
     """
     answers = await asyncio.gather(*(_config(connection, name) for name in sorted(ready)))
     configs = [config for config in answers if config is not None]
     by_name = {config.name: config for config in configs}
     pairs: dict[str, Pair] = {}
+    changing: dict[str, Pair] = {}
+    left_out: list[str] = []
     for encoder in encoders(configs):
+        name = parameter(encoder, "model")
         try:
-            pair = pair_of(encoder, by_name)
+            pairs[name] = pair_of(encoder, by_name)
         except EngineUnavailable as error:
-            structlog.get_logger("samserve.triton").warning("model left out", reason=str(error))
-            continue
-        pairs[pair.info.name] = pair
+            left_out.append(str(error))
+            if isinstance(error, MixedWeights) and name in before:
+                changing[name] = before[name]
+    why = "".join(f"; {reason}" for reason in left_out)
     if not pairs:
-        raise EngineUnavailable("the model server serves no model that samserve knows")
-    return {name: pairs[name] for name in default_first(pairs, default_model)}
+        raise EngineUnavailable(f"the model server serves no model that samserve knows{why}")
+    try:
+        names = default_first({**changing, **pairs}, default_model)
+    except EngineUnavailable as error:
+        raise EngineUnavailable(f"{error}{why}") from None
+    return Served({name: pairs.get(name) or changing[name] for name in names}, tuple(left_out))
 
 
 async def _config(connection: TritonConnection, model: str) -> model_config_pb2.ModelConfig | None:

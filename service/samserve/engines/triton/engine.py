@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -31,8 +31,16 @@ from samserve.engines.triton.tensors import (
     EncoderAnswer,
     decoder_inputs,
     encoder_inputs,
+    said_weights,
 )
-from samserve.errors import EngineUnavailable, MemoryExhausted, SamserveError
+from samserve.engines.weights import check_weights, weights_changed
+from samserve.errors import (
+    EngineFailure,
+    EngineUnavailable,
+    MemoryExhausted,
+    SamserveError,
+    WeightsChanged,
+)
 from samserve.gate import FairGate
 from samserve.memory.base import AnonymousMemory, Memory
 from samserve.memory.shared import SharedMemory, SharedSegment
@@ -119,8 +127,7 @@ class TritonEngine:
         self, model: str, image: EncoderInput, into: Slot, context: RequestContext
     ) -> None:
         """See `Engine.encode`."""
-        pair = self._pair(model, into.facts)
-        async with self._admitted("encoder", model, context):
+        async with self._admitted("encoder", model, into.facts, context) as pair:
             scratch = await self._take_scratch("encoder", image.pixels.nbytes)
             # Only a request with a segment of its own may write into the slot by itself: without
             # one, nobody could tell when it has ended.
@@ -128,7 +135,7 @@ class TritonEngine:
             try:
                 inputs = encoder_inputs(image, scratch)
                 call = InferCall(pair.encoder, inputs, answer.outputs(), context.request_id)
-                result = await self._infer(call, context)
+                result = await self._infer(call, into.facts, context)
             except BaseException as error:
                 if scratch is not None:
                     into.late_writers.extend(self._end(scratch, error))
@@ -141,9 +148,8 @@ class TritonEngine:
         self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
     ) -> DecoderOutput:
         """See `Engine.decode`."""
-        pair = self._pair(model, embedding.facts)
         count = len(prompts.point_labels)
-        async with self._admitted("decoder", model, context):
+        async with self._admitted("decoder", model, embedding.facts, context) as pair:
             scratch = await self._take_scratch("decoder", DecoderAnswer.nbytes(pair.info, count))
             answer = DecoderAnswer(pair.info, count, scratch)
             try:
@@ -155,7 +161,7 @@ class TritonEngine:
                     *(pair.decoder, inputs, answer.outputs(), context.request_id),
                     priority=int(context.priority),
                 )
-                result = await self._infer(call, context)
+                result = await self._infer(call, embedding.facts, context)
             except BaseException as error:
                 if scratch is not None:
                     self._end(scratch, error)
@@ -177,10 +183,12 @@ class TritonEngine:
             stack.push_async_callback(self._link.aclose)
 
     def _pair(self, model: str, facts: EmbeddingFacts) -> Pair:
-        """Find the pair that made, or shall make, an embedding; never one of other weights."""
+        """Find the pair that made, or is to make, an embedding; never one of other weights."""
         pair = self._link.pairs.get(model)
-        if pair is None or pair.info.digest != facts.model_digest:
+        if pair is None:
             raise EngineUnavailable(f"the model server does not serve this {model!r} any more")
+        if pair.info.digest != facts.model_digest:
+            raise weights_changed(model)
         return pair
 
     def _end(self, scratch: SharedSegment, error: BaseException) -> list[asyncio.Future[None]]:
@@ -192,12 +200,38 @@ class TritonEngine:
 
     @asynccontextmanager
     async def _admitted(
-        self, network: str, model: str, context: RequestContext
-    ) -> AsyncIterator[None]:
-        """Wait for a place among what Triton is given at once, and count how the run ends."""
-        async with self._gates[network][model].hold(context):
-            with self._metrics.engine.run(network, model):
-                yield
+        self, network: str, model: str, facts: EmbeddingFacts, context: RequestContext
+    ) -> AsyncIterator[Pair]:
+        """Wait for a place among what Triton is given at once, and count how the run ends.
+
+        Gives the pair as it is then: others may have been found during the wait.
+        """
+        try:
+            async with self._gates[network][model].hold(context):
+                pair = self._pair(model, facts)
+                with self._metrics.engine.run(network, model):
+                    yield pair
+        except WeightsChanged:
+            await self._look_again(model, facts, context)
+            raise
+        except EngineFailure as error:
+            # Other weights may have other tensors, which Triton refuses without running them.
+            await self._look_again(model, facts, context)
+            if self._serves(model, facts):
+                raise
+            raise weights_changed(model) from error
+
+    async def _look_again(self, model: str, facts: EmbeddingFacts, context: RequestContext) -> None:
+        """Have what is known of Triton's models be newer than a run that went wrong."""
+        if not self._serves(model, facts):
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._link.look_again(), context.remaining_s)
+
+    def _serves(self, model: str, facts: EmbeddingFacts) -> bool:
+        """Tell whether Triton was last seen to have the weights that these facts name."""
+        known = self._link.models.get(model)
+        return known is not None and known.digest == facts.model_digest
 
     async def _take_scratch(self, network: str, nbytes: int) -> SharedSegment | None:
         scratch = await self._scratch.take(nbytes)
@@ -205,22 +239,36 @@ class TritonEngine:
             self._metrics.triton.message_fallbacks.labels(network).inc()
         return scratch
 
-    async def _infer(self, call: InferCall, context: RequestContext) -> InferResult:
+    async def _infer(
+        self, call: InferCall, facts: EmbeddingFacts, context: RequestContext
+    ) -> InferResult:
+        """Run one inference.  Raises `WeightsChanged` unless the weights of *facts* have made it.
+
+        What is known of the models may be out of date by now, or may have been so before: only the
+        answer itself says what has computed it.
+        """
         try:
-            return await self._infer_once(call, context)
+            result = await self._infer_once(call, context)
         except RegionUnknown:
             # Triton has restarted, or has not heard of a new arena yet; it did nothing so far.
             await self._regions.restore()
-            return await self._infer_once(call, context)
+            result = await self._infer_once(call, context)
+        try:
+            check_weights(said_weights(result), facts)
+        except WeightsChanged as error:
+            self._metrics.triton.errors.labels(kind_of(error)).inc()
+            raise
+        return result
 
     async def _infer_once(self, call: InferCall, context: RequestContext) -> InferResult:
         context.check_deadline()
         try:
             return await self._send(call, context)
-        except NoAnswer:
+        except NoAnswer as error:
             if context.remaining_s < _CLOSE_TO_DEADLINE_S:
                 raise deadline_exceeded(context.clock.current) from None
-            raise
+            given = f"triton.answer_s gives it {self._settings.answer_s:g} s"
+            raise NoAnswer(f"{error}: {given}") from error
         except Unreachable:
             self._link.suspect()
             raise

@@ -16,7 +16,9 @@ from samserve.errors import (
     EngineUnavailable,
     Overloaded,
     SamserveError,
+    WeightsChanged,
 )
+from samserve.identity import DIGEST_OUTPUT
 
 
 class RegionUnknown(EngineUnavailable):
@@ -49,7 +51,7 @@ class Unreachable(EngineUnavailable):
     """There is no connection to Triton, or it broke while the request was under way."""
 
 
-ENDED = (RegionUnknown, QueueFull, QueueTimeout, Refused)
+ENDED = (RegionUnknown, QueueFull, QueueTimeout, Refused, WeightsChanged)
 """Errors after which the request has certainly ended; after any other it may still be run."""
 
 _KINDS: tuple[tuple[type[SamserveError], str], ...] = (
@@ -59,6 +61,7 @@ _KINDS: tuple[tuple[type[SamserveError], str], ...] = (
     (Refused, "refused"),
     (NoAnswer, "no_answer"),
     (Unreachable, "unreachable"),
+    (WeightsChanged, "other_weights"),
     (EngineUnavailable, "not_served"),
 )
 
@@ -105,7 +108,15 @@ _TABLE: tuple[_Row, ...] = (
         *("UNAVAILABLE", "failed to connect.*Socket closed", Unreachable),
         "the model server closes new connections; maybe it wants TLS or a client certificate",
     ),
+    (
+        *("UNAVAILABLE", "(?i)errors resolving|lookup failed|dns", Unreachable),
+        "the name in triton.url leads to no address",
+    ),
     ("UNAVAILABLE", "", Unreachable, "the model server cannot be reached"),
+    (
+        *("INVALID_ARGUMENT", f"inference output '{DIGEST_OUTPUT}'", WeightsChanged),
+        "the model server has loaded a model that does not say which weights make its answers",
+    ),
     ("DEADLINE_EXCEEDED", "", NoAnswer, "the model server did not answer in time"),
     ("CANCELLED", "", Unreachable, "the model server gave up the request"),
 )

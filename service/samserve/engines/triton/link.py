@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 import structlog
@@ -12,17 +12,21 @@ from samserve.engines.repository import Pair
 from samserve.engines.triton.connection import TritonConnection
 from samserve.engines.triton.credentials import CredentialFiles
 from samserve.engines.triton.discovery import served_pairs
+from samserve.engines.triton.failures import NoAnswer, Unreachable
 from samserve.engines.triton.regions import Regions
 from samserve.engines.triton.rotation import Rotation
 from samserve.errors import EngineUnavailable, SamserveError
 from samserve.settings import TritonSettings
+from samserve.startup_retry import StartupRetry
 from samserve.types import ModelInfo
 
-# Between two attempts to reach a Triton that is loading or restarting, and between two log lines.
+# Between two attempts to reach a Triton that is restarting, when a request has asked for one.
 _RETRY_S = 0.2
-_SAY_SO_EVERY_S = 10.0
+# Between two attempts with new connections, while there is no answer over those that there are.
+_REOPEN_EVERY_S = 5.0
 # Time between two looks for models that were not there before.
 _LIST_EVERY_S = 5.0
+_WAITING = "waiting for the model server"
 
 
 class TritonLink:
@@ -43,10 +47,14 @@ class TritonLink:
         self._log = structlog.get_logger("samserve.triton")
         self._ready_models: frozenset[str] = frozenset()
         self._list_again = 0.0
+        self._reopen_at: float | None = None
         self._said: tuple[bool, bool] | None = None
         # Set when what is known may be wrong.
         self._stale = True
         self._wake = asyncio.Event()
+        # Who waits for a look that begins after they have asked for it.
+        self._asked: list[asyncio.Future[None]] = []
+        self._left_out: tuple[str, ...] = ()
         self._watching: asyncio.Task[None] | None = None
         self.pairs: Mapping[str, Pair] = {}
         self.models: Mapping[str, ModelInfo] = {}
@@ -59,10 +67,10 @@ class TritonLink:
         is required, or if a file of credentials cannot be used.
         """
         await self._rotation.open()
-        give_up = asyncio.get_running_loop().time() + self._settings.startup_s
-        await self._until_done(self._look, give_up)
+        retry = StartupRetry(self._settings.startup_s, "triton.startup_s")
+        await retry.until_done(self._look, _WAITING)
         if self._settings.shared_memory != "off":
-            await self._until_done(self._offer_shared_memory, give_up)
+            await retry.until_done(self._offer_shared_memory, _WAITING)
             self._insist()
         self._watching = asyncio.create_task(self._watch())
         self._watching.add_done_callback(self._note_end)
@@ -73,27 +81,20 @@ class TritonLink:
         self._stale = True
         self._wake.set()
 
+    async def look_again(self) -> None:
+        """Look at Triton's models at once, and return when that has been done, or has failed."""
+        if self._watching is None or self._watching.done():
+            return
+        seen: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asked.append(seen)
+        self._wake.set()
+        await seen
+
     async def aclose(self) -> None:
         """Stop watching."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
-
-    async def _until_done(self, step: Callable[[], Awaitable[None]], give_up: float) -> None:
-        """Try again and again while Triton loads, or restarts."""
-        loop = asyncio.get_running_loop()
-        say_so = loop.time()
-        while True:
-            try:
-                return await step()
-            except SamserveError as error:
-                now = loop.time()
-                if now >= give_up:
-                    raise
-                if now >= say_so:
-                    self._log.info("waiting for the model server", reason=str(error))
-                    say_so = now + _SAY_SO_EVERY_S
-            await asyncio.sleep(_RETRY_S)
 
     async def _offer_shared_memory(self) -> None:
         try:
@@ -117,15 +118,42 @@ class TritonLink:
                 # Whoever woke us must not keep us busy while Triton is away.
                 await asyncio.sleep(_RETRY_S)
             self._wake.clear()
+            asked, self._asked = self._asked, []
             reason = ""
             try:
                 await self._look()
             except (SamserveError, OSError) as error:
                 self.healthy = False
                 reason = str(error)
+            finally:
+                _tell(asked)
             self._say(reason)
 
     async def _look(self) -> None:
+        """See what there is, over new connections if there is no answer over the old ones."""
+        try:
+            await self._look_once()
+        except (NoAnswer, Unreachable):
+            await self._reopen()
+            raise
+        self._reopen_at = None
+
+    async def _reopen(self) -> None:
+        """Look up the name in the url again, as long as no Triton shares memory with us.
+
+        One that does is on this machine, and may still write into our memory: a Triton at another
+        address, to which its requests are unknown, would not tell when they have ended.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._reopen_at is None:
+            self._reopen_at = now + _REOPEN_EVERY_S
+        if now < self._reopen_at or self._regions.shares:
+            return
+        self._reopen_at = now + _REOPEN_EVERY_S
+        with suppress(SamserveError):
+            await self._connection.reopen()
+
+    async def _look_once(self) -> None:
         """See what there is; `healthy` only if no request has met anything else meanwhile."""
         stale, self._stale = self._stale, False
         try:
@@ -147,11 +175,16 @@ class TritonLink:
         if stale or now >= self._list_again:
             self._ready_models = await self._connection.ready_models()
             self._list_again = now + _LIST_EVERY_S
-        pairs = await served_pairs(self._connection, self._ready_models, self._default_model)
-        models = {name: pair.info for name, pair in pairs.items()}
+        served = await served_pairs(
+            self._connection, self._ready_models, self._default_model, self.pairs
+        )
+        models = {name: pair.info for name, pair in served.pairs.items()}
         if models != self.models:
             self._log.info("models discovered", models=list(models))
-        self.pairs, self.models = pairs, models
+        for reason in served.left_out:
+            if reason not in self._left_out:
+                self._log.warning("model left out", reason=reason)
+        self.pairs, self.models, self._left_out = served.pairs, models, served.left_out
 
     def _say(self, reason: str) -> None:
         """Log what has changed."""
@@ -168,5 +201,13 @@ class TritonLink:
     def _note_end(self, watching: asyncio.Task[None]) -> None:
         # Nobody looks any more: nobody may believe what was seen last.
         self.healthy = False
+        _tell(self._asked)
         if not watching.cancelled() and watching.exception() is not None:
             self._log.error("the watch over the model server ended", exc_info=watching.exception())
+
+
+def _tell(asked: Iterable[asyncio.Future[None]]) -> None:
+    """Let everybody go on who has asked, and still waits."""
+    for seen in asked:
+        if not seen.done():
+            seen.set_result(None)

@@ -7,6 +7,7 @@ from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from tritonclient.utils import np_to_triton_dtype
 
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
+from samserve.identity import DIGEST_OUTPUT
 from samserve.memory.shared import Location, SharedMemory, SharedSegment
 from samserve.stores.base import Slot
 from samserve.types import Array, Embedding, ModelInfo
@@ -38,6 +39,12 @@ def decoder_inputs(
     ]
 
 
+def said_weights(result: InferResult) -> Array:
+    """Read which weights have made an answer; that always comes in the message."""
+    words: Array = result.as_numpy(DIGEST_OUTPUT)[0]
+    return words
+
+
 class EncoderAnswer:
     """Where the embedding goes: into the slot itself where *shared* holds it, or the message."""
 
@@ -52,8 +59,11 @@ class EncoderAnswer:
     def outputs(self) -> list[InferRequestedOutput]:
         """Say where Triton shall write."""
         return [
-            _output(name, tensor.nbytes, self._located.get(name))
-            for name, tensor in self._slot.tensors.items()
+            *(
+                _output(name, tensor.nbytes, self._located.get(name))
+                for name, tensor in self._slot.tensors.items()
+            ),
+            _output(DIGEST_OUTPUT, 0, None),
         ]
 
     def read(self, result: InferResult) -> None:
@@ -85,6 +95,7 @@ class DecoderAnswer:
         return [
             _output(_LOGITS, self._logits_bytes, places[0]),
             _output(_IOU, self._iou_bytes, places[1]),
+            _output(DIGEST_OUTPUT, 0, None),
         ]
 
     def read(self, result: InferResult) -> DecoderOutput:

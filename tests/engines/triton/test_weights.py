@@ -1,0 +1,183 @@
+"""Weights that change under one name while calls run: an answer is of the weights that it names."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from samserve.v1 import samserve_pb2 as pb
+
+from harness.triton.server import TritonServer
+from tests import pictures
+from tests.engines.triton import opening
+from tests.engines.triton.drill import NAME, Drill, Weights
+from tests.engines.triton.opening import is_healthy, looked_again
+from tests.engines.weights import write_version
+from tests.export.config_check import age
+from tests.rpc.errors import failure_of
+from tests.samples import total
+from tests.support.waiting import until
+from tests.triton import asking
+
+EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
+POLL = ("--model-control-mode=poll", "--repository-poll-secs=1")
+
+Change = Callable[[TritonServer, Weights, int], None]
+
+
+def load(server: TritonServer, *models: str) -> None:
+    """Have a running Triton load what is in its repository."""
+    with asking.client(server) as client:
+        for model in models:
+            client.load_model(model)
+
+
+def by_load(server: TritonServer, weights: Weights, version: int) -> None:
+    """Load them one after the other, as a client of Triton's model control does."""
+    weights.write(version)
+    load(server, f"{NAME}_encoder", f"{NAME}_decoder")
+
+
+def by_poll(_server: TritonServer, weights: Weights, version: int) -> None:
+    """Let Triton find them by itself."""
+    weights.write(version)
+
+
+def by_restart(server: TritonServer, weights: Weights, version: int) -> None:
+    """Restart Triton with them."""
+    server.kill()
+    weights.write(version)
+    server.start()
+
+
+async def run_drill(change: Change, args: tuple[str, ...], times: int, folder: Path) -> Drill:
+    """Replace the weights so many times under calls that never stop."""
+    weights = Weights(folder / "models")
+    weights.write(1)
+    with TritonServer(weights.repository, log=folder / "log", extra_args=args) as server:
+        gateway = opening.gateway(
+            server.grpc_address, shared_memory="required", capacity_bytes=1 << 30
+        )
+        async with gateway as service:
+            drill = Drill(service, weights)
+            async with drill.running():
+                for number in range(times):
+                    await drill.progress()
+                    # Twice the same: then what was stored under the first ones is found again.
+                    version = 2 - number % 2
+                    await asyncio.to_thread(partial(change, server, weights, version))
+                    digest = weights.infos[version].digest
+                    await until(lambda d=digest: service[0].engine.models[NAME].digest == d)  # type: ignore[misc]  # mypy cannot see the type of a default
+                await drill.progress()
+            await drill.inspect()
+            print(drill)
+    return drill
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "args", "times"),
+    [(by_load, EXPLICIT, 2), (by_poll, POLL, 1), (by_restart, (), 1)],
+    ids=["load", "poll", "restart"],
+)
+async def test_no_answer_is_of_other_weights_than_its_id(
+    change: Change, args: tuple[str, ...], times: int, tmp_path: Path
+) -> None:
+    drill = await run_drill(change, args, times, tmp_path)
+
+    assert drill.wrong == []
+    assert drill.stored > 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("change", "args"), [(by_load, EXPLICIT), (by_poll, POLL), (by_restart, ())],
+    ids=["load", "poll", "restart"],
+)  # fmt: skip
+async def test_no_answer_of_many_is_of_other_weights(
+    change: Change, args: tuple[str, ...], tmp_path: Path
+) -> None:
+    drill = await run_drill(change, args, 12, tmp_path)
+
+    assert drill.wrong == []
+    assert drill.stored > 0
+
+
+async def test_while_only_the_encoder_is_new_a_model_is_there_and_says_so(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    for name in ("fake", "other"):
+        write_version(models, name, 1)
+    with TritonServer(models, log=tmp_path / "log", extra_args=EXPLICIT) as server:
+        async with opening.gateway(server.grpc_address, shared_memory="required") as (
+            service,
+            stub,
+        ):
+            image, click = pictures.image(), [pictures.click()]
+            old = (await stub.Embed(pb.EmbedRequest(image=image, model="fake"))).embedding.id
+            write_version(models, "fake", 2)
+            await asyncio.to_thread(load, server, "fake_encoder")
+            await looked_again(service.engine)  # type: ignore[arg-type]  # it is a TritonEngine
+            listed = [m.name for m in (await stub.ListModels(pb.ListModelsRequest())).models]
+            fresh = pb.EmbedRequest(image=pictures.image(seed=1), model="fake")
+            refused = await failure_of(stub.Embed(fresh))
+            kept = await stub.Predict(pb.PredictRequest(embedding_id=old, prompts=click))
+            await stub.Embed(pb.EmbedRequest(image=image, model="other"))
+            healthy = is_healthy(service)
+            registry = service.metrics.registry
+            counted = total(registry, "samserve_triton_errors_total", kind="other_weights")
+            await asyncio.to_thread(load, server, "fake_decoder")
+            gone = await failure_of(
+                stub.Predict(pb.PredictRequest(embedding_id=old, prompts=click))
+            )
+            await until(lambda: "version 2" in service.engine.models["fake"].description)
+            assert not (await stub.Embed(fresh)).embedding.cached
+
+    assert listed == ["fake", "other"]
+    assert (refused.reason, refused.retry_after_s) == ("ENGINE_UNAVAILABLE", 1.0)
+    assert "weights of model 'fake'" in refused.text
+    assert kept.embedding.cached
+    assert healthy
+    assert counted == 1
+    assert gone.reason == "EMBEDDING_NOT_FOUND"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared_memory", ["required", "off"])
+async def test_weights_with_other_tensors_are_no_failure_of_the_model(
+    shared_memory: str, tmp_path: Path
+) -> None:
+    models, click = tmp_path / "models", [pictures.click()]
+    for name in ("fake", "other"):
+        write_version(models, name, 1)
+    with TritonServer(models, log=tmp_path / "log", extra_args=EXPLICIT) as server:
+        # Only what a call meets has the gateway look.
+        gateway = opening.gateway(
+            server.grpc_address, shared_memory=shared_memory, health_interval_s=600
+        )
+        async with gateway as (service, stub):
+
+            async def embed(seed: int) -> str:
+                request = pb.EmbedRequest(image=pictures.image(seed=seed), model="fake")
+                return (await stub.Embed(request)).embedding.id
+
+            async def failure(embedding_id: str) -> str:
+                request = pb.PredictRequest(embedding_id=embedding_id, prompts=click)
+                return (await failure_of(stub.Predict(request))).reason
+
+            old = await embed(0)
+            write_version(models, "fake", 2, precision="float")
+            await asyncio.to_thread(load, server, "fake_encoder", "fake_decoder")
+            new = await embed(1)
+            clicked_on_old = await failure(old)
+            await stub.Predict(pb.PredictRequest(embedding_id=new, prompts=click))
+
+            age(models, "fake")
+            await asyncio.to_thread(load, server, "fake_encoder", "fake_decoder")
+            clicked_on_new = await failure(new)
+            served = list(service.engine.models)
+
+    assert (clicked_on_old, clicked_on_new) == ("EMBEDDING_NOT_FOUND", "EMBEDDING_NOT_FOUND")
+    assert served == ["other"]

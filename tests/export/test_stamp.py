@@ -1,0 +1,238 @@
+"""Graphs that say with each answer which weights have made it, and how old ones come to do so."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from samserve.app import default_repository
+from samserve.engines.repository import ModelFiles, discover
+from samserve.errors import EngineUnavailable
+from samserve.export import onnx_file, stamp
+from samserve.export.errors import ExportError
+from samserve.export.repository import Description, write_pair
+from samserve.export.staging import PREFIX
+from samserve.export.upgrade import upgrade
+from samserve.identity import DIGEST_OUTPUT, digest_words, pair_digest, stamp_bytes
+
+from tests.cli.conftest import Command, samserve
+from tests.export import graphs
+from tests.export.config_check import age, read_config
+
+__all__ = ["samserve"]
+
+NAME = "sam_tiny"
+ROLES = ("encoder", "decoder")
+OUTPUTS = {"encoder": ["image_embedding"], "decoder": ["low_res_logits", "predicted_iou"]}
+
+
+def path_of(repository: Path, role: str, name: str = NAME) -> Path:
+    return repository / f"{name}_{role}" / "1" / "model.onnx"
+
+
+def feeds(role: str, batch: int) -> dict[str, np.ndarray]:
+    numbers = np.random.default_rng(1)
+    if role == "encoder":
+        return {
+            "image": numbers.integers(0, 256, (batch, 1024, 1024, 3), dtype=np.uint8),
+            "image_size": np.full((batch, 2), 1024, np.int32),
+        }
+    return {
+        "image_embedding": numbers.normal(size=(batch, 256, 64, 64)).astype(np.float16),
+        "point_coords": numbers.uniform(0, 1024, (batch, 2, 2, 2)).astype(np.float32),
+        "point_labels": np.ones((batch, 2, 2), np.float32),
+        "mask_input": np.zeros((batch, 0, 256, 256), np.float32),
+    }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A repository with the default model, as an earlier version has exported it."""
+    repository = tmp_path / "models"
+    shutil.copytree(default_repository(), repository)
+    age(repository, NAME)
+    return repository
+
+
+def only(repository: Path) -> ModelFiles:
+    (files,) = discover(repository)
+    return files
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_row_of_a_batch_says_the_digest_and_nothing_else_changes(
+    old: Path, tmp_path: Path, role: str
+) -> None:
+    before = ort.InferenceSession(path_of(old, role))
+    given = feeds(role, 2)
+    expected = before.run(OUTPUTS[role], given)
+    upgrade(old)
+    after = ort.InferenceSession(path_of(old, role))
+    *found, said = after.run([*OUTPUTS[role], DIGEST_OUTPUT], given)
+
+    assert all(np.array_equal(ours, right) for ours, right in zip(found, expected, strict=True))
+    assert [row.tobytes() for row in said] == [digest_words(only(old).info.digest)] * 2
+    onnx.checker.check_model(onnx.load(path_of(old, role)), full_check=True)
+
+
+def test_a_repository_is_refused_until_it_is_upgraded_and_keeps_its_digest(
+    old: Path, samserve: Command
+) -> None:
+    digest = pair_digest(*(path_of(old, role) for role in ROLES))
+    with pytest.raises(EngineUnavailable, match="samserve models upgrade") as refused:
+        discover(old)
+    command = str(refused.value).partition(": samserve ")[2].split()
+    ended = samserve(*command)
+    upgraded = contents(old)
+    again = samserve(*command)
+
+    assert f"'{NAME}'" in str(refused.value)
+    assert (ended.code, ended.out) == (0, f"{NAME}: upgraded, digest {digest}\n")
+    assert (again.code, again.out) == (0, f"{NAME}: nothing to do, digest {digest}\n")
+    assert contents(old) == upgraded
+    assert only(old).info.digest == digest == pair_digest(only(old).encoder, only(old).decoder)
+    # As if it had been exported today, and nothing is left beside it.
+    assert upgraded == contents(default_repository())
+    assert [path.name for path in old.parent.iterdir()] == ["models"]
+
+
+def test_a_configuration_written_by_hand_keeps_its_text(old: Path) -> None:
+    config = old / f"{NAME}_decoder" / "config.pbtxt"
+    text = (
+        config.read_text()
+        .replace("output [\n", "# By hand.\noutput: [\n")
+        .replace("\n]\n# No kind", " ]\n# No kind")
+    )
+    config.write_text(text)
+    upgrade(old)
+
+    assert config.read_text().startswith(text.rstrip())
+    names = [output.name for output in read_config(config.parent).output]
+    assert names == ["low_res_logits", "predicted_iou", DIGEST_OUTPUT]
+    assert only(old).info.name == NAME
+
+
+def test_weights_beside_the_graph_stay_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_file.save, "__kwdefaults__", {"largest": 1_000_000})
+    models = (onnx.load(path_of(default_repository(), role)) for role in ROLES)
+    write_pair(tmp_path / "models", NAME, *models, Description("split"))
+    digest = only(tmp_path / "models").info.digest
+    age(tmp_path / "models", NAME)
+    weights = only_data(tmp_path / "models")
+    (model,) = upgrade(tmp_path / "models")
+
+    assert (model.digest, model.before, model.changed) == (digest, digest, True)
+    assert only_data(tmp_path / "models") == weights
+    ort.InferenceSession(path_of(tmp_path / "models", "decoder"))
+
+
+def only_data(repository: Path) -> list[int]:
+    """The inodes of the weights: they were not copied."""
+    return sorted(path.stat().st_ino for path in repository.rglob("model.onnx.data"))
+
+
+def test_changed_files_get_a_digest_of_their_own(old: Path) -> None:
+    before = only_digest(old)
+    path = path_of(old, "decoder")
+    model = onnx.load(path)
+    model.doc_string = "other weights"
+    path.write_bytes(onnx_file.serialized(model))
+    (changed,) = upgrade(old)
+
+    assert (changed.before, changed.changed) == (before, True)
+    assert changed.digest != before
+    assert only(old).info.digest == changed.digest
+
+
+def only_digest(repository: Path) -> str:
+    config = read_config(repository / f"{NAME}_encoder")
+    return str(config.parameters["samserve.digest"].string_value)
+
+
+def test_a_graph_that_another_program_has_written_is_stamped_again(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    shutil.copytree(default_repository(), repository)
+    before = contents(repository)
+    for role in ROLES:
+        path = path_of(repository, role)
+        path.write_bytes(onnx_file.serialized(onnx.load(path)))
+        assert stamp_bytes(path) == 0
+    (model,) = upgrade(repository)
+
+    assert model.changed
+    assert contents(repository) == before
+
+
+def test_graphs_of_different_pairs_are_made_one(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        encoder = graphs.encoder()
+        encoder.doc_string = name
+        write_pair(tmp_path, name, encoder, graphs.decoder(), Description(name))
+    shutil.copy(path_of(tmp_path, "encoder", "two"), path_of(tmp_path, "encoder", "one"))
+    one, two = upgrade(tmp_path)
+
+    assert (one.changed, two.changed) == (True, False)
+    # The decoders are the same.
+    assert one.digest == two.digest != one.before
+
+
+def test_a_failure_leaves_the_repository_as_it_was(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(old)
+    config = old / f"{NAME}_decoder" / "config.pbtxt"
+    config.write_text(config.read_text().replace("samserve.digest", "samserve.other"))
+    changed = contents(old)
+    with pytest.raises(ExportError, match=r"sam_tiny_decoder: the parameter samserve\.digest"):
+        upgrade(old)
+
+    assert contents(old) == changed != before
+    assert [path.name for path in old.parent.iterdir()] == ["models"]
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder / f"{NAME}_decoder"), "sam_tiny_decoder is missing"),
+        (lambda folder: shutil.rmtree(folder / f"{NAME}_encoder"), "no model of samserve"),
+        (lambda folder: path_of(folder, "encoder").write_bytes(b"PK\x03\x04"), "cannot be read"),
+        (lambda folder: path_of(folder, "encoder").unlink(), "cannot be read: No such file"),
+        (lambda folder: path_of(folder, "encoder").write_bytes(b""), "a graph has no input"),
+        (
+            lambda folder: (folder / f"{NAME}_encoder" / "config.pbtxt").write_text("{"),
+            "is not a model configuration",
+        ),
+    ],
+    ids=["no decoder", "no encoder", "no graph", "no file", "empty file", "no configuration"],
+)
+def test_what_cannot_be_upgraded_is_said_in_one_line(
+    old: Path, harm: object, message: str, samserve: Command
+) -> None:
+    harm(old)  # type: ignore[operator]  # it is a function
+    ended = samserve("models", "upgrade", str(old))
+
+    assert ended.code == 1
+    assert message in ended.err.splitlines()[-1]
+    assert PREFIX not in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_an_output_of_that_name_cannot_be_had_twice(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx_file.serialized(graphs.encoder()))
+    stamp.stamp(path, "ab" * 32)
+
+    assert stamp.is_stamped(path, "ab" * 32)
+    assert not stamp.is_stamped(path, "cd" * 32)
+    with pytest.raises(ExportError, match="already"):
+        stamp.stamp(path, "ab" * 32)
