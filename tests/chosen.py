@@ -35,9 +35,16 @@ BEHAVIOUR = ("tests/rpc/", "tests/client/", "tests/automask/test_service.py")
 _ON_ONE = (
     "tests/rpc/test_admission.py",
     "tests/rpc/test_decoding.py",
+    "tests/rpc/test_error_table.py",
     "tests/rpc/test_parsing.py",
     "tests/rpc/test_prefetch.py",
     "tests/rpc/test_tally.py",
+    "tests/client/test_advice.py",
+    "tests/client/test_call_options.py",
+    "tests/client/test_dns.py",
+    "tests/client/test_forks.py",
+    "tests/client/test_mistakes.py",
+    "tests/client/test_other_clients.py",
     "tests/client/test_retries.py",
 )
 

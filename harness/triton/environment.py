@@ -14,6 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 BACKEND = Path(__file__).parent / "backend" / "model.py"
 HOME_VARIABLE = "SAMSERVE_TRITON_HOME"
+BACKEND_VARIABLE = "SAMSERVE_TRITON_BACKEND"
+"""Names a folder that `scripts/build-triton-backend` has made, to use NVIDIA's own backend."""
 
 
 class HarnessError(Exception):
@@ -53,7 +55,8 @@ class TritonHome:
     def copy_backends(self, folder: Path) -> None:
         """Fill ``folder`` as tritonserver wants its backends: ours, and the Python one under it.
 
-        It refuses links that lead out of the folder.
+        It refuses links that lead out of the folder.  Where BACKEND_VARIABLE names NVIDIA's
+        backend, that one takes the place of ours.
         """
         python = folder / "python"
         python.mkdir(parents=True)
@@ -62,6 +65,10 @@ class TritonHome:
             shutil.copy(bundled / name, python)
         stub = "triton_python_backend_stub"
         shutil.copy(self._triton / "python_backend_stubs" / self.python / stub, python)
+        own = own_backend()
+        if own is not None:
+            shutil.copytree(own, folder / "onnxruntime")
+            return
         ours = folder / "onnxruntime"
         ours.mkdir()
         shutil.copy(BACKEND, ours)
@@ -69,6 +76,12 @@ class TritonHome:
     @property
     def _triton(self) -> Path:
         return self.packages / "pytriton" / "tritonserver"
+
+
+def own_backend() -> Path | None:
+    """Return the folder of NVIDIA's own backend, if BACKEND_VARIABLE names one."""
+    named = os.environ.get(BACKEND_VARIABLE)
+    return Path(named) if named else None
 
 
 def find_home() -> TritonHome:

@@ -91,6 +91,7 @@ def test_show_of_a_model_that_is_not_served_names_those_that_are(samserve: Comma
         (("CHECKPOINT", "--gpus", "9999"), 2, "--gpus '9999': expected device numbers"),
         (("CHECKPOINT", "--name", "n" * 200), 1, "at most 128 of them"),
         (("CHECKPOINT", "--gpus", "1,1"), 2, "--gpus '1,1': expected device numbers"),
+        (("CHECKPOINT", "--cpu-cores", "-1"), 2, "Invalid value for '--cpu-cores'"),
         (("CHECKPOINT", "--name", "../up"), 1, "model name '../up'"),
         (("CHECKPOINT", "--min-iou", "2"), 1, "from 0 to 1, not 2"),
         (("CHECKPOINT", "--precision", "fp16", "--no-check"), 1, "fp16 is never written"),
@@ -130,7 +131,8 @@ def test_missing_packages_are_named_with_the_command_that_brings_them(
     assert ended.code == 1
     assert ended.err == (
         "samserve: error: this needs torch, which is not installed: "
-        "pip install 'samserve[export]'\n"
+        "pip install '.[export]' in a clone of samserve, "
+        "or pip install 'FILE.whl[export]' with the file of its wheel\n"
     )
 
 

@@ -131,7 +131,7 @@ async def test_region_of_an_input_is_in_use_until_the_run_has_ended(
         holding.hold.release()
         await until_unregistered(client, "in")
 
-        assert (await client.get_system_shared_memory_status()).regions == {}
+        assert "in" not in (await client.get_system_shared_memory_status()).regions
 
 
 @pytest.mark.parametrize("priority", [1, 2])

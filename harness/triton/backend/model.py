@@ -2,7 +2,7 @@
 
 tritonserver loads it, under that name, into one process for each instance of a model.  It does
 what the model repository needs of NVIDIA's backend and nothing that that one could not do: no
-optional inputs, no stopping of a run once it has begun.
+optional inputs, no stopping of a run once it has begun, no idle threads that sleep.
 
 For tests only it can hold runs, which makes a model slow without computing: see `_Hold`.
 """
@@ -116,13 +116,38 @@ def _check_numpy() -> None:
 
 
 def _session_options(config: dict[str, Any]) -> ort.SessionOptions:
-    """Plain options, so that results are those of a session with as many threads elsewhere."""
+    """Read the parameters that NVIDIA's backend reads, which has the same defaults.
+
+    Like there, idle threads wait actively, and nothing can turn that off but a single thread.
+    """
+    given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
     options = ort.SessionOptions()
-    threads = config.get("parameters", {}).get("intra_op_thread_count", {}).get("string_value")
-    options.intra_op_num_threads = int(threads or 0)
-    # Idle threads of one instance would take the cores that another one needs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads = int(given.get("intra_op_thread_count", 0))
+    options.inter_op_num_threads = int(given.get("inter_op_thread_count", 0))
+    options.execution_mode = _EXECUTION_MODES[given.get("execution_mode", "0")]
+    options.enable_cpu_mem_arena = _boolean(given.get("enable_mem_arena", "1"))
+    options.enable_mem_pattern = _boolean(given.get("enable_mem_pattern", "1"))
+    level = config.get("optimization", {}).get("graph", {}).get("level", 0)
+    options.graph_optimization_level = _LEVELS[int(level)]
     return options
+
+
+_EXECUTION_MODES = {
+    "0": ort.ExecutionMode.ORT_SEQUENTIAL,
+    "1": ort.ExecutionMode.ORT_PARALLEL,
+}
+_LEVELS = {
+    -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    0: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+
+
+def _boolean(text: str) -> bool:
+    return {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}[
+        text.lower()
+    ]
 
 
 def _array(request: Any, name: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from samserve.cli.export_options import (
+    CpuCores,
     ExportFlags,
     Gpus,
     MinIou,
@@ -39,6 +40,7 @@ def export(  # noqa: PLR0913, PLR0917  (options, by name)
     no_check: NoCheck = False,
     tensorrt: TensorRtPrecision = "",
     gpus: Gpus = "",
+    cpu_cores: CpuCores = 0,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
 ) -> None:
     """Turn a checkpoint of SAM or MobileSAM into a pair of models to serve.
@@ -46,7 +48,9 @@ def export(  # noqa: PLR0913, PLR0917  (options, by name)
     Masks of the exported models are compared with those of the checkpoint's own networks; an
     export that differs by more than --min-iou allows is refused, and nothing is written.
     """
-    flags = ExportFlags(repository, name, precision, pictures, min_iou, no_check, tensorrt, gpus)
+    flags = ExportFlags(
+        repository, name, precision, pictures, min_iou, no_check, tensorrt, gpus, cpu_cores
+    )
     options = options_of(flags, revision=revision)
     # A file that is there goes before a name on the hub.
     run_export(Path(checkpoint) if Path(checkpoint).exists() else checkpoint, options)

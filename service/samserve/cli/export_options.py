@@ -14,6 +14,7 @@ import typer
 
 from samserve.cli.errors import CommandError, UsageError
 from samserve.cli.terminal import busy, note, say
+from samserve.extras import how_to_install
 
 if TYPE_CHECKING:
     from samserve.export.pipeline import ExportOptions
@@ -62,6 +63,16 @@ Gpus = Annotated[
     str,
     typer.Option("--gpus", metavar="N,N", help="GPUs to serve from; without it, all there are."),
 ]
+CpuCores = Annotated[
+    int,
+    typer.Option(
+        "--cpu-cores",
+        metavar="N",
+        min=0,
+        help="Cores that Triton has where it has no GPU; without it, all for an encode and one "
+        "for a click.",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +87,7 @@ class ExportFlags:
     no_check: bool
     tensorrt: str
     gpus: str
+    cpu_cores: int
 
 
 def options_of(
@@ -98,7 +110,9 @@ def options_of(
             variant=variant,
             revision=revision,
             precision=Precision(flags.precision),
-            overlays=Overlays(_gpus(flags.gpus), TensorRt(flags.tensorrt or TensorRt.OFF)),
+            overlays=Overlays(
+                _gpus(flags.gpus), TensorRt(flags.tensorrt or TensorRt.OFF), flags.cpu_cores
+            ),
             check=not flags.no_check,
             pictures=tuple(flags.pictures or ()),
             min_iou=DEFAULT_MIN_IOU if flags.min_iou is None else flags.min_iou,
@@ -131,6 +145,12 @@ def card_lines(card: ModelCard) -> list[str]:
     lines = [f"{name.replace('_', ' ')}: {value}" for name, value in facts.items() if value]
     if figures is None:
         return [*lines, "parity: not compared"] if lines else []
+    if not figures["prompts"]:
+        return [
+            *lines,
+            "parity: no masks to compare, all are nearly empty or full; "
+            f"{figures['pictures']} images, embedding error {figures['embedding_error']:.1e}",
+        ]
     return [
         *lines,
         f"parity: mean IoU {figures['mean_iou']:.5f}, worst {figures['worst_iou']:.5f}, "
@@ -156,7 +176,7 @@ def export_installed() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise CommandError(
-            f"this needs {error.name}, which is not installed: pip install 'samserve[export]'"
+            f"this needs {error.name}, which is not installed: {how_to_install('export')}"
         ) from error
 
 

@@ -10,6 +10,7 @@ import typer
 
 from samserve.cli.errors import CommandError
 from samserve.cli.export_options import (
+    CpuCores,
     ExportFlags,
     Gpus,
     MinIou,
@@ -58,7 +59,7 @@ def pull(  # noqa: PLR0913, PLR0917  (options, by name)
     cache: Annotated[
         Path,
         typer.Option(
-            metavar="DIR", file_okay=False, envvar="SAMSERVE_CACHE", help="Keeps checkpoints."
+            metavar="DIR", file_okay=False, envvar="SAMSERVE_CHECKPOINTS", help="Keeps checkpoints."
         ),
     ] = CACHE,
     catalog: CatalogFile = None,
@@ -72,13 +73,15 @@ def pull(  # noqa: PLR0913, PLR0917  (options, by name)
     no_check: NoCheck = False,
     tensorrt: TensorRtPrecision = "",
     gpus: Gpus = "",
+    cpu_cores: CpuCores = 0,
 ) -> None:
     """Download a published checkpoint and turn it into a pair of models to serve.
 
     What was cut off is resumed when the command is given again.  The options are those of `export`.
     """
     flags = ExportFlags(
-        repository, rename or name, precision, pictures, min_iou, no_check, tensorrt, gpus
+        *(repository, rename or name, precision, pictures, min_iou, no_check, tensorrt, gpus),
+        cpu_cores,
     )
     entry = _entry(name, catalog)
     if keep and _is_there(repository, flags.name):

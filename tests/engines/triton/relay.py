@@ -10,33 +10,44 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Relay:
-    """Bytes seen so far; ``url`` is where to connect instead of the real address."""
+    """Bytes seen so far; ``url`` is where to connect instead of the real address.
+
+    While it is ``stuck`` nothing passes, but connections stay open, as to a machine that hangs.
+    """
 
     url: str = ""
     sent: int = 0
     received: int = 0
+    stuck: bool = False
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
 
     def reset(self) -> None:
         """Count from zero again."""
         self.sent = self.received = 0
 
+    @property
+    def port(self) -> int:
+        """The port to connect to."""
+        return int(self.url.rpartition(":")[2])
+
 
 @asynccontextmanager
-async def relay(target: str) -> AsyncIterator[Relay]:
-    """Relay connections to *target* while the block runs."""
+async def relay(target: str, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Relay]:
+    """Relay connections to *host* on to *target* while the block runs."""
     counts = Relay()
-    host, port = target.split(":")
+    far_host, _, far_port = target.rpartition(":")
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
         while data := await reader.read(1 << 20):
+            if counts.stuck:
+                continue
             setattr(counts, way, getattr(counts, way) + len(data))
             writer.write(data)
             await writer.drain()
         writer.close()
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        far_reader, far_writer = await asyncio.open_connection(far_host, int(far_port))
         counts.writers += [writer, far_writer]
         await asyncio.gather(
             pump(reader, far_writer, "sent"),
@@ -44,7 +55,7 @@ async def relay(target: str) -> AsyncIterator[Relay]:
             return_exceptions=True,
         )
 
-    server = await asyncio.start_server(connect, "127.0.0.1", 0)
+    server = await asyncio.start_server(connect, host, port)
     counts.url = "{}:{}".format(*server.sockets[0].getsockname()[:2])
     try:
         yield counts

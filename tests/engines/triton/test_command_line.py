@@ -47,7 +47,10 @@ def test_serve_says_in_a_line_that_triton_did_not_come_up(samserve: Command) -> 
     )  # fmt: skip
 
     assert ended.code == 1
-    assert ended.err.splitlines()[-1] == "samserve: error: the model server cannot be reached"
+    assert ended.err.splitlines()[-1] == (
+        "samserve: error: the model server cannot be reached; "
+        "given up after 0.5 s, triton.startup_s gives a slow start more time"
+    )
     assert "Traceback" not in ended.err
 
 

@@ -84,6 +84,9 @@ def _client(url: str, credentials: Credentials) -> InferenceServerClient:
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.min_reconnect_backoff_ms", 1000),
                 ("grpc.max_reconnect_backoff_ms", 1000),
+                # The default is 30 s between two looks at a name, so that a Triton whose name has
+                # got another address would be looked for at the old one for as long.
+                ("grpc.dns_min_time_between_resolutions_ms", 1000),
                 ("grpc.enable_http_proxy", 0),
                 # Pings no more often than Triton allows by default. What counts is that gRPC also
                 # gives up a connection on which data stays unacknowledged for the timeout: without

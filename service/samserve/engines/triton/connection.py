@@ -38,6 +38,7 @@ class TritonConnection:
     def __init__(self, url: str, channels: int, credentials: Credentials | None = PLAIN) -> None:
         self._url = url
         self._count = channels
+        self._credentials = credentials
         self._now: Channels | None = None
         self._retired: dict[asyncio.Task[None], Channels] = {}
         if credentials is not None:
@@ -45,7 +46,17 @@ class TritonConnection:
 
     def open(self, credentials: Credentials) -> None:
         """Make the first channels, whether or not Triton is there."""
+        self._credentials = credentials
         self._now = Channels(self._url, self._count, credentials)
+
+    async def reopen(self) -> None:
+        """Do as `renew` does, with the same credentials: the url's name is looked up again.
+
+        gRPC itself asks for a name only when a connection has ended, and after an answer without
+        addresses only after up to two minutes.
+        """
+        if self._credentials is not None:
+            await self.renew(self._credentials)
 
     async def renew(self, credentials: Credentials) -> None:
         """Use new channels for what comes; the old ones are closed when their last call has ended.
@@ -60,6 +71,7 @@ class TritonConnection:
         except BaseException:
             await new.close()
             raise
+        self._credentials = credentials
         old, self._now = self._now, new
         if old is not None:
             self._retire(old)

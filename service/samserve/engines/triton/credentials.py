@@ -17,6 +17,7 @@ from cryptography import x509
 
 from samserve import pem
 from samserve.errors import EngineUnavailable
+from samserve.file_permissions import warn_if_world_writable
 from samserve.settings import TritonSettings
 
 Signature: TypeAlias = tuple[tuple[int, ...] | None, ...]
@@ -82,7 +83,9 @@ class CredentialFiles:
             contents = {path: _content(path) for path in self.paths}
             # A key of today with the certificate of yesterday would be no pair.
             if self.signature() == before:
-                return before, self._parsed(contents)
+                parsed = self._parsed(contents)
+                warn_if_world_writable(self.paths)
+                return before, parsed
         raise EngineUnavailable(f"{self.paths[0]} and what belongs to it change all the time")
 
     def _parsed(self, contents: Mapping[Path, bytes]) -> Credentials:

@@ -46,6 +46,11 @@ class Regions:
         # A copy, because metrics are read in another thread.
         return sum(segment.nbytes for segment, _ in list(self._retired.values()))
 
+    @property
+    def shares(self) -> bool:
+        """Whether a Triton may have segments of ours mapped, and write into them."""
+        return bool(self._wanted or self._retired)
+
     async def probe(self) -> None:
         """Find out whether Triton accepts shared memory, by sharing a page with it."""
         segment = self._shared.create(1)
