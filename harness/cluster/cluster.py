@@ -16,9 +16,10 @@ from redis.crc import key_slot
 from harness.cluster import forming
 from harness.cluster.accounts import EVERYTHING, Accounts
 from harness.cluster.binaries import Flavour, server_binary
+from harness.cluster.bus import Bus
 from harness.cluster.errors import HarnessError, NotYetError, PortTakenError, wait_for
 from harness.cluster.node import Node
-from harness.cluster.ports import HIGHEST, Ports
+from harness.cluster.ports import BUS_OFFSET, HIGHEST, Ports
 from harness.cluster.resharding import SlotMove
 from harness.triton import processes
 
@@ -34,8 +35,9 @@ Announce = Callable[[int], int]
 class Cluster:
     """Masters with replicas on loopback; a context manager.  Every call blocks, none for ever.
 
-    Nothing is on disk, so a node that is killed comes back empty, and a master that comes back
-    before a replica has taken over takes the data of its replicas with it.
+    A node that is killed comes back with what it had, from its append-only file.  Without that
+    (``options={"appendonly": "no"}``, or after `Node.lose_data`), a master that comes back before a
+    replica has taken over is empty, and takes the data of its replicas with it.
     """
 
     def __init__(  # noqa: PLR0913 - by name
@@ -50,6 +52,7 @@ class Cluster:
         password: str | None = None,
         rules: str = EVERYTHING,
         announce: Announce | None = None,
+        bus: Bus | None = None,
         port: int = 0,
     ) -> None:
         """Describe it.
@@ -57,6 +60,7 @@ class Cluster:
         ``replicas`` are for each master, ``maxmemory`` is in bytes for each node, ``options`` are
         further directives for every node.  With a ``password``, clients must give it, and ``user``
         unless it is the default user's; ``rules`` is what that user may do, as in ACL SETUSER.
+        Over a ``bus`` nodes can be cut off from each other.
         ``port`` is that of the first node, the others follow; 0 chooses free ones.
         """
         if masters < 1 or replicas < 0:
@@ -68,6 +72,7 @@ class Cluster:
         self._maxmemory, self._options = maxmemory, dict(options or {})
         self._accounts = Accounts(user, password, rules)
         self._announce: Announce = announce or (lambda port: port)
+        self._bus_port = _own_bus_port if bus is None else bus.announce
         self._port, self._taken = port, Ports()
         self._folder: Path | None = None
         # Also those that did not become part of it.
@@ -257,12 +262,12 @@ class Cluster:
     def _launched(self, port: int) -> Node:
         if self._folder is None:
             raise HarnessError("the cluster is not started")
-        announced_port = self._announce(port)
-        given = forming.directives(self.flavour, port, announced_port, self._maxmemory)
+        announced_port, bus_port = self._announce(port), self._bus_port(port)
+        given = forming.directives(self.flavour, port, announced_port, bus_port, self._maxmemory)
         folder = Path(tempfile.mkdtemp(prefix=f"{port}-", dir=self._folder))
         options = {**{name: str(value) for name, value in given.items()}, **self._options}
         binary = server_binary(self.flavour)
-        node = Node(binary, folder, port, self._accounts, options, announced_port)
+        node = Node(binary, folder, port, self._accounts, options, announced_port, bus_port)
         self._started.append(node)
         node.launch()
         return node
@@ -279,3 +284,7 @@ class Cluster:
             else:
                 return node
         raise HarnessError(f"no port stayed free in {_PORT_ATTEMPTS} attempts")
+
+
+def _own_bus_port(port: int) -> int:
+    return port + BUS_OFFSET

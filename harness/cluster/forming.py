@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from harness.cluster.binaries import Flavour
 from harness.cluster.errors import NotYetError, wait_for
 from harness.cluster.node import HOST, Node
-from harness.cluster.ports import BUS_OFFSET
 from harness.cluster.view import SLOTS, View
 
 _HEARD_S = 60.0
@@ -17,16 +16,18 @@ _UNWELL = frozenset({"fail", "fail?", "handshake", "noaddr"})
 
 
 def directives(
-    flavour: Flavour, port: int, announced_port: int, maxmemory: int
+    flavour: Flavour, port: int, announced_port: int, bus_port: int, maxmemory: int
 ) -> dict[str, str | int]:
-    """Return a node's configuration; ``maxmemory`` in bytes."""
-    announced: dict[str, str | int] = {"cluster-announce-ip": HOST}
+    """Return a node's configuration, as `docs/cache.md` has it; ``maxmemory`` in bytes."""
+    announced: dict[str, str | int] = {
+        "cluster-announce-ip": HOST,
+        "cluster-announce-bus-port": bus_port,
+    }
     if announced_port != port and flavour == "valkey":
         # To clients only: replicas go to the server itself.
         announced["cluster-announce-client-port"] = announced_port
     elif announced_port != port:
         announced["cluster-announce-port"] = announced_port
-        announced["cluster-announce-bus-port"] = port + BUS_OFFSET
     return {
         "port": port,
         "bind": HOST,
@@ -37,12 +38,14 @@ def directives(
         "cluster-node-timeout": 1500,
         # Slots without an owner must not stop the others.
         "cluster-require-full-coverage": "no",
-        "cluster-allow-reads-when-down": "yes",
+        "cluster-allow-reads-when-down": "no",
         "repl-diskless-sync": "yes",
         # By default a new replica waits for others for five seconds, and has nothing until then.
         "repl-diskless-sync-delay": 0,
         "save": '""',
-        "appendonly": "no",
+        # A master whose process is restarted is the owner again before a replica has taken over.
+        "appendonly": "yes",
+        "appendfsync": "always",
         "maxmemory": maxmemory,
         "maxmemory-policy": "allkeys-lru",
         **announced,
@@ -67,7 +70,7 @@ def form(flavour: Flavour, masters: Sequence[Node], replicas: Mapping[Node, Node
 
 def meet(one: Node, other: Node) -> None:
     """Introduce a node to another."""
-    one.command("CLUSTER", "MEET", HOST, other.port)
+    one.command("CLUSTER", "MEET", HOST, other.port, other.bus_port)
 
 
 def replicate(replica: Node, master: Node) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Mapping
@@ -35,7 +36,7 @@ _TIED = ("setpriv", "--pdeathsig", "KILL")
 
 @dataclass(eq=False)
 class Node:
-    """A server that can be killed and started again, as who it was: its folder stays.
+    """A server that can be killed and started again, as who it was, with what it had on disk.
 
     It ends with this program, also if that is killed.
     """
@@ -50,6 +51,8 @@ class Node:
     """Directives of the configuration, by name."""
     announced_port: int
     """Where clients are told to find it."""
+    bus_port: int
+    """Where other nodes are told to find it."""
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _paused: bool = field(default=False, init=False, repr=False)
     _client: redis.Redis | None = field(default=None, init=False, repr=False)
@@ -167,6 +170,13 @@ class Node:
         """Let it go on (SIGCONT)."""
         os.kill(self.pid, signal.SIGCONT)
         self._paused = False
+
+    def lose_data(self) -> None:
+        """Remove what it has on disk, while it does not run; it is still who it was."""
+        if self.running:
+            raise HarnessError(f"{self.address} is running")
+        shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)
+        (self.folder / "appendonly.aof").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Kill it and close the connections to it."""

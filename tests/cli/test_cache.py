@@ -15,16 +15,18 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from samserve.cli import cache_nodes
+from samserve.settings import CacheSettings
 from samserve.stores.cluster.topology import SLOTS
 
 from harness.cluster.cluster import Cluster
 from harness.cluster.node import HOST
+from harness.cluster.ports import Ports
 from harness.cluster.tls import TlsFronts
 from tests import pictures
 from tests.cli.conftest import FAKE, RUN, Command, Ended, start
@@ -403,11 +405,52 @@ def test_stats_show_the_server_and_the_nodes(
     ]
     assert (masters["slots"], masters["keys"]) == (str(SLOTS), "5")
     assert masters["state"] == "6 of 6 nodes answer"
+    assert {row["on disk"] for row in members} == {"always"}
+    assert lines(ended.out)[-1] == stats["cluster"]["durable"] == "Embeds can be durable"
     assert stats["gateway"]["error"] is None
     assert stats["gateway"]["memory"]["entries"] == 5
     assert stats["gateway"]["shared"]["writes"] == {"stored": 5}
     assert stats["cluster"]["totals"]["slots_reachable"] == SLOTS
     assert printed[0] == "{"
+
+
+MASTER = cache_nodes.NodeReport("a:1", "master", SLOTS, 0, 0, 0, 0, "always", True, "")
+REPLICA = replace(MASTER, address="a:2", role="replica", slots=0)
+
+
+@pytest.mark.parametrize(
+    ("reports", "needs", "said"),
+    [
+        ([MASTER], "replica_and_disk", "are refused: no replica answers"),
+        ([MASTER, replace(REPLICA, reachable=False)], "replica", "are refused: no replica answers"),
+        (
+            [replace(MASTER, append_only="no"), REPLICA],
+            "replica_and_disk",
+            "(appendonly no) at a:1",
+        ),
+        ([replace(MASTER, append_only="no"), REPLICA], "replica", "Embeds can be durable: what"),
+        ([replace(MASTER, append_only=None), REPLICA], "replica_and_disk", "is not known: +info"),
+        ([MASTER, replace(REPLICA, append_only="no")], "replica_and_disk", "Embeds can be durable"),
+    ],
+    ids=["alone", "replica away", "no file", "no file needed", "unknown", "durable"],
+)
+def test_stats_tell_whether_embeddings_can_be_durable(
+    reports: list[cache_nodes.NodeReport], needs: Any, said: str
+) -> None:
+    assert said in cache_nodes.durable(reports, CacheSettings(durable_needs=needs))
+
+
+def test_doctor_asks_the_nodes(samserve: Command, cluster: Cluster) -> None:
+    free = ("--set", "server.port=0", "--set", "server.admin_port=0")
+    with Ports() as held:
+        (port,) = held.take(1)
+        away = samserve("doctor", *FAKE, *free, "--set", f"cache.nodes={HOST}:{port}")
+    ended = samserve("doctor", *FAKE, *free, *nodes(cluster))
+
+    assert ended.code == 0
+    assert "ok       shared cache: 6 nodes answer; Embeds can be durable" in ended.out
+    assert away.code == 1
+    assert "problem  shared cache: 1 of 1 nodes does not answer" in away.out
 
 
 @pytest.mark.slow
@@ -599,7 +642,7 @@ def test_failed_replicas_and_masters_without_slots_are_found() -> None:
     [
         (("warm", "FOLDER"), "warm needs --server HOST:PORT"),
         (("rm", "id"), "rm needs --server HOST:PORT"),
-        (("warm", "FOLDER", "--server", "host"), "--server 'host': expected HOST:PORT"),
+        (("warm", "FOLDER", "--server", "host"), "--server: 'host': expected HOST:PORT"),
         (("warm", "no", "--server", "h:1"), "'no' does not exist"),
         (("warm", "EMPTY", "--server", "h:1"), "there is no JPEG, PNG or WebP file (--recursive"),
         (("warm", "FOLDER", "--server", "h:1", "--concurrency", "0"), "--concurrency"),

@@ -78,7 +78,7 @@ async def store_over(
     client = ClusterClient(settings, open_access(settings), metrics.cache)
     shared = SharedCache(client, settings, metrics.cache)
     await shared.open()
-    copies = Copies(settings.check_s, now)
+    copies = Copies(settings.check_s, settings.unconfirmed_s, now)
     memory = MemoryStore(capacity, ttl_s, forgotten=copies.forget)
     served = models or {MODEL.name: MODEL}
     store = TieredStore(memory, copies, shared, lambda: served, ttl_s)

@@ -32,6 +32,7 @@ from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 from structlog.testing import capture_logs
 
+from harness.cluster.binaries import Flavour
 from harness.cluster.cluster import Cluster
 from harness.cluster.node import HOST, Node
 from harness.cluster.tls import TlsFronts
@@ -58,6 +59,8 @@ RULES = (
     "~samserve:* resetchannels &samserve:* +hget +hmget +hlen +hset +hdel +hexists +del +pttl "
     "+pexpire +eval +wait +publish +subscribe +ping +asking +cluster|slots +client|setname"
 )
+# What shows that an embedding is on disk, which only durable ones need.
+DISK: dict[Flavour, str] = {"valkey": "+waitaof", "redis": "+config|get"}
 
 pytestmark = pytest.mark.slow
 PASSWORD, NEW_PASSWORD, WRONG = (
@@ -292,6 +295,20 @@ async def live(gateway: Gateway, name: str, holder: Node) -> None:
     assert not asked(holder, "EXISTS", stored)
 
 
+def all_rules(cluster: Cluster) -> list[str]:
+    """What a user of servers of this kind must have for all that a gateway does."""
+    return [*RULES.split(), DISK[cluster.flavour]]
+
+
+def test_the_documentation_gives_these_rules() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cache.md").read_text()
+    _, _, section = text.partition("ACL SETUSER samserve reset on >PASSWORD ")
+    rules, _, rest = section.partition("```")
+
+    assert set(rules.split()) == {*RULES.split(), DISK["valkey"]}
+    assert f"`{DISK['redis']}` takes the place" in rest
+
+
 def denied(cluster: Cluster, user: str) -> set[str]:
     """What the user was refused."""
     entries = [
@@ -323,7 +340,7 @@ async def hears_deletions(cluster: Cluster, count: int) -> None:
 async def test_the_documented_rules_are_enough_for_all_that_a_gateway_does(
     guarded: Cluster, password_file: Path
 ) -> None:
-    grant(guarded, USER, "reset", "on", f">{PASSWORD}", *RULES.split())
+    grant(guarded, USER, "reset", "on", f">{PASSWORD}", *all_rules(guarded))
     settings: dict[str, Any] = {"username": USER, "password_file": password_file}
     (one, name), (other, moving) = names_by_node(guarded)
     move = guarded.slot_move(guarded.slot_of(f"samserve:default:{moving}"), one)
@@ -355,10 +372,11 @@ async def test_each_of_the_documented_rules_is_needed(
     (one, name), (_, moving) = names_by_node(guarded)
     move = guarded.slot_move(guarded.slot_of(f"samserve:default:{moving}"), one)
     move.begin()
-    needed = [rule for rule in RULES.split() if rule != "resetchannels"]
-    for rule in needed:
+    rules = all_rules(guarded)
+    for rule in (rule for rule in rules if rule != "resetchannels"):
         user = f"without-{rule}"
-        grant(guarded, user, "reset", "on", f">{PASSWORD}", *RULES.replace(rule, "").split())
+        others = (each for each in rules if each != rule)
+        grant(guarded, user, "reset", "on", f">{PASSWORD}", *others)
         settings: dict[str, Any] = {"username": user, "password_file": password_file}
         async with store_over(guarded.addresses[0], **settings) as gateway:
             for each in (name, moving):
@@ -856,12 +874,14 @@ def test_nobody_is_asked_for_the_passphrase_of_a_key(tmp_path: Path) -> None:
         ({"ca_file": "a"}, "cache.ca_file is for cache.tls=true only"),
         ({"cert_file": "a", "key_file": "b"}, "cache.cert_file is for cache.tls=true only"),
         ({"username": "a"}, "cache.username needs cache.password_file"),
-        ({"nodes": "somewhere"}, "cache.nodes: Value error, 'somewhere': expected HOST:PORT"),
-        ({"nodes": "a:1,b:66000"}, "cache.nodes: Value error, 'b:66000': expected HOST:PORT"),
-        ({"nodes": " , "}, "cache.nodes: Value error, names no node"),
-        ({"prefix": "sam serve"}, "cache.prefix: String should match"),
-        ({"prefix": "{samserve}"}, "cache.prefix: String should match"),
-        ({"prefix": ""}, "cache.prefix: String should match"),
+        ({"nodes": "somewhere"}, "cache.nodes: 'somewhere': expected HOST:PORT"),
+        ({"nodes": "a:1,b:66000"}, "cache.nodes: 'b:66000': the port must be a number from 1"),
+        ({"nodes": "redis://127.0.0.1:1"}, "cache.nodes: is a URL: write 127.0.0.1:1 instead"),
+        ({"nodes": "::1:7000"}, "an IPv6 address stands in brackets: [::1]:7000"),
+        ({"nodes": " , "}, "cache.nodes: names no node"),
+        ({"prefix": "sam serve"}, "cache.prefix: must match"),
+        ({"prefix": "{samserve}"}, "cache.prefix: must match"),
+        ({"prefix": ""}, "cache.prefix: must match"),
     ],
 )
 def test_settings_that_make_no_sense_are_told_in_one_line(

@@ -68,6 +68,25 @@ async def test_the_kill_of_a_master_loses_nothing_that_was_durable(
         assert fresh.tally.unexpected == []
 
 
+async def test_a_master_that_is_restarted_before_its_replica_takes_over_loses_nothing_durable(
+    doomed_cluster: Cluster,
+) -> None:
+    cluster = doomed_cluster
+    async with local_gateway(cluster, SETTINGS) as server:
+        clients = Clients([server])
+        await all_durable(clients)
+        for master in cluster.masters:
+            # As a supervisor does: the same node, at once.
+            await asyncio.to_thread(master.kill)
+            await asyncio.to_thread(master.start)
+            await asyncio.to_thread(cluster.wait_ready)
+            assert master in cluster.masters
+    async with local_gateway(cluster, SETTINGS) as other:
+        fresh = Clients([other], ids=dict(clients.ids))
+        assert [await fresh.click(number) for number in NUMBERS] == ["found"] * len(NUMBERS)
+    assert clients.tally.unexpected == fresh.tally.unexpected == []
+
+
 async def test_without_replicas_only_the_keys_of_the_dead_miss_and_pictures_heal(
     single_masters: Cluster,
 ) -> None:
@@ -112,6 +131,8 @@ async def test_the_death_of_the_whole_cluster_costs_a_share_and_it_fills_again(
         assert await reader.click(1) == "STORE_UNAVAILABLE"
         assert await reader.click(1) == "found"
 
+        for node in cluster.nodes:
+            node.lose_data()
         await asyncio.to_thread(cluster.start_again)
 
         async def shared_again() -> bool:

@@ -16,6 +16,7 @@ from samserve.engines.fake import MODEL, FakeEngine
 from samserve.v1 import samserve_pb2 as pb
 
 from harness.cluster.cluster import Cluster
+from harness.cluster.ports import Ports
 from tests import chosen, pictures
 from tests.cluster.gateways import (
     PATIENTLY,
@@ -272,6 +273,23 @@ async def test_without_a_shared_cache_nothing_is_durable_and_everything_is_local
         embedding = await clients.embed(1)
         assert embedding is not None
         assert (embedding.stored, embedding.cached) == (pb.STORED_LOCAL, True)
+
+
+async def test_who_sends_the_image_needs_no_answer_about_deletions_and_no_encode() -> None:
+    with Ports() as held:
+        (port,) = held.take(1)
+        cache = {"nodes": f"127.0.0.1:{port}", "check_s": 0, "unconfirmed_s": 0}
+        async with local_gateway(None, {"cache": cache}) as server:
+            clients = Clients([server])
+            assert await clients.embed(1) is not None
+            encodes = server.service.engine.counts["encode_begun"]
+            assert await clients.click(1) == "STORE_UNAVAILABLE"
+            request = pb.PredictRequest(image=picture(1), prompts=[pictures.click()])
+            answer = await server.stub.Predict(request, timeout=60)
+
+            assert answer.embedding.cached
+            assert server.service.engine.counts["encode_begun"] == encodes
+            assert clients.tally.unexpected == []
 
 
 async def test_values_of_another_model_are_misses_and_stay(cluster: Cluster) -> None:

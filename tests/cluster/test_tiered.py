@@ -15,13 +15,13 @@ from samserve.stores.cluster import node as node_module
 from samserve.stores.cluster import values
 from samserve.types import EmbeddingKey
 
-from harness.cluster.binaries import server_binary
 from harness.cluster.cluster import Cluster
 from harness.cluster.node import Node
 from harness.cluster.ports import Ports
 from tests.cluster.clusters import limited
 from tests.cluster.stores import FACTS, SLOT, Gateway, key, store_over, tensors
 from tests.support.clock import Clock
+from tests.support.valkey import single_server
 from tests.support.waiting import until
 
 A = key("a" * 64)
@@ -432,36 +432,12 @@ async def expiry(gateway: Gateway) -> float:
 
 
 async def test_one_server_without_cluster_mode_will_do() -> None:
-    with Ports() as held:
-        (port,) = held.take(1)
-        await one_server(port)
-
-
-async def one_server(port: int) -> None:
-    options = ("--port", str(port), "--bind", "127.0.0.1", "--save", "")
-    process = await asyncio.create_subprocess_exec(
-        server_binary("valkey"), *options, stdout=asyncio.subprocess.DEVNULL
-    )
-    try:
-        await until(lambda: answers(port))
+    async with single_server() as port:
         nodes = f"127.0.0.1:{port}"
         async with store_over(nodes) as one, store_over(nodes) as other:
             assert (await one.put(A, 6.0)).shared
             assert await other.get(A) == 6.0
             assert await one.store.delete(A)
-    finally:
-        process.kill()
-        await process.wait()
-
-
-async def answers(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    await writer.wait_closed()
-    return True
 
 
 async def test_in_a_cluster_that_is_away_memory_goes_on_alone() -> None:
@@ -482,6 +458,31 @@ async def works_alone(nodes: str) -> None:
             async with alone.store.lease(A):
                 pass
         assert alone.memory.stats().bytes == 0
+
+
+async def test_what_may_have_been_deleted_meanwhile_is_used_by_who_sends_the_image_only(
+    clock: Clock,
+) -> None:
+    with Ports() as held:
+        (port,) = held.take(1)
+        async with store_over(f"127.0.0.1:{port}", check_s=1, unconfirmed_s=10, now=clock) as alone:
+            await alone.put(A)
+            clock.now += 9
+            assert await alone.get(A) == 1.0
+            clock.now += 2
+            with pytest.raises(StoreUnavailable, match="whether the embedding was deleted"):
+                await alone.get(A)
+            with pytest.raises(StoreUnavailable):
+                async with alone.store.lease(A, renew=True):
+                    pass
+            async with alone.store.lease(A, image_sent=True) as embedding:
+                assert not embedding.shared
+            # As if it had been embedded again.
+            clock.now += 9
+            assert await alone.get(A) == 1.0
+            clock.now += 2
+            with pytest.raises(StoreUnavailable):
+                await alone.get(A)
 
 
 async def test_bytes_that_were_never_an_embedding_are_no_embedding(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from samserve.cli.command import Commands
 from samserve.cli.errors import UsageError
 from samserve.cli.options import Assignments, CaFile, ConfigFile, JsonFile, ModelName, TokenFile
 from samserve.cli.terminal import say
@@ -14,7 +15,7 @@ from samserve.cli.terminal import say
 if TYPE_CHECKING:
     from samserve.cli.session import Endpoint
 
-cache = typer.Typer()
+cache = Commands()
 
 RunningServer = Annotated[
     str, typer.Option("--server", metavar="HOST:PORT", help="The running server. Needed.")

@@ -9,6 +9,7 @@ from http.client import HTTPConnection, HTTPException
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from samserve import addresses
 from samserve.cli.errors import CommandError
 from samserve.settings import ServerSettings
 
@@ -53,14 +54,15 @@ class Gateway:
 
 def ask(server: ServerSettings) -> Gateway:
     """Read /metrics of the server that has these settings.  Raises `CommandError`."""
-    address = f"{server.admin_host}:{server.admin_port}"
+    host = addresses.from_here(server.admin_host)
+    address = addresses.join(host, server.admin_port)
     if server.admin_port == 0:
         raise CommandError(
             "server.admin_port is 0, any free one: name the one that the server has logged with "
             "--set server.admin_port=PORT"
         )
     try:
-        samples = _parse(_fetch(server.admin_host.strip("[]"), server.admin_port))
+        samples = _parse(_fetch(host, server.admin_port))
     except (OSError, HTTPException) as error:
         reason = str(error) or type(error).__name__
         raise CommandError(f"no server at http://{address}/metrics: {reason}") from error

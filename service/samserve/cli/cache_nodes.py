@@ -11,9 +11,10 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
-from samserve.addresses import parse_hosts
+from samserve.addresses import join, parse_hosts, split_last
 from samserve.metrics.cache import CacheMetrics
 from samserve.settings import CacheSettings
+from samserve.stores.cluster import durability
 from samserve.stores.cluster.access import Access
 from samserve.stores.cluster.node import Command, Node, NodeUnavailable, Reply
 from samserve.stores.cluster.topology import Address, parse_slots
@@ -24,6 +25,7 @@ _COMMANDS: tuple[Command, ...] = (
     ("CLUSTER", "NODES"),
     ("INFO",),
     ("DBSIZE",),
+    durability.CONFIGURATION,
 )
 _MOST_SAID = 160
 
@@ -32,7 +34,8 @@ _MOST_SAID = 160
 class NodeReport:
     """One node; numbers are None if it does not tell, ``maxmemory`` is 0 without a limit.
 
-    ``slots`` are what it owns in the eyes of the node that was asked for the map.
+    ``slots`` are what it owns in the eyes of the node that was asked for the map.  ``append_only``
+    is "no", or how its append-only file is brought to disk.
     """
 
     address: str
@@ -42,6 +45,7 @@ class NodeReport:
     used_memory: int | None
     maxmemory: int | None
     evicted_keys: int | None
+    append_only: str | None
     reachable: bool
     problem: str
 
@@ -54,6 +58,7 @@ class _Answer:
     nodes: Reply = None
     info: Mapping[str, str] = field(default_factory=dict)
     keys: int | None = None
+    append_only: str | None = None
     reachable: bool = False
     problem: str = ""
 
@@ -99,7 +104,7 @@ async def _ask_all(
 
 async def _ask(node: Node) -> _Answer:
     try:
-        slots, nodes, info, keys = await node.run(_COMMANDS)
+        slots, nodes, info, keys, configuration = await node.run(_COMMANDS)
     except NodeUnavailable as error:
         return _Answer(problem=_short(str(error).removeprefix(f"{node.address}: ")))
     # A node that is loading, or an account that may do little, refuses some of them.
@@ -109,6 +114,7 @@ async def _ask(node: Node) -> _Answer:
         nodes=nodes,
         info=_info(info),
         keys=keys if isinstance(keys, int) else None,
+        append_only=_append_only(_info(info), configuration),
         reachable=True,
         problem="" if refused is None else _short(str(refused)),
     )
@@ -123,6 +129,17 @@ def _info(reply: Reply) -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in reply.decode("utf-8", "replace").splitlines())
     return {name: value.strip() for name, colon, value in pairs if colon}
+
+
+def _append_only(info: Mapping[str, str], configuration: Reply) -> str | None:
+    """Read what is known of the append-only file; services often refuse CONFIG."""
+    found = durability.configured(configuration)
+    if info.get("aof_enabled") == "0" or found.get(b"appendonly") == b"no":
+        return "no"
+    how = found.get(b"appendfsync")
+    if isinstance(how, bytes):
+        return how.decode("ascii", "replace")
+    return "yes" if info.get("aof_enabled") == "1" else None
 
 
 def _first_map(answers: Mapping[Address, _Answer]) -> dict[Address, _Member]:
@@ -157,7 +174,7 @@ def _without_slots(text: str, known: Mapping[Address, _Member]) -> dict[Address,
     for line in text.splitlines():
         _, places, named, *_ = line.split(" ")
         endpoint, _, names = places.partition(",")
-        host, _, port = endpoint.partition("@")[0].rpartition(":")
+        host, port = split_last(endpoint.partition("@")[0])
         addresses = [(name, int(port)) for name in (host, names.partition(",")[0]) if name]
         flags = set(named.split(","))
         unreal = flags & {"noaddr", "handshake", "myself"}
@@ -184,13 +201,14 @@ def _report(address: Address, member: _Member, answer: _Answer) -> NodeReport:
         return int(text) if text.isdecimal() else None
 
     return NodeReport(
-        address=f"{address[0]}:{address[1]}",
+        address=join(*address),
         role=own or member.role,
         slots=member.slots,
         keys=answer.keys,
         used_memory=number("used_memory"),
         maxmemory=number("maxmemory"),
         evicted_keys=number("evicted_keys"),
+        append_only=answer.append_only,
         reachable=answer.reachable,
         problem=answer.problem,
     )
@@ -225,3 +243,19 @@ def totals(reports: Sequence[NodeReport]) -> Totals:
         maxmemory=0 if 0 in limits else sum(limit or 0 for limit in limits),
         evicted_keys=sum(report.evicted_keys or 0 for report in answering),
     )
+
+
+def durable(reports: Sequence[NodeReport], settings: CacheSettings) -> str:
+    """Tell in one line whether embeddings can be durable there."""
+    if not any(report.role == "replica" and report.reachable for report in reports):
+        return "durable Embeds are refused: no replica answers"
+    if settings.durable_needs == "replica":
+        return "Embeds can be durable: what replicas confirm counts (cache.durable_needs=replica)"
+    masters = [report for report in reports if report.role == "master" and report.reachable]
+    without = [report.address for report in masters if report.append_only == "no"]
+    if without:
+        names = ", ".join(without)
+        return f"durable Embeds are refused: no append-only file (appendonly no) at {names}"
+    if any(report.append_only is None for report in masters):
+        return "whether Embeds can be durable is not known: +info or +config|get is missing"
+    return "Embeds can be durable"

@@ -12,6 +12,7 @@ from samserve.cli.errors import CommandError, UsageError
 from samserve.cli.session import Endpoint
 from samserve.cli.terminal import say
 from samserve.client import SamserveClientError
+from samserve.client.requests import checked_id
 
 _STDIN = "-"
 _CONCURRENCY = 8
@@ -25,9 +26,10 @@ def named(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         ids.update(dict.fromkeys(_from_stdin() if argument == _STDIN else [argument]))
     for embedding_id in ids:
-        # Bytes that are no UTF-8 cannot even be sent.
-        if not (embedding_id and embedding_id.isprintable()):
-            raise UsageError(f"{embedding_id!r}: is no id of an embedding")
+        try:
+            checked_id(embedding_id)
+        except ValueError:
+            raise UsageError(f"{embedding_id[:200]!r}: is no id of an embedding") from None
     return list(ids)
 
 

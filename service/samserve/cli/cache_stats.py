@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from samserve import logs
+from samserve import addresses, logs
 from samserve.cli import cache_gateway, cache_nodes, session
 from samserve.cli.cache_gateway import Gateway
 from samserve.cli.cache_nodes import NodeReport, Totals
@@ -29,17 +29,12 @@ class _Stats:
     gateway: Gateway | None
     problem: str
     nodes: Sequence[NodeReport] | None
+    durable: str
 
     def problems(self) -> list[str]:
         """What is not as it should be, a line each."""
-        away = [node for node in self.nodes or () if not node.reachable]
         found = [self.problem] if self.problem else []
-        if away:
-            names = ", ".join(node.address for node in away)
-            verb = "does" if len(away) == 1 else "do"
-            whole = len(self.nodes or ())
-            found.append(f"{len(away)} of {whole} nodes {verb} not answer: {names}")
-        return found
+        return [*found, *_away(self.nodes or ())]
 
     def record(self) -> dict[str, Any]:
         """Write it for JSON."""
@@ -49,7 +44,8 @@ class _Stats:
         cluster = None
         if self.nodes is not None:
             nodes = [asdict(node) for node in self.nodes]
-            cluster = {"nodes": nodes, "totals": asdict(cache_nodes.totals(self.nodes))}
+            totals = asdict(cache_nodes.totals(self.nodes))
+            cluster = {"nodes": nodes, "totals": totals, "durable": self.durable}
         return {"gateway": gateway, "cluster": cluster}
 
 
@@ -66,6 +62,28 @@ def run(settings: Settings, as_json: str) -> None:
         raise CommandError(*problems)
 
 
+def check(settings: CacheSettings) -> str:
+    """Say in one line that all nodes answer, and whether embeddings can be durable.
+
+    Raises `CommandError` if some do not answer.
+    """
+    nodes = _survey(settings)
+    if nodes is None:
+        return "not configured (cache.nodes is empty)"
+    problems = _away(nodes)
+    if problems:
+        raise CommandError(*problems)
+    return f"{len(nodes)} nodes answer; {cache_nodes.durable(nodes, settings)}"
+
+
+def _away(nodes: Sequence[NodeReport]) -> list[str]:
+    away = [node.address for node in nodes if not node.reachable]
+    if not away:
+        return []
+    verb = "does" if len(away) == 1 else "do"
+    return [f"{len(away)} of {len(nodes)} nodes {verb} not answer: {', '.join(away)}"]
+
+
 def _survey(settings: CacheSettings) -> list[NodeReport] | None:
     if not settings.nodes:
         return None
@@ -80,11 +98,12 @@ def _survey(settings: CacheSettings) -> list[NodeReport] | None:
 
 def _asked(settings: Settings, nodes: list[NodeReport] | None) -> _Stats:
     server = settings.server
-    address = f"{server.admin_host}:{server.admin_port}"
+    address = addresses.join(server.admin_host, server.admin_port)
+    durable = cache_nodes.durable(nodes or (), settings.cache)
     try:
-        return _Stats(address, cache_gateway.ask(server), "", nodes)
+        return _Stats(address, cache_gateway.ask(server), "", nodes, durable)
     except CommandError as error:
-        return _Stats(address, None, str(error), nodes)
+        return _Stats(address, None, str(error), nodes, durable)
 
 
 def _print(stats: _Stats) -> None:
@@ -97,6 +116,8 @@ def _print(stats: _Stats) -> None:
         say(_NOT_SHARED)
         return
     _print_nodes(stats.nodes, cache_nodes.totals(stats.nodes))
+    say("")
+    say(stats.durable)
 
 
 def _print_gateway(address: str, gateway: Gateway) -> None:
@@ -130,7 +151,7 @@ def _print_gateway(address: str, gateway: Gateway) -> None:
 
 
 def _print_nodes(nodes: Sequence[NodeReport], totals: Totals) -> None:
-    header = ("node", "role", "slots", "keys", "used", "maxmemory", "evicted", "state")
+    header = ("node", "role", "slots", "keys", "used", "maxmemory", "evicted", "on disk", "state")
     masters = (
         "all masters",
         "",
@@ -139,6 +160,7 @@ def _print_nodes(nodes: Sequence[NodeReport], totals: Totals) -> None:
         _size(totals.used_memory),
         _size(totals.maxmemory) if totals.maxmemory else "no limit",
         str(totals.evicted_keys),
+        "",
         f"{totals.reachable} of {totals.nodes} nodes answer",
     )
     say("nodes of the shared cache:")
@@ -162,6 +184,7 @@ def _row(node: NodeReport) -> tuple[str, ...]:
         _size(node.used_memory),
         "no limit" if node.maxmemory == 0 else _size(node.maxmemory),
         _count(node.evicted_keys),
+        node.append_only or "-",
         f"{state}: {node.problem}" if node.problem else state,
     )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from samserve import addresses
 from samserve.cli.errors import CommandError
 from samserve.cli.options import Assignments, CaFile, ConfigFile, Server, TokenFile
 from samserve.cli.ports import check_free
@@ -100,6 +101,7 @@ def _local(config: Path | None, assignments: list[str] | None) -> Iterator[_Chec
     listeners = settings.server
     yield "model repository", partial(_repository, settings)
     yield "access", partial(_access, settings)
+    yield "shared cache", partial(_shared_cache, settings)
     yield "inference", partial(_inference, config, assignments)
     yield "API port", partial(_port, listeners.host, listeners.port)
     yield "admin port", partial(_port, listeners.admin_host, listeners.admin_port)
@@ -170,6 +172,12 @@ def _access(settings: Settings) -> str:
     return f"{way}, credentials {'needed' if security.authenticator.required else 'not needed'}"
 
 
+def _shared_cache(settings: Settings) -> str:
+    from samserve.cli import cache_stats
+
+    return cache_stats.check(settings.cache)
+
+
 def _inference(config: Path | None, assignments: list[str] | None) -> str:
     import numpy as np
 
@@ -190,7 +198,7 @@ def _inference(config: Path | None, assignments: list[str] | None) -> str:
 
 def _port(host: str, port: int) -> str:
     check_free(host, port)
-    return f"{host}:{port} is free"
+    return f"{addresses.join(host, port)} is free"
 
 
 def _names(models: Iterable[Model]) -> str:

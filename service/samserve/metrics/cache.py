@@ -15,7 +15,7 @@ from samserve.stores.base import StoreStats
 from samserve.types import Tier
 
 _RESULTS = ("hit", "miss", "deleted", "damaged", "format", "model", "unavailable")
-_FAILURES = ("unavailable", "full", "refused")
+_FAILURES = ("unavailable", "full", "refused", "damaged")
 
 
 class CacheMetrics:
@@ -33,7 +33,8 @@ class CacheMetrics:
         )
         self.failures = counter(
             "samserve_cache_failures",
-            "Commands to the shared cache without a result: unavailable, full or refused.",
+            "Commands to the shared cache without a result: unavailable, full, refused, or damaged "
+            "on the way and read again.",
             ["kind"],
         )
         self.bytes = counter(

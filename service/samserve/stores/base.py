@@ -110,13 +110,16 @@ class EmbeddingStore(Protocol):
         renew: bool = False,
         durable: bool = False,
         again: bool = False,
+        image_sent: bool = False,
     ) -> AbstractAsyncContextManager[Embedding]:
         """Hold an embedding: it is neither evicted nor overwritten while the block runs.
 
         With *renew*, its time to live starts again.  With *durable*, it is found only once it is
         where the death of one machine does not lose it; `StoreUnavailable` if it cannot be brought
         there.  With *again*, the caller has just been told of a miss, and this look counts neither
-        as a hit nor as another miss.  Raises `EmbeddingNotFound`.
+        as a hit nor as another miss.  With *image_sent*, the caller has the image and could have
+        it embedded again: an outage that hides deletions does not keep it from what is in memory.
+        Raises `EmbeddingNotFound`.
         """
         ...
 

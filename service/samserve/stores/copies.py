@@ -18,18 +18,23 @@ _REFILL_S = 5.0
 class _Copy:
     present: bool
     checked_at: float
+    confirmed_at: float
     refilled_at: float
 
 
 class Copies:
     """Remembers, for each embedding that memory lists, whether others were last seen to find it.
 
-    *now* is monotonic, in seconds; what was seen holds for *check_s*.
+    *now* is monotonic, in seconds; what was seen holds for *check_s*, and while nothing can be seen
+    for *unconfirmed_s*.
     """
 
-    def __init__(self, check_s: float, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, check_s: float, unconfirmed_s: float, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self.now = now
         self._check_s = check_s
+        self._unconfirmed_s = unconfirmed_s
         self._copies: dict[EmbeddingKey, _Copy] = {}
 
     def __len__(self) -> int:
@@ -39,9 +44,10 @@ class Copies:
         """Remember what was seen; *seen_at* is when the question was sent."""
         copy = self._copies.get(key)
         if copy is None:
-            self._copies[key] = _Copy(present, seen_at, seen_at - _REFILL_S)
+            self._copies[key] = _Copy(present, seen_at, seen_at, seen_at - _REFILL_S)
         elif seen_at >= copy.checked_at:
             copy.present, copy.checked_at = present, seen_at
+            copy.confirmed_at = max(copy.confirmed_at, seen_at)
 
     def fresh(self, key: EmbeddingKey) -> bool | None:
         """Tell whether others find it, None if that has to be asked."""
@@ -49,6 +55,17 @@ class Copies:
         if copy is None or self.now() - copy.checked_at > self._check_s:
             return None
         return copy.present
+
+    def vouch(self, key: EmbeddingKey) -> None:
+        """Note that it may be used now whatever others have done: a caller has sent its image."""
+        copy = self._copies.get(key)
+        if copy is not None:
+            copy.confirmed_at = self.now()
+
+    def unconfirmed(self, key: EmbeddingKey) -> bool:
+        """Tell whether it is too long ago that it was seen, so that it may have been deleted."""
+        copy = self._copies.get(key)
+        return copy is None or self.now() - copy.confirmed_at > self._unconfirmed_s
 
     def may_refill(self, key: EmbeddingKey) -> bool:
         """Tell whether it is time to write it again, which counts as having done so."""

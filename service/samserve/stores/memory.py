@@ -154,6 +154,7 @@ class MemoryStore:
         renew: bool = False,
         durable: bool = False,
         again: bool = False,
+        image_sent: bool = False,
     ) -> AsyncIterator[Embedding]:
         """See `EmbeddingStore.lease`.
 

@@ -46,7 +46,7 @@ async def open_store(
     metrics.cache.watch_nodes(client.health)
     cache = SharedCache(client, settings.cache, metrics.cache)
     await cache.open()
-    copies = Copies(settings.cache.check_s)
+    copies = Copies(settings.cache.check_s, settings.cache.unconfirmed_s)
     return TieredStore(
         memory(forgotten=copies.forget), copies, cache, lambda: engine.models, store.ttl_s
     )

@@ -140,15 +140,23 @@ class TieredStore:
         renew: bool = False,
         durable: bool = False,
         again: bool = False,
+        image_sent: bool = False,
     ) -> AsyncIterator[Embedding]:
         """See `EmbeddingStore.lease`.
 
         With *again*, only memory is looked into.  Raises `StoreUnavailable` if the embedding is
-        not in memory and the shared cache cannot tell.
+        not in memory and the shared cache cannot tell, and if it could not for so long that what
+        is in memory may have been deleted.
         """
         async with AsyncExitStack() as held:
             embedding = await self._hold(held, key, renew=renew, again=again)
-            presence = await self._look(key, embedding, renew=renew, durable=durable)
+            try:
+                presence = await self._look(key, embedding, renew=renew, durable=durable)
+            except StoreUnavailable:
+                if durable:
+                    raise
+                self._do_without(key, image_sent=image_sent)
+                presence = None
             if presence is Presence.DELETED:
                 raise not_found(key)
             yield replace(embedding, shared=presence is Presence.STORED)
@@ -241,20 +249,28 @@ class TieredStore:
 
     async def _look(
         self, key: EmbeddingKey, embedding: Embedding, *, renew: bool, durable: bool
-    ) -> Presence | None:
-        """Learn what others find; None if that cannot be known, which only *durable* minds."""
-        try:
-            if renew or durable:
-                return await self._renew(key, embedding, durable=durable)
-            fresh = self._copies.fresh(key)
-            if fresh is not None:
-                return Presence.STORED if fresh else Presence.ABSENT
-            async with self._checks.join(key, partial(self._check, key)) as (presence, _):
-                return presence
-        except StoreUnavailable:
-            if durable:
-                raise
-            return None
+    ) -> Presence:
+        """Learn what others find.  Raises `StoreUnavailable` if that cannot be known."""
+        if renew or durable:
+            return await self._renew(key, embedding, durable=durable)
+        fresh = self._copies.fresh(key)
+        if fresh is not None:
+            return Presence.STORED if fresh else Presence.ABSENT
+        async with self._checks.join(key, partial(self._check, key)) as (presence, _):
+            return presence
+
+    def _do_without(self, key: EmbeddingKey, *, image_sent: bool) -> None:
+        """Go on with what is in memory.  Raises `StoreUnavailable` if it may have been deleted.
+
+        Who has sent the image may have it embedded in any case, and so others use it again.
+        """
+        if image_sent:
+            self._copies.vouch(key)
+        elif self._copies.unconfirmed(key):
+            raise StoreUnavailable(
+                "the shared cache cannot be asked whether the embedding was deleted; send the "
+                "image, or try again"
+            )
 
     @asynccontextmanager
     async def _check(self, key: EmbeddingKey) -> AsyncIterator[Presence]:

@@ -15,6 +15,7 @@ the embedding was deleted in the meantime.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from samserve.errors import EmbeddingNotFound, StoreUnavailable
 from samserve.metrics.cache import CacheMetrics
 from samserve.settings import CacheSettings
 from samserve.stores.base import not_found
-from samserve.stores.cluster import values
+from samserve.stores.cluster import durability, values
 from samserve.stores.cluster.client import ClusterClient
 from samserve.stores.cluster.node import Command, Reply
 from samserve.stores.cluster.notices import Notices
@@ -42,19 +43,29 @@ _TOKEN_BYTES = 16
 # What a replica gets to confirm a deletion, which is done in any case.
 _CONFIRM_S = 0.1
 _SAY_EVERY_S = 10.0
+_REFUSES = "the shared cache refuses commands"
+_SAID = {
+    "full": _REFUSES,
+    "refused": _REFUSES,
+    "damaged": "a value arrived damaged and was read again",
+    "not durable": "the shared cache does not make embeddings durable",
+}
 _MAYBE = (bytes, type(None))
 
 # ARGV: token that the writer has seen, value, checksum, milliseconds to live.  HSET comes first: a
-# script that has begun to write is not stopped for want of memory.
+# script that has begun to write is not stopped for want of memory.  What is there is written to as
+# well, by its expiry: a replica can only confirm what this connection has written.
 _PUT = f"""
 local token = redis.call('HGET', KEYS[1], 'deleted')
 if token and token ~= ARGV[1] then return {{'deleted', token}} end
 local checksum = redis.call('HGET', KEYS[1], '{_CHECKSUM}')
-if checksum then return {{'exists', checksum}} end
-redis.call('HSET', KEYS[1], '{_VALUE}', ARGV[2], '{_CHECKSUM}', ARGV[3])
-redis.call('HDEL', KEYS[1], 'deleted')
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
-return {{'stored', ARGV[3]}}
+local outcome = checksum and 'exists' or 'stored'
+if not checksum then
+  redis.call('HSET', KEYS[1], '{_VALUE}', ARGV[2], '{_CHECKSUM}', ARGV[3])
+  redis.call('HDEL', KEYS[1], 'deleted')
+end
+redis.call('PEXPIRE', KEYS[1], math.max(redis.call('PTTL', KEYS[1]), tonumber(ARGV[4])))
+return {{outcome, checksum or ARGV[3]}}
 """
 # ARGV: milliseconds to live.
 _RENEW = f"""
@@ -71,13 +82,24 @@ redis.call('HSET', KEYS[1], 'deleted', ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return existed
 """
-# ARGV: checksum of the value that is damaged.
+# ARGV: SHA-1 of the bytes that are damaged.  Others were damaged on their way, and stay.
 _REMOVE = f"""
-if (redis.call('HGET', KEYS[1], '{_CHECKSUM}') or '') == ARGV[1] then
+local value = redis.call('HGET', KEYS[1], '{_VALUE}')
+if value and redis.sha1hex(value) == ARGV[1] then
   return redis.call('HDEL', KEYS[1], '{_VALUE}', '{_CHECKSUM}')
 end
 return 0
 """
+
+
+def _if_it_serves(name: bytes) -> Command:
+    """Give a command that changes nothing, and that only a node which sees the majority takes.
+
+    A master that is cut off from the others does not know what was deleted since.  It refuses to
+    write after ``cluster-node-timeout``; ``cluster-allow-reads-when-down`` has it answer reads for
+    as long as that lasts.  So each read that tells of deletions goes with a write.
+    """
+    return ("HDEL", name, "")
 
 
 class Presence(Enum):
@@ -158,54 +180,37 @@ class SharedCache:
     async def get(self, key: EmbeddingKey, usable: Callable[[Value], bool]) -> Found:
         """Read an embedding that *usable* accepts.  Raises `EmbeddingNotFound`.
 
-        A damaged value is removed, one of another format or model is left alone.
+        A value that arrives damaged is read again over a new connection, and removed if it is
+        damaged in the cluster.  One of another format or model is neither used nor removed.
         """
-        name = self.name(key)
+        data, ttl_s = await self._fetch(key)
         try:
-            replies = await self._run(
-                key,
-                ("HMGET", name, "deleted", _VALUE, _CHECKSUM),
-                ("PTTL", name),
-                ("HLEN", name),
-                nbytes=self._largest,
-            )
-        except StoreUnavailable:
-            self._metrics.read("unavailable")
-            raise
-        found, ttl_ms, fields = _read(replies, list, int, int)
-        deleted, data, checksum = _read(found, _MAYBE, _MAYBE, _MAYBE)
-        if deleted or data is None:
-            others = not deleted and fields > 0
-            raise self._missing(key, "deleted" if deleted else "format" if others else "miss")
-        self._metrics.bytes.labels("in").inc(len(data))
-        try:
-            value = values.parse(name, data)
+            value = values.parse(self.name(key), data)
         except Unusable as error:
             # Another format has another field, so this field holds one by damage only.
-            self._log.warning("a damaged value is removed", key=name.decode(), reason=str(error))
-            await self._run(key, ("EVAL", _REMOVE, 1, name, checksum or b""))
-            raise self._missing(key, "damaged") from None
+            data, ttl_s = await self._fetch(key, fresh=True)
+            value = await self._parse_again(key, data, str(error))
         self._largest = max(self._largest, len(data))
         if not usable(value):
             raise self._missing(key, "model")
         self._metrics.read("hit")
-        # -1 is a key that does not expire, -2 one that has done so meanwhile.
-        return Found(value, None if ttl_ms == -1 else max(0, ttl_ms) / 1000)
+        return Found(value, ttl_s)
 
     async def check(self, key: EmbeddingKey) -> Presence:
         """See what others find, without reading the value."""
-        command = ("HMGET", self.name(key), "deleted", _CHECKSUM)
-        (found,) = await self._run(key, command)
+        name = self.name(key)
+        command = ("HMGET", name, "deleted", _CHECKSUM)
+        found, _ = await self._run(key, command, _if_it_serves(name), needed=1)
         return _presence(*_read(found, _MAYBE, _MAYBE))
 
     async def renew(self, key: EmbeddingKey, ttl_s: float, *, durable: bool = False) -> Presence:
-        """Start the time to live of a value again; with *durable*, on a replica too.
+        """Start the time to live of a value again; with *durable*, on a replica and on disk too.
 
-        Raises `StoreUnavailable` if no replica confirms.
+        Raises `StoreUnavailable` if a value that is there is not confirmed, see `durability`.
         """
         command = ("EVAL", _RENEW, 1, self.name(key), round(ttl_s * 1000))
-        found = await self._write(key, command, durable=durable)
-        return _presence(*_read(found, _MAYBE, _MAYBE))
+        found, lack = await self._write(key, command, durable=durable)
+        return self._confirmed(_presence(*_read(found, _MAYBE, _MAYBE)), lack)
 
     async def put(
         self,
@@ -227,11 +232,11 @@ class SharedCache:
         )
         self._metrics.bytes.labels("out").inc(len(data))
         self._largest = max(self._largest, len(data))
-        reply = await self._write(key, command, nbytes=len(data), durable=durable)
+        reply, lack = await self._write(key, command, nbytes=len(data), durable=durable)
         outcome, found = _read(reply, bytes, bytes)
         self._metrics.writes.labels(outcome.decode()).inc()
         presence = Presence.DELETED if outcome == b"deleted" else Presence.STORED
-        return Outcome(presence, found == checksum)
+        return Outcome(self._confirmed(presence, lack), found == checksum)
 
     async def delete(self, key: EmbeddingKey, ttl_s: float) -> bool:
         """Delete for all gateways, and for what is being written; False if nothing was there."""
@@ -253,33 +258,84 @@ class SharedCache:
         if len(parts) == 3:
             self._deleted(EmbeddingKey(unquote(parts[1]), parts[2]))
 
+    async def _fetch(self, key: EmbeddingKey, *, fresh: bool = False) -> tuple[bytes, float | None]:
+        """Give the bytes of the value and the seconds that it has left, None without end."""
+        name = self.name(key)
+        try:
+            *replies, _ = await self._run(
+                key,
+                ("HMGET", name, "deleted", _VALUE),
+                ("PTTL", name),
+                ("HLEN", name),
+                _if_it_serves(name),
+                nbytes=self._largest,
+                needed=3,
+                fresh=fresh,
+            )
+        except StoreUnavailable:
+            self._metrics.read("unavailable")
+            raise
+        found, ttl_ms, fields = _read(replies, list, int, int)
+        deleted, data = _read(found, _MAYBE, _MAYBE)
+        if deleted or data is None:
+            others = not deleted and fields > 0
+            raise self._missing(key, "deleted" if deleted else "format" if others else "miss")
+        self._metrics.bytes.labels("in").inc(len(data))
+        # -1 is a key that does not expire, -2 one that has done so meanwhile.
+        return data, None if ttl_ms == -1 else max(0, ttl_ms) / 1000
+
+    async def _parse_again(self, key: EmbeddingKey, data: bytes, reason: str) -> Value:
+        """Parse what was read once more, for *reason*; what is damaged in the cluster is removed.
+
+        Raises `EmbeddingNotFound`.
+        """
+        name = self.name(key)
+        try:
+            value = values.parse(name, data)
+        except Unusable as error:
+            digest = hashlib.sha1(data, usedforsecurity=False).hexdigest()
+            (removed,) = await self._run(key, ("EVAL", _REMOVE, 1, name, digest))
+            what = "a damaged value was removed" if removed else "values arrive damaged"
+            self._log.warning(what, key=name.decode(), reason=str(error))
+            raise self._missing(key, "damaged") from None
+        self._metrics.failures.labels("damaged").inc()
+        self._say("damaged", reason)
+        return value
+
     async def _write(
         self, key: EmbeddingKey, command: Command, *, nbytes: int = 0, durable: bool = False
-    ) -> Reply:
+    ) -> tuple[Reply, str]:
+        """Give the reply, and what it lacks of being durable if that is wanted."""
         if not durable:
             (reply,) = await self._run(key, command, nbytes=nbytes)
-            return reply
-        wait_s = self._settings.durable_s
-        wait = ("WAIT", 1, round(wait_s * 1000))
-        replies = await self._run(key, command, wait, nbytes=nbytes, extra_s=wait_s)
-        reply, confirmed = _read(replies, object, int)
-        if not confirmed:
-            raise StoreUnavailable("no replica of the shared cache has confirmed the embedding")
-        return reply
+            return reply, ""
+        waits = durability.confirmations(self._settings)
+        extra_s = len(waits) * self._settings.durable_s
+        reply, *confirmed = await self._run(
+            key, command, *waits, nbytes=nbytes, extra_s=extra_s, needed=1
+        )
+        if not durability.is_unknown(confirmed):
+            return reply, durability.missing(confirmed)
+        (configuration,) = await self._run(key, durability.CONFIGURATION, needed=0)
+        return reply, durability.missing(confirmed[:1]) or durability.missing_in(configuration)
+
+    def _confirmed(self, presence: Presence, lack: str) -> Presence:
+        """Give *presence*.  Raises `StoreUnavailable` for a value that lacks something."""
+        if lack and presence is Presence.STORED:
+            self._say("not durable", lack)
+            raise StoreUnavailable(lack)
+        return presence
 
     async def _run(
         self,
         key: EmbeddingKey,
         *commands: Command,
-        nbytes: int = 0,
-        extra_s: float = 0.0,
         needed: int | None = None,
+        **how: Any,
     ) -> list[Reply]:
-        """Run *commands*, of which the first *needed* must not be refused."""
+        """Run *commands*, of which the first *needed* must not be refused; see `Node.run`."""
         try:
-            replies = await self._client.run(
-                self.name(key), commands, tenant=key.tenant, nbytes=nbytes, extra_s=extra_s
-            )
+            replies = await self._client.run(self.name(key), commands, tenant=key.tenant, **how)
         except StoreUnavailable:
             self._metrics.failures.labels("unavailable").inc()
             raise
@@ -296,11 +352,11 @@ class SharedCache:
         )
 
     def _say(self, kind: str, reason: str) -> None:
-        """Log a refusal now and then."""
+        """Log now and then what the shared cache does not do."""
         now = time.monotonic()
         if now - self._said_at.get(kind, -_SAY_EVERY_S) >= _SAY_EVERY_S:
             self._said_at[kind] = now
-            self._log.warning("the shared cache refuses commands", kind=kind, reason=reason)
+            self._log.warning(_SAID[kind], kind=kind, reason=reason)
 
     def _missing(self, key: EmbeddingKey, result: str) -> EmbeddingNotFound:
         self._metrics.read(result)

@@ -98,12 +98,14 @@ class ClusterClient:
         tenant: str = "",
         nbytes: int = 0,
         extra_s: float = 0.0,
+        fresh: bool = False,
     ) -> list[Reply]:
         """Send *commands*, all about *key*, over one connection to the key's owner.
 
         Gives their replies, among them errors of other kinds than those of a cluster.  Raises
         `StoreUnavailable` if the owner does not answer or is not known; see `Node.run`.
         """
+        how = {"tenant": tenant, "nbytes": nbytes, "extra_s": extra_s, "fresh": fresh}
         slot = key_slot(key)
         owner = self._slots.owners[slot]
         asking = False
@@ -111,7 +113,7 @@ class ClusterClient:
             if owner is None:
                 break
             sent = _with_asking(commands) if asking else commands
-            replies = await self._run_on(owner, sent, tenant=tenant, nbytes=nbytes, extra_s=extra_s)
+            replies = await self._run_on(owner, sent, **how)
             replies = replies[1::2] if asking else replies
             redirection = _first_redirection(replies)
             if redirection is None:

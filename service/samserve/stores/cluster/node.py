@@ -20,6 +20,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from samserve.addresses import join
 from samserve.gate import FairGate
 from samserve.metrics.cache import CacheMetrics
 from samserve.settings import CacheSettings
@@ -85,7 +86,7 @@ class Node:
     @property
     def address(self) -> str:
         """Host and port."""
-        return f"{self.host}:{self.port}"
+        return join(self.host, self.port)
 
     async def run(
         self,
@@ -94,11 +95,13 @@ class Node:
         tenant: str = "",
         nbytes: int = 0,
         extra_s: float = 0.0,
+        fresh: bool = False,
     ) -> list[Reply]:
         """Send *commands* over one connection and give their replies, errors among them.
 
         *nbytes* is what goes over the wire, about; *extra_s* is time that the node takes on
-        purpose, which half of the connections are kept from.  Waits for the turn of *tenant*, then
+        purpose, which half of the connections are kept from.  A *fresh* one is opened for them,
+        where an idle one would do.  Waits for the turn of *tenant*, then
         ``cache.timeout_s`` at most.  Raises `NodeUnavailable`, at once while the breaker is open.
         """
         self._check_breaker()
@@ -112,7 +115,7 @@ class Node:
             answered = self._answered
             try:
                 async with asyncio.timeout(self._settings.timeout_s + extra_s):
-                    return await self._exchange(commands)
+                    return await self._exchange(commands, fresh=fresh)
             except TimeoutError as error:
                 # A node that answers others is slow, or we are; either way it is there.
                 if self._answered != answered:
@@ -174,10 +177,10 @@ class Node:
         for _, connection in idle:
             await connection.disconnect(nowait=True)
 
-    async def _exchange(self, commands: Sequence[Command]) -> list[Reply]:
+    async def _exchange(self, commands: Sequence[Command], *, fresh: bool) -> list[Reply]:
         started = time.monotonic()
-        trying = self._entry.to_be_tried()
-        replies = None if trying else await self._on_idle_connection(commands)
+        fresh = fresh or self._entry.to_be_tried()
+        replies = None if fresh else await self._on_idle_connection(commands)
         if replies is None:
             async with self._fresh() as connection:
                 replies = await _exchange(connection, commands)
@@ -268,7 +271,13 @@ class Node:
             self._log.warning("node left alone", node=self.address, reason=reason)
 
     def _connection(self, access: Access) -> Connection:
-        options: dict[str, Any] = {
+        options = self._options(access)
+        if access.tls is None:
+            return Connection(**options)
+        return _TlsConnection(context=access.tls, **options)
+
+    def _options(self, access: Access) -> dict[str, Any]:
+        return {
             "host": self.host,
             "port": self.port,
             "username": access.username or None,
@@ -282,9 +291,6 @@ class Node:
             # Otherwise it tells its own name too, which users of few rights may not.
             "driver_info": None,
         }
-        if access.tls is None:
-            return Connection(**options)
-        return _TlsConnection(context=access.tls, **options)
 
 
 async def _exchange(connection: Connection, commands: Sequence[Command]) -> list[Reply]:

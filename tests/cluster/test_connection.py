@@ -1,0 +1,165 @@
+"""Each option that connections of redis-py are given, by what it does."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Connection
+from samserve.metrics import Metrics
+from samserve.settings import CacheSettings
+from samserve.stores.cluster.access import Access
+from samserve.stores.cluster.node import Node, NodeUnavailable
+
+from harness.cluster.node import HOST
+from tests.secrecy import secret
+from tests.support.clock import pass_on_the_loop
+from tests.support.valkey import single_server
+from tests.support.waiting import until
+
+# What shows it.  Certificates and whom they are trusted by: `test_access.py`; how many there are at
+# once: `test_client.py`.
+SHOWN = {
+    "host": "test_a_server_sees_who_we_are",
+    "port": "test_a_server_sees_who_we_are",
+    "username": "test_a_server_sees_who_we_are",
+    "password": "test_a_server_sees_who_we_are",
+    "protocol": "test_a_server_sees_who_we_are",
+    "client_name": "test_a_server_sees_who_we_are",
+    "driver_info": "test_a_server_sees_who_we_are",
+    "socket_connect_timeout": "test_a_connection_has_its_own_time_to_open",
+    "socket_timeout": "test_an_answer_has_the_time_of_the_whole_call",
+    "retry": "test_a_connection_that_breaks_is_not_tried_again",
+}
+
+
+def node_at(port: int, access: Access | None = None, **settings: Any) -> Node:
+    used = access or Access()
+    metrics = Metrics(CollectorRegistry()).cache
+    return Node(HOST, port, lambda: used, CacheSettings(**settings), metrics)
+
+
+@asynccontextmanager
+async def closed_after(node: Node) -> AsyncIterator[Node]:
+    try:
+        yield node
+    finally:
+        await node.aclose()
+
+
+def test_every_option_is_shown() -> None:
+    node = node_at(1)
+
+    assert node._options(Access()).keys() == SHOWN.keys()
+    assert set(SHOWN.values()) <= globals().keys()
+
+
+def test_an_option_that_redis_py_does_not_know_is_refused() -> None:
+    options = node_at(1)._options(Access())
+
+    for unknown in ("socket_conect_timeout", "max_connections", "ssl"):
+        with pytest.raises(TypeError, match=unknown):
+            Connection(**options, **{unknown: 1})
+
+
+async def test_a_server_sees_who_we_are() -> None:
+    password = secret(secrets.token_hex(16))
+    hashed = hashlib.sha256(password.encode()).hexdigest()
+    account = f"--user gateway on #{hashed} ~* &* +@all"
+    async with single_server(*account.split()) as port:
+        access = Access("gateway", password)
+        async with closed_after(node_at(port, access, timeout_s=20, connect_s=20)) as node:
+            who, info = await node.run([("ACL", "WHOAMI"), ("CLIENT", "INFO")])
+
+    seen = dict(pair.split("=", 1) for pair in info.decode().split())
+    assert who == b"gateway"
+    assert seen["laddr"] == f"{HOST}:{port}"
+    shown = {name: seen[name] for name in ("name", "resp", "lib-name", "lib-ver")}
+    assert shown == {"name": "samserve", "resp": "2", "lib-name": "", "lib-ver": ""}
+
+
+async def running(asked: asyncio.Task[Any]) -> bool:
+    """Let what can go on do so, and tell whether it waits."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+    return not asked.done()
+
+
+async def test_a_connection_has_its_own_time_to_open() -> None:
+    with socket.socket() as full:
+        full.bind((HOST, 0))
+        full.listen(0)
+        # With these it takes no more, and the kernel lets others wait.
+        before = [socket.socket() for _ in range(4)]
+        for each in before:
+            each.setblocking(False)
+            with suppress(BlockingIOError):
+                each.connect(full.getsockname())
+        async with closed_after(
+            node_at(full.getsockname()[1], timeout_s=1000, connect_s=100)
+        ) as node:
+            asked = asyncio.create_task(node.run([("PING",)]))
+            assert await running(asked)
+            await pass_on_the_loop(50)
+            assert await running(asked)
+            await pass_on_the_loop(60)
+            await until(asked.done)
+            with pytest.raises(NodeUnavailable, match="Timeout connecting"):
+                await asked
+        for each in before:
+            each.close()
+
+
+async def test_an_answer_has_the_time_of_the_whole_call() -> None:
+    heard, answer, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # What opens the connection is answered at once, PING later.
+        while b"PING" not in (data := await reader.read(1 << 16)):
+            writer.write(b"+OK\r\n" * data.count(b"CLIENT"))
+        heard.set()
+        await answer.wait()
+        writer.write(b"+PONG\r\n")
+        await writer.drain()
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        closed.set()
+
+    async with await asyncio.start_server(talk, HOST, 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with closed_after(node_at(port, timeout_s=1000, connect_s=100)) as node:
+            asked = asyncio.create_task(node.run([("PING",)]))
+            await until(heard.is_set)
+            await pass_on_the_loop(900)
+            assert await running(asked)
+            answer.set()
+            assert await asked == [b"PONG"]
+        await until(closed.is_set)
+
+
+async def test_a_connection_that_breaks_is_not_tried_again() -> None:
+    opened: list[int] = []
+    closed = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(len(opened))
+        await reader.read(1 << 16)
+        writer.close()
+        await writer.wait_closed()
+        closed.set()
+
+    async with await asyncio.start_server(talk, HOST, 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with closed_after(node_at(port, timeout_s=20, connect_s=20)) as node:
+            with pytest.raises(NodeUnavailable):
+                await node.run([("PING",)])
+        await until(closed.is_set)
+    assert len(opened) == 1

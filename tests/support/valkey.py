@@ -1,0 +1,39 @@
+"""One server of Valkey without cluster mode, which is up at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from harness.cluster.binaries import server_binary
+from harness.cluster.node import HOST
+from harness.cluster.ports import Ports
+from tests.support.waiting import until
+
+
+@asynccontextmanager
+async def single_server(*options: str) -> AsyncIterator[int]:
+    """Run a server and give its port on loopback; *options* are as on its command line."""
+    with Ports() as held:
+        (port,) = held.take(1)
+        words = ("--port", str(port), "--bind", HOST, "--save", "", *options)
+        process = await asyncio.create_subprocess_exec(
+            server_binary("valkey"), *words, stdout=asyncio.subprocess.DEVNULL
+        )
+        try:
+            await until(lambda: _listens(port))
+            yield port
+        finally:
+            process.kill()
+            await process.wait()
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(HOST, port)
+    except OSError:
+        return False
+    writer.close()
+    await writer.wait_closed()
+    return True
