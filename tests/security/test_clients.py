@@ -282,5 +282,5 @@ def test_serve_says_which_file_is_wrong_in_one_line(
     assert main(["serve", *free, "--set", f"auth.policy_file={wrong}"]) == 1
 
     err = capsys.readouterr().err
-    assert err.startswith("samserve: error: policy file: quotas.a.embed: Input should be a valid")
+    assert err.startswith("samserve: error: policy file: quotas.a.embed: must be a whole number")
     assert len(err.splitlines()) == 1

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 from samserve.app import running
-from samserve.rpc import receiving
+from samserve.rpc import slow_clients
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
@@ -156,7 +156,8 @@ async def test_requests_that_trickle_in_are_given_up(log: Path) -> None:
 async def trickling(address: str) -> AsyncIterator[asyncio.StreamReader]:
     """A call whose request of half a megabyte arrives a byte at a time."""
     reader, writer = await connect(address)
-    writer.write(http2.hello() + http2.call_headers(PREDICT, address))
+    await http2.greet(reader, writer)
+    writer.write(http2.call_headers(PREDICT, address))
     message = b"\0" + (MIB // 2).to_bytes(4, "big")
     writer.write(http2.frame(http2.DATA, 0, 1, message))
 
@@ -209,7 +210,8 @@ async def test_large_requests_to_small_methods_are_not_waited_for(log: Path) -> 
 async def half_sent(address: str, path: str, nbytes: int) -> AsyncIterator[asyncio.StreamReader]:
     """A call with half of a message, as fast as the server takes it, and never the rest."""
     reader, writer = await connect(address)
-    writer.write(http2.hello() + http2.call_headers(path, address))
+    await http2.greet(reader, writer)
+    writer.write(http2.call_headers(path, address))
     writer.write(http2.frame(http2.DATA, 0, 1, b"\0" + nbytes.to_bytes(4, "big")))
     # What the first windows of HTTP/2 take.
     for _ in range(3):
@@ -221,7 +223,7 @@ async def half_sent(address: str, path: str, nbytes: int) -> AsyncIterator[async
 
 
 async def test_places_for_slow_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receiving, "PROMPT_S", 0.05)
+    monkeypatch.setattr(slow_clients, "PROMPT_S", 0.05)
     # Nothing gives a place back while the test runs.
     settings = settings_with(
         server={"receive_s": 600}, deadlines={"predict_s": 600}, admission={"slow_requests": 3}
@@ -231,7 +233,7 @@ async def test_places_for_slow_requests_are_bounded(monkeypatch: pytest.MonkeyPa
         endings = [asyncio.create_task(http2.status_of_stream(reader)) for reader in loris]
         await until(lambda: sum(ending.done() for ending in endings) >= 7)
         # Requests that come at once need no place.
-        monkeypatch.setattr(receiving, "PROMPT_S", BOUND_S)
+        monkeypatch.setattr(slow_clients, "PROMPT_S", BOUND_S)
         await answers(service.address)
         ended = [ending.result() for ending in endings if ending.done()]
         for ending in endings:
@@ -243,7 +245,7 @@ async def test_places_for_slow_requests_are_bounded(monkeypatch: pytest.MonkeyPa
 async def test_a_slow_request_is_given_up_when_its_time_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(receiving, "PROMPT_S", 0.01)
+    monkeypatch.setattr(slow_clients, "PROMPT_S", 0.01)
     settings = settings_with(server={"receive_s": 0.1}, admission={"slow_requests": 1})
     async with running(settings) as service:
         for _ in range(2):  # the first gives its place back

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from samserve import logs
 from samserve.app import Running, running
 from samserve.principal import Permission
-from samserve.rpc import bystanders, receiving
+from samserve.rpc import bystanders, slow_clients
 from samserve.rpc.bystanders import MOST_CALLS, Bystanders
 from samserve.settings import LogSettings
 from samserve.v1 import samserve_pb2 as pb
@@ -50,7 +50,7 @@ def in_flight(service: Running, method: str) -> float:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No request is given up because it has not come at once."""
-    monkeypatch.setattr(receiving, "PROMPT_S", 600.0)
+    monkeypatch.setattr(slow_clients, "PROMPT_S", 600.0)
 
 
 @pytest.mark.parametrize("why", REFUSALS)
@@ -268,10 +268,10 @@ async def test_a_client_that_only_listens_does_not_hold_up_the_end(who: str) -> 
 async def test_reflection_that_pauses_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
     read, reads = Bystanders._read, itertools.count()
 
-    async def read_patiently(self: Bystanders, rpc: Any) -> Any:
+    async def read_patiently(self: Bystanders, parse: Any, rpc: Any) -> Any:
         """Give up the third request at once, and neither of those that come."""
         monkeypatch.setattr(bystanders, "PROMPT_S", 0.01 if next(reads) == 2 else 600.0)
-        return await read(self, rpc)
+        return await read(self, parse, rpc)
 
     monkeypatch.setattr(Bystanders, "_read", read_patiently)
     monkeypatch.setattr(bystanders, "_PATIENCE_S", 600.0)
@@ -284,7 +284,7 @@ async def test_reflection_that_pauses_ends_well(monkeypatch: pytest.MonkeyPatch)
         for _ in range(2):
             await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
             answer = await call.read()
-            assert len(answer.list_services_response.service) == 3
+            assert len(answer.list_services_response.service) == 4
         assert await call.read() is grpc.aio.EOF
         assert await call.code() is grpc.StatusCode.OK
 

@@ -19,7 +19,7 @@ def serve(
     assignments: Assignments = None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; running calls are finished first."""
-    from samserve import app, logs
+    from samserve import app, logs, standard_error
     from samserve.cli import session
     from samserve.cli.configuration import load_settings
     from samserve.cli.ports import check_free
@@ -27,8 +27,10 @@ def serve(
     given = {"host": host, "port": port, "admin_port": admin_port}
     flags = {name: value for name, value in given.items() if value is not None}
     settings = load_settings(config, assignments, {"server": flags})
+    if settings.log.format == "json":
+        standard_error.as_json()
+    logs.configure(settings.log)
     listeners = settings.server
     check_free(listeners.host, listeners.port)
     check_free(listeners.admin_host, listeners.admin_port)
-    logs.configure(settings.log)
     session.run(app.serve(settings))

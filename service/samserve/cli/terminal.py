@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +22,40 @@ if TYPE_CHECKING:
 STDOUT = "-"
 
 
+# A server, a model or the name of a file could tell the terminal to do something.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# What Python makes of bytes that are no UTF-8, in the names of files.
+_BYTES = re.compile(r"[\udc80-\udcff]")
+
+
+def write_anything() -> None:
+    """Have the standard streams write every text: what their encoding has no place for is escaped.
+
+    Names of files may hold bytes that are no UTF-8, and streams may take ASCII only.  Streams that
+    were closed lead nowhere: what is opened next must not take their place.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the process ends
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def say(text: str) -> None:
     """Write a result."""
-    typer.echo(text)
+    typer.echo(printable(text))
 
 
 def note(text: str) -> None:
     """Write a remark."""
-    typer.echo(text, err=True)
+    typer.echo(printable(text), err=True)
+
+
+def printable(text: str) -> str:
+    """Escape control characters, but for tabs and ends of lines, and bytes that are no UTF-8."""
+    visible = _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _BYTES.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", visible)
 
 
 def print_table(rows: list[tuple[str, ...]]) -> None:
@@ -98,11 +128,21 @@ class _Tenths:
             note(f"{self._text}: {arrived >> 20} of {(whole or 0) >> 20} MiB")
 
 
+def json_line(value: object) -> bytes:
+    """Write a value as one line of JSON in UTF-8.
+
+    Bytes of a file's name that are no UTF-8 become escapes, ``\\udcXX``, of which Python makes the
+    same name again.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return f"{text}\n".encode("utf-8", "backslashreplace")
+
+
 def write_json(destination: str, value: object) -> None:
     """Write a value as JSON to a file, or to standard output for ``-``."""
-    text = json.dumps(value, ensure_ascii=False)
+    data = json_line(value)
     if destination == STDOUT:
-        say(text)
+        typer.echo(data, nl=False)
         return
-    Path(destination).write_text(f"{text}\n", encoding="utf-8")
+    Path(destination).write_bytes(data)
     note(f"wrote {destination}")

@@ -12,7 +12,9 @@ from samserve.rpc.methods import TYPES
 from samserve.settings import AdmissionSettings
 
 SLOW_REQUESTS = "slow requests"
-"""What is counted like a method: requests that were not there at once."""
+SLOW_ANSWERS = "slow answers"
+"""What is counted like methods: requests that were not there, answers not taken, at once."""
+_SLOW = (SLOW_REQUESTS, SLOW_ANSWERS)
 
 
 class Admission:
@@ -27,6 +29,7 @@ class Admission:
             "Predict": settings.predict,
             "AutoMask": settings.automask,
             SLOW_REQUESTS: settings.slow_requests,
+            SLOW_ANSWERS: settings.slow_answers,
         }
         self._places = {
             method: Places(count, _many(method), _resource(method), shared=shared)
@@ -65,11 +68,11 @@ class Admission:
 
 
 def _many(method: str) -> str:
-    return method if method == SLOW_REQUESTS else f"{method} calls"
+    return method if method in _SLOW else f"{method} calls"
 
 
 def _resource(method: str) -> str:
-    return "slow_requests" if method == SLOW_REQUESTS else "calls"
+    return method.replace(" ", "_") if method in _SLOW else "calls"
 
 
 def _refused(message: str, limit: int) -> Overloaded:

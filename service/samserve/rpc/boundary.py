@@ -16,18 +16,22 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import ExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
 from samserve.context import RequestContext, deadline_exceeded
+from samserve.errors import SamserveError
 from samserve.principal import NOBODY
 from samserve.rpc.entrance import Entrance, Rpc
 from samserve.rpc.ledger import Entry, Ledger
+from samserve.rpc.metadata import Metadata, size_of, too_large
 from samserve.rpc.methods import Method
 from samserve.rpc.parsing import most_fields, parse
 from samserve.rpc.receiving import Receiver
+from samserve.rpc.sending import Sender
 from samserve.rpc.status import status_of
 from samserve.settings import DeadlineSettings, LimitSettings, ServerSettings
 
@@ -41,6 +45,18 @@ _ABORT_S = 5.0
 
 Unary = Callable[[Any, RequestContext], Coroutine[Any, Any, Message]]
 Streaming = Callable[[Any, RequestContext], AsyncGenerator[Message]]
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call under way, and what it holds that others may need: closed once its work is done."""
+
+    rpc: Rpc
+    metadata: Metadata
+    context: RequestContext
+    # Why it may not come in, if that is known before anybody looks who calls.
+    refusal: SamserveError | None = None
+    place: ExitStack = field(default_factory=ExitStack)
 
 
 class Boundary:
@@ -57,7 +73,8 @@ class Boundary:
         self._entrance = entrance
         self._receiver = Receiver(entrance.admission, server.receive_s)
         self._ledger = ledger
-        self._send_s = server.send_s
+        self._sender = Sender(entrance.admission, server.send_s)
+        self._most_metadata = server.metadata_bytes
         self._most_fields = most_fields(limits)
         self._other_s = deadlines.other_s
         self._default_s = {
@@ -70,23 +87,29 @@ class Boundary:
         """Make *body*, which gets the request and the context, the handler of an RPC."""
 
         async def handle(_: AsyncIterator[bytes], rpc: Rpc) -> None:
-            async with self._call(method, rpc) as context:
-                request = await self._receive(method, rpc, context)
-                with self._entrance.admission.holding(context.facts.received_bytes):
-                    await self._answer(body(request, context), rpc, context)
+            async with self._call(method, rpc) as call:
+                # Not kept in a name: nothing needs the request while its answer is sent.
+                answer = body(await self._receive(method, call), call.context)
+                await self._answer(answer, call)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
     @asynccontextmanager
-    async def _call(self, method: Method, rpc: Rpc) -> AsyncIterator[RequestContext]:
+    async def _call(self, method: Method, rpc: Rpc) -> AsyncIterator[_Call]:
         """Run one call; whatever the block raises ends the call with the right status."""
-        entry = self._ledger.open(method, rpc.invocation_metadata())
-        context = self._context(entry, rpc)
+        # Asked for once: gRPC builds a new copy each time.
+        metadata: Metadata = tuple(rpc.invocation_metadata() or ())
+        refusal = None
+        if (nbytes := size_of(metadata)) > self._most_metadata:
+            metadata, refusal = (), too_large(nbytes, self._most_metadata)
+        entry = self._ledger.open(method, metadata)
+        context = self._context(entry, rpc, metadata)
+        call = _Call(rpc, metadata, context, refusal)
         rpc.set_trailing_metadata(((REQUEST_ID, context.request_id),))
         try:
             with entry.clock.running():
-                async with self._ended_well(entry, context, rpc), self._let_in(entry, context, rpc):
-                    yield context
+                async with self._ended_well(entry, context, rpc), self._let_in(entry, call):
+                    yield call
         finally:
             self._ledger.close(entry, context)
 
@@ -105,25 +128,30 @@ class Boundary:
                 await self._abort(error, entry, context, rpc)
 
     @asynccontextmanager
-    async def _let_in(self, entry: Entry, context: RequestContext, rpc: Rpc) -> AsyncIterator[None]:
+    async def _let_in(self, entry: Entry, call: _Call) -> AsyncIterator[None]:
         """Count the call in, if it may come in, until its deadline."""
-        method = entry.method
-        with ExitStack() as held:
+        method, context = entry.method, call.context
+        with call.place:
             with entry.clock.stage("admit"):
-                context.principal = self._entrance.identify(rpc)
+                if call.refusal is not None:
+                    raise call.refusal
+                context.principal = self._entrance.identify(call.rpc, call.metadata)
                 admitted = self._entrance.admitted(method, context.principal)
-                context.allowance = held.enter_context(admitted)
-            held.enter_context(self._ledger.metrics.in_flight(method.name))
+                context.allowance = call.place.enter_context(admitted)
+            # With its place, so that what is counted is what the limit is about.
+            call.place.enter_context(self._ledger.metrics.in_flight(method.name))
             try:
                 async with asyncio.timeout(context.remaining_s):
                     yield
             except TimeoutError as error:
                 raise deadline_exceeded(context.clock.current) from error
 
-    async def _receive(self, method: Method, rpc: Rpc, context: RequestContext) -> Message:
+    async def _receive(self, method: Method, call: _Call) -> Message:
+        context = call.context
         with context.clock.stage("receive"):
-            data = await self._receiver.receive(method, rpc, context.tenant)
+            data = await self._receiver.receive(method, call.rpc, context.tenant)
         context.facts.received_bytes = len(data)
+        call.place.enter_context(self._entrance.admission.holding(len(data)))
         with context.clock.stage("prepare"):
             # A picture is copied in no time, but what else is large may be millions of messages.
             if len(data) <= _QUICK_BYTES:
@@ -131,38 +159,35 @@ class Boundary:
             return await asyncio.to_thread(parse, method.request, data, self._most_fields)
 
     async def _answer(
-        self,
-        answer: Coroutine[Any, Any, Message] | AsyncGenerator[Message],
-        rpc: Rpc,
-        context: RequestContext,
+        self, answer: Coroutine[Any, Any, Message] | AsyncGenerator[Message], call: _Call
     ) -> None:
         if isinstance(answer, Coroutine):
-            await self._send(await answer, rpc, context)
+            await self._send(await answer, call, last=True)
             return
         # Closed at once when the client leaves, and not when it is garbage collected.
         async with aclosing(answer) as messages:
             async for message in messages:
-                await self._send(message, rpc, context)
+                await self._send(message, call, last=False)
 
-    async def _send(self, message: Message, rpc: Rpc, context: RequestContext) -> None:
+    async def _send(self, message: Message, call: _Call, *, last: bool) -> None:
+        context = call.context
         with context.clock.stage("serialize"):
             data = message.SerializeToString()
         with context.clock.stage("send"):
-            try:
-                async with asyncio.timeout(self._send_s):
-                    await rpc.write(data)
-            except TimeoutError as error:
-                raise deadline_exceeded("send") from error
+            if last:
+                await self._sender.send_last(data, call.rpc, context.tenant, call.place)
+            else:
+                await self._sender.send(data, call.rpc)
         context.facts.sent_bytes += len(data)
 
-    def _context(self, entry: Entry, rpc: Rpc) -> RequestContext:
+    def _context(self, entry: Entry, rpc: Rpc, metadata: Metadata) -> RequestContext:
         # A call without a deadline of its own has None here, or a value of years.
         remaining = rpc.time_remaining()
         default = self._default_s.get(entry.method.name, self._other_s)
         unset = remaining is None or remaining > _NO_DEADLINE_S
         return RequestContext(
             principal=NOBODY,
-            request_id=_request_id(rpc),
+            request_id=_request_id(metadata),
             deadline=time.monotonic() + (default if unset or remaining is None else remaining),
             clock=entry.clock,
         )
@@ -178,7 +203,7 @@ class Boundary:
             async with asyncio.timeout(_ABORT_S):
                 await rpc.abort(entry.code, status.message, trailing)
         except TimeoutError:
-            # gRPC drops a call whose handler is cancelled.
+            # It waits behind an answer that is not taken; what holds the place ends with the task.
             raise asyncio.CancelledError from None
 
 
@@ -186,8 +211,8 @@ class Boundary:
 _NO_DEADLINE_S = 10 * 365 * 24 * 3600.0
 
 
-def _request_id(rpc: Rpc) -> str:
-    for key, value in rpc.invocation_metadata() or ():
+def _request_id(metadata: Metadata) -> str:
+    for key, value in metadata:
         if key == REQUEST_ID and isinstance(value, str) and _VALID_REQUEST_ID.fullmatch(value):
             return value
     return uuid.uuid4().hex

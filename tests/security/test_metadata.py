@@ -1,0 +1,120 @@
+"""How much metadata a call may carry: credentials may be long, and nothing is refused at random."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from samserve.app import running
+from samserve.v1 import samserve_pb2 as pb
+from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+
+from tests.conftest import UNLIMITED, settings_with
+from tests.rpc.errors import failure_of
+from tests.security import http2
+from tests.support.waiting import BOUND_S
+
+LIMIT = 16 << 10
+# What a client of gRPC's sends besides.
+BESIDES = 512
+REPEATS = 40
+Code = grpc.StatusCode
+
+
+@pytest.mark.parametrize("nbytes", [9_000, 13_000, LIMIT - BESIDES])
+async def test_a_long_credential_is_never_refused(nbytes: int) -> None:
+    async with (
+        running(settings_with()) as service,
+        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+    ):
+        stub, health = SegmentationServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+        credential = (("authorization", "Bearer " + "x" * nbytes),)
+        for _ in range(REPEATS):
+            await stub.ListModels(pb.ListModelsRequest(), metadata=credential)
+            await health.Check(health_pb2.HealthCheckRequest(), metadata=credential)
+
+
+async def test_metadata_over_the_limit_is_always_refused_with_a_reason() -> None:
+    async with (
+        running(settings_with()) as service,
+        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+    ):
+        stub, health = SegmentationServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+        for nbytes in (LIMIT, LIMIT + 1000, 2 * LIMIT - 2 * BESIDES):
+            credential = (("authorization", "x" * nbytes),)
+            for _ in range(REPEATS // 4):
+                call = stub.ListModels(pb.ListModelsRequest(), metadata=credential)
+                failure = await failure_of(call)
+                assert (failure.code, failure.reason) == (
+                    Code.INVALID_ARGUMENT,
+                    "METADATA_TOO_LARGE",
+                )
+                assert failure.metadata["limit"] == str(LIMIT)
+                assert nbytes < int(failure.metadata["actual"]) < nbytes + BESIDES
+                with pytest.raises(grpc.aio.AioRpcError, match="metadata_bytes allows 16384"):
+                    await health.Check(health_pb2.HealthCheckRequest(), metadata=credential)
+
+
+async def test_metadata_far_over_the_limit_is_always_refused_by_grpc() -> None:
+    async with (
+        running(settings_with()) as service,
+        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+    ):
+        stub = SegmentationServiceStub(channel)
+        await stub.ListModels(pb.ListModelsRequest())
+        for _ in range(REPEATS // 4):
+            credential = (("authorization", "x" * 3 * LIMIT),)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.ListModels(pb.ListModelsRequest(), metadata=credential)
+            assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+            assert "size" in str(caught.value.details())
+        # Of many entries gRPC says no more than that.
+        entries = [(f"x-{number:04}", "") for number in range(3 * LIMIT // 38)]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ListModels(pb.ListModelsRequest(), metadata=entries)
+        assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+
+
+async def test_the_limit_is_a_setting() -> None:
+    async with (
+        running(settings_with(server={"metadata_bytes": 8192})) as service,
+        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+    ):
+        stub = SegmentationServiceStub(channel)
+        metadata = (("authorization", "x" * 8192),)
+        failure = await failure_of(stub.ListModels(pb.ListModelsRequest(), metadata=metadata))
+
+    assert failure.metadata["limit"] == "8192"
+
+
+@pytest.mark.parametrize(
+    "path", ["/samserve.v1.SegmentationService/ListModels", "/grpc.health.v1.Health/Check"]
+)
+async def test_who_acknowledges_no_limits_is_held_to_them_too(path: str) -> None:
+    """gRPC's own limit does not hold for a client that has not acknowledged it."""
+    async with running(settings_with()) as service:
+        host, port = service.address.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        block = http2.call_block(path, host) + http2.literal("padding", "x" * (8 * LIMIT))
+        # An empty message.
+        message = http2.frame(http2.DATA, 1, 1, bytes(5))
+        writer.write(http2.hello() + http2.headers_in_frames(block, 1, ends=True) + message)
+        async with asyncio.timeout(BOUND_S):
+            status = await http2.status_of_stream(reader)
+        writer.close()
+
+    # gRPC refuses some of these, at random; none gets in.
+    assert status in ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")
+
+
+async def test_a_client_that_never_acknowledges_the_settings_is_sent_away() -> None:
+    async with running(settings_with(server={"handshake_s": 0.5, "idle_s": 600})) as service:
+        host, port = service.address.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(http2.hello())
+        async with asyncio.timeout(BOUND_S):
+            while await http2.read_frame(reader) is not None:
+                pass
+        writer.close()
