@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+CHOICES = ("namespace", "release", "model", "method")
+"""What a viewer may choose at the top of a page."""
 FOLDER = Path(__file__).parents[1] / "helm" / "samserve" / "files" / "dashboards"
 
 
@@ -61,24 +63,14 @@ def queries(folder: Path = FOLDER) -> Iterator[Query]:
                 )
 
 
-def substitute(
-    expr: str,
-    *,
-    namespace: str = ".*",
-    model: str = ".*",
-    method: str = ".*",
-    rate_interval: str = "15s",
-    window: str = "1h",
-) -> str:
+def substitute(expr: str, *, rate_interval: str = "15s", window: str = "1h", **chosen: str) -> str:
     """Put values in the place of Grafana's variables, as it does; *window* is the time shown.
 
-    The defaults are what a viewer sees who chooses nothing.  Raises `ValueError` for a variable
-    that no dashboard has.
+    *chosen* are values by the name of a choice; what is not among them has what a viewer sees who
+    chooses nothing.  Raises `ValueError` for a variable that no dashboard has.
     """
-    values = {
-        "namespace": namespace,
-        "model": model,
-        "method": method,
+    values = dict.fromkeys(CHOICES, ".*") | {
+        **chosen,
         "__rate_interval": rate_interval,
         "__range": window,
         "__interval": rate_interval,

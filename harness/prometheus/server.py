@@ -24,10 +24,13 @@ _QUERY_TIMEOUT_S = 30.0
 
 
 class PrometheusServer(Program):
-    """The real Prometheus on loopback, with an empty history; it ends with its data."""
+    """The real Prometheus on loopback; its history is empty and ends with it, unless given."""
 
     _name: ClassVar[str] = "prometheus"
     _ready_path: ClassVar[str] = "/-/ready"
+
+    history: Path | None = None
+    """Folder with the blocks of a history, for those who set it before the start."""
 
     def __init__(
         self,
@@ -97,7 +100,7 @@ class PrometheusServer(Program):
             find(self._name),
             f"--config.file={path}",
             f"--web.listen-address={self.address}",
-            f"--storage.tsdb.path={folder / 'data'}",
+            f"--storage.tsdb.path={self.history or folder / 'data'}",
             "--enable-feature=exemplar-storage",
             "--log.level=warn",
         ]

@@ -8,6 +8,7 @@ from monitoring.alerts.budgets import seconds
 from monitoring.objectives import THRESHOLDS
 from monitoring.recording import HIT_RATIO, LOOKUPS
 from monitoring.rules import Alert
+from monitoring.series import GATEWAY, by
 
 
 def alerts() -> Iterator[Alert]:
@@ -27,8 +28,8 @@ def alerts() -> Iterator[Alert]:
             was over the day before. Each miss costs an encode, or tells a client to send its
             picture again.""",
     )
-    ended = "sum by (namespace) (rate(samserve_prefetches_total%s[15m]))"
-    failed = ended % '{outcome="failed"}'
+    ended = f"sum {by()} (rate(samserve_prefetches_total{{{GATEWAY}%s}}[15m]))"
+    failed = ended % ',outcome="failed"'
     yield Alert(
         name="SamservePrefetchesFail",
         expr=f"{failed} / ({ended % ''} > 0) > {THRESHOLDS.failed_prefetches_ratio}",
@@ -41,35 +42,40 @@ def alerts() -> Iterator[Alert]:
 
 
 def _nodes() -> Iterator[Alert]:
-    lookups = "sum by (namespace) (rate(samserve_cache_requests_total{%s}[5m]))"
+    lookups = f"sum {by()} (rate(samserve_cache_requests_total{{{GATEWAY},%s}}[5m]))"
     lost = lookups % 'tier="shared",result="unavailable"'
     every = lookups % 'tier="shared"'
+    away = f"samserve_cache_node_away{{{GATEWAY}}}"
     yield Alert(
         name="SamserveCacheAway",
         # A gateway that has never reached the cluster knows of no nodes.
-        expr=f"""min by (namespace) (samserve_cache_node_away) == 1
+        expr=f"""min {by()} ({away}) == 1
             or {lost} / ({every} > 0) > {THRESHOLDS.cache_unavailable_ratio}""",
         lasting="1m",
         severity="critical",
         summary="The shared cache is away",
         description="""No node of the shared cache answers any gateway. Clicks on embeddings that a
-            gateway does not have in memory end with UNAVAILABLE, STORE_UNAVAILABLE; new embeddings
-            are kept by one gateway only.""",
+            gateway does not have in memory end with UNAVAILABLE, STORE_UNAVAILABLE, and after
+            cache.unconfirmed_s those on all that are in the cluster; clicks that send the image are
+            answered. New embeddings are kept by one gateway only.""",
     )
     yield Alert(
         name="SamserveCacheNodeAway",
-        expr="max by (namespace, node) (samserve_cache_node_away) == 1",
+        expr=f"max {by('node')} ({away}) == 1",
         lasting="1m",
         severity="warning",
         summary="Node {{ $labels.node }} of the shared cache is left alone",
         description="""At least one gateway gets no answers from {{ $labels.node }} and has opened
             its breaker: calls for keys of that node fail at once with STORE_UNAVAILABLE unless
-            memory has them. The other nodes' keys are untouched.""",
+            memory has them, and after cache.unconfirmed_s those as well. The other nodes' keys are
+            untouched.""",
     )
 
 
 def _refusals() -> Iterator[Alert]:
-    failures = 'sum by (namespace) (increase(samserve_cache_failures_total{kind="%s"}[15m])) > 0'
+    failures = (
+        f'sum {by()} (increase(samserve_cache_failures_total{{{GATEWAY},kind="%s"}}[15m])) > 0'
+    )
     yield Alert(
         name="SamserveCacheFull",
         expr=failures % "full",
@@ -91,8 +97,8 @@ def _refusals() -> Iterator[Alert]:
     )
     yield Alert(
         name="SamserveCacheDamaged",
-        expr="""sum by (namespace)
-            (increase(samserve_cache_requests_total{tier="shared",result="damaged"}[1h])) > 0""",
+        expr=f"""sum {by()} (increase(samserve_cache_requests_total
+            {{{GATEWAY},tier="shared",result="damaged"}}[1h])) > 0""",
         lasting="0m",
         severity="warning",
         summary="Embeddings in the shared cache are damaged",

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from monitoring.alerts.server import WHERE
 from monitoring.objectives import THRESHOLDS
 from monitoring.rules import Alert
+from monitoring.series import GATEWAY, TRITON_MODELS, by, on
 
 # Only gateways that ask a Triton.
-_WITH_TRITON = 'and on (namespace, pod, instance) samserve_build_info{engine="triton"}'
+_WITH_TRITON = f'and on (namespace, pod, instance) samserve_build_info{{{GATEWAY},engine="triton"}}'
 
 
 def alerts() -> Iterator[Alert]:
     """Yield them, the worst first."""
     yield Alert(
         name="SamserveTritonNotReady",
-        expr=f"samserve_engine_ready == 0 {_WITH_TRITON}",
+        expr=f"samserve_engine_ready{{{GATEWAY}}} == 0 {_WITH_TRITON}",
         lasting="1m",
         severity="critical",
         summary="A gateway has no Triton",
@@ -31,9 +32,9 @@ def alerts() -> Iterator[Alert]:
 
 
 def _failures() -> Iterator[Alert]:
-    by_model = "by (namespace, network, model)"
-    failed = f'sum {by_model} (rate(samserve_engine_runs_total{{outcome="failed"}}[5m]))'
-    runs = f"sum {by_model} (rate(samserve_engine_runs_total[5m]))"
+    by_model = by("network", "model")
+    ended = f"sum {by_model} (rate(samserve_engine_runs_total{{{GATEWAY}%s}}[5m]))"
+    failed, runs = ended % ',outcome="failed"', ended % ""
     yield Alert(
         name="SamserveEngineRunsFail",
         expr=f"{failed} / ({runs} > 0) > {THRESHOLDS.failed_runs_ratio}",
@@ -46,13 +47,12 @@ def _failures() -> Iterator[Alert]:
 
 
 def _failures_of_triton() -> Iterator[Alert]:
-    errors = (
-        'sum by (namespace, kind) (rate(samserve_triton_errors_total{kind!="queue_timeout"}[5m]))'
-    )
-    all_runs = "sum by (namespace) (rate(samserve_engine_runs_total[5m]))"
+    counted = f'samserve_triton_errors_total{{{GATEWAY},kind!="queue_timeout"}}'
+    errors = f"sum {by('kind')} (rate({counted}[5m]))"
+    all_runs = f"sum {by()} (rate(samserve_engine_runs_total{{{GATEWAY}}}[5m]))"
     yield Alert(
         name="SamserveTritonFailures",
-        expr=f"""{errors} / on (namespace) group_left () ({all_runs} > 0)
+        expr=f"""{errors} / {on()} group_left () ({all_runs} > 0)
             > {THRESHOLDS.failed_runs_ratio}""",
         lasting="5m",
         severity="warning",
@@ -60,15 +60,15 @@ def _failures_of_triton() -> Iterator[Alert]:
         description="""{{ $value | humanizePercentage }} of the requests to Triton end with
             {{ $labels.kind }}. Deadlines that pass in its queue are not counted here.""",
     )
-    refused = """sum by (namespace, model, reason)
-        (rate(nv_inference_request_failure{reason!~"CANCELED|REJECTED"}[5m]))"""
+    refused = f"""sum {by("model", "reason")} (rate(nv_inference_request_failure
+        {{{TRITON_MODELS},reason!~"CANCELED|REJECTED"}}[5m]))"""
     both = " + ".join(
-        f"sum by (namespace, model) (rate(nv_inference_request_{each}[5m]))"
+        f"sum {by('model')} (rate(nv_inference_request_{each}{{{TRITON_MODELS}}}[5m]))"
         for each in ("success", "failure")
     )
     yield Alert(
         name="SamserveTritonModelFails",
-        expr=f"""{refused} / on (namespace, model) group_left () ({both} > 0)
+        expr=f"""{refused} / {on("model")} group_left () ({both} > 0)
             > {THRESHOLDS.failed_runs_ratio}""",
         lasting="5m",
         severity="warning",
@@ -79,11 +79,12 @@ def _failures_of_triton() -> Iterator[Alert]:
 
 
 def _transport() -> Iterator[Alert]:
-    shared = 'samserve_engine_transport{transport="shared_memory"}'
+    transport = f'samserve_engine_transport{{{GATEWAY},transport="%s"}}'
+    before = f"max_over_time({transport % 'shared_memory'}[3d])"
     yield Alert(
         name="SamserveSharedMemoryLost",
-        expr=f"""samserve_engine_transport{{transport="message"}} == 1
-            and on (namespace) max by (namespace) (max_over_time({shared}[3d])) == 1""",
+        expr=f"""{transport % "message"} == 1
+            and {on()} max {by()} ({before}) == 1""",
         lasting="5m",
         severity="warning",
         summary="Tensors travel in messages instead of shared memory",
@@ -91,9 +92,9 @@ def _transport() -> Iterator[Alert]:
             memory was shared. Calls are answered, but each picture costs 5 MiB and each click 3 MiB
             on the wire, and CPU on both sides.""",
     )
-    by_network = "by (namespace, network)"
-    fallbacks = f"sum {by_network} (rate(samserve_triton_message_fallbacks_total[10m]))"
-    runs = f"sum {by_network} (rate(samserve_engine_runs_total[10m]))"
+    rates = f"sum {by('network')} (rate(%s{{{GATEWAY}}}[10m]))"
+    fallbacks = rates % "samserve_triton_message_fallbacks_total"
+    runs = rates % "samserve_engine_runs_total"
     yield Alert(
         name="SamserveMessageFallbacks",
         expr=f"{fallbacks} / ({runs} > 0) > {THRESHOLDS.fallbacks_ratio}",
@@ -107,11 +108,11 @@ def _transport() -> Iterator[Alert]:
 
 
 def _queue() -> Alert:
-    by_model = "by (namespace, model)"
+    rates = f"sum {by('model')} (rate(%s{{{TRITON_MODELS}}}[5m]))"
+    waited = rates % "nv_inference_queue_duration_us"
     return Alert(
         name="SamserveTritonQueueLong",
-        expr=f"""sum {by_model} (rate(nv_inference_queue_duration_us[5m])) / 1e6
-            / (sum {by_model} (rate(nv_inference_request_success[5m])) > 0)
+        expr=f"""{waited} / 1e6 / ({rates % "nv_inference_request_success"} > 0)
             > {THRESHOLDS.triton_queue_s}""",
         lasting="10m",
         severity="warning",

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from monitoring.alerts.server import WHERE
 from monitoring.objectives import THRESHOLDS
 from monitoring.rules import Alert, bound
+from monitoring.series import GATEWAY, RPC, by
 
-_BY = "by (namespace, grpc_method)"
+_BY = by("grpc_method")
 _CLICKS = 'grpc_method=~"Embed|Predict"'
 
 
@@ -19,7 +20,7 @@ def alerts() -> Iterator[Alert]:
     yield from _memory()
     yield Alert(
         name="SamserveOpenFilesNearLimit",
-        expr=f"""process_open_fds{{job="samserve"}} / process_max_fds{{job="samserve"}}
+        expr=f"""process_open_fds{{{GATEWAY}}} / process_max_fds{{{GATEWAY}}}
             > {THRESHOLDS.open_files_ratio}""",
         lasting="10m",
         severity="warning",
@@ -33,7 +34,7 @@ def alerts() -> Iterator[Alert]:
 def _places() -> Iterator[Alert]:
     yield Alert(
         name="SamserveInFlightNearLimit",
-        expr=f"""samserve_inflight_requests / samserve_inflight_limit
+        expr=f"""samserve_inflight_requests{{{GATEWAY}}} / samserve_inflight_limit{{{GATEWAY}}}
             > {THRESHOLDS.in_flight_ratio}""",
         lasting="5m",
         severity="warning",
@@ -42,8 +43,8 @@ def _places() -> Iterator[Alert]:
             {{{{ $labels.grpc_method }}}} calls in flight that it lets in at once. One more than all
             of them is refused with OVERLOADED.""",
     )
-    refused = f'sum {_BY} (rate(samserve_errors_total{{reason="OVERLOADED"}}[5m]))'
-    started = f"sum {_BY} (rate(grpc_server_started_total[5m]))"
+    refused = f'sum {_BY} (rate(samserve_errors_total{{{GATEWAY},reason="OVERLOADED"}}[5m]))'
+    started = f"sum {_BY} (rate(grpc_server_started_total{{{RPC}}}[5m]))"
     yield Alert(
         name="SamserveOverloaded",
         expr=f"{refused} / ({started} > 0) > {THRESHOLDS.refused_ratio}",
@@ -57,11 +58,11 @@ def _places() -> Iterator[Alert]:
 
 
 def _turns() -> Iterator[Alert]:
-    stage = f'{_CLICKS},stage="queue"'
+    stage = f'{GATEWAY},{_CLICKS},stage="queue"'
     waited = f"sum {_BY} (rate(samserve_stage_seconds_count{{{stage}}}[10m]))"
     within = f"{stage},{bound(THRESHOLDS.queue_s)}"
     short = f"sum {_BY} (rate(samserve_stage_seconds_bucket{{{within}}}[10m]))"
-    handled = f"sum {_BY} (rate(grpc_server_handled_total{{{_CLICKS}}}[10m]))"
+    handled = f"sum {_BY} (rate(grpc_server_handled_total{{{RPC},{_CLICKS}}}[10m]))"
     yield Alert(
         name="SamserveQueueLong",
         expr=f"({waited} - {short}) / ({handled} > 0) > {THRESHOLDS.queued_ratio}",
@@ -72,8 +73,9 @@ def _turns() -> Iterator[Alert]:
             calls wait longer than {{{{ {THRESHOLDS.queue_s:g} | humanizeDuration }}}} in the
             gateway for a thread or for the model runtime.""",
     )
-    late = f"rate(samserve_event_loop_lag_seconds_bucket{{{bound(THRESHOLDS.loop_lag_s)}}}[5m])"
-    turns = "rate(samserve_event_loop_lag_seconds_count[5m])"
+    due = f"{GATEWAY},{bound(THRESHOLDS.loop_lag_s)}"
+    late = f"rate(samserve_event_loop_lag_seconds_bucket{{{due}}}[5m])"
+    turns = f"rate(samserve_event_loop_lag_seconds_count{{{GATEWAY}}}[5m])"
     yield Alert(
         name="SamserveEventLoopLag",
         expr=f"""({turns} - ignoring (le) {late}) / ({turns} > 0)
@@ -91,8 +93,8 @@ def _turns() -> Iterator[Alert]:
 def _memory() -> Iterator[Alert]:
     yield Alert(
         name="SamserveNoRoom",
-        expr="""sum by (namespace, grpc_method)
-            (increase(samserve_refusals_total{kind="memory"}[10m])) > 0""",
+        expr=f"""sum {_BY}
+            (increase(samserve_refusals_total{{{GATEWAY},kind="memory"}}[10m])) > 0""",
         lasting="5m",
         severity="warning",
         summary="Calls are refused because there is no memory for their embeddings",
@@ -102,7 +104,8 @@ def _memory() -> Iterator[Alert]:
     )
     yield Alert(
         name="SamserveMemoryQuarantined",
-        expr=f"""samserve_store_quarantined_bytes / (samserve_store_capacity_bytes > 0)
+        expr=f"""samserve_store_quarantined_bytes{{{GATEWAY}}}
+            / (samserve_store_capacity_bytes{{{GATEWAY}}} > 0)
             > {THRESHOLDS.quarantined_ratio}""",
         lasting="10m",
         severity="warning",

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 from monitoring.objectives import OBJECTIVES, THRESHOLDS
 from monitoring.rules import Alert, any_of
+from monitoring.series import GATEWAY, JOBS, RPC, TRITON, by, on
 
 WHERE = "{{ or $labels.pod $labels.instance }}"
 """Which gateway, in a text: outside Kubernetes there are no pods."""
 
+_OF_RELEASE = "{{ with $labels.release }} of {{ . }}{{ end }}"
+_READY = f"max {by()} (samserve_ready{{{GATEWAY}}})"
 _METHODS = f'grpc_method=~"{any_of(each.method for each in OBJECTIVES)}"'
 
 
@@ -20,7 +23,7 @@ def alerts() -> Iterator[Alert]:
     yield from _calls()
     yield Alert(
         name="SamserveFileNotInOrder",
-        expr="samserve_file_in_order == 0",
+        expr=f"samserve_file_in_order{{{GATEWAY}}} == 0",
         lasting="5m",
         severity="warning",
         summary="A file was replaced by one that cannot be used",
@@ -33,7 +36,7 @@ def alerts() -> Iterator[Alert]:
 def _readiness() -> Iterator[Alert]:
     yield Alert(
         name="SamserveNoGatewayReady",
-        expr="max by (namespace) (samserve_ready) == 0",
+        expr=f"{_READY} == 0",
         lasting="1m",
         severity="critical",
         summary="No gateway is ready",
@@ -42,8 +45,8 @@ def _readiness() -> Iterator[Alert]:
     )
     yield Alert(
         name="SamserveGatewayNotReady",
-        expr="""samserve_ready == 0
-            unless on (namespace, pod, instance) samserve_engine_ready == 0""",
+        expr=f"""samserve_ready{{{GATEWAY}}} == 0
+            unless on (namespace, pod, instance) samserve_engine_ready{{{GATEWAY}}} == 0""",
         lasting="5m",
         severity="warning",
         summary="A gateway does not become ready",
@@ -53,7 +56,7 @@ def _readiness() -> Iterator[Alert]:
     )
     yield Alert(
         name="SamserveGatewayRestarts",
-        expr=f"""changes(process_start_time_seconds{{job="samserve"}}[1h])
+        expr=f"""changes(process_start_time_seconds{{{GATEWAY}}}[1h])
             >= {THRESHOLDS.restarts}""",
         lasting="0m",
         severity="warning",
@@ -64,18 +67,21 @@ def _readiness() -> Iterator[Alert]:
 
 
 def _targets() -> Iterator[Alert]:
+    info = f"samserve_build_info{{{GATEWAY}}}"
     yield Alert(
         name="SamserveMetricsAbsent",
-        expr="absent(samserve_build_info)",
+        # `absent` sees nothing of one release among several: it was there an hour ago.
+        expr=f"""absent({info}) or (group {by()} (last_over_time({info}[1h]))
+            unless {on()} {info} and on () {info})""",
         lasting="5m",
         severity="critical",
-        summary="There are no metrics of any gateway",
-        description="""Prometheus has had no gateway's metrics for 5 minutes. Either no gateway
-            runs, or none can be scraped: then none of the other alerts can fire.""",
+        summary=f"There are no metrics of any gateway{_OF_RELEASE}",
+        description=f"""Prometheus has had no metrics of any gateway{_OF_RELEASE} for 5 minutes.
+            Either none runs, or none can be scraped: then no other alert on them can fire.""",
     )
     yield Alert(
         name="SamserveTargetDown",
-        expr='up{job=~"samserve|triton|redis"} == 0',
+        expr=f'up{{job=~"{any_of(JOBS)}"}} == 0',
         lasting="5m",
         severity="warning",
         summary="A target cannot be scraped",
@@ -85,8 +91,10 @@ def _targets() -> Iterator[Alert]:
     )
     yield Alert(
         name="SamserveTritonMetricsAbsent",
-        expr="""count by (namespace) (samserve_build_info{engine="triton"})
-            unless on () nv_inference_request_success""",
+        # One without a release serves all, as one outside the chart may.
+        expr=f"""count {by()} (samserve_build_info{{{GATEWAY},engine="triton"}})
+            unless on (release) nv_inference_request_success{{{TRITON}}}
+            unless on () nv_inference_request_success{{{TRITON},release=""}}""",
         lasting="10m",
         severity="info",
         summary="Triton's own metrics are not scraped",
@@ -96,12 +104,12 @@ def _targets() -> Iterator[Alert]:
 
 
 def _calls() -> Iterator[Alert]:
-    rate = f"sum by (namespace) (rate(grpc_server_started_total{{{_METHODS}}}"
+    rate = f"sum {by()} (rate(grpc_server_started_total{{{RPC},{_METHODS}}}"
     yield Alert(
         name="SamserveNoTraffic",
         expr=f"""{rate}[10m])) == 0
             and {rate}[30m] offset 1h)) > {THRESHOLDS.traffic_before_per_s}
-            and max by (namespace) (samserve_ready) == 1""",
+            and {_READY} == 1""",
         lasting="10m",
         severity="warning",
         summary="Nobody calls any more, although gateways are ready",
@@ -111,8 +119,8 @@ def _calls() -> Iterator[Alert]:
     )
     yield Alert(
         name="SamserveInternalErrors",
-        expr=f"""sum by (namespace, grpc_method)
-            (increase(samserve_errors_total{{reason="INTERNAL"}}[15m]))
+        expr=f"""sum {by("grpc_method")}
+            (increase(samserve_errors_total{{{GATEWAY},reason="INTERNAL"}}[15m]))
             >= {THRESHOLDS.internal_errors}""",
         lasting="0m",
         severity="warning",

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from monitoring.dashboards.spec import GREEN, ORANGE, RED, Dashboard, Kind, Panel, Query, Row
-from monitoring.dashboards.variables import HERE, NAMESPACE, POD, quantile, rate, ratio
+from monitoring.dashboards.variables import HERE, OURS, OWNER, POD, REDIS, quantile, rate, ratio
 from monitoring.objectives import THRESHOLDS
 from monitoring.recording import HIT_RATIO
-
-_REDIS = f'job="redis",{HERE}'
 
 
 def page() -> Dashboard:
@@ -19,7 +17,7 @@ def page() -> Dashboard:
         title="samserve / Cache",
         description="""Whether embeddings are found, in which tier, and why not. What memory and the
             shared cache are: docs/cache.md.""",
-        variables=(NAMESPACE,),
+        variables=OWNER,
         rows=(
             Row("Are embeddings found?", list(_hits())),
             Row("Does the memory of gateways hold them?", [*_memory(), *_prefetches()]),
@@ -31,7 +29,7 @@ def page() -> Dashboard:
 
 
 def _requests(labels: str = "", by: str = "") -> str:
-    return rate("samserve_cache_requests_total", f"{HERE}{labels}", by)
+    return rate("samserve_cache_requests_total", f"{OURS}{labels}", by)
 
 
 def _hits() -> Iterator[Panel]:
@@ -80,7 +78,7 @@ def _memory() -> Iterator[Panel]:
         "percentunit",
         [
             Query(
-                f"samserve_store_{what}{{{HERE}}} / (samserve_store_capacity_bytes{{{HERE}}} > 0)",
+                f"samserve_store_{what}{{{OURS}}} / (samserve_store_capacity_bytes{{{OURS}}} > 0)",
                 f"{name} {POD}",
             )
             for what, name in (("bytes", "held"), ("quarantined_bytes", "quarantined"))
@@ -93,7 +91,7 @@ def _memory() -> Iterator[Panel]:
         "How many embeddings are held?",
         "By gateway. A fall to nothing is a restart: they come back from the shared cache.",
         "short",
-        [Query(f"samserve_store_entries{{{HERE}}}", POD)],
+        [Query(f"samserve_store_entries{{{OURS}}}", POD)],
         width=6,
     )
     yield Panel(
@@ -101,7 +99,7 @@ def _memory() -> Iterator[Panel]:
         """A second, by gateway. Together with a low share of memory: store.capacity_bytes is too
         small for what people work on; docs/cache.md, "Sizing".""",
         "ops",
-        [Query(rate("samserve_store_evictions_total", HERE, "namespace, pod, instance"), POD)],
+        [Query(rate("samserve_store_evictions_total", OURS, "namespace, pod, instance"), POD)],
         width=6,
     )
 
@@ -113,8 +111,8 @@ def _prefetches() -> Iterator[Panel]:
         ones near admission.prefetch: more are refused.""",
         "short",
         [
-            Query(f"sum(samserve_prefetch_pending{{{HERE}}})", "pending"),
-            Query(rate("samserve_prefetches_total", HERE, "outcome"), "{{outcome}} a second"),
+            Query(f"sum(samserve_prefetch_pending{{{OURS}}})", "pending"),
+            Query(rate("samserve_prefetches_total", OURS, "outcome"), "{{outcome}} a second"),
         ],
         width=6,
     )
@@ -127,7 +125,7 @@ def _nodes() -> Iterator[Panel]:
         for its keys fail at once until it does. One node: that machine. All: network, TLS or
         password.""",
         "none",
-        [Query(f"max by (node) (samserve_cache_node_away{{{HERE}}})", "{{node}}")],
+        [Query(f"max by (node) (samserve_cache_node_away{{{OURS}}})", "{{node}}")],
         Kind.STATES,
         words={"0": ("answers", GREEN), "1": ("left alone", RED)},
     )
@@ -138,7 +136,7 @@ def _nodes() -> Iterator[Panel]:
             that is being filled. All slow: the network, or embeddings are large; see bytes
             below.""",
             "s",
-            [Query(quantile(part, "samserve_cache_node_seconds", HERE, "node"), "{{node}}")],
+            [Query(quantile(part, "samserve_cache_node_seconds", OURS, "node"), "{{node}}")],
         )
 
 
@@ -148,21 +146,21 @@ def _writes() -> Iterator[Panel]:
         """Embeddings offered a second. exists: another gateway was first. deleted: it was deleted
         meanwhile. None at all while Embeds end well: they are kept in one gateway only.""",
         "ops",
-        [Query(rate("samserve_cache_writes_total", HERE, "result"), "{{result}}")],
+        [Query(rate("samserve_cache_writes_total", OURS, "result"), "{{result}}")],
     )
     yield Panel(
         "Which commands fail?",
         """A second. unavailable: no answer, see the nodes. full: out of memory under noeviction.
         refused: the user lacks a right, or the cluster is not in order; the log says which.""",
         "ops",
-        [Query(rate("samserve_cache_failures_total", HERE, "kind"), "{{kind}}")],
+        [Query(rate("samserve_cache_failures_total", OURS, "kind"), "{{kind}}")],
     )
     yield Panel(
         "How many bytes of embeddings travel?",
         """out: written, in: read. An embedding of SAM 1 has 2 MiB. Near what the network carries,
         p99 of the nodes grows.""",
         "Bps",
-        [Query(rate("samserve_cache_bytes_total", HERE, "direction"), "{{direction}}")],
+        [Query(rate("samserve_cache_bytes_total", OURS, "direction"), "{{direction}}")],
     )
 
 
@@ -175,7 +173,7 @@ def _room_of_nodes() -> Iterator[Panel]:
         "percentunit",
         [
             Query(
-                f"redis_memory_used_bytes{{{_REDIS}}} / (redis_memory_max_bytes{{{_REDIS}}} > 0)",
+                f"redis_memory_used_bytes{{{REDIS}}} / (redis_memory_max_bytes{{{REDIS}}} > 0)",
                 "{{instance}}",
             )
         ],
@@ -188,9 +186,9 @@ def _room_of_nodes() -> Iterator[Panel]:
         what is embedded within store.ttl_s.""",
         "ops",
         [
-            Query(rate("redis_evicted_keys_total", _REDIS), "dropped for room"),
-            Query(rate("redis_keyspace_hits_total", _REDIS), "found"),
-            Query(rate("redis_keyspace_misses_total", _REDIS), "not found"),
+            Query(rate("redis_evicted_keys_total", REDIS), "dropped for room"),
+            Query(rate("redis_keyspace_hits_total", REDIS), "found"),
+            Query(rate("redis_keyspace_misses_total", REDIS), "not found"),
         ],
         width=6,
     )
@@ -202,7 +200,7 @@ def _load_of_nodes() -> Iterator[Panel]:
         """A second, by node. One node far above the others: a few pictures are asked for by all;
         their keys are there.""",
         "ops",
-        [Query(rate("redis_commands_processed_total", _REDIS, "instance"), "{{instance}}")],
+        [Query(rate("redis_commands_processed_total", REDIS, "instance"), "{{instance}}")],
         width=6,
     )
     yield Panel(
@@ -211,8 +209,8 @@ def _load_of_nodes() -> Iterator[Panel]:
         by node: embeddings, and tokens of deleted ones.""",
         "short",
         [
-            Query(f"redis_connected_clients{{{_REDIS}}}", "connections {{instance}}"),
-            Query(f"sum by (instance) (redis_db_keys{{{_REDIS}}})", "keys {{instance}}"),
+            Query(f"redis_connected_clients{{{REDIS}}}", "connections {{instance}}"),
+            Query(f"sum by (instance) (redis_db_keys{{{REDIS}}})", "keys {{instance}}"),
         ],
         width=6,
     )

@@ -17,6 +17,7 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from monitoring.dashboards.looks import look
 from monitoring.dashboards.spec import GRID, LATEST, Dashboard, Kind, Panel, Query, Variable
+from monitoring.dashboards.variables import HERE, OURS
 from monitoring.rules import tidy
 
 _PROMETHEUS = DataSourceRef(type_val="prometheus", uid="${datasource}")
@@ -141,11 +142,11 @@ def _annotations() -> Sequence[Any]:
     marks = (
         (
             *("Gateways started", "#5794f2", "{{pod}} {{instance}}"),
-            'changes(process_start_time_seconds{job="samserve",namespace=~"$namespace"}[2m]) > 0',
+            f"changes(process_start_time_seconds{{{OURS}}}[2m]) > 0",
         ),
         (
             *("Alerts fired", "red", "{{alertname}} {{grpc_method}}"),
-            'ALERTS{alertname=~"Samserve.*",alertstate="firing",namespace=~"$namespace"}',
+            f'ALERTS{{alertname=~"Samserve.*",alertstate="firing",{HERE}}}',
         ),
     )
     return [

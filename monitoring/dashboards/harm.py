@@ -68,7 +68,7 @@ def harm() -> Iterator[Panel]:
         "none",
         [
             Query(
-                "sum by (alertname, severity, grpc_method, namespace) "
+                "sum by (alertname, severity, grpc_method, namespace, release) "
                 f'(ALERTS{{alertname=~"Samserve.*",alertstate="firing",{HERE}}})'
             )
         ],

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from monitoring.dashboards.spec import ORANGE, RED, Dashboard, Kind, Panel, Query, Row
 from monitoring.dashboards.stages import SECONDS, STAGE_COLORS, calls
 from monitoring.dashboards.variables import (
-    HERE,
     METHOD,
     MODEL,
-    NAMESPACE,
     OF_CALL,
     OF_MODEL,
+    OF_RPC,
     OF_TRITON,
+    OURS,
+    OWNER,
     POD,
     mean,
     quantile,
@@ -32,7 +33,7 @@ def page() -> Dashboard:
         title="samserve / Latency",
         description="""Which stage takes the time of calls, for the RPC and the model chosen above.
             Choose one RPC: the stages of several together say little.""",
-        variables=(NAMESPACE, MODEL, METHOD),
+        variables=(*OWNER, MODEL, METHOD),
         rows=(
             Row("Which stage takes the time?", list(_stages())),
             Row("Are all calls slow, or which?", [*_calls(), *_models()]),
@@ -149,7 +150,7 @@ def _engine() -> Iterator[Panel]:
         """encoder, decoder: more than triton.encoder_in_flight or .decoder_in_flight are asked for
         (without Triton: more than one run). workers: more pictures and masks than threads.""",
         "short",
-        [Query(f"sum by (queue) (samserve_queue_waiting{{{HERE}}})", "{{queue}}")],
+        [Query(f"sum by (queue) (samserve_queue_waiting{{{OURS}}})", "{{queue}}")],
         width=6,
     )
     runs = "samserve_engine_run_seconds"
@@ -229,7 +230,7 @@ def _clients() -> Iterator[Panel]:
         ],
         width=6,
     )
-    of_rpc = f'{HERE},grpc_method=~"$method"'
+    of_method = ',grpc_method=~"$method"'
     yield Panel(
         "How large are requests and answers?",
         """Mean bytes of a call. Answers grow with bitmaps and logits; run lengths are small.
@@ -238,8 +239,12 @@ def _clients() -> Iterator[Panel]:
         [
             Query(
                 ratio(
-                    rate("samserve_message_bytes_total", of_rpc, "grpc_method, direction"),
-                    rate("grpc_server_handled_total", of_rpc, "grpc_method"),
+                    rate(
+                        "samserve_message_bytes_total",
+                        f"{OURS}{of_method}",
+                        "grpc_method, direction",
+                    ),
+                    rate("grpc_server_handled_total", f"{OF_RPC}{of_method}", "grpc_method"),
                     "grpc_method",
                 ),
                 "{{grpc_method}} {{direction}}",
@@ -259,7 +264,7 @@ def _event_loop() -> Iterator[Panel]:
         "s",
         [
             Query(
-                quantile(0.99, "samserve_event_loop_lag_seconds", HERE, "namespace, pod, instance"),
+                quantile(0.99, "samserve_event_loop_lag_seconds", OURS, "namespace, pod, instance"),
                 f"p99 {POD}",
             )
         ],
@@ -269,7 +274,7 @@ def _event_loop() -> Iterator[Panel]:
 
 
 def _size_of_work() -> Iterator[Panel]:
-    of_rpc = f'{HERE},grpc_method=~"$method"'
+    of_rpc = f'{OURS},grpc_method=~"$method"'
     yield Panel(
         "How much is asked in one call?",
         """Mean prompts of a call and mean masks of an answer. decode, postprocess and encode_masks

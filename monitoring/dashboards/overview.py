@@ -20,10 +20,13 @@ from monitoring.dashboards.stages import COLORS, READING, by_cause
 from monitoring.dashboards.variables import (
     HERE,
     MODEL,
-    NAMESPACE,
     OF_MODEL,
+    OF_RPC,
     OF_TRITON,
+    OURS,
+    OWNER,
     POD,
+    TRITON,
     quantile,
     rate,
     ratio,
@@ -33,7 +36,7 @@ from monitoring.recording import P99, STAGE_MEAN
 from monitoring.rules import any_of
 
 _METHODS = any_of(each.method for each in OBJECTIVES)
-_RPC = f'{HERE},grpc_method=~"{_METHODS}"'
+_RPC = f'{OF_RPC},grpc_method=~"{_METHODS}"'
 
 
 def page() -> Dashboard:
@@ -43,7 +46,7 @@ def page() -> Dashboard:
         title="samserve / Overview",
         description="""Start here. From the top: is anybody harmed, which stage is slow and why,
             what has run out, what runs.""",
-        variables=(NAMESPACE, MODEL),
+        variables=(*OWNER, MODEL),
         rows=(
             Row("Is anybody harmed?", [*harm.burning(), *harm.harm()]),
             Row("Which stage is slow, for which model, and why?", list(_stages())),
@@ -68,7 +71,7 @@ def _stages() -> Iterator[Panel]:
             Kind.STACK,
             colors=COLORS,
         )
-    change = f"sum by (grpc_method, model, stage) ({STAGE_MEAN}{{{OF_MODEL}}}%s)"
+    change = f'sum by (grpc_method, model, stage) ({STAGE_MEAN}{{{HERE},model=~"$model"}}%s)'
     now, before = change % "", change % " offset 1d"
     yield Panel(
         "Which stage takes longer than the day before, for which model?",
@@ -99,7 +102,7 @@ def _calls() -> Iterator[Panel]:
         """Calls a second by RPC. A fall to nothing while gateways are ready: look between clients
         and gateways.""",
         "reqps",
-        [Query(rate("grpc_server_started_total", HERE, "grpc_method"), "{{grpc_method}}")],
+        [Query(rate("grpc_server_started_total", OF_RPC, "grpc_method"), "{{grpc_method}}")],
         width=6,
     )
     yield Panel(
@@ -110,7 +113,7 @@ def _calls() -> Iterator[Panel]:
         "reqps",
         [
             Query(
-                rate("samserve_errors_total", HERE, "grpc_method, reason"),
+                rate("samserve_errors_total", OURS, "grpc_method, reason"),
                 "{{grpc_method}} {{reason}}",
             )
         ],
@@ -163,8 +166,8 @@ def _places() -> Iterator[Panel]:
         "percentunit",
         [
             Query(
-                f"max by (grpc_method) (samserve_inflight_requests{{{HERE}}} "
-                f"/ samserve_inflight_limit{{{HERE}}})",
+                f"max by (grpc_method) (samserve_inflight_requests{{{OURS}}} "
+                f"/ samserve_inflight_limit{{{OURS}}})",
                 "{{grpc_method}}",
             )
         ],
@@ -174,12 +177,12 @@ def _places() -> Iterator[Panel]:
     yield Panel(
         "What is refused for what?",
         """Calls a second that were refused, by what was exhausted. calls, request_bytes,
-        slow_requests, prefetch, prefetch_bytes, memory: the server's bounds. The others are quotas
-        of tenants.""",
+        slow_requests, slow_answers, prefetch, prefetch_bytes, memory: the server's bounds. The
+        others are quotas of tenants.""",
         "reqps",
         [
             Query(
-                rate("samserve_refusals_total", HERE, "grpc_method, kind"),
+                rate("samserve_refusals_total", OURS, "grpc_method, kind"),
                 "{{grpc_method}} {{kind}}",
             )
         ],
@@ -190,12 +193,12 @@ def _places() -> Iterator[Panel]:
         workers, bulk_workers: for a thread, so for CPU of the gateway; the bulk ones are
         AutoMask's.""",
         "short",
-        [Query(f"sum by (queue) (samserve_queue_waiting{{{HERE}}})", "{{queue}}")],
+        [Query(f"sum by (queue) (samserve_queue_waiting{{{OURS}}})", "{{queue}}")],
     )
 
 
 def _parts() -> Iterator[Panel]:
-    hits = rate("samserve_cache_requests_total", f'{HERE},result="hit"')
+    hits = rate("samserve_cache_requests_total", f'{OURS},result="hit"')
     yield Panel(
         "Are embeddings found?",
         """Part of the embeddings looked for that memory or the shared cache had. A fall makes
@@ -203,7 +206,7 @@ def _parts() -> Iterator[Panel]:
         "percentunit",
         [
             Query(
-                ratio(hits, rate("samserve_cache_requests_total", f'{HERE},tier="memory"')),
+                ratio(hits, rate("samserve_cache_requests_total", f'{OURS},tier="memory"')),
                 "found",
             )
         ],
@@ -226,9 +229,9 @@ def _parts() -> Iterator[Panel]:
         about 1 while calls wait is bound by Python's event loop. No GPU, no line.""",
         "short",
         [
-            Query(f"max by (gpu_uuid) (nv_gpu_utilization{{{HERE}}})", "GPU {{gpu_uuid}}"),
+            Query(f"max by (gpu_uuid) (nv_gpu_utilization{{{TRITON}}})", "GPU {{gpu_uuid}}"),
             Query(
-                f'rate(process_cpu_seconds_total{{job="samserve",{HERE}}}[$__rate_interval])',
+                f"rate(process_cpu_seconds_total{{{OURS}}}[$__rate_interval])",
                 f"cores of {POD}",
             ),
         ],
@@ -242,11 +245,12 @@ def _gateways() -> Iterator[Panel]:
         """One line a gateway. Not ready: see /readyz and the log. Several versions: a roll-out is
         under way, or was left half done.""",
         "none",
-        [Query(f"samserve_build_info{{{HERE}}} * {same} group_left () samserve_ready{{{HERE}}}")],
+        [Query(f"samserve_build_info{{{OURS}}} * {same} group_left () samserve_ready{{{OURS}}}")],
         Kind.TABLE,
         width=12,
         columns={
             "namespace": "Namespace",
+            "release": "Release",
             "pod": "Pod",
             "instance": "Address",
             "version": "Version",
@@ -274,7 +278,7 @@ def _content() -> Iterator[Panel]:
         """Not in order: the file was replaced by one that cannot be used, and the older content is
         in force. The log says why.""",
         "none",
-        [Query(f"min by (file) (samserve_file_in_order{{{HERE}}})")],
+        [Query(f"min by (file) (samserve_file_in_order{{{OURS}}})")],
         Kind.TABLE,
         width=6,
         columns={"file": "File", "Value": "State"},

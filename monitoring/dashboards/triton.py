@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 from monitoring.dashboards.spec import GREEN, RED, Dashboard, Kind, Panel, Query, Row
 from monitoring.dashboards.variables import (
-    HERE,
     MODEL,
-    NAMESPACE,
     OF_MODEL,
     OF_TRITON,
+    OURS,
+    OWNER,
     POD,
+    TRITON,
     mean,
     rate,
     ratio,
@@ -47,7 +48,7 @@ def page() -> Dashboard:
         description="""The model runtime, as Triton says of itself and as gateways see it. The
             second row and the last ones hold without Triton too: there the models run in the
             gateway.""",
-        variables=(NAMESPACE, MODEL),
+        variables=(*OWNER, MODEL),
         rows=(
             Row("Does it answer?", list(_answers())),
             Row("How do gateways see it?", [*_runs(), *_transport()]),
@@ -64,7 +65,7 @@ def _answers() -> Iterator[Panel]:
         """Away: the gateway is not ready either, and its calls end with UNAVAILABLE until Triton is
         back; embeddings stay. One gateway only: the network between the two.""",
         "none",
-        [Query(f"samserve_engine_ready{{{HERE}}}", POD)],
+        [Query(f"samserve_engine_ready{{{OURS}}}", POD)],
         Kind.STATES,
         words={"0": ("away", RED), "1": ("ready", GREEN)},
     )
@@ -106,9 +107,10 @@ def _runs() -> Iterator[Panel]:
         "Why does Triton not answer?",
         """A second. unreachable: it is down, or the network or TLS. not_served: the model is not
         loaded. no_answer: it hangs. queue_full, queue_timeout: too much work. region_unknown: it
-        has restarted. refused, failed: see its log.""",
+        has restarted. other_weights: a model was replaced under its name. refused, failed: see its
+        log.""",
         "ops",
-        [Query(rate("samserve_triton_errors_total", HERE, "kind"), "{{kind}}")],
+        [Query(rate("samserve_triton_errors_total", OURS, "kind"), "{{kind}}")],
         width=6,
     )
 
@@ -120,7 +122,7 @@ def _transport() -> Iterator[Panel]:
         and CPU on both sides; docs/triton.md, "Shared memory", says what it needs. in_process: no
         Triton.""",
         "none",
-        [Query(f"max by (transport) (samserve_engine_transport{{{HERE}}})", "{{transport}}")],
+        [Query(f"max by (transport) (samserve_engine_transport{{{OURS}}})", "{{transport}}")],
         Kind.STATES,
         width=6,
         words={"0": ("no", "#8e8e8e"), "1": ("in force", GREEN)},
@@ -132,9 +134,9 @@ def _transport() -> Iterator[Panel]:
         in messages.""",
         "bytes",
         [
-            Query(f"sum by (state) (samserve_triton_scratch_bytes{{{HERE}}})", "{{state}}"),
+            Query(f"sum by (state) (samserve_triton_scratch_bytes{{{OURS}}})", "{{state}}"),
             Query(
-                rate("samserve_triton_message_fallbacks_total", HERE, "network"),
+                rate("samserve_triton_message_fallbacks_total", OURS, "network"),
                 "{{network}} in messages, a second",
             ),
         ],
@@ -197,9 +199,9 @@ def _batches() -> Iterator[Panel]:
         others wait: the gateways hold back what Triton could not do anyway.""",
         "short",
         [
-            Query(f"sum by (network) (samserve_engine_running{{{HERE}}})", "{{network}} running"),
+            Query(f"sum by (network) (samserve_engine_running{{{OURS}}})", "{{network}} running"),
             Query(
-                f'sum by (queue) (samserve_queue_waiting{{{HERE},queue=~"encoder|decoder"}})',
+                f'sum by (queue) (samserve_queue_waiting{{{OURS},queue=~"encoder|decoder"}})',
                 "{{queue}} waiting",
             ),
         ],
@@ -212,7 +214,7 @@ def _gpus() -> Iterator[Panel]:
         """Part of the time in which a kernel runs. High with a queue: it is the bound. Low with a
         queue: too few instances, or batches are small. No data: Triton runs on CPUs.""",
         "percentunit",
-        [Query(f"nv_gpu_utilization{{{HERE}}}", "{{gpu_uuid}}")],
+        [Query(f"nv_gpu_utilization{{{TRITON}}}", "{{gpu_uuid}}")],
         width=6,
         most=1,
     )
@@ -222,7 +224,8 @@ def _gpus() -> Iterator[Panel]:
         "percentunit",
         [
             Query(
-                f"nv_gpu_memory_used_bytes{{{HERE}}} / (nv_gpu_memory_total_bytes{{{HERE}}} > 0)",
+                f"nv_gpu_memory_used_bytes{{{TRITON}}} "
+                f"/ (nv_gpu_memory_total_bytes{{{TRITON}}} > 0)",
                 "{{gpu_uuid}}",
             )
         ],
@@ -235,7 +238,7 @@ def _gpus() -> Iterator[Panel]:
         """Watts. Falling while the GPU is as busy as before: it is being slowed down for heat or
         power.""",
         "watt",
-        [Query(f"nv_gpu_power_usage{{{HERE}}}", "{{gpu_uuid}}")],
+        [Query(f"nv_gpu_power_usage{{{TRITON}}}", "{{gpu_uuid}}")],
         width=6,
     )
 
@@ -247,9 +250,10 @@ def _cpus() -> Iterator[Panel]:
         stalls when it is full.""",
         "percentunit",
         [
-            Query(f"nv_cpu_utilization{{{HERE}}}", "CPU {{instance}}"),
+            Query(f"nv_cpu_utilization{{{TRITON}}}", "CPU {{instance}}"),
             Query(
-                f"nv_cpu_memory_used_bytes{{{HERE}}} / (nv_cpu_memory_total_bytes{{{HERE}}} > 0)",
+                f"nv_cpu_memory_used_bytes{{{TRITON}}} "
+                f"/ (nv_cpu_memory_total_bytes{{{TRITON}}} > 0)",
                 "memory {{instance}}",
             ),
         ],

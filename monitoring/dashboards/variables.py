@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
+from monitoring import series
 from monitoring.dashboards.spec import Variable
 
-NAMESPACE = Variable("namespace", "Namespace", "label_values(samserve_build_info, namespace)")
-MODEL = Variable(
-    "model", "Model", 'label_values(samserve_model_info{namespace=~"$namespace"}, model)'
+HERE = 'namespace=~"$namespace",release=~"$release"'
+"""Where there are no such labels, what stands for all of their values matches, too."""
+OURS = f"{series.GATEWAY},{HERE}"
+OF_MODEL = f'{OURS},model=~"$model"'
+OF_CALL = f'{OF_MODEL},grpc_method=~"$method"'
+OF_RPC = f"{series.RPC},{HERE}"
+# Several releases may share a Triton or a cache, which has no release then.
+_SHARED = 'namespace=~"$namespace",release=~"$release|"'
+TRITON = f"{series.TRITON},{_SHARED}"
+"""Of Triton itself, its machine and its GPUs."""
+OF_TRITON = f'{TRITON},model=~"($model)_(encoder|decoder)"'
+"""Triton knows two models for each of ours."""
+REDIS = f"{series.REDIS},{_SHARED}"
+
+NAMESPACE = Variable(
+    "namespace", "Namespace", f"label_values(samserve_build_info{{{series.GATEWAY}}}, namespace)"
 )
+RELEASE = Variable(
+    "release",
+    "Release",
+    f'label_values(samserve_build_info{{{series.GATEWAY},namespace=~"$namespace"}}, release)',
+)
+OWNER = (NAMESPACE, RELEASE)
+"""Whose series are shown."""
+MODEL = Variable("model", "Model", f"label_values(samserve_model_info{{{OURS}}}, model)")
 METHOD = Variable(
-    "method",
-    "RPC",
-    'label_values(grpc_server_started_total{namespace=~"$namespace"}, grpc_method)',
+    "method", "RPC", f"label_values(grpc_server_started_total{{{OF_RPC}}}, grpc_method)"
 )
 
-HERE = 'namespace=~"$namespace"'
-"""Outside Kubernetes there is no such label; what stands for all namespaces then matches, too."""
-OF_MODEL = f'{HERE},model=~"$model"'
-OF_CALL = f'{OF_MODEL},grpc_method=~"$method"'
-OF_TRITON = f'{HERE},model=~"($model)_(encoder|decoder)"'
-"""Triton knows two models for each of ours."""
 POD = "{{pod}} {{instance}}"
 """A gateway, in a legend."""
 
 
-def rate(metric: str, labels: str = HERE, by: str = "") -> str:
+def rate(metric: str, labels: str = OURS, by: str = "") -> str:
     """Write the sum of a counter's rates, by some labels."""
     grouped = f" by ({by})" if by else ""
     return f"sum{grouped} (rate({metric}{{{labels}}}[$__rate_interval]))"
 
 
-def mean(histogram: str, labels: str = HERE, by: str = "") -> str:
+def mean(histogram: str, labels: str = OURS, by: str = "") -> str:
     """Write the mean of what a histogram observed, by some labels."""
     total, count = rate(f"{histogram}_sum", labels, by), rate(f"{histogram}_count", labels, by)
     return f"{total} / ({count} > 0)"
 
 
-def quantile(part: float, histogram: str, labels: str = HERE, by: str = "") -> str:
+def quantile(part: float, histogram: str, labels: str = OURS, by: str = "") -> str:
     """Write a quantile of what a histogram observed, by some labels."""
     buckets = rate(f"{histogram}_bucket", labels, f"le, {by}" if by else "le")
     return f"histogram_quantile({part:g}, {buckets})"

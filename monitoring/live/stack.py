@@ -16,6 +16,7 @@ from harness.otlp.receiver import Receiver
 from harness.prometheus.exporter import RedisExporter
 from harness.prometheus.server import PrometheusServer
 from harness.triton.server import HOST, TritonServer
+from monitoring.series import GATEWAY_JOB, REDIS_JOB, TRITON_JOB
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "helm" / "samserve" / "files" / "rules"
@@ -104,9 +105,9 @@ def running(
         prometheus = held.enter_context(
             PrometheusServer(
                 {
-                    "samserve": [gateway.address],
-                    "triton": [f"{HOST}:{triton.metrics_port}"],
-                    "redis": [exporter.address for exporter in exporters],
+                    GATEWAY_JOB: [gateway.address],
+                    TRITON_JOB: [f"{HOST}:{triton.metrics_port}"],
+                    REDIS_JOB: [exporter.address for exporter in exporters],
                 },
                 rules=rules or quick_rules(folder),
                 interval_s=interval_s,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from monitoring.series import GATEWAY_JOB, JOBS, REDIS_JOB, TRITON_JOB
+
 _RPC = "grpc_type grpc_service grpc_method"
 # Histograms have "H" before their labels.
 _TABLE = {
@@ -82,8 +84,8 @@ _TABLE = {
     "ALERTS": "alertname alertstate severity grpc_method",
 }
 
-TARGET = frozenset({"namespace", "pod", "instance", "job"})
-"""Labels that come with the scrape; the first two in Kubernetes only."""
+TARGET = frozenset({"namespace", "release", "pod", "instance", "job"})
+"""Labels that come with the scrape; pods are in Kubernetes only."""
 
 
 def _labels() -> dict[str, frozenset[str]]:
@@ -100,6 +102,15 @@ def _labels() -> dict[str, frozenset[str]]:
 
 LABELS = _labels()
 """Labels of each series by its name, without those of `TARGET`."""
+
+
+def jobs_of(metric: str) -> tuple[str, ...]:
+    """Give the jobs whose targets export a metric."""
+    if metric == "up":
+        return JOBS
+    starts = {"nv_": TRITON_JOB, "redis_": REDIS_JOB}
+    return (next((job for start, job in starts.items() if metric.startswith(start)), GATEWAY_JOB),)
+
 
 _STAGES = """
     receive admit prepare hash cache_get_memory cache_get_shared cache_get_miss cache_delete join
@@ -119,7 +130,8 @@ _KNOWN = {
     "queue": "encoder decoder workers bulk_workers",
     "transport": "in_process shared_memory message",
     "engine": "triton onnx fake",
-    "job": "samserve triton redis",
+    "job": " ".join(JOBS),
+    "grpc_service": "samserve.v1.SegmentationService",
     "alertstate": "firing",
     "le": "0.1 0.25 2.5",
 }

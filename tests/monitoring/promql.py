@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import promql_parser as promql
 
-from tests.monitoring.catalogue import LABELS, TARGET, VALUES
+from tests.monitoring.catalogue import LABELS, TARGET, VALUES, jobs_of
 
-_LEVELS = ("namespace", "grpc_method", "model", "stage")
+_LEVELS = ("namespace", "release", "grpc_method", "model", "stage")
 _WORDS = re.compile(r"[A-Za-z0-9_.]+(\|[A-Za-z0-9_.]+)*")
 _KEEPS = ("topk", "bottomk", "limitk")
 _SCALARS = (promql.NumberLiteral, promql.StringLiteral)
@@ -50,7 +50,23 @@ def check(text: str) -> frozenset[str]:
     for selector in selectors(parsed):
         for matcher in selector.matchers.matchers:
             _check_matcher(selector.name or "", matcher)
-    return _Labels().of(parsed)
+    labels = _Labels().of(parsed)
+    for selector in selectors(parsed):
+        _check_owner(selector)
+    return labels
+
+
+def _check_owner(selector: promql.VectorSelector) -> None:
+    """Raise `Wrong` for a selector that would take series of somebody else, too."""
+    metric = selector.name or ""
+    # What the rules make has the labels that they have seen to.
+    if ":" in metric or metric == "ALERTS":
+        return
+    named = {each.name: each.value.split("|") for each in selector.matchers.matchers}
+    if not named.get("job") or set(named["job"]) - set(jobs_of(metric)):
+        raise Wrong(f"{metric}: the job is none of {jobs_of(metric)}")
+    if metric.startswith("grpc_") and "grpc_service" not in named:
+        raise Wrong(f"{metric}: of which gRPC service?")
 
 
 def _check_matcher(metric: str, matcher: promql.Matcher) -> None:

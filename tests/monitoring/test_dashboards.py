@@ -144,7 +144,7 @@ def test_choices_and_marks_are_about_metrics_that_exist() -> None:
 def check_choices_and_marks(page: dict[str, Any]) -> None:
     """Raise an error if a page lets people choose, or marks, what is not there."""
     choices = {each["name"]: each for each in page["templating"]["list"]}
-    assert {"datasource", "namespace"} <= set(choices)
+    assert {"datasource", "namespace", "release"} <= set(choices)
     for name, choice in choices.items():
         if choice["type"] != "query":
             continue
@@ -190,6 +190,10 @@ def test_exemplars_are_asked_for_where_calls_are_measured() -> None:
         ("samserve_ready / samserve_model_info", "never match"),
         ("samserve_ready / on (model) samserve_model_info", "has not"),
         ('label_replace(samserve_ready, "a", "$1", "model", "(.*)")', "reads model"),
+        ("samserve_ready", "job is none"),
+        ('nv_gpu_utilization{job="samserve"}', "job is none"),
+        ('up{job=~"samserve|node"}', "never"),
+        ('grpc_server_started_total{job="samserve"}', "which gRPC service"),
     ],
 )
 def test_what_is_not_there_is_noticed(expr: str, told: str) -> None:

@@ -61,7 +61,7 @@ def test_panels_about_gpus_are_answered(tmp_path: Path) -> None:
 
 def _labels(labels: Mapping[str, str]) -> str:
     """Write the labels of a sample, with those that a scrape adds."""
-    scraped = {"namespace": "samserve", "job": "triton", "instance": "127.0.0.1:8002"}
+    scraped = {"namespace": "samserve", "job": "samserve-triton", "instance": "127.0.0.1:8002"}
     return ",".join(f'{name}="{value}"' for name, value in {**labels, **scraped}.items())
 
 

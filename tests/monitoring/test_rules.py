@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from samserve.metrics.buckets import SECONDS
+from samserve.rpc.methods import SERVICE
 from samserve.settings import Settings
 
 from harness.prometheus.programs import find
@@ -29,6 +30,7 @@ from monitoring.objectives import (
     THRESHOLDS,
 )
 from monitoring.rules import RUNBOOK, Alert, Recording, bound
+from monitoring.series import OWNER, RPC
 from tests.monitoring.catalogue import STAGES, TARGET
 from tests.monitoring.promql import check, labels_of
 from tests.support.together import check_all
@@ -186,7 +188,7 @@ def test_an_alert_names_what_there_is() -> None:
         used = set(re.findall(r"\$labels\.(\w+)", alert.summary + alert.description))
         assert used <= labels | TARGET
         # Whom it is about can be told from its labels, also where several share a Prometheus.
-        assert "namespace" in labels or alert.name == "SamserveMetricsAbsent"
+        assert set(OWNER) <= labels or alert.name == "SamserveMetricsAbsent"
 
     check_all(names_what_there_is, named(ALERTS))
 
@@ -255,6 +257,10 @@ def _numbers_of_burns() -> set[float]:
     }
     lengths = {float(seconds(burn.long)) for burn in burns} | {float(seconds("30m"))}
     return factors | lengths | {float(LEAST_BAD_CALLS)}
+
+
+def test_calls_are_those_of_the_service() -> None:
+    assert RPC.endswith(f'grpc_service="{SERVICE}"')
 
 
 def test_what_counts_as_bad_is_told_apart_from_mistakes_of_clients() -> None:

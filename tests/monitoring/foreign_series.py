@@ -1,0 +1,111 @@
+"""Series of others, which no rule and no panel may count, though they have the same names."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from itertools import product
+
+from monitoring.series import REDIS_JOB
+from tests.monitoring.catalogue import LABELS, STAGES, jobs_of
+from tests.monitoring.promql import labels_of
+
+Labels = Mapping[str, str]
+Series = tuple[str, Labels]
+"""The name of a metric, and its labels."""
+
+SECOND = "second"
+"""The release beside ours."""
+
+_ELSEWHERE = {"instance": "other:1", "pod": "other"}
+_MODEL = re.compile(r".+_(encoder|decoder)")
+
+
+def foreign_series(name: str, labels: Labels) -> Iterator[Series]:
+    """Yield what others in the same namespace may have beside one of our series."""
+    if name == "ALERTS":
+        yield name, {**labels, "alertname": "CheckoutDown"}
+        return
+    # Another gRPC service, another Triton with models of the same name, another Redis.
+    yield name, {**labels, **_foreign(name), **_ELSEWHERE, "job": "other"}
+    bare = labels["job"].removeprefix("samserve-")
+    if bare != labels["job"]:
+        yield name, {**labels, **_ELSEWHERE, "job": bare}
+    if name.startswith("grpc_"):
+        yield name, {**labels, "grpc_service": "grpc.health.v1.Health"}
+    if name.startswith("nv_") and _MODEL.fullmatch(labels.get("model", "")):
+        yield name, {**labels, "model": "resnet"}
+
+
+def _foreign(name: str) -> Labels:
+    return {"grpc_service": "shop.v1.Checkout"} if name.startswith("grpc_") else {}
+
+
+def second_release(name: str, labels: Labels) -> Series:
+    """Give the same series of another release in the same namespace."""
+    where = {} if ":" in name or name == "ALERTS" else _ELSEWHERE
+    return name, {**labels, **where, "release": SECOND}
+
+
+def written(name: str, labels: Labels) -> str:
+    """Write a series as PromQL does."""
+    matchers = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    return f"{name}{{{matchers}}}"
+
+
+def read(text: str) -> Series:
+    """Read a series that `written` could have written."""
+    name, _, labels = text.partition("{")
+    return name, dict(re.findall(r'(\w+)="([^"]*)"', labels))
+
+
+_SOME = {
+    "grpc_type": "UNARY",
+    "grpc_service": "samserve.v1.SegmentationService",
+    "grpc_method": "Embed Predict AutoMask",
+    "grpc_code": "OK INTERNAL",
+    "stage": " ".join(STAGES),
+    "le": "0.1 0.25 1 2.5 30 +Inf",
+    "reason": "OVERLOADED BACKEND",
+    "kind": "memory full",
+    "direction": "in out",
+    "outcome": "ok failed",
+    "network": "encoder decoder",
+    "queue": "encoder decoder workers",
+    "transport": "shared_memory message",
+    "tier": "memory shared",
+    "result": "hit miss",
+    "engine": "triton",
+    "alertname": "SamserveOverloaded",
+    "alertstate": "firing",
+}
+
+
+def ours(recorded: Iterator[str]) -> Iterator[Series]:
+    """Yield a series of every kind that one release has; *recorded* are names of rules' series."""
+    for name in (*LABELS, *recorded):
+        of = sorted(LABELS.get(name, labels_of(name)) - {"namespace", "release"})
+        scraped = jobs_of(name) if name in LABELS and name != "ALERTS" else ()
+        for values in product(*(_some(name, each) for each in of)):
+            labels = dict(zip(of, values, strict=True))
+            if not scraped:
+                yield name, {**labels, "release": "first"}
+            for job in scraped:
+                target = {**labels, "job": job, "instance": "ours:1", "pod": "ours"}
+                # The nodes of a cache belong to all releases that share it.
+                yield name, target if job == REDIS_JOB else {**target, "release": "first"}
+
+
+def _some(metric: str, label: str) -> list[str]:
+    if label == "model" and metric.startswith("nv_"):
+        return ["tiny_encoder", "tiny_decoder"]
+    return _SOME.get(label, "tiny").split()
+
+
+def speed(name: str, labels: Labels) -> int:
+    """Give how much a series grows at each step: each has a speed of its own, buckets by bound."""
+    bounds = _SOME["le"].split()
+    rank = bounds.index(labels["le"]) + 1 if "le" in labels else 1
+    told_by = {each: text for each, text in labels.items() if each not in ("le", "namespace")}
+    return rank * (1 + zlib.crc32(written(name, told_by).encode()) % 97)
