@@ -94,6 +94,12 @@ RULES: dict[str, Schema] = {
     "drainSeconds": {"type": "integer", "minimum": 0},
     "graceSeconds": {"type": "integer", "minimum": 0},
     "maxConnectionAgeSeconds": _SECONDS,
+    "ipFamilyPolicy": {"enum": ["", "SingleStack", "PreferDualStack", "RequireDualStack"]},
+    "ipFamilies": {
+        "type": "array",
+        "items": {"enum": ["IPv4", "IPv6"]},
+        "uniqueItems": True,
+    },
     "service.type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
     "port": {"type": "integer", "minimum": 1, "maximum": 65535},
     "parentRefs": {"type": "array", "items": {"type": "object", "required": ["name"]}},

@@ -39,13 +39,13 @@ class Container(ABC):
             for each in spec.get("env", [])
         }
 
-    def probe(self, kind: str) -> Probe | None:
-        """Give its probe of a kind, ``startupProbe`` for instance."""
+    def probe(self, kind: str, host: str) -> Probe | None:
+        """Give its probe of a kind, ``startupProbe`` for instance, of a pod at *host*."""
         if kind not in self._spec:
             return None
         name = self._spec[kind]["httpGet"]["port"]
         (port,) = (p["containerPort"] for p in self._spec["ports"] if p["name"] == name)
-        return Probe(self._spec[kind], self._volumes.port(port))
+        return Probe(self._spec[kind], self._volumes.port(port), host)
 
     def _arguments(self, given: list[str]) -> list[str]:
         expanded = (_REFERENCE.sub(lambda m: self._environment[m[1]], each) for each in given)
@@ -100,6 +100,18 @@ class Program(Container):
                 cwd=images.ROOT,
             )
 
+    async def execute(self, command: list[str]) -> tuple[int, str]:
+        """Run a command in it, as `kubectl exec` does; give its exit status and what it says."""
+        process = await asyncio.create_subprocess_exec(
+            *images.program(self._arguments(command)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={"PATH": os.defpath, **self._environment},
+        )
+        said, _ = await process.communicate()
+        return await process.wait(), said.decode()
+
     def terminate(self) -> None:
         """Send it SIGTERM."""
         self._running().terminate()
@@ -132,7 +144,9 @@ class Triton(Container):
 
     async def start(self) -> None:
         """Start it, without waiting for more."""
-        arguments = self._arguments(images.triton_arguments(self._spec["args"]))
+        command = self._arguments([*self._spec["command"], *self._spec["args"]])
+        given = images.given_to_triton(command, self._environment)
+        arguments = images.triton_arguments(given)
         options = dict(each.removeprefix("--").split("=", 1) for each in arguments)
         self._server = TritonServer(
             Path(options["model-repository"]),
@@ -168,5 +182,6 @@ def container(
     spec: Mapping[str, Any], volumes: Volumes, folder: Path, facts: Mapping[str, str]
 ) -> Container:
     """Make the container that *spec* describes."""
-    kind = Triton if spec["command"] == ["tritonserver"] else Program
+    starts_triton = images.starts_triton([*spec["command"], *spec.get("args", [])])
+    kind = Triton if starts_triton else Program
     return kind(spec, volumes, folder, facts)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +20,8 @@ FILES: Mapping[str, Path] = {
 }
 """What an image holds, by its path there."""
 
+# What an image with Python has besides, and the documents tell people to run in one.
+_TOOLS = ("cp", "df", "sh")
 # The version that the harness runs is older than this flag, and shares memory without it.
 _UNKNOWN_TO_TRITON = ("--allow-client-shm=",)
 
@@ -26,9 +31,32 @@ def program(command: Sequence[str]) -> list[str]:
     name, *arguments = command
     if name == "samserve":
         return [sys.executable, "-m", "samserve", *arguments]
-    if name == "cp":
-        return [shutil.which("cp") or "cp", *arguments]
+    if name in _TOOLS:
+        return [shutil.which(name) or name, *arguments]
     raise HarnessError(f"no image of the chart is known to have {name}")
+
+
+def starts_triton(command: Sequence[str]) -> bool:
+    """Whether a container's command ends as a tritonserver."""
+    return any("tritonserver" in each for each in command)
+
+
+def given_to_triton(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Give the arguments that a container's command, a script of the shell, starts Triton with."""
+    with tempfile.TemporaryDirectory() as folder:
+        shown = Path(folder) / "tritonserver"
+        shown.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+        shown.chmod(0o755)
+        told = subprocess.run(
+            list(command),
+            env={**environment, "PATH": f"{folder}:{os.defpath}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if told.returncode:
+        raise HarnessError(f"the command of Triton ends with {told.returncode}: {told.stderr}")
+    return told.stdout.splitlines()
 
 
 def triton_arguments(arguments: Sequence[str]) -> list[str]:

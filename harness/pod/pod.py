@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from harness.errors import HarnessError
-from harness.pod.containers import Container, container
+from harness.pod.containers import Container, Program, container
 from harness.pod.volumes import Volumes, World, ports_of
+from harness.program import HOST
 from harness.triton.ports import free_ports
 
 _LOG_TAIL = 2000
@@ -31,7 +32,9 @@ class Pod:
     ends is an error.
     """
 
-    def __init__(self, spec: Mapping[str, Any], world: World) -> None:
+    def __init__(self, spec: Mapping[str, Any], world: World, *, host: str = HOST) -> None:
+        """Describe it; *host* is its address, of loopback, where the kubelet's probes ask."""
+        self._host = host
         self._spec = spec
         self._world = world
         self._ports: dict[int, int] = {}
@@ -65,7 +68,7 @@ class Pod:
         ports = ports_of(self._spec)
         self._ports = dict(zip(ports, free_ports(len(ports)), strict=True))
         volumes = Volumes(self._spec["volumes"], self._world, self._folder, self._ports)
-        facts = {"metadata.uid": str(uuid.uuid4())}
+        facts = {"metadata.uid": str(uuid.uuid4()), "status.podIP": self._host}
 
         def made(spec: Mapping[str, Any]) -> Container:
             assert self._folder is not None
@@ -115,6 +118,13 @@ class Pod:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
+    async def execute(self, command: list[str]) -> tuple[int, str]:
+        """Run a command in its main container; give its exit status and what it has said."""
+        (main,) = self._main
+        if not isinstance(main, Program):
+            raise HarnessError(f"{main.name} is Triton's: the harness has no image of it")
+        return await main.execute(command)
+
     def logs(self) -> dict[str, str]:
         """Give what each container has said."""
         return {each.name: each.log.read_text() for each in (*self._main, *self._sidecars)}
@@ -138,7 +148,7 @@ class Pod:
             raise HarnessError(f"{one.name} ended with {status}:\n{self._tail(one)}")
 
     async def _passes(self, one: Container, kind: str, tries: int = 0) -> None:
-        probe = one.probe(kind)
+        probe = one.probe(kind, self._host)
         if probe is None:
             return
         try:

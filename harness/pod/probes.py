@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.error import URLError
 
+from samserve import addresses
+
 from harness.errors import HarnessError
-from harness.program import DIRECT, HOST
+from harness.program import DIRECT
 
 _POLL_S = 0.1
 
@@ -20,8 +22,8 @@ class Probe:
     It is made every tenth of a second, for as long as the kubelet would try.
     """
 
-    def __init__(self, spec: Mapping[str, Any], port: int) -> None:
-        self._url = f"http://{HOST}:{port}{spec['httpGet']['path']}"
+    def __init__(self, spec: Mapping[str, Any], port: int, host: str) -> None:
+        self._url = f"http://{addresses.join(host, port)}{spec['httpGet']['path']}"
         self._timeout_s: float = spec.get("timeoutSeconds", 1)
         self.period_s: float = spec.get("periodSeconds", 10)
         self.failures: int = spec.get("failureThreshold", 3)

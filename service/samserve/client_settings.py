@@ -22,6 +22,11 @@ class ClientSettings(BaseSettings):
     """Whether to use TLS; with the system's CAs, unless `ca_file` names others."""
     ca_file: Path | None = None
     """CAs of the server's certificate (PEM); turns TLS on."""
+    server_cert_file: Path | None = None
+    """The server's own certificate (PEM); turns TLS on, and trusts this one alone, whatever name it
+    is for. Instead of `ca_file`."""
+    server_name: str = ""
+    """Name that the server's certificate has to be for; empty takes the host in `--server`."""
     cert_file: Path | None = None
     """Client certificate (PEM), with `key_file`."""
     key_file: Path | None = None

@@ -31,6 +31,30 @@ def certificates(data: bytes) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(data)
 
 
+def first_certificate(data: bytes) -> tuple[bytes, str]:
+    """Give the first certificate (PEM), and a name that it is for, "" if it has none.
+
+    Raises `Unreadable`.
+    """
+    with _one_error():
+        certificate = x509.load_pem_x509_certificates(data)[0]
+        return certificate.public_bytes(Encoding.PEM), _name_of(certificate)
+
+
+def _name_of(certificate: x509.Certificate) -> str:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        # Where there are no other names, gRPC looks at the common one.
+        common = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        found = [str(each.value) for each in common]
+    else:
+        addresses = names.get_values_for_type(x509.IPAddress)
+        found = [*names.get_values_for_type(x509.DNSName), *map(str, addresses)]
+    # A certificate for all names of a domain is for this one, too.
+    return found[0].replace("*", "any", 1) if found else ""
+
+
 def key_of_certificate(certificate: x509.Certificate) -> bytes:
     """Give the public key that a certificate is for, as DER.  Raises `Unreadable`."""
     with _one_error():

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import trustme
 from samserve.client import Client, Prompt
 from samserve.client.errors import SamserveClientError
 
@@ -17,8 +18,15 @@ from harness.pod.pod import Pod
 from harness.pod.volumes import World
 from tests import pictures
 from tests.chart.rendered import Object, deployment, gateways, of_kind, only
+from tests.secrecy import secret
 
 PICTURES = [pictures.file_of(pictures.noise(48, 64, seed=n)) for n in range(12)]
+
+
+def pair(issued: trustme.LeafCert) -> dict[str, bytes]:
+    """What a Secret of kubernetes.io/tls has."""
+    key = secret(issued.private_key_pem.bytes().decode()).encode()
+    return {"tls.crt": b"".join(blob.bytes() for blob in issued.cert_chain_pems), "tls.key": key}
 
 
 Secrets = Mapping[str, Mapping[str, bytes]]
@@ -39,10 +47,11 @@ def replica_of(
     component: str = "gateway",
     services: Mapping[str, str] | None = None,
     secrets: Secrets | None = None,
+    host: str = "127.0.0.1",
 ) -> Pod:
-    """One of the pods that a Deployment would make."""
+    """One of the pods that a Deployment would make, at an address of loopback."""
     spec: dict[str, Any] = deployment(objects, component)["spec"]["template"]["spec"]
-    return Pod(spec, world_of(objects, services, secrets))
+    return Pod(spec, world_of(objects, services, secrets), host=host)
 
 
 async def helm_test(objects: list[Object], address: str, secrets: Secrets | None = None) -> str:

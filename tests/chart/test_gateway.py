@@ -41,7 +41,7 @@ def effective(objects: list[Object], folder: Path) -> dict[str, Any]:
 def test_the_gateway_takes_its_file(tmp_path: Path) -> None:
     def check(objects: list[Object]) -> None:
         settings = load(file=config_of(objects, tmp_path))
-        assert settings.server.host == settings.server.admin_host == "0.0.0.0"
+        assert settings.server.host == settings.server.admin_host == "::"
         assert (settings.server.port, settings.server.admin_port) == (50051, 8081)
         assert settings.log.format == "json"
 
@@ -322,7 +322,7 @@ def test_a_triton_of_its_own_is_asked_by_its_name_and_outlived(tmp_path: Path) -
     # Otherwise its outage would take all gateways away at once.
     assert settings.server.readiness == "started"
     arguments = container(objects, "triton")["args"]
-    assert "--grpc-address=0.0.0.0" in arguments
+    assert "--grpc-address=[::]" in arguments
     # Nobody shares memory with it, and nobody may.
     assert "--allow-client-shm=true" not in arguments
     assert any(each.startswith("--grpc-restricted-protocol=shared-memory") for each in arguments)

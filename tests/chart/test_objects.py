@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from monitoring.series import GATEWAY_JOB, TRITON_JOB
 from tests.chart.rendered import (
     SHAPES,
     Object,
@@ -340,11 +341,35 @@ def test_an_eviction_leaves_enough_pods() -> None:
     assert only(render(values), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 0
 
 
-def test_jobs_are_those_of_dashboards_and_alerts() -> None:
-    endpoints = only(SHAPES["production"], "ServiceMonitor")["spec"]["endpoints"]
-    jobs = {each["port"]: each["relabelings"][0] for each in endpoints}
-
-    assert jobs == {
-        "http-metrics": {"targetLabel": "job", "replacement": "samserve"},
-        "triton-metrics": {"targetLabel": "job", "replacement": "triton"},
+def test_services_have_the_families_that_are_asked_for() -> None:
+    found = {
+        each["metadata"]["name"]: (
+            each["spec"].get("ipFamilyPolicy"),
+            each["spec"].get("ipFamilies"),
+        )
+        for each in of_kind(SHAPES["tls"], "Service")
     }
+
+    # A pod with two addresses would be scraped twice.
+    assert found == {
+        "demo-samserve": ("PreferDualStack", ["IPv6", "IPv4"]),
+        "demo-samserve-headless": ("SingleStack", ["IPv6"]),
+    }
+    assert "ipFamilies" not in str(of_kind(SHAPES["split"], "Service"))
+
+
+def test_jobs_are_those_of_dashboards_and_alerts() -> None:
+    for shape in ("production", "split"):
+        endpoints = [
+            endpoint
+            for monitor in of_kind(SHAPES[shape], "ServiceMonitor")
+            for endpoint in monitor["spec"]["endpoints"]
+        ]
+        given = {
+            each["port"]: {rule["targetLabel"]: rule["replacement"] for rule in each["relabelings"]}
+            for each in endpoints
+        }
+        assert given == {
+            "http-metrics": {"job": GATEWAY_JOB, "release": "demo"},
+            "triton-metrics": {"job": TRITON_JOB, "release": "demo"},
+        }

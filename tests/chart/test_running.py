@@ -15,12 +15,11 @@ from samserve.client.errors import Unavailable
 
 from harness.cluster.cluster import Cluster
 from harness.errors import HarnessError
-from harness.pod.images import triton_arguments
+from harness.pod.images import given_to_triton, triton_arguments
 from harness.program import DIRECT
 from tests import pictures
 from tests.chart.rendered import Object, case, container, render
-from tests.chart.running import Load, helm_test, replica_of
-from tests.secrecy import secret
+from tests.chart.running import Load, helm_test, pair, replica_of
 from tests.security.credentials import KeyFile
 from tests.support.waiting import until
 
@@ -29,15 +28,17 @@ SMALL = {"memory": "64Mi", "scratch": "64Mi"}
 
 def test_arguments_of_production_that_the_harness_leaves_out() -> None:
     """One, and it is there: everything else reaches a real tritonserver."""
-    given = container(render(), "triton")["args"]
+    triton = container(render(), "triton")
+    command = [*triton["command"], *triton["args"]]
+    given = given_to_triton(command, {"POD_IP": "127.0.0.1"})
 
     assert set(given) - set(triton_arguments(given)) == {"--allow-client-shm=true"}
 
 
-async def status(port: int, path: str) -> int:
+async def status(port: int, path: str, host: str = "127.0.0.1") -> int:
     """Ask over HTTP."""
     try:
-        with await asyncio.to_thread(DIRECT.open, f"http://127.0.0.1:{port}{path}") as answer:
+        with await asyncio.to_thread(DIRECT.open, f"http://{host}:{port}{path}") as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -49,15 +50,31 @@ async def says(port: int, line: str) -> bool:
         return line in answer.read().decode().splitlines()
 
 
-async def test_a_pod_without_triton_serves_and_ends_in_time() -> None:
+async def test_a_pod_without_triton_serves_over_both_families_and_ends_in_time() -> None:
+    """Probes ask an IPv6 address, as in a cluster that has no others; clients come over both."""
     # Draining is waiting: a second does as well as the default's five.
     values = {"engine": "onnx", "cache": {"memory": "64Mi"}, "shutdown": {"drainSeconds": 1}}
     objects = render(values)
-    async with replica_of(objects) as pod:
-        said = await helm_test(objects, f"127.0.0.1:{pod.port(50051)}")
+    async with replica_of(objects, host="::1") as pod:
+        said = await helm_test(objects, f"[::1]:{pod.port(50051)}")
+        async with Client(f"127.0.0.1:{pod.port(50051)}") as client:
+            assert await client.ready()
         await pod.terminate()
 
     assert "predicted_iou=" in said
+
+
+@pytest.mark.slow
+async def test_the_default_shape_runs_where_there_is_only_ipv6() -> None:
+    """Probes and Prometheus ask Triton over IPv6, too."""
+    objects = render({"cache": SMALL, "shutdown": {"drainSeconds": 0}})
+    async with replica_of(objects, host="::1") as pod:
+        said = await helm_test(objects, f"[::1]:{pod.port(50051)}")
+        ready = await status(pod.port(8000), "/v2/health/ready", "[::1]")
+        metrics = await status(pod.port(8002), "/metrics", "[::1]")
+
+    assert "predicted_iou=" in said
+    assert (ready, metrics) == (200, 200)
 
 
 async def test_a_pod_that_cannot_start_says_why() -> None:
@@ -139,12 +156,6 @@ async def test_a_gateway_outlives_a_triton_of_its_own() -> None:
     assert ready == 200
     assert told.value.reason == "ENGINE_UNAVAILABLE"
     assert '"transport": "message"' in log
-
-
-def pair(issued: trustme.LeafCert) -> dict[str, bytes]:
-    """What a Secret of kubernetes.io/tls has."""
-    key = secret(issued.private_key_pem.bytes().decode()).encode()
-    return {"tls.crt": b"".join(blob.bytes() for blob in issued.cert_chain_pems), "tls.key": key}
 
 
 @pytest.mark.slow

@@ -139,6 +139,8 @@ def test_notes_say_how_to_call_it_and_what_is_open() -> None:
     assert "There is no TLS" in plain
     assert "Everybody who can reach" in plain
     assert "cache.nodes" in plain
-    assert "--ca ca.crt --token-file key.txt" in guarded
+    assert "get secret samserve-tls -o" in guarded
+    assert "SAMSERVE_CLIENT_KEY_FILE=client.key" in guarded
+    assert "--token-file key.txt" in guarded
     assert "There is no TLS" not in guarded
     assert "Everybody" not in guarded

@@ -44,6 +44,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "nodes as text": ({"cache": {"nodes": "valkey:6379"}}, "/cache/nodes"),
     "port": ({"service": {"port": 70000}}, "/service/port"),
     "kind of service": ({"service": {"type": "ExternalName"}}, "/service/type"),
+    "family of addresses": ({"service": {"ipFamilies": ["ipv6"]}}, "/service/ipFamilies/0"),
+    "policy of families": ({"service": {"ipFamilyPolicy": "Both"}}, "/service/ipFamilyPolicy"),
     "interval": ({"metrics": {"serviceMonitor": {"interval": "often"}}}, "/interval"),
     "label that is no text": ({"podLabels": {"a": 1}}, "/podLabels/a"),
     # What no schema can say.

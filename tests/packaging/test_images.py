@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -23,6 +24,7 @@ from packaging.requirements import Requirement
 
 from tests import photos
 from tests.chart.rendered import container, only, render
+from tests.support.waiting import until_sync
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "service" / "Dockerfile"
@@ -152,6 +154,43 @@ def test_images_are_what_the_chart_takes_them_for() -> None:
     assert set(dict(found["gateway"].steps)["EXPOSE"].split()) == {str(port) for port in ports}
 
 
+def test_the_default_command_is_reached_from_outside_of_a_container(tmp_path: Path) -> None:
+    """Over both families: loopback would be the container's own."""
+    runtime = dict(stages()["runtime"].steps)
+    source, target = runtime["COPY"].split()
+    (config,) = re.findall(r"SAMSERVE_CONFIG=(\S+)", runtime["ENV"])
+    assert config == target
+    environment = {
+        "PATH": os.defpath,
+        "SAMSERVE_CONFIG": str(ROOT / source),
+        "SAMSERVE_SERVER__PORT": "0",
+        "SAMSERVE_SERVER__ADMIN_PORT": "0",
+        "SAMSERVE_LOG__FORMAT": "json",
+    }
+    name, *arguments = json.loads(runtime["CMD"])
+    assert name == "samserve"
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", name, *arguments], env=environment, stdout=log, stderr=log
+        )
+    try:
+        until_sync(lambda: server.poll() is not None or '"serving"' in read(tmp_path / "log"))
+        assert server.poll() is None, read(tmp_path / "log")
+        lines = (tmp_path / "log").read_text().splitlines()
+        (said,) = (each for each in map(json.loads, lines) if each["event"] == "serving")
+        ports = [int(said[place].rpartition(":")[2]) for place in ("address", "admin")]
+        for port in ports:
+            for host in ("127.0.0.1", "::1"):
+                socket.create_connection((host, port)).close()
+    finally:
+        server.kill()
+        server.wait()
+
+
+def read(path: Path) -> str:
+    return path.read_text()
+
+
 def test_no_pin_names_a_place() -> None:
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][\w.]*", f"{n}=={v}") for n, v in pins().items())
     assert {"grpcio", "onnxruntime", "torch"} <= pins().keys()
@@ -259,7 +298,7 @@ def test_what_needs_the_extra_names_it(gateway: Builder, tmp_path: Path, command
     told = in_image(gateway, "samserve", *arguments, cwd=tmp_path, code=1)
 
     assert told.count("\n") == 1
-    assert "pip install 'samserve[export]'" in told
+    assert "pip install '.[export]'" in told
 
 
 @pytest.mark.slow

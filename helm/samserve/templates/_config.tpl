@@ -3,7 +3,7 @@
 {{- define "samserve.config" -}}
 {{- $values := .Values -}}
 {{- $plain := eq $values.tls.secret "" -}}
-{{- $server := dict "host" "0.0.0.0" "port" 50051 "admin_host" "0.0.0.0" "admin_port" 8081 "plaintext" $plain
+{{- $server := dict "host" "::" "port" 50051 "admin_host" "::" "admin_port" 8081 "plaintext" $plain
     "drain_s" $values.shutdown.drainSeconds "grace_s" $values.shutdown.graceSeconds
     "connection_age_s" $values.service.maxConnectionAgeSeconds -}}
 {{- $engine := dict "kind" $values.engine "default_model" $values.models.default -}}

@@ -5,11 +5,17 @@
   image: {{ include "samserve.image" (list .Values.image .Chart.AppVersion) }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   command: [samserve, serve]
-  args: [--config=/etc/samserve/config/config.toml]
-  {{- with .Values.gateway.extraEnv }}
   env:
+    # Here, and no argument, so that commands which are run in the container find it, too.
+    - name: SAMSERVE_CONFIG
+      value: /etc/samserve/config/config.toml
+    {{- if .Values.tls.secret }}
+    - name: SAMSERVE_CLIENT_SERVER_CERT_FILE
+      value: /etc/samserve/tls/tls.crt
+    {{- end }}
+    {{- with .Values.gateway.extraEnv }}
     {{- toYaml . | nindent 4 }}
-  {{- end }}
+    {{- end }}
   ports:
     - name: grpc
       containerPort: 50051

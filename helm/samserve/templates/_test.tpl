@@ -1,12 +1,20 @@
 {{- /* What the commands of `helm test` need to be let in. */ -}}
 
 {{- define "samserve.test.environment" -}}
-{{- if .Values.tls.secret }}
-- name: SAMSERVE_CLIENT_CA_FILE
-  value: /test/ca/ca.crt
-{{- else }}
+{{- if not .Values.tls.secret }}
 - name: SAMSERVE_CLIENT_PLAINTEXT
   value: "true"
+{{- else if .Values.test.caSecret }}
+- name: SAMSERVE_CLIENT_CA_FILE
+  value: /test/server/ca.crt
+{{- else }}
+# Which CA and which names it has, no value says; the certificate that should be served is known.
+- name: SAMSERVE_CLIENT_SERVER_CERT_FILE
+  value: /test/server/tls.crt
+{{- end }}
+{{- with .Values.test.host }}
+- name: SAMSERVE_CLIENT_SERVER_NAME
+  value: {{ . | quote }}
 {{- end }}
 {{- if .Values.test.clientSecret }}
 - name: SAMSERVE_CLIENT_CERT_FILE
@@ -23,8 +31,10 @@
 {{- /* A list of `name` of the folder under /test, `secret`, and `items`. */ -}}
 {{- define "samserve.test.files" -}}
 {{- $files := list -}}
-{{- if .Values.tls.secret -}}
-{{- $files = append $files (dict "name" "ca" "secret" (default .Values.tls.secret .Values.test.caSecret) "items" (list (dict "key" .Values.test.caKey "path" "ca.crt"))) -}}
+{{- if and .Values.tls.secret .Values.test.caSecret -}}
+{{- $files = append $files (dict "name" "server" "secret" .Values.test.caSecret "items" (list (dict "key" .Values.test.caKey "path" "ca.crt"))) -}}
+{{- else if .Values.tls.secret -}}
+{{- $files = append $files (dict "name" "server" "secret" .Values.tls.secret "items" (list (dict "key" "tls.crt" "path" "tls.crt"))) -}}
 {{- end -}}
 {{- with .Values.test.clientSecret -}}
 {{- $files = append $files (dict "name" "client" "secret" . "items" (list (dict "key" "tls.crt" "path" "tls.crt") (dict "key" "tls.key" "path" "tls.key"))) -}}
@@ -44,7 +54,7 @@
   command: [samserve]
   args:
     {{- toYaml (index . 1) | nindent 4 }}
-    - --server={{ default (include "samserve.fullname" $chart) $chart.Values.test.host }}:{{ $chart.Values.service.port }}
+    - --server={{ include "samserve.fullname" $chart }}:{{ $chart.Values.service.port }}
   resources:
     {{- include "samserve.smallResources" . | nindent 4 }}
   env:

@@ -7,7 +7,7 @@ after it. */ -}}
 - --allow-client-shm=true
 {{- end }}
 {{- if eq (include "samserve.shape" .) "split" }}
-- --grpc-address=0.0.0.0
+- --grpc-address=[::]
 # Connections end, so that gateways find new pods.
 - --grpc-max-connection-age=60000
 - --grpc-max-connection-age-grace=60000
@@ -18,16 +18,22 @@ after it. */ -}}
 - --grpc-address=127.0.0.1
 {{- end }}
 - --grpc-port=8001
-- --http-address=0.0.0.0
 - --http-port=8000
 # For the probes; what else HTTP can do takes a word that nobody outside of the pod is told.
 - --http-restricted-api=inference,metadata,model-config,model-repository,shared-memory,statistics,trace,logging:pod=$(POD_UID)
-- --metrics-address=0.0.0.0
 - --metrics-port=8002
 - --exit-timeout-secs={{ ternary 30 5 (eq (include "samserve.shape" .) "split") }}
 {{- with .Values.triton.extraArgs }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{- define "samserve.metricsAddress" -}}
+{{- with .Values.service.ipFamilies -}}
+{{- ternary "ipv6:::" "0.0.0.0" (eq (first .) "IPv6") -}}
+{{- else -}}
+"$all"
+{{- end -}}
 {{- end -}}
 
 {{- define "samserve.triton" -}}
@@ -37,14 +43,24 @@ after it. */ -}}
   {{- if eq (include "samserve.shape" .) "pod" }}
   restartPolicy: Always
   {{- end }}
-  command: [tritonserver]
+  # Its HTTP listens on addresses of one family: probes ask the pod's first address, Prometheus one
+  # of the Service's first family.  Its gRPC takes both.
+  command: [sh, -c]
   args:
+    - |
+      case "$POD_IP" in *:*) all=ipv6::: ;; *) all=0.0.0.0 ;; esac
+      exec tritonserver --http-address="$all" --metrics-address={{ include "samserve.metricsAddress" . }} "$@"
+    - tritonserver
     {{- include "samserve.tritonArguments" . | nindent 4 }}
   env:
     - name: POD_UID
       valueFrom:
         fieldRef:
           fieldPath: metadata.uid
+    - name: POD_IP
+      valueFrom:
+        fieldRef:
+          fieldPath: status.podIP
     - name: HOME
       value: /tmp
     {{- with .Values.triton.extraEnv }}

@@ -49,7 +49,12 @@ ModelName = Annotated[
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
-        "--config", metavar="FILE", exists=True, dir_okay=False, readable=True, help="TOML file."
+        "--config",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="TOML file; or set SAMSERVE_CONFIG.",
     ),
 ]
 Assignments = Annotated[

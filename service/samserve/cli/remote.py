@@ -7,9 +7,11 @@ from pathlib import Path
 import grpc
 from pydantic import ValidationError
 
+from samserve import pem
 from samserve.cli.errors import UsageError
 from samserve.client import Client
 from samserve.client_settings import ClientSettings
+from samserve.validation import describe
 
 
 def client(target: str, ca_file: Path | None, token_file: Path | None) -> Client:
@@ -20,12 +22,18 @@ def client(target: str, ca_file: Path | None, token_file: Path | None) -> Client
     try:
         settings = ClientSettings()
     except ValidationError as error:
-        names = ", ".join(f"SAMSERVE_CLIENT_{part['loc'][0]}".upper() for part in error.errors())
-        raise UsageError(f"not valid: {names}") from None
+        raise UsageError(
+            *(
+                f"SAMSERVE_CLIENT_{str(part['loc'][0]).upper()}: {describe(part)}"
+                for part in error.errors(include_url=False, include_input=False)
+            )
+        ) from None
+    roots, name = _trusted(settings, ca_file)
     try:
         return Client(
             target,
-            credentials=_tls(settings, ca_file or settings.ca_file),
+            credentials=_tls(settings, roots),
+            server_name=settings.server_name or name,
             token=_token(settings, token_file),
             plaintext=settings.plaintext,
         )
@@ -36,15 +44,34 @@ def client(target: str, ca_file: Path | None, token_file: Path | None) -> Client
         ) from None
 
 
-def _tls(settings: ClientSettings, ca_file: Path | None) -> grpc.ChannelCredentials | None:
+def _trusted(settings: ClientSettings, ca_file: Path | None) -> tuple[bytes | None, str]:
+    """Give the certificates that are trusted, and the name that the server's has to be for."""
+    if ca_file is None and settings.server_cert_file is not None:
+        if settings.ca_file is not None:
+            raise UsageError(
+                "SAMSERVE_CLIENT_CA_FILE and SAMSERVE_CLIENT_SERVER_CERT_FILE: give one of them"
+            )
+        return _server_certificate(settings.server_cert_file)
+    return _certificates(ca_file or settings.ca_file), ""
+
+
+def _server_certificate(path: Path) -> tuple[bytes, str]:
+    """Give the first certificate of a file, the server's own, and a name that it is for."""
+    try:
+        return pem.first_certificate(path.read_bytes())
+    except pem.Unreadable:
+        raise UsageError(f"{path}: has no certificate in PEM form") from None
+
+
+def _tls(settings: ClientSettings, roots: bytes | None) -> grpc.ChannelCredentials | None:
     if (settings.cert_file is None) != (settings.key_file is None):
         raise UsageError("SAMSERVE_CLIENT_CERT_FILE and SAMSERVE_CLIENT_KEY_FILE need each other")
-    if not (settings.tls or ca_file or settings.cert_file):
+    if not (settings.tls or roots or settings.cert_file):
         return None
     return grpc.ssl_channel_credentials(
-        root_certificates=_content(ca_file),
+        root_certificates=roots,
         private_key=_content(settings.key_file),
-        certificate_chain=_content(settings.cert_file),
+        certificate_chain=_certificates(settings.cert_file),
     )
 
 
@@ -63,6 +90,14 @@ def _checked(text: str, place: str) -> str:
     if not token or not (token.isascii() and token.isprintable()):
         raise UsageError(f"{place}: holds no API key or token")
     return token
+
+
+def _certificates(path: Path | None) -> bytes | None:
+    content = _content(path)
+    if content is not None and b"-----BEGIN CERTIFICATE-----" not in content:
+        # gRPC would take it, and fail at every connection.
+        raise UsageError(f"{path}: has no certificate in PEM form")
+    return content
 
 
 def _content(path: Path | None) -> bytes | None:
