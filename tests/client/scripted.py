@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1 import samserve_pb2_grpc
 
@@ -72,3 +75,53 @@ async def serving(
         yield f"127.0.0.1:{port}"
     finally:
         await server.stop(None)
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A call as it came: when it had to be answered is in seconds from when it arrived."""
+
+    request: Any
+    metadata: dict[str, Any]
+    left_s: float
+
+
+class Refusing(samserve_pb2_grpc.SegmentationServiceServicer):
+    """Refuses the first calls with the reasons that it was given, then answers; notes all calls."""
+
+    def __init__(self, *reasons: str, before: Callable[[], object] = lambda: None) -> None:
+        self._reasons = list(reasons)
+        self._before = before
+        self.calls: list[Noted] = []
+
+    async def _take(self, request: Any, context: Context) -> None:
+        metadata = dict(context.invocation_metadata() or ())
+        self.calls.append(Noted(request, metadata, context.time_remaining() or 0.0))
+        self._before()
+        if self._reasons:
+            await context.abort_with_status(_refusal(self._reasons.pop(0)))
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        await self._take(request, context)
+        return pb.EmbedResponse(embedding=pb.Embedding(id="id", model="made"))
+
+    async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
+        await self._take(request, context)
+        return pb.PredictResponse(embedding=pb.Embedding(id="id", model="made"))
+
+
+_CODES = {
+    "EMBEDDING_NOT_FOUND": code_pb2.NOT_FOUND,
+    "STORE_UNAVAILABLE": code_pb2.UNAVAILABLE,
+    "OVERLOADED": code_pb2.RESOURCE_EXHAUSTED,
+}
+
+
+def _refusal(reason: str) -> grpc.Status:
+    status = status_pb2.Status(code=_CODES[reason], message="as written")
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="samserve"))
+    if reason == "OVERLOADED":
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(10)
+        status.details.add().Pack(retry)
+    return rpc_status.to_status(status)

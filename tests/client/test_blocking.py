@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import sys
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
-from samserve.client import EmbeddingNotFound, Progress, Prompt, Summary, SyncClient
+from samserve.client import (
+    Client,
+    EmbeddingNotFound,
+    Progress,
+    Prompt,
+    Summary,
+    SyncClient,
+    connection,
+)
 
-from tests.client.conftest import PIXELS
+from tests.client.conftest import PIXELS, in_a_process
+from tests.support.waiting import until_sync
 
 CLICK = Prompt(points=[(32, 24)])
 
@@ -85,3 +97,148 @@ def test_a_closed_client_leaves_no_thread() -> None:
         assert "samserve-client" in {thread.name for thread in threading.enumerate()}
 
     assert "samserve-client" not in {thread.name for thread in threading.enumerate()}
+
+
+async def test_a_client_may_be_closed_before_its_searches() -> None:
+    found = (await in_a_process("closing"))["closing"]
+
+    assert "not open" in found.pop("next")
+    # Closing the search is quiet, threads of gRPC are gone, and so is what was left behind.
+    assert found == {"close": "None", "threads": "[]", "unraisable": "[]"}
+
+
+async def test_a_process_ends_with_a_search_that_is_open(target: str) -> None:
+    code = f"""
+import numpy as np
+from samserve.client import SyncClient
+
+client = SyncClient({target!r}).__enter__()
+search = client.automask(np.zeros((8, 8, 3), np.uint8))
+next(search)
+"""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code), stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        # Without an end it would wait for ever.
+        _, err = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    assert (process.returncode, err) == (0, b"")
+
+
+async def test_a_call_ends_when_another_thread_closes_the_client(target: str) -> None:
+    failures: list[BaseException] = []
+
+    def search(client: SyncClient, begun: threading.Event) -> None:
+        def begin(progress: Progress) -> None:
+            begun.set()
+
+        try:
+            client.automask_all(PIXELS, points_per_side=64, on_progress=begin)
+        except RuntimeError as error:
+            failures.append(error)
+
+    def work() -> None:
+        begun = threading.Event()
+        with SyncClient(target) as client:
+            thread = threading.Thread(target=search, args=(client, begun))
+            thread.start()
+            begun.wait()
+        thread.join()
+
+    await asyncio.to_thread(work)
+
+    assert [str(each) for each in failures] == [
+        "the client was closed while this call was under way"
+    ]
+
+
+async def test_calls_that_begin_while_the_client_is_closed_do_not_wait_for_ever(
+    target: str,
+) -> None:
+    def call(client: SyncClient) -> None:
+        try:
+            while True:
+                client.ready()
+        except RuntimeError:
+            return
+
+    def work() -> None:
+        for _ in range(10):
+            with SyncClient(target) as client:
+                threads = [threading.Thread(target=call, args=(client,)) for _ in range(4)]
+                for thread in threads:
+                    thread.start()
+                client.ready()
+            for thread in threads:
+                until_sync(lambda thread=thread: not thread.is_alive())
+
+    await asyncio.to_thread(work)
+
+
+def test_a_client_is_not_opened_twice() -> None:
+    with SyncClient("127.0.0.1:1") as client:
+        with pytest.raises(RuntimeError, match="open already"), client:
+            pass
+
+        names = [thread.name for thread in threading.enumerate()]
+        assert names.count("samserve-client") == 1
+
+
+async def test_nor_is_the_asyncio_one() -> None:
+    async with Client("127.0.0.1:1") as client:
+        with pytest.raises(RuntimeError, match="open already"):
+            await client.__aenter__()
+
+
+def test_a_client_that_cannot_be_opened_says_why_and_leaves_no_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no room for a channel")
+
+    monkeypatch.setattr(connection, "open_channel", fail)
+
+    with pytest.raises(OSError, match="no room"), SyncClient("127.0.0.1:1"):
+        pass
+    assert "samserve-client" not in {thread.name for thread in threading.enumerate()}
+
+
+METHODS = ("embed", "prefetch", "predict", "automask", "automask_all", "delete_embedding", "models")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_facade_hands_on_every_argument(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def note(*arguments: Any, **named: Any) -> Any:
+        given.update(zip(("first", "second"), arguments, strict=False), **named)
+        return events() if name == "automask" else nothing()
+
+    async def nothing() -> None:
+        return None
+
+    async def events() -> Any:
+        return
+        yield
+
+    client = SyncClient("127.0.0.1:1")
+    parameters = inspect.signature(getattr(Client, name)).parameters.values()
+    positional = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD][1:]
+    named = {each.name: each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
+    named |= {"max_masks": 1} if name.startswith("automask") else {}
+    with client:
+        monkeypatch.setattr(client._client, name, note)
+        answer = getattr(client, name)(*positional, **named)
+        if name == "automask":
+            assert list(answer) == []
+
+    assert given == {**dict(zip(("first", "second"), positional, strict=False)), **named}
+
+
+def test_the_facade_is_made_of_the_same_arguments() -> None:
+    assert inspect.signature(SyncClient).parameters == inspect.signature(Client).parameters

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
-from collections.abc import Callable, Coroutine, Generator, Sequence
-from concurrent.futures import Future
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack
 
 import grpc
 
+from samserve.client import forks
 from samserve.client.client import Client, Source, Token
 from samserve.client.images import ImageLike, Orientation
 from samserve.client.requests import AutoMaskOptions, Multimask, Prompt
@@ -27,10 +30,35 @@ from samserve.client.results import (
 _T = TypeVar("_T")
 
 
+# How long the end of a process waits for a client's thread, which may be in a callback.
+_CLOSED_WITHIN_S = 2.0
+
+_open_clients: weakref.WeakSet[SyncClient] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what is open when the process ends.
+
+    Python then stops the clients' threads, and a search that was not read to its end would wait
+    for one of them for ever.
+    """
+    for client in list(_open_clients):
+        client._close(_CLOSED_WITHIN_S)
+
+
+class _NotOpen(RuntimeError):
+    """The client is not open, or was closed while a call was under way."""
+
+
 class SyncClient:
     """`Client` for code without asyncio; used as ``with SyncClient("host:port") as client``.
 
-    The methods are those of `Client`.  Safe for use by several threads.
+    The methods are those of `Client`.  Safe for use by several threads.  When it is closed, calls
+    that are still under way in other threads raise `RuntimeError`, and searches end.
+
+    Also open in processes that are forked meanwhile: there the first call makes a connection of its
+    own.  If a call was under way in the parent, calls in the child raise `RuntimeError` at once.
     """
 
     def __init__(
@@ -39,6 +67,7 @@ class SyncClient:
         *,
         timeout_s: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        server_name: str = "",
         token: Token = "",
         plaintext: bool = False,
     ) -> None:
@@ -46,21 +75,26 @@ class SyncClient:
             target,
             timeout_s=timeout_s,
             credentials=credentials,
+            server_name=server_name,
             token=token,
             plaintext=plaintext,
         )
-        # Set while the client is open.
+        self._open = False
+        # Between a call that begins, the opening and the closing.
+        self._lock = threading.Lock()
+        # Set while a thread serves the client.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
         self._thread: threading.Thread | None = None
+        forks.watch(self)
 
     def __enter__(self) -> Self:
-        opened: Future[asyncio.AbstractEventLoop] = Future()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve(opened)), name="samserve-client", daemon=True
-        )
-        self._thread.start()
-        self._loop = opened.result()
+        with self._lock:
+            if self._open:
+                raise RuntimeError("the client is open already: use it, or make another one")
+            self._start()
+            self._open = True
+        _open_clients.add(self)
         return self
 
     def __exit__(
@@ -69,10 +103,19 @@ class SyncClient:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        loop, self._loop = self._loop, None
-        if loop is not None and self._thread is not None:
-            loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join()
+        self._close()
+
+    def _close(self, within_s: float | None = None) -> None:
+        _open_clients.discard(self)
+        with self._lock:
+            self._open = False
+            loop, self._loop = self._loop, None
+            thread, self._thread = self._thread, None
+            if loop is not None:
+                # After all calls that have begun, whose futures would else never be done.
+                loop.call_soon_threadsafe(self._stop.set)
+        if thread is not None:
+            thread.join(within_s)
 
     def embed(
         self,
@@ -140,23 +183,28 @@ class SyncClient:
         source: Source,
         *,
         model: str = "",
+        orientation: Orientation | None = None,
         request_id: str = "",
         **options: Unpack[AutoMaskOptions],
     ) -> Generator[AutoMaskEvent]:
         """See `Client.automask`."""
-        search = self._client.automask(source, model=model, request_id=request_id, **options)
+        search = self._client.automask(
+            source, model=model, orientation=orientation, request_id=request_id, **options
+        )
         try:
-            with suppress(StopAsyncIteration):
-                while True:
-                    yield self._run(anext(search))
+            while (event := self._run(_next(search))) is not None:
+                yield event
         finally:
-            self._run(search.aclose())
+            # A client that is closed has ended its searches.
+            with suppress(_NotOpen):
+                self._run(search.aclose())
 
     def automask_all(
         self,
         source: Source,
         *,
         model: str = "",
+        orientation: Orientation | None = None,
         request_id: str = "",
         on_progress: Callable[[Progress], object] = lambda progress: None,
         **options: Unpack[AutoMaskOptions],
@@ -164,7 +212,12 @@ class SyncClient:
         """See `Client.automask_all`; *on_progress* is called in the client's thread."""
         return self._run(
             self._client.automask_all(
-                source, model=model, request_id=request_id, on_progress=on_progress, **options
+                source,
+                model=model,
+                orientation=orientation,
+                request_id=request_id,
+                on_progress=on_progress,
+                **options,
             )
         )
 
@@ -180,19 +233,60 @@ class SyncClient:
         """See `Client.ready`."""
         return self._run(self._client.ready())
 
-    async def _serve(self, opened: Future[asyncio.AbstractEventLoop]) -> None:
+    def before_fork(self) -> bool:
+        """Nothing: the channel is dropped by its connection."""
+        return True
+
+    def after_fork(self) -> None:
+        """Be without a thread, in the child; the next call starts one."""
+        self._lock = threading.Lock()
+        self._loop = self._thread = None
+
+    def _start(self) -> None:
+        started: Future[asyncio.AbstractEventLoop] = Future()
+        thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(started)), name="samserve-client", daemon=True
+        )
+        thread.start()
+        loop = started.result()
+        try:
+            asyncio.run_coroutine_threadsafe(self._client.__aenter__(), loop).result()
+        except BaseException:
+            loop.call_soon_threadsafe(self._stop.set)
+            thread.join()
+            raise
+        self._loop, self._thread = loop, thread
+
+    async def _serve(self, started: Future[asyncio.AbstractEventLoop]) -> None:
         self._stop = asyncio.Event()
-        async with self._client:
-            opened.set_result(asyncio.get_running_loop())
-            await self._stop.wait()
+        started.set_result(asyncio.get_running_loop())
+        await self._stop.wait()
+        await self._client.__aexit__(None, None, None)
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        if self._loop is None:
+        try:
+            future = self._submit(work)
+        except RuntimeError:
             work.close()
-            raise RuntimeError("the client is not open: use `with SyncClient(...) as client`")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            raise
         try:
             return future.result()
+        except CancelledError:
+            raise _NotOpen("the client was closed while this call was under way") from None
         finally:
             # Ends the call when the waiting thread was interrupted; a finished one ignores it.
             future.cancel()
+
+    def _submit(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        with self._lock:
+            if not self._open:
+                raise _NotOpen("the client is not open: use `with SyncClient(...) as client`")
+            if self._loop is None:
+                self._start()
+            assert self._loop is not None, "a client that has been started has an event loop"
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+
+async def _next(search: AsyncGenerator[AutoMaskEvent]) -> AutoMaskEvent | None:
+    """Go on with a search, in the event loop: so that it knows of the search and can end it."""
+    return await anext(search, None)

@@ -6,7 +6,7 @@ import json
 
 import grpc
 
-from samserve.addresses import is_loopback
+from samserve.addresses import is_local_target, parse_host, parse_target
 from samserve.v1 import samserve_pb2 as pb
 
 MAX_MESSAGE_BYTES = 256 << 20
@@ -36,23 +36,45 @@ def service_config() -> str:
     return json.dumps(config)
 
 
+def check_target(target: str) -> None:
+    """Raise `ValueError` for what gRPC would not connect to, and say how to write it."""
+    if not isinstance(target, str):
+        raise TypeError(f"target must be a str, HOST:PORT; got {type(target).__name__}")
+    if not target:
+        raise ValueError("target: expected HOST:PORT, got nothing")
+    has_port = ":" in target.rpartition("]")[2]
+    try:
+        # Without a port gRPC takes 443.
+        (parse_target if has_port else parse_host)(target)
+    except ValueError as error:
+        raise ValueError(f"target: {error}") from None
+
+
+def check_credentials(credentials: grpc.ChannelCredentials | None) -> None:
+    """Raise `TypeError` for what are no credentials of a channel, a file of a CA for instance."""
+    if not isinstance(credentials, grpc.ChannelCredentials | None):
+        raise TypeError(
+            "credentials must be grpc.ChannelCredentials, such as grpc.ssl_channel_credentials(ca) "
+            f"with the bytes of a CA; got {type(credentials).__name__}"
+        )
+
+
 def check_private(target: str) -> None:
     """Raise `ValueError` for a target that a token would reach in the clear, over a network."""
-    scheme, _, rest = target.partition(":")
-    if scheme in ("unix", "unix-abstract"):
-        return
-    address = rest if scheme in ("dns", "ipv4", "ipv6") else target
-    # With an authority, `dns://SERVER/NAME`, it is somebody else who says where the name leads.
-    host, _, port = address.removeprefix("///").rpartition(":")
-    if not is_loopback(host if port.isdecimal() else address.removeprefix("///")):
+    if not is_local_target(target):
         raise ValueError(
             f"a token would go to {target} without TLS: give credentials, "
             "or plaintext=True where the network is trusted"
         )
 
 
-def open_channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-    """Open a channel; without *credentials* it is not encrypted."""
+def open_channel(
+    target: str, credentials: grpc.ChannelCredentials | None, server_name: str = ""
+) -> grpc.aio.Channel:
+    """Open a channel; without *credentials* it is not encrypted.
+
+    The server's certificate has to be for *server_name*, or, where that is empty, for the host.
+    """
     options: list[tuple[str, str | int]] = [
         ("grpc.service_config", service_config()),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -60,7 +82,12 @@ def open_channel(target: str, credentials: grpc.ChannelCredentials | None) -> gr
         # gRPC does not repeat a call whose request is larger than this; its default, 256 KiB,
         # would leave out most uploads.
         ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
+        # The default is 30 s between two looks at a name, in which servers that have moved would
+        # not be found: a rolling update takes less than that.
+        ("grpc.dns_min_time_between_resolutions_ms", 1000),
     ]
+    if server_name:
+        options.append(("grpc.ssl_target_name_override", server_name))
     if credentials is None:
         # A proxy would see everything, a token too, also on the way to this machine itself.
         options.append(("grpc.enable_http_proxy", 0))

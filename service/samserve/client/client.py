@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Literal, Self, TypeVar, Unpack
 
@@ -13,9 +13,12 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from samserve.client import images, requests, responses
-from samserve.client.channel import check_private, open_channel
-from samserve.client.errors import EmbeddingNotFound, Unavailable, typed_errors
+from samserve.client.calls import Call, asking_first
+from samserve.client.channel import check_credentials, check_private, check_target
+from samserve.client.connection import Connection
+from samserve.client.errors import EmbeddingNotFound, Unavailable, typed
 from samserve.client.images import ImageLike, Orientation, Upload
+from samserve.client.metadata import call_metadata
 from samserve.client.requests import AutoMaskOptions, Multimask, Prompt
 from samserve.client.results import (
     AutoMaskEvent,
@@ -27,7 +30,6 @@ from samserve.client.results import (
     Progress,
     Summary,
 )
-from samserve.client.tracing import trace_headers
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1 import samserve_pb2_grpc
 
@@ -46,14 +48,20 @@ _Response = TypeVar("_Response")
 class Client:
     """Calls one samserve server; used as ``async with Client("host:port") as client``.
 
-    *timeout_s* bounds each call; without it the server's own deadlines hold.  Every method takes
-    a *request_id*, which the server logs and errors carry; a new one is made where it is empty.
+    *target* is ``host:port``, with an IPv6 address in brackets, or a name that gRPC resolves.
+    *timeout_s* bounds each call, with all requests that it takes; without it the server's own
+    deadlines hold.  Every method takes a *request_id*, which the server logs and errors carry: up
+    to 128 letters, digits and ``_.:/-``; a new one is made where it is empty.
     *token* is an API key or a bearer token; a callable is asked at each call, for tokens that
     expire.  It wants *credentials* (TLS), unless the server is on this machine or *plaintext* says
     that the network is trusted; `ValueError` otherwise, and for a token that cannot be sent.
+    *server_name* is the name that the server's certificate is for, where *target* has another one.
     A call is a part of the caller's current trace where OpenTelemetry is installed.
     Safe for concurrent use on the event loop that opened it.  Raises the classes of
     `samserve.client.errors`.
+
+    A process that is forked needs a client of its own, which works unless a call was under way in
+    the parent; otherwise `RuntimeError` is raised at once.
     """
 
     def __init__(
@@ -62,20 +70,25 @@ class Client:
         *,
         timeout_s: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        server_name: str = "",
         token: Token = "",
         plaintext: bool = False,
     ) -> None:
+        check_target(target)
+        check_credentials(credentials)
+        if timeout_s is not None and not (isinstance(timeout_s, int | float) and timeout_s > 0):
+            raise ValueError(f"timeout_s must be over 0 seconds, or None; got {timeout_s!r}")
+        if not (isinstance(token, str) or callable(token)):
+            raise TypeError(f"token must be a str, or give one; got {type(token).__name__}")
         if token and credentials is None and not plaintext:
             check_private(target)
-        self._target = target
         self._token = token
         self._timeout_s = timeout_s
-        self._credentials = credentials
-        # Set while the client is open.
-        self._channel: grpc.aio.Channel | None = None
+        self._encrypted = credentials is not None
+        self._connection = Connection(target, credentials, server_name)
 
     async def __aenter__(self) -> Self:
-        self._channel = open_channel(self._target, self._credentials)
+        self._connection.open()
         return self
 
     async def __aexit__(
@@ -84,8 +97,7 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        channel, self._channel = self._opened(), None
-        await channel.close()
+        await self._connection.close()
 
     async def embed(
         self,
@@ -102,8 +114,10 @@ class Client:
         not know it.  With *durable*, it is where the death of any one machine does not lose it, or
         `Unavailable` is raised.
         """
-        request = pb.EmbedRequest(model=model, durability=requests.durability_value(durable))
-        return await self._embed(request, image, orientation, request_id)
+        request = pb.EmbedRequest(
+            model=requests.checked_model(model), durability=requests.durability_value(durable)
+        )
+        return await self._embed(request, image, orientation, self._begin(request_id))
 
     async def prefetch(
         self,
@@ -117,23 +131,29 @@ class Client:
 
         `predict` with what this gives waits until it is encoded.
         """
-        request = pb.EmbedRequest(model=model, prefetch=True)
-        return await self._embed(request, image, orientation, request_id)
+        request = pb.EmbedRequest(model=requests.checked_model(model), prefetch=True)
+        return await self._embed(request, image, orientation, self._begin(request_id))
 
     async def _embed(
         self,
         request: pb.EmbedRequest,
         image: ImageLike,
         orientation: Orientation,
-        request_id: str,
+        call: Call,
     ) -> Embedding:
+        upload = await asyncio.to_thread(images.read, image, orientation)
+        response = await self._send_embed(request, upload, call)
+        made = responses.embedding(response.embedding, response.timings, orientation)
+        return replace(made, durable=request.durability == pb.DURABILITY_DURABLE)
+
+    async def _send_embed(
+        self, request: pb.EmbedRequest, upload: Upload, call: Call
+    ) -> pb.EmbedResponse:
         async def send(message: pb.Image) -> pb.EmbedResponse:
             request.image.CopyFrom(message)
-            return await self._call(self._stub().Embed, request, request_id)
+            return await self._call(lambda channel: _stub(channel).Embed, request, call)
 
-        upload = await asyncio.to_thread(images.read, image, orientation)
-        response = await _asking_first(upload, send)
-        return responses.embedding(response.embedding, response.timings, orientation)
+        return await asking_first(upload, send)
 
     async def predict(  # noqa: PLR0913 - each may be left out
         self,
@@ -152,74 +172,118 @@ class Client:
         A picture as *source* is asked for and sent as in `embed`, and stays embedded: go on with
         ``prediction.embedding``.  With an `Embedding` or an id as *source*, *image* is what it was
         made of, and is sent if the server does not find it, or cannot look for it.  An `Embedding`
-        knows the *model* and *orientation* that it was made with; name them beside an id if they
-        were not the default model and ``exif``.  With ``low_res_logits="only"``
-        masks have no pixels, box, area or stability score, which spares the upsampling.
+        knows the *model* and *orientation* that it was made with, and whether it was to be durable;
+        name the first two beside an id if they were not the default model and ``exif``; an
+        *orientation* that is not the `Embedding`'s raises ``ValueError``.  With
+        ``low_res_logits="only"`` masks have no pixels, box, area or stability score, which spares
+        the upsampling.
         """
+        call = self._begin(request_id)
         known = source if isinstance(source, Embedding) else None
-        orientation = orientation or (known.orientation if known else "exif")
-        messages = await asyncio.to_thread(lambda: [requests.prompt_message(p) for p in prompts])
+        orientation = images.chosen_orientation(orientation, known.orientation if known else None)
+        messages = await asyncio.to_thread(requests.prompt_messages, prompts)
         request = pb.PredictRequest(
-            model=model,
+            model=requests.checked_model(model),
             prompts=messages,
             multimask=requests.multimask_value(multimask),
-            include_low_res_logits=bool(low_res_logits),
+            include_low_res_logits=bool(requests.checked_logits(low_res_logits)),
             output_mode=requests.output_mode_value(pixels=low_res_logits != "only"),
         )
+        response = await self._send_predict(request, source, image, orientation, call)
+        durable = known is not None and known.durable
+        return responses.prediction(response, orientation, durable=durable)
 
-        async def send(message: pb.Image | None) -> pb.PredictResponse:
-            if message is not None:
-                request.image.CopyFrom(message)
-            return await self._call(self._stub().Predict, request, request_id)
+    async def _send_predict(
+        self,
+        request: pb.PredictRequest,
+        source: Source,
+        image: ImageLike | None,
+        orientation: Orientation,
+        call: Call,
+    ) -> pb.PredictResponse:
+        async def send(message: pb.Image) -> pb.PredictResponse:
+            request.image.CopyFrom(message)
+            return await self._call(lambda channel: _stub(channel).Predict, request, call)
 
         located = await _locate(source, orientation)
-        if isinstance(located, str):
-            request.embedding_id = located
-            try:
-                return responses.prediction(await send(None), orientation)
-            except (EmbeddingNotFound, Unavailable) as error:
-                if image is None or error.reason not in _HEALED_BY_IMAGE:
-                    raise
-                located = await asyncio.to_thread(images.read, image, orientation)
-                # The image alone would be embedded by the default model.
-                request.model = model or (known.model if known else "")
-        return responses.prediction(await _asking_first(located, send), orientation)
+        if not isinstance(located, str):
+            return await asking_first(located, send)
+        request.embedding_id = located
+        try:
+            return await self._call(lambda channel: _stub(channel).Predict, request, call)
+        except (EmbeddingNotFound, Unavailable) as error:
+            if image is None or error.reason not in _HEALED_BY_IMAGE:
+                raise
+            lost = isinstance(error, EmbeddingNotFound)
+        upload = await asyncio.to_thread(images.read, image, orientation)
+        if isinstance(source, Embedding):
+            # The image alone would be embedded by the default model, and not durably.
+            request.model = request.model or source.model
+            if source.durable and lost:
+                await self._make_durable(request.model, upload, call)
+        return await asking_first(upload, send)
+
+    async def _make_durable(self, model: str, upload: Upload, call: Call) -> None:
+        """Embed an image again; where it cannot be durable now, the click is answered anyway."""
+        request = pb.EmbedRequest(model=model, durability=pb.DURABILITY_DURABLE)
+        with suppress(Unavailable):
+            await self._send_embed(request, upload, call)
 
     async def automask(
         self,
         source: Source,
         *,
         model: str = "",
+        orientation: Orientation | None = None,
         request_id: str = "",
         **options: Unpack[AutoMaskOptions],
     ) -> AsyncGenerator[AutoMaskEvent]:
-        """Segment everything; *options* as in `AutoMaskOptions`.
+        """Segment everything; *options* as in `AutoMaskOptions`, *orientation* as in `predict`.
 
         Yields `Progress` while the search runs, then each `AutoMaskRecord`, then one `Summary`.
         Closing the generator ends the search on the server.
         """
-        request = pb.AutoMaskRequest(model=model, options=requests.automask_message(options))
-        orientation = source.orientation if isinstance(source, Embedding) else "exif"
+        begun = self._begin(request_id)
+        request = pb.AutoMaskRequest(
+            model=requests.checked_model(model), options=requests.automask_message(options)
+        )
+        known = source if isinstance(source, Embedding) else None
+        orientation = images.chosen_orientation(orientation, known.orientation if known else None)
+        durable = known is not None and known.durable
         located = await _locate(source, orientation)
         if isinstance(located, str):
             request.embedding_id = located
         else:
             # Always the file itself: crops need its pixels, and the search outweighs the upload.
             request.image.CopyFrom(located.message)
-        request_id = request_id or uuid.uuid4().hex
-        call = self._stub().AutoMask(
-            request, timeout=self._timeout_s, metadata=self._metadata(request_id)
-        )
-        with _ended(call), typed_errors(request_id):
-            async for message in call:
-                for event in responses.automask_events(message, orientation):
+        async with aclosing(self._search(request, begun)) as messages:
+            async for message in messages:
+                for event in responses.automask_events(message, orientation, durable=durable):
                     yield event
+
+    async def _search(
+        self, request: pb.AutoMaskRequest, begun: Call
+    ) -> AsyncGenerator[pb.AutoMaskResponse]:
+        with self._connection.under_way():
+            call = _stub(self._connection.channel()).AutoMask(
+                request, timeout=begun.left_s(), metadata=self._metadata(begun)
+            )
+            try:
+                async for message in call:
+                    yield message
+            except grpc.aio.AioRpcError as error:
+                raise typed(error, begun.request_id, encrypted=self._encrypted)  # noqa: B904
+            finally:
+                call.cancel()
+                # The traceback of an error would hold the channel: see `forks`.
+                del call
 
     async def automask_all(
         self,
         source: Source,
         *,
         model: str = "",
+        orientation: Orientation | None = None,
         request_id: str = "",
         on_progress: Callable[[Progress], object] = lambda progress: None,
         **options: Unpack[AutoMaskOptions],
@@ -227,7 +291,9 @@ class Client:
         """Segment everything and wait for the end; *on_progress* is called on the way."""
         records: list[AutoMaskRecord] = []
         summary: Summary | None = None
-        search = self.automask(source, model=model, request_id=request_id, **options)
+        search = self.automask(
+            source, model=model, orientation=orientation, request_id=request_id, **options
+        )
         async with aclosing(search) as events:
             async for event in events:
                 match event:
@@ -242,69 +308,54 @@ class Client:
 
     async def delete_embedding(self, embedding: Embedding | str, *, request_id: str = "") -> bool:
         """Forget an embedding; False if there was none.  Safe to repeat."""
-        known = embedding.id if isinstance(embedding, Embedding) else embedding
+        known = embedding.id if isinstance(embedding, Embedding) else requests.checked_id(embedding)
         request = pb.DeleteEmbeddingRequest(embedding_id=known)
-        response = await self._call(self._stub().DeleteEmbedding, request, request_id)
-        return response.deleted
+        call = self._begin(request_id)
+        return (
+            await self._call(lambda channel: _stub(channel).DeleteEmbedding, request, call)
+        ).deleted
 
     async def models(self, *, request_id: str = "") -> Catalog:
         """List what is served, the limits on requests and the defaults of AutoMask."""
         request = pb.ListModelsRequest()
-        return responses.catalog(await self._call(self._stub().ListModels, request, request_id))
+        call = self._begin(request_id)
+        return responses.catalog(
+            await self._call(lambda channel: _stub(channel).ListModels, request, call)
+        )
 
     async def ready(self) -> bool:
         """Ask whether the server wants calls, by the standard health service."""
-        stub = health_pb2_grpc.HealthStub(self._opened())
         request = health_pb2.HealthCheckRequest()
-        response = await self._call(stub.Check, request, "")
+        response = await self._call(
+            lambda channel: health_pb2_grpc.HealthStub(channel).Check, request, self._begin("")
+        )
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def _begin(self, request_id: str) -> Call:
+        return Call.begin(request_id, self._timeout_s)
 
     async def _call(
         self,
-        method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
+        method: Callable[[grpc.aio.Channel], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
         request: _Request,
-        request_id: str,
+        call: Call,
     ) -> _Response:
-        request_id = request_id or uuid.uuid4().hex
-        metadata = self._metadata(request_id)
-        with typed_errors(request_id):
-            return await method(request, timeout=self._timeout_s, metadata=metadata)
+        with self._connection.under_way():
+            try:
+                # No name for what holds the channel, or the traceback of an error would keep it.
+                return await method(self._connection.channel())(
+                    request, timeout=call.left_s(), metadata=self._metadata(call)
+                )
+            except grpc.aio.AioRpcError as error:
+                raise typed(error, call.request_id, encrypted=self._encrypted)  # noqa: B904
 
-    def _metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
-        token = (self._token() if callable(self._token) else self._token).strip()
-        if not (token.isascii() and token.isprintable()):
-            raise ValueError("the token has characters that no token has")
-        named = (("x-request-id", request_id), *trace_headers())
-        return (*named, ("authorization", f"Bearer {token}")) if token else named
-
-    def _opened(self) -> grpc.aio.Channel:
-        if self._channel is None:
-            raise RuntimeError("the client is not open: use `async with Client(...) as client`")
-        return self._channel
-
-    def _stub(self) -> samserve_pb2_grpc.SegmentationServiceAsyncStub:
-        return samserve_pb2_grpc.SegmentationServiceStub(self._opened())
+    def _metadata(self, call: Call) -> tuple[tuple[str, str], ...]:
+        token = self._token() if callable(self._token) else self._token
+        return call_metadata(call.request_id, token)
 
 
-@contextmanager
-def _ended(call: grpc.aio.Call) -> Iterator[None]:
-    """End a call with the block; one that is over ignores it."""
-    try:
-        yield
-    finally:
-        call.cancel()
-
-
-async def _asking_first(
-    upload: Upload, send: Callable[[pb.Image], Awaitable[_Response]]
-) -> _Response:
-    """Send the digest if there is one; the picture if there is none, or the server's miss."""
-    if upload.digest is not None:
-        try:
-            return await send(upload.digest)
-        except EmbeddingNotFound:
-            pass
-    return await send(upload.message)
+def _stub(channel: grpc.aio.Channel) -> samserve_pb2_grpc.SegmentationServiceAsyncStub:
+    return samserve_pb2_grpc.SegmentationServiceStub(channel)
 
 
 async def _locate(source: Source, orientation: Orientation) -> str | Upload:
@@ -312,5 +363,5 @@ async def _locate(source: Source, orientation: Orientation) -> str | Upload:
     if isinstance(source, Embedding):
         return source.id
     if isinstance(source, str):
-        return source
+        return requests.checked_id(source)
     return await asyncio.to_thread(images.read, source, orientation)

@@ -18,21 +18,23 @@
     └── Internal               report it with ``request_id``
 
 Besides these only ``OSError`` (an image file that cannot be read), ``ValueError`` and
-``TypeError`` (arguments that cannot be sent) are raised.
+``TypeError`` (arguments that cannot be sent), and ``RuntimeError`` (a client that is not open, or
+cannot be used in a forked process) are raised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from samserve.client.advice import advise
+from samserve.client.metadata import REQUEST_ID
+
 _DETAILS = "grpc-status-details-bin"
-_REQUEST_ID = "x-request-id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,26 +154,27 @@ _BY_CODE: Mapping[grpc.StatusCode, type[SamserveClientError]] = {
 }
 
 
-@contextmanager
-def typed_errors(request_id: str) -> Iterator[None]:
-    """Turn every `grpc` exception of the block into the class of the table."""
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise _typed(error, request_id) from error
+def typed(
+    error: grpc.aio.AioRpcError, request_id: str, *, encrypted: bool = False
+) -> SamserveClientError:
+    """Make the exception of the table of a `grpc` exception.
 
-
-def _typed(error: grpc.aio.AioRpcError, request_id: str) -> SamserveClientError:
+    *encrypted* is whether the connection has TLS, for what to do about one that fails.  The cause
+    is left without a traceback, which would keep the channel: see `forks`.
+    """
     trailing = dict(error.trailing_metadata() or ())
     details = _details(trailing.get(_DETAILS))
     code = error.code()
     kind = _BY_REASON.get(details.reason) or _BY_CODE.get(code, SamserveClientError)
-    return kind(
-        error.details() or code.name,
+    said = error.details() or code.name
+    failure = kind(
+        said if details.reason else advise(code, said, encrypted=encrypted),
         code=code.name,
-        request_id=str(trailing.get(_REQUEST_ID, request_id)),
+        request_id=str(trailing.get(REQUEST_ID, request_id)),
         details=details,
     )
+    failure.__cause__ = error.with_traceback(None)
+    return failure
 
 
 def _details(serialized: str | bytes | None) -> ErrorDetails:

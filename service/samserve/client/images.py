@@ -38,20 +38,42 @@ def read(image: ImageLike, orientation: Orientation = "exif") -> Upload:
     Blocks on files and hashes large ones.  Raises ``OSError`` for a file that cannot be read,
     ``TypeError`` or ``ValueError`` for what cannot be a picture.
     """
-    if orientation not in _ORIENTATIONS:
-        raise ValueError(f"orientation must be 'exif' or 'ignore', got {orientation!r}")
+    orientation = chosen_orientation(orientation, None)
     if isinstance(image, np.ndarray):
         return Upload(pb.Image(raw=_raw(image)))
+    if isinstance(image, str) and "://" in image:
+        raise ValueError(f"{image[:200]!r} is a URL: download the image, and give a path or bytes")
     if isinstance(image, str | os.PathLike):
+        if "\0" in os.fspath(image):
+            raise ValueError(f"no file can have the name {os.fspath(image)!r}: it has a zero byte")
         image = Path(image).read_bytes()
     if not isinstance(image, bytes):
-        raise TypeError(f"an image is a path, bytes or a numpy array, not {type(image).__name__}")
+        raise TypeError(
+            "an image is a path, the bytes of a file or a numpy array, which np.asarray makes of "
+            f"most images; got {type(image).__name__}"
+        )
     chosen = _ORIENTATIONS[orientation]
     upload = pb.Image(encoded=image, orientation=chosen)
     if len(image) <= _WORTH_ASKING_BYTES:
         return Upload(upload)
     sha256 = hashlib.sha256(image).digest()
     return Upload(upload, pb.Image(encoded_sha256=sha256, orientation=chosen))
+
+
+def chosen_orientation(wanted: Orientation | None, made_with: Orientation | None) -> Orientation:
+    """Give the orientation of an image: what is wanted, or what its embedding was made with.
+
+    Raises ``ValueError`` for what is none, and where the two differ: coordinates and masks of an
+    embedding are in the frame that it was made in.
+    """
+    if wanted is not None and wanted not in _ORIENTATIONS:
+        raise ValueError(f"orientation must be 'exif' or 'ignore', got {wanted!r}")
+    if wanted and made_with and wanted != made_with:
+        raise ValueError(
+            f"orientation: the embedding was made with {made_with!r}; embed the image again "
+            f"for {wanted!r}"
+        )
+    return wanted or made_with or "exif"
 
 
 def _raw(pixels: npt.NDArray[Any]) -> pb.RawImage:

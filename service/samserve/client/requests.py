@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import reprlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.descriptor import FieldDescriptor
 
 from samserve.core import rle
 from samserve.v1 import samserve_pb2 as pb
 
 Multimask = Literal["auto", "all", "single"]
 """``auto``: one mask by the reference's rule; ``all``: three candidates; ``single``: token 0."""
+
+# What ids may look like; what else they say is up to the server.
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 PointLike = tuple[float, float] | tuple[float, float, int]
 BoxLike = tuple[float, float, float, float]
@@ -65,20 +71,55 @@ class AutoMaskOptions(TypedDict, total=False):
     max_masks: int
 
 
-def prompt_message(prompt: Prompt) -> pb.Prompt:
-    """Write a prompt.  Raises ``ValueError`` for one that no message can say."""
-    return pb.Prompt(
-        points=[_point(point) for point in prompt.points],
-        box=None if prompt.box is None else _box(prompt.box),
-        mask=None if prompt.mask is None else _mask(prompt.mask),
-    )
+def prompt_messages(prompts: Sequence[Prompt]) -> list[pb.Prompt]:
+    """Write prompts.
+
+    Raises ``ValueError`` and ``TypeError``, which name the part, for what no message can say.
+    """
+    if isinstance(prompts, Prompt):
+        raise TypeError("prompts must be a sequence: write [prompt] for a single one")
+    _check_iterable(prompts, "prompts")
+    return [_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
+
+
+def checked_id(text: str) -> str:
+    """Return the id of an embedding.
+
+    Raises ``ValueError`` for what is none, the name of a file for instance.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"an embedding id is a str, Embedding.id; got {type(text).__name__}")
+    if not _ID.fullmatch(text):
+        raise ValueError(
+            f"{text[:200]!r} is not an embedding id, which Embedding.id is: give an image file as "
+            "pathlib.Path, or its bytes"
+        )
+    return text
+
+
+def checked_model(name: str) -> str:
+    """Return the name of a model; raises ``TypeError`` and ``ValueError`` for what is no text."""
+    if not isinstance(name, str):
+        raise TypeError(f"model must be a str, or '' for the default; got {name!r}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"model must be Unicode text, got {name[:200]!r}") from None
+    return name
 
 
 def multimask_value(multimask: Multimask) -> pb.Multimask.ValueType:
     """Write which candidates are wanted."""
-    if multimask not in _MULTIMASKS:
+    if not isinstance(multimask, str) or multimask not in _MULTIMASKS:
         raise ValueError(f"multimask must be 'auto', 'all' or 'single', got {multimask!r}")
     return _MULTIMASKS[multimask]
+
+
+def checked_logits(wanted: bool | Literal["only"]) -> bool | Literal["only"]:
+    """Return whether logits are wanted; raises ``ValueError`` for anything else."""
+    if not (isinstance(wanted, bool) or (isinstance(wanted, str) and wanted == "only")):
+        raise ValueError(f"low_res_logits must be True, False or 'only', got {_shown(wanted)}")
+    return wanted
 
 
 def durability_value(durable: bool) -> pb.Durability.ValueType:
@@ -87,18 +128,31 @@ def durability_value(durable: bool) -> pb.Durability.ValueType:
 
 
 def automask_message(options: AutoMaskOptions) -> pb.AutoMaskOptions:
-    """Write AutoMask options.  Raises ``TypeError`` for an unknown name."""
-    unknown = sorted(set(options) - set(pb.AutoMaskOptions.DESCRIPTOR.fields_by_name))
-    if unknown:
-        raise TypeError(f"no such AutoMask option: {', '.join(unknown)}")
-    values: dict[str, Any] = dict(options)
+    """Write AutoMask options.
+
+    Raises ``TypeError`` for an unknown name and ``ValueError`` for a value that cannot be sent.
+    """
+    known = pb.AutoMaskOptions.DESCRIPTOR.fields_by_name
+    if unknown := sorted(set(options) - set(known)):
+        raise TypeError(
+            f"no such AutoMask option: {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+        )
+    values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     region = values.pop("region_of_interest", None)
     grids = values.pop("point_grids", ())
-    return pb.AutoMaskOptions(
-        **values,
-        region_of_interest=None if region is None else _box(region),
-        point_grids=[_grid(grid) for grid in grids],
+    _check_iterable(grids, "point_grids")
+    message = pb.AutoMaskOptions(
+        region_of_interest=None if region is None else _box(region, "region_of_interest"),
+        point_grids=[_grid(grid, f"point_grids[{index}]") for index, grid in enumerate(grids)],
     )
+    for name, value in values.items():
+        try:
+            setattr(message, name, value)
+        except (TypeError, ValueError):
+            whole = known[name].cpp_type == FieldDescriptor.CPPTYPE_INT32
+            form = "an integer below 2**31" if whole else "a number"
+            raise ValueError(f"{name} must be {form}, got {reprlib.repr(value)}") from None
+    return message
 
 
 def output_mode_value(*, pixels: bool) -> pb.OutputMode.ValueType:
@@ -106,30 +160,68 @@ def output_mode_value(*, pixels: bool) -> pb.OutputMode.ValueType:
     return pb.OUTPUT_MODE_COCO_RLE if pixels else pb.OUTPUT_MODE_LOW_RES_LOGITS
 
 
-def _point(point: PointLike) -> pb.Point:
-    x, y, label = point if len(point) == 3 else (*point, 1)
-    if label not in _LABELS:
-        raise ValueError(f"the label of a point must be 1 (on the object) or 0, got {label!r}")
-    return pb.Point(x=x, y=y, label=_LABELS[label])
+def _prompt(prompt: Prompt, name: str) -> pb.Prompt:
+    if not isinstance(prompt, Prompt):
+        raise TypeError(f"{name} must be a Prompt, got {type(prompt).__name__}")
+    _check_iterable(prompt.points, f"{name}.points")
+    return pb.Prompt(
+        points=[
+            _point(point, f"{name}.points[{index}]") for index, point in enumerate(prompt.points)
+        ],
+        box=None if prompt.box is None else _box(prompt.box, f"{name}.box"),
+        mask=None if prompt.mask is None else _mask(prompt.mask, f"{name}.mask"),
+    )
 
 
-def _box(box: BoxLike) -> pb.Box:
-    x_min, y_min, x_max, y_max = box
-    return pb.Box(x_min=x_min, y_min=y_min, x_max=x_max, y_max=y_max)
+def _point(point: PointLike, name: str) -> pb.Point:
+    try:
+        x, y, label = point if len(point) == 3 else (*point, 1)
+        message = pb.Point(x=x, y=y)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be (x, y) or (x, y, label), got {_shown(point)}") from None
+    if label not in (0, 1):
+        raise ValueError(f"{name}: the label must be 1 (on the object) or 0, got {label!r}")
+    message.label = _LABELS[int(label)]
+    return message
 
 
-def _mask(mask: npt.NDArray[Any]) -> pb.MaskInput:
+def _box(box: BoxLike, name: str) -> pb.Box:
+    try:
+        x_min, y_min, x_max, y_max = box
+        return pb.Box(x_min=x_min, y_min=y_min, x_max=x_max, y_max=y_max)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be (x0, y0, x1, y1), got {_shown(box)}") from None
+
+
+def _mask(mask: npt.NDArray[Any], name: str) -> pb.MaskInput:
+    if not isinstance(mask, np.ndarray):
+        raise TypeError(f"{name} must be a numpy array, got {type(mask).__name__}")
     if mask.ndim == 2 and mask.dtype == np.bool_:
         coco = rle.encode(mask)
         size = pb.ImageSize(height=coco.size.height, width=coco.size.width)
         return pb.MaskInput(binary=pb.CocoRle(size=size, counts=coco.counts))
-    if mask.ndim == 2 and mask.dtype == np.float32:
+    if mask.ndim == 2 and mask.dtype == np.float32 and mask.shape[0] == mask.shape[1]:
         return pb.MaskInput(low_res_logits=mask.astype("<f4").tobytes())
     raise ValueError(
-        "a mask must be bool [h, w] of the image's size or float32 low-res logits, "
+        f"{name} must be bool [h, w] of the image's size or float32 low-res logits [n, n], "
         f"got {mask.dtype} {list(mask.shape)}"
     )
 
 
-def _grid(grid: npt.NDArray[Any]) -> pb.PointGrid:
-    return pb.PointGrid(points=[pb.NormalizedPoint(x=x, y=y) for x, y in np.asarray(grid)])
+def _grid(grid: npt.NDArray[Any], name: str) -> pb.PointGrid:
+    points = np.asarray(grid)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"{name} must be float [k, 2], got {_shown(grid)}")
+    return pb.PointGrid(points=[pb.NormalizedPoint(x=x, y=y) for x, y in points])
+
+
+def _check_iterable(values: object, name: str) -> None:
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence, got {_shown(values)}")
+
+
+def _shown(value: object) -> str:
+    """Write a wrong value in few words."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    return reprlib.repr(value)

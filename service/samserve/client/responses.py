@@ -30,9 +30,13 @@ from samserve.v1 import samserve_pb2 as pb
 
 
 def embedding(
-    message: pb.Embedding, timings: Iterable[pb.StageTiming], orientation: Orientation
+    message: pb.Embedding,
+    timings: Iterable[pb.StageTiming],
+    orientation: Orientation,
+    *,
+    durable: bool = False,
 ) -> Embedding:
-    """Read which embedding answered; the answer does not tell its *orientation*."""
+    """Read which embedding answered; the answer does not tell *orientation* and *durable*."""
     known = message.HasField("expire_time")
     return Embedding(
         id=message.id,
@@ -43,22 +47,25 @@ def embedding(
         stored=_name(pb.Stored.DESCRIPTOR, message.stored),
         timings_ms=timings_ms(timings),
         orientation=orientation,
+        durable=durable,
     )
 
 
-def prediction(message: pb.PredictResponse, orientation: Orientation) -> Prediction:
-    """Read the answer of Predict about an image of that orientation."""
+def prediction(
+    message: pb.PredictResponse, orientation: Orientation, *, durable: bool = False
+) -> Prediction:
+    """Read the answer of Predict about an embedding that was asked for in this way."""
     return Prediction(
         results=[[_mask(mask) for mask in result.masks] for result in message.results],
-        embedding=embedding(message.embedding, message.timings, orientation),
+        embedding=embedding(message.embedding, message.timings, orientation, durable=durable),
         timings_ms=timings_ms(message.timings),
     )
 
 
 def automask_events(
-    message: pb.AutoMaskResponse, orientation: Orientation
+    message: pb.AutoMaskResponse, orientation: Orientation, *, durable: bool = False
 ) -> Iterator[AutoMaskEvent]:
-    """Read one message of the stream about an image of that orientation.
+    """Read one message of the stream about an embedding that was asked for in this way.
 
     Kinds that are not known are passed over.
     """
@@ -68,7 +75,7 @@ def automask_events(
         case "masks":
             yield from (_record(record) for record in message.masks.records)
         case "summary":
-            yield _summary(message.summary, orientation)
+            yield _summary(message.summary, orientation, durable=durable)
 
 
 def catalog(message: pb.ListModelsResponse) -> Catalog:
@@ -134,9 +141,9 @@ def _progress(message: pb.AutoMaskProgress) -> Progress:
     )
 
 
-def _summary(message: pb.AutoMaskSummary, orientation: Orientation) -> Summary:
+def _summary(message: pb.AutoMaskSummary, orientation: Orientation, *, durable: bool) -> Summary:
     return Summary(
-        embedding=embedding(message.embedding, message.timings, orientation),
+        embedding=embedding(message.embedding, message.timings, orientation, durable=durable),
         timings_ms=timings_ms(message.timings),
         filters=tuple(
             FilterCount(count.filter, count.in_count, count.out_count) for count in message.filters

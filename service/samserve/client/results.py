@@ -25,7 +25,8 @@ class Embedding:
     other servers, ``local`` to this one, ``pending`` after `Client.prefetch`, or empty if that is
     not told.  ``expires_at`` is None while it is pending.  ``timings_ms`` are the stages of the
     call that answered it.  ``orientation`` is how the client asked for the image to be turned:
-    an image that is sent again for it is turned alike.
+    an image that is sent again for it is turned alike.  ``durable`` is whether the client asked for
+    it to be durable, and asks again where it has to be made again.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Embedding:
     stored: str = ""
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     orientation: Orientation = "exif"
+    durable: bool = False
 
 
 @dataclass(frozen=True, eq=False)
