@@ -11,6 +11,11 @@ import pytest
 from tests.cli.conftest import FAKE, Command
 
 USAGE, FAILURE = 2, 1
+ARRAYS = {
+    "CUBE.npy": np.zeros((2, 2, 2)),
+    "WIDE.npy": np.zeros((4, 6)),
+    "TABLE.npy": np.zeros((4, 4), [("a", "i4"), ("b", "f4")]),
+}
 
 
 @pytest.mark.parametrize(
@@ -26,10 +31,15 @@ USAGE, FAILURE = 2, 1
             ("predict", "IMAGE", "--box", "1,1,2,2", "--box", "1,1,3,3", "--point", "1,1"),
             "several --box are several objects",
         ),
-        (("predict", "IMAGE", "--mask", "TEXT"), "is not a picture"),
+        (("predict", "IMAGE", "--mask", "TEXT"), "is not a JPEG, PNG or WebP file"),
         (("predict", "IMAGE", "--mask", "BROKEN.npy"), "is not a numpy array"),
         (("predict", "IMAGE", "--mask", "CUBE.npy"), "must have two axes, has 3"),
-        (("predict", "IMAGE", "--point", "1,1", "--multimask", "many"), "--multimask"),
+        (("predict", "IMAGE", "--mask", "WIDE.npy"), "[4, 6]; save the mask of an image as bool"),
+        (("predict", "IMAGE", "--mask", "TABLE.npy"), "must hold bool, integers or floats"),
+        (
+            ("predict", "IMAGE", "--point", "1,1", "--multimask", "many"),
+            "'--multimask': 'many' is not one of",
+        ),
         (("predict", "IMAGE", "--point", "1,1", "--out", "a.gif"), "--out a.gif: the name must"),
         (("predict", "IMAGE", "--point", "1,1", "--out", "no/a.png"), "there is no folder no"),
         (("predict", "IMAGE", "--point", "1,1", "--json", "no/a.json"), "there is no folder no"),
@@ -40,11 +50,28 @@ USAGE, FAILURE = 2, 1
         ),
         (("automask", "IMAGE", "--points-per-side", "many"), "'many' is not a whole number"),
         (("automask", "IMAGE", "--points-per-side", "99999999999"), "does not fit"),
+        (("serve", "--port", "many"), "'--port': must be a whole number; got 'many'"),
+        (("automask", "IMAGE", "--pred-iou-thresh", "x"), "must be a number; got 'x'"),
+        (
+            ("cache", "warm", ".", "--server", "a:1", "--concurrency", "0"),
+            "'--concurrency': must be at least 1; got '0'",
+        ),
+        (("cache", "rm", "a.jpg", "--server", "a:1"), "'a.jpg': is no id of an embedding"),
+        (("serve", "--config", "TABLE"), "section server: must be a table of names"),
         (("automask", "IMAGE", "--roi", "1,2"), "--roi '1,2': expected X0,Y0,X1,Y1"),
         (("automask", "IMAGE", "--point-grids", "TEXT"), "expected a JSON list"),
         (("models", "--set", "store.ttl_s"), "--set 'store.ttl_s': expected SECTION.NAME=VALUE"),
         (("models", "--set", "store.ttl=1"), "there is no setting store.ttl"),
-        (("models", "--set", "store.ttl_s=never"), "setting store.ttl_s: Input should be a valid"),
+        (
+            ("models", "--set", "store.ttl_s=never"),
+            "store.ttl_s: must be a number; got 'never'",
+        ),
+        (("models", "--set", "store.tll_s=1"), "no setting store.tll_s: did you mean store.ttl_s?"),
+        (("models", "--set", "triton.url=http://a:1"), "triton.url: is a URL: write a:1 instead"),
+        (("models", "--set", "trace.endpoint=a:1"), "trace.endpoint: expected http://HOST:PORT"),
+        (("config", "--set", "server.host=0.0.0.0:5"), "expected a host alone, without a port"),
+        (("models", "--server", "http://a:1"), "--server: is a URL: write a:1 instead"),
+        (("models", "--server", "::1:50051"), "stands in brackets: [::1]:50051"),
         (("models", "--config", "missing.toml"), "'missing.toml' does not exist"),
         (("models", "--config", "TEXT"), "is not valid TOML"),
         (("nonsense",), "No such command 'nonsense'"),
@@ -54,10 +81,12 @@ USAGE, FAILURE = 2, 1
 def test_wrong_usage_is_one_line_and_two(
     samserve: Command, image: Path, tmp_path: Path, arguments: tuple[str, ...], text: str
 ) -> None:
-    files = {name: tmp_path / name for name in ("TEXT", "BROKEN.npy", "CUBE.npy")}
+    files = {name: tmp_path / name for name in ("TEXT", "TABLE", *ARRAYS, "BROKEN.npy")}
+    files["TABLE"].write_text("server = 3\n")
     files["TEXT"].write_text("no picture, no TOML, no JSON\n")
     files["BROKEN.npy"].write_bytes(b"\x93NUMPY")
-    np.save(files["CUBE.npy"], np.zeros((2, 2, 2)))
+    for name, array in ARRAYS.items():
+        np.save(files[name], array)
     given = [{"IMAGE": image, **files}.get(part, part) for part in arguments]
 
     ended = samserve(*given)
@@ -67,6 +96,25 @@ def test_wrong_usage_is_one_line_and_two(
     assert ended.err.count("\n") == 1
     assert text in ended.err
     assert ended.out == ""
+
+
+def test_the_environment_may_name_the_file(
+    samserve: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[limits]\nprompts = 7\n")
+    monkeypatch.setenv("SAMSERVE_CONFIG", str(file))
+    assert "prompts = 7\n" in samserve("config").out
+    other = tmp_path / "other.toml"
+    other.write_text("[limits]\nprompts = 8\n")
+    assert "prompts = 8\n" in samserve("config", "--config", other).out
+
+    file.write_text("prompts =")
+    assert f"{file} is not valid TOML" in samserve("config").err
+    file.unlink()
+    ended = samserve("config")
+    assert (ended.code, ended.out) == (USAGE, "")
+    assert f"SAMSERVE_CONFIG: there is no file {file}" in ended.err
 
 
 def test_every_wrong_setting_has_its_line(samserve: Command) -> None:

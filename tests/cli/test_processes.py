@@ -48,6 +48,46 @@ def test_an_interrupt_ends_any_command_in_one_line(image: Path) -> None:
     assert (process.returncode, err) == (130, "samserve: error: interrupted\n")
 
 
+def test_an_interrupt_while_modules_are_imported_is_one_line_too() -> None:
+    # As if somebody had typed it at that very moment.
+    code = """
+import os, signal, sys
+
+class Typing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Typing())
+from samserve.cli.main import main
+sys.exit(main(["models", "--server", "127.0.0.1:1"]))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True
+    )
+
+    # Python itself may end by the signal once more, which shells call 130 as well.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert process.stderr == "samserve: error: interrupted\n"
+
+
+def test_a_connection_that_fails_is_told_in_one_line(tmp_path: Path) -> None:
+    # gRPC's core writes lines of its own about this, unless it is told not to.
+    junk = tmp_path / "ca.crt"
+    junk.write_text("-----BEGIN CERTIFICATE-----\nno certificate\n-----END CERTIFICATE-----\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        process = start("models", "--server", address, "--ca", str(junk))
+        _, err = process.communicate()
+
+    assert process.returncode == 1
+    assert err.startswith("samserve: error: the server cannot be reached: ")
+    assert "cannot be read: give PEM files" in err
+    assert err.count("\n") == 1
+
+
 def test_a_reader_that_leaves_is_no_traceback(image: Path) -> None:
     process = start("automask", str(image), "--points-per-side", "4", *FAKE)
     assert process.stdout is not None

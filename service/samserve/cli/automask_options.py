@@ -88,7 +88,7 @@ def _read_grids(path: Path) -> list[Any]:
 
     try:
         grids = [np.array(grid, dtype=np.float64) for grid in json.loads(path.read_bytes())]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"--point-grids {path}: {_GRIDS}") from error
     if any(grid.ndim != 2 or grid.shape[1] != 2 for grid in grids):
         raise UsageError(f"--point-grids {path}: {_GRIDS}")

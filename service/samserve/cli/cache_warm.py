@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
@@ -11,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import typer
+
 from samserve.cli import bulk, session
 from samserve.cli.errors import CommandError, UsageError
 from samserve.cli.session import Endpoint
-from samserve.cli.terminal import STDOUT, note, say
+from samserve.cli.terminal import STDOUT, json_line, note, say
 from samserve.client import Client, Embedding, SamserveClientError
 from samserve.client.channel import MAX_MESSAGE_BYTES
 
@@ -50,10 +51,9 @@ class Record:
     stored: str | None = None
     error: str | None = None
 
-    def line(self) -> str:
-        """Write it as JSON; bytes of a name that are no UTF-8 become escapes."""
-        text = json.dumps(asdict(self), ensure_ascii=False)
-        return text.encode("utf-8", "backslashreplace").decode()
+    def line(self) -> bytes:
+        """Write it as a line of JSON."""
+        return json_line(asdict(self))
 
 
 @dataclass(slots=True)
@@ -186,14 +186,14 @@ async def _embed(client: Client, path: Path, wish: Wish) -> Embedding:
 
 
 @contextmanager
-def _records(destination: str) -> Iterator[Callable[[Record], None]]:
+def _records(destination: str) -> Iterator[Callable[[Record], object]]:
     """Write each record at once, so that an interrupt loses none."""
     if not destination:
         yield lambda record: None
         return
     if destination == STDOUT:
-        yield lambda record: say(record.line())
+        yield lambda record: typer.echo(record.line(), nl=False)
         return
-    with Path(destination).open("w", encoding="utf-8", buffering=1) as file:
-        yield lambda record: print(record.line(), file=file)
+    with Path(destination).open("wb", buffering=0) as file:
+        yield lambda record: file.write(record.line())
     note(f"wrote {destination}")

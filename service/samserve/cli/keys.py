@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from samserve.cli.command import Commands
 from samserve.cli.errors import CommandError, UsageError
 from samserve.cli.terminal import print_table, say
 
 if TYPE_CHECKING:
     from samserve.security.keys import KeyEntry, KeyRing
 
-keys = typer.Typer()
+keys = Commands()
 
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "y": timedelta(days=365)}
 
@@ -80,7 +80,8 @@ def hash_key(
     file: AppendTo = None,
 ) -> None:
     """Make the entry of a key that `new` has made elsewhere and that standard input holds."""
-    _keep(sys.stdin.readline().strip(), _Wish(tenant, role, expires, note), file)
+    key = typer.get_binary_stream("stdin").readline().decode("utf-8", "replace").strip()
+    _keep(key, _Wish(tenant, role, expires, note), file)
 
 
 @keys.command(name="list")
@@ -111,13 +112,15 @@ def _keep(key: str, wish: _Wish, file: Path | None) -> None:
     from pydantic import ValidationError
 
     from samserve.security.keys import entry_for
+    from samserve.validation import describe
 
     try:
         entry = entry_for(
             key, wish.tenant, tuple(wish.roles or ()), expires=_end(wish.expires), note=wish.note
         )
     except ValidationError as error:
-        parts = [f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()]
+        problems = error.errors(include_url=False)
+        parts = [f"{'.'.join(map(str, each['loc']))}: {describe(each)}" for each in problems]
         raise UsageError(*parts) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -132,10 +135,11 @@ def _append(file: Path, entry: KeyEntry) -> None:
     # A link stays one, and what it leads to gets the key.
     file = file.resolve()
     with _alone_in(file.parent):
-        there = file.read_text(encoding="utf-8") if file.exists() else ""
+        there = file.read_bytes() if file.exists() else b""
         if there:
+            # Which says what is wrong with a file that is not one of keys, or not UTF-8.
             _check_new(file, entry)
-        _replace(file, f"{there.rstrip()}\n\n{entry.toml()}".lstrip())
+        _replace(file, f"{there.decode().rstrip()}\n\n{entry.toml()}".lstrip())
 
 
 @contextmanager
@@ -154,12 +158,14 @@ def _replace(file: Path, text: str) -> None:
     # Hashes are no secrets, but nobody's business either.
     mode = file.stat().st_mode & 0o777 if file.exists() else 0o600
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        with os.fdopen(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+        ) as out:
             os.fchmod(out.fileno(), mode)
             if file.exists():
                 # The server's user must be able to read it, also if root has added the key.
                 os.fchown(out.fileno(), file.stat().st_uid, file.stat().st_gid)
-            out.write(text)
+            out.write(text.encode())
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(file)

@@ -1,83 +1,24 @@
-"""The entry point: collects the commands, and turns mistakes into one line and an exit code."""
+"""The entry point: imports everything else where an interrupt is caught."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
-
-import typer
-from typer.main import get_command
-
-from samserve import __version__
-from samserve.cli.automask import automask
-from samserve.cli.cache import cache
-from samserve.cli.config import config
-from samserve.cli.doctor import doctor
-from samserve.cli.embed import embed
-from samserve.cli.errors import CommandError
-from samserve.cli.export import export
-from samserve.cli.keys import keys
-from samserve.cli.models import models
-from samserve.cli.predict import predict
-from samserve.cli.serve import serve
 
 INTERRUPTED = 130
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-for command in (serve, embed, predict, automask, export, config, doctor):
-    app.command()(command)
-app.add_typer(models, name="models")
-app.add_typer(keys, name="keys")
-app.add_typer(cache, name="cache")
-
-
-@app.callback(invoke_without_command=True)
-def samserve(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
-) -> None:
-    """Segment images with prompts, through a gRPC server.
-
-    Commands that need a server start one in their own process, unless --server names one.
-    """
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-        raise typer.Exit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and give its exit code: 0, 1 for a failure, 2 for wrong usage."""
-    command = get_command(app)
     try:
-        args = None if arguments is None else list(arguments)
-        code = int(command.main(args=args, prog_name="samserve", standalone_mode=False) or 0)
-    except CommandError as error:
-        return _complain(error.lines, error.exit_code)
-    except typer.TyperException as error:
-        return _complain([error.format_message()], error.exit_code)
+        if arguments is None and sys.argv[1:2] != ["serve"]:
+            # What gRPC's core says of a connection is in the command's one line already; it has to
+            # be quiet before it is imported.
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251 - not a setting of ours
+        from samserve.cli import program
+
+        return program.run(arguments)
     except KeyboardInterrupt:
-        code = INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has left; Python shall not complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        return _complain([_os_error(error)], 1)
-    # Typer makes this code of most interrupts and says nothing.
-    return _complain(["interrupted"], code) if code == INTERRUPTED else code
-
-
-def _os_error(error: OSError) -> str:
-    reason = error.strerror or str(error)
-    return f"{error.filename}: {reason}" if error.filename else reason
-
-
-def _complain(lines: Sequence[str], exit_code: int) -> int:
-    for line in lines:
-        typer.echo(f"samserve: error: {' '.join(line.split())}", err=True)
-    return exit_code
+        sys.stderr.write("samserve: error: interrupted\n")
+        return INTERRUPTED
