@@ -143,10 +143,12 @@ async def test_a_path_and_its_bytes_are_the_same_picture(client: Client, tmp_pat
     path = tmp_path / "picture.png"
     path.write_bytes(encoded(PIXELS))
 
-    embeddings = [await client.embed(image) for image in (path, str(path), path.read_bytes())]
+    data = path.read_bytes()
+    images = (path, str(path), data, bytearray(data), memoryview(data))
+    embeddings = [await client.embed(image) for image in images]
 
     assert len({embedding.id for embedding in embeddings}) == 1
-    assert [embedding.cached for embedding in embeddings] == [False, True, True]
+    assert [embedding.cached for embedding in embeddings] == [False, True, True, True, True]
 
 
 async def test_arrays_are_rgb_or_grey(client: Client) -> None:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from samserve.v1 import samserve_pb2 as pb
 
-ImageLike = str | os.PathLike[str] | bytes | npt.NDArray[Any]
+ImageLike = str | os.PathLike[str] | bytes | bytearray | memoryview | npt.NDArray[Any]
 """A path, the bytes of a JPEG, PNG or WebP file, or uint8 ``[h, w, 3]`` RGB or ``[h, w]`` grey."""
 
 Orientation = Literal["exif", "ignore"]
@@ -47,6 +47,8 @@ def read(image: ImageLike, orientation: Orientation = "exif") -> Upload:
         if "\0" in os.fspath(image):
             raise ValueError(f"no file can have the name {os.fspath(image)!r}: it has a zero byte")
         image = Path(image).read_bytes()
+    if isinstance(image, bytearray | memoryview):
+        image = bytes(image)
     if not isinstance(image, bytes):
         raise TypeError(
             "an image is a path, the bytes of a file or a numpy array, which np.asarray makes of "
