@@ -92,12 +92,12 @@ async def test_an_embedding_is_written_into_its_slot(pair: tuple[Engine, MemoryS
     assert not slot.late_writers
 
 
+# The fake engine has no weights, and draws on the embeddings of the others.
+@pytest.mark.parametrize("pair", chosen.ENGINES[1:], indirect=True)
 async def test_runs_for_other_weights_end_in_an_error_of_their_own(
     pair: tuple[Engine, MemoryStore],
 ) -> None:
     engine, store = pair
-    if isinstance(engine, FakeEngine):
-        pytest.skip("it has no weights, and draws on the embeddings of others")
     slot = await reserved(engine, store, digest="0" * 64)
     with pytest.raises(WeightsChanged):
         await engine.encode(NAME, picture(), slot, RequestContext())
