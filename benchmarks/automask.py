@@ -19,9 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 import skimage.data
 import torch
-from samserve import app, logs, settings
+from samserve import app, settings
 from samserve.client import Client
-from samserve.machine import core_count
+from samserve.system.limits import core_count
+from samserve.telemetry import logs
 
 from tests.oracle.generator import auto_mask
 from tests.oracle.onnx_sam import OnnxSam

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from samserve.export.repository import Description, write_pair
+from samserve.export.triton_repository import Description, write_pair
 
 MODEL = "constant"
 SIDE, GRID, CHANNELS, MASK = 1024, 64, 256, 256

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from samserve.stores.memory import MemoryStore
+from samserve.stores.local.store import MemoryStore
 from samserve.types import EmbeddingFacts, EmbeddingKey, Size, TensorSpec
 
 _PAGE = 4096

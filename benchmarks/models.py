@@ -25,10 +25,10 @@ from prometheus_client import CollectorRegistry
 from samserve.context import RequestContext
 from samserve.engines.base import EncoderInput, PromptBatch
 from samserve.engines.triton.engine import TritonEngine
-from samserve.metrics import Metrics
+from samserve.memory.slot import Slot
 from samserve.settings import TritonSettings
-from samserve.stores.base import Slot
-from samserve.stores.memory import MemoryStore
+from samserve.stores.local.store import MemoryStore
+from samserve.telemetry.metrics import Metrics
 from samserve.types import EmbeddingFacts, EmbeddingKey, ModelInfo, Size
 
 from benchmarks.allocator import restart_with_allocator

@@ -18,17 +18,20 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Self, cast
 
-from samserve import app, logs
-from samserve.context import RequestContext, StageClock
+from samserve import app
+from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, PromptBatch
 from samserve.engines.fake import MODEL, FakeEngine
-from samserve.metrics import Metrics
-from samserve.metrics.calls import CallMetrics
-from samserve.metrics.server import ServerMetrics
-from samserve.rpc.ledger import Entry, Ledger
+from samserve.rpc.access_log import Entry, Ledger
 from samserve.rpc.methods import Method
 from samserve.settings import Settings, TraceSettings, load
-from samserve.tracing import Metadata, NoTracing, Tracing, open_tracing
+from samserve.stages import StageClock
+from samserve.telemetry import logs
+from samserve.telemetry.metrics import Metrics
+from samserve.telemetry.metrics.process import ServerMetrics
+from samserve.telemetry.metrics.rpc import CallMetrics
+from samserve.telemetry.tracing import open_tracing
+from samserve.telemetry.tracing.base import Metadata, NoTracing, Tracing
 from samserve.types import Embedding
 
 from harness.otlp.receiver import Receiver

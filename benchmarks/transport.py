@@ -24,9 +24,9 @@ from prometheus_client import CollectorRegistry
 from samserve.context import RequestContext
 from samserve.engines.base import EncoderInput, PromptBatch
 from samserve.engines.triton.engine import TritonEngine
-from samserve.metrics import Metrics
 from samserve.settings import TritonSettings
-from samserve.stores.memory import MemoryStore
+from samserve.stores.local.store import MemoryStore
+from samserve.telemetry.metrics import Metrics
 from samserve.types import EmbeddingFacts, EmbeddingKey, Size
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient

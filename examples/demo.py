@@ -17,10 +17,11 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
-from samserve import app, logs, settings
+from samserve import app, settings
 from samserve.cli import overlay
 from samserve.client import AutoMaskRecord, Client, Prompt, Summary
 from samserve.client import Progress as Searched
+from samserve.telemetry import logs
 
 CLICK = (352.0, 185.0)
 BOXES = ((193.0, 27.0, 241.0, 74.0), (314.0, 156.0, 382.0, 216.0), (186.0, 163.0, 238.0, 216.0))

@@ -28,15 +28,15 @@ Sections = dict[str, dict[str, Any]]
 kind = "fake"
 """One of `ENGINES`: that of the test which runs."""
 
-BEHAVIOUR = ("tests/rpc/", "tests/client/", "tests/automask/test_service.py")
+BEHAVIOUR = ("tests/rpc/", "tests/client/", "tests/segmentation/automask/test_service.py")
 """Where the tests of behaviour are."""
 
 # There, but with an engine of their own or with none: another one would repeat what they say.
 _ON_ONE = (
     "tests/rpc/test_admission.py",
-    "tests/rpc/test_decoding.py",
+    "tests/rpc/test_requests.py",
     "tests/rpc/test_error_table.py",
-    "tests/rpc/test_parsing.py",
+    "tests/rpc/test_field_limit.py",
     "tests/rpc/test_prefetch.py",
     "tests/rpc/test_tally.py",
     "tests/client/test_advice.py",

@@ -12,11 +12,11 @@ from typing import Any
 
 import grpc
 import pytest
-from samserve import logs
 from samserve.app import Running, running
 from samserve.engines.base import Engine
 from samserve.settings import LogSettings, Settings, load
 from samserve.stores.base import EmbeddingStore
+from samserve.telemetry import logs
 from samserve.v1 import samserve_pb2_grpc
 
 from tests import chosen
@@ -42,7 +42,7 @@ GROUPS = {
     # One large model in memory at a time.
     "models": (
         "tests/export",
-        "tests/automask/test_parity",
+        "tests/segmentation/automask/test_parity",
         "training/tests/test_shipped",
         "training/tests/test_train",
     ),

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import torch
 from samserve.export.onnx_file import parsed
-from samserve.export.repository import Description, write_pair
+from samserve.export.triton_repository import Description, write_pair
 from torch import Tensor, nn
 
 from training.decoder import MaskDecoder

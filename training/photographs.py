@@ -16,9 +16,10 @@ import numpy as np
 import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
-from samserve import app, logs, settings
+from samserve import app, settings
 from samserve.cli import overlay
 from samserve.client import AutoMaskRecord, Client
+from samserve.telemetry import logs
 from scipy import ndimage
 from skimage import filters, measure, morphology, segmentation
 

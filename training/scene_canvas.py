@@ -6,15 +6,13 @@ Windows are (rows, columns) slices of the canvas; a coverage ``[h,w]`` in 0..1 a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.scene_settings import SceneSettings
 from training.scene_textures import near_colour, random_colour
-
-if TYPE_CHECKING:
-    from training.scenes import SceneSettings
 
 Array = NDArray[Any]
 Window = tuple[slice, slice]

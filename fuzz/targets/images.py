@@ -10,13 +10,13 @@ import struct
 from random import Random
 
 import numpy as np
-from samserve import imaging
+from samserve import images
 from samserve.errors import SamserveError
 from samserve.types import EncodedImage, Orientation, RawImage, RawLayout, Size, UInt8Array
 
 from fuzz import containers, mutation, pictures
 
-LIMITS = imaging.ImageLimits(max_pixels=5000, max_side=100)
+LIMITS = images.ImageLimits(max_pixels=5000, max_side=100)
 _LAYOUTS = (None, RawLayout.RGB, RawLayout.BGR, RawLayout.GRAY)
 _IGNORE = 4
 
@@ -42,21 +42,21 @@ def check(image: EncodedImage | RawImage) -> None:
     assert 0 < size.pixels <= LIMITS.max_pixels
     assert max(size.height, size.width) <= LIMITS.max_side
     if isinstance(image, EncodedImage):
-        mask = imaging.decode_mask(image, LIMITS)
+        mask = images.decode_mask(image, LIMITS)
         assert mask.dtype == np.bool_
         assert mask.shape == pixels.shape[:2]
 
 
 def _probed(image: EncodedImage | RawImage) -> tuple[Size | None, SamserveError | None]:
     try:
-        return imaging.probe(image, LIMITS), None
+        return images.probe(image, LIMITS), None
     except SamserveError as error:
         return None, error
 
 
 def _decoded(image: EncodedImage | RawImage) -> tuple[UInt8Array | None, SamserveError | None]:
     try:
-        return imaging.decode(image, LIMITS), None
+        return images.decode(image, LIMITS), None
     except SamserveError as error:
         return None, error
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 from random import Random
 
 import numpy as np
-from samserve import prompting
 from samserve.core import rle as core_rle
 from samserve.engines.fake import MODEL
-from samserve.rpc import decoding
+from samserve.rpc import requests
+from samserve.segmentation import prompts as prompting
 from samserve.settings import LimitSettings
 from samserve.types import BinaryMask, Prompt, Size
 from samserve.v1 import samserve_pb2 as pb
@@ -38,7 +38,7 @@ def run(data: bytes) -> None:
     flags, image, content = _parsed(data)
     model = _MODELS[bool(flags & _LARGE_MODEL)]
     request = pb.PredictRequest(prompts=[pb.Prompt(mask=_message(flags, image, content))])
-    prompts = decoding.prompts(request, _LIMITS)
+    prompts = requests.prompts(request, _LIMITS)
     prompting.check_prompts(prompts, image, model)
     groups = list(prompting.group(prompts, prompting.Frames.of(image, model), 16))
     assert len(groups) == 1

@@ -25,9 +25,9 @@ from samserve.errors import (
     SamserveError,
     Unauthenticated,
 )
-from samserve.quotas import Quotas
 from samserve.security import certificates, keys, policy, tokens
 from samserve.security.authenticator import Authenticator, Tokens
+from samserve.security.quotas import Quotas
 
 from fuzz import documents, mutation
 

@@ -11,14 +11,16 @@ from typing import Any, cast
 
 import numpy as np
 from google.protobuf.message import Message
-from samserve import identity, imaging, prompting
-from samserve.automask.plan import plan_crops
+from samserve import images
 from samserve.core import geometry, tokens
-from samserve.embedder import ById, Embedder, Source
 from samserve.engines.fake import MODEL, FakeEngine
 from samserve.errors import InvalidRequest
-from samserve.predictor import PredictOptions
-from samserve.rpc import automask_decoding, decoding, parsing
+from samserve.rpc import automask_requests, field_limit, requests
+from samserve.segmentation import ids
+from samserve.segmentation import prompts as prompting
+from samserve.segmentation.automask.crops import plan_crops
+from samserve.segmentation.embed import ById, Embedder, Source
+from samserve.segmentation.predict import PredictOptions
 from samserve.settings import LimitSettings
 from samserve.types import ImageDigest, ModelInfo, OutputMode, Size
 from samserve.v1 import samserve_pb2 as pb
@@ -29,7 +31,7 @@ from fuzz.targets import rle
 _LIMITS = LimitSettings(
     prompts=16, points=8, points_per_side=12, crop_n_layers=2, response_bytes=1 << 14
 )
-_IMAGE_LIMITS = imaging.ImageLimits(max_pixels=5000, max_side=100)
+_IMAGE_LIMITS = images.ImageLimits(max_pixels=5000, max_side=100)
 _STORED = Size(16, 24)
 _MODEL = replace(MODEL, image_size=64, mask_size=16)
 _MOST_PER_RUN = 4
@@ -50,35 +52,35 @@ def run(data: bytes) -> None:
     call = (_embed, _predict, _automask, _delete)[data[0] % 4 if data else 0]
     request = _message(data)
     # Whoever counts fields takes whatever protobuf takes.
-    assert parsing.count_fields(request.DESCRIPTOR, memoryview(data[1:]), 1 << 14) > 0
+    assert field_limit.count_fields(request.DESCRIPTOR, memoryview(data[1:]), 1 << 14) > 0
     call(cast(Any, request))
 
 
 def _message(data: bytes) -> Message:
     kinds = (pb.EmbedRequest, pb.PredictRequest, pb.AutoMaskRequest, pb.DeleteEmbeddingRequest)
-    return parsing.parse(kinds[data[0] % 4 if data else 0], data[1:], 1 << 14)
+    return field_limit.parse(kinds[data[0] % 4 if data else 0], data[1:], 1 << 14)
 
 
 def _embed(request: pb.EmbedRequest) -> None:
-    image = decoding.image(request.image)
+    image = requests.image(request.image)
     model = _EMBEDDER.model(request.model)
-    assert len(identity.embedding_id(image, model)) == 64
+    assert len(ids.embedding_id(image, model)) == 64
     if not isinstance(image, ImageDigest):
-        imaging.probe(image, _IMAGE_LIMITS)
+        images.probe(image, _IMAGE_LIMITS)
 
 
 def _predict(request: pb.PredictRequest) -> None:
-    source = decoding.source(request)
-    mode = decoding.output_mode(request.output_mode)
+    source = requests.source(request)
+    mode = requests.output_mode(request.output_mode)
     pixels = mode is not OutputMode.LOW_RES_LOGITS
     options = PredictOptions(
-        decoding.multimask(request.multimask),
+        requests.multimask(request.multimask),
         pixels,
         request.include_low_res_logits or not pixels,
         _LIMITS.response_bytes,
     )
-    decoding.prompts_are_quick(request)
-    prompts = decoding.prompts(request, _LIMITS)
+    requests.prompts_are_quick(request)
+    prompts = requests.prompts(request, _LIMITS)
     size, model = _sized(source, request.model)
     options.check_logits(len(prompts), model)
     prompting.check_prompts(prompts, size, model)
@@ -108,9 +110,9 @@ def _check_group(group: prompting.PromptGroup, model: ModelInfo) -> None:
 
 
 def _automask(request: pb.AutoMaskRequest) -> None:
-    source = decoding.source(request)
-    decoding.pixel_mode(request.output_mode)
-    options = automask_decoding.options(request, _LIMITS)
+    source = requests.source(request)
+    requests.pixel_mode(request.output_mode)
+    options = automask_requests.options(request, _LIMITS)
     size, _ = _sized(source, request.model)
     if options.region_of_interest is not None:
         prompting.check_box_inside("options.region_of_interest", options.region_of_interest, size)
@@ -127,7 +129,7 @@ def _automask(request: pb.AutoMaskRequest) -> None:
 
 
 def _delete(request: pb.DeleteEmbeddingRequest) -> None:
-    decoding.embedding_id(request.embedding_id)
+    requests.embedding_id(request.embedding_id)
 
 
 def _sized(source: Source, model: str) -> tuple[Size, ModelInfo]:
@@ -135,10 +137,10 @@ def _sized(source: Source, model: str) -> tuple[Size, ModelInfo]:
     chosen = _EMBEDDER.model(model)
     if isinstance(source, ById):
         return _STORED, chosen
-    identity.embedding_id(source.image, chosen)
+    ids.embedding_id(source.image, chosen)
     if isinstance(source.image, ImageDigest):
         return _STORED, chosen
-    return imaging.probe(source.image, _IMAGE_LIMITS), chosen
+    return images.probe(source.image, _IMAGE_LIMITS), chosen
 
 
 def _pool(name: str, now: Any, random: Random) -> Any:
@@ -163,17 +165,17 @@ def seeds() -> list[bytes]:
     size = pb.ImageSize(height=6, width=9)
     raw = pb.Image(raw=pb.RawImage(size=size, layout=pb.RAW_LAYOUT_RGB, data=bytes(162)))
     digest = pb.Image(encoded_sha256=bytes(32))
-    images = (image, raw, digest)
-    embeds = [_packed(0, pb.EmbedRequest(image=each, model="fake")) for each in images]
+    sources = (image, raw, digest)
+    embeds = [_packed(0, pb.EmbedRequest(image=each, model="fake")) for each in sources]
     predicts = [
         _packed(1, pb.PredictRequest(image=each, prompts=_prompts(measured)))
-        for each, measured in zip(images, (Size(6, 9), Size(6, 9), _STORED), strict=True)
+        for each, measured in zip(sources, (Size(6, 9), Size(6, 9), _STORED), strict=True)
     ]
     by_id = pb.PredictRequest(embedding_id="a" * 64, prompts=_prompts(_STORED))
     by_id.output_mode = pb.OUTPUT_MODE_LOW_RES_LOGITS
     automasks = [
         _packed(2, pb.AutoMaskRequest(image=each, options=options))
-        for each in images
+        for each in sources
         for options in _options()
     ]
     other = [_packed(1, by_id), _packed(2, pb.AutoMaskRequest(embedding_id="a" * 64))]

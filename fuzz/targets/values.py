@@ -1,4 +1,4 @@
-"""`stores.cluster.values`: what a server may find as an embedding in Redis or Valkey.
+"""`stores.shared.value_format`: what a server may find as an embedding in Redis or Valkey.
 
 An input is one byte of flags, one byte with the length of the key, the key, and the value.  A flag
 says that lengths and checksum are put right, so that what is behind them is reached.
@@ -12,7 +12,7 @@ from random import Random
 
 import numpy as np
 import xxhash
-from samserve.stores.cluster import values
+from samserve.stores.shared import value_format
 from samserve.types import Array, EmbeddingFacts, Size
 
 from fuzz import documents, mutation
@@ -36,24 +36,24 @@ def run(data: bytes) -> None:
     if flags & _SEALED:
         value = sealed(key, value)
     # Told by magic and format alone; the other refusal is a finding.
-    refusal = values.Damaged if value.startswith(_MARK) else values.OtherFormat
+    refusal = value_format.Damaged if value.startswith(_MARK) else value_format.OtherFormat
     try:
-        parsed = values.parse(key, value)
+        parsed = value_format.parse(key, value)
     except refusal as error:
         raise Refused(str(error)) from error
     assert value.startswith(_MARK)
     _check(key, value, parsed)
 
 
-def _check(key: bytes, value: bytes, parsed: values.Value) -> None:
+def _check(key: bytes, value: bytes, parsed: value_format.Value) -> None:
     """What was parsed is all that the value says, and belongs to its key."""
     tensors = {spec.name: np.empty(spec.shape, spec.dtype) for spec in parsed.specs}
     assert sum(spec.nbytes for spec in parsed.specs) < len(value)
     parsed.copy_into(tensors)
-    assert values.encode(key, parsed.facts, tensors) == value
+    assert value_format.encode(key, parsed.facts, tensors) == value
     try:
-        values.parse(key + b"'", value)
-    except values.Damaged:
+        value_format.parse(key + b"'", value)
+    except value_format.Damaged:
         return
     raise AssertionError("taken under another key")
 
@@ -97,7 +97,7 @@ def seeds() -> list[bytes]:
     """Give embeddings like those of SAM 1 and SAM 2, and what others would write."""
     random = Random(0)
     ours = [
-        values.encode(_KEY, _FACTS, tensors)
+        value_format.encode(_KEY, _FACTS, tensors)
         for tensors in (
             {"image_embedding": np.zeros((4, 8, 8), "<f2")},
             {"image_embed": _tensor("<f4", (2, 3, 5), random), "number": _tensor("u1", (), random)},
@@ -129,7 +129,7 @@ def _random_value(key: bytes, random: Random) -> bytes:
         name = "t" + mutation.text(random)[:100]
         tensors[name] = _tensor(random.choice(_DTYPES), shape, random)
     size = Size(random.randrange(1, 9000), random.choice((1, 2**31 - 1)))
-    return values.encode(key, EmbeddingFacts(size, mutation.text(random), "", ""), tensors)
+    return value_format.encode(key, EmbeddingFacts(size, mutation.text(random), "", ""), tensors)
 
 
 def mutate(data: bytes, random: Random) -> bytes:
@@ -164,7 +164,7 @@ def _other_prefix(value: bytes, random: Random) -> bytes:
 
 def _other_header(header: bytes, random: Random) -> bytes:
     """Change a field; most of the time it is spelled as the format spells it."""
-    good = _parts(values.encode(_KEY, _FACTS, {"t": np.zeros((4, 2), "<f2")}))[0]
+    good = _parts(value_format.encode(_KEY, _FACTS, {"t": np.zeros((4, 2), "<f2")}))[0]
     changed = documents.json_mutated(header, random, _NAMES, good)
     if random.random() < 0.1:
         return changed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from samserve.addresses import split_last
+from samserve.system.addresses import split_last
 
 SLOTS = 16384
 

@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
-from samserve.addresses import join
+from samserve.system.addresses import join
 
 from harness.otlp import spans
 from harness.otlp.errors import HarnessError

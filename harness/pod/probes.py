@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.error import URLError
 
-from samserve import addresses
+from samserve.system import addresses
 
 from harness.errors import HarnessError
 from harness.program import DIRECT

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from samserve.addresses import join, split
+from samserve.system.addresses import join, split
 
 from harness.errors import HarnessError
 from harness.pod.images import FILES

@@ -14,41 +14,42 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry
 
-from samserve import addresses
-from samserve.automask.search import AutoMasker
+from samserve.admin.http import Admin
+from samserve.admin.readiness import Readiness
 from samserve.context import Priority
-from samserve.embedder import Embedder
 from samserve.engines.base import Engine
 from samserve.engines.fake import FakeEngine
 from samserve.engines.onnx import OnnxEngine
 from samserve.engines.triton.engine import TritonEngine
-from samserve.imaging import ImageLimits
-from samserve.machine import core_count
-from samserve.metrics import Metrics
-from samserve.metrics.calls import CallMetrics
-from samserve.places import Places
-from samserve.predictor import Predictor
-from samserve.prefetches import Prefetches
-from samserve.quotas import Quotas
-from samserve.readiness import Readiness
-from samserve.rpc.admin import Admin
+from samserve.images import ImageLimits
+from samserve.rpc.access_log import Ledger
 from samserve.rpc.admission import Admission
-from samserve.rpc.boundary import Boundary
-from samserve.rpc.entrance import Entrance
-from samserve.rpc.ledger import Ledger
+from samserve.rpc.auth import Entrance
+from samserve.rpc.handler import Boundary
 from samserve.rpc.methods import SERVICE, TYPES
 from samserve.rpc.server import ApiServer, check_files
 from samserve.rpc.servicer import SegmentationServicer, UseCases
+from samserve.scheduling.tenant_limits import Places
+from samserve.scheduling.thread_pools import Workers
+from samserve.security.quotas import Quotas
 from samserve.security.setup import Security, open_security
+from samserve.segmentation.automask.generator import AutoMasker
+from samserve.segmentation.embed import Embedder
+from samserve.segmentation.predict import Predictor
+from samserve.segmentation.prefetch import Prefetches
+from samserve.segmentation.warmup import warm_up
 from samserve.settings import EngineSettings, Settings
-from samserve.startup_retry import StartupRetry
 from samserve.stores.base import EmbeddingStore
-from samserve.stores.expiry import expiring
+from samserve.stores.local.expiry import expiring
 from samserve.stores.opening import cache_credentials, open_store
-from samserve.tracing import Tracing, open_tracing
-from samserve.warmup import warm_up
-from samserve.watched import Watched, refreshing
-from samserve.workers import Workers
+from samserve.system import addresses
+from samserve.system.limits import core_count
+from samserve.system.reloading import Watched, refreshing
+from samserve.system.startup_retry import StartupRetry
+from samserve.telemetry.metrics import Metrics
+from samserve.telemetry.metrics.rpc import CallMetrics
+from samserve.telemetry.tracing import open_tracing
+from samserve.telemetry.tracing.base import Tracing
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

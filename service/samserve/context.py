@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from types import TracebackType
-from typing import Protocol, Self
 
 from samserve.errors import DeadlineExceeded
-from samserve.principal import ANYBODY, UNLIMITED, Allowance, Principal
-
-OTHER = "other"
-"""The stage of what has no name: the event loop's turns, and code between two stages."""
+from samserve.security.principal import ANYBODY, UNLIMITED, Allowance, Principal
+from samserve.stages import StageClock
 
 
 class Priority(IntEnum):
@@ -22,164 +17,6 @@ class Priority(IntEnum):
 
     INTERACTIVE = 1
     BULK = 2
-
-
-class Span(Protocol):
-    """A part of a trace that is under way."""
-
-    def child(self, name: str) -> Span:
-        """Begin a part of this part."""
-        ...
-
-    def end(self) -> None:
-        """Note that the part is over."""
-        ...
-
-    def headers(self) -> Mapping[str, str]:
-        """What makes the work of another process a part of this one."""
-        ...
-
-
-class StageClock:
-    """The critical path of a call: seconds by stage, which add up to the time that it ran.
-
-    While it runs, a clock is in exactly one stage: the innermost that is open, or `OTHER`.  So
-    stages may be nested and repeated, but belong to one task: what runs beside it has a `branch`.
-    With a *span*, stages are its children.
-    """
-
-    def __init__(self, now: Callable[[], float] = time.monotonic, span: Span | None = None) -> None:
-        self._now = now
-        self._span = span
-        self._seconds: dict[str, float] = {}
-        self._stage = OTHER
-        # When the stage began; None while the clock does not run.
-        self._since: float | None = None
-        self.current = "receive"
-        """The stage that is open, or in which a failure has struck, for errors that tell it."""
-
-    def branch(self) -> StageClock:
-        """Make a clock for work that runs beside, as a part of the stage that is open now."""
-        return StageClock(self._now, self._span)
-
-    def running(self) -> _Running:
-        """Let the clock run while the block does."""
-        return _Running(self)
-
-    def stage(self, name: str) -> _Stage:
-        """Charge the time of the block to *name*, also when it fails."""
-        return _Stage(self, name)
-
-    @contextmanager
-    def following(self, name: str, work: StageClock) -> Iterator[None]:
-        """Charge the block to *name*; if *work* runs in it, what that charges takes its place."""
-        before = self._seconds.get(name, 0.0)
-        try:
-            with self.stage(name):
-                yield
-        except BaseException:
-            if work._seconds:
-                self.current = work.current
-            raise
-        finally:
-            done = work.seconds
-            if done:
-                waited = self._seconds.pop(name, before) - before
-                if before:
-                    self._seconds[name] = before
-                self._add(OTHER, max(0.0, waited - sum(done.values())))
-                for stage, seconds in done.items():
-                    self._add(stage, seconds)
-
-    def rename(self, old: str, new: str) -> None:
-        """Charge to *new* what was charged to *old*, as it is known now what that was."""
-        if old in self._seconds:
-            self._add(new, self._seconds.pop(old))
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds by stage until now, in the order in which they were left first; `OTHER` last."""
-        if self._since is not None:
-            self._charge()
-        seconds = dict(self._seconds)
-        if OTHER in seconds:
-            seconds[OTHER] = seconds.pop(OTHER)
-        return seconds
-
-    def headers(self) -> Mapping[str, str]:
-        """What makes the work of another process a part of the stage that is open."""
-        return {} if self._span is None else self._span.headers()
-
-    def _charge(self) -> None:
-        since = self._since
-        if since is not None:
-            # Without `_add`: this happens thirty times a call.
-            now = self._since = self._now()
-            stage, seconds = self._stage, self._seconds
-            seconds[stage] = seconds.get(stage, 0.0) + now - since
-
-    def _add(self, name: str, seconds: float) -> None:
-        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-
-
-class _Running:
-    """The block in which a clock runs; a class, as a generator costs twice as much."""
-
-    __slots__ = ("_clock",)
-
-    def __init__(self, clock: StageClock) -> None:
-        self._clock = clock
-
-    def __enter__(self) -> None:
-        self._clock._since = self._clock._now()
-
-    def __exit__(self, *_: object) -> None:
-        self._clock._charge()
-        self._clock._since = None
-
-
-class _Stage:
-    """The block of a stage."""
-
-    __slots__ = ("_clock", "_name", "_outer", "_outer_span")
-
-    def __init__(self, clock: StageClock, name: str) -> None:
-        self._clock = clock
-        self._name = name
-
-    # Both charge as `StageClock._charge` does, without calling it: two dozen times a call.
-
-    def __enter__(self) -> Self:
-        clock = self._clock
-        outer = self._outer = clock._stage
-        since = clock._since
-        if since is not None:
-            now = clock._since = clock._now()
-            clock._seconds[outer] = clock._seconds.get(outer, 0.0) + now - since
-        clock._stage = clock.current = self._name
-        span = self._outer_span = clock._span
-        if span is not None:
-            clock._span = span.child(self._name)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        clock, name = self._clock, self._name
-        since = clock._since
-        if since is not None:
-            now = clock._since = clock._now()
-            clock._seconds[name] = clock._seconds.get(name, 0.0) + now - since
-        outer = clock._stage = self._outer
-        if kind is None and outer != OTHER:
-            clock.current = outer
-        span = clock._span
-        if span is not None:
-            span.end()
-            clock._span = self._outer_span
 
 
 @dataclass(slots=True)

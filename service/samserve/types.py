@@ -339,3 +339,19 @@ class AutoMaskRecord:
     mask: Mask
     point: tuple[float, float]
     crop_box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """What a store holds now, and how often it answered so far.
+
+    ``quarantined_bytes``, a part of ``bytes``, belong to slots that a lost run may write into.
+    """
+
+    entries: int
+    bytes: int
+    quarantined_bytes: int
+    capacity_bytes: int
+    hits: int
+    misses: int
+    evictions: int

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samserve.cli import cache_nodes
+from samserve.cli.cache import nodes as cache_nodes
 from samserve.settings import CacheSettings
-from samserve.stores.cluster.topology import SLOTS
+from samserve.stores.shared.redis.slots import SLOTS
 
 from harness.cluster.cluster import Cluster
 from harness.cluster.node import HOST
@@ -537,7 +537,7 @@ def test_what_is_no_server_of_ours_is_told_in_one_line(
     samserve: Command, monkeypatch: pytest.MonkeyPatch, answer: bytes, text: str
 ) -> None:
     # Only silence is waited out.
-    monkeypatch.setattr("samserve.cli.cache_gateway._TIMEOUT_S", 60.0 if answer else 0.1)
+    monkeypatch.setattr("samserve.cli.cache.gateway._TIMEOUT_S", 60.0 if answer else 0.1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         done = threading.Event()
 

@@ -7,8 +7,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from samserve import addresses
 from samserve.client import Client
+from samserve.system import addresses
 
 from harness.otlp.receiver import Receiver
 from tests import pictures

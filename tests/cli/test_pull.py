@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from samserve.engines.repository import discover
+from samserve.models.repository import discover
 
 from tests.cli.conftest import Command, Ended
 from tests.export import graphs

@@ -11,15 +11,15 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 from samserve.engines.fake import MODEL
 from samserve.errors import EmbeddingNotFound
-from samserve.metrics import Metrics
+from samserve.memory.slot import Slot
 from samserve.settings import CacheSettings
-from samserve.stores.base import Slot
-from samserve.stores.cluster.access import open_access
-from samserve.stores.cluster.cache import SharedCache
-from samserve.stores.cluster.client import ClusterClient
-from samserve.stores.copies import Copies
-from samserve.stores.memory import MemoryStore
+from samserve.stores.local.store import MemoryStore
+from samserve.stores.shared.presence import Copies
+from samserve.stores.shared.redis.cluster import ClusterClient
+from samserve.stores.shared.redis.credentials import open_access
+from samserve.stores.shared.store import SharedCache
 from samserve.stores.tiered import TieredStore
+from samserve.telemetry.metrics import Metrics
 from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, ModelInfo, Size
 
 FACTS = EmbeddingFacts.of(Size(30, 40), MODEL)

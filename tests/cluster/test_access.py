@@ -17,17 +17,17 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives import serialization
 from prometheus_client import CollectorRegistry, generate_latest
-from samserve import logs
 from samserve.app import Running
 from samserve.errors import EmbeddingNotFound, SamserveError
-from samserve.metrics import Metrics
 from samserve.settings import CacheSettings, LogSettings
-from samserve.stores.cluster import access as access_module
-from samserve.stores.cluster import node as node_module
-from samserve.stores.cluster import values
-from samserve.stores.cluster.access import Access, Entry, open_access
-from samserve.stores.cluster.cache import Presence
-from samserve.stores.cluster.node import Node as ClusterNode
+from samserve.stores.shared import value_format
+from samserve.stores.shared.redis import credentials as access_module
+from samserve.stores.shared.redis import node as node_module
+from samserve.stores.shared.redis.credentials import Access, Entry, open_access
+from samserve.stores.shared.redis.node import Node as ClusterNode
+from samserve.stores.shared.store import Presence
+from samserve.telemetry import logs
+from samserve.telemetry.metrics import Metrics
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 from structlog.testing import capture_logs
@@ -278,7 +278,7 @@ async def live(gateway: Gateway, name: str, holder: Node) -> None:
     """All that a gateway does with an embedding, which *holder* keeps."""
     cache, embedding = gateway.cache, key(name)
     stored = cache.name(embedding)
-    data = values.encode(stored, FACTS, tensors(1.0))
+    data = value_format.encode(stored, FACTS, tensors(1.0))
     assert await cache.token(embedding) == b""
     assert (await cache.put(embedding, data, 60)).presence is Presence.STORED
     assert (await cache.get(embedding, lambda value: True)).value.facts == FACTS

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 from samserve.errors import StoreUnavailable
-from samserve.metrics import Metrics
 from samserve.settings import CacheSettings
-from samserve.stores.cluster import client as client_module
-from samserve.stores.cluster.access import Access
-from samserve.stores.cluster.node import Node, NodeUnavailable, _exchange
+from samserve.stores.shared.redis import cluster as client_module
+from samserve.stores.shared.redis.credentials import Access
+from samserve.stores.shared.redis.node import Node, NodeUnavailable, _exchange
+from samserve.telemetry.metrics import Metrics
 from samserve.types import EmbeddingKey
 
 from harness.cluster.cluster import Cluster
@@ -251,7 +251,7 @@ async def test_a_burst_of_reads_opens_no_breaker_and_starves_no_tenant(
             order.append(each.tenant)
             return value
 
-        monkeypatch.setattr("samserve.stores.cluster.node._exchange", slowly)
+        monkeypatch.setattr("samserve.stores.shared.redis.node._exchange", slowly)
         reads = await asyncio.gather(*(read(each) for each in (*many, *few)))
 
         # The last have waited longer for their turn than a node may take for an answer.

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Connection
-from samserve.metrics import Metrics
 from samserve.settings import CacheSettings
-from samserve.stores.cluster.access import Access
-from samserve.stores.cluster.node import Node, NodeUnavailable
+from samserve.stores.shared.redis.credentials import Access
+from samserve.stores.shared.redis.node import Node, NodeUnavailable
+from samserve.telemetry.metrics import Metrics
 
 from harness.cluster.node import HOST
 from tests.secrecy import secret

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import structlog
 from samserve.errors import StoreUnavailable
-from samserve.stores.cluster import values
-from samserve.stores.cluster.cache import Outcome, Presence
+from samserve.stores.shared import value_format
+from samserve.stores.shared.store import Outcome, Presence
 
 from harness.cluster import forming
 from harness.cluster.cluster import MAXMEMORY, Cluster
@@ -25,7 +25,7 @@ WRITTEN = Outcome(Presence.STORED, same=True)
 
 
 async def put(gateway: Gateway, *, durable: bool = False) -> Outcome:
-    data = values.encode(gateway.cache.name(A), FACTS, tensors(1.0))
+    data = value_format.encode(gateway.cache.name(A), FACTS, tensors(1.0))
     return await gateway.cache.put(A, data, 60, durable=durable)
 
 

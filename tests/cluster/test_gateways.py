@@ -11,8 +11,8 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
-from samserve.encoder import Encoder
 from samserve.engines.fake import MODEL, FakeEngine
+from samserve.segmentation.encode import Encoder
 from samserve.v1 import samserve_pb2 as pb
 
 from harness.cluster.cluster import Cluster

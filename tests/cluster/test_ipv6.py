@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 from redis.crc import key_slot
-from samserve.addresses import join
+from samserve.system.addresses import join
 
 from harness.cluster.binaries import server_binary
 from harness.triton.ports import free_ports

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 from samserve.errors import StoreUnavailable
-from samserve.stores.cluster.node import Node as GatewayNode
+from samserve.stores.shared.redis.node import Node as GatewayNode
 
 from harness.cluster.bus import Bus
 from harness.cluster.cluster import Cluster

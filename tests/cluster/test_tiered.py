@@ -11,8 +11,8 @@ import pytest
 from redis.exceptions import ResponseError
 from samserve.engines.fake import MODEL
 from samserve.errors import EmbeddingNotFound, StoreUnavailable
-from samserve.stores.cluster import node as node_module
-from samserve.stores.cluster import values
+from samserve.stores.shared import value_format
+from samserve.stores.shared.redis import node as node_module
 from samserve.types import EmbeddingKey
 
 from harness.cluster.cluster import Cluster
@@ -492,10 +492,10 @@ async def test_bytes_that_were_never_an_embedding_are_no_embedding(
     name = one.cache.name(A)
     elsewhere = one.cache.name(key("b" * 64))
     server = cluster.client(cluster.owner_of(name))
-    stolen = values.encode(elsewhere, FACTS, tensors(9.0))
+    stolen = value_format.encode(elsewhere, FACTS, tensors(9.0))
     for data in (b"", b"\0" * 100, b"samserve", stolen, stolen[:-1], stolen + b"\0"):
         server.delete(name)
-        server.hset(name, mapping={"v1": data, "s1": values.checksum(data)})
+        server.hset(name, mapping={"v1": data, "s1": value_format.checksum(data)})
         assert await other.get(A) is None
     assert other.memory.stats().bytes == 0
 

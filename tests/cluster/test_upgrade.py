@@ -28,7 +28,7 @@ def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("next")
     package = Path(samserve.__file__).parent
     shutil.copytree(package, folder / "samserve", ignore=shutil.ignore_patterns("__pycache__"))
-    file = folder / "samserve" / "stores" / "cluster" / "values.py"
+    file = folder / "samserve" / "stores" / "shared" / "value_format.py"
     text = file.read_text()
     assert text.count("\nFORMAT = 1\n") == 1
     file.write_text(text.replace("\nFORMAT = 1\n", "\nFORMAT = 2\n"))

@@ -15,7 +15,7 @@ import onnx
 import onnx.parser
 import pytest
 from samserve.engines.fake import MODEL
-from samserve.export.repository import Description, write_pair
+from samserve.export.triton_repository import Description, write_pair
 
 from harness.triton.environment import own_backend
 from tests.support.waiting import until

@@ -15,10 +15,10 @@ from samserve.context import Priority, RequestContext
 from samserve.engines.base import EncoderInput, Engine, PromptBatch
 from samserve.engines.fake import MODEL, FakeEngine
 from samserve.errors import DeadlineExceeded, EngineFailure, WeightsChanged
-from samserve.metrics import Metrics
+from samserve.memory.slot import Slot
 from samserve.settings import load
-from samserve.stores.base import Slot
-from samserve.stores.memory import MemoryStore
+from samserve.stores.local.store import MemoryStore
+from samserve.telemetry.metrics import Metrics
 from samserve.types import EmbeddingFacts, EmbeddingKey, Size, Transport
 
 from tests import chosen, pictures

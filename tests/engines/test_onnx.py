@@ -17,10 +17,10 @@ from samserve.engines.base import EncoderInput, PromptBatch
 from samserve.engines.onnx import OnnxEngine
 from samserve.errors import EngineFailure, EngineUnavailable, WeightsChanged
 from samserve.export.stamp import stamp
-from samserve.identity import stamp_bytes
-from samserve.metrics import Metrics
-from samserve.stores.base import Slot
-from samserve.stores.memory import MemoryStore
+from samserve.memory.slot import Slot
+from samserve.models.digest import stamp_bytes
+from samserve.stores.local.store import MemoryStore
+from samserve.telemetry.metrics import Metrics
 from samserve.types import EmbeddingFacts, EmbeddingKey, Size
 
 from tests import pictures

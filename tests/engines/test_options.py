@@ -19,9 +19,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 from prometheus_client import CollectorRegistry
 from samserve.app import default_repository
 from samserve.engines.onnx import OnnxEngine
-from samserve.engines.repository import discover
 from samserve.export.overlays import Overlays, TensorRt, acceleration
-from samserve.metrics import Metrics
+from samserve.models.repository import discover
+from samserve.telemetry.metrics import Metrics
 from tritonclient.grpc import model_config_pb2
 
 from harness.triton.environment import find_home

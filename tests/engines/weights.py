@@ -12,8 +12,8 @@ from pathlib import Path
 
 import onnx.parser
 from onnx import TensorProto
-from samserve.engines.repository import discover
-from samserve.export.repository import Description, write_pair
+from samserve.export.triton_repository import Description, write_pair
+from samserve.models.repository import discover
 from samserve.types import ModelInfo
 
 ENCODER = """

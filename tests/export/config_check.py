@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 from google.protobuf import text_format
-from samserve.identity import DIGEST_OUTPUT, stamp_bytes
+from samserve.models.digest import DIGEST_OUTPUT, stamp_bytes
 from tritonclient.grpc import model_config_pb2
 
 TRITON_TYPE = {

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
-from samserve.automask.options import AutoMaskOptions
 from samserve.engines.onnx import OnnxEngine
 from samserve.export.pipeline import ExportOptions, export
-from samserve.metrics import Metrics
+from samserve.segmentation.automask.options import AutoMaskOptions
+from samserve.telemetry.metrics import Metrics
 
-from tests.automask.comparison import differences, kept_by
-from tests.automask.replay import product_auto_mask
 from tests.oracle import pictures
 from tests.oracle.generator import reference_auto_mask
 from tests.oracle.sam import SMALL, build_sam
+from tests.segmentation.automask.comparison import differences, kept_by
+from tests.segmentation.automask.replay import product_auto_mask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -9,7 +9,7 @@ import pytest
 from samserve.export import catalog
 from samserve.export.download import Checksum
 from samserve.export.errors import ExportError
-from samserve.export.repository import check_name
+from samserve.export.triton_repository import check_name
 
 GOOD = {
     "url": "https://models.example/weights/some.pth",

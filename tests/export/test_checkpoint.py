@@ -8,11 +8,11 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from samserve.engines.repository import discover
 from samserve.export.checkpoint import load_sam
 from samserve.export.errors import ExportError
 from samserve.export.sam.config import config_from_state
 from samserve.export.sam.model import Sam
+from samserve.models.repository import discover
 
 from tests.export.config_check import actual, declared, read_config, read_graph
 from tests.export.conftest import Pair, every_encoder

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from samserve.engines.repository import discover
 from samserve.export import onnx_file
 from samserve.export.onnx_file import save
-from samserve.export.repository import Description, write_pair
 from samserve.export.stamp import without_stamp
-from samserve.identity import pair_digest
+from samserve.export.triton_repository import Description, write_pair
+from samserve.models.digest import pair_digest
+from samserve.models.repository import discover
 
 from tests.export.config_check import unstamped
 from tests.export.conftest import Pair, session, small_only

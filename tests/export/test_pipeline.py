@@ -14,12 +14,12 @@ import pytest
 import torch
 from onnx import TensorProto
 from samserve.cli.export_options import card_lines
-from samserve.engines.repository import discover
 from samserve.export import pipeline
 from samserve.export.errors import ExportError
 from samserve.export.overlays import Overlays, TensorRt
 from samserve.export.pictures import SAMPLES
 from samserve.export.pipeline import ExportOptions, Precision, export
+from samserve.models.repository import discover
 
 from tests import photos
 from tests.export.config_check import read_config, unstamped

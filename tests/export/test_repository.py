@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from samserve.export import repository as repository_module
+from samserve.export import triton_repository as repository_module
 from samserve.export.errors import ExportError
 from samserve.export.onnx_file import parsed, serialized
-from samserve.export.repository import Description, write_pair
-from samserve.identity import pair_digest
+from samserve.export.triton_repository import Description, write_pair
+from samserve.models.digest import pair_digest
 
 from tests.export import graphs
 from tests.export.config_check import actual, declared, parameters, read_config, read_graph

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from samserve.engines.repository import discover
 from samserve.export.pipeline import Exported, ExportOptions, export
+from samserve.models.repository import discover
 from torch import nn
 
 from tests.export.bars import (

@@ -10,14 +10,14 @@ import onnx
 import onnxruntime as ort
 import pytest
 from samserve.app import default_repository
-from samserve.engines.repository import ModelFiles, discover
 from samserve.errors import EngineUnavailable
 from samserve.export import onnx_file, stamp
 from samserve.export.errors import ExportError
-from samserve.export.repository import Description, write_pair
 from samserve.export.staging import PREFIX
+from samserve.export.triton_repository import Description, write_pair
 from samserve.export.upgrade import upgrade
-from samserve.identity import DIGEST_OUTPUT, digest_words, pair_digest, stamp_bytes
+from samserve.models.digest import DIGEST_OUTPUT, digest_words, pair_digest, stamp_bytes
+from samserve.models.repository import ModelFiles, discover
 
 from tests.cli.conftest import Command, samserve
 from tests.export import graphs

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from samserve.metrics.buckets import SECONDS
 from samserve.rpc.methods import SERVICE
 from samserve.settings import Settings
+from samserve.telemetry.metrics.buckets import SECONDS
 
 from harness.prometheus.programs import find
 from monitoring import alerts, recording

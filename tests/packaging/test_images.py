@@ -229,7 +229,7 @@ def test_everything_that_is_imported_is_a_dependency() -> None:
             # A part of pydantic.
             ["pydantic-core"],
             extras["export"] if part.startswith("export/") else [],
-            extras["tracing"] if part in ("tracing/otel.py", "client/tracing.py") else [],
+            extras["tracing"] if part in ("telemetry/tracing/otel.py", "client/tracing.py") else [],
         )
         for module in imported(path) - sys.stdlib_module_names - {"samserve"}:
             owners = {name.lower().replace("_", "-") for name in places.get(module, [])}

@@ -14,18 +14,18 @@ from typing import Any
 
 import grpc
 import pytest
-from samserve import logs
 from samserve.app import Running
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.fake import FakeEngine
 from samserve.errors import EngineUnavailable
-from samserve.flight import SingleFlight
-from samserve.rpc import ledger
+from samserve.memory.slot import Slot
+from samserve.rpc import access_log
 from samserve.rpc.methods import SERVICE
+from samserve.scheduling.single_flight import SingleFlight
 from samserve.settings import LogSettings
-from samserve.stores.base import Slot
-from samserve.stores.memory import MemoryStore
+from samserve.stores.local.store import MemoryStore
+from samserve.telemetry import logs
 from samserve.types import Embedding, EmbeddingKey, Tier
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
@@ -55,7 +55,7 @@ Caught = Callable[[], list[str]]
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of calls; only what the engine does moves it."""
     clock = Clock()
-    monkeypatch.setattr(ledger, "_now", clock)
+    monkeypatch.setattr(access_log, "_now", clock)
     return clock
 
 

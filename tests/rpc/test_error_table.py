@@ -21,7 +21,7 @@ from samserve import errors
 from samserve.app import running
 from samserve.engines.fake import FakeEngine
 from samserve.engines.triton.failures import QueueFull
-from samserve.rpc import bystanders
+from samserve.rpc import public_services
 from samserve.rpc.status import code_of
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub as Stub
@@ -422,7 +422,7 @@ async def checked(**options: Any) -> grpc.aio.AioRpcError:
 
 @provokes("RESOURCE_EXHAUSTED", "are kept for other tenants")
 async def _many_watches(kit: Kit) -> Any:
-    kit.patch.setattr(bystanders, "MOST_CALLS", 8)
+    kit.patch.setattr(public_services, "MOST_CALLS", 8)
     async with (
         running(settings_with(), engine=FakeEngine()) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
@@ -546,7 +546,7 @@ async def _shutdown(_: Kit) -> Any:
 
 @provokes("UNAVAILABLE", "this has been open for long")
 async def _long_watch(kit: Kit) -> Any:
-    kit.patch.setattr(bystanders, "LIFETIME_S", 0.1)
+    kit.patch.setattr(public_services, "LIFETIME_S", 0.1)
     async with (
         running(settings_with(), engine=FakeEngine()) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,

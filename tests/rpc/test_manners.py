@@ -12,13 +12,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from samserve import app
 from samserve.app import Running, running
-from samserve.context import StageClock
 from samserve.engines.fake import FakeEngine
 from samserve.errors import EngineUnavailable, Unavailable
-from samserve.rpc import ledger
+from samserve.rpc import access_log
 from samserve.rpc.methods import METHODS, SERVICE
 from samserve.rpc.server import ApiServer
-from samserve.tracing import NoTracing
+from samserve.stages import StageClock
+from samserve.telemetry.tracing.base import NoTracing
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 from structlog.testing import capture_logs
@@ -237,7 +237,7 @@ async def test_a_call_that_outlives_its_client_s_deadline_is_counted_as_such(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # On a busy machine a call is on its way for long.
-    monkeypatch.setattr(ledger, "_ON_THE_WAY_S", 10.0)
+    monkeypatch.setattr(access_log, "_ON_THE_WAY_S", 10.0)
     engine = HeldEngine()
     labels = {"grpc_method": "Embed", "grpc_code": "DEADLINE_EXCEEDED"}
     async with serving(engine=engine) as (service, stub):
@@ -269,9 +269,9 @@ def test_a_client_that_leaves_at_its_deadline_is_late_and_before_it_has_cancelle
     monkeypatch: pytest.MonkeyPatch, passed_s: float, remaining_s: float, code: grpc.StatusCode
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(ledger, "_now", clock)
+    monkeypatch.setattr(access_log, "_now", clock)
     trace = NoTracing().begin(SERVICE, "Embed", ())
-    entry = ledger.Entry(METHODS[0], trace, StageClock(clock))
+    entry = access_log.Entry(METHODS[0], trace, StageClock(clock))
     clock.now += passed_s
     entry.cancelled(remaining_s)
 

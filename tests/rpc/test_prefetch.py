@@ -11,7 +11,7 @@ import grpc
 import pytest
 from samserve.context import Priority, RequestContext
 from samserve.engines.fake import FakeEngine
-from samserve.principal import WARM_UP
+from samserve.security.principal import WARM_UP
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 

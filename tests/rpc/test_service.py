@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from samserve.app import Running
-from samserve.automask.options import AutoMaskOptions
 from samserve.core import rle
-from samserve.stores.memory import MemoryStore
+from samserve.segmentation.automask.options import AutoMaskOptions
+from samserve.stores.local.store import MemoryStore
 from samserve.types import CocoRle, Size
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub

@@ -11,20 +11,21 @@ from typing import Any
 
 import grpc
 import pytest
-from samserve import identity, imaging, predictor
+from samserve import images
 from samserve.app import Running
 from samserve.context import RequestContext
 from samserve.core import geometry
 from samserve.engines.base import DecoderOutput, PromptBatch
 from samserve.engines.fake import FakeEngine
-from samserve.flight import SingleFlight
-from samserve.gate import FairGate
-from samserve.metrics.calls import CallMetrics, CallRecord
-from samserve.rpc import decoding, encoding, ledger
-from samserve.rpc.boundary import Boundary
-from samserve.rpc.entrance import Entrance
+from samserve.rpc import access_log, requests, responses
+from samserve.rpc.auth import Entrance
+from samserve.rpc.handler import Boundary
 from samserve.rpc.methods import SERVICE
-from samserve.stores.memory import MemoryStore
+from samserve.scheduling.fair_semaphore import FairGate
+from samserve.scheduling.single_flight import SingleFlight
+from samserve.segmentation import ids, predict
+from samserve.stores.local.store import MemoryStore
+from samserve.telemetry.metrics.rpc import CallMetrics, CallRecord
 from samserve.types import Embedding
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
@@ -56,7 +57,7 @@ class MovedTime:
 @pytest.fixture
 def moved(monkeypatch: pytest.MonkeyPatch) -> MovedTime:
     moved = MovedTime()
-    monkeypatch.setattr(ledger, "_now", moved)
+    monkeypatch.setattr(access_log, "_now", moved)
     return moved
 
 
@@ -85,16 +86,16 @@ class Place:
 # What each stage consists of; AutoMask's own are in another test.
 PLACES = {
     "admit": Place(Entrance, "identify"),
-    "prepare": Place(decoding, "prompts"),
-    "hash": Place(identity, "embedding_id"),
+    "prepare": Place(requests, "prompts"),
+    "hash": Place(ids, "embedding_id"),
     "cache_get_memory": Place(MemoryStore, "lease"),
-    "decode_image": Place(imaging, "decode"),
+    "decode_image": Place(images, "decode"),
     "resize": Place(geometry, "resize_image"),
     "encode": Place(FakeEngine, "encode"),
     "cache_put": Place(MemoryStore, "publish"),
     "decode": Place(FakeEngine, "decode"),
-    "postprocess": Place(predictor, "_candidates"),
-    "encode_masks": Place(encoding, "prediction"),
+    "postprocess": Place(predict, "_candidates"),
+    "encode_masks": Place(responses, "prediction"),
 }
 
 
@@ -249,7 +250,7 @@ async def test_the_stages_of_a_call_add_up_to_its_time(
     records: list[CallRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The processor's time in this process, which what else runs on the machine is no part of.
-    monkeypatch.setattr(ledger, "_now", time.process_time)
+    monkeypatch.setattr(access_log, "_now", time.process_time)
     methods = {"Embed", "Predict", "AutoMask"}
     named: set[str] = set()
     async with serving() as (_, stub):

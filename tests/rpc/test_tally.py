@@ -15,8 +15,8 @@ from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.fake import FakeEngine
 from samserve.errors import EngineUnavailable
-from samserve.rpc import ledger
-from samserve.stores.base import Slot
+from samserve.memory.slot import Slot
+from samserve.rpc import access_log
 from samserve.types import Embedding
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
@@ -177,7 +177,7 @@ async def test_codes_are_counted_as_clients_see_them(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a busy machine a call is on its way for long.  Those that are cancelled have a minute.
-    monkeypatch.setattr(ledger, "_ON_THE_WAY_S", 1.0)
+    monkeypatch.setattr(access_log, "_ON_THE_WAY_S", 1.0)
     settings = settings_with(
         engine={"kind": "fake"}, admission={"automask": 100}, log={"level": "error"}
     )

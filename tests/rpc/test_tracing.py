@@ -14,12 +14,12 @@ from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from samserve import logs
 from samserve.app import Running
 from samserve.client import Client, Prompt
 from samserve.errors import Misconfigured
 from samserve.settings import LogSettings, TraceSettings
-from samserve.tracing import open_tracing, otel
+from samserve.telemetry import logs
+from samserve.telemetry.tracing import open_tracing, otel
 
 from harness.otlp.receiver import Receiver
 from harness.otlp.spans import Span

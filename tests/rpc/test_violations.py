@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from samserve.errors import InvalidRequest, Violations
-from samserve.rpc import decoding
+from samserve.rpc import requests
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
@@ -87,20 +87,20 @@ async def test_very_much_is_told_in_part(stub: SegmentationServiceStub) -> None:
 
 
 CHOICES: dict[str, tuple[Any, str, str]] = {
-    "multimask": (decoding.multimask, "MULTIMASK_ALL", "77"),
-    "output_mode": (decoding.output_mode, "OUTPUT_MODE_COCO_RLE", "77"),
+    "multimask": (requests.multimask, "MULTIMASK_ALL", "77"),
+    "output_mode": (requests.output_mode, "OUTPUT_MODE_COCO_RLE", "77"),
     "orientation": (
-        lambda value: decoding.image(pb.Image(encoded=b"x", orientation=value)),
+        lambda value: requests.image(pb.Image(encoded=b"x", orientation=value)),
         "ORIENTATION_IGNORE",
         "77",
     ),
     "layout": (
-        lambda value: decoding.image(pb.Image(raw=pb.RawImage(layout=value))),
+        lambda value: requests.image(pb.Image(raw=pb.RawImage(layout=value))),
         "RAW_LAYOUT_BGR",
         "77",
     ),
     "durability": (
-        lambda value: decoding.durable(pb.EmbedRequest(durability=value)),
+        lambda value: requests.durable(pb.EmbedRequest(durability=value)),
         "DURABILITY_DURABLE",
         "77",
     ),

@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 from samserve.app import Running, running
 from samserve.errors import Misconfigured
-from samserve.principal import Permission
+from samserve.security.principal import Permission
 from samserve.v1 import samserve_pb2 as pb
 
 from tests import pictures

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import trustme
-from samserve import file_permissions
 from samserve.engines.triton.credentials import CredentialFiles
 from samserve.errors import Misconfigured
 from samserve.rpc import server
 from samserve.security.setup import open_security
 from samserve.settings import ServerSettings, Settings, load
-from samserve.stores.cluster.access import open_access
+from samserve.stores.shared.redis.credentials import open_access
+from samserve.system import file_permissions
 from structlog.testing import capture_logs
 
 from tests.secrecy import secret, secret_file

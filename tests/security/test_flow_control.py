@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from samserve.app import running
-from samserve.rpc import bystanders, slow_clients
+from samserve.rpc import public_services, slow_clients
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
@@ -119,8 +119,8 @@ async def test_an_answer_that_is_never_taken_is_given_up(monkeypatch: pytest.Mon
 
 
 async def test_health_that_is_not_taken_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bystanders, "MOST_CALLS", 4)
-    monkeypatch.setattr(bystanders, "WRITE_S", 0.1)
+    monkeypatch.setattr(public_services, "MOST_CALLS", 4)
+    monkeypatch.setattr(public_services, "WRITE_S", 0.1)
     path, request = "/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest()
     async with running(settings_with(server=PATIENT)) as service, AsyncExitStack() as stack:
         for _ in range(8):

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import pytest
 import trustme
-from samserve import log_writer
+from samserve.telemetry import log_writer
 
 from harness.gateway import GatewayServer
 from tests.conftest import UNLIMITED
@@ -37,7 +37,7 @@ def run(body: str, *, ends_with: int = 0) -> list[dict[str, Any]]:
     """What a process leaves on its standard error that runs *body* after it has begun JSON."""
     program = """
 import logging, os, sys, threading, warnings
-from samserve import logs, standard_error
+from samserve.telemetry import logs, standard_error
 from samserve.settings import LogSettings
 standard_error.as_json()
 logs.configure(LogSettings(format="json"))
@@ -170,7 +170,7 @@ def test_a_library_that_writes_much_while_it_holds_python_s_lock_does_not_wait_f
 def test_the_writer_ends_with_the_server_and_not_before() -> None:
     program = """
 import os, sys, time
-from samserve import standard_error
+from samserve.telemetry import standard_error
 standard_error.as_json()
 print(os.getpid(), flush=True)
 sys.stdin.read()
@@ -233,7 +233,7 @@ def test_a_writer_whose_server_has_gone_says_nothing_of_that() -> None:
 def test_a_server_whose_standard_error_is_closed_works_without() -> None:
     program = """
 import os
-from samserve import logs, standard_error
+from samserve.telemetry import logs, standard_error
 from samserve.cli import terminal
 from samserve.settings import LogSettings
 terminal.write_anything()

@@ -12,12 +12,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from samserve import logs
 from samserve.app import Running, running
-from samserve.principal import Permission
-from samserve.rpc import bystanders, slow_clients
-from samserve.rpc.bystanders import MOST_CALLS, Bystanders
+from samserve.rpc import public_services, slow_clients
+from samserve.rpc.public_services import MOST_CALLS, Bystanders
+from samserve.security.principal import Permission
 from samserve.settings import LogSettings
+from samserve.telemetry import logs
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1 import samserve_pb2_grpc
 
@@ -207,8 +207,8 @@ async def test_health_is_answered_while_another_holds_its_requests_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Four at a time, each for so long: a hundred take 25 times as long.
-    monkeypatch.setattr(bystanders, "PROMPT_S", 0.2)
-    monkeypatch.setattr(bystanders, "_PATIENCE_S", 600.0)
+    monkeypatch.setattr(public_services, "PROMPT_S", 0.2)
+    monkeypatch.setattr(public_services, "_PATIENCE_S", 600.0)
     async with (
         running(settings_with()) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
@@ -270,11 +270,11 @@ async def test_reflection_that_pauses_ends_well(monkeypatch: pytest.MonkeyPatch)
 
     async def read_patiently(self: Bystanders, parse: Any, rpc: Any) -> Any:
         """Give up the third request at once, and neither of those that come."""
-        monkeypatch.setattr(bystanders, "PROMPT_S", 0.01 if next(reads) == 2 else 600.0)
+        monkeypatch.setattr(public_services, "PROMPT_S", 0.01 if next(reads) == 2 else 600.0)
         return await read(self, parse, rpc)
 
     monkeypatch.setattr(Bystanders, "_read", read_patiently)
-    monkeypatch.setattr(bystanders, "_PATIENCE_S", 600.0)
+    monkeypatch.setattr(public_services, "_PATIENCE_S", 600.0)
     async with (
         running(settings_with()) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,

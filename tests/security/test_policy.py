@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import structlog
 from samserve.errors import Misconfigured
-from samserve.principal import Permission
 from samserve.security.policy import OPEN_POLICY, Policy, parse_policy
-from samserve.watched import Watched
+from samserve.security.principal import Permission
+from samserve.system.reloading import Watched
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "security.md"

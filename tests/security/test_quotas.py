@@ -16,10 +16,10 @@ from samserve import app
 from samserve.app import Running, running
 from samserve.engines.fake import FakeEngine
 from samserve.errors import EmbeddingNotFound, Overloaded, QuotaExceeded
-from samserve.principal import Permission
-from samserve.quotas import Quotas
 from samserve.security.policy import parse_policy
-from samserve.stores.memory import MemoryStore
+from samserve.security.principal import Permission
+from samserve.security.quotas import Quotas
+from samserve.stores.local.store import MemoryStore
 from samserve.types import EmbeddingFacts, EmbeddingKey, Size, TensorSpec
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1 import samserve_pb2_grpc

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from samserve.stores.memory import MemoryStore
-from samserve.stores.shares import Levels
+from samserve.stores.local.eviction import Levels
+from samserve.stores.local.store import MemoryStore
 from samserve.types import EmbeddingFacts, EmbeddingKey, Size, TensorSpec
 
 PAGE = 4096

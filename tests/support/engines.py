@@ -12,8 +12,8 @@ from dataclasses import replace
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.fake import MODEL, FakeEngine
-from samserve.principal import WARM_UP
-from samserve.stores.base import Slot
+from samserve.memory.slot import Slot
+from samserve.security.principal import WARM_UP
 from samserve.types import Embedding
 
 from tests.support.waiting import until

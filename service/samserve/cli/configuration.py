@@ -15,7 +15,7 @@ from pydantic_settings import SettingsError
 
 from samserve.cli.errors import UsageError
 from samserve.settings import Settings, file_of_environment, load
-from samserve.validation import describe, shown
+from samserve.settings.validation import describe, shown
 
 Sections = Mapping[str, Mapping[str, object]]
 

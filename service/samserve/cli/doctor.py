@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from samserve import addresses
 from samserve.cli.errors import CommandError
 from samserve.cli.options import Assignments, CaFile, ConfigFile, Server, TokenFile
 from samserve.cli.ports import check_free
 from samserve.cli.terminal import say
+from samserve.system import addresses
 
 if TYPE_CHECKING:
     from samserve.cli.session import Endpoint
@@ -140,9 +140,9 @@ def _server(endpoint: Endpoint) -> str:
 
 def _repository(settings: Settings) -> str:
     from samserve import app
-    from samserve.engines.repository import discover
     from samserve.errors import SamserveError
-    from samserve.identity import pair_digest
+    from samserve.models.digest import pair_digest
+    from samserve.models.repository import discover
 
     if settings.engine.kind != "onnx":
         return f"not used by the {settings.engine.kind} engine"
@@ -173,9 +173,9 @@ def _access(settings: Settings) -> str:
 
 
 def _shared_cache(settings: Settings) -> str:
-    from samserve.cli import cache_stats
+    from samserve.cli.cache import stats
 
-    return cache_stats.check(settings.cache)
+    return stats.check(settings.cache)
 
 
 def _inference(config: Path | None, assignments: list[str] | None) -> str:

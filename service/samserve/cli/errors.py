@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
 
 class CommandError(Exception):
     """Something that the user can understand and mend; one line each."""

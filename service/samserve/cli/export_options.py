@@ -14,7 +14,7 @@ import typer
 
 from samserve.cli.errors import CommandError, UsageError
 from samserve.cli.terminal import busy, note, say
-from samserve.extras import how_to_install
+from samserve.system.extras import how_to_install
 
 if TYPE_CHECKING:
     from samserve.export.pipeline import ExportOptions

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from samserve import imaging
+from samserve import images
 from samserve.cli import terminal
 from samserve.cli.errors import CommandError, UsageError
 from samserve.errors import InvalidRequest, SamserveError
@@ -17,7 +17,7 @@ from samserve.types import EncodedImage
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 # Whether a picture is too large is for the server to say; this one has been accepted by it.
-_NO_LIMITS = imaging.ImageLimits(max_pixels=2**31 - 1, max_side=2**31 - 1)
+_NO_LIMITS = images.ImageLimits(max_pixels=2**31 - 1, max_side=2**31 - 1)
 
 
 def check_outputs(picture: Path | None, record: str) -> None:
@@ -35,7 +35,7 @@ def check_outputs(picture: Path | None, record: str) -> None:
 def read_picture(path: Path) -> npt.NDArray[np.uint8]:
     """Read uint8 ``[h, w, 3]`` RGB in the frame of the server's coordinates."""
     try:
-        return imaging.decode(EncodedImage(path.read_bytes()), _NO_LIMITS)
+        return images.decode(EncodedImage(path.read_bytes()), _NO_LIMITS)
     except SamserveError as error:
         raise CommandError(f"{path} cannot be drawn on: {error.message}") from error
 
@@ -76,7 +76,7 @@ def _read_array(path: Path) -> npt.NDArray[Any]:
 
 def _read_marked(path: Path) -> npt.NDArray[np.bool_]:
     try:
-        return imaging.decode_mask(EncodedImage(path.read_bytes()), _NO_LIMITS)
+        return images.decode_mask(EncodedImage(path.read_bytes()), _NO_LIMITS)
     except InvalidRequest as error:
         raise UsageError(f"--mask {path}: {error.violations[0].description}") from error
 

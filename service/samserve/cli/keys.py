@@ -112,7 +112,7 @@ def _keep(key: str, wish: _Wish, file: Path | None) -> None:
     from pydantic import ValidationError
 
     from samserve.security.keys import entry_for
-    from samserve.validation import describe
+    from samserve.settings.validation import describe
 
     try:
         entry = entry_for(

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-INTERRUPTED = 130
+from samserve.cli.errors import INTERRUPTED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

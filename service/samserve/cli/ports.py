@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from samserve import addresses
 from samserve.cli.errors import CommandError
+from samserve.system import addresses
 
 
 def check_free(host: str, port: int) -> None:

@@ -13,15 +13,14 @@ from typer.main import get_command
 from samserve import __version__
 from samserve.cli import terminal
 from samserve.cli.automask import automask
-from samserve.cli.cache import cache
+from samserve.cli.cache.commands import cache
 from samserve.cli.command import Commands
 from samserve.cli.config import config
 from samserve.cli.doctor import doctor
 from samserve.cli.embed import embed
-from samserve.cli.errors import CommandError
+from samserve.cli.errors import INTERRUPTED, CommandError
 from samserve.cli.export import export
 from samserve.cli.keys import keys
-from samserve.cli.main import INTERRUPTED
 from samserve.cli.models import models
 from samserve.cli.predict import predict
 from samserve.cli.serve import serve
@@ -77,7 +76,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _wrong_usage(error: typer.TyperException) -> str:
     from pydantic import ValidationError
 
-    from samserve.validation import describe, shown
+    from samserve.settings.validation import describe, shown
 
     cause = error.__cause__
     if isinstance(cause, ValidationError):

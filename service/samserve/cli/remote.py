@@ -7,11 +7,11 @@ from pathlib import Path
 import grpc
 from pydantic import ValidationError
 
-from samserve import pem
+from samserve.cli.client_settings import ClientSettings
 from samserve.cli.errors import UsageError
 from samserve.client import Client
-from samserve.client_settings import ClientSettings
-from samserve.validation import describe
+from samserve.security import pem
+from samserve.settings.validation import describe
 
 
 def client(target: str, ca_file: Path | None, token_file: Path | None) -> Client:

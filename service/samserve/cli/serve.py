@@ -19,10 +19,11 @@ def serve(
     assignments: Assignments = None,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; running calls are finished first."""
-    from samserve import app, logs, standard_error
+    from samserve import app
     from samserve.cli import session
     from samserve.cli.configuration import load_settings
     from samserve.cli.ports import check_free
+    from samserve.telemetry import logs, standard_error
 
     given = {"host": host, "port": port, "admin_port": admin_port}
     flags = {name: value for name, value in given.items() if value is not None}

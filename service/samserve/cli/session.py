@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from samserve.addresses import parse_target
 from samserve.cli import remote, terminal
 from samserve.cli.configuration import Sections, load_settings
 from samserve.cli.errors import CommandError, UsageError
 from samserve.client import Client, SamserveClientError, Unavailable
 from samserve.errors import SamserveError
+from samserve.system.addresses import parse_target
 
 _T = TypeVar("_T")
 
@@ -86,7 +86,8 @@ async def in_process(
     config: Path | None, assignments: Sequence[str] | None
 ) -> AsyncIterator[Client]:
     """Run a server for this process alone and open a client of it."""
-    from samserve import app, logs
+    from samserve import app
+    from samserve.telemetry import logs
 
     settings = load_settings(config, assignments, _PRIVATE)
     logs.configure(settings.log)

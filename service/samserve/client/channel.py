@@ -6,7 +6,7 @@ import json
 
 import grpc
 
-from samserve.addresses import is_local_target, parse_host, parse_target
+from samserve.system.addresses import is_local_target, parse_host, parse_target
 from samserve.v1 import samserve_pb2 as pb
 
 MAX_MESSAGE_BYTES = 256 << 20

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.descriptor import EnumDescriptor
 
-from samserve.card import TEXTS
 from samserve.client.images import Orientation
 from samserve.client.results import (
     AutoMaskEvent,
@@ -25,6 +24,7 @@ from samserve.client.results import (
     Summary,
     Xywh,
 )
+from samserve.models.card import TEXTS
 from samserve.types import ModelCard, Parity
 from samserve.v1 import samserve_pb2 as pb
 

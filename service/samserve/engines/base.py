@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from samserve.context import RequestContext
-from samserve.memory.base import Memory
-from samserve.stores.base import Slot
+from samserve.memory.anonymous import Memory
+from samserve.memory.slot import Slot
 from samserve.types import Embedding, FloatArray, ModelInfo, Size, Transport, UInt8Array
 
 
@@ -75,7 +75,7 @@ class Engine(Protocol):
     def allocate(self, nbytes: int, *, commit: bool) -> Memory:
         """Map memory for embeddings that the runtime can use in place, if it can any.
 
-        See `samserve.memory.base.Allocate`.
+        See `samserve.memory.anonymous.Allocate`.
         """
         ...
 

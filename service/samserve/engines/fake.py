@@ -15,9 +15,9 @@ import numpy as np
 
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
-from samserve.gate import FairGate
-from samserve.memory.base import AnonymousMemory, Memory
-from samserve.stores.base import Slot
+from samserve.memory.anonymous import AnonymousMemory, Memory
+from samserve.memory.slot import Slot
+from samserve.scheduling.fair_semaphore import FairGate
 from samserve.types import Embedding, FloatArray, ModelInfo, TensorSpec, Transport
 
 MODEL = ModelInfo(

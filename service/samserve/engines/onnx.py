@@ -16,14 +16,14 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
-from samserve.engines.repository import ModelFiles, default_first, discover
 from samserve.engines.weights import check_weights
 from samserve.errors import EngineFailure, EngineUnavailable
-from samserve.gate import FairGate
-from samserve.identity import DIGEST_OUTPUT, DIGEST_WORDS, STAMP_KEY, noted_digest
-from samserve.memory.base import AnonymousMemory, Memory
-from samserve.metrics import Metrics
-from samserve.stores.base import Slot
+from samserve.memory.anonymous import AnonymousMemory, Memory
+from samserve.memory.slot import Slot
+from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, STAMP_KEY, noted_digest
+from samserve.models.repository import ModelFiles, default_first, discover
+from samserve.scheduling.fair_semaphore import FairGate
+from samserve.telemetry.metrics import Metrics
 from samserve.types import Embedding, ModelInfo, Transport
 
 T = TypeVar("T")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from samserve.errors import WeightsChanged
-from samserve.identity import digest_words
+from samserve.models.digest import digest_words
 from samserve.types import Array, EmbeddingFacts
 
 

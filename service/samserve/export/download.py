@@ -15,14 +15,7 @@ from typing import IO, Self
 
 from samserve.export.errors import ExportError
 from samserve.export.part import Part
-from samserve.export.transfer import (
-    Interrupted,
-    Request,
-    file_name,
-    resumable,
-    shown,
-    transfer,
-)
+from samserve.export.transfer import Interrupted, Request, file_name, resumable, shown, transfer
 
 MAX_BYTES = 8 << 30
 ATTEMPTS = 5

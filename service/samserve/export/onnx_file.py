@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import convert_model_to_external_data
 
 from samserve.export.errors import ExportError
-from samserve.identity import DATA_FILE, MODEL_FILE
+from samserve.models.digest import DATA_FILE, MODEL_FILE
 
 LARGEST_FILE_BYTES = 2**31 - 2**20
 """A little is left for the graph itself."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from samserve.errors import SamserveError
 from samserve.export.errors import ExportError
-from samserve.imaging import ImageLimits, decode
+from samserve.images import ImageLimits, decode
 from samserve.types import EncodedImage, UInt8Array
 
 SAMPLES = Path(__file__).with_name("samples")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from samserve import __version__, card
+from samserve import __version__
 from samserve.export import parity
 from samserve.export.checkpoint import open_sam
 from samserve.export.errors import ExportError
@@ -22,17 +22,18 @@ from samserve.export.onnx_export import export_decoder, export_encoder
 from samserve.export.overlays import PLAIN, Overlays
 from samserve.export.parity import Answer, ExportedPair, Placed
 from samserve.export.pictures import read_pictures
-from samserve.export.repository import (
+from samserve.export.sam.model import Sam
+from samserve.export.sources.files import shown
+from samserve.export.sources.source import Source
+from samserve.export.staging import staging
+from samserve.export.triton_repository import (
     Description,
     StagedPair,
     check_name,
     stage_pair,
     write_configs,
 )
-from samserve.export.sam.model import Sam
-from samserve.export.sources.files import shown
-from samserve.export.sources.source import Source
-from samserve.export.staging import staging
+from samserve.models import card
 from samserve.types import ModelCard, Parity
 
 DEFAULT_MIN_IOU = 0.99

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from samserve.export.errors import ExportError
 from samserve.export.graph import ANY, GraphTensor, read_interface
-from samserve.identity import (
+from samserve.models.digest import (
     DIGEST_OUTPUT,
     DIGEST_WORDS,
     STAMP_KEY,

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from samserve.engines.repository import encoders, parameter, read_configs, says_digest
 from samserve.errors import EngineUnavailable
 from samserve.export.errors import ExportError
-from samserve.export.repository import CONFIG_FILE, MODEL_VERSION
 from samserve.export.staging import clear_up, staging
 from samserve.export.stamp import is_stamped, remove_stamp, stamp
-from samserve.identity import DIGEST_OUTPUT, DIGEST_WORDS, MODEL_FILE, pair_digest
+from samserve.export.triton_repository import CONFIG_FILE, MODEL_VERSION
+from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, MODEL_FILE, pair_digest
+from samserve.models.repository import encoders, parameter, read_configs, says_digest
 
 _OUTPUT = f'{{ name: "{DIGEST_OUTPUT}" data_type: TYPE_INT32 dims: [ {DIGEST_WORDS} ] }}'
 # As the export writes them; of other texts nothing but their end is known.

@@ -1,1 +1,1 @@
-"""The gRPC door: requests in, answers and errors out."""
+"""The gRPC API: requests in, responses and errors out."""

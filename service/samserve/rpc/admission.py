@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 from samserve.errors import Overloaded
-from samserve.places import Places
 from samserve.rpc.methods import TYPES
+from samserve.scheduling.tenant_limits import Places
 from samserve.settings import AdmissionSettings
 
 SLOW_REQUESTS = "slow requests"

@@ -8,7 +8,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from samserve.principal import EVERYTHING, Permission
+from samserve.security.principal import EVERYTHING, Permission
 from samserve.v1 import samserve_pb2 as pb
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"]

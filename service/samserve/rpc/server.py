@@ -10,16 +10,16 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 
-from samserve import addresses
 from samserve.errors import Misconfigured, Unavailable
-from samserve.machine import file_limit
-from samserve.rpc.bystanders import Bystanders
 from samserve.rpc.health import Health
 from samserve.rpc.metadata import HEADROOM
 from samserve.rpc.methods import SERVICE
+from samserve.rpc.public_services import Bystanders
 from samserve.rpc.reflection import add_reflection
 from samserve.rpc.tls import Certificate, server_credentials
 from samserve.settings import LimitSettings, ServerSettings
+from samserve.system import addresses
+from samserve.system.limits import file_limit
 
 LIVE = "live"
 LEAST_CONNECTIONS = 64

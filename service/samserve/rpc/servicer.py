@@ -9,15 +9,15 @@ from functools import partial
 
 import grpc
 
-from samserve.automask.events import Event, Progress, Records, Summary
-from samserve.automask.search import AutoMasker
 from samserve.context import Priority, RequestContext
-from samserve.embedder import ById, ByImage, Embedder
 from samserve.errors import Violations
-from samserve.predictor import PredictOptions, Predictor
-from samserve.rpc import automask_decoding, decoding, encoding
-from samserve.rpc.boundary import Boundary
+from samserve.rpc import automask_requests, requests, responses
+from samserve.rpc.handler import Boundary
 from samserve.rpc.methods import METHODS, SERVICE
+from samserve.segmentation.automask.events import Event, Progress, Records, Summary
+from samserve.segmentation.automask.generator import AutoMasker
+from samserve.segmentation.embed import ById, ByImage, Embedder
+from samserve.segmentation.predict import PredictOptions, Predictor
 from samserve.settings import LimitSettings
 from samserve.types import OutputMode
 from samserve.v1 import samserve_pb2 as pb
@@ -50,21 +50,21 @@ class SegmentationServicer:
     async def Embed(self, request: pb.EmbedRequest, context: RequestContext) -> pb.EmbedResponse:
         violations = Violations()
         with violations.collect():
-            image = decoding.image(request.image)
+            image = requests.image(request.image)
         with violations.collect():
-            durable = decoding.durable(request)
+            durable = requests.durable(request)
         violations.check()
         embedder = self._use_cases.embedder
         if request.prefetch:
             found = await embedder.prefetch(image, request.model, context)
-            embedding = encoding.found_or_pending(found)
+            embedding = responses.found_or_pending(found)
         else:
             leasing = embedder.lease(
                 ByImage(image), request.model, context, renew=True, durable=durable
             )
             async with leasing as leased:
-                embedding = encoding.embedding(leased)
-        return pb.EmbedResponse(embedding=embedding, timings=encoding.timings(context.clock))
+                embedding = responses.embedding(leased)
+        return pb.EmbedResponse(embedding=embedding, timings=responses.timings(context.clock))
 
     async def Predict(
         self, request: pb.PredictRequest, context: RequestContext
@@ -73,16 +73,16 @@ class SegmentationServicer:
         context.facts.prompts = len(request.prompts)
         violations = Violations()
         with violations.collect():
-            source = decoding.source(request)
+            source = requests.source(request)
         with violations.collect():
-            mode = decoding.output_mode(request.output_mode)
+            mode = requests.output_mode(request.output_mode)
         with violations.collect():
-            multimask = decoding.multimask(request.multimask)
+            multimask = requests.multimask(request.multimask)
         with violations.collect(), context.clock.stage("prepare"):
             prompts = await self._workers.run_unless(
-                decoding.prompts_are_quick(request),
+                requests.prompts_are_quick(request),
                 context,
-                partial(decoding.prompts, request, self._limits),
+                partial(requests.prompts, request, self._limits),
             )
         violations.check()
         pixels = mode is not OutputMode.LOW_RES_LOGITS
@@ -97,13 +97,13 @@ class SegmentationServicer:
         )
         with context.clock.stage("encode_masks"):
             response = await self._workers.run_unless(
-                encoding.prediction_is_quick(answer, mode),
+                responses.prediction_is_quick(answer, mode),
                 context,
-                partial(encoding.prediction, answer, mode),
+                partial(responses.prediction, answer, mode),
             )
         context.facts.masks = sum(map(len, answer.results))
-        response.timings.extend(encoding.timings(context.clock))
-        encoding.checked(response, self._limits)
+        response.timings.extend(responses.timings(context.clock))
+        responses.checked(response, self._limits)
         return response
 
     async def AutoMask(
@@ -113,19 +113,19 @@ class SegmentationServicer:
         context = replace(call, priority=Priority.BULK)
         violations = Violations()
         with violations.collect():
-            source = decoding.source(request)
+            source = requests.source(request)
         with violations.collect():
-            mode = decoding.pixel_mode(request.output_mode)
+            mode = requests.pixel_mode(request.output_mode)
         with violations.collect(), context.clock.stage("prepare"):
             options = await self._workers.run(
-                context, automask_decoding.options, request, self._limits
+                context, automask_requests.options, request, self._limits
             )
         violations.check()
         search = self._use_cases.automasker.search(source, request.model, options, context)
         async with aclosing(search) as events:
             async for event in events:
                 for response in await self._encoded(event, mode, context):
-                    encoding.checked(response, self._limits)
+                    responses.checked(response, self._limits)
                     yield response
 
     async def _encoded(
@@ -133,23 +133,23 @@ class SegmentationServicer:
     ) -> Iterable[pb.AutoMaskResponse]:
         match event:
             case Progress():
-                return (encoding.progress(event),)
+                return (responses.progress(event),)
             case Summary():
                 context.facts.masks = event.mask_count
                 context.facts.filters = tuple(
                     (each.name, each.came, each.kept) for each in event.filters
                 )
-                return (encoding.summary(event, context.clock),)
+                return (responses.summary(event, context.clock),)
             case Records():
                 with context.clock.stage("encode_masks"):
                     return await self._workers.run(
-                        context, lambda: list(encoding.record_batches(event, mode))
+                        context, lambda: list(responses.record_batches(event, mode))
                     )
 
     async def DeleteEmbedding(
         self, request: pb.DeleteEmbeddingRequest, context: RequestContext
     ) -> pb.DeleteEmbeddingResponse:
-        source = ById(decoding.embedding_id(request.embedding_id))
+        source = ById(requests.embedding_id(request.embedding_id))
         deleted = await self._use_cases.embedder.delete(source.embedding_id, context)
         return pb.DeleteEmbeddingResponse(deleted=deleted)
 
@@ -157,6 +157,6 @@ class SegmentationServicer:
         self, request: pb.ListModelsRequest, context: RequestContext
     ) -> pb.ListModelsResponse:
         engine = self._use_cases.embedder.engine
-        return encoding.model_list(
+        return responses.model_list(
             engine.models.values(), engine.transport, self._limits, context.allowance
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 
 from samserve.security.certificates import ServerCertificate
-from samserve.watched import Watched
+from samserve.system.reloading import Watched
 
 Certificate = Watched[ServerCertificate]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from samserve.errors import PermissionDenied, Unauthenticated
-from samserve.principal import ANYBODY, Principal
 from samserve.security.keys import PREFIX, KeyRing
 from samserve.security.policy import OPEN_POLICY, Policy
+from samserve.security.principal import ANYBODY, Principal
 from samserve.security.tokens import Claims, KeySet, TokenRules
-from samserve.watched import Watched
+from samserve.system.reloading import Watched
 
 HEADER = "authorization"
 _SCHEME = "bearer "

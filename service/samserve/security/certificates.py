@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from samserve import pem
 from samserve.errors import Misconfigured
+from samserve.security import pem
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from samserve.principal import Permission
+from samserve.security.principal import Permission
 from samserve.security.strict import TENANT, Strict, read_toml
 
 MOST_BYTES = 256 << 10

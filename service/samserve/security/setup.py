@@ -8,16 +8,16 @@ from typing import Any
 
 import structlog
 
-from samserve.addresses import is_loopback
 from samserve.errors import Misconfigured
-from samserve.principal import WARM_UP
 from samserve.security import keys, policy, tokens
 from samserve.security.authenticator import Authenticator, Tokens
 from samserve.security.certificates import ServerCertificate, parse_server_certificate
 from samserve.security.policy import OPEN_POLICY, Policy
+from samserve.security.principal import WARM_UP
 from samserve.security.tokens import TokenRules
 from samserve.settings import AuthSettings, Settings, TlsSettings
-from samserve.watched import Watched
+from samserve.system.addresses import is_loopback
+from samserve.system.reloading import Watched
 
 
 @dataclass(frozen=True, slots=True, eq=False)

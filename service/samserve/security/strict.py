@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from samserve.errors import Misconfigured
-from samserve.validation import describe
+from samserve.settings.validation import describe
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -15,13 +15,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from samserve.addresses import is_loopback
-from samserve.settings.backends import (
-    CacheSettings,
-    EngineSettings,
-    StoreSettings,
-    TritonSettings,
-)
+from samserve.settings.backends import CacheSettings, EngineSettings, StoreSettings, TritonSettings
 from samserve.settings.listeners import (
     AdmissionSettings,
     AuthSettings,
@@ -31,10 +25,8 @@ from samserve.settings.listeners import (
     TlsSettings,
 )
 from samserve.settings.section import MIB
-from samserve.settings.telemetry import (
-    LogSettings,
-    TraceSettings,
-)
+from samserve.settings.telemetry import LogSettings, TraceSettings
+from samserve.system.addresses import is_loopback
 
 __all__ = [
     "MIB",

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from samserve.addresses import parse_hosts
 from samserve.settings.section import MIB, Section, Target
+from samserve.system.addresses import parse_hosts
 
 
 class EngineSettings(Section):

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
-from samserve.addresses import parse_host, parse_target
+from samserve.system.addresses import parse_host, parse_target
 
 KIB, MIB = 1 << 10, 1 << 20
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from samserve.addresses import parse_endpoint
 from samserve.settings.section import Section
+from samserve.system.addresses import parse_endpoint
 
 
 class TraceSettings(Section):

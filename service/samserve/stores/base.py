@@ -2,54 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from samserve.errors import EmbeddingNotFound
-from samserve.types import Array, Embedding, EmbeddingFacts, EmbeddingKey, TensorSpec
+from samserve.memory.slot import Slot
+from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, StoreStats, TensorSpec
 
 Epoch: TypeAlias = object
 """What `EmbeddingStore.epoch` gives; only stores look into it."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Slot:
-    """Memory for one embedding that is being written; its owner publishes or discards it.
-
-    ``tensors`` are writable views, one for each spec, without a batch axis.  ``index`` is the
-    slot's place in its arena.  An engine that loses sight of a run which may still write here adds
-    a future to ``late_writers``; it ends when the run certainly writes no more.
-    """
-
-    key: EmbeddingKey
-    facts: EmbeddingFacts
-    tensors: Mapping[str, Array]
-    index: int
-    nbytes: int
-    late_writers: list[asyncio.Future[None]] = field(default_factory=list)
-
-    def as_embedding(self) -> Embedding:
-        """View what was written as an embedding that is never published (a crop's, say)."""
-        return Embedding(self.tensors, self.facts, expires_at=float("inf"))
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStats:
-    """What a store holds now, and how often it answered so far.
-
-    ``quarantined_bytes``, a part of ``bytes``, belong to slots that a lost run may write into.
-    """
-
-    entries: int
-    bytes: int
-    quarantined_bytes: int
-    capacity_bytes: int
-    hits: int
-    misses: int
-    evictions: int
 
 
 class EmbeddingStore(Protocol):

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from functools import partial
 
 from samserve.engines.base import Engine
-from samserve.metrics import Metrics
 from samserve.settings import Settings
 from samserve.stores.base import EmbeddingStore
-from samserve.stores.cluster.access import Access, open_access
-from samserve.stores.cluster.cache import SharedCache
-from samserve.stores.cluster.client import ClusterClient
-from samserve.stores.copies import Copies
-from samserve.stores.memory import MemoryStore
+from samserve.stores.local.store import MemoryStore
+from samserve.stores.shared.presence import Copies
+from samserve.stores.shared.redis.cluster import ClusterClient
+from samserve.stores.shared.redis.credentials import Access, open_access
+from samserve.stores.shared.store import SharedCache
 from samserve.stores.tiered import TieredStore
-from samserve.watched import Watched
+from samserve.system.reloading import Watched
+from samserve.telemetry.metrics import Metrics
 
 Quota = Callable[[str], int | None]
 

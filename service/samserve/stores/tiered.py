@@ -14,18 +14,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from samserve.errors import EmbeddingNotFound, Overloaded, SamserveError, StoreUnavailable
-from samserve.flight import SingleFlight
-from samserve.stores.base import Epoch, Slot, StoreStats, not_found
-from samserve.stores.cluster import values
-from samserve.stores.cluster.cache import Found, Outcome, Presence, SharedCache
-from samserve.stores.cluster.values import Value
-from samserve.stores.copies import Copies
-from samserve.stores.memory import MemoryStore
+from samserve.memory.slot import Slot
+from samserve.scheduling.single_flight import SingleFlight
+from samserve.stores.base import Epoch, not_found
+from samserve.stores.local.store import MemoryStore
+from samserve.stores.shared import value_format
+from samserve.stores.shared.presence import Copies
+from samserve.stores.shared.store import Found, Outcome, Presence, SharedCache
+from samserve.stores.shared.value_format import Value
 from samserve.types import (
     Embedding,
     EmbeddingFacts,
     EmbeddingKey,
     ModelInfo,
+    StoreStats,
     TensorSpec,
     Tier,
 )
@@ -299,7 +301,7 @@ class TieredStore:
         token: bytes = b"",
         durable: bool = False,
     ) -> Outcome:
-        data = values.encode(self._cache.name(key), embedding.facts, embedding.tensors)
+        data = value_format.encode(self._cache.name(key), embedding.facts, embedding.tensors)
         return await self._cache.put(key, data, ttl_s, token=token, durable=durable)
 
     async def _adopt(self, held: AsyncExitStack, key: EmbeddingKey) -> Embedding | None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-from samserve import identity
 from samserve.errors import EmbeddingNotFound
+from samserve.segmentation import ids
 from samserve.stores.base import EmbeddingStore
 from samserve.types import EmbeddingKey, EncodedImage, ModelInfo
 from samserve.v1 import samserve_pb2 as pb
@@ -41,7 +41,7 @@ class Weights:
     def of(self, image: pb.Image, embedding_id: str) -> int:
         """Tell which version an id promises: it is made of the image and of the digest."""
         given = EncodedImage(image.encoded)
-        ids = {identity.embedding_id(given, info): v for v, info in self.infos.items()}
+        ids = {ids.embedding_id(given, info): v for v, info in self.infos.items()}
         return ids[embedding_id]
 
 

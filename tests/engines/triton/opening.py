@@ -13,10 +13,10 @@ from prometheus_client import CollectorRegistry
 from samserve.app import Running, running
 from samserve.engines.base import EncoderInput, PromptBatch
 from samserve.engines.triton.engine import TritonEngine
-from samserve.metrics import Metrics
+from samserve.memory.slot import Slot
 from samserve.settings import Settings, TritonSettings, load
-from samserve.stores.base import Slot
-from samserve.stores.memory import MemoryStore
+from samserve.stores.local.store import MemoryStore
+from samserve.telemetry.metrics import Metrics
 from samserve.types import EmbeddingFacts, EmbeddingKey, Size
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 

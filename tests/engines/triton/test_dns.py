@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import pytest_asyncio
-from samserve.engines.triton import link
+from samserve.engines.triton import health_monitor
 from samserve.engines.triton.connection import TritonConnection
 from samserve.errors import SamserveError
 from samserve.v1 import samserve_pb2 as pb
@@ -83,7 +83,7 @@ async def test_a_name_is_looked_up_when_its_connection_ends_even_if_it_was_just_
 async def test_a_name_that_comes_late_is_asked_for_all_the_time(
     names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "_REOPEN_EVERY_S", 0.0)
+    monkeypatch.setattr(health_monitor, "_REOPEN_EVERY_S", 0.0)
     host, port = servers.drawing().grpc_address.split(":")
 
     async def open_and_close() -> list[str]:
@@ -103,7 +103,7 @@ async def test_a_name_that_comes_late_is_asked_for_all_the_time(
 async def test_a_triton_that_hangs_is_left_when_its_name_leads_elsewhere(
     names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "_REOPEN_EVERY_S", 0.0)
+    monkeypatch.setattr(health_monitor, "_REOPEN_EVERY_S", 0.0)
     target = servers.drawing().grpc_address
     async with relay(target, OLD) as old, relay(target, NEW, old.port):
         names.addresses[NAME] = OLD

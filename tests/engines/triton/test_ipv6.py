@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from samserve.addresses import join
+from samserve.system.addresses import join
 
 from harness.triton.server import TritonServer
 from tests import chosen

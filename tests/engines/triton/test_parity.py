@@ -14,9 +14,9 @@ from samserve.app import default_repository
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.onnx import OnnxEngine
-from samserve.metrics import Metrics
-from samserve.stores.base import Slot
-from samserve.stores.memory import MemoryStore
+from samserve.memory.slot import Slot
+from samserve.stores.local.store import MemoryStore
+from samserve.telemetry.metrics import Metrics
 from samserve.types import Embedding, Size
 
 from harness.triton.server import TritonServer

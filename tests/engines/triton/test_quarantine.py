@@ -17,8 +17,8 @@ from samserve.engines.base import EncoderInput, PromptBatch
 from samserve.engines.fake import MODEL, FakeEngine
 from samserve.engines.triton.engine import TritonEngine
 from samserve.errors import EngineFailure, EngineUnavailable
-from samserve.stores.base import Slot
-from samserve.stores.memory import MemoryStore
+from samserve.memory.slot import Slot
+from samserve.stores.local.store import MemoryStore
 
 from tests.engines.drawing import HELD_CLICK, held_pixels
 from tests.engines.triton.opening import clicks, looked_again, opened, picture, reserved, under_way

@@ -13,9 +13,9 @@ from samserve.context import RequestContext
 from samserve.engines.triton import engine as engine_module
 from samserve.engines.triton.connection import TritonConnection
 from samserve.engines.triton.failures import Unreachable
-from samserve.engines.triton.regions import Regions
+from samserve.engines.triton.shm_regions import Regions
 from samserve.errors import EngineFailure, EngineUnavailable, MemoryExhausted
-from samserve.memory.shared import SharedMemory, SharedSegment
+from samserve.memory.posix import SharedMemory, SharedSegment
 from samserve.types import Transport
 from structlog.testing import capture_logs
 

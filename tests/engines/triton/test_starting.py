@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from samserve import warmup
 from samserve.engines.base import EncoderInput
 from samserve.errors import SamserveError
+from samserve.segmentation import warmup
 from samserve.types import Size
 from structlog.testing import capture_logs
 

@@ -20,9 +20,9 @@ from samserve.engines.triton.channels import Channels
 from samserve.engines.triton.engine import TritonEngine
 from samserve.engines.triton.failures import Refused, Unreachable
 from samserve.errors import EngineUnavailable, SamserveError
-from samserve.metrics import Metrics
 from samserve.settings import TritonSettings
-from samserve.stores.memory import MemoryStore
+from samserve.stores.local.store import MemoryStore
+from samserve.telemetry.metrics import Metrics
 from samserve.types import Embedding, Transport
 from structlog.testing import capture_logs
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from tritonclient.grpc.aio import InferenceServerClient
 
 from samserve.engines.triton.credentials import Credentials
-from samserve.in_memory import as_path
+from samserve.system.memfd import as_path
 
 CONTROL_S = 2.0
 """Control calls are small; one that takes longer means that Triton is not well."""

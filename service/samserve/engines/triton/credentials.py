@@ -15,10 +15,10 @@ from typing import TypeAlias
 
 from cryptography import x509
 
-from samserve import pem
 from samserve.errors import EngineUnavailable
-from samserve.file_permissions import warn_if_world_writable
+from samserve.security import pem
 from samserve.settings import TritonSettings
+from samserve.system.file_permissions import warn_if_world_writable
 
 Signature: TypeAlias = tuple[tuple[int, ...] | None, ...]
 """What tells that files have been replaced: of each its identity, size and times, or None."""

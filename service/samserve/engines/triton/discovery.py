@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from tritonclient.grpc import model_config_pb2
 
-from samserve.engines.repository import (
+from samserve.engines.triton.connection import TritonConnection
+from samserve.engines.triton.failures import NoAnswer, Unreachable
+from samserve.errors import EngineUnavailable, SamserveError
+from samserve.models.repository import (
     MixedWeights,
     Pair,
     default_first,
@@ -16,9 +19,6 @@ from samserve.engines.repository import (
     pair_of,
     parameter,
 )
-from samserve.engines.triton.connection import TritonConnection
-from samserve.engines.triton.failures import NoAnswer, Unreachable
-from samserve.errors import EngineUnavailable, SamserveError
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,18 +14,11 @@ from tritonclient.grpc import InferResult
 
 from samserve.context import RequestContext, deadline_exceeded
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
-from samserve.engines.repository import Pair
 from samserve.engines.triton.connection import InferCall, TritonConnection
-from samserve.engines.triton.failures import (
-    ENDED,
-    NoAnswer,
-    RegionUnknown,
-    Unreachable,
-    kind_of,
-)
-from samserve.engines.triton.link import TritonLink
-from samserve.engines.triton.regions import Regions
-from samserve.engines.triton.scratch import ScratchPool
+from samserve.engines.triton.failures import ENDED, NoAnswer, RegionUnknown, Unreachable, kind_of
+from samserve.engines.triton.health_monitor import TritonLink
+from samserve.engines.triton.shm_pool import ScratchPool
+from samserve.engines.triton.shm_regions import Regions
 from samserve.engines.triton.tensors import (
     DecoderAnswer,
     EncoderAnswer,
@@ -41,12 +34,13 @@ from samserve.errors import (
     SamserveError,
     WeightsChanged,
 )
-from samserve.gate import FairGate
-from samserve.memory.base import AnonymousMemory, Memory
-from samserve.memory.shared import SharedMemory, SharedSegment
-from samserve.metrics import Metrics
+from samserve.memory.anonymous import AnonymousMemory, Memory
+from samserve.memory.posix import SharedMemory, SharedSegment
+from samserve.memory.slot import Slot
+from samserve.models.repository import Pair
+from samserve.scheduling.fair_semaphore import FairGate
 from samserve.settings import TritonSettings
-from samserve.stores.base import Slot
+from samserve.telemetry.metrics import Metrics
 from samserve.types import Embedding, EmbeddingFacts, ModelInfo, Transport
 
 # A deadline that has this little left has caused a timeout that came from elsewhere.

@@ -18,7 +18,7 @@ from samserve.errors import (
     SamserveError,
     WeightsChanged,
 )
-from samserve.identity import DIGEST_OUTPUT
+from samserve.models.digest import DIGEST_OUTPUT
 
 
 class RegionUnknown(EngineUnavailable):

@@ -7,9 +7,9 @@ from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from tritonclient.utils import np_to_triton_dtype
 
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
-from samserve.identity import DIGEST_OUTPUT
-from samserve.memory.shared import Location, SharedMemory, SharedSegment
-from samserve.stores.base import Slot
+from samserve.memory.posix import Location, SharedMemory, SharedSegment
+from samserve.memory.slot import Slot
+from samserve.models.digest import DIGEST_OUTPUT
 from samserve.types import Array, Embedding, ModelInfo
 
 _LOGITS, _IOU = "low_res_logits", "predicted_iou"

@@ -1,0 +1,176 @@
+"""From the bytes of a request to RGB pixels, with every doubt an error of ours.
+
+* JPEG, PNG and WebP, told by their first bytes; no other decoder ever runs.
+* The size is read and checked before anything is decompressed.
+* Greyscale is replicated, a palette resolved, CMYK converted by Pillow.  16-bit greyscale becomes
+  ``round(v / 257)``; of other 16-bit samples Pillow keeps the high byte.
+* Transparency is laid over white.  The transparent colour of a PNG is compared in the depth of the
+  file.
+* The EXIF orientation is applied unless the request says otherwise.  An unreadable EXIF block means
+  no orientation.
+* Colour profiles, gamma and background colours are not applied.
+* Animated and truncated files are refused, and files made of more parts than an image needs.
+* A mask (`decode_mask`) is read by the same decoders: what is neither black nor transparent.
+
+Pillow's classes are used directly, not ``Image.open``: that checks sizes against a process-wide
+limit and warns through the process-wide warnings registry.  Nothing here is shared by threads.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from samserve.errors import ImageTooLarge
+from samserve.images import exif, jpeg, png, raw, webp
+from samserve.images.jpeg import Jpeg
+from samserve.images.png import Png
+from samserve.images.refusal import ENCODED, unreadable
+from samserve.images.webp import Webp
+from samserve.types import BoolArray, EncodedImage, Orientation, RawImage, Size, UInt8Array
+
+__all__ = ["ImageLimits", "decode", "decode_mask", "probe"]
+
+_FOREIGN_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,  # includes UnidentifiedImageError and "image file is truncated"
+    RuntimeError,
+    SyntaxError,  # Pillow's "this is no such file"
+    TypeError,
+    ValueError,
+    Warning,  # where warnings are errors
+    Image.DecompressionBombError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow lets out of its parsers for hostile bytes, found by fuzzing and reading."""
+
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = frozenset({5, 6, 7, 8})
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What an image may measure, in pixels, before orientation and after."""
+
+    max_pixels: int
+    max_side: int
+
+
+def probe(image: EncodedImage | RawImage, limits: ImageLimits) -> Size:
+    """Give the size of the image in the image frame (after orientation) from its header.
+
+    Raises ``ImageUnreadable``, ``ImageTooLarge`` or ``InvalidRequest``, as ``decode`` would;
+    but damage of the pixel data is not looked for.
+    """
+    if isinstance(image, RawImage):
+        _check_raw(image, limits)
+        return image.size
+    with _pillow_errors():
+        file = _open(image.data, limits)
+        sideways = _orientation(file, image.orientation) in _SIDEWAYS
+    size = file.size
+    return Size(size.width, size.height) if sideways else size
+
+
+def decode(image: EncodedImage | RawImage, limits: ImageLimits) -> UInt8Array:
+    """Decode to uint8 ``[h, w, 3]`` RGB, contiguous, in the image frame.
+
+    Raises ``ImageUnreadable``, ``ImageTooLarge`` or ``InvalidRequest``.
+    """
+    if isinstance(image, RawImage):
+        _check_raw(image, limits)
+        return raw.to_rgb(image)
+    with _pillow_errors():
+        file = _open(image.data, limits)
+        orientation = _orientation(file, image.orientation)
+        return np.array(_upright(file.rgb(), orientation), dtype=np.uint8)
+
+
+def decode_mask(image: EncodedImage, limits: ImageLimits) -> BoolArray:
+    """Decode to which pixels a mask marks: bool ``[h, w]`` in the image frame.
+
+    A pixel is marked if it is neither black, at the full depth of the file, nor wholly
+    transparent.  Raises ``ImageUnreadable`` or ``ImageTooLarge``.
+    """
+    with _pillow_errors():
+        file = _open(image.data, limits)
+        orientation = _orientation(file, image.orientation)
+        return np.array(_upright(Image.fromarray(file.marked()), orientation), dtype=np.bool_)
+
+
+@contextmanager
+def _pillow_errors() -> Iterator[None]:
+    """Turn whatever Pillow raises into ``ImageUnreadable``; its text may quote the file."""
+    try:
+        yield
+    except _FOREIGN_ERRORS as error:
+        raise unreadable("is damaged, cut off or not an image") from error
+
+
+def _open(data: bytes, limits: ImageLimits) -> Jpeg | Png | Webp:
+    """Read the header by the one decoder for these bytes; refuse what is too large or moves."""
+    if not data:
+        raise unreadable("is empty")
+    file: Jpeg | Png | Webp
+    if data.startswith(jpeg.START):
+        file = Jpeg(data)
+    elif data.startswith(png.SIGNATURE):
+        file = Png(data)
+    elif webp.is_webp(data):
+        file = Webp(data)
+    else:
+        raise unreadable("is not a JPEG, PNG or WebP file")
+    _check_size(ENCODED, file.size, limits)
+    if file.frames > 1:
+        text = f"is animated with {file.frames} frames; send one still image"
+        raise unreadable(text, limit="1", actual=str(file.frames))
+    return file
+
+
+def _check_size(field: str, size: Size, limits: ImageLimits) -> None:
+    """Raise ``ImageTooLarge`` if the image is over a limit."""
+    longest = max(size.height, size.width)
+    for actual, limit, what in (
+        (longest, limits.max_side, "on its longer side"),
+        (size.pixels, limits.max_pixels, "in all"),
+    ):
+        if actual > limit:
+            text = f"has {actual} pixels {what}, the limit is {limit}"
+            metadata = {"limit": str(limit), "actual": str(actual)}
+            raise ImageTooLarge(field, text, metadata=metadata)
+
+
+def _orientation(file: Jpeg | Png | Webp, wanted: Orientation) -> int:
+    return exif.UPRIGHT if wanted is Orientation.IGNORE else exif.orientation(file.exif)
+
+
+def _upright(decoded: Image.Image, orientation: int) -> Image.Image:
+    if orientation not in _TRANSPOSITIONS:
+        return decoded
+    return decoded.transpose(_TRANSPOSITIONS[orientation])
+
+
+def _check_raw(image: RawImage, limits: ImageLimits) -> None:
+    """Check the size, and that the bytes are as many as it says."""
+    raw.check_size(image)
+    _check_size(raw.SIZE, image.size, limits)
+    raw.check_data(image)

@@ -1,0 +1,73 @@
+"""WebP files: the size before a decoder allocates its canvas, and decoding."""
+
+from __future__ import annotations
+
+import struct
+from functools import cached_property
+from io import BytesIO
+
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from samserve.images import samples
+from samserve.images.refusal import unreadable
+from samserve.types import BoolArray, Size
+
+
+def is_webp(data: bytes) -> bool:
+    """Whether a file begins as WebP files do."""
+    return data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+
+
+class Webp:
+    """A WebP file; beyond its size nothing of it is read before it is asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = _size(data)
+
+    @property
+    def exif(self) -> bytes | None:
+        """The EXIF block."""
+        exif = self._opened.info.get("exif")
+        return exif if isinstance(exif, bytes) else None
+
+    @property
+    def frames(self) -> int:
+        """How many images there are in the file."""
+        return int(getattr(self._opened, "n_frames", 1))
+
+    def rgb(self) -> Image.Image:
+        """Decode to RGB over white."""
+        return samples.over_white(self._decoded())
+
+    def marked(self) -> BoolArray:
+        """Tell which pixels are neither black nor transparent."""
+        return samples.marked(self._decoded())
+
+    @cached_property
+    def _opened(self) -> ImageFile:
+        opened = WebPImageFile(BytesIO(self._data))
+        if Size(opened.height, opened.width) != self.size:
+            raise unreadable("is damaged: a WebP file with two sizes")
+        return opened
+
+    def _decoded(self) -> Image.Image:
+        self._opened.load()
+        return self._opened
+
+
+def _size(data: bytes) -> Size:
+    """Read the canvas size of a WebP file (RFC 9649, sections 2.5 to 2.7)."""
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+        return Size(height, width)
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return Size((bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1)
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return Size(height & 0x3FFF, width & 0x3FFF)
+    raise unreadable("is a WebP file of an unknown kind")

@@ -1,0 +1,117 @@
+"""Names by content: of the weights of a model, and of embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+"""Beside a model whose weights do not fit into one file."""
+
+DIGEST_OUTPUT = "samserve_digest"
+"""Output of both graphs of a pair, int32 ``[B, 8]``: the pair's digest, in each row."""
+
+DIGEST_WORDS = 8
+
+STAMP_KEY = "samserve.stamp"
+"""Key of the last entry of a graph's metadata, which `stamp_note` writes."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NOTE = re.compile(r"([0-9a-f]{64}):[0-9]{8}")
+_NOTE_BYTES = 73
+# A whole entry of the metadata as protobuf writes it: its tag and length, then tag, length and
+# text of its key and of its value.
+_TRAILER = re.compile(
+    re.escape(
+        bytes([0x72, 4 + len(STAMP_KEY) + _NOTE_BYTES, 0x0A, len(STAMP_KEY)])
+        + STAMP_KEY.encode()
+        + bytes([0x12, _NOTE_BYTES])
+    )
+    + rb"[0-9a-f]{64}:([0-9]{8})"
+)
+_TRAILER_BYTES = 6 + len(STAMP_KEY) + _NOTE_BYTES
+_GRAPH_TAG = 0x3A
+_CHUNK = 1 << 20
+
+
+def pair_digest(encoder: Path, decoder: Path) -> str:
+    """Name the weights of a pair by its two ONNX files.
+
+    Hex SHA-256 over 64 bytes: the digest of the encoder, then that of the decoder.  A model's
+    digest is the SHA-256 of its file; if it has its weights in a file beside it, the SHA-256 over
+    the digests of both.  The part at the end of a file that says the pair's digest is left out.
+    """
+    return hashlib.sha256(_model_digest(encoder) + _model_digest(decoder)).hexdigest()
+
+
+def stamp_note(digest: str, nbytes: int) -> str:
+    """Write what a graph's metadata say of its stamp: the pair's digest and the stamp's size."""
+    return f"{digest}:{nbytes:08d}"
+
+
+def noted_digest(note: str) -> str:
+    """Read the digest that `stamp_note` has written; empty if it has not."""
+    found = _NOTE.fullmatch(note)
+    return found[1] if found else ""
+
+
+def stamp_bytes(path: Path) -> int:
+    """Count the bytes that `export.stamp` has added at the end of a graph's file; 0 if none.
+
+    A file that another program has written since then may have the note, but not the stamp.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _TRAILER_BYTES))
+        found = _TRAILER.fullmatch(file.read())
+        nbytes = int(found[1]) if found else 0
+        if not _TRAILER_BYTES < nbytes <= size:
+            return 0
+        file.seek(size - nbytes)
+        begin = file.read(8)
+    return nbytes if _field_bytes(begin) + _TRAILER_BYTES == nbytes else 0
+
+
+def _field_bytes(begin: bytes) -> int:
+    """Read how long a graph is as a field of a message of protobuf; 0 if it is none."""
+    length = 0
+    for place, byte in enumerate(begin[1:] if begin[0] == _GRAPH_TAG else b""):
+        length |= (byte & 0x7F) << (7 * place)
+        if not byte & 0x80:
+            return 2 + place + length
+    return 0
+
+
+@lru_cache(maxsize=256)
+def digest_words(digest: str) -> bytes:
+    """Give the 32 bytes of `DIGEST_OUTPUT` for a pair's digest: int32, in this machine's order.
+
+    Raises ``ValueError`` if it is not 64 lower-case hexadecimal digits.
+    """
+    if not _DIGEST.fullmatch(digest):
+        raise ValueError("the digest is not 64 hexadecimal digits")
+    words = bytes.fromhex(digest)
+    return np.frombuffer(words, dtype=">i4").astype(np.int32).tobytes()
+
+
+def _model_digest(path: Path) -> bytes:
+    data = path.with_name(DATA_FILE)
+    digest = _file_digest(path, path.stat().st_size - stamp_bytes(path))
+    if not data.exists():
+        return digest
+    return hashlib.sha256(digest + _file_digest(data, data.stat().st_size)).digest()
+
+
+def _file_digest(path: Path, size: int) -> bytes:
+    """Digest the first *size* bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while size > 0 and (chunk := file.read(min(size, _CHUNK))):
+            digest.update(chunk)
+            size -= len(chunk)
+    return digest.digest()

@@ -1,0 +1,142 @@
+"""AutoMask parameters to options: each in its range; unset ones take the reference's default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from samserve.errors import InvalidRequest, Violations
+from samserve.rpc import requests
+from samserve.segmentation.automask.options import AutoMaskOptions, PointGrid
+from samserve.settings import LimitSettings
+from samserve.v1 import samserve_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    low: float
+    high: float | None
+    open_above: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Tell whether a value is inside; NaN never is."""
+        if not value >= self.low:
+            return False
+        if self.high is None:
+            return value != float("inf")
+        return value < self.high if self.open_above else value <= self.high
+
+    def __str__(self) -> str:
+        if self.high is None:
+            return f"finite and at least {self.low:g}"
+        return f"from {self.low:g} to {'below ' if self.open_above else ''}{self.high:g}"
+
+
+def options(message: pb.AutoMaskRequest, limits: LimitSettings) -> AutoMaskOptions:
+    """Read the options of a request, whose source decides whether crops are possible."""
+    given = message.options
+    violations = Violations()
+    values: dict[str, Any] = {}
+    for name, allowed in _ranges(limits).items():
+        with violations.collect():
+            values |= _scalar(given, name, allowed)
+    layers = values.get("crop_n_layers", AutoMaskOptions().crop_n_layers)
+    with violations.collect():
+        _check_crops(message, layers)
+    with violations.collect():
+        if given.point_grids:
+            values["point_grids"] = _grids(given, layers + 1, limits)
+    with violations.collect():
+        if given.HasField("region_of_interest"):
+            values["region_of_interest"] = requests.box(
+                "options.region_of_interest", given.region_of_interest
+            )
+    violations.check()
+    return AutoMaskOptions(**values)
+
+
+def _check_crops(message: pb.AutoMaskRequest, layers: int) -> None:
+    if layers > 0 and message.WhichOneof("source") == "embedding_id":
+        raise InvalidRequest(
+            "options.crop_n_layers",
+            f"must be 0 with an embedding_id, because crops are encoded from the image; "
+            f"got {layers}",
+            metadata={"limit": "0", "value": str(layers)},
+        )
+
+
+def _ranges(limits: LimitSettings) -> dict[str, _Range]:
+    unit = _Range(0, 1)
+    return {
+        "points_per_side": _Range(1, limits.points_per_side),
+        "points_per_batch": _Range(1, limits.points_per_batch),
+        "pred_iou_thresh": unit,
+        "stability_score_thresh": unit,
+        # Logits are float32: a shift beyond them says nothing, and would overflow.
+        "stability_score_offset": _Range(0, 1e6),
+        "box_nms_thresh": unit,
+        "crop_n_layers": _Range(0, limits.crop_n_layers),
+        "crop_nms_thresh": unit,
+        "crop_overlap_ratio": _Range(0, 1, open_above=True),
+        "crop_n_points_downscale_factor": _Range(1, limits.points_per_side),
+        "min_mask_region_area": _Range(0, None),
+        "max_masks": _Range(0, None),
+    }
+
+
+def _scalar(given: pb.AutoMaskOptions, name: str, allowed: _Range) -> dict[str, Any]:
+    """Give the value of an option under its name; nothing if it is not set."""
+    if not given.HasField(name):  # type: ignore[arg-type]  # names come from the table
+        return {}
+    value = getattr(given, name)
+    if not allowed.holds(value):
+        raise InvalidRequest(
+            f"options.{name}",
+            f"must be {allowed}; got {value:g}",
+            metadata={"limit": str(allowed), "value": f"{value:g}"},
+        )
+    return {name: value}
+
+
+def _grids(given: pb.AutoMaskOptions, layers: int, limits: LimitSettings) -> tuple[PointGrid, ...]:
+    if given.HasField("points_per_side"):
+        raise InvalidRequest(
+            "options.point_grids", "set either points_per_side or point_grids, not both"
+        )
+    if len(given.point_grids) != layers:
+        raise InvalidRequest(
+            "options.point_grids",
+            f"must have one grid for each of {layers} layers; got {len(given.point_grids)}",
+            metadata={"limit": str(layers), "value": str(len(given.point_grids))},
+        )
+    most = limits.points_per_side**2
+    violations = Violations()
+    grids: list[PointGrid] = []
+    for index, grid in enumerate(given.point_grids):
+        with violations.collect():
+            grids.append(_grid(f"options.point_grids[{index}]", grid, most))
+    violations.check()
+    return tuple(grids)
+
+
+def _grid(field: str, grid: pb.PointGrid, most: int) -> PointGrid:
+    count = len(grid.points)
+    if not 1 <= count <= most:
+        raise InvalidRequest(
+            f"{field}.points",
+            f"must have from 1 to {most} entries; got {count}",
+            metadata={"limit": str(most), "value": str(count)},
+        )
+    points = np.array([(point.x, point.y) for point in grid.points], dtype=np.float64)
+    # Written so that NaN counts as outside.
+    outside = np.flatnonzero(~((points >= 0) & (points <= 1)).all(axis=1))
+    if len(outside):
+        index = int(outside[0])
+        raise InvalidRequest(
+            f"{field}.points[{index}]",
+            f"must be from 0 to 1; got ({points[index, 0]:g}, {points[index, 1]:g})",
+            metadata={"limit": "1"},
+        )
+    return points

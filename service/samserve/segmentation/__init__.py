@@ -1,0 +1,1 @@
+"""The use cases: Embed, Predict and AutoMask."""

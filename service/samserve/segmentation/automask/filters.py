@@ -1,0 +1,238 @@
+"""Masks on their way through the filters of AutoMask; pure computation, run in worker threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from samserve.core import geometry, masks, nms, regions, rle
+from samserve.core.tokens import MULTIMASK_TOKENS
+from samserve.engines.base import DecoderOutput
+from samserve.segmentation.automask.crops import CropPlan
+from samserve.segmentation.automask.events import FilterCounts
+from samserve.segmentation.automask.options import AutoMaskOptions
+from samserve.types import Array, AutoMaskRecord, BoolArray, CocoRle, FloatArray, Mask, Size
+
+MASK_THRESHOLD = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CropView:
+    """One crop during the search: its plan and the way from low-res logits to crop pixels."""
+
+    plan: CropPlan
+    image: Size
+    upsampling: masks.Upsampling
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeferredMask:
+    """A mask that is not upsampled yet: low-res logits float32 ``[256, 256]`` of a crop."""
+
+    low_res: FloatArray
+    view: CropView
+
+    def image_mask(self) -> BoolArray:
+        """Upsample, threshold and place in the image: bool ``[h, w]``."""
+        crop_mask = masks.binary_mask(self.low_res, self.view.upsampling, level=MASK_THRESHOLD)
+        if crop_mask.shape == (self.view.image.height, self.view.image.width):
+            return crop_mask
+        x_min, y_min, x_max, y_max = self.view.plan.box
+        placed = np.zeros((self.view.image.height, self.view.image.width), dtype=np.bool_)
+        placed[y_min:y_max, x_min:x_max] = crop_mask
+        return placed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """One mask: its box XYXY and point in image pixels, and its pixels in one form or the other."""
+
+    box: tuple[float, float, float, float]
+    area: int
+    predicted_iou: float
+    stability_score: float
+    point: tuple[float, float]
+    crop: CropPlan
+    pixels: DeferredMask | CocoRle
+
+    def rle(self) -> CocoRle:
+        """Write the mask as run lengths over the image."""
+        if isinstance(self.pixels, CocoRle):
+            return self.pixels
+        return rle.encode(self.pixels.image_mask())
+
+    def mask(self) -> BoolArray:
+        """Give the mask over the image, bool ``[h, w]``."""
+        if isinstance(self.pixels, CocoRle):
+            return rle.decode(self.pixels)
+        return self.pixels.image_mask()
+
+
+def judge(
+    output: DecoderOutput,
+    points: Array,
+    view: CropView,
+    options: AutoMaskOptions,
+    counts: FilterCounts,
+) -> list[Candidate]:
+    """Filter one batch by predicted IoU, stability and crop edge.
+
+    *points* is float64 ``[P, 2]`` in crop pixels.  Predicted IoU goes first because it needs no
+    mask; only survivors are upsampled (the result is that of
+    automatic_mask_generator.py:266-322, which upsamples everything).
+    """
+    iou = output.predicted_iou[:, MULTIMASK_TOKENS]
+    rows, columns = np.nonzero(_passes_iou(iou, options))
+    counts.add("pred_iou", iou.size, len(rows))
+    found: list[Candidate] = []
+    stable = 0
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        low_res = output.low_res_logits[row, MULTIMASK_TOKENS[column]]
+        summary = masks.summarize(
+            low_res,
+            view.upsampling,
+            level=MASK_THRESHOLD,
+            offset=options.stability_score_offset,
+        )
+        if not _passes_stability(summary.stability, options):
+            continue
+        stable += 1
+        if _cut_by_crop(summary, view):
+            continue
+        found.append(_candidate(low_res, float(iou[row, column]), summary, points[row], view))
+    counts.add("stability_score", len(rows), stable)
+    counts.add("crop_edge", stable, len(found))
+    return found
+
+
+def _passes_iou(iou: FloatArray, options: AutoMaskOptions) -> BoolArray:
+    if options.pred_iou_thresh <= 0:
+        return np.ones(iou.shape, dtype=np.bool_)
+    return np.asarray(iou > np.float32(options.pred_iou_thresh), dtype=np.bool_)
+
+
+def _passes_stability(stability: float, options: AutoMaskOptions) -> bool:
+    if options.stability_score_thresh <= 0:
+        return True
+    # In float32, as the reference compares; NaN, an empty mask, never passes.
+    return bool(np.float32(stability) >= np.float32(options.stability_score_thresh))
+
+
+def _cut_by_crop(summary: masks.MaskSummary, view: CropView) -> bool:
+    box = np.array([summary.box_xyxy], dtype=np.float64)
+    return bool(geometry.near_crop_edge(box, view.plan.box, view.image)[0])
+
+
+def _candidate(
+    low_res: FloatArray,
+    iou: float,
+    summary: masks.MaskSummary,
+    point: Array,
+    view: CropView,
+) -> Candidate:
+    x, y = view.plan.origin
+    x_min, y_min, x_max, y_max = summary.box_xyxy
+    return Candidate(
+        box=(float(x_min + x), float(y_min + y), float(x_max + x), float(y_max + y)),
+        area=summary.area,
+        predicted_iou=iou,
+        stability_score=0.0 if np.isnan(summary.stability) else summary.stability,
+        point=(float(point[0] + x), float(point[1] + y)),
+        crop=view.plan,
+        # A copy: a view would keep the logits of the whole batch alive.
+        pixels=DeferredMask(low_res.copy(), view),
+    )
+
+
+def compact(candidates: Sequence[Candidate], most_deferred: int) -> list[Candidate]:
+    """Bound memory: beyond *most_deferred* candidates, keep run lengths instead of logits.
+
+    Logits are kept as long as possible because most candidates never need run lengths.
+    """
+    deferred = sum(isinstance(candidate.pixels, DeferredMask) for candidate in candidates)
+    if deferred <= most_deferred:
+        return list(candidates)
+    return [replace(candidate, pixels=candidate.rle()) for candidate in candidates]
+
+
+def suppress_in_crop(
+    candidates: Sequence[Candidate], options: AutoMaskOptions, counts: FilterCounts
+) -> list[Candidate]:
+    """Drop what overlaps a mask of higher predicted IoU (automatic_mask_generator.py:251-257)."""
+    scores = np.array([candidate.predicted_iou for candidate in candidates], dtype=np.float32)
+    kept = nms.nms(_boxes(candidates), scores, options.box_nms_thresh)
+    counts.add("box_nms", len(candidates), len(kept))
+    return [candidates[index] for index in kept]
+
+
+def suppress_across_crops(
+    candidates: Sequence[Candidate], options: AutoMaskOptions, counts: FilterCounts
+) -> list[Candidate]:
+    """Prefer masks from smaller crops (automatic_mask_generator.py:210-220)."""
+    scores = np.array([1 / candidate.crop.size.pixels for candidate in candidates])
+    kept = nms.nms(_boxes(candidates), scores.astype(np.float32), options.crop_nms_thresh)
+    counts.add("crop_nms", len(candidates), len(kept))
+    return [candidates[index] for index in kept]
+
+
+def remove_small_regions(
+    candidates: Sequence[Candidate], options: AutoMaskOptions, counts: FilterCounts
+) -> list[Candidate]:
+    """Fill small holes and drop small islands, then suppress again, unchanged masks first.
+
+    Source: automatic_mask_generator.py:324-372; quality estimates are not made again.
+    """
+    cleaned = [_cleaned(candidate, options.min_mask_region_area) for candidate in candidates]
+    scores = np.array([float(not changed) for _, changed in cleaned], dtype=np.float32)
+    results = [candidate for candidate, _ in cleaned]
+    threshold = max(options.box_nms_thresh, options.crop_nms_thresh)
+    kept = nms.nms(_boxes(results), scores, threshold)
+    counts.add("small_regions", len(candidates), len(kept))
+    return [results[index] for index in kept]
+
+
+def _cleaned(candidate: Candidate, min_area: int) -> tuple[Candidate, bool]:
+    mask, holes = regions.remove_small_regions(candidate.mask(), min_area, "holes")
+    mask, islands = regions.remove_small_regions(mask, min_area, "islands")
+    if not (holes or islands):
+        return candidate, False
+    x_min, y_min, x_max, y_max = masks.mask_to_box(mask)
+    changed = replace(
+        candidate,
+        box=(float(x_min), float(y_min), float(x_max), float(y_max)),
+        area=int(np.count_nonzero(mask)),
+        pixels=rle.encode(mask),
+    )
+    return changed, True
+
+
+def keep_best(
+    candidates: Sequence[Candidate], options: AutoMaskOptions, counts: FilterCounts
+) -> list[Candidate]:
+    """Keep the ``max_masks`` candidates of highest predicted IoU, in their order."""
+    scores = np.array([-candidate.predicted_iou for candidate in candidates])
+    kept = sorted(np.argsort(scores, kind="stable")[: options.max_masks].tolist())
+    counts.add("max_masks", len(candidates), len(kept))
+    return [candidates[index] for index in kept]
+
+
+def record(candidate: Candidate) -> AutoMaskRecord:
+    """Finish a candidate: run lengths and the fields of an SA-1B annotation."""
+    x_min, y_min, x_max, y_max = candidate.box
+    return AutoMaskRecord(
+        mask=Mask(
+            rle=candidate.rle(),
+            area=candidate.area,
+            bbox=(x_min, y_min, x_max - x_min, y_max - y_min),
+            predicted_iou=candidate.predicted_iou,
+            stability_score=candidate.stability_score,
+        ),
+        point=candidate.point,
+        crop_box=candidate.crop.box_xywh,
+    )
+
+
+def _boxes(candidates: Sequence[Candidate]) -> Array:
+    return np.array([candidate.box for candidate in candidates], dtype=np.float64).reshape(-1, 4)

@@ -1,1 +1,0 @@
-"""Embeddings in Redis or Valkey, shared by several servers."""

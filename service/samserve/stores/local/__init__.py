@@ -1,0 +1,1 @@
+"""The tier of this process: embeddings in its memory."""

@@ -1,0 +1,1 @@
+"""The tier that gateways share: embeddings in a Redis or Valkey Cluster."""

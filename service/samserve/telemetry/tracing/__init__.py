@@ -1,0 +1,24 @@
+"""Traces of calls: the port, and how it is opened.
+
+The SDK of OpenTelemetry is asked for only where traces are wanted; the extra ``tracing`` has it.
+"""
+
+from __future__ import annotations
+
+from samserve.errors import Misconfigured
+from samserve.settings import TraceSettings
+from samserve.system.extras import how_to_install
+from samserve.telemetry.tracing.base import NoTracing, Tracing
+
+
+def open_tracing(settings: TraceSettings) -> Tracing:
+    """Open what the settings ask for.  Raises `Misconfigured`."""
+    if not settings.endpoint:
+        return NoTracing()
+    try:
+        from samserve.telemetry.tracing.otel import OtelTracing  # noqa: PLC0415 - it is optional
+    except ImportError as error:
+        raise Misconfigured(
+            f"trace.endpoint needs the OpenTelemetry SDK, {how_to_install('tracing')}: {error}"
+        ) from None
+    return OtelTracing(settings)

@@ -1,0 +1,178 @@
+"""JPEG files that are unusual: of other codings, without their end, cut anywhere."""
+
+from __future__ import annotations
+
+import struct
+from io import BytesIO
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from samserve import images
+from samserve.errors import ImageUnreadable
+from samserve.types import EncodedImage
+
+from tests.core import photos
+from tests.support.together import check_all
+
+LIMITS = images.ImageLimits(max_pixels=100_000, max_side=1000)
+PHOTO = photos.named("chelsea")[:77, :91].copy()
+END = b"\xff\xd9"
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "baseline": ("RGB", {}),
+    "no subsampling": ("RGB", {"subsampling": 0, "quality": 97}),
+    "4:2:2": ("RGB", {"subsampling": 1}),
+    "optimised": ("RGB", {"optimize": True, "quality": 30}),
+    "progressive": ("RGB", {"progressive": True}),
+    "restarts": ("RGB", {"restart_marker_blocks": 2}),
+    "restarts by row, progressive": ("RGB", {"restart_marker_rows": 1, "progressive": True}),
+    "components R, G, B": ("RGB", {"keep_rgb": True}),
+    "grey": ("L", {}),
+    "grey, progressive": ("L", {"progressive": True}),
+    "CMYK": ("CMYK", {}),
+}
+
+
+def jpeg(kind: str) -> bytes:
+    mode, options = KINDS[kind]
+    buffer = BytesIO()
+    Image.fromarray(PHOTO).convert(mode).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def decoded(file: bytes) -> np.ndarray:
+    rgb = images.decode(EncodedImage(file), LIMITS)
+    size = images.probe(EncodedImage(file), LIMITS)
+    assert rgb.shape == (size.height, size.width, 3)
+    return rgb
+
+
+def segment(kind: int, content: bytes) -> bytes:
+    return bytes([0xFF, kind]) + struct.pack(">H", len(content) + 2) + content
+
+
+def test_every_kind_is_as_opencv_decodes_it() -> None:
+    def check(kind: str) -> None:
+        file = jpeg(kind)
+        other = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
+
+        # CMYK is converted with other roundings.
+        assert np.abs(decoded(file) - other[..., ::-1].astype(int)).max() <= (kind == "CMYK")
+
+    check_all(check, {kind: kind for kind in KINDS})
+
+
+def test_a_file_without_its_end_marker_is_read_if_it_has_all_pixels() -> None:
+    def check(kind: str) -> None:
+        file = jpeg(kind)
+
+        assert np.array_equal(decoded(file.removesuffix(END)), decoded(file))
+        assert np.array_equal(decoded(file[:-1]), decoded(file))
+
+    check_all(check, {kind: kind for kind in KINDS})
+
+
+def test_a_file_that_is_cut_shows_all_pixels_or_none() -> None:
+    """libjpeg makes up what is missing, and says nothing."""
+
+    def check(kind: str) -> None:
+        file = jpeg(kind)
+        whole = decoded(file)
+        random = np.random.default_rng(len(file))
+        cuts = [*range(3, 40), *random.integers(40, len(file), 20).tolist()]
+        for cut in cuts:
+            try:
+                found = decoded(file[:-cut])
+            except ImageUnreadable:
+                continue
+            assert np.array_equal(found, whole), f"{cut} bytes less"
+
+    check_all(check, {kind: kind for kind in KINDS})
+
+
+def scans(file: bytes) -> list[int]:
+    """Find where each scan ends, before the tables of the next."""
+    starts = [at for at in range(len(file)) if file[at : at + 2] == b"\xff\xda"]
+    return [max(file.rfind(b"\xff\xc4", 0, start), 0) for start in starts[1:]]
+
+
+def test_scans_that_are_missing_as_a_whole_are_noticed() -> None:
+    def check(kind: str) -> None:
+        file = jpeg(kind)
+        ends = scans(file)
+        assert len(ends) > 1
+        for end in ends:
+            with pytest.raises(ImageUnreadable, match="cut off: a JPEG without its end marker"):
+                decoded(file[:end])
+
+    check_all(check, {kind: kind for kind in ("progressive", "grey, progressive")})
+
+
+@pytest.mark.parametrize("filler", [b"\0", b"\xff", b" "], ids=["zeros", "ones", "spaces"])
+def test_a_file_whose_rest_was_never_written_is_refused(filler: bytes) -> None:
+    file = jpeg("baseline")
+    half = len(file) // 2
+
+    with pytest.raises(ImageUnreadable, match="cut off"):
+        decoded(file[:half] + filler * 60_000)
+
+
+def with_frame(code: int, *, precision: int = 8, components: int = 3, height: int = 77) -> bytes:
+    """Write another header of the frame into a baseline file."""
+    file = jpeg("baseline")
+    at = file.index(b"\xff\xc0")
+    length = struct.unpack(">H", file[at + 2 : at + 4])[0]
+    frame = struct.pack(">BHHB", precision, height, 91, components) + b"\1\x11\0" * components
+    return file[:at] + segment(code, frame) + file[at + 2 + length :]
+
+
+def test_what_is_not_supported_is_named_and_so_is_the_cure() -> None:
+    cases = {
+        "with arithmetic coding": [with_frame(code) for code in (0xC9, 0xCA, 0xCB)],
+        "with hierarchical coding": [with_frame(code) for code in (0xC5, 0xC7, 0xCD, 0xDE)],
+        "with the coding of JPEG-LS": [with_frame(0xF7)],
+        "of 12 bits per sample": [with_frame(code, precision=12) for code in (0xC0, 0xC1, 0xC2)],
+        "of 2 components": [with_frame(0xC0, components=2)],
+        "that has its height behind its pixels": [with_frame(0xC0, height=0)],
+    }
+
+    def check(case: tuple[str, list[bytes]]) -> None:
+        what, files = case
+        for file in files:
+            for read in (images.probe, images.decode):
+                with pytest.raises(
+                    ImageUnreadable, match=f"is a JPEG {what}, which is not"
+                ) as told:
+                    read(EncodedImage(file), LIMITS)
+                assert "save it as a baseline or progressive JPEG, or as PNG" in str(told.value)
+
+    check_all(check, {what: (what, files) for what, files in cases.items()})
+
+
+def lossless(grey: np.ndarray) -> bytes:
+    """Code grey ``[h, w]`` without loss: each pixel as its difference to the one before."""
+    lengths = bytearray(16)
+    lengths[3] = 9
+    table = segment(0xC4, b"\0" + bytes(lengths) + bytes(range(9)))
+    frame = segment(0xC3, struct.pack(">BHHB", 8, *grey.shape, 1) + b"\1\x11\0")
+    left = np.concatenate([np.full((1, 1), 128), grey[:-1, :1]]).astype(int)
+    steps = grey - np.concatenate([left, grey[:, :-1]], axis=1)
+    bits = "".join(_difference(int(step)) for step in steps.ravel())
+    bits += "1" * (-len(bits) % 8)
+    coded = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    return b"\xff\xd8" + table + frame + segment(0xDA, b"\1\1\0\1\0\0") + coded + END
+
+
+def _difference(step: int) -> str:
+    size = abs(step).bit_length()
+    number = step if step > 0 else step + (1 << size) - 1
+    return f"{size:04b}" + (f"{number:0{size}b}" if size else "")
+
+
+def test_lossless_jpeg_is_read() -> None:
+    grey = PHOTO[..., 1]
+
+    assert np.array_equal(decoded(lossless(grey))[..., 0], grey)

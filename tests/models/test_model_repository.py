@@ -1,0 +1,59 @@
+"""What is committed under model_repository/ fits together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from samserve.export.onnx_file import parsed
+from samserve.export.triton_repository import Description, write_pair
+from samserve.models.digest import pair_digest
+from samserve.models.repository import discover
+
+from tests.export import config_check
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+
+
+@pytest.mark.parametrize("model", ["sam_tiny_encoder", "sam_tiny_decoder"])
+def test_configurations_repeat_what_their_graphs_declare(model: str) -> None:
+    config = config_check.read_config(REPOSITORY / model)
+    graph = config_check.read_graph(REPOSITORY / model)
+
+    assert config_check.declared(config.input) == config_check.actual(graph.graph.input)
+    assert config_check.declared(config.output) == config_check.actual(graph.graph.output)
+    assert (config.name, config.backend) == (model, "onnxruntime")
+    assert [opset.version for opset in graph.opset_import if not opset.domain] == [17]
+
+
+def test_the_pair_has_the_digest_of_its_files_and_the_contract_of_sam() -> None:
+    (files,) = discover(REPOSITORY)
+
+    assert files.info.digest == pair_digest(files.encoder, files.decoder)
+    assert (files.info.name, files.info.family) == ("sam_tiny", "sam1")
+    assert (files.info.image_size, files.info.mask_size) == (1024, 256)
+    assert [(spec.name, spec.dtype.name, spec.shape) for spec in files.info.embedding] == [
+        ("image_embedding", "float16", (256, 64, 64))
+    ]
+
+
+def test_the_default_model_stays_small() -> None:
+    (files,) = discover(REPOSITORY)
+
+    assert files.encoder.stat().st_size + files.decoder.stat().st_size <= 16 << 20
+
+
+def test_configurations_are_what_the_export_writes_today(tmp_path: Path) -> None:
+    (files,) = discover(REPOSITORY)
+
+    write_pair(
+        tmp_path,
+        files.info.name,
+        parsed(files.encoder.read_bytes()),
+        parsed(files.decoder.read_bytes()),
+        Description(files.info.description, files.info.family),
+    )
+
+    for role in ("encoder", "decoder"):
+        config = Path(f"{files.info.name}_{role}") / "config.pbtxt"
+        assert (REPOSITORY / config).read_text() == (tmp_path / config).read_text()

@@ -1,0 +1,286 @@
+"""AutoMask against the original generator, and the proof that each step matters.
+
+Both sides run the default model: the original `SamAutomaticMaskGenerator` on its ONNX files, and
+the product's own pipeline.  Then every step of the product is altered, one at a time, and the
+comparison must notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+from prometheus_client import CollectorRegistry
+from samserve.app import default_repository
+from samserve.core import geometry, grid, masks, nms, regions
+from samserve.engines.onnx import OnnxEngine
+from samserve.segmentation.automask import crops, filters, generator
+from samserve.segmentation.automask.options import AutoMaskOptions
+from samserve.telemetry.metrics import Metrics
+from samserve.types import AutoMaskRecord
+
+from tests.oracle.generator import FilterCounts, reference_auto_mask
+from tests.segmentation.automask.comparison import differences, kept_by
+from tests.segmentation.automask.replay import RecordingEngine, product_auto_mask
+
+# As many as the original has here: equal ones give equal bits.
+THREADS = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: a picture and the options that differ from the defaults."""
+
+    picture: np.ndarray
+    options: dict[str, Any]
+
+
+def coins() -> np.ndarray:
+    """Coins at an odd size above that of the model frame."""
+    grey = Image.fromarray(skimage.data.coins()).resize((1153, 907), Image.Resampling.BICUBIC)
+    return np.asarray(grey.convert("RGB"))
+
+
+# Lower thresholds than the defaults let all filters see something, in few points and crops.
+# The defaults are compared on a Segment Anything in tests/export/test_automask.py.
+CASES = {
+    "whole": Case(
+        coins(),
+        {
+            "points_per_side": 9,
+            "pred_iou_thresh": 0.7,
+            "stability_score_thresh": 0.95,
+        },
+    ),
+    "crops": Case(
+        skimage.data.astronaut(),
+        {
+            "points_per_side": 12,
+            "crop_n_layers": 1,
+            "crop_n_points_downscale_factor": 2,
+            "min_mask_region_area": 60,
+            "pred_iou_thresh": 0.5,
+            "stability_score_thresh": 0.9,
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the original answered."""
+
+    records: list[dict[str, Any]]
+    counts: FilterCounts
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[RecordingEngine]:
+    engine = RecordingEngine(
+        OnnxEngine(default_repository(), THREADS, Metrics(CollectorRegistry()))
+    )
+    yield engine
+    asyncio.run(engine.aclose())
+
+
+@cache
+def reference(name: str) -> Reference:
+    repository = default_repository()
+    encoder, decoder = (
+        next(repository.glob(f"*_{role}/1/model.onnx")) for role in ("encoder", "decoder")
+    )
+    case = CASES[name]
+    return Reference(
+        *reference_auto_mask(
+            case.picture, encoder, decoder, output_mode="binary_mask", **case.options
+        )
+    )
+
+
+def run(engine: RecordingEngine, name: str) -> tuple[tuple[AutoMaskRecord, ...], dict[str, Any]]:
+    case = CASES[name]
+    return asyncio.run(product_auto_mask(engine, case.picture, AutoMaskOptions(**case.options)))
+
+
+@pytest.mark.parametrize("name", ["whole", pytest.param("crops", marks=pytest.mark.slow)])
+def test_records_are_those_of_the_original_generator(name: str, engine: RecordingEngine) -> None:
+    records, _ = run(engine, name)
+
+    assert len(reference(name).records) >= 20
+    assert differences(records, reference(name).records) == []
+
+
+@pytest.mark.parametrize("name", ["whole", pytest.param("crops", marks=pytest.mark.slow)])
+def test_filters_keep_as_many_as_the_original_and_each_rejects_some(
+    name: str, engine: RecordingEngine
+) -> None:
+    _, counts = run(engine, name)
+    expected = kept_by(reference(name).counts)
+    ours = {filter_name: count.kept for filter_name, count in counts.items()}
+
+    assert ours == {filter_name: expected[filter_name] for filter_name in ours}
+    rejecting = {count.name for count in counts.values() if count.kept < count.came}
+    # Without crops every edge is an edge of the image: the filter cannot reject.
+    assert rejecting >= set(counts) - ({"crop_edge"} if name == "whole" else {"small_regions"})
+
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def option(**changed: Any) -> Patch:
+    """Alter a threshold on its way in."""
+
+    def apply(patch: pytest.MonkeyPatch) -> None:
+        original = generator.AutoMasker.search
+
+        def altered(self: Any, source: Any, model: str, options: Any, context: Any) -> Any:
+            return original(self, source, model, replace(options, **changed), context)
+
+        patch.setattr(generator.AutoMasker, "search", altered)
+
+    return apply
+
+
+def swap(module: Any, name: str, make: Callable[[Any], Any]) -> Patch:
+    """Replace a function by one made from it."""
+    return lambda patch: patch.setattr(module, name, make(getattr(module, name)))
+
+
+def one_step_upsampling(original: Any) -> Any:
+    def binary_mask(low_res: Any, steps: Any, *, level: float = 0.0) -> Any:
+        size = (steps.image.width, steps.image.height)
+        side = max(size)
+        whole = cv2.resize(low_res, (side, side), interpolation=cv2.INTER_LINEAR)
+        return whole[: size[1], : size[0]] > level
+
+    return binary_mask
+
+
+def low_res_stability(original: Any) -> Any:
+    def summarize(low_res: Any, steps: Any, *, level: float = 0.0, offset: float = 1.0) -> Any:
+        summary = original(low_res, steps, level=level, offset=offset)
+        return replace(summary, stability=masks.stability_score(low_res, level, offset))
+
+    return summarize
+
+
+def area_favoured(original: Any) -> Any:
+    """Prefer large crops."""
+
+    def across(found: Any, options: Any, counts: Any) -> Any:
+        scores = np.array([float(each.crop.size.pixels) for each in found])
+        kept = nms.nms(filters._boxes(found), scores, options.crop_nms_thresh)
+        counts.add("crop_nms", len(found), len(kept))
+        return [found[index] for index in kept]
+
+    return across
+
+
+def inclusive_bbox(record: AutoMaskRecord) -> AutoMaskRecord:
+    x, y, width, height = record.mask.bbox
+    return replace(record, mask=replace(record.mask, bbox=(x, y, width + 1, height + 1)))
+
+
+def only(mode: str) -> Any:
+    def make(original: Any) -> Any:
+        def remove(mask: Any, area: float, asked: str) -> Any:
+            return original(mask, area, asked) if asked == mode else (mask, False)
+
+        return remove
+
+    return make
+
+
+ALTERED: dict[str, tuple[str, Patch]] = {
+    "no predicted IoU filter": ("whole", option(pred_iou_thresh=0.0)),
+    "a stricter predicted IoU": ("whole", option(pred_iou_thresh=0.8)),
+    "no stability filter": ("whole", option(stability_score_thresh=0.0)),
+    "a wider stability offset": ("whole", option(stability_score_offset=1.2)),
+    "stability of low-res logits": ("whole", swap(masks, "summarize", low_res_stability)),
+    "one-step upsampling": ("whole", swap(masks, "binary_mask", one_step_upsampling)),
+    "another mask threshold": (
+        "whole",
+        lambda patch: patch.setattr(filters, "MASK_THRESHOLD", 0.1),
+    ),
+    "the single-mask token too": (
+        "whole",
+        lambda patch: patch.setattr(filters, "MULTIMASK_TOKENS", (0, 1, 2)),
+    ),
+    "a looser NMS": ("whole", option(box_nms_thresh=0.9)),
+    "NMS in order of arrival": (
+        "whole",
+        swap(nms, "nms", lambda nms: lambda boxes, scores, thr: nms(boxes, scores * 0, thr)),
+    ),
+    "a grid from edge to edge": (
+        "whole",
+        swap(
+            grid,
+            "point_grid",
+            lambda _: (
+                lambda n: np.stack(
+                    np.meshgrid(np.linspace(0, 1, n), np.linspace(0, 1, n)), -1
+                ).reshape(-1, 2)
+            ),
+        ),
+    ),
+    "points not scaled to the model": (
+        "whole",
+        swap(geometry, "points_to_model_frame", lambda _: lambda points, image, resized: points),
+    ),
+    "bbox with inclusive extents": (
+        "whole",
+        swap(
+            filters,
+            "record",
+            lambda record: lambda each: inclusive_bbox(record(each)),
+        ),
+    ),
+    "no filter at crop edges": (
+        "crops",
+        swap(
+            geometry,
+            "near_crop_edge",
+            lambda _: lambda boxes, crop, image, **__: np.zeros(len(boxes), bool),
+        ),
+    ),
+    "a wide crop edge": (
+        "crops",
+        swap(
+            geometry,
+            "near_crop_edge",
+            lambda near: lambda boxes, crop, image, **_: near(boxes, crop, image, atol=60.0),
+        ),
+    ),
+    "less overlap of crops": ("crops", option(crop_overlap_ratio=0.2)),
+    "a full grid in every crop": ("crops", option(crop_n_points_downscale_factor=1)),
+    "no NMS across crops": ("crops", option(crop_nms_thresh=1.0)),
+    "large crops favoured": ("crops", swap(filters, "suppress_across_crops", area_favoured)),
+    "small regions kept": ("crops", option(min_mask_region_area=0)),
+    "only holes filled": ("crops", swap(regions, "remove_small_regions", only("holes"))),
+    "only islands dropped": ("crops", swap(regions, "remove_small_regions", only("islands"))),
+    "crop points left in the crop": (
+        "crops",
+        lambda patch: patch.setattr(crops.CropPlan, "origin", property(lambda self: (0, 0))),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALTERED)
+def test_an_altered_step_is_noticed(
+    name: str, engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, patch = ALTERED[name]
+    patch(monkeypatch)
+
+    records, _ = run(engine, case)
+
+    assert differences(records, reference(case).records) != []

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from redis.exceptions import ResponseError
+from samserve.stores.shared.redis.slots import SLOTS, parse_slots
+from samserve.system.addresses import parse_hosts
+
+ASKED = ("10.0.0.9", 7000)
+
+
+def test_ranges_their_masters_and_replicas_are_read() -> None:
+    reply = [
+        [0, 99, [b"10.0.0.1", 7000, b"id", []], [b"10.0.0.2", 7000, b"id2"]],
+        [100, SLOTS - 1, [b"10.0.0.3", 7001, b"id3"]],
+    ]
+
+    slots = parse_slots(reply, ASKED)
+
+    assert slots is not None
+    assert slots.owners[0] == slots.owners[99] == ("10.0.0.1", 7000)
+    assert slots.owners[100] == slots.owners[SLOTS - 1] == ("10.0.0.3", 7001)
+    assert slots.replicas == {("10.0.0.2", 7000)}
+    assert len(slots.addresses) == 3
+
+
+def test_slots_that_nobody_owns_have_no_owner() -> None:
+    slots = parse_slots([[5, 6, [b"h", 1, b""]]], ASKED)
+
+    assert slots is not None
+    assert slots.owners[4:8] == [None, ("h", 1), ("h", 1), None]
+
+
+@pytest.mark.parametrize("host", [b"", None, b"?"])
+def test_a_node_that_does_not_know_its_name_is_the_one_that_was_asked(host: Any) -> None:
+    slots = parse_slots([[0, 0, [host, 7001, b"id"]]], ASKED)
+
+    assert slots is not None
+    assert slots.owners[0] == (ASKED[0], 7001)
+
+
+def test_a_server_without_cluster_mode_owns_everything() -> None:
+    slots = parse_slots(ResponseError("This instance has cluster support disabled"), ASKED)
+
+    assert slots is not None
+    assert set(slots.owners) == {ASKED}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [ResponseError("NOPERM"), None, 7, b"x", [[0]], [[0, 1]], [[0, b"a", [b"h", 1]]], [[0, 1, 2]]],
+)
+def test_nonsense_is_no_map(reply: Any) -> None:
+    slots = parse_slots(reply, ASKED)
+
+    assert slots is None or not slots.addresses
+
+
+def test_a_range_beyond_the_last_slot_is_no_map() -> None:
+    assert parse_slots([[0, SLOTS, [b"h", 1, b""]]], ASKED) is None
+
+
+def test_hosts_are_read_with_their_ports() -> None:
+    assert parse_hosts(" a:1, [::1]:2 ,") == (("a", 1), ("::1", 2))
+
+
+@pytest.mark.parametrize("text", ["a", "a:", ":1", "a:0", "a:70000", "a:1,b"])
+def test_what_is_no_host_and_port_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"HOST:PORT|the port must be"):
+        parse_hosts(text)

@@ -1,0 +1,597 @@
+"""The value that one embedding is in Redis: what comes back, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tracemalloc
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+from samserve.stores.shared import value_format
+from samserve.stores.shared.value_format import Damaged, OtherFormat, Unusable
+from samserve.types import Array, EmbeddingFacts, Size, TensorSpec
+
+from fuzz.targets.values import sealed, written
+
+KEY = b"samserve:{acme}:0123"
+FACTS = EmbeddingFacts(Size(480, 640), "sam_b", "d1", "v1")
+PREFIX, MARK = 40, 10
+DTYPES = ("<f2", "<f4", "<f8", "i1", "u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8")
+# Format 1, byte for byte.  If this no longer holds, servers of two versions misread each other:
+# count `value_format.FORMAT` up instead of changing the text.
+GOLDEN_TENSORS = {
+    "image_embedding": np.array([[1.0, -2.0, 0.5]], "<f2"),
+    "scale": np.array(7, "<u4"),
+}
+GOLDEN = bytes.fromhex(
+    "73616d736572766501000000fc000000440000000000000076f93216e75ac1d37072bc8398a8e3887b22696d"
+    "6167655f686569676874223a3438302c22696d6167655f7769647468223a3634302c226d6f64656c5f646967"
+    "657374223a226431222c226d6f64656c5f6e616d65223a2273616d5f62222c2270726570726f63657373696e"
+    "67223a227631222c2274656e736f7273223a5b7b226474797065223a226632222c226e616d65223a22696d61"
+    "67655f656d62656464696e67222c226e6279746573223a362c226f6666736574223a302c227368617065223a"
+    "5b312c335d7d2c7b226474797065223a227534222c226e616d65223a227363616c65222c226e627974657322"
+    "3a342c226f6666736574223a36342c227368617065223a5b5d7d5d7d003c00c0003800000000000000000000"
+    "0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"
+    "0000000007000000"
+)
+
+
+def noise(dtype: str, shape: tuple[int, ...], seed: int = 0) -> Array:
+    """Any bits, so also every kind of NaN."""
+    kind = np.dtype(dtype)
+    count = kind.itemsize * int(np.prod(shape, dtype=np.int64))
+    return np.frombuffer(Random(seed).randbytes(count), kind).reshape(shape)
+
+
+def sam_2() -> dict[str, Array]:
+    return {
+        "image_embed": noise("<f2", (256, 8, 8), 1),
+        "high_res_feats_0": noise("<f2", (32, 32, 32), 2),
+        "high_res_feats_1": noise("<f2", (64, 16, 16), 3),
+    }
+
+
+def small() -> bytes:
+    return value_format.encode(
+        KEY, FACTS, {"a": noise("u1", (3,), 4), "b": noise("<f4", (2, 2), 5)}
+    )
+
+
+def digest(key: bytes, value: bytes) -> bytes:
+    """The checksum of whatever the prefix says."""
+    covered = len(key).to_bytes(8, "little") + key + value[:24] + value[PREFIX:]
+    return xxhash.xxh3_128_digest(covered)
+
+
+def read_back(parsed: value_format.Value) -> dict[str, Array]:
+    tensors: dict[str, Array] = {
+        spec.name: np.zeros(spec.shape, spec.dtype) for spec in parsed.specs
+    }
+    parsed.copy_into(tensors)
+    return tensors
+
+
+def assert_same(found: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        assert found[name].tobytes() == array.tobytes()
+
+
+def refusal(value: bytes, key: bytes = KEY) -> type[Unusable]:
+    with pytest.raises(Unusable) as caught:
+        value_format.parse(key, value)
+    return caught.type
+
+
+# What comes back.
+
+arrays = st.builds(
+    noise,
+    st.sampled_from(DTYPES),
+    st.lists(st.integers(1, 4), max_size=8).map(tuple),
+    st.integers(0, 1000),
+)
+sides = st.integers(1, 2**31 - 1)
+facts = st.builds(
+    EmbeddingFacts,
+    st.builds(Size, sides, sides),
+    *[st.text(max_size=40)] * 3,
+)
+
+
+@given(
+    st.binary(max_size=40),
+    facts,
+    st.dictionaries(st.text(min_size=1, max_size=128), arrays, min_size=1, max_size=5),
+)
+def test_what_is_written_comes_back(
+    key: bytes, facts: EmbeddingFacts, tensors: dict[str, Array]
+) -> None:
+    value = value_format.encode(key, facts, tensors)
+
+    parsed = value_format.parse(key, value)
+
+    assert parsed.facts == facts
+    assert parsed.specs == tuple(
+        TensorSpec(name, array.dtype, array.shape) for name, array in tensors.items()
+    )
+    assert_same(read_back(parsed), tensors)
+    assert value_format.encode(key, facts, tensors) == value
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (2, 1, 2, 1, 2, 1, 2, 1)])
+def test_every_type_comes_back(dtype: str, shape: tuple[int, ...]) -> None:
+    tensors = {"t": noise(dtype, shape)}
+
+    assert_same(
+        read_back(value_format.parse(KEY, value_format.encode(KEY, FACTS, tensors))), tensors
+    )
+
+
+def test_several_tensors_come_back_in_their_order() -> None:
+    value = value_format.encode(KEY, FACTS, sam_2())
+
+    assert_same(read_back(value_format.parse(KEY, value)), sam_2())
+
+
+def test_as_many_tensors_as_are_allowed_come_back() -> None:
+    tensors = {f"{at:0128}": noise("u1", (1,), at) for at in range(64)}
+
+    assert_same(
+        read_back(value_format.parse(KEY, value_format.encode(KEY, FACTS, tensors))), tensors
+    )
+
+
+def test_arrays_need_not_be_contiguous_to_be_copied_into() -> None:
+    tensors = {"t": noise("<f4", (4, 6))}
+    target = np.zeros((6, 4), "<f4").T
+
+    value_format.parse(KEY, value_format.encode(KEY, FACTS, tensors)).copy_into({"t": target})
+
+    assert target.tobytes() == tensors["t"].tobytes()
+
+
+def frozen(array: Array) -> Array:
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {},
+        {"c": np.zeros((2, 2), "<f4")},
+        {"b": np.zeros((2, 2), "<f4"), "c": np.zeros(1, "u1")},
+        {"b": np.zeros((2, 2), "<f8")},
+        {"b": np.zeros((2, 2), ">f4")},
+        {"b": np.zeros((4,), "<f4")},
+        {"b": np.zeros((1, 2, 2), "<f4")},
+        {"b": frozen(np.zeros((2, 2), "<f4"))},
+    ],
+)
+def test_nothing_is_copied_into_other_arrays(second: dict[str, Array]) -> None:
+    first = np.zeros(3, "u1")
+
+    with pytest.raises(ValueError, match=r"arrays|writable"):
+        value_format.parse(KEY, small()).copy_into({"a": first, **second})
+
+    assert not first.any()
+
+
+def test_golden() -> None:
+    assert value_format.encode(KEY, FACTS, GOLDEN_TENSORS) == GOLDEN
+    parsed = value_format.parse(KEY, GOLDEN)
+    assert parsed.facts == FACTS
+    assert_same(read_back(parsed), GOLDEN_TENSORS)
+
+
+def test_the_layout_of_golden() -> None:
+    header = int.from_bytes(GOLDEN[12:16], "little")
+    document = json.loads(GOLDEN[PREFIX : PREFIX + header])
+    payload = GOLDEN[PREFIX + header :]
+
+    assert GOLDEN[:12] == b"samserve\1\0\0\0"
+    assert int.from_bytes(GOLDEN[16:24], "little") == len(payload) == 68
+    assert [tensor["offset"] for tensor in document["tensors"]] == [0, 64]
+    assert payload == GOLDEN_TENSORS["image_embedding"].tobytes() + bytes(58) + b"\7\0\0\0"
+    assert value_format.checksum(GOLDEN) == GOLDEN[24:PREFIX] == digest(KEY, GOLDEN)
+
+
+def many(count: int) -> dict[str, Array]:
+    return {str(at): np.zeros(1, "u1") for at in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "told"),
+    [
+        ({}, "at least 1"),
+        (many(65), "at most 64"),
+        ({"": np.zeros(1, "u1")}, "at least 1"),
+        ({"a" * 129: np.zeros(1, "u1")}, "at most 128"),
+        ({"\ud800": np.zeros(1, "u1")}, "surrogates"),
+        ({"t": np.zeros((1,) * 9, "u1")}, "at most 8"),
+        ({"t": np.zeros((2, 0), "u1")}, "greater than or equal to 1"),
+        ({"t": np.zeros((2, 3), "u1").T}, "not C-contiguous"),
+        ({"t": np.zeros(4, "u1")[::2]}, "not C-contiguous"),
+        ({"t": np.zeros(1, ">f4")}, "not stored"),
+        ({"t": np.zeros(1, "?")}, "not stored"),
+        ({"t": np.zeros(1, "<c8")}, "not stored"),
+        ({"t": np.zeros(1, "<M8[s]")}, "not stored"),
+        ({"t": np.zeros(1, object)}, "not stored"),
+        ({"t": np.zeros(1, "S3")}, "not stored"),
+        ({"t": np.zeros(1, [("x", "u1")])}, "not stored"),
+    ],
+)
+def test_what_the_format_does_not_hold_is_not_written(tensors: dict[str, Array], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        value_format.encode(KEY, FACTS, tensors)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        EmbeddingFacts(Size(0, 1), "m", "d"),
+        EmbeddingFacts(Size(1, -1), "m", "d"),
+        EmbeddingFacts(Size(2**31, 1), "m", "d"),
+        EmbeddingFacts(Size(1, 1), "m" * 513, "d"),
+        EmbeddingFacts(Size(1, 1), "m", "d" * 513),
+        EmbeddingFacts(Size(1, 1), "m", "d", "p" * 513),
+    ],
+)
+def test_facts_that_the_format_does_not_hold_are_not_written(facts: EmbeddingFacts) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        value_format.encode(KEY, facts, GOLDEN_TENSORS)
+
+
+def test_a_header_that_is_too_long_to_be_read_is_not_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    longest = {"\0" * 127 + chr(at): noise("u1", (1,) * 8, at) for at in range(64)}
+    facts = EmbeddingFacts(Size(2**31 - 1, 2**31 - 1), *["\0" * 512] * 3)
+
+    assert_same(
+        read_back(value_format.parse(KEY, value_format.encode(KEY, facts, longest))), longest
+    )
+    monkeypatch.setattr(value_format, "MOST_HEADER_BYTES", 63_000)
+    with pytest.raises(ValueError, match="over 63000"):
+        value_format.encode(KEY, facts, longest)
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_tensors_are_copied_once() -> None:
+    tensors = {"image_embedding": noise("<f2", (256, 32, 32))}
+    value = value_format.encode(KEY, FACTS, tensors)
+    parsed = value_format.parse(KEY, value)
+    target = {"image_embedding": np.zeros((256, 32, 32), "<f2")}
+
+    assert peak_bytes(lambda: value_format.encode(KEY, FACTS, tensors)) < 1.1 * len(value)
+    assert peak_bytes(lambda: value_format.parse(KEY, value)) < 0.1 * len(value)
+    assert peak_bytes(lambda: parsed.copy_into(target)) < 0.1 * len(value)
+
+
+# Damage.
+
+
+def test_every_flipped_bit_is_found() -> None:
+    value = small()
+    for bit in range(8 * len(value)):
+        changed = bytearray(value)
+        changed[bit // 8] ^= 1 << bit % 8
+
+        # A flip in the mark looks like something else: it is left alone.
+        expected = OtherFormat if bit < 8 * MARK else Damaged
+        assert refusal(bytes(changed)) is expected, bit
+
+
+def test_every_cut_is_found() -> None:
+    value = small()
+    for length in range(len(value)):
+        assert refusal(value[:length]) is (OtherFormat if length < MARK else Damaged), length
+
+
+@given(st.binary(min_size=1, max_size=100))
+def test_bytes_at_the_end_are_found(more: bytes) -> None:
+    value = small() + more
+
+    assert refusal(value) is Damaged
+    # Nor do lengths and a checksum that hold help.
+    assert refusal(sealed(KEY, value)) is Damaged
+
+
+def test_a_value_belongs_to_its_key() -> None:
+    value = small()
+
+    assert refusal(value, KEY + b"4") is Damaged
+    assert refusal(value, b"") is Damaged
+    assert refusal(value, KEY[:-1]) is Damaged
+    assert refusal(value_format.encode(KEY + b"4", FACTS, sam_2())) is Damaged
+
+
+def test_halves_of_two_values_are_found() -> None:
+    tensors = [{"t": noise("<f4", (40,), seed)} for seed in range(2)]
+    first, second = (value_format.encode(KEY, FACTS, each) for each in tensors)
+
+    assert len(first) == len(second)
+    for at in range(MARK, len(first), 7):
+        # Up to the checksum they are equal, and in the end nothing is left of the second.
+        mixed = first[:at] + second[at:]
+        assert mixed in (first, second) or refusal(mixed) is Damaged
+
+
+@given(
+    st.sampled_from([b"", b"samserve\1\0", b"samserve\1\0\0\0"]),
+    st.binary(max_size=200),
+    st.booleans(),
+)
+def test_no_bytes_are_an_embedding(start: bytes, rest: bytes, valid: bool) -> None:
+    value = sealed(KEY, start + rest) if valid else start + rest
+
+    assert refusal(value) is (Damaged if value.startswith(b"samserve\1\0") else OtherFormat)
+
+
+# Other formats.
+
+
+@pytest.mark.parametrize("version", [0, 2, 3, 256, 257, 2**16 - 1])
+def test_values_of_other_versions_are_left_alone(version: int) -> None:
+    mark = b"samserve" + version.to_bytes(2, "little")
+    rest = small()[MARK:]
+    for value in (mark + rest, sealed(KEY, mark + rest), mark, mark + b"{}", mark + b"\xff" * 99):
+        assert refusal(value) is OtherFormat
+
+
+@pytest.mark.parametrize("value", [b"", b"42", b"samserv", b"samserve\1", b"\x80\x04}\x94." * 50])
+def test_what_is_not_ours_is_left_alone(value: bytes) -> None:
+    assert refusal(value) is OtherFormat
+
+
+# Headers under a checksum that holds: now only the strict reading stands before the tensors.
+
+DOCUMENT: dict[str, Any] = {
+    "model_name": "sam_b",
+    "model_digest": "d1",
+    "preprocessing": "v1",
+    "image_height": 480,
+    "image_width": 640,
+    "tensors": [
+        {"name": "a", "dtype": "u1", "shape": [3], "offset": 0, "nbytes": 3},
+        {"name": "b", "dtype": "f4", "shape": [2, 2], "offset": 64, "nbytes": 16},
+    ],
+}
+PAYLOAD = b"abc" + bytes(61) + b"0123456789abcdef"
+
+
+def spelled(document: object, **options: Any) -> bytes:
+    options = {"ensure_ascii": False, "sort_keys": True, "separators": (",", ":"), **options}
+    return json.dumps(document, **options).encode("utf-8", "surrogatepass")
+
+
+def changed(*path: str | int, to: object) -> bytes:
+    document = copy.deepcopy(DOCUMENT)
+    place: Any = document
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = to
+    return spelled(document)
+
+
+def without(*path: str | int) -> bytes:
+    document = copy.deepcopy(DOCUMENT)
+    place: Any = document
+    for step in path[:-1]:
+        place = place[step]
+    del place[path[-1]]
+    return spelled(document)
+
+
+def test_the_header_that_is_changed_below_is_good() -> None:
+    parsed = value_format.parse(KEY, written(KEY, spelled(DOCUMENT), PAYLOAD))
+
+    assert parsed.facts == FACTS
+    assert {name: array.tobytes() for name, array in read_back(parsed).items()} == {
+        "a": b"abc",
+        "b": b"0123456789abcdef",
+    }
+
+
+FIELDS = list(DOCUMENT)
+TENSOR_FIELDS = list(DOCUMENT["tensors"][0])
+NUMBERS: tuple[object, ...] = (
+    0,
+    -1,
+    2**31,
+    2**63,
+    -(2**63),
+    2**64,
+    10**400,
+    1.0,
+    1e999,
+    True,
+    None,
+    "1",
+    [],
+    {},
+)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_is_needed(field: str) -> None:
+    assert refusal(written(KEY, without(field), PAYLOAD)) is Damaged
+
+
+@pytest.mark.parametrize("field", TENSOR_FIELDS)
+def test_every_field_of_a_tensor_is_needed(field: str) -> None:
+    assert refusal(written(KEY, without("tensors", 1, field), PAYLOAD)) is Damaged
+
+
+@pytest.mark.parametrize("number", [*NUMBERS, 4294967297, float("nan")])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(("image_height",), ("image_width",), ("tensors", 1, "shape", 0)),
+        *(("tensors", 1, "offset"), ("tensors", 1, "nbytes")),
+    ],
+    ids=lambda path: str(path[-1]),
+)
+def test_numbers_are_whole_and_bounded(path: tuple[str | int, ...], number: object) -> None:
+    assert refusal(written(KEY, changed(*path, to=number), PAYLOAD)) is Damaged
+
+
+@pytest.mark.parametrize("field", [*FIELDS[:3], "tensors"])
+@pytest.mark.parametrize("wrong", [None, 1, True, [], {}, ["x"], [[]], [{}], "x" * 513])
+def test_texts_are_texts_and_tensors_are_objects(field: str, wrong: object) -> None:
+    assert refusal(written(KEY, changed(field, to=wrong), PAYLOAD)) is Damaged
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *("O", "object", "|O8", "?", "bool", "b1", "c8", "c16", "f16", "S4", "U1", "V4", "M8[s]"),
+        *("<f4", ">f4", "=f4", "float32", "F4", "f4 ", "", "f4,f4", "i16", "p", None, 4, ["f4"]),
+    ],
+)
+def test_types_are_those_of_the_list(dtype: object) -> None:
+    assert refusal(written(KEY, changed("tensors", 1, "dtype", to=dtype), PAYLOAD)) is Damaged
+
+
+def tensor(name: str, shape: list[int], offset: int, nbytes: int) -> dict[str, Any]:
+    return {"name": name, "dtype": "u1", "shape": shape, "offset": offset, "nbytes": nbytes}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "payload"),
+    {
+        "overlapping": ([tensor("a", [70], 0, 70), tensor("b", [70], 64, 70)], 134),
+        "the same place": ([tensor("a", [4], 0, 4), tensor("b", [4], 0, 4)], 4),
+        "out of order": ([tensor("a", [4], 64, 4), tensor("b", [4], 0, 4)], 68),
+        "not aligned": ([tensor("a", [4], 0, 4), tensor("b", [4], 4, 4)], 8),
+        "behind a gap": ([tensor("a", [4], 64, 4)], 68),
+        "behind a long gap": ([tensor("a", [4], 0, 4), tensor("b", [4], 128, 4)], 132),
+        "too few bytes": ([tensor("a", [4], 0, 3)], 4),
+        "too many bytes": ([tensor("a", [4], 0, 5)], 5),
+        "a short payload": ([tensor("a", [4], 0, 4)], 3),
+        "no payload": ([tensor("a", [4], 0, 4)], 0),
+        "a long payload": ([tensor("a", [4], 0, 4)], 5),
+        "an aligned payload": ([tensor("a", [4], 0, 4)], 64),
+        "the same name": ([tensor("a", [4], 0, 4), tensor("a", [4], 64, 4)], 68),
+        "no name": ([tensor("", [4], 0, 4)], 4),
+        "a long name": ([tensor("a" * 129, [4], 0, 4)], 4),
+        "no elements": ([tensor("a", [4, 0], 0, 0)], 0),
+        "nine dimensions": ([tensor("a", [1] * 9, 0, 1)], 1),
+        "a negative pair": ([tensor("a", [-2, -2], 0, 4)], 4),
+        "more than there is": ([tensor("a", [2**31 - 1], 0, 2**31 - 1)], 4),
+        "over 63 bits": ([tensor("a", [2**31 - 1] * 3, 0, 2**63 - 1)], 4),
+        # 2 ** 64 + 4 bytes, in a product of 64 bits: 4.
+        "wrapping around": ([tensor("a", [4, 274177, 2**23], 0, 4)], 4),
+        "wrapping to nothing": ([tensor("a", [2**30, 2**30, 16], 0, 0)], 0),
+        "too many": ([tensor(str(at), [1], 64 * at, 1) for at in range(65)], 64 * 64 + 1),
+        "none": ([], 0),
+    }.values(),
+    ids=lambda value: str(value)[:40],
+)
+def test_layouts_are_those_of_the_format(tensors: list[dict[str, Any]], payload: int) -> None:
+    header = changed("tensors", to=tensors)
+
+    assert refusal(written(KEY, header, bytes(payload))) is Damaged
+
+
+@pytest.mark.parametrize("at", [3, 40, 63])
+def test_nothing_is_hidden_between_tensors(at: int) -> None:
+    payload = bytearray(PAYLOAD)
+    payload[at] = 1
+
+    assert refusal(written(KEY, spelled(DOCUMENT), bytes(payload))) is Damaged
+
+
+GOOD = spelled(DOCUMENT)
+
+
+@pytest.mark.parametrize(
+    "header",
+    {
+        "nothing": b"",
+        "another value": b"[]",
+        "a number": b"1",
+        "a field more": spelled({**DOCUMENT, "color": 1}),
+        "a tensor's field more": changed("tensors", 0, "color", to=1),
+        "spaces": spelled(DOCUMENT, separators=(", ", ":")),
+        "indented": spelled(DOCUMENT, indent=1),
+        "other order": spelled(DOCUMENT, sort_keys=False),
+        "space behind": GOOD + b" ",
+        "space before": b" " + GOOD,
+        "twice": GOOD + GOOD,
+        "a zero behind": GOOD + b"\0",
+        "a byte order mark": b"\xef\xbb\xbf" + GOOD,
+        "escaped": GOOD.replace(b'"sam_b"', b'"sam\\u005fb"'),
+        "an escaped name": GOOD.replace(b'"model_name"', b'"model\\u005fname"'),
+        "the same field twice": GOOD.replace(b'{"image_h', b'{"image_height":480,"image_h'),
+        "another field first": GOOD.replace(b'{"image_h', b'{"image_height":1,"image_h'),
+        "a tensor's field twice": GOOD.replace(b'"shape":[3]', b'"shape":[3],"shape":[3]'),
+        "a float": GOOD.replace(b"480", b"480.0"),
+        "an exponent": GOOD.replace(b"480", b"48e1"),
+        "a zero in front": GOOD.replace(b"480", b"0480"),
+        "a sign": GOOD.replace(b"480", b"+480"),
+        "a long number": GOOD.replace(b"480", b"9" * 5000),
+        "a number that is none": GOOD.replace(b"480", b"NaN"),
+        "infinity": GOOD.replace(b"480", b"-Infinity"),
+        "no UTF-8": GOOD.replace(b"sam_b", b"sam\xff\xfe"),
+        "overlong UTF-8": GOOD.replace(b"sam_b", b"sam\xc0\xaf"),
+        "a surrogate": changed("model_name", to="\ud800"),
+        "an escaped surrogate": GOOD.replace(b"sam_b", b"\\ud800"),
+        "half of it": GOOD[: len(GOOD) // 2],
+        "deep lists": b"[" * 65536,
+        "deep objects": b'{"tensors":' * 5900,
+        "a deep field": GOOD[:-1] + b',"z":' + b"[" * 30000 + b"]" * 30000 + b"}",
+        "a deep tensor": changed("tensors", to=0).replace(b":0", b":" + b"[" * 999 + b"]" * 999),
+        "many fields": b"{" + b",".join(b'"%x":1' % at for at in range(6500)) + b"}",
+        "many tensors": changed("tensors", to=[{}] * 20000),
+        "many dimensions": changed("tensors", 0, "shape", to=[0] * 30000),
+        "a long text": changed("model_name", to="x" * 65000),
+        "over 64 KiB": GOOD + b" " * 65536,
+    }.values(),
+    ids=lambda header: repr(header[:40]),
+)
+def test_headers_are_spelled_in_one_way(header: bytes) -> None:
+    value = written(KEY, header, PAYLOAD)
+
+    assert refusal(value) is Damaged
+    # Of a long header, most of it is what pydantic keeps of every mistake.
+    assert peak_bytes(lambda: refusal(value)) < 64 * len(value) + (64 << 10)
+
+
+@pytest.mark.parametrize("bit", range(16))
+def test_what_is_reserved_is_zero(bit: int) -> None:
+    assert refusal(written(KEY, GOOD, PAYLOAD, reserved=1 << bit)) is Damaged
+
+
+@pytest.mark.parametrize("field", ["header", "payload"])
+@pytest.mark.parametrize("length", [0, 1, 65, 65537, 2**31, 2**32 - 1, 2**63, 2**64 - 1])
+def test_lengths_are_those_of_the_value(field: str, length: int) -> None:
+    value = small()
+    place, width = (12, 4) if field == "header" else (16, 8)
+    if length >= 1 << 8 * width:
+        return
+    wrong = value[:place] + length.to_bytes(width, "little") + value[place + width :]
+    # Nor does a checksum that holds help.
+    valid = wrong[:24] + digest(KEY, wrong) + wrong[PREFIX:]
+
+    assert refusal(wrong) is Damaged
+    assert refusal(valid) is Damaged
+    assert peak_bytes(lambda: refusal(wrong)) < 1 << 20

@@ -1,0 +1,253 @@
+"""What /metrics answers: in which format, with which exemplars, and that no caller makes series."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import string
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import pytest
+from prometheus_client.samples import Sample
+from samserve.app import Running
+from samserve.engines.fake import FakeEngine
+from samserve.rpc.methods import METHODS, SERVICE
+from samserve.settings import LogSettings
+from samserve.telemetry import logs
+from samserve.v1 import samserve_pb2 as pb
+from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
+
+from harness.otlp.receiver import Receiver
+from tests import pictures
+from tests.conftest import UNLIMITED, serving, settings_with
+from tests.monitoring.catalogue import LABELS
+from tests.samples import total
+from tests.support.waiting import until
+from tests.telemetry.scraping import OPENMETRICS, PLAIN, parsed, samples, scrape, values
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+ACCEPTED = {
+    None: PLAIN,
+    "": PLAIN,
+    "*/*": PLAIN,
+    "text/html,application/xml;q=0.9,*/*;q=0.8": PLAIN,
+    f"{PLAIN};version=0.0.4": PLAIN,
+    OPENMETRICS: OPENMETRICS,
+    f"{OPENMETRICS}; version=1.0.0; charset=utf-8": OPENMETRICS,
+    # What Prometheus 2.42 sends, and what 3 does.
+    f"{OPENMETRICS};version=1.0.0,{OPENMETRICS};version=0.0.1;q=0.75,"
+    f"{PLAIN};version=0.0.4;q=0.5,*/*;q=0.1": OPENMETRICS,
+    f"{OPENMETRICS};version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    f"{PLAIN};version=0.0.4;q=0.2,*/*;q=0.1": OPENMETRICS,
+}
+Pair = tuple[Running, SegmentationServiceStub]
+
+
+async def use(stub: SegmentationServiceStub, *metadata: tuple[str, str]) -> None:
+    """One call of each kind."""
+    embed = pb.EmbedRequest(image=pictures.image())
+    embedded = await stub.Embed(embed, metadata=metadata)
+    click = pb.PredictRequest(embedding_id=embedded.embedding.id, prompts=[pictures.click()])
+    await stub.Predict(click, metadata=metadata)
+    search = pb.AutoMaskRequest(embedding_id=embedded.embedding.id)
+    search.options.points_per_side = 2
+    async for _ in stub.AutoMask(search, metadata=metadata):
+        pass
+
+
+def by_series(found: list[Sample]) -> dict[tuple[str, ...], float]:
+    """Values that stay as they are from scrape to scrape, by name and labels."""
+    return {
+        (sample.name, *(f"{name}={value}" for name, value in sorted(sample.labels.items()))): (
+            sample.value
+        )
+        for sample in found
+        if sample.name.startswith("grpc_server_") and not sample.name.endswith("_created")
+    }
+
+
+async def test_who_takes_openmetrics_gets_it_and_others_the_classic_format(service: Pair) -> None:
+    running, stub = service
+    await use(stub)
+    counted = by_series(samples(running, OPENMETRICS))
+    handled = ("grpc_server_handled_total", "grpc_code=OK", "grpc_method=Predict")
+    assert counted[*handled, f"grpc_service={SERVICE}", "grpc_type=unary"] == 1
+
+    for accept, expected in ACCEPTED.items():
+        status, content_type, text = scrape(running, accept)
+        assert (status, content_type.split(";")[0]) == (200, expected), accept
+        assert "charset=utf-8" in content_type
+        assert text.endswith("# EOF\n") == (expected == OPENMETRICS)
+        found = [sample for family in parsed(content_type, text) for sample in family.samples]
+        assert by_series(found) == counted
+
+
+@pytest.mark.parametrize(
+    "accept", [f"{OPENMETRICS}; version=abc", f"{PLAIN}; version=1..0", f"{OPENMETRICS};version=é"]
+)
+async def test_a_version_that_is_none_is_no_error(accept: str, service: Pair) -> None:
+    status, content_type, text = scrape(service[0], accept.encode().decode("latin-1"))
+
+    assert status == 200
+    assert parsed(content_type, text)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
+
+
+def exemplars(found: list[Sample]) -> dict[str, set[str]]:
+    """Traces that exemplars name, by the metric."""
+    traces = defaultdict(set)
+    for sample in found:
+        if sample.exemplar:
+            (name,) = sample.exemplar.labels
+            assert name == "trace_id"
+            traces[sample.name].add(sample.exemplar.labels[name])
+    return dict(traces)
+
+
+@pytest.mark.parametrize(("flag", "traces"), [("01", {TRACE}), ("00", set[str]())])
+async def test_exemplars_lead_to_traces_that_there_are(
+    flag: str, traces: set[str], receiver: Receiver
+) -> None:
+    trace = {"endpoint": f"http://{receiver.grpc_address}", "ratio": 0.0}
+    async with serving(settings_with(trace=trace)) as (service, stub):
+        await use(stub, ("traceparent", f"00-{TRACE}-b7ad6b7169203331-{flag}"))
+        found = exemplars(samples(service, OPENMETRICS))
+        classic = scrape(service, PLAIN)[2]
+
+    kinds = ("grpc_server_handling", "samserve_call", "samserve_stage")
+    assert found == ({f"{kind}_seconds_bucket": traces for kind in kinds} if traces else {})
+    assert {span.trace_id for span in receiver.spans} == traces
+    assert TRACE not in classic
+
+
+async def test_metrics_are_as_rules_and_dashboards_know_them(service: Pair) -> None:
+    running, stub = service
+    await use(stub)
+
+    ours = [
+        sample
+        for sample in samples(running, PLAIN)
+        if sample.name.startswith(("samserve_", "grpc_")) and not sample.name.endswith("_created")
+    ]
+
+    assert {(sample.name, frozenset(sample.labels)) for sample in ours} <= {*LABELS.items()}
+
+
+class Noise:
+    """Calls whose every word is another one, each time."""
+
+    def __init__(self, stub: SegmentationServiceStub, channel: grpc.aio.Channel, seed: int) -> None:
+        self._stub = stub
+        self._channel = channel
+        self._random = random.Random(seed)
+        self.words: set[str] = set()
+
+    def word(self) -> str:
+        word = "".join(self._random.choices(string.ascii_letters, k=16))
+        self.words.add(word)
+        return word
+
+    async def call(self, number: int) -> None:
+        """One of several kinds of calls; all of them fail."""
+        metadata = (
+            ("x-request-id", self.word()),
+            ("user-agent", self.word()),
+            ("traceparent", f"00-{self._random.getrandbits(128):032x}-b7ad6b7169203331-01"),
+            (self.word().lower(), self.word()),
+        )
+        with suppress(grpc.aio.AioRpcError):
+            await self._kinds()[number % len(self._kinds())](metadata)
+
+    def _kinds(self) -> tuple[Any, ...]:
+        return (
+            self._model,
+            self._click,
+            self._search,
+            self._deletion,
+            self._rubbish,
+            self._method,
+        )
+
+    async def _model(self, metadata: Any) -> None:
+        prefetch = self._random.random() < 0.5
+        wish = pb.EmbedRequest(image=pictures.image(8, 8), model=self.word(), prefetch=prefetch)
+        await self._stub.Embed(wish, metadata=metadata)
+
+    async def _click(self, metadata: Any) -> None:
+        wish = pb.PredictRequest(embedding_id=self.word(), model=self.word())
+        wish.prompts.append(pictures.click())
+        await self._stub.Predict(wish, metadata=metadata)
+
+    async def _search(self, metadata: Any) -> None:
+        wish = pb.AutoMaskRequest(embedding_id=self.word(), model=self.word())
+        async for _ in self._stub.AutoMask(wish, metadata=metadata):
+            pass
+
+    async def _deletion(self, metadata: Any) -> None:
+        wish = pb.DeleteEmbeddingRequest(embedding_id=self.word())
+        await self._stub.DeleteEmbedding(wish, metadata=metadata)
+
+    async def _rubbish(self, metadata: Any) -> None:
+        image = pb.Image(encoded=self.word().encode())
+        await self._stub.Embed(pb.EmbedRequest(image=image), metadata=metadata)
+
+    async def _method(self, metadata: Any) -> None:
+        path = f"/{self._random.choice([SERVICE, self.word()])}/{self.word()}"
+        await self._channel.unary_unary(path)(self.word().encode(), metadata=metadata)
+
+
+async def test_hundreds_of_calls_with_words_of_their_own_make_no_series() -> None:
+    logs.configure(LogSettings(level="error"))
+    async with (
+        serving() as (service, stub),
+        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+    ):
+        await use(stub)
+        noise = Noise(stub, channel, seed=0)
+        for number in range(12):
+            await noise.call(number)
+        before = await series(service, count=3 + 10)
+        for start in range(0, 240, 20):
+            await asyncio.gather(*map(noise.call, range(start, start + 20)))
+        # A sixth of them is of methods that there are not.
+        after = await series(service, count=3 + 10 + 240 - 240 // 6)
+        text = scrape(service)[2]
+
+    # Whether anything has to wait for a thread is chance.
+    assert {each for each in after - before if ("stage", "queue") not in each[1]} == set()
+    assert not noise.words & set(re.findall("[A-Za-z]+", text))
+
+
+async def series(service: Running, count: int) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
+    """Names and labels, once so many calls have been written down."""
+    registry = service.metrics.registry
+    await until(lambda: total(registry, "grpc_server_handled_total") >= count)
+    return {(each.name, tuple(sorted(each.labels.items()))) for each in samples(service, PLAIN)}
+
+
+async def test_every_method_is_there_before_its_first_call(service: Pair) -> None:
+    found = by_series(samples(service[0], PLAIN))
+
+    started = [key for key in found if key[0] == "grpc_server_started_total"]
+    assert {key[1] for key in started} == {f"grpc_method={method.name}" for method in METHODS}
+    assert not any(found[key] for key in started)
+
+
+async def test_the_models_that_are_served_and_their_transport_are_exported() -> None:
+    engine = FakeEngine()
+    async with serving(engine=engine) as (service, _):
+        models = values(service, "samserve_model_info", "model", "digest")
+        transports = values(service, "samserve_engine_transport", "transport")
+
+    assert models == {(model.name, model.digest): 1 for model in engine.models.values()}
+    assert transports == {(engine.transport.value,): 1}

@@ -1,0 +1,74 @@
+"""Our metrics say what those of prometheus_client say of the same observations."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+from samserve.telemetry.metrics.buckets import SECONDS
+from samserve.telemetry.metrics.lockfree import Counters, Gauges, Histograms
+
+LABELS = ("network", "model")
+VALUES = st.one_of(
+    st.floats(0, 100), st.sampled_from(SECONDS), st.sampled_from([math.nextafter(1, 2), math.inf])
+)
+OBSERVED = st.lists(
+    st.tuples(st.sampled_from(["a", "b"]), VALUES, st.sampled_from(["", "ab" * 16, "cd" * 16]))
+)
+
+
+def samples(registry: CollectorRegistry) -> list[Sample]:
+    """What a scrape reads, without the times at which things were made or seen."""
+    text = generate_openmetrics(registry).decode()
+    return [
+        sample._replace(
+            exemplar=sample.exemplar and sample.exemplar._replace(timestamp=None), timestamp=None
+        )
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    ]
+
+
+@given(OBSERVED)
+def test_they_say_the_same(observed: list[tuple[str, float, str]]) -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    mine = Histograms("run_seconds", "Time.", LABELS, SECONDS, ours)
+    other = Histogram("run_seconds", "Time.", LABELS, buckets=SECONDS, registry=theirs)
+
+    for model, value, trace_id in observed:
+        exemplar = {"trace_id": trace_id} if trace_id else None
+        mine.labels("decoder", model).observe(value, exemplar and (exemplar, 1.5))
+        other.labels("decoder", model).observe(value, exemplar)
+
+    assert samples(ours) == samples(theirs)
+
+
+def test_counters_and_gauges_say_the_same() -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    counters, gauges = Counters("runs", "Runs.", LABELS, ours), Gauges("now", "Now.", LABELS, ours)
+    counter = Counter("runs", "Runs.", LABELS, registry=theirs)
+    gauge = Gauge("now", "Now.", LABELS, registry=theirs)
+    for model in ("a", "b", "a"):
+        counters.labels("decoder", model).inc()
+        counters.labels("encoder", model).inc(2.5)
+        counter.labels("decoder", model).inc()
+        counter.labels("encoder", model).inc(2.5)
+    with gauges.labels("decoder", "a"), gauge.labels("decoder", "a").track_inprogress():
+        assert samples(ours) == samples(theirs)
+    gauges.labels("encoder", "a").set(7)
+    gauge.labels("encoder", "a").set(7)
+
+    assert samples(ours) == samples(theirs)
+
+
+def test_labels_give_the_same_histogram_again() -> None:
+    histograms = Histograms("run_seconds", "Time.", LABELS, SECONDS, CollectorRegistry())
+
+    assert histograms.labels("decoder", "a") is histograms.labels("decoder", "a")
+    assert histograms.labels("decoder", "a") is not histograms.labels("encoder", "a")

@@ -1,0 +1,76 @@
+"""What scenes look like: the settings of a scene, and those of training and evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SceneSettings:
+    """What scenes look like.
+
+    Objects have a longest side from ``smallest`` pixels (1.5 cells of the embedding grid) to the
+    share ``largest`` of the scene's side. ``inset_chance`` is that of a part in the form of its
+    owner, only smaller: a rim, a pane, an iris.
+    """
+
+    objects: tuple[int, int] = (2, 18)
+    smallest: float = 24.0
+    largest: float = 0.95
+    part_chance: float = 0.6
+    subpart_chance: float = 0.45
+    inset_chance: float = 0.0
+    group_chance: float = 0.35
+    litter_chance: float = 0.2
+    low_contrast: float = 0.15
+    texture_contrast: float = 0.55
+    camera: float = 0.8
+
+
+TRAINING = SceneSettings()
+HELD_OUT = SceneSettings(
+    objects=(4, 24),
+    largest=0.7,
+    part_chance=0.35,
+    group_chance=0.25,
+    litter_chance=0.3,
+    low_contrast=0.1,
+    texture_contrast=0.8,
+    camera=1.2,
+)
+LAYERED = SceneSettings(
+    objects=(3, 10),
+    smallest=80.0,
+    largest=0.9,
+    part_chance=1.0,
+    subpart_chance=0.8,
+    inset_chance=0.4,
+    group_chance=0.0,
+)
+"""More training scenes: nearly everything has parts and subparts."""
+NESTED = replace(
+    HELD_OUT,
+    objects=(2, 6),
+    smallest=160.0,
+    part_chance=1.0,
+    subpart_chance=1.0,
+    inset_chance=0.5,
+    group_chance=0.0,
+)
+"""Held-out scenes for the question of ambiguity: large objects, all with parts and subparts."""
+
+
+def varied(settings: SceneSettings, rng: np.random.Generator) -> SceneSettings:
+    """Other settings around these: emptier and fuller, plainer and harder to look at."""
+    fewest, most = settings.objects
+    return replace(
+        settings,
+        objects=(fewest, fewest + int(rng.integers(3, 2 * (most - fewest)))),
+        part_chance=settings.part_chance * rng.uniform(0.5, 1.0),
+        litter_chance=rng.uniform(0.1, 0.4),
+        low_contrast=rng.uniform(0.05, 0.25),
+        texture_contrast=rng.uniform(0.3, 1.0),
+        camera=rng.uniform(0.5, 1.5),
+    )
