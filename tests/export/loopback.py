@@ -1,4 +1,4 @@
-"""An HTTP server on this machine that answers as it is told, and remembers what it was asked."""
+"""An HTTP server on this machine with scripted answers, which remembers the requests."""
 
 from __future__ import annotations
 
@@ -26,19 +26,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class Seen:
-    """A request, and how many bytes of a body it was answered with."""
+    """A request; its path is without the query."""
 
+    method: str
     path: str
     headers: Message
-    sent: int
 
-    @property
-    def range(self) -> str | None:
-        return self.headers["Range"]
-
-
-NOW = "Wed, 05 Apr 2023 10:00:01 GMT"
-"""The Date of every answer."""
 
 Script = Callable[[Message], Reply]
 
@@ -49,59 +42,47 @@ class Loopback:
     def __init__(self, address: str) -> None:
         self.address = address
         self.seen: list[Seen] = []
-        self._scripts: dict[str, list[Script]] = defaultdict(list)
+        self.otherwise = Reply(404)
+        self._scripts: dict[str, list[Script | Reply]] = defaultdict(list)
 
     def on(self, path: str, *scripts: Script | Reply) -> str:
-        """Set what a path answers, in turn; gives its URL."""
-        self._scripts[path] = [
-            script if callable(script) else (lambda _, reply=script: reply) for script in scripts
-        ]
+        """Set the answers to a path, in turn, whatever its query; returns its URL."""
+        self._scripts[path.partition("?")[0]] = list(scripts)
         return self.address + path
 
-    def reply(self, path: str, headers: Message) -> Reply:
-        scripts = self._scripts[path] or [lambda _: Reply(404)]
-        return (scripts.pop(0) if len(scripts) > 1 else scripts[0])(headers)
+    def reply(self, seen: Seen) -> Reply:
+        self.seen.append(seen)
+        scripts = self._scripts[seen.path] or [self.otherwise]
+        script = scripts.pop(0) if len(scripts) > 1 else scripts[0]
+        return script if isinstance(script, Reply) else script(seen.headers)
 
     @property
     def ranges(self) -> list[str | None]:
         """The Range header of each request."""
-        return [seen.range for seen in self.seen]
-
-    @property
-    def sent(self) -> list[int]:
-        """The bytes of each answer's body."""
-        return [seen.sent for seen in self.seen]
+        return [seen.headers["Range"] for seen in self.seen]
 
 
-def whole(content: bytes, cut: int | None = None, **headers: str) -> Reply:
+def whole(content: bytes, **headers: str) -> Reply:
     """A server that knows no ranges."""
-    return Reply(200, content, headers, cut)
+    return Reply(200, content, headers)
 
 
-def file(content: bytes, etag: str | None = '"v1"', cut: int | None = None) -> Script:
-    """A file as a good server gives it: whole or, if nothing speaks against that, a range of it."""
-    tags = {"ETag": etag} if etag else {}
+def file(content: bytes, cut: int | None = None) -> Script:
+    """A file, whole or the range that is asked for."""
 
     def script(headers: Message) -> Reply:
         found = re.fullmatch(r"bytes=(\d+)-", headers["Range"] or "")
-        if not found or headers["If-Range"] not in (None, etag):
-            return whole(content, cut, **tags)
+        if not found:
+            return Reply(200, content, cut=cut)
         start = int(found[1])
-        if start >= len(content):
-            return Reply(416, b"no", {"Content-Range": f"bytes */{len(content)}"})
-        return ranged(content, start, cut, **tags)
+        position = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+        return Reply(206, content[start:], position, cut)
 
     return script
 
 
-def ranged(content: bytes, start: int, cut: int | None = None, **headers: str) -> Reply:
-    """The rest of a content from a position."""
-    position = f"bytes {start}-{len(content) - 1}/{len(content)}"
-    return Reply(206, content[start:], {"Content-Range": position, **headers}, cut)
-
-
-def redirect(location: str, status: int = 302) -> Reply:
-    return Reply(status, b"over there", {"Location": location})
+def redirect(location: str) -> Reply:
+    return Reply(302, b"over there", {"Location": location})
 
 
 @contextmanager
@@ -116,19 +97,17 @@ def loopback() -> Iterator[Loopback]:
                 super().handle()
 
         def do_GET(self) -> None:
-            reply = state.reply(self.path, self.headers)
-            body = reply.body if reply.cut is None else reply.body[: reply.cut]
-            # Before the first byte: whoever has the last one may look already.
-            state.seen.append(Seen(self.path, self.headers, len(body)))
+            seen = Seen(self.command, self.path.partition("?")[0], self.headers)
+            reply = state.reply(seen)
             self.close_connection = reply.cut is not None or reply.framing == "none"
             self.send_response(reply.status)
             for name, value in {**framing(reply), **reply.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(chunks(body, reply.cut) if reply.framing == "chunked" else body)
+            if self.command == "GET":
+                self.wfile.write(framed(reply))
 
-        def date_time_string(self, timestamp: float | None = None) -> str:
-            return NOW
+        do_HEAD = do_GET  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             pass
@@ -152,6 +131,8 @@ def framing(reply: Reply) -> dict[str, str]:
     }[reply.framing]
 
 
-def chunks(body: bytes, cut: int | None) -> bytes:
-    """Write a body in one chunk; one that is cut lacks the last, empty one."""
-    return b"%x\r\n%b\r\n" % (len(body), body) + (b"0\r\n\r\n" if cut is None else b"")
+def framed(reply: Reply) -> bytes:
+    """The body; chunked, it is one chunk and the last, empty one."""
+    if reply.framing == "chunked":
+        return b"%x\r\n%b\r\n0\r\n\r\n" % (len(reply.body), reply.body)
+    return reply.body[: reply.cut]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from samserve.export import catalog
-from samserve.export.download import Checksum
 from samserve.export.errors import ExportError
 from samserve.export.triton_repository import check_name
 
@@ -20,45 +19,34 @@ GOOD = {
 }
 
 
-def written(folder: Path, *, without: str = "", **changes: object) -> Path:
-    keys = {key: value for key, value in {**GOOD, **changes}.items() if key != without}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
+def written(folder: Path, **values: object) -> Path:
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
     path = folder / "catalog.toml"
     path.write_text("\n".join(["[some]", *lines]))
     return path
 
 
-def test_the_packaged_catalogue_names_four_models() -> None:
+def test_the_packaged_catalogue_has_four_models_and_one_checksum_of_a_primary_source() -> None:
     entries = catalog.load()
 
-    variants = {name: entry.variant for name, entry in entries.items()}
-    assert variants == {
-        "sam_vit_b": "vit_b",
-        "sam_vit_l": "vit_l",
-        "sam_vit_h": "vit_h",
-        "mobile_sam": "mobile",
+    assert {name: (entry.variant, entry.checksum) for name, entry in entries.items()} == {
+        "sam_vit_b": ("vit_b", None),
+        "sam_vit_l": ("vit_l", None),
+        "sam_vit_h": ("vit_h", None),
+        "mobile_sam": ("mobile", "git-blob-sha1:7ef2d090979fd9853adf17b7a99c8b94a1c5a6a7"),
     }
     assert {entry.license for entry in entries.values()} == {"Apache-2.0"}
     for name, entry in entries.items():
-        assert entry.name == name
+        assert (catalog.find(name, entries), entry.name) == (entry, name)
         assert entry.url.startswith("https://")
         check_name(name)
 
 
-def test_only_the_checksum_of_a_primary_source_is_packaged() -> None:
-    checksums = {name: entry.checksum for name, entry in catalog.load().items()}
-
-    blob = Checksum("git-blob-sha1", "7ef2d090979fd9853adf17b7a99c8b94a1c5a6a7")
-    assert checksums == dict.fromkeys(["sam_vit_b", "sam_vit_l", "sam_vit_h"]) | {
-        "mobile_sam": blob
-    }
-
-
 def test_an_entry_is_read_as_it_is_written(tmp_path: Path) -> None:
-    path = written(tmp_path, checksum="AB" * 32)
+    path = written(tmp_path, **GOOD, checksum="AB" * 32)
 
     assert catalog.load(path) == {
-        "some": catalog.Entry(name="some", checksum=Checksum("sha256", "ab" * 32), **GOOD)
+        "some": catalog.Entry(name="some", checksum=f"sha256:{'ab' * 32}", **GOOD)
     }
 
 
@@ -67,25 +55,21 @@ def test_an_entry_is_read_as_it_is_written(tmp_path: Path) -> None:
     [
         ("colour", "red", "there is no such key"),
         ("url", "http://models.example/some.pth", "only https"),
-        ("url", "ftp://models.example/some.pth", "only https"),
         ("url", "https://me:secret@models.example/some.pth", "credentials"),
         ("url", "https://models.example/", "no file name"),
         ("url", "https://me:secret@models.example:99999/some.pth", "not a URL"),
         ("page", "some page", "not a URL"),
-        ("page", "models.example/some", "only https"),
         ("variant", "vit_x", "vit_b, vit_l, vit_h, mobile"),
         ("license", 2, "expected one printable line"),
         ("description", " ", "expected one printable line"),
         ("description", "two\tparts", "expected one printable line"),
         ("checksum", "ab" * 31, "64 hexadecimal digits"),
-        ("checksum", "git-blob-sha1:" + "ab" * 32, "64 hexadecimal digits"),
-        ("checksum", "md5:" + "ab" * 16, "64 hexadecimal digits"),
     ],
 )
 def test_a_mistake_is_told_with_its_entry_and_key(
     tmp_path: Path, key: str, value: object, text: str
 ) -> None:
-    path = written(tmp_path, **{key: value})
+    path = written(tmp_path, **{**GOOD, key: value})
 
     with pytest.raises(ExportError, match=text) as error:
         catalog.load(path)
@@ -97,26 +81,20 @@ def test_a_mistake_is_told_with_its_entry_and_key(
 
 @pytest.mark.parametrize("key", GOOD)
 def test_every_key_but_the_checksum_is_needed(tmp_path: Path, key: str) -> None:
+    path = written(tmp_path, **{name: value for name, value in GOOD.items() if name != key})
+
     with pytest.raises(ExportError, match=f"some.{key} is missing"):
-        catalog.load(written(tmp_path, without=key))
-
-
-@pytest.mark.parametrize("content", [b"[some", b"\xff", b"some = 1"])
-def test_what_is_no_catalogue_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "catalog.toml"
-    path.write_bytes(content)
-
-    with pytest.raises(ExportError, match=r"catalog\.toml"):
         catalog.load(path)
 
 
-def test_a_catalogue_that_is_missing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="cannot be read"):
-        catalog.load(tmp_path / "catalog.toml")
+@pytest.mark.parametrize("content", [None, b"[some", b"\xff", b"some = 1"])
+def test_what_is_no_catalogue_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "catalog.toml"
+    if content is not None:
+        path.write_bytes(content)
 
-
-def test_a_model_is_found_by_its_name() -> None:
-    assert catalog.find("mobile_sam", catalog.load()).variant == "mobile"
+    with pytest.raises(ExportError, match=r"catalog\.toml"):
+        catalog.load(path)
 
 
 def test_an_unknown_model_is_answered_with_the_known_ones() -> None:

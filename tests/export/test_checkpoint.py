@@ -87,6 +87,13 @@ def test_missing_tensor_is_named(tmp_path: Path, state: State, missing: str) -> 
         load_sam(saved(tmp_path, rest))
 
 
+def test_a_tensor_too_many_is_named(tmp_path: Path, state: State) -> None:
+    path = saved(tmp_path, {**state, "mask_decoder.extra": torch.ones(1)})
+
+    with pytest.raises(ExportError, match=r"does not belong there: mask_decoder\.extra"):
+        load_sam(path)
+
+
 @every_encoder
 @pytest.mark.parametrize("role", ["encoder", "decoder"])
 def test_exported_checkpoint_is_a_model_with_a_true_config(pair: Pair, role: str) -> None:

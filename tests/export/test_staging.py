@@ -1,4 +1,4 @@
-"""Staging folders: never where Triton looks, and gone when nobody needs them."""
+"""Staging folders: never where Triton looks, and removed at the end."""
 
 from __future__ import annotations
 

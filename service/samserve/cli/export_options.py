@@ -94,43 +94,34 @@ def options_of(
     flags: ExportFlags, *, variant: str = "", revision: str | None = None
 ) -> ExportOptions:
     """Read the options; one that is wrong is told before any work."""
-    with export_installed():
-        from samserve.export.errors import ExportError
+    with export_errors():
         from samserve.export.overlays import Overlays, TensorRt
         from samserve.export.pipeline import DEFAULT_MIN_IOU, ExportOptions, Precision
 
-    if flags.precision not in list(Precision):
-        raise UsageError(f"--precision {flags.precision!r}: expected fp32 or fp16")
-    if flags.tensorrt not in ("", TensorRt.FP32, TensorRt.FP16):
-        raise UsageError(f"--tensorrt {flags.tensorrt!r}: expected fp32 or fp16")
-    try:
+        if flags.precision not in list(Precision):
+            raise UsageError(f"--precision {flags.precision!r}: expected fp32 or fp16")
+        if flags.tensorrt not in ("", TensorRt.FP32, TensorRt.FP16):
+            raise UsageError(f"--tensorrt {flags.tensorrt!r}: expected fp32 or fp16")
+        tensorrt = TensorRt(flags.tensorrt or TensorRt.OFF)
         return ExportOptions(
             repository=flags.repository,
             name=flags.name,
             variant=variant,
             revision=revision,
             precision=Precision(flags.precision),
-            overlays=Overlays(
-                _gpus(flags.gpus), TensorRt(flags.tensorrt or TensorRt.OFF), flags.cpu_cores
-            ),
+            overlays=Overlays(_gpus(flags.gpus), tensorrt, flags.cpu_cores),
             check=not flags.no_check,
             pictures=tuple(flags.pictures or ()),
             min_iou=DEFAULT_MIN_IOU if flags.min_iou is None else flags.min_iou,
         )
-    except ExportError as error:
-        raise CommandError(str(error)) from error
 
 
 def run_export(spec: str | Path, options: ExportOptions) -> None:
     """Export and say what came out."""
-    from samserve.export.errors import ExportError
     from samserve.export.pipeline import export
 
-    try:
-        with _ended_by_sigterm(), busy("exporting"):
-            exported = export(spec, options, note)
-    except ExportError as error:
-        raise CommandError(str(error)) from error
+    with export_errors(), _ended_by_sigterm(), busy("exporting"):
+        exported = export(spec, options, note)
     for folder in exported.folders:
         say(f"wrote {folder}")
     say(f"model {exported.name}, digest {exported.digest}")
@@ -170,10 +161,14 @@ def _gpus(text: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def export_installed() -> Iterator[None]:
-    """Say which packages are missing instead of which import failed."""
+def export_errors() -> Iterator[None]:
+    """Translate errors of the export, and an import that fails into what to install."""
+    from samserve.export.errors import ExportError
+
     try:
         yield
+    except ExportError as error:
+        raise CommandError(str(error)) from error
     except ModuleNotFoundError as error:
         raise CommandError(
             f"this needs {error.name}, which is not installed: {how_to_install('export')}"

@@ -20,7 +20,7 @@ from samserve.cli.export_options import (
     PrecisionName,
     Repository,
     TensorRtPrecision,
-    export_installed,
+    export_errors,
     options_of,
     run_export,
 )
@@ -28,7 +28,6 @@ from samserve.cli.terminal import downloading, note, print_table, say
 
 if TYPE_CHECKING:
     from samserve.export.catalog import Entry
-    from samserve.export.download import Checksum
 
 CACHE = Path("~/.cache/samserve/checkpoints")
 
@@ -77,7 +76,8 @@ def pull(  # noqa: PLR0913, PLR0917  (options, by name)
 ) -> None:
     """Download a published checkpoint and turn it into a pair of models to serve.
 
-    What was cut off is resumed when the command is given again.  The options are those of `export`.
+    A download with a checksum that was cut off is resumed by the same command.  The options are
+    those of `export`.
     """
     flags = ExportFlags(
         *(repository, rename or name, precision, pictures, min_iou, no_check, tensorrt, gpus),
@@ -94,14 +94,10 @@ def pull(  # noqa: PLR0913, PLR0917  (options, by name)
 
 def known(catalog: CatalogFile = None) -> None:
     """List the models that `pull` knows."""
-    with export_installed():
+    with export_errors():
         from samserve.export.catalog import load
-        from samserve.export.errors import ExportError
 
-    try:
         entries = load(catalog).values()
-    except ExportError as error:
-        raise CommandError(str(error)) from error
     rows = [
         (entry.name, "yes" if entry.checksum else "pass --sha256", entry.license, entry.description)
         for entry in entries
@@ -122,44 +118,36 @@ def _expanded(cache: Path) -> Path:
 
 
 def _entry(name: str, catalog: Path | None) -> Entry:
-    with export_installed():
+    with export_errors():
         from samserve.export.catalog import find, load
-        from samserve.export.errors import ExportError
 
-    try:
         return find(name, load(catalog))
-    except ExportError as error:
-        raise CommandError(str(error)) from error
 
 
-def _checksum(entry: Entry, sha256: str, unverified: bool) -> Checksum | None:
-    from samserve.export.download import Checksum
+def _checksum(entry: Entry, sha256: str, unverified: bool) -> str | None:
+    from samserve.export.download import parse_checksum
     from samserve.export.errors import ExportError
 
     try:
-        checksum = Checksum.parse(sha256) if sha256 else entry.checksum
+        checksum = parse_checksum(sha256) if sha256 else entry.checksum
     except ExportError as error:
         raise CommandError(f"--sha256: {error}") from error
     if checksum is None and not unverified:
         raise CommandError(
-            f"whoever published {entry.name} tells no checksum of it; pass the one that you trust "
+            f"the publisher of {entry.name} gives no checksum for it; pass the one that you trust "
             "with --sha256, or take what comes with --unverified, which prints its checksum"
         )
     return checksum
 
 
-def _download(entry: Entry, checksum: Checksum | None, cache: Path) -> Path:
-    from samserve.export.download import download
-    from samserve.export.errors import ExportError
-    from samserve.export.transfer import shown
+def _download(entry: Entry, checksum: str | None, cache: Path) -> Path:
+    from samserve.export.download import checksum_of, download, shown
 
     note(f"{entry.name} from {shown(entry.url)} ({entry.license}, {entry.page})")
     # Names of files repeat; a cached one is trusted to be what its URL gives.
     folder = cache / hashlib.sha256(entry.url.encode()).hexdigest()[:12]
-    try:
-        with downloading(entry.name) as progress:
-            found = download(entry.url, folder, checksum=checksum, progress=progress)
-    except ExportError as error:
-        raise CommandError(str(error)) from error
-    say(f"{found.path}: {found.size} bytes, sha256 {found.sha256}")
-    return found.path
+    with export_errors(), downloading(entry.name) as progress:
+        path = download(entry.url, folder, checksum, progress)
+    sha256 = checksum_of(path).removeprefix("sha256:")
+    say(f"{path}: {path.stat().st_size} bytes, sha256 {sha256}")
+    return path

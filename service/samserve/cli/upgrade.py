@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from samserve.cli.errors import CommandError
-from samserve.cli.export_options import export_installed
+from samserve.cli.export_options import export_errors
 from samserve.cli.terminal import note, say
 
 
@@ -20,19 +19,16 @@ def upgrade(
         ),
     ],
 ) -> None:
-    """Have every model say with its answers which weights have made them.
+    """Have every model say with its answers which image encoder they belong to.
 
-    Gateways refuse models that do not. Masks, digests and ids of embeddings stay the same. What
-    has been done already is not done again.
+    Gateways refuse models that say no weights; earlier ones refuse those that say the encoder.
+    Masks and digests stay the same; ids of embeddings change, and images are encoded once more.
+    What has been done already is not done again.
     """
-    with export_installed():
-        from samserve.export.errors import ExportError
+    with export_errors():
         from samserve.export.upgrade import upgrade as upgrade_all
 
-    try:
         upgraded = upgrade_all(repository, note)
-    except ExportError as error:
-        raise CommandError(str(error)) from error
     for model in upgraded:
         done = "upgraded" if model.changed else "nothing to do"
         say(f"{model.name}: {done}, digest {model.digest}")

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from samserve.export.download import Checksum
+from samserve.export.download import check_url, file_name, parse_checksum
 from samserve.export.errors import ExportError
-from samserve.export.transfer import check_url, file_name
 
 VARIANTS = ("vit_b", "vit_l", "vit_h", "mobile")
 
@@ -23,8 +22,8 @@ class Entry:
     """A published checkpoint.
 
     ``variant`` is one of `VARIANTS`; ``license`` is an SPDX identifier; ``page`` is where people
-    read about the model; ``description`` is one printable line.  ``checksum`` is None where the
-    publisher gives none.
+    read about the model; ``description`` is one printable line.  ``checksum`` is as
+    `parse_checksum` returns it, None where the publisher gives none.
     """
 
     name: str
@@ -33,7 +32,7 @@ class Entry:
     license: str
     page: str
     description: str
-    checksum: Checksum | None
+    checksum: str | None
 
 
 def load(path: Path | None = None) -> dict[str, Entry]:
@@ -71,7 +70,7 @@ def _entry(name: str, table: object) -> Entry:
             _check(key, value)
         except ExportError as error:
             raise ExportError(f"{name}.{key}: {error}") from error
-    checksum = Checksum.parse(table["checksum"]) if "checksum" in table else None
+    checksum = parse_checksum(table["checksum"]) if "checksum" in table else None
     return Entry(name=name, checksum=checksum, **{key: table[key] for key in _REQUIRED})
 
 
@@ -87,4 +86,4 @@ def _check(key: str, value: object) -> None:
     if key == "url":
         file_name(value)
     if key == "checksum":
-        Checksum.parse(value)
+        parse_checksum(value)

@@ -1,203 +1,201 @@
-"""Downloading one large file: resumed where it was cut, verified, and visible only when whole."""
+"""Downloading a checkpoint from a URL with pooch: verified, and visible only when it is whole."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import ssl
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Self
+from urllib.parse import urljoin
 
+import pooch
+import requests
+from filelock import FileLock
+from urllib3.exceptions import LocationParseError
+from urllib3.util import Url, parse_url
+
+import samserve
 from samserve.export.errors import ExportError
-from samserve.export.part import Part
-from samserve.export.transfer import Interrupted, Request, file_name, resumable, shown, transfer
 
 MAX_BYTES = 8 << 30
-ATTEMPTS = 5
-FIRST_WAIT_S = 1.0
+RETRIES = 4
+"""After the first attempt, while connections break or the server answers 429 or 5xx."""
 
-SHA256 = "sha256"
-GIT_BLOB = "git-blob-sha1"
+_LOOPBACK = re.compile(r"localhost|127\.\d+\.\d+\.\d+|\[::1\]", re.ASCII)
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}|git-blob-sha1:[0-9a-f]{40}")
+_CAS = ssl.get_default_verify_paths()
+_HEADERS = {"User-Agent": f"samserve/{samserve.__version__}", "Accept-Encoding": "identity"}
 
-_DIGITS = {SHA256: 64, GIT_BLOB: 40}
-_BLOCK = 1 << 20
+Progress = Callable[[int, int | None], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Checksum:
-    """What a file's bytes must add up to.
+def check_url(url: str) -> Url:
+    """Parse a URL; raises `ExportError` unless it is https, or http to loopback, without a user."""
+    try:
+        parsed = parse_url(url)
+    except LocationParseError as error:
+        raise ExportError("not a URL") from error  # not shown: it may hold secrets
+    if parsed.auth:
+        raise ExportError(f"{shown(url)}: credentials in URLs are refused")
+    local = parsed.scheme == "http" and _LOOPBACK.fullmatch(parsed.host or "")
+    if not (local or (parsed.scheme == "https" and parsed.host)):
+        raise ExportError(f"{shown(url)}: only https is allowed")
+    return parsed
 
-    ``kind`` is ``"sha256"`` or ``"git-blob-sha1"``, the name that git gives to a file's content:
-    the SHA-1 of ``b"blob <size>\\0"`` and the content.  ``value`` is hexadecimal, in lower case.
-    Raises `ExportError` for any other.
+
+def file_name(url: str) -> str:
+    """Return the last part of the path of a URL; raises `ExportError` if it is no file name."""
+    name = (check_url(url).path or "").rpartition("/")[2]
+    if not _FILE_NAME.fullmatch(name):
+        raise ExportError(f"{shown(url)}: {name!r} at its end is no file name")
+    return name
+
+
+def shown(url: str) -> str:
+    """Return a URL without credentials and the query, which may hold some."""
+    parsed = parse_url(url)
+    text = Url(parsed.scheme, None, parsed.host, parsed.port, parsed.path).url
+    return text if text.isprintable() else repr(text)
+
+
+def parse_checksum(text: str) -> str:
+    """Return ``sha256:<64 digits>`` or ``git-blob-sha1:<40 digits>``, hexadecimal in lower case.
+
+    Digits alone are a SHA-256.  Raises `ExportError` for anything else.
     """
-
-    kind: str
-    value: str
-
-    def __post_init__(self) -> None:
-        digits = _DIGITS.get(self.kind, 0)
-        if not (digits and re.fullmatch(f"[0-9a-f]{{{digits}}}", self.value)):
-            raise ExportError(
-                f"checksum {str(self)!r}: expected the 64 hexadecimal digits of a SHA-256, "
-                f"or {GIT_BLOB!r}, a colon and 40"
-            )
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.value}"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read ``kind:digits``, or the digits of a SHA-256 alone; raises `ExportError`."""
-        kind, colon, value = text.rpartition(":")
-        return cls(kind if colon else SHA256, value.lower())
+    checksum = (text if ":" in text else f"sha256:{text}").lower()
+    if not _CHECKSUM.fullmatch(checksum):
+        raise ExportError(
+            f"checksum {text!r}: expected the 64 hexadecimal digits of a SHA-256, "
+            "or 'git-blob-sha1', a colon and 40"
+        )
+    return checksum
 
 
-@dataclass(frozen=True, slots=True)
-class Downloaded:
-    """A whole file: where it lies, its SHA-256 in lower case, and its size in bytes."""
+def checksum_of(path: Path, kind: str = "sha256") -> str:
+    """Compute the checksum of a file, of one of the kinds of `parse_checksum`.
 
-    path: Path
-    sha256: str
-    size: int
+    git names a content by the SHA-1 of ``b"blob <size>\\0"`` and the content.
+    """
+    blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, blob.copy if kind == "git-blob-sha1" else "sha256")
+    return f"{kind}:{digest.hexdigest()}"
 
 
 def download(
-    url: str,
-    folder: Path,
-    *,
-    checksum: Checksum | None,
-    progress: Callable[[int, int | None], None],
-    max_bytes: int = MAX_BYTES,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Downloaded:
+    url: str, folder: Path, checksum: str | None, progress: Progress, max_bytes: int = MAX_BYTES
+) -> Path:
     """Download *url* into *folder*, which is made, under the last part of the URL's path.
 
-    Only https is spoken, and plain http with this machine; proxies are not supported, nor are those
-    of the environment.  *progress* is called with the bytes that have arrived and those of the
-    whole, if known; the first may fall, when a file has to be begun anew.
-
-    A file that is there already is taken without asking the network: if *checksum* fits or, without
-    one, as it is.  Until a file is whole and verified it is called ``<name>.part``.  Its bytes stay
-    unless they turn out wrong, and this or a later call resumes them if the server tells a size and
-    a version of the file (an ETag or else Last-Modified, and a strong one); without a version only
-    if *checksum* will judge the result.  Otherwise the file is begun anew.
-
-    Broken connections, 429 and 5xx are tried `ATTEMPTS` times, counted anew whenever one brings
-    more; between them ``sleep(seconds)`` is called.  While another process downloads the same file,
-    this one waits.  Raises `ExportError`, of one line, for everything else that goes wrong.
+    *checksum* is as `parse_checksum` returns it.  *progress* is called with the bytes that have
+    arrived and those of the whole, if known.  A file that is there already is only verified.  Until
+    a file is whole and verified it is called ``<name>.part``; with a checksum, which judges the
+    result, this or a later call resumes it.  Raises `ExportError`, of one line.
     """
-    target = folder / file_name(url)
+    name = file_name(url)
+    target = folder / name
+    transfer = _Transfer(folder / f"{name}.part", checksum, progress, max_bytes)
+    pooch.get_logger().setLevel("ERROR")  # its remarks show the whole URL
     try:
-        if found := _existing(target, checksum):
-            return found
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_name(f"{target.name}.lock")):
-            # Whoever held the lock may have downloaded it.
-            if found := _existing(target, checksum):
-                return found
-            part = Part(target)
-            _persist(Request(url, checksum is not None, max_bytes, progress), part, sleep)
-            return _publish(part, target, checksum)
+        if not target.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            fetcher = pooch.Pooch(folder, "", {name: None}, {name: url}, retry_if_failed=RETRIES)
+            with FileLock(folder / ".lock"):
+                fetcher.fetch(name, downloader=transfer)
+        _verify(target, checksum, "delete it to download it again")
+    except (requests.RequestException, ValueError) as error:
+        again = "resume" if checksum else "start over"
+        raise ExportError(
+            f"{shown(url)}: {transfer.done} of {transfer.whole or 'an unknown number of'} bytes "
+            f"arrived ({_reason(error)}); run the command again to {again}"
+        ) from error
     except OSError as error:
         raise ExportError(f"{error.filename or target}: {error.strerror or error}") from error
+    return target
 
 
-def _existing(target: Path, checksum: Checksum | None) -> Downloaded | None:
-    if not target.exists():
-        return None
-    found, actual = _read(target, checksum)
-    if checksum not in (None, actual):
-        raise ExportError(
-            f"{target} is another file: expected {checksum}, found {actual}; "
-            "delete it to download this one"
-        )
-    return found
+class _Transfer:
+    """Called by pooch for each attempt; also the progress bar that its HTTP client reports to."""
 
+    def __init__(
+        self, part: Path, checksum: str | None, progress: Progress, max_bytes: int
+    ) -> None:
+        self._part, self._checksum, self._progress = part, checksum, progress
+        self._max_bytes, self._answers = max_bytes, ExitStack()
+        self.done = 0
+        self.whole: int | None = None
 
-def _persist(request: Request, part: Part, sleep: Callable[[float], None]) -> None:
-    """Attempt until all has arrived.
-
-    Only an attempt that got further than any before counts as progress: a server that always begins
-    anew and never ends would be asked for ever.
-    """
-    failures = furthest = 0
-    while True:
+    def __call__(self, url: str, output: str, _: object) -> None:
+        mode = "ab" if self._checksum else "wb"
+        with self._part.open(mode) as self._file, ExitStack() as self._answers:
+            self.done = self._file.tell()
+            pooch.HTTPDownloader(
+                progressbar=self,
+                chunk_size=1 << 16,
+                timeout=(15.0, 60.0),
+                verify=_CAS.cafile or _CAS.capath or True,
+                headers=_HEADERS | ({"Range": f"bytes={self.done}-"} if self.done else {}),
+                hooks={"response": self._check},
+            )(url, self._file, None)
+            os.fsync(self._file.fileno())
         try:
-            transfer(request, part)
+            _verify(self._part, self._checksum, "it is deleted")
+        except ExportError:
+            self._part.unlink()
+            raise
+        self._part.replace(output)
+
+    def _check(self, response: requests.Response, **_: object) -> None:
+        """Judge each answer before its redirect is followed or its body read."""
+        self._answers.callback(response.close)  # pooch leaves them open
+        status, length = response.status_code, response.headers.get("Content-Length")
+        if response.is_redirect:
+            target = urljoin(response.url, response.headers["Location"])
+            if check_url(target).scheme != "https" and response.url.startswith("https:"):
+                raise ExportError(f"{shown(target)}: redirected from https to http")
             return
-        except Interrupted as error:
-            failures = 1 if part.size > furthest else failures + 1
-            furthest = max(part.size, furthest)
-            if failures == ATTEMPTS:
-                raise ExportError(_what_arrived(request, part, error)) from error
-        sleep(FIRST_WAIT_S * 2 ** (failures - 1))
+        if status in (requests.codes.ok, requests.codes.requested_range_not_satisfiable):
+            self._file.truncate(0)  # not the rest that was asked for
+            self.done = self._file.seek(0)
+        if status != requests.codes.ok and not (status == requests.codes.partial and self.done):
+            final = status < 500 and status not in (416, requests.codes.too_many_requests)
+            text = f"the server answered {status} {response.reason}"
+            raise ExportError(f"{shown(response.url)}: {text}") if final else ValueError(text)
+        if length is None and self._checksum is None:
+            raise ExportError(f"{shown(response.url)}: sent without a size; this needs a checksum")
+        self.whole = None if length is None else self.done + int(length)
+        self._report(self.whole or 0)
+
+    def update(self, _: int) -> None:
+        """Report progress; pooch knows neither what was there before nor how long a block is."""
+        self.done = self._file.tell()
+        self._report(self.done)
+
+    def _report(self, size: int) -> None:
+        if size > self._max_bytes:
+            self._part.unlink()
+            raise ExportError(f"{self._part.stem}: {size} bytes, beyond {self._max_bytes} allowed")
+        self._progress(self.done, self.whole)
+
+    def reset(self) -> None:
+        """Belongs to a progress bar of pooch."""
+
+    close = reset
 
 
-def _what_arrived(request: Request, part: Part, error: Interrupted) -> str:
-    origin = part.origin(request.url)
-    size, total = (part.size, origin.total) if origin else (0, None)
-    whole = "an unknown number of" if total is None else total
-    again = "resume" if resumable(part, request) else "start over"
-    return (
-        f"{shown(request.url)}: {size} of {whole} bytes arrived ({error}); "
-        f"run the command again to {again}"
-    )
+def _verify(path: Path, checksum: str | None, consequence: str) -> None:
+    found = checksum and checksum_of(path, checksum.partition(":")[0])
+    if found != checksum:
+        raise ExportError(f"{path}: expected {checksum}, found {found}; {consequence}")
 
 
-def _publish(part: Part, target: Path, checksum: Checksum | None) -> Downloaded:
-    found, actual = _read(part.path, checksum)
-    if checksum not in (None, actual):
-        part.delete()
-        raise ExportError(f"{target.name}: expected {checksum}, found {actual}; it is deleted")
-    part.publish()
-    return Downloaded(target, found.sha256, found.size)
-
-
-def _read(path: Path, checksum: Checksum | None) -> tuple[Downloaded, Checksum]:
-    """Read a file once: what it is, and its checksum of the kind that is asked for."""
-    size = path.stat().st_size
-    sha256 = hashlib.sha256()
-    # Not against an author who wants two files with one name: the publisher is trusted anyway.
-    blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    asked = checksum.kind if checksum else SHA256
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            sha256.update(block)
-            if asked == GIT_BLOB:
-                blob.update(block)
-    actual = Checksum(asked, (blob if asked == GIT_BLOB else sha256).hexdigest())
-    return Downloaded(path, sha256.hexdigest(), size), actual
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file *path*, after waiting for whoever holds it; it is removed at the end."""
-    file = _lock(path)
-    while not _is_there(path, file):
-        file.close()
-        file = _lock(path)
-    with file:
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _lock(path: Path) -> IO[bytes]:
-    file = path.open("wb")
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return file
-
-
-def _is_there(path: Path, file: IO[bytes]) -> bool:
-    """Tell whether the file is still the one of that name, and not removed by its last holder."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
+def _reason(error: BaseException) -> str:
+    """Return the innermost cause: the layers around it repeat the URL with its secrets."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return " ".join(str(error).split()) or type(error).__name__

@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 
-class ExportError(ValueError):
+class ExportError(Exception):
     """A checkpoint or a graph cannot be served; the text says what is wrong with it."""

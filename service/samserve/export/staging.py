@@ -79,7 +79,7 @@ def clear_up(target: Path) -> None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _put_back(lock.parent, file.read())
         except OSError:
-            continue  # somebody is exporting, has just ended, or is another user
+            continue  # in use by an export, just ended, or of another user
         shutil.rmtree(lock.parent, ignore_errors=True)
 
 

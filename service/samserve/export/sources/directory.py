@@ -51,7 +51,7 @@ def _shards(folder: Path, index: str) -> list[Path]:
     names = _read_json(folder / index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ExportError(f"{index} lists no weights")
-    # An index may come from anybody: it shall not lead out of its folder.
+    # An index is untrusted input: it must not lead out of its folder.
     if not all(isinstance(name, str) and _is_plain(name) for name in names.values()):
         raise ExportError(f"{index} names files outside of its directory")
     files = [folder / name for name in sorted(set(names.values()))]

@@ -1,13 +1,12 @@
-"""Tensors out of files that nobody vouches for.
+"""Tensors out of untrusted files.
 
-A ``.pth`` file is a pickle, which can hold code.  Only tensors are taken from it: it is looked
-through before anything of it is built, and PyTorch's restricted unpickler refuses all code too.
+A ``.pth`` file is a pickle, which can hold code.  PyTorch's restricted unpickler
+(``weights_only=True``) runs none of it; what is added here bounds sizes and checks what it returns.
 """
 
 from __future__ import annotations
 
 import errno
-import io
 import pickle
 import warnings
 import zipfile
@@ -20,7 +19,6 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from samserve.export.errors import ExportError
-from samserve.export.sources.pickles import check_pickle
 
 State = dict[str, Tensor]
 
@@ -28,15 +26,16 @@ WRAPPERS = ("model", "state_dict")
 """Keys under which training programs keep the weights, beside an optimizer's state and the like."""
 
 MOST_BYTES = 16 << 30
-"""Bound of all tensors of a checkpoint, widened to float32; ViT-H has 2.4 GiB."""
+"""Bound of a file, and of all tensors of a checkpoint widened to float32; ViT-H has 2.4 GiB."""
+
+MOST_ENTRIES = 10_000
+"""Bound of the entries of an archive, one for each tensor; ViT-H has 600."""
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTER = "num_batches_tracked"
 """Batch norms count; nothing else in a SAM is an integer."""
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-_LEGACY_PICKLES = 5
-"""A file without an archive: a number, a version, a machine, the content, names of storages."""
 
 _SHOWN = 200
 
@@ -62,7 +61,7 @@ def check_size(state: State, name: str) -> None:
 
 
 def shown(text: str) -> str:
-    """One line of what a stranger wrote, without control characters, cut if it is long."""
+    """Return untrusted text as one line, without control characters, cut if it is long."""
     line = "".join(character if character.isprintable() else "?" for character in text)
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
 
@@ -83,8 +82,8 @@ def _content(path: Path) -> object:
             "it was refused, and no code in it was run"
         ) from error
     except Exception as error:
-        # A pickle calls PyTorch's functions with whatever it likes, so that they raise anything;
-        # a damaged archive names places before its start, which is an invalid argument.
+        # A pickle calls PyTorch's functions with any arguments, so that they raise anything;
+        # a damaged archive names offsets before its start, which is an invalid argument.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise ExportError(f"{name} is damaged or incomplete") from error
@@ -92,15 +91,12 @@ def _content(path: Path) -> object:
 
 def _parsed(path: Path, start: bytes) -> object:
     """Read a file in the format that its first nine bytes tell."""
+    if path.stat().st_size > MOST_BYTES:
+        raise ExportError(f"{shown(path.name)} is larger than {MOST_BYTES >> 30} GiB")
     if start.startswith(_ZIP):
         _check_archive(path)
-        # By PyTorch's own reader: another one might find another entry of that name.
-        check_pickle(io.BytesIO(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")))
         return _unpickled(path, mmap=True)
     if start.startswith(_PICKLE):
-        with path.open("rb") as file:
-            for _ in range(_LEGACY_PICKLES):
-                check_pickle(file)
         return _unpickled(path, mmap=False)
     if start[8:] == b"{":
         return load_file(path)
@@ -123,6 +119,8 @@ def _check_archive(path: Path) -> None:
     name = shown(path.name)
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+        if len(entries) > MOST_ENTRIES:
+            raise ExportError(f"{name} has more than {MOST_ENTRIES} entries")
         if any(entry.filename.endswith("/constants.pkl") for entry in entries):
             raise ExportError(f"{name} is a TorchScript program; no code in it was run")
         # PyTorch never compresses; what is compressed, or overlaps, could be of any size.
@@ -159,7 +157,7 @@ def _are_named_tensors(content: object) -> TypeGuard[State]:
 
 
 def _check(state: State, path: Path) -> None:
-    """Refuse what is no weight; the cheap looks come first, and none makes a copy of more."""
+    """Refuse what is no weight; cheap checks come first, and none copies more than is checked."""
     name = shown(path.name)
     for key, value in state.items():
         fault = _fault_of_form(key, value)
@@ -177,8 +175,8 @@ def _check(state: State, path: Path) -> None:
 
 def _fault_of_form(key: str, value: Tensor) -> str:
     """Say what makes a tensor no weight, whatever its values; empty for a good one."""
-    if value.is_neg():
-        return "is a negated view"
+    if value.layout is not torch.strided or value.is_nested or value.is_meta or value.is_neg():
+        return "is no plain tensor"
     if value.dtype not in FLOATS and not (value.dtype is torch.int64 and key.endswith(COUNTER)):
         return f"has type {str(value.dtype).removeprefix('torch.')}, which no weight has"
     # Strides of 0 let a few bytes claim any shape.

@@ -109,7 +109,7 @@ _RENAMES = tuple(
 
 
 def original_names(tensors: Mapping[str, Tensor]) -> tuple[Naming, State]:
-    """Give the tensors under the names of the original checkpoints, and say whose they had.
+    """Return the tensors under the names of the original checkpoints, and whose names they had.
 
     What a SAM does not use is dropped.  Raises `ExportError` for another family of models.
     """
