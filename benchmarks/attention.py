@@ -70,8 +70,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     sam = random_sam(options.variant)
-    picture = np.random.default_rng(0).integers(0, 256, (1, 1024, 1024, 3), np.uint8)
-    feeds = {"image": picture, "image_size": np.array([[1024, 768]], np.int32)}
+    image = np.random.default_rng(0).integers(0, 256, (1, 1024, 1024, 3), np.uint8)
+    feeds = {"image": image, "image_size": np.array([[1024, 768]], np.int32)}
     with tempfile.TemporaryDirectory() as folder:
         ways = {
             "folded": session(sam, Attention.forward, Path(folder) / "folded"),

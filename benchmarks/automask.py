@@ -9,7 +9,6 @@ the ratio of wall-clock times; this is a machine's own baseline, so it travels b
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import statistics
 import time
@@ -24,10 +23,11 @@ from samserve.client import Client
 from samserve.system.limits import core_count
 from samserve.telemetry import logs
 
+from benchmarks import common
 from tests.oracle.generator import auto_mask
 from tests.oracle.onnx_sam import OnnxSam
 
-PICTURES: dict[str, Callable[[], np.ndarray]] = {
+IMAGES: dict[str, Callable[[], np.ndarray]] = {
     "coins 384x303": lambda: np.repeat(skimage.data.coins()[..., None], 3, axis=2),
     "retina 1411x1411": lambda: np.ascontiguousarray(skimage.data.retina()),
 }
@@ -41,28 +41,25 @@ class Run:
     masks: int
 
 
-async def product(client: Client, picture: np.ndarray, points_per_side: int) -> Run:
+async def product(client: Client, image: np.ndarray, points_per_side: int) -> Run:
     """Search through the server; the embedding is made anew, as the original does."""
     started = time.perf_counter()
-    found = await client.automask_all(picture, points_per_side=points_per_side)
+    found = await client.automask_all(image, points_per_side=points_per_side)
     seconds = time.perf_counter() - started
     await client.delete_embedding(found.summary.embedding.id)
     return Run(seconds, len(found.records))
 
 
-def original(sam: OnnxSam, picture: np.ndarray, points_per_side: int) -> Run:
+def original(sam: OnnxSam, image: np.ndarray, points_per_side: int) -> Run:
     """Search with the original generator."""
     started = time.perf_counter()
-    records, _ = auto_mask(sam, picture, points_per_side=points_per_side, output_mode="coco_rle")
+    records, _ = auto_mask(sam, image, points_per_side=points_per_side, output_mode="coco_rle")
     return Run(time.perf_counter() - started, len(records))
 
 
 async def main() -> None:
-    """Measure and print one line for each picture."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--points-per-side", type=int, default=32)
-    options = parser.parse_args()
+    """Measure and print one line for each image."""
+    options = common.options(__doc__, repeats=3, points_per_side=32)
     chosen = settings.load({"server": {"port": 0, "admin_port": 0}, "log": {"level": "warning"}})
     logs.configure(chosen.log)
     threads = core_count()
@@ -71,12 +68,12 @@ async def main() -> None:
     graphs = [next(repository.glob(f"*_{role}/1/model.onnx")) for role in ("encoder", "decoder")]
     sam = OnnxSam(*graphs, threads=threads)
     async with app.running(chosen) as service, Client(service.address) as client:
-        for name, make in PICTURES.items():
-            picture = make()
+        for name, make in IMAGES.items():
+            image = make()
             pairs = []
             for _ in range(options.repeats):
-                ours = await product(client, picture, options.points_per_side)
-                theirs = await asyncio.to_thread(original, sam, picture, options.points_per_side)
+                ours = await product(client, image, options.points_per_side)
+                theirs = await asyncio.to_thread(original, sam, image, options.points_per_side)
                 pairs.append((ours, theirs))
             report(name, pairs)
 

@@ -1,10 +1,10 @@
-"""What the shared cache saves and costs: a Zipf workload over more pictures than memory holds.
+"""What the shared cache saves and costs: a Zipf workload over more images than memory holds.
 
 Two gateways share a Valkey cluster of six nodes.  The memory of each (L1) holds a tenth of the
 embeddings; the cluster (L2) is absent, holds all of them, or half.  All is real, in processes of
 its own, and up at once; the scenarios take turns in rounds, with the same clicks.  A click names an
-embedding by its id and, where that is not found, sends the picture.  L1 and L2 start with the most
-wanted pictures, and a tenth of the clicks is made before anything is counted.
+embedding by its id and, where that is not found, sends the image.  L1 and L2 start with the most
+wanted images, and a tenth of the clicks is made before anything is counted.
 
 Who answered is known exactly: a call tells so by its stages, which are ``encode``, or ``join`` for
 one that waited for another's, where the encoder ran, and ``cache_get_shared`` or
@@ -15,7 +15,7 @@ client, which clicks again when it has its answer.  With ``--rate`` clicks come 
 
 Then what it costs, with one call at a time: the look whether an embedding in memory was deleted
 elsewhere (gateways with the fake engine, beside whose decoder it can be seen), and what an Embed of
-a new picture writes, beside 2 MiB by redis-py alone.
+a new image writes, beside 2 MiB by redis-py alone.
 
 ``python -m benchmarks.cache [--pictures 200] [--requests 2000] [--exponent 1.1] [--seed 1]
 [--rounds 10] [--rate 0] [--engine fake] [--out [FILE.png]]``
@@ -34,12 +34,12 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import psutil
 from PIL import Image
 from samserve.client import Client, Prompt
 from samserve.client.errors import SamserveClientError
 
 from benchmarks.cache_plot import TIERS, Call, Row, draw, print_rows, print_worth, quantiles, rows
+from benchmarks.common import cpu_s
 from harness.cluster.cluster import Cluster
 from tests.cluster.gateways import Gateway, gateways
 
@@ -92,7 +92,7 @@ def get_ms(stages_ms: Mapping[str, float]) -> float:
     return sum(spent for stage, spent in stages_ms.items() if stage.startswith("cache_get_"))
 
 
-def picture(number: int, seed: int) -> bytes:
+def small_image(number: int, seed: int) -> bytes:
     """Make a small JPEG, always the same for its number."""
     random = np.random.default_rng((seed, number))
     coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8))
@@ -102,27 +102,27 @@ def picture(number: int, seed: int) -> bytes:
 
 
 class Workload:
-    """Pictures, numbered from the most wanted, and who wants which of them when."""
+    """Images, numbered from the most wanted, and who wants which of them when."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.count, self.rate = options.pictures, options.rate
         self.ids: dict[int, str] = {}
-        self._pictures = [picture(number, options.seed) for number in range(self.count)]
+        self._images = [small_image(number, options.seed) for number in range(self.count)]
         self._random = np.random.default_rng(options.seed)
         weights = np.arange(1.0, self.count + 1) ** -options.exponent
         self._chances = weights / weights.sum()
 
     def draw(self, count: int) -> list[tuple[float, int]]:
-        """Draw so many clicks: when each should begin, in seconds, and its picture."""
+        """Draw so many clicks: when each should begin, in seconds, and its image."""
         gaps = self._random.exponential(1 / self.rate, count) if self.rate else np.zeros(count)
         numbers = self._random.choice(self.count, count, p=self._chances)
         return list(zip(gaps.cumsum().tolist(), numbers.tolist(), strict=True))
 
     async def fill(self, scenario: Scenario, holds: int) -> None:
-        """Embed the most wanted pictures on both gateways, the very most wanted last."""
+        """Embed the most wanted images on both gateways, the very most wanted last."""
         for number in reversed(range(holds)):
             for client in scenario.clients:
-                embedding = await client.embed(self._pictures[number])
+                embedding = await client.embed(self._images[number])
                 self.ids[number] = embedding.id
 
     async def play(self, scenario: Scenario, clicks: list[tuple[float, int]]) -> None:
@@ -150,7 +150,7 @@ class Workload:
 
     async def _click(self, scenario: Scenario, client: Client, number: int, begin: float) -> None:
         """Click once, and heal; it is not noted if that is refused."""
-        image = self._pictures[number]
+        image = self._images[number]
         try:
             answer = await client.predict(self.ids[number], _CLICK, image=image)
         except SamserveClientError:
@@ -236,7 +236,7 @@ class Way:
 
     def cpu_s(self) -> float:
         """CPU seconds of the gateway so far."""
-        return sum(psutil.Process(self.gateway.process.pid).cpu_times()[:2]) if self.gateway else 0
+        return cpu_s(self.gateway.process.pid) if self.gateway else 0
 
     async def times(self, first: int, count: int) -> None:
         """Do it so many times, numbered from *first*."""
@@ -259,7 +259,7 @@ async def measure_check(cluster: Cluster, rounds: int) -> None:
             started = gateways(shared, 1, cache__prefix="check", **changes)
             (gateway,) = await stack.enter_async_context(started)
             client = await stack.enter_async_context(Client(gateway.address))
-            embedding = await client.embed(picture(0, 0))
+            embedding = await client.embed(small_image(0, 0))
             ways.append(Way(name, partial(_found, client, embedding.id), gateway=gateway))
         for _ in range(rounds):
             for way in ways:
@@ -296,7 +296,7 @@ async def measure_writes(
         for way in (*embeds, *raw):
             await way.times(number, 1)
     print(
-        "\nEmbed of a new picture, one at a time\n"
+        "\nEmbed of a new image, one at a time\n"
         "                  p50 ms   p99 ms   encode p50   all else p50      p99"
     )
     for way in embeds:
@@ -316,7 +316,7 @@ async def measure_writes(
 
 
 async def _embed(client: Client, kind: str, seed: int, number: int) -> tuple[float, float]:
-    fresh = picture(number, seed + 1 + KINDS.index(kind))
+    fresh = small_image(number, seed + 1 + KINDS.index(kind))
     started = time.perf_counter()
     embedding = await client.embed(fresh, durable=kind == "durable")
     took_ms = (time.perf_counter() - started) * 1e3
@@ -379,7 +379,7 @@ def main() -> None:
         found = asyncio.run(measure(options, whole, half))
     if options.out is not None:
         title = (
-            f"Clicks on {options.pictures} pictures (Zipf {options.exponent}) at two gateways; "
+            f"Clicks on {options.pictures} images (Zipf {options.exponent}) at two gateways; "
             f"the memory of each holds {slots(options)} embeddings of 2 MiB"
         )
         draw(found, title, options.out)

@@ -54,7 +54,7 @@ def rows(scenario: str, by_tier: Mapping[str, Sequence[Call]]) -> Iterator[Row]:
 
 
 def quantiles(values: Sequence[float]) -> tuple[float, float]:
-    """Give the median and the 99th percentile, NaN of nothing."""
+    """Return the median and the 99th percentile, NaN of nothing."""
     if not values:
         return float("nan"), float("nan")
     return float(np.percentile(values, 50)), float(np.percentile(values, 99))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from samserve.export.triton_repository import Description, write_pair
+from samserve.export.triton_repository import Description, write_bundle
 
 MODEL = "constant"
 SIDE, GRID, CHANNELS, MASK = 1024, 64, 256, 256
@@ -16,13 +16,12 @@ _FP16, _FP32 = TensorProto.FLOAT16, TensorProto.FLOAT
 def write_constant_pair(repository: Path) -> None:
     """Add the pair, and a pair whose embedding is float32, to a repository."""
     for name, dtype in ((MODEL, _FP16), (f"{MODEL}_fp32", _FP32)):
-        write_pair(
-            repository, name, _encoder(dtype), _decoder(dtype), Description("computes nothing")
-        )
+        models = {"encoder": _encoder(dtype), "decoder": _decoder(dtype)}
+        write_bundle(repository, name, models, Description("computes nothing"))
 
 
 def _encoder(dtype: int) -> ModelProto:
-    """Answer the same embedding for every picture."""
+    """Answer the same embedding for every image."""
     nodes = [
         helper.make_node("Shape", ["image_size"], ["size_shape"]),
         helper.make_node("Gather", ["size_shape", "first"], ["batch"]),

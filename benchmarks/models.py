@@ -7,7 +7,7 @@ an H100::
     python -m benchmarks.models --url 127.0.0.1:8001 --model sam_vit_b \\
         --encoder-tflop 0.972 --peak-tflops 790
 
-The two last numbers give the floor beside each figure: work per picture (ViT-B 0.972, ViT-L 2.986,
+The two last numbers give the floor beside each figure: work per image (ViT-B 0.972, ViT-L 2.986,
 ViT-H 5.961 TFLOP) and what the GPU computes in a second; a prompt of SAM's decoder is 3.62 GFLOP.
 """
 
@@ -31,7 +31,7 @@ from samserve.stores.local.store import MemoryStore
 from samserve.telemetry.metrics import Metrics
 from samserve.types import EmbeddingFacts, EmbeddingKey, ModelInfo, Size
 
-from benchmarks.allocator import restart_with_allocator
+from benchmarks.common import options, restart_with_allocator
 
 DECODER_TFLOP = 3.62e-3
 """Of one prompt of SAM's decoder with seven tokens."""
@@ -65,11 +65,11 @@ class Bench:
     async def slot(self, name: str) -> Slot:
         """Reserve memory for an embedding."""
         side = self.model.image_size
-        facts = EmbeddingFacts(Size(side, side), self.model.name, self.model.digest)
+        facts = EmbeddingFacts.of(Size(side, side), self.model)
         return await self.store.reserve(EmbeddingKey("t", name), facts, self.model.embedding)
 
     async def encode(self, slot: Slot, image: EncoderInput) -> None:
-        """Encode a picture."""
+        """Encode an image."""
         await self.engine.encode(self.model.name, image, slot, RequestContext())
 
     async def decode(self, slot: Slot, prompts: PromptBatch) -> None:
@@ -78,7 +78,7 @@ class Bench:
 
 
 def noise(model: ModelInfo) -> EncoderInput:
-    """A random picture that fills the model frame."""
+    """A random image that fills the model frame."""
     side = model.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     return EncoderInput(pixels, Size(side, side))
@@ -135,7 +135,7 @@ async def run(arguments: argparse.Namespace) -> None:
         found = await timed(
             lambda number: bench.encode(slots[number], image), callers, arguments.seconds
         )
-        print(line("encoder, pictures", callers, found, 1, floor.text(floor.encoder_tflop)))
+        print(line("encoder, images", callers, found, 1, floor.text(floor.encoder_tflop)))
     for count in PROMPTS:
         batch = clicks(count, bench.model)
         await bench.decode(slots[0], batch)
@@ -153,14 +153,11 @@ async def run(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--url", default="127.0.0.1:8001")
-    parser.add_argument("--model", default="")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of every row")
-    parser.add_argument("--encoder-tflop", type=float, default=0.0)
-    parser.add_argument("--peak-tflops", type=float, default=0.0)
+    chosen = options(
+        __doc__, url="127.0.0.1:8001", model="", seconds=5.0, encoder_tflop=0.0, peak_tflops=0.0
+    )
     restart_with_allocator("benchmarks.models")
-    asyncio.run(run(parser.parse_args()))
+    asyncio.run(run(chosen))
 
 
 if __name__ == "__main__":

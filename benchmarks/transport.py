@@ -10,7 +10,6 @@ short blocks, because machines drift; all processes have the same allocator sett
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import statistics
 import tempfile
@@ -32,7 +31,7 @@ from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import np_to_triton_dtype
 
-from benchmarks.allocator import ALLOCATOR, restart_with_allocator
+from benchmarks.common import ALLOCATOR, options, restart_with_allocator
 from benchmarks.constant import MODEL, write_constant_pair
 from harness.triton.server import TritonServer
 
@@ -59,10 +58,10 @@ async def engine_way(name: str, url: str, memory: str) -> Way:
     await engine.open()
     store = MemoryStore(16 << 20, ttl_s=3600, allocate=engine.allocate)
     info = engine.models[MODEL]
-    facts = EmbeddingFacts(Size(SIDE, SIDE), MODEL, info.digest)
+    facts = EmbeddingFacts.of(Size(SIDE, SIDE), info)
     slot = await store.reserve(EmbeddingKey("t", "x"), facts, info.embedding)
-    picture = EncoderInput(np.zeros((SIDE, SIDE, 3), dtype=np.uint8), Size(SIDE, SIDE))
-    await engine.encode(MODEL, picture, slot, RequestContext())
+    image = EncoderInput(np.zeros((SIDE, SIDE, 3), dtype=np.uint8), Size(SIDE, SIDE))
+    await engine.encode(MODEL, image, slot, RequestContext())
     embedding, batch = slot.as_embedding(), click()
 
     async def decode() -> np.ndarray:
@@ -187,10 +186,7 @@ async def transport(url: str, blocks: int, calls: int) -> None:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--blocks", type=int, default=15)
-    parser.add_argument("--calls", type=int, default=30)
-    arguments = parser.parse_args()
+    arguments = options(__doc__, blocks=15, calls=30)
     restart_with_allocator("benchmarks.transport")
     with tempfile.TemporaryDirectory() as folder:
         write_constant_pair(Path(folder) / "models")

@@ -24,7 +24,7 @@ def generated() -> dict[Path, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Give the exit status."""
+    """Return the exit status."""
     if arguments not in (["generate"], ["check"]):
         print(__doc__, file=sys.stderr)
         return 2

@@ -25,7 +25,7 @@ def readme(text: str, values_text: str, defaults: dict[str, Any]) -> str:
 
 
 def table(values: list[Value]) -> str:
-    """Give the values as a table of Markdown."""
+    """Return the values as a table of Markdown."""
     rows = [f"| `{each.path}` | `{json.dumps(each.default)}` | {each.what} |" for each in values]
     return "\n".join(["| Value | Default | What |", "|---|---|---|", *rows])
 

@@ -177,7 +177,7 @@ def _rule(path: tuple[str, ...]) -> Schema | None:
 
 
 def _settings() -> tuple[Schema, Schema]:
-    """Give the schema of `config`, and the definitions that it refers to."""
+    """Return the schema of `config`, and the definitions that it refers to."""
     whole = Settings.model_json_schema(ref_template="#/definitions/{model}")
     properties = whole["properties"]
     definitions = {name: _plain(each) for name, each in whole["$defs"].items()}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 import urllib.request
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -35,6 +37,9 @@ class Program(ABC):
 
     _name: ClassVar[str]
     _ready_path: ClassVar[str]
+    _start_timeout_s = START_TIMEOUT_S
+    # None: those of this process.
+    _env: Mapping[str, str] | None = None
 
     def __init__(self, *, port: int, log: Path | None) -> None:
         """Describe it.
@@ -73,23 +78,29 @@ class Program(ABC):
             raise HarnessError(f"{self._name} is not running")
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether it runs; it may have ended by itself."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> None:
         """Return when it answers; raise `HarnessError` with the log's end otherwise."""
         if self._process is not None:
             raise HarnessError(f"{self._name} runs already")
-        if self._chosen_port and _is_taken(self._chosen_port):
-            raise HarnessError(f"port {self._chosen_port} is {_PORT_TAKEN}")
-        for attempt in range(_START_ATTEMPTS):
-            self.port = self._chosen_port or free_ports(1)[0]
+        for left in reversed(range(_START_ATTEMPTS)):
+            chosen = self._choose_ports()
             try:
                 self._start_once()
             except HarnessError as error:
-                # Somebody else may take the port before the program does.
-                last = attempt == _START_ATTEMPTS - 1
-                if last or self._chosen_port or _PORT_TAKEN not in str(error):
+                # Somebody else may take a port before the program does.
+                if not (chosen and left and _PORT_TAKEN in str(error)):
                     raise
             else:
                 return
+
+    def terminate(self) -> None:
+        """Send it SIGTERM."""
+        processes.signal_all([self.pid], signal.SIGTERM)
 
     def kill(self) -> None:
         """End it, and remove its files."""
@@ -108,24 +119,43 @@ class Program(ABC):
             raise HarnessError(f"{self._name} is not running")
         return self._process.wait()
 
+    def launch(self) -> None:
+        """Start it once, on the ports that it has, and wait for nothing."""
+        self._folder = Path(tempfile.mkdtemp(prefix=f"samserve-{self._name}-"))
+        atexit.register(self.kill)
+        try:
+            self._process = self._spawn(self._folder)
+        except BaseException:
+            self.kill()
+            raise
+
     def log_tail(self) -> str:
         """Return the end of what it has logged since it was started."""
+        return self._log_text()[-_LOG_TAIL:]
+
+    def _log_text(self) -> str:
         path = self._log_path()
         if not path.is_file():
             return "" if not path.exists() else f"(see {path})"
         with path.open("rb") as log:
             log.seek(self._log_start)
-            return log.read().decode(errors="replace")[-_LOG_TAIL:]
+            return log.read().decode(errors="replace")
 
     @abstractmethod
     def _command(self, folder: Path) -> list[str]:
         """Write what the program reads into its folder, and return the command that runs it."""
 
+    def _choose_ports(self) -> bool:
+        """Choose the ports that are not given; return whether there were any."""
+        if self._chosen_port and _is_taken(self._chosen_port):
+            raise HarnessError(f"port {self._chosen_port} is {_PORT_TAKEN}")
+        self.port = self._chosen_port or free_ports(1)[0]
+        return not self._chosen_port
+
     def _start_once(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix=f"samserve-{self._name}-"))
-        atexit.register(self.kill)
+        self.launch()
+        assert self._process is not None
         try:
-            self._process = self._spawn(self._folder)
             self._wait_ready(self._process)
         except BaseException:
             self.kill()
@@ -142,6 +172,7 @@ class Program(ABC):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
+                env=self._env,
                 start_new_session=True,
             )
 
@@ -153,14 +184,14 @@ class Program(ABC):
         return self._folder / "log"
 
     def _wait_ready(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + self._start_timeout_s
         # In this order: somebody else may answer on a port that the program could not get.
         while not (self._answers() and process.poll() is None):
             if process.poll() is not None:
                 raise HarnessError(f"{self._name} ended at start:\n{self.log_tail()}")
             if time.monotonic() > deadline:
                 raise HarnessError(
-                    f"{self._name} was not ready in {START_TIMEOUT_S:g} s:\n{self.log_tail()}"
+                    f"{self._name} was not ready in {self._start_timeout_s:g} s:\n{self.log_tail()}"
                 )
             time.sleep(_POLL_S)
 

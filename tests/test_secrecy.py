@@ -2,77 +2,69 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-QUIET = """
-    from tests.secrecy import secret, secret_file
-    def test_quiet(tmp_path):
-        secret("correct-horse-battery")
-        secret_file(tmp_path / "key.txt").write_text("correct-horse-battery")
-        print("nothing to see")
+HEAD = """
+import asyncio, logging, subprocess
+from subprocess import PIPE
+from tests.secrecy import secret, secret_file
 """
-LEAKS = {
-    "output": """
-    from tests.secrecy import secret
-    def test_leak():
-        print("it is", secret("correct-horse-battery"))
-    """,
-    "log": """
-    import logging
-    from tests.secrecy import secret
-    def test_leak():
-        logging.getLogger("x").error("it is %s", secret("correct-horse-battery"))
-    """,
-    "captured by the test": """
-    from tests.secrecy import secret
-    def test_leak(capsys):
-        print("it is", secret("correct-horse-battery"))
-        capsys.readouterr()
-    """,
-    "failure": """
-    from tests.secrecy import secret
-    def test_leak():
-        raise ValueError(secret("correct-horse-battery"))
-    """,
-    "subprocess": """
-    import subprocess
-    from tests.secrecy import secret
-    def test_leak():
-        subprocess.run(["echo", secret("correct-horse-battery")])
-    """,
-    "subprocess whose output is read": """
-    import subprocess
-    from tests.secrecy import secret
-    def test_leak():
-        subprocess.run(["echo", secret("correct-horse-battery")], capture_output=True)
-    """,
-    "asyncio subprocess": """
-    import asyncio, subprocess
-    from tests.secrecy import secret
-    async def leak():
-        process = await asyncio.create_subprocess_exec(
-            "echo", secret("correct-horse-battery"), stderr=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        await process.communicate()
-    def test_leak():
-        asyncio.run(leak())
-    """,
-    "file": """
-    from tests.secrecy import secret
-    def test_leak(tmp_path):
-        (tmp_path / "server.log").write_text("it is " + secret("correct-horse-battery"))
-    """,
-    "one line of a private key": """
-    from tests.secrecy import secret
-    def test_leak():
-        secret("-----BEGIN PRIVATE KEY-----\\nMIGHAgEAMBMGByqGSM49\\nAgEGCCqGSM49AwEHBG0w\\n")
-        print("AgEGCCqGSM49AwEHBG0w")
-    """,
-}
+QUIET = f"""{HEAD}
+def test_quiet(tmp_path):
+    secret("correct-horse-battery")
+    secret_file(tmp_path / "key.txt").write_text("correct-horse-battery")
+    print("nothing to see")
+"""
+OUTPUT = f"""{HEAD}
+def test_leak():
+    print("it is", secret("correct-horse-battery"))
+"""
+FILE = f"""{HEAD}
+def test_leak(tmp_path):
+    (tmp_path / "server.log").write_text("it is " + secret("correct-horse-battery"))
+"""
+# Each has a secret of its own, which is reported by its first four characters.
+EVERY_WAY = f"""{HEAD}
+def test_output():
+    print("it is", secret("out1-horse-battery"))
+
+def test_log():
+    logging.getLogger("x").error("it is %s", secret("log2-horse-battery"))
+
+def test_captured(capsys):
+    print("it is", secret("cap3-horse-battery"))
+    capsys.readouterr()
+
+def test_failure():
+    raise ValueError(secret("".join(["bad4", "-horse-battery"])))
+
+def test_subprocess():
+    subprocess.run(["echo", secret("sub5-horse-battery")])
+
+def test_subprocess_whose_output_is_read():
+    subprocess.run(["echo", secret("run6-horse-battery")], capture_output=True)
+
+async def leak():
+    words = ("echo", secret("aio7-horse-battery"))
+    process = await asyncio.create_subprocess_exec(*words, stderr=PIPE, stdout=PIPE)
+    await process.communicate()
+
+def test_asyncio_subprocess():
+    asyncio.run(leak())
+
+def test_file(tmp_path):
+    (tmp_path / "server.log").write_text("it is " + secret("fil8-horse-battery"))
+
+def test_one_line_of_a_private_key():
+    secret("-----BEGIN PRIVATE KEY-----\\nMIGHAgEAMBMGByqGSM49\\nAgEGCCqGSM49AwEHBG0w\\n")
+    print("AgEGCCqGSM49AwEHBG0w")
+"""
+TOLD = {"out1", "log2", "cap3", "bad4", "sub5", "run6", "aio7", "fil8", "AgEG"}
 
 
 def run(pytester: pytest.Pytester, test: str, *options: str) -> pytest.RunResult:
@@ -93,27 +85,22 @@ def test_a_suite_that_keeps_its_secrets_passes(pytester: pytest.Pytester) -> Non
     result.stdout.fnmatch_lines(["secrets: 1 used, 0 found*"])
 
 
-# Each takes a run of pytest.
-@pytest.mark.parametrize(
-    "way",
-    [
-        pytest.param(way, marks=[pytest.mark.slow] * (way not in ("output", "subprocess", "file")))
-        for way in LEAKS
-    ],
-)
-def test_a_leak_fails_the_run(pytester: pytest.Pytester, way: str) -> None:
-    result = run(pytester, LEAKS[way])
+@pytest.mark.parametrize("test", [OUTPUT, FILE], ids=["output", "file"])
+@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["alone", "in workers"])
+def test_a_leak_fails_the_run(
+    pytester: pytest.Pytester, test: str, options: tuple[str, ...]
+) -> None:
+    result = run(pytester, test, *options)
 
+    result.assert_outcomes(passed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert any(line.startswith("LEAK ") for line in result.outlines)
-    # It is told by its first characters only, except where pytest itself has printed it.
-    assert not any("battery" in line for line in result.outlines if line.startswith("LEAK"))
+    result.stdout.fnmatch_lines(["secrets: 1 used, *", "LEAK *: corr..."])
 
 
-@pytest.mark.parametrize("way", ["output", "file"])
-def test_a_leak_in_a_worker_fails_the_run(pytester: pytest.Pytester, way: str) -> None:
-    result = run(pytester, LEAKS[way], "-n", "2")
+def test_every_way_out_is_noticed(pytester: pytest.Pytester) -> None:
+    result = run(pytester, EVERY_WAY)
 
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert any(line.startswith("LEAK ") for line in result.outlines)
-    result.stdout.fnmatch_lines(["secrets: 1 used, *"])
+    leaks = [line for line in result.outlines if line.startswith("LEAK ")]
+    assert {re.sub(r".*: (.{4})\.\.\.", r"\1", line) for line in leaks} == TOLD
+    # The first characters only.
+    assert not any("battery" in line for line in leaks)

@@ -1,24 +1,29 @@
 """`imaging`: files and raw pixels.
 
 An input is one byte of flags and, for raw pixels, height and width, four bytes each; then the
-file or the pixels.
+file or the pixels.  Flags have the checksums of a PNG file put right, or a PNG file made of a
+header and rows.
 """
 
 from __future__ import annotations
 
 import struct
-from random import Random
 
 import numpy as np
 from samserve import images
 from samserve.errors import SamserveError
 from samserve.types import EncodedImage, Orientation, RawImage, RawLayout, Size, UInt8Array
 
-from fuzz import containers, mutation, pictures
+from fuzz import files
 
 LIMITS = images.ImageLimits(max_pixels=5000, max_side=100)
 _LAYOUTS = (None, RawLayout.RGB, RawLayout.BGR, RawLayout.GRAY)
-_IGNORE = 4
+_IGNORE, _SEALED, _UNPACKED = 4, 8, 16
+WORDS = (
+    *(b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"zTXt", b"eXIf", b"acTL", b"fcTL", b"IDAT", b"IEND"),
+    *(b"\xff\xc0", b"\xff\xda", b"\xff\xdb", b"\xff\xc4", b"\xff\xe1", b"\xff\xd9"),
+    *(b"VP8X", b"VP8L", b"VP8 ", b"ANIM", b"ANMF", b"ALPH", b"EXIF", b"II*\0", b"MM\0*"),
+)
 
 
 def run(data: bytes) -> None:
@@ -65,7 +70,9 @@ def _image(data: bytes) -> EncodedImage | RawImage:
     flags = data[0] if data else 0
     layout = _LAYOUTS[flags & 3]
     if layout is None:
-        return EncodedImage(data[1:], Orientation.IGNORE if flags & _IGNORE else Orientation.EXIF)
+        file = files.unpacked(data[1:14], data[14:]) if flags & _UNPACKED else data[1:]
+        file = files.sealed(file) if flags & _SEALED else file
+        return EncodedImage(file, Orientation.IGNORE if flags & _IGNORE else Orientation.EXIF)
     height, width = struct.unpack("<ii", data[1:9].ljust(8, b"\0"))
     return RawImage(data[9:], Size(height, width), layout)
 
@@ -77,21 +84,12 @@ def raw(layout: RawLayout, size: Size, pixels: bytes) -> bytes:
 
 
 def seeds() -> list[bytes]:
-    """Give files of every kind, and raw pixels."""
-    files = [*pictures.jpegs(), *pictures.pngs(), *pictures.webps(), *pictures.others()]
+    """Return files of every kind, and raw pixels."""
     layouts = (RawLayout.RGB, RawLayout.BGR, RawLayout.GRAY)
     raws = [raw(layout, Size(5, 7), bytes(35 * layout.channels)) for layout in layouts]
-    turned = bytes([_IGNORE]) + pictures.jpegs()[-4]
-    return [b"\0" + file for file in files] + raws + [turned]
-
-
-def mutate(data: bytes, random: Random) -> bytes:
-    """Change parts of a file, or the size that is claimed."""
-    if not data or data[0] & 3 == 0:
-        return data[:1] + containers.mutated(data[1:], random)
-    if random.random() < 0.5:
-        size = Size(random.randrange(1, 12), random.randrange(1, 12))
-        layout = random.choice((RawLayout.RGB, RawLayout.BGR, RawLayout.GRAY))
-        return raw(layout, size, random.randbytes(size.pixels * layout.channels))
-    sides = struct.pack("<ii", mutation.integer(random), mutation.integer(random))
-    return data[:1] + sides + data[9:]
+    encoded = [*files.jpegs(), *files.webps(), *files.others()]
+    pngs = [bytes([flag]) + file for file in files.pngs() for flag in (0, _SEALED)]
+    header = struct.pack(">IIBBBBB", 5, 7, 8, 2, 0, 0, 0)
+    turned = bytes([_IGNORE]) + files.jpegs()[-4]
+    rows = bytes([_UNPACKED]) + header + bytes(7 * 16)
+    return [*(b"\0" + file for file in encoded), *pngs, *raws, turned, rows]

@@ -13,7 +13,8 @@ from random import Random
 import numpy as np
 from samserve.core import rle as core_rle
 from samserve.engines.fake import MODEL
-from samserve.rpc import requests
+from samserve.models.families import SAM1
+from samserve.rpc import prompt_requests
 from samserve.segmentation import prompts as prompting
 from samserve.settings import LimitSettings
 from samserve.types import BinaryMask, Prompt, Size
@@ -38,9 +39,11 @@ def run(data: bytes) -> None:
     flags, image, content = _parsed(data)
     model = _MODELS[bool(flags & _LARGE_MODEL)]
     request = pb.PredictRequest(prompts=[pb.Prompt(mask=_message(flags, image, content))])
-    prompts = requests.prompts(request, _LIMITS)
+    prompts = prompt_requests.prompts(request, _LIMITS)
     prompting.check_prompts(prompts, image, model)
-    groups = list(prompting.group(prompts, prompting.Frames.of(image, model), 16))
+    transform = SAM1.transform(image, model)
+    ready = tuple(prompting.with_logits(prompt, SAM1, transform) for prompt in prompts)
+    groups = list(prompting.group(ready, SAM1, transform, 16))
     assert len(groups) == 1
     logits = groups[0].batch.mask_input
     assert logits.dtype == np.float32
@@ -84,7 +87,7 @@ def packed(flags: int, image: Size, content: bytes) -> bytes:
 
 
 def seeds() -> list[bytes]:
-    """Give masks and logits that fit, and logits with every special number."""
+    """Return masks and logits that fit, and logits with every special number."""
     random = Random(0)
     inputs = []
     for size in (Size(1, 1), Size(5, 7), Size(16, 24), Size(1, 2048), Size(2048, 1), Size(60, 70)):
@@ -102,37 +105,3 @@ def seeds() -> list[bytes]:
 def _floats(value: float, count: int) -> bytes:
     with np.errstate(over="ignore"):
         return np.full(count, value, dtype=np.float64).astype("<f4").tobytes()
-
-
-def mutate(data: bytes, random: Random) -> bytes:
-    """Make another mask for the image, other logits, or another image for the mask."""
-    flags, image, content = _parsed(data)
-    kind = random.randrange(6)
-    if kind == 0:
-        flags ^= random.choice((_LARGE_MODEL, _OTHER_SIZE))
-    elif kind == 1:
-        side = random.choice((16, 16, 31, 1, 15, 17))
-        return packed(flags | _LOGITS, image, _random_floats(side * side, random))
-    elif kind == 2:
-        flags, content = flags | _OTHER_SIZE, rle.mutate(content, random)
-        return packed(flags & ~_LOGITS, image, content)
-    elif kind == 3:
-        content = mutation.mutated(content, random)
-    else:
-        _, image, _ = _parsed(_HEADER.pack(0, *_random_sides(random)))
-        content = rle.random_mask(image, random).counts.encode()
-        flags &= ~(_LOGITS | _OTHER_SIZE)
-    return packed(flags, image, content)
-
-
-def _random_sides(random: Random) -> tuple[int, int]:
-    narrow, wide = random.randrange(8), random.randrange(200)
-    return random.choice(((narrow, wide), (wide, narrow), (narrow, narrow), (wide, wide)))
-
-
-def _random_floats(count: int, random: Random) -> bytes:
-    values = np.random.default_rng(random.getrandbits(32)).normal(0, 8, count)
-    if random.random() < 0.3:
-        values[random.randrange(count)] = mutation.double(random)
-    with np.errstate(over="ignore"):
-        return values.astype("<f4").tobytes()

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -28,8 +27,6 @@ from samserve.errors import (
 from samserve.security import certificates, keys, policy, tokens
 from samserve.security.authenticator import Authenticator, Tokens
 from samserve.security.quotas import Quotas
-
-from fuzz import documents, mutation
 
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
 _KEY = "samserve_abcdefghijkm_" + "A" * 43
@@ -94,17 +91,14 @@ _CLAIMS = {
     "tenant": "acme",
     "roles": ["annotator"],
 }
-_WORDS = (
-    *('quota = "small"', 'roles = ["embed"]', "burst = 1", "prompts = 0", "version = 2"),
-    *("requests_per_s = 1e-320", "requests_per_s = inf", "image_megapixels = 1e9"),
-    *("[quotas.default]", "[tenants.x]", '[identities."x"]', "[[keys]]", "[a.b.c.d]"),
-    *('id = "abcdefghijkm"', 'tenant = "t"', 'note = "\\U0001f600"', 'note = "\\u007f\\n"'),
-    *("expires = 2030-01-01T00:00:00Z", "expires = 2030-01-01", "created = 1e300"),
-    *('expires = "2030-01-01T00:00:00+00:00:30"', 'hash = "sha256:AAAA:AAAA"'),
-)
-_NAMES = (
-    *("keys", "kty", "alg", "kid", "use", "crv", "x", "y", "n", "e", "d", "k", "x5c", "key_ops"),
-    *("iss", "aud", "exp", "nbf", "iat", "sub", "tenant", "roles", "jti", "crit", "b64"),
+WORDS = (
+    *(b"[roles]", b"[quotas.default]", b"[tenants.x]", b'[identities."x"]', b"[[keys]]", b"[a.b]"),
+    *(b'quota = "small"\n', b'roles = ["embed"]\n', b"burst = 1\n", b"prompts = 0\n", b"version"),
+    *(b"1e-320", b"inf", b"nan", b"1e9", b"[" * 700, b"0001-01-01T00:00:00Z", b"2030-01-01"),
+    *(b'note = "\\u007f\\n"\n', b"2030-01-01T00:00:00+00:00:30", b"sha256:AAAA:AAAA", b"9" * 4400),
+    *(b'"kty"', b'"alg"', b'"kid"', b'"use"', b'"crv"', b'"d"', b'"k"', b'"x5c"', b'"key_ops"'),
+    *(b'"iss"', b'"aud"', b'"exp"', b'"nbf"', b'"iat"', b'"sub"', b'"tenant"', b'"crit"'),
+    *(b'"b64"', b"null", b"true", b"[]", b"{}", b"1e400", b'"\\ud800"'),
 )
 
 
@@ -153,7 +147,7 @@ def _admit(parsed: policy.Policy) -> None:
     """Three calls at once, at the same moment; a refusal must have a status."""
     quotas = Quotas(lambda: parsed, now=lambda: 0.0)
     for tenant in ("nobody", *parsed.tenants):
-        with _only(QuotaExceeded), quotas.admit("Embed", tenant), quotas.admit("Embed", tenant):
+        with _only(QuotaExceeded), quotas.admit("embed", tenant), quotas.admit("embed", tenant):
             quotas.allowance(tenant)
 
 
@@ -192,6 +186,12 @@ def _credential(content: bytes) -> None:
     _authenticate(["Bearer " + content.decode("latin-1")])
 
 
+def _token(content: bytes) -> None:
+    """Any header, payload and signature, divided by zeros."""
+    parts = (base64.urlsafe_b64encode(part).rstrip(b"=") for part in content.split(b"\0"))
+    _credential(b".".join(parts))
+
+
 def _signed(content: bytes) -> None:
     """Any payload, under a signature that holds."""
     key, algorithm, kid = _SIGNERS[len(content) % len(_SIGNERS)]
@@ -221,12 +221,12 @@ _TOKENS = [
     jwt.encode(_CLAIMS, cast(Any, key), algorithm, {"kid": kid}) for key, algorithm, kid in _SIGNERS
 ]
 _KINDS: tuple[Callable[[bytes], None], ...] = (
-    *(_policy, _keys, _key_set, _header, _credential, _signed, _certificate, _chain),
+    *(_policy, _keys, _key_set, _header, _credential, _token, _signed, _certificate, _chain),
 )
 
 
 def seeds() -> list[bytes]:
-    """Give what is good of every kind, and what is empty."""
+    """Return what is good of every kind, and what is empty."""
     pem, private = _certificate_files()
     alone = json.dumps({"keys": [{**_jwks()["keys"][0], "kid": ""}]}).encode()
     good = [
@@ -234,10 +234,15 @@ def seeds() -> list[bytes]:
         *(_seed(_policy, b"version = 1"), _seed(_key_set, alone)),
         *(_seed(_header, f"bearer {text}".encode()) for text in (_KEY, *_TOKENS)),
         *(_seed(_credential, text.encode()) for text in (_KEY, _OTHER_KEY, *_TOKENS)),
+        *(_seed(_token, _unpacked(text)) for text in _TOKENS),
         *(_seed(_signed, json.dumps(_CLAIMS).encode() + b" " * pad) for pad in range(2)),
         *(_seed(_certificate, b"client.example"), _seed(_chain, pem + b"\0" + private)),
     ]
     return good + [bytes([kind]) for kind in range(len(_KINDS))]
+
+
+def _unpacked(token: str) -> bytes:
+    return b"\0".join(base64.urlsafe_b64decode(part + "==") for part in token.split("."))
 
 
 def _certificate_files() -> tuple[bytes, bytes]:
@@ -254,34 +259,3 @@ def _certificate_files() -> tuple[bytes, bytes]:
 
 def _seed(kind: Callable[[bytes], None], content: bytes) -> bytes:
     return bytes([_KINDS.index(kind)]) + content
-
-
-def mutate(data: bytes, random: Random) -> bytes:
-    """Change a document by its structure, and a token by its parts."""
-    if not data:
-        return random.choice(seeds())
-    kind, content = _KINDS[data[0] % len(_KINDS)], data[1:]
-    if kind in (_policy, _keys):
-        head, good = (b"version", _POLICY) if kind is _policy else (b"[[keys]]", _KEYS)
-        lines = content if head in content else good
-        return data[:1] + documents.lines_mutated(lines, random, _WORDS)
-    if kind in (_key_set, _signed):
-        good = _JWKS if kind is _key_set else json.dumps(_CLAIMS).encode()
-        return data[:1] + documents.json_mutated(content, random, _NAMES, good)
-    if kind in (_header, _credential) and content.count(b".") == 2:
-        return data[:1] + _other_token(content, random)
-    return data[:1] + mutation.mutated(content, random)
-
-
-def _other_token(token: bytes, random: Random) -> bytes:
-    """Change one of the three parts behind its Base64."""
-    prefix, parts = token[:7] if b" " in token[:7] else b"", token.split(b".")
-    parts[0] = parts[0].removeprefix(prefix)
-    at = random.randrange(3)
-    try:
-        part = base64.urlsafe_b64decode(parts[at] + b"==")
-    except ValueError:
-        return mutation.mutated(token, random)
-    changed = documents.json_mutated(part, random, _NAMES, json.dumps(_CLAIMS).encode())
-    parts[at] = base64.urlsafe_b64encode(changed).rstrip(b"=")
-    return prefix + b".".join(parts)

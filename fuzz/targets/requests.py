@@ -5,6 +5,7 @@ An input is one byte that chooses the call, and the serialized request.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from random import Random
 from typing import Any, cast
@@ -12,20 +13,21 @@ from typing import Any, cast
 import numpy as np
 from google.protobuf.message import Message
 from samserve import images
-from samserve.core import geometry, tokens
 from samserve.engines.fake import MODEL, FakeEngine
 from samserve.errors import InvalidRequest
-from samserve.rpc import automask_requests, field_limit, requests
+from samserve.models.families import SAM1
+from samserve.rpc import field_limit, requests
 from samserve.segmentation import ids
 from samserve.segmentation import prompts as prompting
 from samserve.segmentation.automask.crops import plan_crops
-from samserve.segmentation.embed import ById, Embedder, Source
-from samserve.segmentation.predict import PredictOptions
+from samserve.segmentation.automask.options import AutoMaskOptions
+from samserve.segmentation.embed import EmbeddingService
+from samserve.segmentation.sources import EmbeddingRef, Source
 from samserve.settings import LimitSettings
-from samserve.types import ImageDigest, ModelInfo, OutputMode, Size
+from samserve.types import ImageDigest, ModelInfo, Size
 from samserve.v1 import samserve_pb2 as pb
 
-from fuzz import containers, mutation, pictures, protobufs
+from fuzz import files, protobufs
 from fuzz.targets import rle
 
 _LIMITS = LimitSettings(
@@ -35,16 +37,20 @@ _IMAGE_LIMITS = images.ImageLimits(max_pixels=5000, max_side=100)
 _STORED = Size(16, 24)
 _MODEL = replace(MODEL, image_size=64, mask_size=16)
 _MOST_PER_RUN = 4
+_CONTENTS = (
+    *(files.jpegs()[0], files.pngs()[0], files.webps()[0], b"", b"fake", b"A" * 129, b"a" * 64),
+    *(bytes(size) for size in (31, 32, 54, 162, 900, 1024)),
+    *(b"\0\0\xc0\x7f" * 256, b"\xff" * 9, b"o" * 6, b"0n2", b"\r\nx: y", b"\xc3\xa9" * 65),
+)
 
 
 class _NoStore:
     """Stands for the store and the workers, which are not reached."""
 
 
-_EMBEDDER = Embedder(
+_EMBEDDINGS = EmbeddingService(
     FakeEngine(model=_MODEL), cast(Any, _NoStore()), cast(Any, _NoStore()), _IMAGE_LIMITS, 1.0
 )
-_FILES = [*pictures.jpegs()[:4], *pictures.pngs()[:6], *pictures.webps()[:3], *pictures.others()]
 
 
 def run(data: bytes) -> None:
@@ -62,31 +68,23 @@ def _message(data: bytes) -> Message:
 
 
 def _embed(request: pb.EmbedRequest) -> None:
-    image = requests.image(request.image)
-    model = _EMBEDDER.model(request.model)
+    image = requests.embed(request).image
+    model = _EMBEDDINGS.model(request.model)
     assert len(ids.embedding_id(image, model)) == 64
     if not isinstance(image, ImageDigest):
         images.probe(image, _IMAGE_LIMITS)
 
 
 def _predict(request: pb.PredictRequest) -> None:
-    source = requests.source(request)
-    mode = requests.output_mode(request.output_mode)
-    pixels = mode is not OutputMode.LOW_RES_LOGITS
-    options = PredictOptions(
-        requests.multimask(request.multimask),
-        pixels,
-        request.include_low_res_logits or not pixels,
-        _LIMITS.response_bytes,
-    )
     requests.prompts_are_quick(request)
-    prompts = requests.prompts(request, _LIMITS)
-    size, model = _sized(source, request.model)
-    options.check_logits(len(prompts), model)
+    call = requests.predict(request, _LIMITS)
+    prompts = call.prompts
+    size, model = _sized(call.source, call.model)
+    call.options.check_logits(len(prompts), model)
     prompting.check_prompts(prompts, size, model)
-    frames = prompting.Frames.of(size, model)
-    ready = tuple(prompting.with_logits(prompt, frames) for prompt in prompts)
-    groups = list(prompting.group(ready, frames, _MOST_PER_RUN))
+    transform = SAM1.transform(size, model)
+    ready = tuple(prompting.with_logits(prompt, SAM1, transform) for prompt in prompts)
+    groups = list(prompting.group(ready, SAM1, transform, _MOST_PER_RUN))
     indices = sorted(index for group in groups for index in group.indices)
     assert indices == list(range(len(prompts)))
     for group in groups:
@@ -110,10 +108,9 @@ def _check_group(group: prompting.PromptGroup, model: ModelInfo) -> None:
 
 
 def _automask(request: pb.AutoMaskRequest) -> None:
-    source = requests.source(request)
-    requests.pixel_mode(request.output_mode)
-    options = automask_requests.options(request, _LIMITS)
-    size, _ = _sized(source, request.model)
+    call = requests.automask(request, _LIMITS)
+    options = AutoMaskOptions.of(SAM1, call.options)
+    size, _ = _sized(call.source, call.model)
     if options.region_of_interest is not None:
         prompting.check_box_inside("options.region_of_interest", options.region_of_interest, size)
     crops = plan_crops(size, options)
@@ -121,21 +118,20 @@ def _automask(request: pb.AutoMaskRequest) -> None:
     for crop in crops:
         assert crop.size.height > 0
         assert crop.size.width > 0
-        frames = prompting.Frames.of(crop.size, _MODEL)
-        moved = geometry.points_to_model_frame(crop.points, frames.image, frames.resized)
-        coords, labels = tokens.grid_prompts(moved)
+        transform = SAM1.transform(crop.size, _MODEL)
+        coords, labels = SAM1.grid_prompts(transform.points_to_model(crop.points))
         assert np.isfinite(coords).all()
         assert len(coords) == len(labels) == len(crop.points)
 
 
 def _delete(request: pb.DeleteEmbeddingRequest) -> None:
-    requests.embedding_id(request.embedding_id)
+    requests.delete(request)
 
 
 def _sized(source: Source, model: str) -> tuple[Size, ModelInfo]:
-    """Find the size of the picture; what would be in the store has always the same."""
-    chosen = _EMBEDDER.model(model)
-    if isinstance(source, ById):
+    """Find the size of the image; what would be in the store has always the same."""
+    chosen = _EMBEDDINGS.model(model)
+    if isinstance(source, EmbeddingRef):
         return _STORED, chosen
     ids.embedding_id(source.image, chosen)
     if isinstance(source.image, ImageDigest):
@@ -143,25 +139,10 @@ def _sized(source: Source, model: str) -> tuple[Size, ModelInfo]:
     return images.probe(source.image, _IMAGE_LIMITS), chosen
 
 
-def _pool(name: str, now: Any, random: Random) -> Any:
-    """Choose what a field of text or bytes may hold."""
-    if name == "counts":
-        return rle.random_mask(random.choice((_STORED, Size(6, 9))), random).counts
-    if name == "encoded":
-        file = random.choice(_FILES)
-        return file if random.random() < 0.5 else containers.mutated(now or file, random)
-    if name == "low_res_logits":
-        return random.choice((bytes(1024), bytes(900), b"\0\0\xc0\x7f" * 256, b""))
-    if name == "encoded_sha256":
-        return random.randbytes(random.choice((32, 32, 31, 33, 0)))
-    if isinstance(now, bytes):
-        return random.choice((bytes(162), bytes(54), mutation.mutated(now, random)))
-    return mutation.text(random)
-
-
+@functools.cache
 def seeds() -> list[bytes]:
-    """Give requests of every kind that are good, and the empty ones."""
-    image = pb.Image(encoded=pictures.pngs()[0])
+    """Return requests of every kind that are good, and the empty ones."""
+    image = pb.Image(encoded=files.pngs()[0])
     size = pb.ImageSize(height=6, width=9)
     raw = pb.Image(raw=pb.RawImage(size=size, layout=pb.RAW_LAYOUT_RGB, data=bytes(162)))
     digest = pb.Image(encoded_sha256=bytes(32))
@@ -217,14 +198,11 @@ def _options() -> list[pb.AutoMaskOptions]:
 
 
 def mutate(data: bytes, random: Random) -> bytes:
-    """Change one to three fields; bytes that do not parse become another call's request."""
-    kind = data[0] % 4 if data else 0
-    if random.random() < 0.05:
-        return bytes([random.randrange(4)]) + data[1:]
+    """Change one to three fields of a request; bytes that do not parse become a seed."""
     try:
         request = _message(data)
     except InvalidRequest:
         return random.choice(seeds())
     for _ in range(random.randrange(1, 4)):
-        protobufs.mutate(request, random, _pool)
-    return _packed(kind, request)
+        protobufs.mutate(request, random, _CONTENTS)
+    return _packed(data[0] % 4 if data else 0, request)

@@ -1,12 +1,12 @@
 """`stores.shared.value_format`: what a server may find as an embedding in Redis or Valkey.
 
 An input is one byte of flags, one byte with the length of the key, the key, and the value.  A flag
-says that lengths and checksum are put right, so that what is behind them is reached.
+says that lengths and checksum are put right, so that what is behind them is reached; another that
+the value is still to be written, and there are only its header, a zero and its payload.
 """
 
 from __future__ import annotations
 
-import json
 import struct
 from random import Random
 
@@ -15,25 +15,26 @@ import xxhash
 from samserve.stores.shared import value_format
 from samserve.types import Array, EmbeddingFacts, Size
 
-from fuzz import documents, mutation
 from fuzz.target import Refused
 
-_SEALED = 1
+_SEALED, _WRITTEN = 1, 2
 _PREFIX_BYTES = 40
 _MARK = b"samserve\1\0"
 _KEY = b"samserve:{tenant}:embedding"
 _FACTS = EmbeddingFacts(Size(6, 9), "fake", "d" * 64, "sam-1")
-_DTYPES = ("<f2", "<f4", "<f8", "i1", "u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8")
-_NAMES = (
-    *("model_name", "model_digest", "preprocessing", "image_height", "image_width", "tensors"),
-    *("name", "dtype", "shape", "offset", "nbytes", "version"),
+WORDS = (
+    *(b"model_name", b"preprocessing", b"image_height", b"tensors", b"name", b"dtype", b"shape"),
+    *(b"<f2", b"<f4", b"<f8", b"i1", b"u1", b"<i8", b"offset", b"nbytes", b"[]", b"{}", b"null"),
 )
 
 
 def run(data: bytes) -> None:
     """Parse a value."""
     flags, key, value = _parsed(data)
-    if flags & _SEALED:
+    if flags & _WRITTEN:
+        header, _, payload = value.partition(b"\0")
+        value = written(key, header, payload)
+    elif flags & _SEALED:
         value = sealed(key, value)
     # Told by magic and format alone; the other refusal is a finding.
     refusal = value_format.Damaged if value.startswith(_MARK) else value_format.OtherFormat
@@ -59,7 +60,7 @@ def _check(key: bytes, value: bytes, parsed: value_format.Value) -> None:
 
 
 def sealed(key: bytes, value: bytes) -> bytes:
-    """Give a value the right length of the payload, and the checksum."""
+    """Return a value the right length of the payload, and the checksum."""
     if len(value) < _PREFIX_BYTES:
         return value
     rest = value[_PREFIX_BYTES:]
@@ -78,7 +79,7 @@ def written(
 
 
 def _parts(value: bytes) -> tuple[bytes, bytes]:
-    """Give header and payload, as far as there are any."""
+    """Return header and payload, as far as there are any."""
     end = _PREFIX_BYTES + int.from_bytes(value[12:16], "little")
     return value[_PREFIX_BYTES:end], value[end:]
 
@@ -94,7 +95,7 @@ def _packed(flags: int, key: bytes, value: bytes) -> bytes:
 
 
 def seeds() -> list[bytes]:
-    """Give embeddings like those of SAM 1 and SAM 2, and what others would write."""
+    """Return embeddings like those of SAM 1 and SAM 2, and what others would write."""
     random = Random(0)
     ours = [
         value_format.encode(_KEY, _FACTS, tensors)
@@ -112,6 +113,7 @@ def seeds() -> list[bytes]:
         written(_KEY, header, payload, reserved=3),
     ]
     inputs = [_packed(flags, _KEY, value) for value in ours for flags in (0, _SEALED)]
+    inputs += [_packed(_WRITTEN, _KEY, b"\0".join(_parts(value))) for value in ours]
     return [*inputs, *(_packed(0, _KEY, value) for value in others), _packed(_SEALED, b"", ours[0])]
 
 
@@ -119,59 +121,3 @@ def _tensor(dtype: str, shape: tuple[int, ...], random: Random) -> Array:
     kind = np.dtype(dtype)
     data = random.randbytes(kind.itemsize * int(np.prod(shape, dtype=np.int64)))
     return np.frombuffer(data, kind).reshape(shape)
-
-
-def _random_value(key: bytes, random: Random) -> bytes:
-    """Encode tensors of any type, with up to 64 elements or so each."""
-    tensors = {}
-    for _ in range(random.randrange(1, 5)):
-        shape = tuple(random.choice((1, 1, 2, 3, 5)) for _ in range(random.randrange(4)))
-        name = "t" + mutation.text(random)[:100]
-        tensors[name] = _tensor(random.choice(_DTYPES), shape, random)
-    size = Size(random.randrange(1, 9000), random.choice((1, 2**31 - 1)))
-    return value_format.encode(key, EmbeddingFacts(size, mutation.text(random), "", ""), tensors)
-
-
-def mutate(data: bytes, random: Random) -> bytes:
-    """Change one part of a value, most of the time with a checksum that holds."""
-    flags, key, value = _parsed(data)
-    header, payload = _parts(value)
-    kind = random.randrange(9)
-    if kind == 0:
-        return _packed(0, mutation.mutated(key, random), value)
-    if kind == 1:
-        return _packed(flags, key, _random_value(key[:255], random))
-    if kind == 2:
-        version, reserved = random.choice((1, 1, 0, 2, 999)), random.choice((0, 1, 256))
-        value = written(key, header, payload, version=version, reserved=reserved)
-        return _packed(0, key, value)
-    if kind == 3:
-        return _packed(flags ^ _SEALED, key, value)
-    if kind == 4:
-        return _packed(flags, key, _other_prefix(value, random))
-    if kind == 5:
-        payload = mutation.mutated(payload, random)
-    else:
-        header = _other_header(header, random)
-    return _packed(_SEALED, key, written(key, header, payload))
-
-
-def _other_prefix(value: bytes, random: Random) -> bytes:
-    """Change the prefix, with or without what is behind it."""
-    rest = value[_PREFIX_BYTES:]
-    return mutation.mutated(value[:_PREFIX_BYTES], random) + random.choice((rest, rest, b""))
-
-
-def _other_header(header: bytes, random: Random) -> bytes:
-    """Change a field; most of the time it is spelled as the format spells it."""
-    good = _parts(value_format.encode(_KEY, _FACTS, {"t": np.zeros((4, 2), "<f2")}))[0]
-    changed = documents.json_mutated(header, random, _NAMES, good)
-    if random.random() < 0.1:
-        return changed
-    try:
-        text = json.dumps(
-            json.loads(changed), ensure_ascii=False, sort_keys=True, separators=(",", ":")
-        )
-        return text.encode("utf-8", "surrogatepass")
-    except (ValueError, RecursionError):
-        return changed

@@ -40,9 +40,9 @@ class Envoy(Program):
 
     @abstractmethod
     def _config(self, folder: Path) -> dict[str, Any]:
-        """Give the configuration, with the ports; *folder* is deleted when it ends."""
+        """Return the configuration, with the ports; *folder* is deleted when it ends."""
 
 
 def address(port: int) -> dict[str, Any]:
-    """Give a port of loopback as Envoy's configuration writes it."""
+    """Return a port of loopback as Envoy's configuration writes it."""
     return {"socket_address": {"address": HOST, "port_value": port}}

@@ -27,7 +27,7 @@ _UNKNOWN_TO_TRITON = ("--allow-client-shm=",)
 
 
 def program(command: Sequence[str]) -> list[str]:
-    """Give the command that does here what *command* does in the gateway's image."""
+    """Return the command that does here what *command* does in the gateway's image."""
     name, *arguments = command
     if name == "samserve":
         return [sys.executable, "-m", "samserve", *arguments]
@@ -42,7 +42,7 @@ def starts_triton(command: Sequence[str]) -> bool:
 
 
 def given_to_triton(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Give the arguments that a container's command, a script of the shell, starts Triton with."""
+    """Return the arguments that the shell command of a container starts Triton with."""
     with tempfile.TemporaryDirectory() as folder:
         shown = Path(folder) / "tritonserver"
         shown.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")

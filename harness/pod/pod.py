@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from harness.errors import HarnessError
-from harness.pod.containers import Container, Program, container
+from harness.pod.containers import Container, Triton, container
 from harness.pod.volumes import Volumes, World, ports_of
 from harness.program import HOST
 from harness.triton.ports import free_ports
@@ -119,14 +119,14 @@ class Pod:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     async def execute(self, command: list[str]) -> tuple[int, str]:
-        """Run a command in its main container; give its exit status and what it has said."""
+        """Run a command in its main container; return its exit status and what it has said."""
         (main,) = self._main
-        if not isinstance(main, Program):
+        if isinstance(main, Triton):
             raise HarnessError(f"{main.name} is Triton's: the harness has no image of it")
         return await main.execute(command)
 
     def logs(self) -> dict[str, str]:
-        """Give what each container has said."""
+        """Return what each container has said."""
         return {each.name: each.log.read_text() for each in (*self._main, *self._sidecars)}
 
     async def _end(self, containers: list[Container]) -> None:

@@ -35,7 +35,7 @@ class World:
     services: Mapping[str, str] = field(default_factory=dict)
 
     def content(self, volume: Object) -> dict[str, bytes]:
-        """Give the files of a volume that is made from a ConfigMap or a Secret."""
+        """Return the files of a volume that is made from a ConfigMap or a Secret."""
         if "secret" in volume:
             keys = self.secrets[volume["secret"]["secretName"]]
             return {item["path"]: keys[item["key"]] for item in volume["secret"]["items"]}
@@ -59,7 +59,7 @@ class Volumes:
         return self._ports[port]
 
     def text(self, text: str, mounts: list[Object]) -> str:
-        """Give an argument, or a value of an environment, with the paths and ports of here."""
+        """Return an argument, or a value of an environment, with the paths and ports of here."""
         name, equals, value = text.partition("=") if text.startswith("--") else ("", "", text)
         if name.endswith("-port"):
             return f"{name}={self.port(int(value))}"
@@ -69,7 +69,7 @@ class Volumes:
         return f"{name}{equals}{self._service(self.path(value, mounts))}"
 
     def path(self, path: str, mounts: list[Object]) -> str:
-        """Give the path that *path* of a container has here; what is no path stays as it is."""
+        """Return the path that *path* of a container has here; what is no path stays as it is."""
         places = {each["mountPath"]: self._folders[each["name"]] for each in mounts}
         for start, folder in [*places.items(), *FILES.items()]:
             if path == start or path.startswith(f"{start}/"):
@@ -93,7 +93,7 @@ class Volumes:
         return made
 
     def translate_config(self, path: Path, mounts: list[Object]) -> None:
-        """Give the gateway's settings in *path* the paths and ports of here."""
+        """Return the gateway's settings in *path* the paths and ports of here."""
         settings = tomllib.loads(path.read_text())
         lines = []
         for section, values in settings.items():
@@ -115,7 +115,7 @@ class Volumes:
 
 
 def ports_of(spec: Object) -> list[int]:
-    """Give the ports that the containers say they have, and Triton's, which it keeps to itself."""
+    """Return the ports that containers declare, and Triton's, which are not declared."""
     containers = [*spec.get("initContainers", []), *spec["containers"]]
     ports = [port["containerPort"] for each in containers for port in each.get("ports", [])]
     if len(ports) != len(set(ports)):

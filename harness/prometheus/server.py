@@ -13,7 +13,6 @@ import yaml
 
 from harness.errors import HarnessError
 from harness.program import DIRECT, Program
-from harness.prometheus.errors import QueryError
 from harness.prometheus.programs import find
 
 Series = dict[str, Any]
@@ -21,6 +20,10 @@ Series = dict[str, Any]
 
 _NAMESPACE = {"namespace": "samserve"}
 _QUERY_TIMEOUT_S = 30.0
+
+
+class QueryError(Exception):
+    """Prometheus refused a query; the text is its own."""
 
 
 class PrometheusServer(Program):

@@ -8,7 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
-from harness.triton.environment import ROOT, HarnessError
+from harness.errors import HarnessError
+from harness.triton.environment import ROOT
 from harness.triton.server import TritonServer
 
 
@@ -17,7 +18,7 @@ def main() -> int:
     options = _parser().parse_args()
     server = TritonServer(
         options.model_repository,
-        log=None,
+        log=Path("/dev/stderr"),
         grpc_port=options.grpc_port,
         http_port=options.http_port,
         metrics_port=options.metrics_port,

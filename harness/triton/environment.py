@@ -11,15 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.errors import HarnessError
+
 ROOT = Path(__file__).parents[2]
 BACKEND = Path(__file__).parent / "backend" / "model.py"
 HOME_VARIABLE = "SAMSERVE_TRITON_HOME"
 BACKEND_VARIABLE = "SAMSERVE_TRITON_BACKEND"
 """Names a folder that `scripts/build-triton-backend` has made, to use NVIDIA's own backend."""
-
-
-class HarnessError(Exception):
-    """tritonserver is not installed, did not start, or is not what it should be."""
 
 
 @dataclass(frozen=True, slots=True)

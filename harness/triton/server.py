@@ -2,94 +2,72 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Self
+from typing import ClassVar, Self
 
+from harness.program import DIRECT, HOST, Program
 from harness.triton import processes
-from harness.triton.environment import HarnessError, TritonHome, find_home
+from harness.triton.environment import find_home
 from harness.triton.ports import free_ports
 
-HOST = "127.0.0.1"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 _SHM_PREFIX = "triton_python_backend_shm_region_"
 DRAIN_S = 5
 """How long a server that is asked to stop waits for running requests."""
 
-_START_ATTEMPTS = 3
-_POLL_S = 0.02
 # The processes of models say twice as often that they are well.
 _HEALTH_S = 0.6
 _LOG_ERRORS, _LOG_TAIL = 10, 1000
 _ERROR = re.compile(r"E\d{4} |error: ")
-_PORT_TAKEN = "already in use"
 _CRASHES = (-signal.SIGSEGV, -signal.SIGABRT)
 
 
-@dataclass(kw_only=True, eq=False)
-class _Options:
-    log: Path | None
-    """File that the server's log is appended to; None: this process's stderr."""
-    grpc_port: int = 0
-    """0 chooses a free port, which a restart keeps; so do the next two."""
-    http_port: int = 0
-    metrics_port: int = 0
-    extra_args: Sequence[str] = ()
-    """Further arguments; of two values for an option the server takes the last."""
-    user: int | None = None
-    """Run as this user (which takes root), with ``group`` and the further ``groups``."""
-    group: int | None = None
-    groups: Sequence[int] | None = None
-    env: Mapping[str, str] | None = None
-    """Environment variables to add."""
-    start_timeout_s: float = 60.0
-
-
-@dataclass(eq=False)
-class TritonServer(_Options):
+class TritonServer(Program):
     """The real tritonserver on a model repository; it can be started again after it ended.
 
     It listens on loopback only.  All its processes form one session, which is how they are found
     again: the Python processes of its models ignore SIGTERM and outlive a killed server.
     """
 
-    model_repository: Path
-    _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
-    _folder: Path | None = field(default=None, init=False, repr=False)
-    _paused: bool = field(default=False, init=False, repr=False)
-    _log_start: int = field(default=0, init=False, repr=False)
+    _name: ClassVar[str] = "tritonserver"
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
+    def __init__(  # noqa: PLR0913 - each has a default
+        self,
+        model_repository: Path,
+        *,
+        log: Path | None,
+        grpc_port: int = 0,
+        http_port: int = 0,
+        metrics_port: int = 0,
+        extra_args: Sequence[str] = (),
+        user: int | None = None,
+        groups: Sequence[int] = (),
+        env: Mapping[str, str] | None = None,
+        start_timeout_s: float = 60.0,
+    ) -> None:
+        """Describe it.
 
-    def __exit__(self, *_: object) -> None:
-        # At once: ending in good order takes four seconds.
-        self.kill()
-
-    @property
-    def pid(self) -> int:
-        """Process id of tritonserver, which is its session too."""
-        if self._process is None:
-            raise HarnessError("tritonserver is not running")
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        """Whether tritonserver runs; it may have crashed."""
-        return self._process is not None and self._process.poll() is None
+        A port of 0 chooses a free one, which a restart keeps.  Of two values for an option in
+        *extra_args* the server takes the last.  *user*, with the group of that number and further
+        *groups*, takes root; *env* are variables to add.
+        """
+        super().__init__(port=0, log=log)
+        self.log = log
+        self.grpc_port, self.http_port, self.metrics_port = grpc_port, http_port, metrics_port
+        self._free = [name for name in _PORTS if not getattr(self, name)]
+        self._repository = model_repository.absolute()
+        self._extra_args = tuple(extra_args)
+        self._user, self._groups = user, groups
+        self._more_env = dict(env or {})
+        self._start_timeout_s = start_timeout_s
+        self._paused = False
 
     @property
     def crashed(self) -> bool:
@@ -101,44 +79,10 @@ class TritonServer(_Options):
         """``host:port`` for clients; known once the server was started, and kept afterwards."""
         return f"{HOST}:{self.grpc_port}"
 
-    @property
-    def http_address(self) -> str:
-        """``host:port`` of the HTTP interface."""
-        return f"{HOST}:{self.http_port}"
-
-    def start(self) -> None:
-        """Return when every model is ready; raise `HarnessError` with the log's end otherwise."""
-        if self._process is not None:
-            raise HarnessError("tritonserver runs already")
-        chosen = [name for name in _PORTS if not getattr(self, name)]
-        for attempt in range(_START_ATTEMPTS):
-            for name, port in zip(chosen, free_ports(len(chosen)), strict=True):
-                setattr(self, name, port)
-            try:
-                self._start_once()
-            except HarnessError as error:
-                # Somebody else may take a port before the server does.
-                last = attempt == _START_ATTEMPTS - 1
-                if last or not chosen or _PORT_TAKEN not in str(error):
-                    raise
-            else:
-                return
-
     def launch(self) -> None:
         """Start the server once, on the ports that it was given, and wait for nothing."""
-        self._folder = Path(tempfile.mkdtemp(prefix="samserve-triton-"))
-        atexit.register(self.kill)
-        try:
-            self._folder.chmod(0o755)  # for another user
-            self._process = self._spawn(find_home(), self._folder)
-            _launched.add(self)
-        except BaseException:
-            self.kill()
-            raise
-
-    def terminate(self) -> None:
-        """Ask the server to end, which drains requests."""
-        processes.signal_all([self.pid], signal.SIGTERM)
+        super().launch()
+        _launched.add(self)
 
     def stop(self) -> None:
         """Ask the server to end, and kill what is left of it."""
@@ -157,14 +101,11 @@ class TritonServer(_Options):
             self._process.wait()
             if self.crashed:
                 _crashes.append(self.log_tail())
-            self._process = None
-            self._paused = False
+        self._paused = False
         _launched.discard(self)
         for leftover in self.shared_files():
             leftover.unlink(missing_ok=True)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        atexit.unregister(self.kill)
+        super().kill()
 
     def revive(self) -> Self:
         """Have it running: start it if it has ended, resume it if it is paused.
@@ -197,12 +138,6 @@ class TritonServer(_Options):
         processes.send(self.pid, signal.SIGCONT)
         self._paused = False
 
-    def wait(self) -> int:
-        """Wait until the server ends by itself, and return its exit status."""
-        if self._process is None:
-            raise HarnessError("tritonserver is not running")
-        return self._process.wait()
-
     def shared_files(self) -> list[Path]:
         """The files in shared memory that it exchanges tensors with its models through."""
         if self._folder is None:
@@ -215,61 +150,26 @@ class TritonServer(_Options):
 
     def log_tail(self) -> str:
         """Return errors and the end of what the server has logged since it was started."""
-        if self.log is None:
-            return "(see stderr)"
-        with self.log.open("rb") as log:
-            log.seek(self._log_start)
-            text = log.read().decode(errors="replace")
+        text = self._log_text()
         errors = [line for line in text.splitlines() if _ERROR.match(line)]
         return "\n".join([*errors[:_LOG_ERRORS], "...", text[-_LOG_TAIL:]])
 
+    def _choose_ports(self) -> bool:
+        for name, port in zip(self._free, free_ports(len(self._free)), strict=True):
+            setattr(self, name, port)
+        return bool(self._free)
+
     def _start_once(self) -> None:
-        self.launch()
-        assert self._process is not None
-        try:
-            self._wait_ready(self._process)
-        except BaseException:
-            self.kill()
-            raise
+        super()._start_once()
+        self._free = []
 
-    def _spawn(self, home: TritonHome, folder: Path) -> subprocess.Popen[bytes]:
+    def _command(self, folder: Path) -> list[str]:
+        home = find_home()
+        folder.chmod(0o755)  # for another user
         home.copy_backends(folder / "backends")
-        with self._open_log() as log:
-            self._log_start = log.seek(0, os.SEEK_END) if self.log else 0
-            return subprocess.Popen(
-                [*self._as_user(), *self._command(home, folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                env=home.variables(os.environ) | dict(self.env or {}),
-                start_new_session=True,
-            )
-
-    def _as_user(self) -> list[str]:
-        """Change the user in the new process, by util-linux.
-
-        Popen would do it between fork and exec, where the threads of a forked gRPC come to life.
-        """
-        if self.user is None:
-            return []
-        groups = ",".join(map(str, self.groups or ()))
-        return [
-            *("setpriv", f"--reuid={self.user}", f"--regid={self.group}"),
-            f"--groups={groups}" if groups else "--clear-groups",
-        ]
-
-    @contextlib.contextmanager
-    def _open_log(self) -> Iterator[IO[bytes]]:
-        if self.log is None:
-            yield sys.stderr.buffer
-            return
-        with self.log.open("ab") as log:
-            yield log
-
-    def _command(self, home: TritonHome, folder: Path) -> list[str]:
+        self._env = home.variables(os.environ) | self._more_env
         options = {
-            "model-repository": self.model_repository.absolute(),
+            "model-repository": self._repository,
             "backend-directory": folder / "backends",
             # Its own names, so that what a killed server leaves behind can be told from others'.
             "backend-config": f"python,shm-region-prefix-name={_shm_prefix(folder)}",
@@ -285,25 +185,28 @@ class TritonServer(_Options):
             "log-verbose": 0,
         }
         return [
+            *self._as_user(),
             str(home.server),
             *[f"--{name}={value}" for name, value in options.items()],
             # Room for one request; it grows for larger ones, a megabyte at a time if this is small.
             f"--backend-config=python,shm-default-byte-size={16 << 20}",
             # The configurations are complete, and completing costs one more process for each model.
             "--disable-auto-complete-config",
-            *self.extra_args,
+            *self._extra_args,
         ]
 
-    def _wait_ready(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + self.start_timeout_s
-        while not self._answers():
-            if process.poll() is not None:
-                raise HarnessError(f"tritonserver ended at start:\n{self.log_tail()}")
-            if time.monotonic() > deadline:
-                raise HarnessError(
-                    f"tritonserver was not ready in {self.start_timeout_s} s:\n{self.log_tail()}"
-                )
-            time.sleep(_POLL_S)
+    def _as_user(self) -> list[str]:
+        """Change the user in the new process, by util-linux.
+
+        Popen would do it between fork and exec, where the threads of a forked gRPC come to life.
+        """
+        if self._user is None:
+            return []
+        groups = ",".join(map(str, self._groups))
+        return [
+            *("setpriv", f"--reuid={self._user}", f"--regid={self._user}"),
+            f"--groups={groups}" if groups else "--clear-groups",
+        ]
 
     def _answers(self) -> bool:
         try:
@@ -325,12 +228,10 @@ _crashes: list[str] = []
 _launched: set[TritonServer] = set()
 
 _PORTS = ("grpc_port", "http_port", "metrics_port")
-# Requests to loopback must not go to a proxy that the environment names.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def _get(port: int, path: str) -> str:
-    with _DIRECT.open(f"http://{HOST}:{port}{path}", timeout=5.0) as answer:
+    with DIRECT.open(f"http://{HOST}:{port}{path}", timeout=5.0) as answer:
         text: str = answer.read().decode()
         return text
 

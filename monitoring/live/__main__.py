@@ -11,17 +11,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from harness.cluster.errors import HarnessError as ClusterError
 from harness.errors import HarnessError
-from harness.triton.environment import HarnessError as TritonError
 from monitoring.live.draw import Window, pages
 from monitoring.live.load import Tally, load
 from monitoring.live.stack import Stack, running
@@ -40,7 +36,7 @@ def main() -> int:
         _observe(options)
     except KeyboardInterrupt:
         _CONSOLE.print("Ended.")
-    except (HarnessError, ClusterError, TritonError) as error:
+    except (HarnessError, ClusterError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -51,7 +47,7 @@ def _observe(options: argparse.Namespace) -> None:
     with running(prometheus_port=options.port) as stack:
         _where(stack)
         since = time.time()
-        with _progress(options.seconds):
+        with _CONSOLE.status(f"{options.seconds:g} s of load"):
             tally = asyncio.run(_drive(stack, options.seconds))
         # So that the last of it is scraped.
         time.sleep(2)
@@ -68,26 +64,6 @@ async def _drive(stack: Stack, seconds: float) -> Tally:
     async with load(stack.gateway.target) as crowd:
         await crowd.run(seconds)
         return crowd.tally
-
-
-@contextmanager
-def _progress(seconds: float) -> Iterator[None]:
-    """Show how much of the load is over while the block runs."""
-    ended = threading.Event()
-
-    def advance(bar: Progress) -> None:
-        task = bar.add_task("load", total=seconds)
-        while not (bar.finished or ended.wait(0.5)):
-            bar.advance(task, 0.5)
-
-    with Progress(console=_CONSOLE) as bar:
-        thread = threading.Thread(target=advance, args=(bar,))
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
 
 
 def _where(stack: Stack) -> None:

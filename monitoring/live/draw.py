@@ -127,12 +127,14 @@ def _series(axes: Axes, panel: dict[str, Any], answers: list[list[Line]]) -> Non
         _nothing(axes)
         return
     colors = _colors(panel)
-    if _is_stacked(panel):
+    custom = panel["fieldConfig"]["defaults"].get("custom", {})
+    if custom.get("stacking", {}).get("mode") == "normal":
         _stack(axes, lines, colors)
     else:
         for line in lines:
             axes.plot(line.times, line.values, lw=1.3, label=line.name, color=colors.get(line.name))
-    _scales(axes, panel)
+    axes.yaxis.set_major_formatter(_formatter(panel))
+    _times(axes)
     axes.set_ylim(bottom=0)
     _legend(axes, lines)
 
@@ -193,82 +195,44 @@ def _heat(axes: Axes, panel: dict[str, Any], answers: list[list[Line]]) -> None:
     _times(axes)
 
 
-def _bars(axes: Axes, panel: dict[str, Any], answers: list[list[Line]]) -> None:
-    last = [(line.values[-1], line.name) for lines in answers for line in lines]
-    last = sorted(last, reverse=True)[:_ROWS]
-    names = [name for _, name in last]
-    axes.barh(range(len(last)), [value for value, _ in last], color="#5794f2", height=0.35)
-    axes.set_yticks([])
-    for row, name in enumerate(names):
-        axes.text(0, row - 0.36, name, fontsize=7, va="center")
-    axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(_formatter(panel))
-
-
-def _numbers(axes: Axes, panel: dict[str, Any], answers: list[list[Line]]) -> None:
-    text = _formatter(panel)
-    lines = [line for lines in answers for line in lines]
-    axes.axis("off")
-    for number, line in enumerate(lines):
-        x = (number + 0.5) / len(lines)
-        value = text(line.values[-1], None)
-        size = 17 if len(value) < 7 else 11
-        axes.text(x, 0.6, value, size=size, ha="center", va="center", transform=axes.transAxes)
-        axes.text(x, 0.15, line.name, size=8, ha="center", va="center", transform=axes.transAxes)
-
-
-def _table(axes: Axes, panel: dict[str, Any], answers: list[list[Line]]) -> None:
-    """List rows by their labels, with the value of each query."""
+def _rows(axes: Axes, panel: dict[str, Any], answers: list[list[Line]]) -> None:
+    """List the last values by name, or by the labels if no name is given; the largest first."""
     axes.axis("off")
     text = _formatter(panel)
-    rows: dict[str, list[str]] = {}
-    first: dict[str, float] = {}
-    for number, lines in enumerate(answers):
-        for line in lines:
-            shown = [v[:_CELL_LENGTH] for k, v in line.labels.items() if k not in _HIDDEN]
-            name = "   ".join(shown)
-            first.setdefault(name, line.values[-1])
-            row = rows.setdefault(name, ["-"] * len(answers))
-            row[number] = text(line.values[-1], None)
+    rows: dict[str, list[float]] = {}
+    for line in (line for lines in answers for line in lines):
+        shown = [v[:_CELL_LENGTH] for k, v in line.labels.items() if k not in _HIDDEN]
+        named = panel["type"] != "table" and line.name
+        rows.setdefault(named or "   ".join(shown), []).append(line.values[-1])
     if not rows:
         _nothing(axes)
-    largest = sorted(rows, key=lambda name: -first[name])[:_ROWS]
-    for number, (name, values) in enumerate((name, rows[name]) for name in largest):
-        y = 1 - (number + 0.5) / _ROWS
+    largest = sorted(rows, key=lambda name: -_number(rows[name][0]))[:_ROWS]
+    for number, name in enumerate(largest):
+        y = 1 - (number + 0.5) / max(len(largest), 3)
         write = partial(axes.text, size=7, va="center", transform=axes.transAxes)
         write(0, y, name)
-        write(1, y, "   ".join(values), ha="right")
+        write(1, y, "   ".join(text(value, None) for value in rows[name]), ha="right")
 
 
 _HIDDEN = ("__name__", "namespace", "job", "instance")
 _KINDS: dict[str, Callable[[Axes, dict[str, Any], list[list[Line]]], None]] = {
     "timeseries": _series,
     "heatmap": _heat,
-    "bargauge": _bars,
-    "stat": _numbers,
+    "bargauge": _rows,
+    "stat": _rows,
     "state-timeline": _series,
-    "table": _table,
+    "table": _rows,
 }
 
 
-def _is_stacked(panel: dict[str, Any]) -> bool:
-    custom = panel["fieldConfig"]["defaults"].get("custom", {})
-    return bool(custom.get("stacking", {}).get("mode") == "normal")
-
-
 def _colors(panel: dict[str, Any]) -> dict[str, str]:
-    """Give the colors that the panel fixes, by the name of the series."""
+    """Return the colors that the panel fixes, by the name of the series."""
     return {
         override["matcher"]["options"]: each["value"]["fixedColor"]
         for override in panel["fieldConfig"].get("overrides", ())
         for each in override["properties"]
         if each["id"] == "color"
     }
-
-
-def _scales(axes: Axes, panel: dict[str, Any]) -> None:
-    axes.yaxis.set_major_formatter(_formatter(panel))
-    _times(axes)
 
 
 def _times(axes: Axes) -> None:

@@ -19,7 +19,7 @@ from monitoring.live.scenes import HEIGHT, WIDTH, scene
 Tally = Counter[tuple[str, str]]
 """Calls by RPC and the name of the code that they ended with, as their clients saw it."""
 
-_PICTURES = 24
+_IMAGES = 24
 _ANNOTATORS = 2
 _BURST = 40
 _THINK_S = 0.15
@@ -35,7 +35,7 @@ class Load:
     _ended: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def __post_init__(self) -> None:
-        self._pictures = [pb.Image(encoded=scene(number)) for number in range(_PICTURES)]
+        self._images = [pb.Image(encoded=scene(number)) for number in range(_IMAGES)]
 
     async def run(self, seconds: float) -> None:
         """Return once all calls have ended that were begun in that time."""
@@ -61,7 +61,7 @@ class Load:
             await asyncio.sleep(dice.uniform(0.5, 1.5) * _THINK_S)
 
     async def _annotate(self, dice: random.Random) -> None:
-        """Open a picture, some more often than others; click, and click again; draw a box."""
+        """Open an image, some more often than others; click, and click again; draw a box."""
         image = self._choose(dice)
         durability = pb.DURABILITY_DURABLE if dice.random() < 0.1 else pb.DURABILITY_UNSPECIFIED
         embedded = await self._call("Embed", pb.EmbedRequest(image=image, durability=durability))
@@ -91,7 +91,7 @@ class Load:
         await self._call("AutoMask", request)
 
     async def _prepare(self, dice: random.Random) -> None:
-        """Have a picture encoded ahead, and click in it once it is."""
+        """Have an image encoded ahead, and click in it once it is."""
         request = pb.EmbedRequest(image=self._choose(dice), prefetch=True)
         embedded = await self._call("Embed", request)
         if embedded is not None:
@@ -102,33 +102,33 @@ class Load:
     async def _err(self, dice: random.Random) -> None:
         """Make the mistakes that clients make, leave early, and wait too short."""
         unknown = pb.PredictRequest(embedding_id=f"sam_tiny:{'0' * 32}", prompts=[_click(dice)])
-        outside = pb.PredictRequest(image=self._pictures[0])
+        outside = pb.PredictRequest(image=self._images[0])
         outside.prompts.add().points.add(x=-5000, y=1, label=pb.Point.LABEL_FOREGROUND)
         await self._call("Predict", unknown)
         await self._call("Predict", outside)
-        await self._call("Embed", pb.EmbedRequest(image=pb.Image(encoded=b"no picture")))
+        await self._call("Embed", pb.EmbedRequest(image=pb.Image(encoded=b"no image")))
         search = pb.AutoMaskRequest(image=self._choose(dice))
         await self._call("AutoMask", search, timeout_s=0.05)
         await self._call("AutoMask", search, leaves_s=0.2)
         await self._call("ListModels", pb.ListModelsRequest())
-        kept = await self._call("Embed", pb.EmbedRequest(image=self._pictures[-1]))
+        kept = await self._call("Embed", pb.EmbedRequest(image=self._images[-1]))
         if kept is not None:
             gone = pb.DeleteEmbeddingRequest(embedding_id=kept.embedding.id)
             await self._call("DeleteEmbedding", gone)
-            anew = pb.PredictRequest(image=self._pictures[-1], prompts=[_click(dice)])
+            anew = pb.PredictRequest(image=self._images[-1], prompts=[_click(dice)])
             await self._call("Predict", anew)
         await asyncio.sleep(1)
 
     async def _rush(self, dice: random.Random) -> None:
         """Send more clicks at once than the gateway lets in."""
         await asyncio.sleep(12)
-        image = self._pictures[0]
+        image = self._images[0]
         requests = [pb.PredictRequest(image=image, prompts=[_click(dice)]) for _ in range(_BURST)]
         await asyncio.gather(*(self._call("Predict", request) for request in requests))
 
     def _choose(self, dice: random.Random) -> pb.Image:
-        # About as Zipf has it: the first pictures are the most wanted.
-        return self._pictures[min(int(dice.paretovariate(0.6)), _PICTURES) - 1]
+        # About as Zipf has it: the first images are the most wanted.
+        return self._images[min(int(dice.paretovariate(0.6)), _IMAGES) - 1]
 
     async def _call(
         self, method: str, request: Any, *, timeout_s: float = 60, leaves_s: float = 0

@@ -1,4 +1,4 @@
-"""Pictures to segment: shapes on a background, each number another one."""
+"""Images to segment: shapes on a background, each number another one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _SHAPES = 14
 
 
 def scene(number: int) -> bytes:
-    """Draw a picture of `WIDTH` x `HEIGHT` pixels, as a JPEG."""
+    """Draw an image of `WIDTH` x `HEIGHT` pixels, as a JPEG."""
     dice = np.random.default_rng(number)
     grain = dice.normal(128, 12, (HEIGHT, WIDTH, 3)).clip(0, 255).astype(np.uint8)
-    picture = Image.fromarray(grain)
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(grain)
+    draw = ImageDraw.Draw(image)
     for _ in range(_SHAPES):
         x, y = int(dice.integers(WIDTH)), int(dice.integers(HEIGHT))
         size = dice.integers(20, 120, 2)
@@ -24,5 +24,5 @@ def scene(number: int) -> bytes:
         color = tuple(int(part) for part in dice.integers(0, 256, 3))
         (draw.ellipse if dice.random() < 0.5 else draw.rectangle)(box, fill=color)
     file = BytesIO()
-    picture.save(file, "JPEG", quality=90)
+    image.save(file, "JPEG", quality=90)
     return file.getvalue()

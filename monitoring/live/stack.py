@@ -12,10 +12,11 @@ import yaml
 
 from harness.cluster.cluster import Cluster
 from harness.gateway import GatewayServer
-from harness.otlp.receiver import Receiver
+from harness.otlp import Receiver
+from harness.program import HOST
 from harness.prometheus.exporter import RedisExporter
 from harness.prometheus.server import PrometheusServer
-from harness.triton.server import HOST, TritonServer
+from harness.triton.server import TritonServer
 from monitoring.series import GATEWAY_JOB, REDIS_JOB, TRITON_JOB
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +120,7 @@ def running(
 
 
 def chart_rules() -> list[Path]:
-    """Give the files of the chart's rules."""
+    """Return the files of the chart's rules."""
     return sorted(RULES.glob("*.yaml"))
 
 

@@ -37,7 +37,7 @@ class Command:
 
     @property
     def inside(self) -> list[str] | None:
-        """Give what `kubectl exec` runs."""
+        """Return what `kubectl exec` runs."""
         words = shlex.split(self.text)
         if words[0] != "kubectl" or "exec" not in words:
             return None
@@ -45,7 +45,7 @@ class Command:
 
 
 def commands() -> list[Command]:
-    """Give all commands of programs that are about a cluster, each once for a page."""
+    """Return all commands of programs that are about a cluster, each once for a page."""
     found = {
         Command(page.name, command): None
         for page in sorted(PAGES)

@@ -26,18 +26,40 @@ def ports(rules: list[Object]) -> list[tuple[Any, str]]:
 
 def test_there_is_none_unless_asked_for() -> None:
     assert "NetworkPolicy" not in [each["kind"] for each in render()]
+    assert policy(ON)["policyTypes"] == ["Ingress", "Egress"]
 
 
-def test_the_default_shape_serves_and_asks_names_and_nothing_else() -> None:
-    found = policy(ON)
+NAMES = [(53, "UDP"), (53, "TCP")]
+NODES = ["a:6379", "b:6379", "[fd00::1]:7000"]
 
-    assert found["policyTypes"] == ["Ingress", "Egress"]
-    assert ports(found["ingress"]) == [
-        (50051, "TCP"),
-        (8081, "TCP"),
-        (8002, "TCP"),
-    ]
-    assert ports(found["egress"]) == [(53, "UDP"), (53, "TCP")]
+
+def traced(endpoint: str) -> dict[str, Any]:
+    return {**ON, "config": {"trace": {"endpoint": endpoint}}}
+
+
+@pytest.mark.parametrize(
+    ("values", "ingress", "egress"),
+    [
+        (ON, [50051, 8081, 8002], []),
+        ({**ON, "engine": "onnx"}, [50051, 8081], []),
+        ({**ON, "cache": {"nodes": NODES}}, [50051, 8081, 8002], [6379, 7000]),
+        (case("pull"), [50051, 8081, 8002], [443]),
+        (traced("http://c:4317"), [50051, 8081, 8002], [4317]),
+        (traced("http://c:4317/"), [50051, 8081, 8002], [4317]),
+        (traced("https://c"), [50051, 8081, 8002], [443]),
+        (traced("https://c/v1"), [50051, 8081, 8002], [443]),
+        (traced("http://c"), [50051, 8081, 8002], [80]),
+        (traced("http://10.0.0.5"), [50051, 8081, 8002], [80]),
+        (traced("http://collector-1"), [50051, 8081, 8002], [80]),
+    ],
+)
+def test_it_opens_what_is_served_and_what_is_called(
+    values: dict[str, Any], ingress: list[int], egress: list[int]
+) -> None:
+    found = policy(values)
+
+    assert ports(found["ingress"]) == [(port, "TCP") for port in ingress]
+    assert ports(found["egress"]) == [*NAMES, *((port, "TCP") for port in egress)]
 
 
 def test_tritons_own_api_is_open_to_nobody() -> None:
@@ -47,41 +69,6 @@ def test_tritons_own_api_is_open_to_nobody() -> None:
     assert "triton-http" in [port["name"] for port in triton["ports"]]
     assert 8000 not in [port for port, _ in ports(policy(ON)["ingress"])]
     assert not any(port["containerPort"] == 8001 for port in triton["ports"])
-
-
-def test_without_triton_its_metrics_are_not_open() -> None:
-    assert (8002, "TCP") not in ports(policy({**ON, "engine": "onnx"})["ingress"])
-
-
-def test_nodes_of_the_cache_are_reached_at_their_ports() -> None:
-    nodes = ["a:6379", "b:6379", "[fd00::1]:7000"]
-
-    assert ports(policy({**ON, "cache": {"nodes": nodes}})["egress"])[2:] == [
-        (6379, "TCP"),
-        (7000, "TCP"),
-    ]
-
-
-def test_models_are_pulled_over_https() -> None:
-    assert ports(policy(case("pull"))["egress"])[2:] == [(443, "TCP")]
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "port"),
-    [
-        ("http://c:4317", 4317),
-        ("http://c:4317/", 4317),
-        ("https://c", 443),
-        ("https://c/v1", 443),
-        ("http://c", 80),
-        ("http://10.0.0.5", 80),
-        ("http://collector-1", 80),
-    ],
-)
-def test_traces_reach_their_receiver(endpoint: str, port: int) -> None:
-    found = policy({**ON, "config": {"trace": {"endpoint": endpoint}}})
-
-    assert ports(found["egress"])[2:] == [(port, "TCP")]
 
 
 def test_peers_are_those_that_were_named() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 from typing import Any
@@ -14,7 +13,7 @@ import yaml
 
 from chart.__main__ import main as chart_main
 from chart.places import CHART
-from tests.chart.rendered import SHAPES, Object, case, in_each_shape, notes, of_kind, render
+from tests.chart.rendered import SHAPES, Object, case, in_each_shape, notes, of_kind
 from tests.support.together import check_all
 
 # The oldest that Chart.yaml admits, and the newest that there is.
@@ -43,12 +42,6 @@ def test_lint_finds_nothing() -> None:
     check_all(check, {shape: case(shape) for shape in SHAPES})
 
 
-def test_lint_notices_what_is_wrong() -> None:
-    report = helm_python.lint(CHART, {"replica": 2}, strict=True)
-
-    assert report["errors"]
-
-
 def validate(each: Object) -> None:
     """Raise an error for an object that one of the versions refuses."""
     _validate(json.dumps(each))
@@ -72,19 +65,6 @@ def _validate(text: str) -> None:
 @in_each_shape
 def test_kubernetes_takes_every_object(objects: list[Object]) -> None:
     check_all(validate, {f"{each['kind']} {each['metadata']['name']}": each for each in objects})
-
-
-@pytest.mark.parametrize(
-    ("path", "wrong"),
-    [(("spec", "replica"), 1), (("spec", "replicas"), "many"), (("metadata", "label"), {})],
-)
-def test_the_schemas_notice_what_is_wrong(path: tuple[str, str], wrong: object) -> None:
-    deployment = copy.deepcopy(of_kind(render(), "Deployment")[0])
-    deployment[path[0]][path[1]] = wrong
-
-    for version in VERSIONS:
-        with pytest.raises(kubernetes_validate.ValidationError):
-            kubernetes_validate.validate(deployment, version, strict=True)
 
 
 def test_shapes_cover_every_kind_and_every_template() -> None:

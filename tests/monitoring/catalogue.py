@@ -105,7 +105,7 @@ LABELS = _labels()
 
 
 def jobs_of(metric: str) -> tuple[str, ...]:
-    """Give the jobs whose targets export a metric."""
+    """Return the jobs whose targets export a metric."""
     if metric == "up":
         return JOBS
     starts = {"nv_": TRITON_JOB, "redis_": REDIS_JOB}

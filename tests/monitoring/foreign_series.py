@@ -43,7 +43,7 @@ def _foreign(name: str) -> Labels:
 
 
 def second_release(name: str, labels: Labels) -> Series:
-    """Give the same series of another release in the same namespace."""
+    """Return the same series of another release in the same namespace."""
     where = {} if ":" in name or name == "ALERTS" else _ELSEWHERE
     return name, {**labels, **where, "release": SECOND}
 
@@ -104,7 +104,7 @@ def _some(metric: str, label: str) -> list[str]:
 
 
 def speed(name: str, labels: Labels) -> int:
-    """Give how much a series grows at each step: each has a speed of its own, buckets by bound."""
+    """Return how much a series grows at each step: each at its own speed, buckets by bound."""
     bounds = _SOME["le"].split()
     rank = bounds.index(labels["le"]) + 1 if "le" in labels else 1
     told_by = {each: text for each, text in labels.items() if each not in ("le", "namespace")}

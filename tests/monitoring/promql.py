@@ -21,7 +21,7 @@ class Wrong(Exception):
 
 
 def labels_of(metric: str) -> frozenset[str]:
-    """Give the labels of a metric, or of a series that a recording rule makes."""
+    """Return the labels of a metric, or of a series that a recording rule makes."""
     if ":" in metric:
         level = metric.split(":", maxsplit=1)[0]
         return frozenset(label for label in _LEVELS if label in level)

@@ -175,7 +175,7 @@ def asked(server: PrometheusServer, now: int, expr: str, **chosen: str) -> Answe
 
 
 def expressions() -> dict[str, str]:
-    """Give what pages ask by where they do: panels, marks, and choices but those of owners."""
+    """Return what pages ask by where they do: panels, marks, and choices but those of owners."""
     found = {f"{n} {each.panel} {each.legend}": each.expr for n, each in enumerate(queries())}
     for page in dashboards():
         for mark in page["annotations"]["list"]:

@@ -79,7 +79,7 @@ def check_names(observed: Observed) -> None:
 
 
 def traced(observed: Observed) -> set[str]:
-    """Give the traces that exemplars of calls name."""
+    """Return the traces that exemplars of calls name."""
     found = observed.stack.prometheus.exemplars(
         "samserve_call_seconds_bucket", observed.since, observed.until
     )
@@ -164,7 +164,7 @@ def test_an_exemplar_leads_to_a_trace(observed: Observed) -> None:
 
     assert told
     # Spans are sent some seconds after their call.
-    until_sync(lambda: told <= {span.trace_id for span in observed.stack.receiver.spans})
+    until_sync(lambda: told <= {span.trace_id.hex() for span in observed.stack.receiver.spans})
 
 
 def test_triton_counts_the_runs_that_the_gateway_counts(observed: Observed) -> None:

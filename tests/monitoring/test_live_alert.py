@@ -100,7 +100,7 @@ def clicking(stack: Stack) -> Iterator[None]:
 
 
 def firing(stack: Stack) -> set[tuple[str, str | None]]:
-    """Give the alerts that fire, with their RPC."""
+    """Return the alerts that fire, with their RPC."""
     return {
         (alert["labels"]["alertname"], alert["labels"].get("grpc_method"))
         for alert in stack.prometheus.alerts()
@@ -109,14 +109,14 @@ def firing(stack: Stack) -> set[tuple[str, str | None]]:
 
 
 def counted(stack: Stack) -> float:
-    """Give the Predicts that Prometheus knows of."""
+    """Return the Predicts that Prometheus knows of."""
     of = '{grpc_method="Predict",model="sam_tiny",stage="decode"}[60s]'
     series = stack.prometheus.query(f"sum(increase(samserve_stage_seconds_count{of}))")
     return float(series[0]["value"][1]) if series else 0.0
 
 
 def stages(stack: Stack, until: float, window_s: int) -> dict[str, float]:
-    """Give mean seconds of a Predict by stage, over the time before *until*."""
+    """Return mean seconds of a Predict by stage, over the time before *until*."""
     of = f'{{grpc_method="Predict",model="sam_tiny"}}[{window_s}s]'
     series = stack.prometheus.query(
         f"sum by (stage) (increase(samserve_stage_seconds_sum{of}))"

@@ -1,19 +1,18 @@
-"""Traces through the server, received as a collector would."""
+"""Traces through the server, kept in memory; one test receives them as a collector does."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 from samserve.app import Running
 from samserve.client import Client, Prompt
 from samserve.errors import Misconfigured
@@ -21,8 +20,7 @@ from samserve.settings import LogSettings, TraceSettings
 from samserve.telemetry import logs
 from samserve.telemetry.tracing import open_tracing, otel
 
-from harness.otlp.receiver import Receiver
-from harness.otlp.spans import Span
+from harness.otlp import Receiver
 from tests import pictures
 from tests.conftest import serving, settings_with
 from tests.support.waiting import BOUND_S
@@ -33,77 +31,89 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-"
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
-        yield receiver
+def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """What servers export to from here on, whatever their endpoint is."""
+    exporter = InMemorySpanExporter()
+    monkeypatch.setattr(otel, "_exporter", lambda settings: exporter)
+    return exporter
 
 
 @asynccontextmanager
-async def traced(receiver: Receiver, **changes: object) -> AsyncIterator[tuple[Running, Client]]:
-    """A server whose spans have all arrived when the block has ended, and a client."""
-    trace = {"endpoint": f"http://{receiver.grpc_address}", "ratio": 1.0, **changes}
-    settings = settings_with(trace=trace)
+async def traced(
+    ratio: float = 1.0, endpoint: str = "http://localhost:4317"
+) -> AsyncIterator[tuple[Running, Client]]:
+    """A server whose spans have all been exported when the block has ended, and a client."""
+    settings = settings_with(trace={"endpoint": endpoint, "ratio": ratio})
     async with serving(settings) as (service, _), Client(service.address) as client:
         yield service, client
 
 
-def by_name(spans: list[Span], name: str) -> Span:
-    (found,) = [span for span in spans if span.name == name]
+def by_name(exporter: InMemorySpanExporter, name: str) -> ReadableSpan:
+    (found,) = [span for span in exporter.get_finished_spans() if span.name == name]
     return found
 
 
-def calls(receiver: Receiver) -> list[Span]:
-    return [span for span in receiver.spans if span.name.startswith(NAME)]
+def children(exporter: InMemorySpanExporter, call: ReadableSpan) -> list[ReadableSpan]:
+    return [
+        span
+        for span in exporter.get_finished_spans()
+        if span.parent and span.parent.span_id == call.context.span_id
+    ]
 
 
-async def test_stages_are_the_children_of_the_call(receiver: Receiver) -> None:
-    async with traced(receiver) as (_, client):
+async def test_stages_are_the_children_of_the_call(exporter: InMemorySpanExporter) -> None:
+    async with traced() as (_, client):
         embedding = await client.embed(pictures.png(40, 50))
         await client.predict(embedding, [CLICK], request_id="one-click")
 
-    spans = list(receiver.spans)
-    call = by_name(spans, NAME + "Predict")
-    children = [span for span in spans if span.parent_id == call.span_id]
-    assert [span.name for span in sorted(children, key=lambda each: each.start_ns)] == [
+    call = by_name(exporter, NAME + "Predict")
+    stages = sorted(children(exporter, call), key=lambda each: each.start_time)
+    assert [span.name for span in stages] == [
         *("admit", "receive", "prepare", "prepare", "cache_get", "prepare", "decode"),
         *("postprocess", "encode_masks", "serialize", "send"),
     ]
-    assert all(span.trace_id == call.trace_id for span in children)
-    assert all(call.start_ns <= span.start_ns <= span.end_ns <= call.end_ns for span in children)
+    assert all(span.context.trace_id == call.context.trace_id for span in stages)
+    assert all(
+        call.start_time <= span.start_time <= span.end_time <= call.end_time for span in stages
+    )
     attributes = call.attributes
     assert attributes["samserve.request_id"] == "one-click"
     assert attributes["samserve.model"] == "fake"
     assert (attributes["rpc.method"], attributes["rpc.grpc.status_code"]) == ("Predict", 0)
-    assert call.resource["service.name"] == "samserve"
+    assert call.resource.attributes["service.name"] == "samserve"
 
 
 async def test_the_work_of_an_embed_is_a_part_of_the_call_that_began_it(
-    receiver: Receiver,
+    exporter: InMemorySpanExporter,
 ) -> None:
-    async with traced(receiver) as (_, client):
+    async with traced() as (_, client):
         await client.embed(pictures.png(40, 50))
 
-    spans = list(receiver.spans)
-    call = by_name(spans, NAME + "Embed")
-    parts = {span.name for span in spans if span.parent_id == call.span_id}
+    parts = {span.name for span in children(exporter, by_name(exporter, NAME + "Embed"))}
     assert {"join", "cache_get", "decode_image", "resize", "encode", "cache_put"} <= parts
 
 
-async def test_the_client_s_trace_goes_on(receiver: Receiver) -> None:
-    provider = TracerProvider()
-    exporter = OTLPSpanExporter(f"http://{receiver.grpc_address}")
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    async with traced(receiver, ratio=0.0) as (_, client):
-        with provider.get_tracer("application").start_as_current_span("annotate") as span:
+async def test_spans_arrive_as_otlp_over_grpc() -> None:
+    with Receiver() as receiver:
+        async with traced(endpoint=f"http://{receiver.grpc_address}") as (_, client):
             await client.embed(pictures.png(40, 50))
-            theirs = trace.format_span_id(span.get_span_context().span_id)
+
+    names = {span.name for span in receiver.spans}
+    assert {NAME + "Embed", "encode"} <= names
+    assert len({span.trace_id for span in receiver.spans}) == 1
+
+
+async def test_the_client_s_trace_goes_on(exporter: InMemorySpanExporter) -> None:
+    tracer = TracerProvider().get_tracer("application")
+    async with traced(ratio=0.0) as (_, client):
+        with tracer.start_as_current_span("annotate") as span:
+            await client.embed(pictures.png(40, 50))
         # Without a trace of the client the ratio counts, which is none.
         await client.embed(pictures.png(41, 50))
-    provider.shutdown()
 
-    (call,) = calls(receiver)
-    assert call.parent_id == theirs
-    assert by_name(list(receiver.spans), "annotate").trace_id == call.trace_id
+    call = by_name(exporter, NAME + "Embed")
+    theirs = span.get_span_context()
+    assert (call.parent.span_id, call.context.trace_id) == (theirs.span_id, theirs.trace_id)
 
 
 @pytest.mark.parametrize(
@@ -116,23 +126,25 @@ async def test_the_client_s_trace_goes_on(receiver: Receiver) -> None:
     ],
 )
 async def test_who_decides_what_is_sampled(
-    receiver: Receiver, flag: str, follow: bool, ratio: float, recorded: bool
+    exporter: InMemorySpanExporter, flag: str, follow: bool, ratio: float, recorded: bool
 ) -> None:
     from samserve.v1 import samserve_pb2 as pb  # noqa: PLC0415
 
-    settings = {"endpoint": f"http://{receiver.grpc_address}", "ratio": ratio}
+    settings = {"endpoint": "http://localhost:4317", "ratio": ratio}
     async with serving(settings_with(trace={**settings, "follow_clients": follow})) as (_, stub):
         metadata = (("traceparent", PARENT + flag),)
         await stub.ListModels(pb.ListModelsRequest(), metadata=metadata)
 
-    assert [call.trace_id for call in calls(receiver)] == [PARENT.split("-")[1]] * recorded
+    spans = exporter.get_finished_spans()
+    calls = [f"{span.context.trace_id:032x}" for span in spans if span.name.startswith(NAME)]
+    assert calls == [PARENT.split("-")[1]] * recorded
 
 
 async def test_logs_and_exemplars_carry_the_trace(
-    receiver: Receiver, capsys: pytest.CaptureFixture[str]
+    exporter: InMemorySpanExporter, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs.configure(LogSettings(format="json"))
-    async with traced(receiver) as (service, client):
+    async with traced() as (service, client):
         embedding = await client.embed(pictures.png(40, 50))
         await client.predict(embedding, [CLICK])
         registry = service.metrics.registry
@@ -145,22 +157,21 @@ async def test_logs_and_exemplars_carry_the_trace(
             and sample.exemplar
         ]
 
-    call = by_name(list(receiver.spans), NAME + "Predict")
-    assert set(found) == {call.trace_id}
+    trace_id = f"{by_name(exporter, NAME + 'Predict').context.trace_id:032x}"
+    assert set(found) == {trace_id}
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if '"call"' in line]
-    assert [line["trace_id"] for line in lines if line.get("method") == "Predict"] == [
-        call.trace_id
-    ]
+    assert [line["trace_id"] for line in lines if line.get("method") == "Predict"] == [trace_id]
 
 
-async def test_a_failed_call_is_a_failed_span(receiver: Receiver) -> None:
-    async with traced(receiver) as (_, client):
+async def test_a_failed_call_is_a_failed_span(exporter: InMemorySpanExporter) -> None:
+    async with traced() as (_, client):
         with pytest.raises(Exception, match="not a"):
             await client.embed(b"rubbish")
 
-    (call,) = calls(receiver)
+    call = by_name(exporter, NAME + "Embed")
     # INVALID_ARGUMENT is the client's doing.
-    assert (call.attributes["rpc.grpc.status_code"], call.status) == (3, "UNSET")
+    assert call.attributes["rpc.grpc.status_code"] == 3
+    assert call.status.status_code is StatusCode.UNSET
 
 
 @pytest.mark.parametrize("answer", ["refused", "none"])

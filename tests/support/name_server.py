@@ -25,7 +25,7 @@ class Names(asyncio.DatagramProtocol):
     _transport: Any = None
 
     def target(self, name: str, port: int) -> str:
-        """Give what gRPC connects to when it is to ask this server for the name."""
+        """Return what gRPC connects to when it is to ask this server for the name."""
         return f"dns://127.0.0.1:{self.port}/{name}:{port}"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

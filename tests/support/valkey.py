@@ -13,25 +13,25 @@ from tests.support.waiting import until
 
 
 @asynccontextmanager
-async def single_server(*options: str) -> AsyncIterator[int]:
+async def single_server(*options: str, host: str = HOST) -> AsyncIterator[int]:
     """Run a server and give its port on loopback; *options* are as on its command line."""
     with Ports() as held:
         (port,) = held.take(1)
-        words = ("--port", str(port), "--bind", HOST, "--save", "", *options)
+        words = ("--port", str(port), "--bind", host, "--save", "", *options)
         process = await asyncio.create_subprocess_exec(
             server_binary("valkey"), *words, stdout=asyncio.subprocess.DEVNULL
         )
         try:
-            await until(lambda: _listens(port))
+            await until(lambda: _listens(host, port))
             yield port
         finally:
             process.kill()
             await process.wait()
 
 
-async def _listens(port: int) -> bool:
+async def _listens(host: str, port: int) -> bool:
     try:
-        _, writer = await asyncio.open_connection(HOST, port)
+        _, writer = await asyncio.open_connection(host, port)
     except OSError:
         return False
     writer.close()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.triton.environment import HarnessError, find_home
+from harness.errors import HarnessError
+from harness.triton.environment import find_home
 from harness.triton.server import TritonServer
 
 USER = 65534
@@ -43,7 +44,6 @@ def serving(groups: Sequence[int]) -> Iterator[TritonServer]:
             log=folder / "log",
             extra_args=["--model-control-mode=explicit"],
             user=USER,
-            group=USER,
             groups=groups,
         ) as server:
             yield server

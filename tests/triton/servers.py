@@ -28,12 +28,12 @@ class Holding:
 
 
 def drawing() -> TritonServer:
-    """Give the server of the pair that draws."""
+    """Return the server of the pair that draws."""
     return chosen.triton_server(chosen.drawing_repository())
 
 
 def default() -> TritonServer:
-    """Give the server of the default model."""
+    """Return the server of the default model."""
     return chosen.triton_server(chosen.default_repository())
 
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from harness.triton.environment import ROOT
-
-HOOK = "from tests.triton.crashes import pytest_runtest_protocol"
-
 TESTS = """
 import os, signal
 from pathlib import Path
@@ -60,26 +56,12 @@ ATTEMPTS = {"once": 2, "always": 3, "beside": 1, "kills": 1}
 
 
 def test_only_a_crash_of_triton_runs_a_test_again(pytester: pytest.Pytester) -> None:
-    check(pytester, pytester.runpytest_inprocess(*write(pytester), "-p", "no:xdist"))
-
-
-@pytest.mark.slow
-def test_it_does_so_in_workers_too(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    check(pytester, pytester.runpytest_subprocess(*write(pytester), "-n", "1"))
-
-
-def write(pytester: pytest.Pytester) -> list[str]:
-    """Write the tests that run inside, and give arguments to run them with."""
-    pytester.makeconftest(HOOK)
+    pytester.makeconftest("from tests.triton.crashes import pytest_runtest_protocol")
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
     pytester.makepyfile(TESTS)
-    return ["-p", "no:cacheprovider"]
 
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:xdist")
 
-def check(pytester: pytest.Pytester, result: pytest.RunResult) -> None:
     result.assert_outcomes(passed=1, failed=3, warnings=3)
     sizes = {name: (pytester.path / name).stat().st_size for name in ATTEMPTS}
     assert sizes == ATTEMPTS

@@ -52,21 +52,6 @@ def test_tensors_arrive_and_return_unchanged(tmp_path: Path) -> None:
             assert found["sum"] == data.sum(dtype=np.int64)
 
 
-def test_only_requested_outputs_are_returned(triton: TritonServer) -> None:
-    found = asking.ask(triton, DECODER, asking.prompts(), outputs=["predicted_iou"])
-
-    assert list(found) == ["predicted_iou"]
-
-
-def test_request_without_the_mask_tensor_is_refused(triton: TritonServer) -> None:
-    tensors = asking.prompts()
-    del tensors["mask_input"]
-
-    with pytest.raises(InferenceServerException, match="expected 4 inputs but got 3") as refused:
-        asking.ask(triton, DECODER, tensors)
-    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
-
-
 def test_failing_run_is_an_error_of_its_request_alone(triton: TritonServer) -> None:
     tensors = asking.prompts()
     # Triton does not know that the number of points and of labels must agree.

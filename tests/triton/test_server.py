@@ -12,8 +12,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from harness.errors import HarnessError
 from harness.triton import processes
-from harness.triton.environment import HOME_VARIABLE, ROOT, HarnessError
+from harness.triton.environment import ROOT
 from harness.triton.ports import free_ports
 from harness.triton.server import TritonServer, crashes
 from tests import chosen
@@ -98,15 +99,6 @@ def test_paused_server_answers_nothing_until_it_is_resumed(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_stop_ends_in_good_order(tmp_path: Path) -> None:
-    server = server_in(tmp_path)
-    server.start()
-    server.stop()
-
-    assert f"successfully unloaded '{DECODER}'" in (tmp_path / "log").read_text()
-
-
-@pytest.mark.slow
 def test_failing_start_shows_what_the_server_said(tmp_path: Path) -> None:
     model = tmp_path / "models" / "broken"
     model.mkdir(parents=True)
@@ -118,26 +110,6 @@ def test_failing_start_shows_what_the_server_said(tmp_path: Path) -> None:
 
     with pytest.raises(HarnessError, match="not running"):
         _ = server.pid
-
-
-def test_server_that_does_not_get_ready_is_given_up(tmp_path: Path) -> None:
-    with pytest.raises(HarnessError, match="not ready in 0 s"):
-        server_in(tmp_path, start_timeout_s=0).start()
-
-
-def test_missing_environment_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "nowhere"))
-
-    with pytest.raises(HarnessError, match=r"no Triton environment at .*nowhere"):
-        server_in(tmp_path).start()
-
-
-def test_metrics_are_read_from_the_server_alone(
-    triton: TritonServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-
-    assert "nv_inference_exec_count" in triton.metrics_text()
 
 
 @pytest.mark.slow

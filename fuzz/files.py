@@ -1,4 +1,4 @@
-"""Small picture files of every kind that the server reads, or that resemble one."""
+"""Small image files of every kind that the server reads, or that resemble one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _HEIGHT, _WIDTH = 6, 9
 
 
 def noise(height: int = _HEIGHT, width: int = _WIDTH, channels: int = 3) -> np.ndarray:
-    """Make a random picture, uint8 ``[height, width, channels]``."""
+    """Make a random image, uint8 ``[height, width, channels]``."""
     shape = (height, width, channels)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    """Write a picture as a file."""
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """Write an image as a file."""
     buffer = BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -37,6 +37,23 @@ def tiff(orientation: int, *, order: str = "<", entries: int = 1, at: int = 8) -
 def chunk(kind: bytes, body: bytes) -> bytes:
     """Write a PNG chunk with its checksum."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def sealed(file: bytes) -> bytes:
+    """Put the checksums of a PNG file right, so that what is behind them is reached."""
+    changed, at = bytearray(file), len(PNG_SIGNATURE)
+    while at + 12 <= len(changed):
+        end = at + 8 + int.from_bytes(changed[at : at + 4], "big")
+        if end + 4 <= len(changed):
+            changed[end : end + 4] = struct.pack(">I", zlib.crc32(changed[at + 4 : end]))
+        at = end + 4
+    return bytes(changed)
+
+
+def unpacked(header: bytes, rows: bytes) -> bytes:
+    """Write a PNG of any header, 13 bytes, and of rows that are compressed here."""
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return PNG_SIGNATURE + b"".join(chunk(kind, body) for kind, body in chunks)
 
 
 def png(height: int, width: int, depth: int, colour: int, interlace: int = 0) -> bytes:
@@ -57,8 +74,15 @@ def png(height: int, width: int, depth: int, colour: int, interlace: int = 0) ->
 
 
 def jpegs() -> list[bytes]:
-    """Give JPEG files."""
+    """Return JPEG files."""
     rgb = Image.fromarray(noise())
+    plain = saved(rgb, "JPEG")
+    bodies = (
+        *(b"\xe1Exif\0\0" + tiff(6, order=">", at=2**32 - 1), b"\xe2MPF\0" + tiff(6)),
+        *(b"\xe1http://ns.adobe.com/xap/1.0/\0<x/>", b"\xed" + b"Photoshop 3.0\0008BIM\x03\xed"),
+        *(b"\xeeAdobe\0\x64\0\0\0\0\1", b"\xdd\0\1"),
+    )
+    segments = [b"\xff" + body[:1] + struct.pack(">H", len(body) + 1) + body[1:] for body in bodies]
     upright = [saved(rgb, "JPEG", exif=b"Exif\0\0" + tiff(value)) for value in (1, 3, 6, 8, 9)]
     return [
         saved(rgb, "JPEG"),
@@ -69,13 +93,14 @@ def jpegs() -> list[bytes]:
         saved(rgb, "JPEG", dpi=(72, 72), icc_profile=b"profile", comment=b"comment"),
         saved(rgb, "JPEG", exif=b"Exif\0\0" + tiff(6, order=">")),
         *upright,
+        *(plain[:2] + segment + plain[2:] for segment in segments),
         saved(rgb, "JPEG")[:-2],
         saved(rgb, "JPEG", progressive=True)[:-2],
     ]
 
 
 def pngs() -> list[bytes]:
-    """Give PNG files."""
+    """Return PNG files."""
     rgb = Image.fromarray(noise())
     deep = Image.fromarray(noise(channels=1)[:, :, 0].astype(np.uint16) * 257)
     frames = [rgb.rotate(180)]
@@ -86,6 +111,20 @@ def pngs() -> list[bytes]:
         file[:33] + chunk(b"tRNS", bytes(length)) + file[33:]
         for file, length in ((png(5, 7, 4, 0), 2), (png(5, 7, 16, 0), 2), (png(5, 7, 16, 2), 6))
     ]
+    bomb = zlib.compress(bytes(3 << 20))
+    plain = png(5, 7, 8, 2)
+    extra = {
+        b"iCCP": b"name\0\0" + bomb,
+        b"zTXt": b"key\0\0" + bomb,
+        b"iTXt": b"key\0\1\0en\0key\0" + bomb,
+        b"eXIf": tiff(6, entries=65535),
+        b"acTL": struct.pack(">II", 2**31, 0),
+        b"fcTL": bytes(26),
+        b"fdAT": bytes(9),
+        b"gAMA": bytes(4),
+        b"cHRM": bytes(32),
+    }
+    keyed += [plain[:33] + chunk(kind, body) + plain[33:] for kind, body in extra.items()]
     return [
         *(saved(rgb.convert(mode), "PNG") for mode in ("RGB", "RGBA", "L", "LA", "P", "1")),
         saved(deep, "PNG"),
@@ -102,7 +141,7 @@ def pngs() -> list[bytes]:
 
 
 def webps() -> list[bytes]:
-    """Give WebP files."""
+    """Return WebP files."""
     rgb = Image.fromarray(noise())
     frames = [rgb.rotate(180)]
     return [
@@ -116,7 +155,7 @@ def webps() -> list[bytes]:
 
 
 def others() -> list[bytes]:
-    """Give what is no picture for us."""
+    """Return what is no image for us."""
     rgb = Image.fromarray(noise())
     cut = saved(rgb, "PNG")
     return [b"", saved(rgb, "GIF"), saved(rgb, "BMP"), saved(rgb, "TIFF"), cut[:-20], cut + cut]

@@ -1,1 +1,0 @@
-"""A real receiver of OpenTelemetry traces on loopback, for tests."""
