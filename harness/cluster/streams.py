@@ -98,13 +98,6 @@ class Secure:
                 await _called(self._socket, loop.add_writer, loop.remove_writer)
 
 
-async def first_byte(connection: socket.socket) -> bytes:
-    """Return what the other side will have said first, and leave it to be read."""
-    loop = asyncio.get_running_loop()
-    await _called(connection, loop.add_reader, loop.remove_reader)
-    return connection.recv(1, socket.MSG_PEEK)
-
-
 async def pump(source: Stream, sink: Stream) -> None:
     """Pass on until there is no more."""
     while data := await source.read():

@@ -12,19 +12,16 @@ from typing import Self
 
 from harness.cluster.errors import HarnessError
 from harness.cluster.node import HOST
-from harness.cluster.streams import Plain, Secure, Stream, first_byte, pump
+from harness.cluster.streams import Plain, Secure, Stream, pump
 
-# The first byte of a connection with TLS; no command of Redis begins with it.
-_HANDSHAKE = b"\x16"
 _THREAD_S = 10.0
 
 
 class TlsFront:
     """Ends TLS for one node, at a port of its own on loopback; a context manager.
 
-    With a ``client_ca`` a client must have a certificate of it.  Connections in the clear fail,
-    unless ``plain``: replicas of Redis 6.2 find their masters where clients find them, and speak
-    no TLS here.  A client of a node that is down is connected, and then cut off.
+    With a ``client_ca`` a client must have a certificate of it.  Connections in the clear fail.  A
+    client of a node that is down is connected, and then cut off.
     """
 
     def __init__(
@@ -33,13 +30,10 @@ class TlsFront:
         certificate: Path,
         key: Path,
         client_ca: Path | None = None,
-        *,
-        plain: bool = False,
     ) -> None:
         """Listen.  ``certificate`` is a file with the chain; all files are PEM, and read now."""
         self._node_port = node_port
         self._client_ca = client_ca
-        self._plain = plain
         self._context = self._load(certificate, key)
         self._listener = socket.create_server((HOST, 0))
         self._listener.setblocking(False)
@@ -98,12 +92,9 @@ class TlsFront:
         """Serve one connection; whatever becomes of it is no matter of the others."""
         with contextlib.ExitStack() as closing, contextlib.suppress(OSError):
             closing.enter_context(accepted)
-            if self._plain and await first_byte(accepted) != _HANDSHAKE:
-                await self._relay(Plain(accepted))
-            else:
-                client = closing.enter_context(Secure(accepted, self._context))
-                await client.handshake()
-                await self._relay(client)
+            client = closing.enter_context(Secure(accepted, self._context))
+            await client.handshake()
+            await self._relay(client)
 
     async def _relay(self, client: Stream) -> None:
         """Pass on in both directions until one of them ends."""
@@ -134,12 +125,9 @@ class TlsFronts:
         certificate: Path,
         key: Path,
         client_ca: Path | None = None,
-        *,
-        plain: bool = False,
     ) -> None:
         self._files = (certificate, key)
         self._client_ca = client_ca
-        self._plain = plain
         self._fronts: list[TlsFront] = []
 
     def __enter__(self) -> Self:
@@ -152,7 +140,7 @@ class TlsFronts:
 
     def announce(self, node_port: int) -> int:
         """Put a front before a node, and return its port."""
-        front = TlsFront(node_port, *self._files, self._client_ca, plain=self._plain)
+        front = TlsFront(node_port, *self._files, self._client_ca)
         self._fronts.append(front)
         return front.port
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-from samserve.system.addresses import split_last
 
 SLOTS = 16384
 
@@ -79,7 +78,7 @@ def _member(fields: list[str]) -> Member:
     node_id, address, flags, master, _, _, epoch, _ = fields[:8]
     return Member(
         node_id,
-        int(split_last(address.partition("@")[0])[1]),
+        int(re.findall(r":(\d+)@", address)[0]),
         frozenset(flags.split(",")),
         None if master == "-" else master,
         int(epoch),

@@ -10,7 +10,7 @@ import pytest
 from samserve.client import Client
 from samserve.system import addresses
 
-from harness.otlp.receiver import Receiver
+from harness.otlp import Receiver
 from tests import pictures
 from tests.cli.conftest import FAKE, Command, server_process
 from tests.conftest import serving, settings_with
@@ -93,4 +93,4 @@ async def test_spans_are_sent_over_ipv6() -> None:
             await client.embed(pictures.png())
 
         assert receiver.grpc_address.startswith("[::1]:")
-        receiver.wait_for(lambda spans: any(span.name.endswith("/Embed") for span in spans))
+        assert any(span.name.endswith("/Embed") for span in receiver.spans)

@@ -17,14 +17,17 @@ import grpc
 from prometheus_client.parser import text_string_to_metric_families
 from samserve.app import Running
 from samserve.engines.base import Engine
+from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from harness.cluster.cluster import Cluster
-from tests import secrecy
+from tests import pictures, secrecy
 from tests.chosen import Sections
 from tests.cluster.stores import PATIENT
 from tests.conftest import UNLIMITED, serving, settings_with
+from tests.rpc.errors import read
 from tests.samples import total
+from tests.support.waiting import until
 
 _SETTINGS = {
     "engine.kind": "fake",
@@ -167,3 +170,20 @@ async def _read(process: asyncio.subprocess.Process, log: list[str]) -> None:
     assert process.stderr is not None
     async for line in process.stderr:
         log.append(line.decode().rstrip())
+
+
+async def until_gone(server: Gateway | LocalGateway, embedding_id: str) -> None:
+    """Wait until the server does not find it."""
+    request = pb.PredictRequest(embedding_id=embedding_id, prompts=[pictures.click()])
+
+    async def gone() -> bool:
+        try:
+            await server.stub.Predict(request, timeout=60)
+        except grpc.aio.AioRpcError as error:
+            failure = read(error)
+        else:
+            return False
+        assert failure.reason == "EMBEDDING_NOT_FOUND"
+        return True
+
+    await until(gone)

@@ -14,13 +14,16 @@ from samserve.errors import EmbeddingNotFound
 from samserve.memory.slot import Slot
 from samserve.settings import CacheSettings
 from samserve.stores.local.store import MemoryStore
-from samserve.stores.shared.presence import Copies
+from samserve.stores.shared.presence import SharedPresence
 from samserve.stores.shared.redis.cluster import ClusterClient
-from samserve.stores.shared.redis.credentials import open_access
+from samserve.stores.shared.redis.credentials import Credentials, open_cache_credentials
+from samserve.stores.shared.redis.node import Node
 from samserve.stores.shared.store import SharedCache
 from samserve.stores.tiered import TieredStore
 from samserve.telemetry.metrics import Metrics
 from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, ModelInfo, Size
+
+from harness.cluster.node import HOST
 
 FACTS = EmbeddingFacts.of(Size(30, 40), MODEL)
 SLOT = MODEL.embedding_bytes
@@ -34,7 +37,7 @@ class Gateway:
 
     store: TieredStore
     memory: MemoryStore
-    copies: Copies
+    copies: SharedPresence
     cache: SharedCache
     client: ClusterClient
     metrics: Metrics
@@ -75,16 +78,24 @@ async def store_over(
     """
     settings = CacheSettings(nodes=nodes, **PATIENT | cache)  # type: ignore[arg-type]
     metrics = Metrics(CollectorRegistry())
-    client = ClusterClient(settings, open_access(settings), metrics.cache)
+    client = ClusterClient(settings, open_cache_credentials(settings), metrics.cache)
     shared = SharedCache(client, settings, metrics.cache)
-    await shared.open()
-    copies = Copies(settings.check_s, settings.unconfirmed_s, now)
+    copies = SharedPresence(settings.check_s, settings.unconfirmed_s, now)
     memory = MemoryStore(capacity, ttl_s, forgotten=copies.forget)
     served = models or {MODEL.name: MODEL}
     store = TieredStore(memory, copies, shared, lambda: served, ttl_s)
-    metrics.cache.watch_store(store.stats)
-    async with aclosing(store):
+    metrics.cache.register_store(store.stats)
+    async with aclosing(client), aclosing(store):
+        await client.open()
+        await shared.open()
         yield Gateway(store, memory, copies, shared, client, metrics)
+
+
+def node_at(port: int, credentials: Credentials | None = None, **settings: object) -> Node:
+    """One node of a cluster, as a gateway has it."""
+    used = credentials or Credentials()
+    chosen = CacheSettings(**PATIENT | settings)  # type: ignore[arg-type]
+    return Node((HOST, port), lambda: used, chosen, Metrics(CollectorRegistry()).cache)
 
 
 def key(name: str, tenant: str = "default") -> EmbeddingKey:

@@ -6,24 +6,21 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 from samserve.errors import StoreUnavailable
-from samserve.settings import CacheSettings
 from samserve.stores.shared.redis import cluster as client_module
-from samserve.stores.shared.redis.credentials import Access
-from samserve.stores.shared.redis.node import Node, NodeUnavailable, _exchange
-from samserve.telemetry.metrics import Metrics
+from samserve.stores.shared.redis.connection import Connection
+from samserve.stores.shared.redis.node import Node, NodeUnavailable
 from samserve.types import EmbeddingKey
+from structlog.testing import capture_logs
 
 from harness.cluster.cluster import Cluster
 from harness.cluster.node import Node as ServerNode
 from harness.cluster.ports import Ports
-from tests.cluster.stores import SLOT, Gateway, key, store_over
+from tests.cluster.relays import answering, relay
+from tests.cluster.stores import SLOT, Gateway, key, node_at, store_over
 from tests.support.waiting import until
 
 
@@ -43,11 +40,11 @@ def connections(cluster: Cluster) -> list[int]:
 def at_rest(gateway: Gateway) -> None:
     """See that nothing is held any more."""
     for node in gateway.client.nodes:
-        assert node._places._free == 8
+        assert node._permits._free == 8
         assert node._budget._free == 64 << 20
-        assert not node._budget._waiting
+        assert not node._budget.waiting
     assert not gateway.store._readings
-    assert not gateway.store._tokens
+    assert not gateway.store._markers
 
 
 class LoopClock:
@@ -162,7 +159,7 @@ async def test_one_living_seed_is_enough(cluster: Cluster) -> None:
         async with store_over(",".join([*dead, cluster.addresses[0]])) as one:
             assert (await one.put(key("a"))).shared
             # Seeds that are no members are not waited for, nor told of.
-            assert set(one.client.health()) == set(cluster.addresses)
+            assert set(one.client.health().nodes) == set(cluster.addresses)
 
 
 async def test_a_cluster_that_comes_up_late_is_found(cluster: Cluster) -> None:
@@ -171,43 +168,13 @@ async def test_a_cluster_that_comes_up_late_is_found(cluster: Cluster) -> None:
         async with store_over(f"127.0.0.1:{port}") as one:
             with pytest.raises(StoreUnavailable):
                 await one.get(key("a"))
-            async with relay(port, cluster.nodes[0].port):
+            async with relay(cluster.nodes[0].port, port):
 
                 async def shared() -> bool:
                     return (await one.put(key("a"))).shared
 
                 await until(shared)
-            assert set(one.client.health()) == set(cluster.addresses)
-
-
-@asynccontextmanager
-async def relay(port: int, target: int) -> AsyncIterator[None]:
-    """Serve at one port what is served at another."""
-
-    talks: list[asyncio.Task[None] | None] = []
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talks.append(asyncio.current_task())
-        theirs, ours = await asyncio.open_connection("127.0.0.1", target)
-        with suppress(asyncio.CancelledError, ConnectionError):
-            await asyncio.gather(pump(reader, ours), pump(theirs, writer))
-        for each in (ours, writer):
-            each.close()
-            with suppress(ConnectionError):
-                await each.wait_closed()
-
-    async with await asyncio.start_server(talk, "127.0.0.1", port):
-        yield
-        for task in filter(None, talks):
-            task.cancel()
-        await asyncio.gather(*filter(None, talks))
-
-
-async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(1 << 16):
-        writer.write(data)
-        await writer.drain()
-    writer.close()
+            assert set(one.client.health().nodes) == set(cluster.addresses)
 
 
 async def test_a_node_that_was_not_known_is_used_once_it_has_slots(doomed_cluster: Cluster) -> None:
@@ -217,7 +184,7 @@ async def test_a_node_that_was_not_known_is_used_once_it_has_slots(doomed_cluste
         name = one.cache.name(key("a")).decode()
         owner = cluster.owner_of(name)
         added = await asyncio.to_thread(cluster.add_node, owner)
-        assert added.announced not in one.client.health()
+        assert added.announced not in one.client.health().nodes
         await asyncio.to_thread(cluster.hand_over, added)
         async with store_over(",".join(cluster.addresses[:3])) as other:
             assert await other.get(key("a")) == 4.0
@@ -238,27 +205,29 @@ async def test_a_burst_of_reads_opens_no_breaker_and_starves_no_tenant(
             await writer.put(each)
     async with store_over(nodes, capacity=32 * SLOT, **bounds) as reader:
         # It would take the time that is added for the silence of a node.
-        await reader.cache._notices.aclose()
+        await reader.cache._invalidation.aclose()
         order: list[str] = []
+
+        exchange = Connection.exchange
 
         async def slowly(*args: Any) -> Any:
             await asyncio.sleep(0)
             clock.added_s += 0.12 * timeout_s
-            return await _exchange(*args)
+            return await exchange(*args)
 
         async def read(each: EmbeddingKey) -> float | None:
             value = await reader.get(each)
             order.append(each.tenant)
             return value
 
-        monkeypatch.setattr("samserve.stores.shared.redis.node._exchange", slowly)
+        monkeypatch.setattr(Connection, "exchange", slowly)
         reads = await asyncio.gather(*(read(each) for each in (*many, *few)))
 
         # The last have waited longer for their turn than a node may take for an answer.
         assert clock.added_s > 1.5 * timeout_s
         assert reads == [1.0] * len(reads)
         assert reader.count("failures", kind="unavailable") == 0
-        assert all(reader.client.health().values())
+        assert all(reader.client.health().nodes.values())
         # They came last, and did not wait for all who came before.
         assert order.index("few") < len(many) // 2
 
@@ -296,7 +265,7 @@ async def test_durable_calls_that_no_replica_confirms_leave_room_for_others(
 
         waiting = [asyncio.create_task(durable(one, each)) for each in keys]
         # Half of the connections wait for a confirmation that does not come.
-        await until(lambda: node._places._free == 4)
+        await until(lambda: node._permits._free == 4)
         for _ in range(10):
             assert (await one.put(keys[0])).shared
             assert (await one.put(key("another"))).shared
@@ -312,44 +281,7 @@ async def test_durable_calls_that_no_replica_confirms_leave_room_for_others(
         )
         assert all(isinstance(each, StoreUnavailable) for each in refused)
         assert all("confirmed" in str(each) for each in refused)
-        assert hasty.client.health()[owner.announced]
-
-
-@asynccontextmanager
-async def hanging(
-    answering: int, answer: bytes = b"+OK\r\n"
-) -> AsyncIterator[tuple[asyncio.Server, list[int]]]:
-    """A server that answers the first connections, and counts them all."""
-    opened: list[int] = []
-    closed = asyncio.Semaphore(0)
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        opened.append(len(opened))
-        answers = len(opened) <= answering
-        with suppress(ConnectionError):
-            while await reader.read(1 << 16):
-                if answers:
-                    writer.write(answer)
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
-        closed.release()
-
-    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
-        yield server, opened
-        for _ in opened:
-            await closed.acquire()
-
-
-def port_of(server: asyncio.Server) -> int:
-    return int(server.sockets[0].getsockname()[1])
-
-
-def node_at(server: asyncio.Server, **settings: object) -> Node:
-    port = port_of(server)
-    access, metrics = Access(), Metrics(CollectorRegistry()).cache
-    chosen = CacheSettings(**settings)  # type: ignore[arg-type]
-    return Node("127.0.0.1", port, lambda: access, chosen, metrics)
+        assert hasty.client.health().nodes[owner.announced]
 
 
 async def ping(node: Node) -> bool:
@@ -363,8 +295,8 @@ async def test_who_waits_for_a_node_that_hangs_does_not_try_it_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = LoopClock(monkeypatch)
-    async with hanging(answering=0) as (server, opened):
-        node = node_at(server, timeout_s=20.0, connect_s=20.0, connections=1)
+    async with answering(0) as (port, opened):
+        node = node_at(port, connections=1)
         waiting = asyncio.gather(*(ping(node) for _ in range(20)))
         await until(lambda: opened)
         clock.added_s += 20.0
@@ -378,8 +310,8 @@ async def test_a_node_that_answers_others_is_slow_and_not_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = LoopClock(monkeypatch)
-    async with hanging(answering=1) as (server, opened):
-        node = node_at(server, timeout_s=20.0, connect_s=20.0, connections=2)
+    async with answering(1) as (port, opened):
+        node = node_at(port, connections=2)
         assert await ping(node)
         # The first connection goes on being answered, while the second is not.
         kept = node._idle.pop()
@@ -416,15 +348,18 @@ async def test_a_node_that_answers_others_is_slow_and_not_away(
 async def test_what_talks_nonsense_is_an_outage(
     answer: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "_SOON_S", 0.01)
+    monkeypatch.setattr(client_module, "_RETRY_S", 0.01)
+    with capture_logs() as log:
+        await is_an_outage(answer)
+    assert [line for line in log if line["log_level"] == "error"] == []
+
+
+async def is_an_outage(answer: bytes) -> None:
     async with (
-        hanging(answering=1000, answer=answer * 6) as (server, opened),
+        answering(1000, answer * 6) as (port, opened),
         # Some of these are not the whole of an answer, and then time has to pass.
-        store_over(
-            f"127.0.0.1:{port_of(server)}", timeout_s=0.05, durable_s=0.05, refresh_s=0.02
-        ) as one,
+        store_over(f"127.0.0.1:{port}", timeout_s=0.05, durable_s=0.05, refresh_s=0.02) as one,
     ):
-        port = port_of(server)
         # A map that makes sense, so that all is asked of it.
         one.client._slots.owners[:] = [("127.0.0.1", port)] * len(one.client._slots.owners)
         with pytest.raises(StoreUnavailable):
@@ -434,9 +369,6 @@ async def test_what_talks_nonsense_is_an_outage(
             await one.store.delete(key("a"))
         with pytest.raises(StoreUnavailable):
             await one.cache.renew(key("a"), 5, durable=True)
-        # The watch goes on: it asks again.
+        # The map is asked for again.
         before = len(opened)
         await until(lambda: len(opened) > before + 1)
-        assert one.client._watching is not None
-        assert not one.client._watching.done()
-        assert not one.cache._notices._listening.done()  # type: ignore[union-attr]

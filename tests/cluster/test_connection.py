@@ -6,63 +6,25 @@ import asyncio
 import hashlib
 import secrets
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, suppress
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 from redis.asyncio import Connection
-from samserve.settings import CacheSettings
-from samserve.stores.shared.redis.credentials import Access
-from samserve.stores.shared.redis.node import Node, NodeUnavailable
-from samserve.telemetry.metrics import Metrics
+from samserve.stores.shared.redis.connection import _options
+from samserve.stores.shared.redis.credentials import Credentials
+from samserve.stores.shared.redis.node import NodeUnavailable
 
 from harness.cluster.node import HOST
+from tests.cluster.stores import node_at
 from tests.secrecy import secret
 from tests.support.clock import pass_on_the_loop
 from tests.support.valkey import single_server
 from tests.support.waiting import until
 
-# What shows it.  Certificates and whom they are trusted by: `test_access.py`; how many there are at
-# once: `test_client.py`.
-SHOWN = {
-    "host": "test_a_server_sees_who_we_are",
-    "port": "test_a_server_sees_who_we_are",
-    "username": "test_a_server_sees_who_we_are",
-    "password": "test_a_server_sees_who_we_are",
-    "protocol": "test_a_server_sees_who_we_are",
-    "client_name": "test_a_server_sees_who_we_are",
-    "driver_info": "test_a_server_sees_who_we_are",
-    "socket_connect_timeout": "test_a_connection_has_its_own_time_to_open",
-    "socket_timeout": "test_an_answer_has_the_time_of_the_whole_call",
-    "retry": "test_a_connection_that_breaks_is_not_tried_again",
-}
-
-
-def node_at(port: int, access: Access | None = None, **settings: Any) -> Node:
-    used = access or Access()
-    metrics = Metrics(CollectorRegistry()).cache
-    return Node(HOST, port, lambda: used, CacheSettings(**settings), metrics)
-
-
-@asynccontextmanager
-async def closed_after(node: Node) -> AsyncIterator[Node]:
-    try:
-        yield node
-    finally:
-        await node.aclose()
-
-
-def test_every_option_is_shown() -> None:
-    node = node_at(1)
-
-    assert node._options(Access()).keys() == SHOWN.keys()
-    assert set(SHOWN.values()) <= globals().keys()
-
 
 def test_an_option_that_redis_py_does_not_know_is_refused() -> None:
-    options = node_at(1)._options(Access())
+    options = _options((HOST, 1), Credentials(), 1.0)
 
     for unknown in ("socket_conect_timeout", "max_connections", "ssl"):
         with pytest.raises(TypeError, match=unknown):
@@ -74,8 +36,8 @@ async def test_a_server_sees_who_we_are() -> None:
     hashed = hashlib.sha256(password.encode()).hexdigest()
     account = f"--user gateway on #{hashed} ~* &* +@all"
     async with single_server(*account.split()) as port:
-        access = Access("gateway", password)
-        async with closed_after(node_at(port, access, timeout_s=20, connect_s=20)) as node:
+        credentials = Credentials("gateway", password)
+        async with aclosing(node_at(port, credentials)) as node:
             who, info = await node.run([("ACL", "WHOAMI"), ("CLIENT", "INFO")])
 
     seen = dict(pair.split("=", 1) for pair in info.decode().split())
@@ -102,9 +64,7 @@ async def test_a_connection_has_its_own_time_to_open() -> None:
             each.setblocking(False)
             with suppress(BlockingIOError):
                 each.connect(full.getsockname())
-        async with closed_after(
-            node_at(full.getsockname()[1], timeout_s=1000, connect_s=100)
-        ) as node:
+        async with aclosing(node_at(full.getsockname()[1], timeout_s=1000, connect_s=100)) as node:
             asked = asyncio.create_task(node.run([("PING",)]))
             assert await running(asked)
             await pass_on_the_loop(50)
@@ -135,7 +95,7 @@ async def test_an_answer_has_the_time_of_the_whole_call() -> None:
 
     async with await asyncio.start_server(talk, HOST, 0) as server:
         port = server.sockets[0].getsockname()[1]
-        async with closed_after(node_at(port, timeout_s=1000, connect_s=100)) as node:
+        async with aclosing(node_at(port, timeout_s=1000, connect_s=100)) as node:
             asked = asyncio.create_task(node.run([("PING",)]))
             await until(heard.is_set)
             await pass_on_the_loop(900)
@@ -158,7 +118,7 @@ async def test_a_connection_that_breaks_is_not_tried_again() -> None:
 
     async with await asyncio.start_server(talk, HOST, 0) as server:
         port = server.sockets[0].getsockname()[1]
-        async with closed_after(node_at(port, timeout_s=20, connect_s=20)) as node:
+        async with aclosing(node_at(port)) as node:
             with pytest.raises(NodeUnavailable):
                 await node.run([("PING",)])
         await until(closed.is_set)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 
 from harness.cluster.node import HOST
+from tests.cluster.relays import relay
 from tests.cluster.stores import SLOT, Gateway, key, store_over
 from tests.support.valkey import single_server
 
@@ -27,45 +28,14 @@ async def server() -> AsyncIterator[int]:
 @asynccontextmanager
 async def flipping(server: int, flips: Callable[[int], bool]) -> AsyncIterator[int]:
     """Serve what the server does, with a bit flipped on connections by the number of the flip."""
-    talks: set[asyncio.Task[None]] = set()
-    flipped: list[int] = []
+    numbers = itertools.count()
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        talks.add(task)
-        theirs, ours = await asyncio.open_connection(HOST, server)
+    def flip(data: bytearray, sent: int) -> None:
+        if sent <= FLIPPED < sent + len(data):
+            data[FLIPPED - sent] ^= flips(next(numbers))
 
-        def flip(data: bytearray, sent: int) -> None:
-            if sent <= FLIPPED < sent + len(data):
-                flipped.append(len(flipped))
-                data[FLIPPED - sent] ^= flips(flipped[-1])
-
-        with suppress(asyncio.CancelledError, ConnectionError):
-            await asyncio.gather(pump(reader, ours, lambda *_: None), pump(theirs, writer, flip))
-        for each in (ours, writer):
-            each.close()
-            with suppress(ConnectionError):
-                await each.wait_closed()
-
-    async with await asyncio.start_server(talk, HOST, 0) as listener:
-        yield listener.sockets[0].getsockname()[1]
-        for task in talks:
-            task.cancel()
-        await asyncio.gather(*talks)
-
-
-async def pump(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    change: Callable[[bytearray, int], None],
-) -> None:
-    sent = 0
-    while data := bytearray(await reader.read(1 << 16)):
-        change(data, sent)
-        sent += len(data)
-        writer.write(data)
-        await writer.drain()
+    async with relay(server, change=flip) as port:
+        yield port
 
 
 async def stored(gateway: Gateway) -> bool:

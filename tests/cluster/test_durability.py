@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import structlog
+from prometheus_client import CollectorRegistry
 from samserve.errors import StoreUnavailable
+from samserve.settings import CacheSettings
 from samserve.stores.shared import value_format
+from samserve.stores.shared.diagnosis import diagnose
+from samserve.stores.shared.redis.credentials import open_cache_credentials
 from samserve.stores.shared.store import Outcome, Presence
+from samserve.telemetry.metrics import Metrics
 
 from harness.cluster import forming
 from harness.cluster.cluster import MAXMEMORY, Cluster
 from harness.cluster.node import Node
-from tests.cluster.stores import FACTS, Gateway, key, store_over, tensors
+from tests.cluster.stores import FACTS, PATIENT, Gateway, key, store_over, tensors
 
 ROOT = Path(__file__).parents[2]
 A = key("a" * 64)
@@ -79,6 +84,15 @@ async def test_what_is_there_already_is_confirmed_by_a_replica_too(doomed_cluste
         assert await put(patient, durable=True) == WRITTEN
 
 
+async def diagnosed(cluster: Cluster) -> Mapping[str, str]:
+    """What `samserve doctor` finds that durable Embeds lack, by master."""
+    settings = CacheSettings(nodes=",".join(cluster.addresses), **PATIENT)  # type: ignore[arg-type]
+    metrics = Metrics(CollectorRegistry()).cache
+    found = await diagnose(settings, open_cache_credentials(settings), metrics)
+    assert set(found.nodes.values()) == {""}
+    return found.not_durable
+
+
 async def test_an_owner_that_would_come_back_empty_makes_nothing_durable(
     doomed_cluster: Cluster,
 ) -> None:
@@ -94,6 +108,9 @@ async def test_an_owner_that_would_come_back_empty_makes_nothing_durable(
             assert "appendonly no" in await lack(one)
         assert [each["kind"] for each in log] == ["not durable"]
         assert await lack(trusting) == ""
+        lacks = await diagnosed(cluster)
+        assert "appendonly no" in lacks.pop(owner.announced)
+        assert list(lacks.values()) == ["", ""]
         owner.command("ACL", "SETUSER", "default", "-waitaof")
         assert "+waitaof" in await lack(one)
         owner.command("ACL", "SETUSER", "default", "+waitaof", "-wait")

@@ -233,12 +233,9 @@ async def test_slots_move_under_load_without_an_error(doomed_cluster: Cluster) -
         assert {await fresh.click(number) for number in NUMBERS} == {"found"}
 
 
-@pytest.mark.parametrize("policy", ["allkeys-lru", "noeviction"])
-async def test_a_cluster_that_is_too_small_fails_no_call(
-    single_masters: Cluster, policy: str
-) -> None:
+async def test_a_cluster_that_evicts_fails_no_call(single_masters: Cluster) -> None:
     cluster = single_masters
-    with limited(cluster, 3 * SLOT, policy):
+    with limited(cluster, 3 * SLOT, "allkeys-lru"):
         async with local_gateways(cluster, SETTINGS) as (first, second):
             clients = Clients([first])
             for number in NUMBERS:
@@ -249,5 +246,3 @@ async def test_a_cluster_that_is_too_small_fails_no_call(
             assert answers == {"found", "EMBEDDING_NOT_FOUND"}
             assert clients.tally.unexpected == others.tally.unexpected == []
             assert clients.tally.counts["STORED_SHARED"] > 0
-            if policy == "noeviction":
-                assert clients.tally.counts["STORED_LOCAL"] > 0

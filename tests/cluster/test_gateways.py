@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from PIL import Image
-from samserve.engines.fake import MODEL, FakeEngine
-from samserve.segmentation.encode import Encoder
+from samserve.segmentation.encode import EncodeJobs
 from samserve.v1 import samserve_pb2 as pb
 
 from harness.cluster.cluster import Cluster
@@ -25,9 +22,10 @@ from tests.cluster.gateways import (
     gateways,
     local_gateway,
     local_gateways,
+    until_gone,
 )
 from tests.cluster.load import Clients, picture
-from tests.rpc.errors import failure_of, read
+from tests.rpc.errors import failure_of
 from tests.support.engines import HeldEngine
 from tests.support.waiting import until
 
@@ -63,22 +61,6 @@ async def embed(server: Gateway | LocalGateway) -> pb.EmbedResponse:
 async def delete(server: Gateway | LocalGateway, embedding_id: str) -> bool:
     request = pb.DeleteEmbeddingRequest(embedding_id=embedding_id)
     return (await server.stub.DeleteEmbedding(request, timeout=60)).deleted
-
-
-async def until_gone(server: Gateway | LocalGateway, embedding_id: str) -> None:
-    """Wait until the server does not find it."""
-
-    async def gone() -> bool:
-        try:
-            await masks(server, embedding_id)
-        except grpc.aio.AioRpcError as error:
-            failure = read(error)
-        else:
-            return False
-        assert failure.reason == "EMBEDDING_NOT_FOUND"
-        return True
-
-    await until(gone)
 
 
 async def test_what_one_gateway_encodes_all_answer_and_a_restart_loses_nothing(
@@ -175,13 +157,13 @@ async def test_an_embed_after_a_delete_elsewhere_is_not_given_what_began_before_
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, joined = HeldEngine(), list[object]()
-    join = Encoder._attempt
+    encode = EncodeJobs.encode
 
-    async def joining(self: Encoder, *arguments: Any) -> Any:
+    def joining(self: EncodeJobs, *arguments: Any) -> Any:
         joined.append(self)
-        return await join(self, *arguments)
+        return encode(self, *arguments)
 
-    monkeypatch.setattr(Encoder, "_attempt", joining)
+    monkeypatch.setattr(EncodeJobs, "encode", joining)
     async with (
         local_gateway(cluster) as first,
         local_gateway(cluster, engine=engine) as second,
@@ -202,23 +184,9 @@ async def test_an_embed_after_a_delete_elsewhere_is_not_given_what_began_before_
         assert all(task.result().embedding.stored == pb.STORED_SHARED for task in late)
 
 
-async def test_a_hundred_misses_of_one_id_are_one_read(cluster: Cluster) -> None:
-    async with local_gateways(cluster) as (first, second):
-        clients = Clients([first])
-        embedding = await clients.embed(1)
-        assert embedding is not None
-        others = Clients([second], ids=clients.ids)
-        found = await asyncio.gather(*(others.click(1) for _ in range(100)))
-
-        assert set(found) == {"found"}
-        assert (
-            await second.metric("samserve_cache_requests_total", tier="shared", result="hit") == 1
-        )
-
-
 async def test_embed_extends_the_life_in_both_tiers(cluster: Cluster) -> None:
-    async with local_gateways(cluster) as (first, second):
-        clients = Clients([first])
+    async with local_gateway(cluster) as gateway:
+        clients = Clients([gateway])
         embedding = await clients.embed(1)
         assert embedding is not None
         name = f"samserve:default:{embedding.id}"
@@ -232,41 +200,16 @@ async def test_embed_extends_the_life_in_both_tiers(cluster: Cluster) -> None:
         assert renewed.cached
         assert renewed.expire_time.ToNanoseconds() > embedding.expire_time.ToNanoseconds()
         assert server.pttl(name) > whole // 2
-        # A gateway that has never seen it finds it for as long, and no longer.
-        others = Clients([second], ids=clients.ids)
-        server.pexpire(name, 1)
-        await until(lambda: not server.exists(name))
-        assert await others.click(1) == "EMBEDDING_NOT_FOUND"
-        assert await others.click(1) == "found"  # healed
 
 
-async def test_durable_means_a_replica_has_it(doomed_cluster: Cluster) -> None:
-    cluster = doomed_cluster
-    async with (
-        local_gateway(cluster) as patient,
-        local_gateway(cluster, {"cache": {"durable_s": 0.1}}) as hasty,
-    ):
-        clients = Clients([patient])
-        fresh, cached = await clients.embed(1, durable=True), await clients.embed(1, durable=True)
+async def test_durable_is_answered_with_a_cluster_and_refused_without(cluster: Cluster) -> None:
+    async with local_gateway(cluster) as sharing:
+        clients = Clients([sharing])
+        fresh, again = [await clients.embed(1, durable=True) for _ in range(2)]
         assert fresh is not None
-        assert cached is not None
-        assert (fresh.stored, cached.stored) == (pb.STORED_SHARED, pb.STORED_SHARED)
-        assert (fresh.cached, cached.cached) == (False, True)
-        for master in cluster.masters:
-            for replica in cluster.replicas_of(master):
-                await asyncio.to_thread(replica.kill)
-
-        refusing = Clients([hasty])
-        refused = await asyncio.gather(*(refusing.embed(n, durable=True) for n in (1, 2)))
-
-        assert refused == [None, None]
-        assert refusing.tally.counts["not durable"] == 2
-        # It is stored nevertheless, for those that do not ask for that much.
-        assert (await refusing.embed(2)).stored == pb.STORED_SHARED  # type: ignore[union-attr]
-    assert clients.tally.unexpected == refusing.tally.unexpected == []
-
-
-async def test_without_a_shared_cache_nothing_is_durable_and_everything_is_local() -> None:
+        assert again is not None
+        assert {fresh.stored, again.stored} == {pb.STORED_SHARED}
+        assert (fresh.cached, again.cached) == (False, True)
     async with local_gateway(None) as server:
         clients = Clients([server])
         assert await clients.embed(1, durable=True) is None
@@ -290,21 +233,6 @@ async def test_who_sends_the_image_needs_no_answer_about_deletions_and_no_encode
             assert answer.embedding.cached
             assert server.service.engine.counts["encode_begun"] == encodes
             assert clients.tally.unexpected == []
-
-
-async def test_values_of_another_model_are_misses_and_stay(cluster: Cluster) -> None:
-    another = FakeEngine(model=replace(MODEL, digest="another"))
-    async with local_gateway(cluster) as server, local_gateway(cluster, engine=another) as other:
-        clients = Clients([server])
-        embedding = await clients.embed(1)
-        assert embedding is not None
-        keys = cluster.keys()
-        assert await Clients([other], ids=clients.ids).click(1) == "EMBEDDING_NOT_FOUND"
-        assert (
-            await other.metric("samserve_cache_requests_total", tier="shared", result="model") == 1
-        )
-        assert set(keys) <= set(cluster.keys())
-        assert await clients.click(1) == "found"
 
 
 @pytest.mark.slow

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -14,61 +13,30 @@ import redis
 from redis.crc import key_slot
 from samserve.system.addresses import join
 
-from harness.cluster.binaries import server_binary
-from harness.triton.ports import free_ports
 from tests.cli.conftest import Command, samserve
 from tests.cluster.stores import key, store_over
-from tests.support.waiting import until_sync
+from tests.support.valkey import single_server
+from tests.support.waiting import until
 
 __all__ = ["samserve"]
 
 HOST = "::1"
-ATTEMPTS = 5
-
-
-@contextmanager
-def node(folder: Path, port: int) -> Iterator[redis.Redis]:
-    """Run a node of Valkey on the IPv6 loopback."""
-    folder.mkdir()
-    bus = free_ports(1)[0]
-    options = {"bind": HOST, "port": port, "cluster-port": bus, "cluster-enabled": "yes"}
-    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    with (folder / "log").open("wb") as log:
-        program = [str(server_binary("valkey")), *flags, "--save", "", "--protected-mode", "no"]
-        process = subprocess.Popen(program, cwd=folder, stdout=log, stderr=log)
-    client = redis.Redis(host=HOST, port=port, protocol=2)
-    try:
-        until_sync(lambda: process.poll() is not None or answers(client))
-        assert process.poll() is None, (folder / "log").read_text()
-        yield client
-    finally:
-        client.close()
-        process.kill()
-        process.wait()
-
-
-def answers(client: redis.Redis) -> bool:
-    try:
-        return bool(client.ping())
-    except redis.RedisError:
-        return False
 
 
 @pytest.fixture
-def two_nodes(tmp_path: Path) -> Iterator[list[redis.Redis]]:
+async def two_nodes(tmp_path: Path) -> AsyncIterator[list[redis.Redis]]:
     """Two masters that know each other; the first owns every slot."""
-    with ExitStack() as stack:
-        ports = free_ports(2)
-        nodes = [stack.enter_context(node(tmp_path / str(port), port)) for port in ports]
-        first, second = nodes
-        first.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        first.execute_command("CLUSTER", "MEET", HOST, ports[1], bus_port(second))
-        until_sync(lambda: all(b"cluster_state:ok" in info(each) for each in nodes))
+    async with AsyncExitStack() as stack:
+        nodes = []
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+            options = ("--cluster-enabled", "yes", "--dir", str(tmp_path / name))
+            port = await stack.enter_async_context(single_server(*options, host=HOST))
+            nodes.append(stack.enter_context(redis.Redis(host=HOST, port=port, protocol=2)))
+        nodes[0].execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        nodes[0].execute_command("CLUSTER", "MEET", HOST, port)
+        await until(lambda: all(b"cluster_state:ok" in info(each) for each in nodes))
         yield nodes
-
-
-def bus_port(client: redis.Redis) -> int:
-    return int(client.config_get("cluster-port")["cluster-port"])
 
 
 def info(client: redis.Redis) -> bytes:

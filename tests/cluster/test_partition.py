@@ -32,7 +32,7 @@ async def keep_from(gateway: Gateway, node: Node, nowhere: int) -> None:
     address = (HOST, node.announced_port)
     known = gateway.client._nodes.pop(address)
     gateway.client._nodes[address] = GatewayNode(
-        *(HOST, nowhere), known._entry.newest, known._settings, gateway.metrics.cache
+        (HOST, nowhere), known._credentials.newest, known._settings, gateway.metrics.cache
     )
     await known.aclose()
 
@@ -62,7 +62,7 @@ async def test_what_others_delete_is_used_no_longer_than_it_goes_unconfirmed(bus
             await cut_off.put(A)
             assert await other.get(A) == 1.0
             # It would tell what is deleted, on a connection from before.
-            await cut_off.cache._notices.aclose()
+            await cut_off.cache._invalidation.aclose()
             others = [node for node in cluster.nodes if node is not master]
             for node in others:
                 await keep_from(cut_off, node, nowhere)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from pathlib import Path
 
-import grpc
 import pytest
 import samserve
 from samserve.v1 import samserve_pb2 as pb
 
 from harness.cluster.cluster import Cluster
-from tests import pictures
-from tests.cluster.gateways import PATIENTLY, Gateway, LocalGateway, gateway, local_gateway
+from tests.cluster.gateways import PATIENTLY, gateway, local_gateway, until_gone
 from tests.cluster.load import Clients
 from tests.cluster.stores import SLOT
-from tests.rpc.errors import read
 from tests.support.waiting import until
 
 NUMBERS = range(8)
@@ -87,20 +83,8 @@ async def test_each_version_finds_its_own_and_harms_none_of_the_others(
                 pb.DeleteEmbeddingRequest(embedding_id=olds.ids[number])
             )
             for server in (old, old2, new):
-                await until(partial(gone, server, olds.ids[number]))
+                await until_gone(server, olds.ids[number])
         assert olds.tally.unexpected == news.tally.unexpected == []
-
-
-async def gone(server: Gateway | LocalGateway, embedding_id: str) -> bool:
-    request = pb.PredictRequest(embedding_id=embedding_id, prompts=[pictures.click()])
-    try:
-        await server.stub.Predict(request, timeout=60)
-    except grpc.aio.AioRpcError as error:
-        failure = read(error)
-    else:
-        return False
-    assert failure.reason == "EMBEDDING_NOT_FOUND"
-    return True
 
 
 @pytest.mark.slow

@@ -11,22 +11,14 @@ import typer
 
 from samserve.cli import automask_options as flags
 from samserve.cli import terminal
-from samserve.cli.options import (
-    Assignments,
-    CaFile,
-    ConfigFile,
-    ImageFile,
-    JsonFile,
-    ModelName,
-    Overlay,
-    Server,
-    TokenFile,
-)
+from samserve.cli.endpoint import Endpoint, with_endpoint
+from samserve.cli.options import ImageFile, JsonFile, ModelName, Overlay
 
 if TYPE_CHECKING:
     from samserve.client import AutoMaskResult, Progress
 
 
+@with_endpoint
 def automask(  # noqa: PLR0913 - each is an option of the command line
     context: typer.Context,
     image: ImageFile,
@@ -48,11 +40,7 @@ def automask(  # noqa: PLR0913 - each is an option of the command line
     model: ModelName = "",
     out: Overlay = None,
     as_json: JsonFile = "",
-    server: Server = "",
-    config: ConfigFile = None,
-    assignments: Assignments = None,
-    ca: CaFile = None,
-    token_file: TokenFile = None,
+    endpoint: Endpoint,
 ) -> None:
     """Segment everything in an image.
 
@@ -65,7 +53,6 @@ def automask(  # noqa: PLR0913 - each is an option of the command line
     files.check_outputs(out, as_json)
 
     async def work() -> AutoMaskResult:
-        endpoint = session.Endpoint(server, config, assignments, ca, token_file)
         async with session.connected(endpoint) as client:
             with _progress_bar() as advance:
                 return await client.automask_all(image, model=model, on_progress=advance, **options)

@@ -69,7 +69,7 @@ class Patience:
         raise AssertionError("it is asked for ever")
 
     def _wait_s(self, error: ResourceExhausted) -> float:
-        """Give the server's time.  Raises the error if it tells none."""
+        """Return the server's time.  Raises the error if it tells none."""
         if error.retry_after_s is None:
             raise error
         self._tell(error)
@@ -90,7 +90,7 @@ def describe(error: SamserveClientError) -> str:
 
 
 def hopeless(error: SamserveClientError) -> bool:
-    """Tell whether all further calls would fail in the same way."""
+    """Return whether all further calls would fail in the same way."""
     return _unreachable(error) or isinstance(error, ModelNotFound) or error.code in _HOPELESS
 
 
@@ -99,7 +99,7 @@ def _unreachable(error: SamserveClientError) -> bool:
 
 
 def shortened(failures: list[str], hint: str) -> list[str]:
-    """Give as many failures as anybody reads, and what there are more."""
+    """Return as many failures as anybody reads, and what there are more."""
     more = len(failures) - _MOST_TOLD
     return [*failures[:_MOST_TOLD], f"{more} more; {hint}"] if more > 0 else failures
 

@@ -56,7 +56,7 @@ def _check(parameters: Iterable[Any], values: dict[str, Any]) -> None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Give the texts among the values of an option, which may be repeated."""
+    """Return the texts among the values of an option, which may be repeated."""
     for each in value if isinstance(value, list | tuple) else (value,):
         if isinstance(each, str):
             yield each

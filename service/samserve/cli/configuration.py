@@ -48,7 +48,7 @@ def load_settings(
 
 
 def _file_of_environment() -> Path | None:
-    """Give the file that the environment names, so that commands in a container find it, too."""
+    """Return the file that the environment names, so that commands in a container find it, too."""
     file = file_of_environment()
     if file is not None and not file.is_file():
         # pydantic takes a file that is not there for an empty one.

@@ -9,19 +9,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from samserve.cli.endpoint import Endpoint, with_endpoint
 from samserve.cli.errors import CommandError
-from samserve.cli.options import Assignments, CaFile, ConfigFile, Server, TokenFile
 from samserve.cli.ports import check_free
 from samserve.cli.terminal import say
 from samserve.system import addresses
 
 if TYPE_CHECKING:
-    from samserve.cli.session import Endpoint
     from samserve.client import Model
     from samserve.settings import Settings
 
@@ -51,13 +49,8 @@ _MODULES = {
 _Check = tuple[str, Callable[[], str]]
 
 
-def doctor(
-    server: Server = "",
-    config: ConfigFile = None,
-    assignments: Assignments = None,
-    ca: CaFile = None,
-    token_file: TokenFile = None,
-) -> None:
+@with_endpoint
+def doctor(endpoint: Endpoint) -> None:
     """Check this installation, one line per check; exit code 1 if there is a problem.
 
     With --server: this installation's packages, and whether that server is ready.
@@ -65,10 +58,8 @@ def doctor(
     passed = [_passes(name, check) for name, check in _installation()]
     # Without its packages nothing more can be tried.
     if all(passed):
-        from samserve.cli.session import Endpoint
-
-        endpoint = Endpoint(server, config, assignments, ca, token_file)
-        checks = _remote(endpoint) if server else _local(config, assignments)
+        endpoint.check()
+        checks = _remote(endpoint) if endpoint.server else _local(endpoint)
         passed += [_passes(name, check) for name, check in checks]
     if not all(passed):
         raise typer.Exit(1)
@@ -94,15 +85,15 @@ def _remote(endpoint: Endpoint) -> Iterator[_Check]:
     yield "server", partial(_server, endpoint)
 
 
-def _local(config: Path | None, assignments: list[str] | None) -> Iterator[_Check]:
+def _local(endpoint: Endpoint) -> Iterator[_Check]:
     from samserve.cli.configuration import load_settings
 
-    settings = load_settings(config, assignments)
+    settings = load_settings(endpoint.config, endpoint.assignments)
     listeners = settings.server
     yield "model repository", partial(_repository, settings)
     yield "access", partial(_access, settings)
     yield "shared cache", partial(_shared_cache, settings)
-    yield "inference", partial(_inference, config, assignments)
+    yield "inference", partial(_inference, endpoint)
     yield "API port", partial(_port, listeners.host, listeners.port)
     yield "admin port", partial(_port, listeners.admin_host, listeners.admin_port)
 
@@ -141,7 +132,7 @@ def _server(endpoint: Endpoint) -> str:
 def _repository(settings: Settings) -> str:
     from samserve import app
     from samserve.errors import SamserveError
-    from samserve.models.digest import pair_digest
+    from samserve.models.digest import bundle_digest, graph_digests
     from samserve.models.repository import discover
 
     if settings.engine.kind != "onnx":
@@ -151,11 +142,10 @@ def _repository(settings: Settings) -> str:
         found = discover(repository)
     except (SamserveError, OSError) as error:
         raise CommandError(str(error)) from error
-    for files in found:
-        found_digest = pair_digest(files.encoder, files.decoder)
-        if found_digest != files.info.digest:
-            raise CommandError(f"{repository}: the files of {files.info.name} were changed")
-    return ", ".join(f"{files.info.name} {files.info.digest[:12]}" for files in found)
+    for model in found:
+        if bundle_digest(graph_digests(model.graphs)) != model.info.digest:
+            raise CommandError(f"{repository}: the files of {model.info.name} were changed")
+    return ", ".join(f"{model.info.name} {model.info.digest[:12]}" for model in found)
 
 
 def _access(settings: Settings) -> str:
@@ -178,14 +168,14 @@ def _shared_cache(settings: Settings) -> str:
     return stats.check(settings.cache)
 
 
-def _inference(config: Path | None, assignments: list[str] | None) -> str:
+def _inference(endpoint: Endpoint) -> str:
     import numpy as np
 
     from samserve.cli import session
     from samserve.client import Prompt
 
     async def work() -> str:
-        async with session.in_process(config, assignments) as client:
+        async with session.connected(endpoint) as client:
             started = time.perf_counter()
             embedding = await client.embed(np.zeros((64, 64, 3), dtype=np.uint8))
             await client.predict(embedding, [Prompt(points=[(32, 32)])])

@@ -4,36 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from samserve.cli.options import (
-    Assignments,
-    CaFile,
-    ConfigFile,
-    ImageFile,
-    ModelName,
-    Server,
-    TokenFile,
-)
+from samserve.cli.endpoint import Endpoint, with_endpoint
+from samserve.cli.options import ImageFile, ModelName
 
 if TYPE_CHECKING:
     from samserve.client import Embedding
 
 
-def embed(  # noqa: PLR0913 - each is an option of the command line
-    image: ImageFile,
-    *,
-    model: ModelName = "",
-    server: Server = "",
-    config: ConfigFile = None,
-    assignments: Assignments = None,
-    ca: CaFile = None,
-    token_file: TokenFile = None,
-) -> None:
+@with_endpoint
+def embed(image: ImageFile, *, model: ModelName = "", endpoint: Endpoint) -> None:
     """Encode an image and print its embedding id."""
     from samserve.cli import session
     from samserve.cli.terminal import say
 
     async def work() -> Embedding:
-        endpoint = session.Endpoint(server, config, assignments, ca, token_file)
         async with session.connected(endpoint) as client:
             return await client.embed(image, model=model)
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from samserve.cli.command import Commands
+from samserve.cli.endpoint import Endpoint, with_endpoint
 from samserve.cli.errors import UsageError
 from samserve.cli.export_options import card_lines
-from samserve.cli.options import Assignments, CaFile, ConfigFile, Server, TokenFile
 from samserve.cli.pull import known, pull
 from samserve.cli.terminal import STDOUT, print_table, say, write_json
 from samserve.cli.upgrade import upgrade
 
 if TYPE_CHECKING:
-    from samserve.cli.session import Endpoint
     from samserve.client import Catalog, Model
 
 _COLUMNS = (
@@ -35,27 +34,17 @@ models.command()(upgrade)
 
 
 @models.callback(invoke_without_command=True)
-def list_models(  # noqa: PLR0913 - each is an option of the command line
-    context: typer.Context,
-    *,
-    as_json: AsJson = False,
-    server: Server = "",
-    config: ConfigFile = None,
-    assignments: Assignments = None,
-    ca: CaFile = None,
-    token_file: TokenFile = None,
-) -> None:
+@with_endpoint
+def list_models(context: typer.Context, *, as_json: AsJson = False, endpoint: Endpoint) -> None:
     """List the served models; * marks the default.  `pull` gets others.
 
     `masks` is the mean IoU of a model's masks with its checkpoint's own, as compared at the export.
     """
     if context.invoked_subcommand is not None:
-        if any((as_json, server, config, assignments, ca, token_file)):
+        if as_json or any(astuple(endpoint)):
             raise UsageError(f"give options after {context.invoked_subcommand!r}, not before it")
         return
-    from samserve.cli.session import Endpoint
-
-    catalog = _served(Endpoint(server, config, assignments, ca, token_file))
+    catalog = _served(endpoint)
     if as_json:
         write_json(STDOUT, asdict(catalog))
         return
@@ -63,18 +52,13 @@ def list_models(  # noqa: PLR0913 - each is an option of the command line
 
 
 @models.command()
+@with_endpoint
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a served model.")],
-    server: Server = "",
-    config: ConfigFile = None,
-    assignments: Assignments = None,
-    ca: CaFile = None,
-    token_file: TokenFile = None,
+    endpoint: Endpoint,
 ) -> None:
     """Print a served model's card: where it comes from, and what was lost on the way."""
-    from samserve.cli.session import Endpoint
-
-    catalog = _served(Endpoint(server, config, assignments, ca, token_file))
+    catalog = _served(endpoint)
     found = [model for model in catalog.models if model.name == name]
     if not found:
         there = ", ".join(model.name for model in catalog.models)
@@ -83,6 +67,7 @@ def show(
     say(f"model: {model.name}")
     say(f"description: {model.description}")
     say(f"digest: {model.digest}")
+    say(f"encoder digest: {model.encoder_digest}")
     for line in card_lines(model.card) or ["card: none was written when the model was exported"]:
         say(line)
 

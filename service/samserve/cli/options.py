@@ -15,14 +15,6 @@ ImageFile = Annotated[
         metavar="IMAGE", exists=True, dir_okay=False, readable=True, help="JPEG, PNG or WebP file."
     ),
 ]
-Server = Annotated[
-    str,
-    typer.Option(
-        "--server",
-        metavar="HOST:PORT",
-        help="A running server. Without it, one runs in this process for this command.",
-    ),
-]
 CaFile = Annotated[
     Path | None,
     typer.Option(

@@ -28,7 +28,7 @@ _TONES = ((0.62, 1.0), (0.85, 0.92), (0.45, 0.98))
 
 
 def colour(index: int) -> Rgb:
-    """Give the colour of the mask number *index*, from 0; the first eight are chosen by eye.
+    """Return the colour of the mask number *index*, from 0; the first eight are chosen by eye.
 
     Further ones turn the hue by the golden angle, which keeps neighbours far apart for ever.
     """

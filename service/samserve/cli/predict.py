@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from samserve.cli.endpoint import Endpoint, with_endpoint
 from samserve.cli.errors import UsageError
 from samserve.cli.options import (
-    Assignments,
-    CaFile,
-    ConfigFile,
     ImageFile,
     JsonFile,
     ModelName,
     Overlay,
-    Server,
-    TokenFile,
     parse_box,
     parse_numbers,
 )
@@ -27,6 +23,7 @@ if TYPE_CHECKING:
     from samserve.client import Prediction, Prompt
 
 
+@with_endpoint
 def predict(  # noqa: PLR0913 - each is an option of the command line
     image: ImageFile,
     *,
@@ -56,11 +53,7 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     model: ModelName = "",
     out: Overlay = None,
     as_json: JsonFile = "",
-    server: Server = "",
-    config: ConfigFile = None,
-    assignments: Assignments = None,
-    ca: CaFile = None,
-    token_file: TokenFile = None,
+    endpoint: Endpoint,
 ) -> None:
     """Segment one object, or several, in an image.
 
@@ -74,7 +67,6 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     files.check_outputs(out, as_json)
 
     async def work() -> Prediction:
-        endpoint = session.Endpoint(server, config, assignments, ca, token_file)
         async with session.connected(endpoint) as client:
             return await client.predict(image, prompts, model=model, multimask=multimask)
 
@@ -84,7 +76,7 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
 
         picture = overlay.draw_prediction(files.read_picture(image), prompts, prediction.results)
         files.write_picture(picture, out)
-    # Last, because whoever reads standard output may leave at any line.
+    # Last, because the reader of standard output may leave at any line.
     _report(prediction, as_json)
 
 

@@ -45,7 +45,7 @@ def client(target: str, ca_file: Path | None, token_file: Path | None) -> Client
 
 
 def _trusted(settings: ClientSettings, ca_file: Path | None) -> tuple[bytes | None, str]:
-    """Give the certificates that are trusted, and the name that the server's has to be for."""
+    """Return the certificates that are trusted, and the name that the server's has to be for."""
     if ca_file is None and settings.server_cert_file is not None:
         if settings.ca_file is not None:
             raise UsageError(
@@ -56,7 +56,7 @@ def _trusted(settings: ClientSettings, ca_file: Path | None) -> tuple[bytes | No
 
 
 def _server_certificate(path: Path) -> tuple[bytes, str]:
-    """Give the first certificate of a file, the server's own, and a name that it is for."""
+    """Return the first certificate of a file, the server's own, and a name that it is for."""
     try:
         return pem.first_certificate(path.read_bytes())
     except pem.Unreadable:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from samserve.cli import remote, terminal
 from samserve.cli.configuration import Sections, load_settings
-from samserve.cli.errors import CommandError, UsageError
+from samserve.cli.endpoint import Endpoint
+from samserve.cli.errors import CommandError
 from samserve.client import Client, SamserveClientError, Unavailable
 from samserve.errors import SamserveError
-from samserve.system.addresses import parse_target
 
 _T = TypeVar("_T")
 
@@ -31,58 +30,27 @@ _PRIVATE: Sections = {
     # The one caller is this command; files of a server's identity are none of its business.
     "tls": {"cert_file": None, "key_file": None, "client_ca_file": None, "client_identities": ""},
     "auth": {"keys_file": None, "jwks_file": None, "policy_file": None},
-    # Whoever waits for a command does not wait for a model server that is being deployed.
+    # Who waits for a command does not wait for a model server that is being deployed.
     "triton": {"startup_s": 5},
     "log": {"level": "error", "format": "console"},
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a command finds its server; an empty *server* starts one with the settings.
-
-    *ca_file* and *token_file* win over what the environment says of the way to *server*.
-    """
-
-    server: str = ""
-    config: Path | None = None
-    assignments: Sequence[str] | None = None
-    ca_file: Path | None = None
-    token_file: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.server:
-            _check_target(self.server)
-        if self.server and (self.config or self.assignments):
-            raise UsageError(
-                "--config and --set are for the server that this command starts; "
-                "they cannot change the one that --server names"
-            )
-        if not self.server and (self.ca_file or self.token_file):
-            raise UsageError("--ca and --token-file are for the server that --server names")
-
-
-def _check_target(server: str) -> None:
-    try:
-        parse_target(server)
-    except ValueError as error:
-        raise UsageError(f"--server: {error}") from None
-
-
 @asynccontextmanager
 async def connected(endpoint: Endpoint) -> AsyncIterator[Client]:
     """Open a client; without a server in *endpoint*, one runs while the block does."""
+    endpoint.check()
     if endpoint.server:
-        chosen = remote.client(endpoint.server, endpoint.ca_file, endpoint.token_file)
+        chosen = remote.client(endpoint.server, endpoint.ca, endpoint.token_file)
         async with chosen as client:
             yield client
         return
-    async with in_process(endpoint.config, endpoint.assignments) as client:
+    async with _in_process(endpoint.config, endpoint.assignments) as client:
         yield client
 
 
 @asynccontextmanager
-async def in_process(
+async def _in_process(
     config: Path | None, assignments: Sequence[str] | None
 ) -> AsyncIterator[Client]:
     """Run a server for this process alone and open a client of it."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from samserve.cli.command import Commands
+from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import UsageError
 from samserve.cli.options import Assignments, CaFile, ConfigFile, JsonFile, ModelName, TokenFile
 from samserve.cli.terminal import say
-
-if TYPE_CHECKING:
-    from samserve.cli.session import Endpoint
 
 cache = Commands()
 
@@ -115,9 +113,10 @@ def rm(
 def stats(
     config: ConfigFile = None, assignments: Assignments = None, as_json: JsonFile = ""
 ) -> None:
-    """Show what this machine's server has in memory, and the nodes of the shared cache.
+    """Show what this machine's server has in memory, and whether the shared cache can be used.
 
-    Takes the server's own settings. The server is asked at its admin listener, each node directly.
+    Takes the server's own settings. The server is asked at its admin listener, each node directly;
+    what is written to a master, to see whether it is durable, is gone after a second.
     Exit code 1 if one of them does not answer.
     """
     from samserve.cli import files
@@ -129,10 +128,10 @@ def stats(
 
 
 def _endpoint(command: str, server: str, ca: Path | None, token_file: Path | None) -> Endpoint:
-    from samserve.cli.session import Endpoint
-
     if not server:
         raise UsageError(
             f"{command} needs --server HOST:PORT: a server of its own would forget all at its end"
         )
-    return Endpoint(server, ca_file=ca, token_file=token_file)
+    endpoint = Endpoint(server, ca=ca, token_file=token_file)
+    endpoint.check()
+    return endpoint

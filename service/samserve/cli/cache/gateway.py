@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -15,10 +14,9 @@ from samserve.system import addresses
 
 _TIMEOUT_S = 3.0
 _MOST_BYTES = 16 << 20
-_CHUNK_BYTES = 1 << 16
 
 _Samples = Mapping[str, Mapping[str, float]]
-"""Values by the name of the sample and its one label, which is empty for those without."""
+"""Values by the name of the sample and its labels, the tier before the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,35 +70,24 @@ def ask(server: ServerSettings) -> Gateway:
 
 
 def _fetch(host: str, port: int) -> str:
-    """Get the page, directly: no proxy of the environment has to do with it."""
-    deadline = time.monotonic() + _TIMEOUT_S
+    """Get the page without a proxy that the environment may name."""
     connection = HTTPConnection(host, port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", "/metrics")
         response = connection.getresponse()
-        content = b""
-        while chunk := response.read1(_CHUNK_BYTES):
-            content += chunk
-            if time.monotonic() > deadline:
-                raise TimeoutError("timed out")
-            if len(content) > _MOST_BYTES:
-                raise ValueError("is too long for metrics")
+        if response.status != 200:
+            raise ValueError(f"is answered with {response.status} {response.reason}")
+        return response.read(_MOST_BYTES).decode()
     finally:
         connection.close()
-    if response.status != 200:
-        raise ValueError(f"is answered with {response.status} {response.reason}")
-    return content.decode()
 
 
 def _parse(text: str) -> _Samples:
     samples: dict[str, dict[str, float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name.startswith(("samserve_store_", "samserve_cache_")):
-                # The tier before the result, where both are there.
-                labels = sorted(sample.labels.items(), reverse=True)
-                label = ".".join(value for _, value in labels)
-                samples.setdefault(sample.name, {})[label] = sample.value
+            label = ".".join(value for _, value in sorted(sample.labels.items(), reverse=True))
+            samples.setdefault(sample.name, {})[label] = sample.value
     if "samserve_store_entries" not in samples:
         raise ValueError("has no metrics of a store, maybe since the server is still starting")
     return samples
@@ -124,18 +111,17 @@ def _memory(samples: _Samples) -> Memory:
 
 
 def _shared(samples: _Samples) -> Shared:
-    def counts(name: str) -> dict[str, int]:
-        found = samples.get(f"samserve_cache_{name}_total", {})
-        return {label: int(count) for label, count in sorted(found.items())}
+    def counts(name: str, prefix: str = "") -> dict[str, int]:
+        found = sorted(samples.get(f"samserve_cache_{name}", {}).items())
+        return {
+            label.removeprefix(prefix): int(count)
+            for label, count in found
+            if label.startswith(prefix)
+        }
 
-    away = samples.get("samserve_cache_node_away", {})
     return Shared(
-        reads={
-            label.removeprefix("shared."): count
-            for label, count in counts("requests").items()
-            if label.startswith("shared.")
-        },
-        writes=counts("writes"),
-        failures=counts("failures"),
-        nodes_away=tuple(sorted(node for node, value in away.items() if value)),
+        reads=counts("requests_total", "shared."),
+        writes=counts("writes_total"),
+        failures=counts("failures_total"),
+        nodes_away=tuple(node for node, away in counts("node_away").items() if away),
     )

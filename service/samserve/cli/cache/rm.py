@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import typer
 
 from samserve.cli import bulk, session
+from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import CommandError, UsageError
-from samserve.cli.session import Endpoint
 from samserve.cli.terminal import say
 from samserve.client import SamserveClientError
 from samserve.client.requests import checked_id
@@ -21,7 +21,7 @@ _MANY = 20
 
 
 def named(arguments: Sequence[str]) -> list[str]:
-    """Give all ids once, in their order; ``-`` stands for those of standard input."""
+    """Return all ids once, in their order; ``-`` stands for those of standard input."""
     ids: dict[str, None] = {}
     for argument in arguments:
         ids.update(dict.fromkeys(_from_stdin() if argument == _STDIN else [argument]))
@@ -69,7 +69,7 @@ def run(ids: Sequence[str], endpoint: Endpoint) -> None:
 
 
 async def _delete_all(ids: Sequence[str], endpoint: Endpoint, results: dict[str, str]) -> list[str]:
-    """Note results, and give what has failed."""
+    """Note results, and return what has failed."""
     failures: list[str] = []
     async with session.connected(endpoint) as client:
         with bulk.counting("deleting", len(ids), quiet=len(ids) <= _MANY) as counter:

@@ -1,66 +1,48 @@
-"""What `samserve cache stats` prints."""
+"""What `samserve cache stats` prints, and `samserve doctor` of the shared cache."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
+
+from prometheus_client import CollectorRegistry
 
 from samserve.cli import session
 from samserve.cli.cache import gateway as gateway_reader
-from samserve.cli.cache import nodes as node_reader
 from samserve.cli.cache.gateway import Gateway
-from samserve.cli.cache.nodes import NodeReport, Totals
 from samserve.cli.errors import CommandError, UsageError
 from samserve.cli.terminal import STDOUT, print_table, say, write_json
 from samserve.errors import Misconfigured
 from samserve.settings import CacheSettings, LogSettings, Settings
-from samserve.stores.shared.redis.credentials import open_access
-from samserve.stores.shared.redis.slots import SLOTS
+from samserve.stores.shared.diagnosis import Diagnosis, diagnose
+from samserve.stores.shared.redis.credentials import open_cache_credentials
 from samserve.system import addresses
 from samserve.telemetry import logs
+from samserve.telemetry.metrics.store import CacheMetrics
 
 _MIB = 1 << 20
-_NOT_SHARED = "shared cache: not configured (cache.nodes is empty)"
-
-
-@dataclass(frozen=True, slots=True)
-class _Stats:
-    """All there is to say: a gateway, or why it tells nothing; nodes, None without a cache."""
-
-    address: str
-    gateway: Gateway | None
-    problem: str
-    nodes: Sequence[NodeReport] | None
-    durable: str
-
-    def problems(self) -> list[str]:
-        """What is not as it should be, a line each."""
-        found = [self.problem] if self.problem else []
-        return [*found, *_away(self.nodes or ())]
-
-    def record(self) -> dict[str, Any]:
-        """Write it for JSON."""
-        gateway: dict[str, Any] = {"address": self.address, "error": self.problem or None}
-        if self.gateway is not None:
-            gateway |= asdict(self.gateway)
-        cluster = None
-        if self.nodes is not None:
-            nodes = [asdict(node) for node in self.nodes]
-            totals = asdict(node_reader.totals(self.nodes))
-            cluster = {"nodes": nodes, "totals": totals, "durable": self.durable}
-        return {"gateway": gateway, "cluster": cluster}
+_NOT_CONFIGURED = "not configured (cache.nodes is empty)"
 
 
 def run(settings: Settings, as_json: str) -> None:
-    """Ask, print, and end with an error if somebody did not answer."""
-    nodes = _survey(settings.cache)
-    stats = _asked(settings, nodes)
+    """Ask the server and the nodes, print, and raise `CommandError` if one did not answer."""
+    address = addresses.join(settings.server.admin_host, settings.server.admin_port)
+    found = _diagnose(settings.cache)
+    gateway, problems = None, [] if found is None else _problems(found)
+    record: dict[str, Any] = {"address": address, "error": None}
+    try:
+        gateway = gateway_reader.ask(settings.server)
+        record |= asdict(gateway)
+    except CommandError as error:
+        problems.insert(0, str(error))
+        record["error"] = str(error)
     if as_json:
-        write_json(as_json, stats.record())
+        cluster = None if found is None else _record(found, settings.cache)
+        write_json(as_json, {"gateway": record, "cluster": cluster})
     if as_json != STDOUT:
-        _print(stats)
-    problems = stats.problems()
+        _print_gateway(address, gateway)
+        durable = _NOT_CONFIGURED if found is None else _durable(found, settings.cache)
+        say(f"\nshared cache: {durable}")
     if problems:
         raise CommandError(*problems)
 
@@ -70,131 +52,74 @@ def check(settings: CacheSettings) -> str:
 
     Raises `CommandError` if some do not answer.
     """
-    nodes = _survey(settings)
-    if nodes is None:
-        return "not configured (cache.nodes is empty)"
-    problems = _away(nodes)
+    found = _diagnose(settings)
+    if found is None:
+        return _NOT_CONFIGURED
+    problems = _problems(found)
     if problems:
         raise CommandError(*problems)
-    return f"{len(nodes)} nodes answer; {node_reader.durable(nodes, settings)}"
+    return f"{len(found.nodes)} nodes answer; {_durable(found, settings)}"
 
 
-def _away(nodes: Sequence[NodeReport]) -> list[str]:
-    away = [node.address for node in nodes if not node.reachable]
-    if not away:
-        return []
-    verb = "does" if len(away) == 1 else "do"
-    return [f"{len(away)} of {len(nodes)} nodes {verb} not answer: {', '.join(away)}"]
-
-
-def _survey(settings: CacheSettings) -> list[NodeReport] | None:
+def _diagnose(settings: CacheSettings) -> Diagnosis | None:
     if not settings.nodes:
         return None
-    # What nodes do not answer is in the table already.
+    # What is logged of it is what this command prints.
     logs.configure(LogSettings(level="error"))
     try:
-        access = open_access(settings)
+        credentials = open_cache_credentials(settings)
     except Misconfigured as error:
         raise UsageError(error.message) from error
-    return session.run(node_reader.survey(settings, access))
+    return session.run(diagnose(settings, credentials, CacheMetrics(CollectorRegistry())))
 
 
-def _asked(settings: Settings, nodes: list[NodeReport] | None) -> _Stats:
-    server = settings.server
-    address = addresses.join(server.admin_host, server.admin_port)
-    durable = node_reader.durable(nodes or (), settings.cache)
-    try:
-        return _Stats(address, gateway_reader.ask(server), "", nodes, durable)
-    except CommandError as error:
-        return _Stats(address, None, str(error), nodes, durable)
+def _problems(found: Diagnosis) -> list[str]:
+    away = [f"{node} ({reason})" for node, reason in found.nodes.items() if reason]
+    if away:
+        verb = "does" if len(away) == 1 else "do"
+        return [f"{len(away)} of {len(found.nodes)} nodes {verb} not answer: {', '.join(away)}"]
+    return [f"no node tells who owns which keys: {found.no_map}"] if found.no_map else []
 
 
-def _print(stats: _Stats) -> None:
-    if stats.gateway is None:
-        say(f"server {stats.address}: no answer")
-    else:
-        _print_gateway(stats.address, stats.gateway)
-    say("")
-    if stats.nodes is None:
-        say(_NOT_SHARED)
+def _durable(found: Diagnosis, settings: CacheSettings) -> str:
+    lacks: dict[str, list[str]] = {}
+    for node, lack in found.not_durable.items():
+        lacks.setdefault(lack, []).append(node)
+    lacks.pop("", None)
+    if lacks or not found.not_durable:
+        reasons = [f"{lack} (at {', '.join(nodes)})" for lack, nodes in lacks.items()]
+        return f"durable Embeds are refused: {'; '.join(reasons) or 'no master answers'}"
+    if settings.durable_needs == "replica":
+        return "Embeds can be durable: what replicas confirm counts (cache.durable_needs=replica)"
+    return "Embeds can be durable"
+
+
+def _record(found: Diagnosis, settings: CacheSettings) -> dict[str, Any]:
+    nodes = [
+        {"address": node, "reachable": not reason, "problem": reason}
+        for node, reason in found.nodes.items()
+    ]
+    return {"nodes": nodes, "durable": _durable(found, settings)}
+
+
+def _print_gateway(address: str, gateway: Gateway | None) -> None:
+    if gateway is None:
+        say(f"server {address}: no answer")
         return
-    _print_nodes(stats.nodes, node_reader.totals(stats.nodes))
-    say("")
-    say(stats.durable)
-
-
-def _print_gateway(address: str, gateway: Gateway) -> None:
     memory, shared = gateway.memory, gateway.shared
+    header = ("entries", "bytes", "capacity", "hits", "misses", "hit ratio", "evictions")
+    sizes = (f"{nbytes / _MIB:.1f} MiB" for nbytes in (memory.bytes, memory.capacity_bytes))
     ratio = "-" if memory.hit_ratio is None else f"{memory.hit_ratio:.1%}"
+    counts = (str(memory.hits), str(memory.misses), ratio, str(memory.evictions))
     say(f"server {address}, in memory:")
-    print_table(
-        [
-            ("entries", "bytes", "capacity", "hits", "misses", "hit ratio", "evictions"),
-            (
-                str(memory.entries),
-                _size(memory.bytes),
-                _size(memory.capacity_bytes),
-                str(memory.hits),
-                str(memory.misses),
-                ratio,
-                str(memory.evictions),
-            ),
-        ]
-    )
+    print_table([header, (str(memory.entries), *sizes, *counts)])
     groups = (("reads", shared.reads), ("writes", shared.writes), ("failures", shared.failures))
-    rows = [(name, *pair) for name, counts in groups for pair in counts.items()]
+    rows = [(name, each, str(count)) for name, found in groups for each, count in found.items()]
     say("")
-    if not rows:
-        say(f"server {address} has asked nothing of a shared cache")
-    else:
+    if rows:
         say(f"server {address}, asking the shared cache:")
-        print_table([("what", "result", "count"), *((a, b, str(count)) for a, b, count in rows)])
+        print_table([("what", "result", "count"), *rows])
+    else:
+        say(f"server {address} has asked nothing of a shared cache")
     if shared.nodes_away:
         say(f"nodes that it leaves alone: {', '.join(shared.nodes_away)}")
-
-
-def _print_nodes(nodes: Sequence[NodeReport], totals: Totals) -> None:
-    header = ("node", "role", "slots", "keys", "used", "maxmemory", "evicted", "on disk", "state")
-    masters = (
-        "all masters",
-        "",
-        str(totals.slots),
-        str(totals.keys),
-        _size(totals.used_memory),
-        _size(totals.maxmemory) if totals.maxmemory else "no limit",
-        str(totals.evicted_keys),
-        "",
-        f"{totals.reachable} of {totals.nodes} nodes answer",
-    )
-    say("nodes of the shared cache:")
-    if not totals.slots:
-        # Nobody has told who the others are.
-        print_table([header, *map(_row, nodes)])
-        return
-    print_table([header, *map(_row, nodes), masters])
-    missing = SLOTS - totals.slots_reachable
-    if missing:
-        say(f"{missing} of {SLOTS} slots have no owner that answers")
-
-
-def _row(node: NodeReport) -> tuple[str, ...]:
-    state = "ok" if node.reachable else "away"
-    return (
-        node.address,
-        node.role,
-        str(node.slots) if node.role == "master" else "-",
-        _count(node.keys),
-        _size(node.used_memory),
-        "no limit" if node.maxmemory == 0 else _size(node.maxmemory),
-        _count(node.evicted_keys),
-        node.append_only or "-",
-        f"{state}: {node.problem}" if node.problem else state,
-    )
-
-
-def _count(number: int | None) -> str:
-    return "-" if number is None else str(number)
-
-
-def _size(number: int | None) -> str:
-    return "-" if number is None else f"{number / _MIB:.1f} MiB"

@@ -13,8 +13,8 @@ from pathlib import Path
 import typer
 
 from samserve.cli import bulk, session
+from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import CommandError, UsageError
-from samserve.cli.session import Endpoint
 from samserve.cli.terminal import STDOUT, json_line, note, say
 from samserve.client import Client, Embedding, SamserveClientError
 from samserve.client.channel import MAX_MESSAGE_BYTES
@@ -24,7 +24,7 @@ _PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How the pictures shall be embedded."""
+    """How the images are to be embedded."""
 
     model: str
     concurrency: int
@@ -111,7 +111,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _is_special(path: Path) -> bool:
-    """Tell whether it is no file: a pipe, say, which would be waited for."""
+    """Return whether it is no file: a pipe, say, which would be waited for."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -137,7 +137,7 @@ def run(found: Found, endpoint: Endpoint, wish: Wish, as_json: str) -> None:
 async def _embed_all(
     found: Found, endpoint: Endpoint, wish: Wish, as_json: str, tally: _Tally
 ) -> list[str]:
-    """Give what has ended it early, if anything."""
+    """Return what has ended it early, if anything."""
     # Where records appear on the terminal line by line, they are the progress.
     shown = as_json == STDOUT and sys.stdout.isatty()
     async with session.connected(endpoint) as client:

@@ -7,13 +7,10 @@ holds, and its replicas copy that, even if it is nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from redis.exceptions import NoPermissionError, ResponseError
+from collections.abc import Sequence
 
 from samserve.settings import CacheSettings
-from samserve.stores.shared.redis.node import Command, Reply
+from samserve.stores.shared.base import Command, Refused, Reply
 
 CONFIGURATION: Command = ("CONFIG", "GET", "append*")
 """What to ask a server that does not know WAITAOF: those before Redis 7.2."""
@@ -35,7 +32,7 @@ _CANNOT_TELL = (
 
 
 def confirmations(settings: CacheSettings) -> tuple[Command, ...]:
-    """Give the commands that follow a write on its connection, and end when it is confirmed.
+    """Return the commands that follow a write on its connection, and end when it is confirmed.
 
     They count what that connection has written before: without a write of its own, they confirm
     nothing.
@@ -48,43 +45,32 @@ def confirmations(settings: CacheSettings) -> tuple[Command, ...]:
 
 
 def missing(replies: Sequence[Reply]) -> str:
-    """Tell what the replies to `confirmations` lack, in a sentence; empty if nothing."""
+    """Return what the replies to `confirmations` lack, in a sentence; empty if nothing."""
     confirmed, *disk = replies
-    if isinstance(confirmed, NoPermissionError):
+    if isinstance(confirmed, Refused) and confirmed.kind == "denied":
         return _CANNOT_TELL
     if not isinstance(confirmed, int) or confirmed < 1:
         return _NO_REPLICA
     if not disk or _is_on_disk(disk[0]):
         return ""
-    if isinstance(disk[0], NoPermissionError):
-        return _CANNOT_TELL
-    if isinstance(disk[0], ResponseError):
-        return _NO_FILE if "appendonly" in str(disk[0]) else _CANNOT_TELL
+    if isinstance(disk[0], Refused):
+        return _NO_FILE if "appendonly" in disk[0].text else _CANNOT_TELL
     return _NOT_ON_DISK
 
 
 def is_unknown(replies: Sequence[Reply]) -> bool:
-    """Tell whether WAITAOF is no command of this server; then `missing_in` says what is lacking."""
-    return any(
-        isinstance(each, ResponseError) and "unknown command" in str(each) for each in replies
-    )
+    """Return whether WAITAOF is unknown to this server; then `missing_in` says what is lacking."""
+    return any(isinstance(each, Refused) and "unknown command" in each.text for each in replies)
 
 
 def missing_in(configuration: Reply) -> str:
-    """Tell what the reply to `CONFIGURATION` lacks, in a sentence; empty if nothing."""
-    found = configured(configuration)
-    if not found:
+    """Return what the reply to `CONFIGURATION` lacks, in a sentence; empty if nothing."""
+    if not isinstance(configuration, list):
         return _CANNOT_TELL
+    found = dict(zip(configuration[::2], configuration[1::2], strict=False))
     if found.get(b"appendonly") != b"yes":
         return _NO_FILE
     return "" if found.get(b"appendfsync") == b"always" else _NOT_ALWAYS
-
-
-def configured(configuration: Reply) -> Mapping[bytes, Any]:
-    """Read the reply to `CONFIGURATION`: values by name, empty if it was refused."""
-    if not isinstance(configuration, list):
-        return {}
-    return dict(zip(configuration[::2], configuration[1::2], strict=False))
 
 
 def _is_on_disk(reply: Reply) -> bool:

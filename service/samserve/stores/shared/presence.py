@@ -1,4 +1,4 @@
-"""What is known of the shared copies of embeddings in memory."""
+"""What is known of the shared copies of the embeddings in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from samserve.types import EmbeddingKey
 
 # An embedding that the shared cache has lost is written again no more often than that: where the
 # cache is too small, writing would only drive out others.
-_REFILL_S = 5.0
+_REWRITE_S = 5.0
 
 
 @dataclass(slots=True)
@@ -19,10 +19,10 @@ class _Copy:
     present: bool
     checked_at: float
     confirmed_at: float
-    refilled_at: float
+    rewritten_at: float
 
 
-class Copies:
+class SharedPresence:
     """Remembers, for each embedding that memory lists, whether others were last seen to find it.
 
     *now* is monotonic, in seconds; what was seen holds for *check_s*, and while nothing can be seen
@@ -41,45 +41,45 @@ class Copies:
         return len(self._copies)
 
     def note(self, key: EmbeddingKey, seen_at: float, *, present: bool) -> None:
-        """Remember what was seen; *seen_at* is when the question was sent."""
+        """Record what was seen; *seen_at* is when the question was sent."""
         copy = self._copies.get(key)
         if copy is None:
-            self._copies[key] = _Copy(present, seen_at, seen_at, seen_at - _REFILL_S)
+            self._copies[key] = _Copy(present, seen_at, seen_at, seen_at - _REWRITE_S)
         elif seen_at >= copy.checked_at:
             copy.present, copy.checked_at = present, seen_at
             copy.confirmed_at = max(copy.confirmed_at, seen_at)
 
     def fresh(self, key: EmbeddingKey) -> bool | None:
-        """Tell whether others find it, None if that has to be asked."""
+        """Return whether others find it, None if that has to be asked."""
         copy = self._copies.get(key)
         if copy is None or self.now() - copy.checked_at > self._check_s:
             return None
         return copy.present
 
     def vouch(self, key: EmbeddingKey) -> None:
-        """Note that it may be used now whatever others have done: a caller has sent its image."""
+        """Record that it may be used now whatever others have done: a caller has sent its image."""
         copy = self._copies.get(key)
         if copy is not None:
             copy.confirmed_at = self.now()
 
     def unconfirmed(self, key: EmbeddingKey) -> bool:
-        """Tell whether it is too long ago that it was seen, so that it may have been deleted."""
+        """Return whether it is too long ago that it was seen, so that it may have been deleted."""
         copy = self._copies.get(key)
         return copy is None or self.now() - copy.confirmed_at > self._unconfirmed_s
 
-    def may_refill(self, key: EmbeddingKey) -> bool:
-        """Tell whether it is time to write it again, which counts as having done so."""
+    def claim_rewrite(self, key: EmbeddingKey) -> bool:
+        """Return whether it is time to write it again, which counts as having done so."""
         copy = self._copies.get(key)
-        if copy is None or self.now() - copy.refilled_at < _REFILL_S:
+        if copy is None or self.now() - copy.rewritten_at < _REWRITE_S:
             return False
-        copy.refilled_at = self.now()
+        copy.rewritten_at = self.now()
         return True
 
-    def doubt(self) -> None:
-        """Have every one looked for again before it is used."""
+    def invalidate_all(self) -> None:
+        """Have every one checked again before it is used."""
         for copy in self._copies.values():
             copy.checked_at = -math.inf
 
     def forget(self, key: EmbeddingKey) -> None:
-        """Memory lists it no longer."""
+        """Forget one that memory lists no longer."""
         self._copies.pop(key, None)

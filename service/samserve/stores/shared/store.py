@@ -1,17 +1,4 @@
-"""Embeddings in the cluster: what is stored under a key, and how it changes.
-
-Under each key is one hash, so that all of an embedding is in one slot and changes in one step:
-
-========== =====================================================================================
-``v1``     the value of format 1, see `value_format`; another format is another
-           field, so gateways of two versions serve side by side
-``s1``     the checksum of ``v1``, to tell values apart without reading them
-``deleted`` a random token: the embedding was deleted.  No other field is there then
-========== =====================================================================================
-
-The key expires as a whole.  Every change is one script, because what is stored depends on whether
-the embedding was deleted in the meantime.
-"""
+"""The shared cache: reads, writes and deletes embeddings on its servers."""
 
 from __future__ import annotations
 
@@ -25,81 +12,39 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import structlog
-from redis.exceptions import OutOfMemoryError, ResponseError
 
 from samserve.errors import EmbeddingNotFound, StoreUnavailable
 from samserve.settings import CacheSettings
 from samserve.stores.base import not_found
 from samserve.stores.shared import durability, value_format
-from samserve.stores.shared.invalidation import Notices
-from samserve.stores.shared.redis.cluster import ClusterClient
-from samserve.stores.shared.redis.node import Command, Reply
+from samserve.stores.shared.base import CacheServers, Command, Refused, Reply
+from samserve.stores.shared.invalidation import Invalidation
+from samserve.stores.shared.scripts import (
+    CHECKSUM,
+    DELETE,
+    MAYBE,
+    PUT,
+    REMOVE,
+    RENEW,
+    VALUE,
+    needs_majority,
+    parts_of,
+)
 from samserve.stores.shared.value_format import Unusable, Value
 from samserve.telemetry.metrics.store import CacheMetrics
 from samserve.types import EmbeddingKey
 
-_VALUE, _CHECKSUM = f"v{value_format.FORMAT}", f"s{value_format.FORMAT}"
-_TOKEN_BYTES = 16
+_MARKER_BYTES = 16
 # What a replica gets to confirm a deletion, which is done in any case.
 _CONFIRM_S = 0.1
-_SAY_EVERY_S = 10.0
+_LOG_EVERY_S = 10.0
 _REFUSES = "the shared cache refuses commands"
-_SAID = {
+_EVENTS = {
     "full": _REFUSES,
     "refused": _REFUSES,
     "damaged": "a value arrived damaged and was read again",
     "not durable": "the shared cache does not make embeddings durable",
 }
-_MAYBE = (bytes, type(None))
-
-# ARGV: token that the writer has seen, value, checksum, milliseconds to live.  HSET comes first: a
-# script that has begun to write is not stopped for want of memory.  What is there is written to as
-# well, by its expiry: a replica can only confirm what this connection has written.
-_PUT = f"""
-local token = redis.call('HGET', KEYS[1], 'deleted')
-if token and token ~= ARGV[1] then return {{'deleted', token}} end
-local checksum = redis.call('HGET', KEYS[1], '{_CHECKSUM}')
-local outcome = checksum and 'exists' or 'stored'
-if not checksum then
-  redis.call('HSET', KEYS[1], '{_VALUE}', ARGV[2], '{_CHECKSUM}', ARGV[3])
-  redis.call('HDEL', KEYS[1], 'deleted')
-end
-redis.call('PEXPIRE', KEYS[1], math.max(redis.call('PTTL', KEYS[1]), tonumber(ARGV[4])))
-return {{outcome, checksum or ARGV[3]}}
-"""
-# ARGV: milliseconds to live.
-_RENEW = f"""
-local found = redis.call('HMGET', KEYS[1], 'deleted', '{_CHECKSUM}')
-if found[2] then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
-return found
-"""
-# ARGV: new token, milliseconds to live.  DEL comes first, for the same reason: this one must not be
-# stopped.
-_DELETE = f"""
-local existed = redis.call('HEXISTS', KEYS[1], '{_CHECKSUM}')
-redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 'deleted', ARGV[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return existed
-"""
-# ARGV: SHA-1 of the bytes that are damaged.  Others were damaged on their way, and stay.
-_REMOVE = f"""
-local value = redis.call('HGET', KEYS[1], '{_VALUE}')
-if value and redis.sha1hex(value) == ARGV[1] then
-  return redis.call('HDEL', KEYS[1], '{_VALUE}', '{_CHECKSUM}')
-end
-return 0
-"""
-
-
-def _if_it_serves(name: bytes) -> Command:
-    """Give a command that changes nothing, and that only a node which sees the majority takes.
-
-    A master that is cut off from the others does not know what was deleted since.  It refuses to
-    write after ``cluster-node-timeout``; ``cluster-allow-reads-when-down`` has it answer reads for
-    as long as that lasts.  So each read that tells of deletions goes with a write.
-    """
-    return ("HDEL", name, "")
 
 
 class Presence(Enum):
@@ -130,30 +75,28 @@ class SharedCache:
     """Reads and writes embeddings; every method raises `StoreUnavailable` if it cannot know."""
 
     def __init__(
-        self, client: ClusterClient, settings: CacheSettings, metrics: CacheMetrics
+        self, servers: CacheServers, settings: CacheSettings, metrics: CacheMetrics
     ) -> None:
-        self._client = client
+        self._servers = servers
         self._settings = settings
         self._metrics = metrics
         self._log = structlog.get_logger("samserve.cache")
-        # What a read is taken to be, since nobody knows it before.
+        # The size that a read is taken to have, which is not known before.
         self._largest = 4 << 20
         channel = f"{settings.prefix}:deleted".encode()
-        self._notices = Notices(client, channel, self._begin, self._hear)
+        self._invalidation = Invalidation(servers, channel, self._begin, self._hear)
         self._deleted: Callable[[EmbeddingKey], None] = lambda key: None
         self._missed: Callable[[], None] = lambda: None
         # When each kind of refusal was logged last.
-        self._said_at: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
 
     async def open(self) -> None:
-        """Look for the cluster, which may be away."""
-        await self._client.open()
-        self._notices.open()
+        """Start to listen for deletions; the servers are the caller's to open."""
+        await self._invalidation.open()
 
     async def aclose(self) -> None:
-        """Close all connections."""
-        await self._notices.aclose()
-        await self._client.aclose()
+        """Stop listening."""
+        await self._invalidation.aclose()
 
     def on_deleted(
         self, deleted: Callable[[EmbeddingKey], None], missed: Callable[[], None]
@@ -169,13 +112,13 @@ class SharedCache:
         tenant = quote(key.tenant, safe="")
         return f"{self._settings.prefix}:{tenant}:{key.embedding_id}".encode()
 
-    async def token(self, key: EmbeddingKey) -> bytes:
-        """Give the token of a deletion that is in force, empty if there is none.
+    async def deletion_marker(self, key: EmbeddingKey) -> bytes:
+        """Return the marker of a deletion that is in force, empty if there is none.
 
-        Whoever encodes asks first: what is deleted afterwards has another token, see `put`.
+        Who encodes asks first: what is deleted afterwards has another marker, see `put`.
         """
-        (token,) = _read(await self._run(key, ("HGET", self.name(key), "deleted")), _MAYBE)
-        return token or b""
+        (marker,) = parts_of(await self._run(key, ("HGET", self.name(key), "deleted")), MAYBE)
+        return marker or b""
 
     async def get(self, key: EmbeddingKey, usable: Callable[[Value], bool]) -> Found:
         """Read an embedding that *usable* accepts.  Raises `EmbeddingNotFound`.
@@ -197,20 +140,20 @@ class SharedCache:
         return Found(value, ttl_s)
 
     async def check(self, key: EmbeddingKey) -> Presence:
-        """See what others find, without reading the value."""
+        """Return what other gateways find, without reading the value."""
         name = self.name(key)
-        command = ("HMGET", name, "deleted", _CHECKSUM)
-        found, _ = await self._run(key, command, _if_it_serves(name), needed=1)
-        return _presence(*_read(found, _MAYBE, _MAYBE))
+        command = ("HMGET", name, "deleted", CHECKSUM)
+        found, _ = await self._run(key, command, needs_majority(name), needed=1)
+        return _presence(*parts_of(found, MAYBE, MAYBE))
 
     async def renew(self, key: EmbeddingKey, ttl_s: float, *, durable: bool = False) -> Presence:
         """Start the time to live of a value again; with *durable*, on a replica and on disk too.
 
         Raises `StoreUnavailable` if a value that is there is not confirmed, see `durability`.
         """
-        command = ("EVAL", _RENEW, 1, self.name(key), round(ttl_s * 1000))
+        command = ("EVAL", RENEW, 1, self.name(key), round(ttl_s * 1000))
         found, lack = await self._write(key, command, durable=durable)
-        return self._confirmed(_presence(*_read(found, _MAYBE, _MAYBE)), lack)
+        return self._confirmed(_presence(*parts_of(found, MAYBE, MAYBE)), lack)
 
     async def put(
         self,
@@ -218,33 +161,33 @@ class SharedCache:
         data: bytes,
         ttl_s: float,
         *,
-        token: bytes = b"",
+        marker: bytes = b"",
         durable: bool = False,
     ) -> Outcome:
-        """Write the value unless there is one, or a deletion of another *token* than that.
+        """Write the value unless there is one, or a deletion with another *marker*.
 
         With *durable*, see `renew`.
         """
         checksum = value_format.checksum(data)
         command = (
-            *("EVAL", _PUT, 1, self.name(key)),
-            *(token, data, checksum, round(ttl_s * 1000)),
+            *("EVAL", PUT, 1, self.name(key)),
+            *(marker, data, checksum, round(ttl_s * 1000)),
         )
         self._metrics.bytes.labels("out").inc(len(data))
         self._largest = max(self._largest, len(data))
         reply, lack = await self._write(key, command, nbytes=len(data), durable=durable)
-        outcome, found = _read(reply, bytes, bytes)
+        outcome, found = parts_of(reply, bytes, bytes)
         self._metrics.writes.labels(outcome.decode()).inc()
         presence = Presence.DELETED if outcome == b"deleted" else Presence.STORED
         return Outcome(self._confirmed(presence, lack), found == checksum)
 
     async def delete(self, key: EmbeddingKey, ttl_s: float) -> bool:
         """Delete for all gateways, and for what is being written; False if nothing was there."""
-        token = secrets.token_bytes(_TOKEN_BYTES)
-        command = ("EVAL", _DELETE, 1, self.name(key), token, round(ttl_s * 1000))
-        notice = self._notices.command(self.name(key))
-        # A master that dies now shall not take the deletion with it.
-        wait_s = _CONFIRM_S if self._client.has_replicas else 0.0
+        marker = secrets.token_bytes(_MARKER_BYTES)
+        command = ("EVAL", DELETE, 1, self.name(key), marker, round(ttl_s * 1000))
+        notice = self._invalidation.command(self.name(key))
+        # A master that dies now must not take the deletion with it.
+        wait_s = _CONFIRM_S if self._servers.health().has_replicas else 0.0
         wait = [("WAIT", 1, round(wait_s * 1000))] if wait_s else []
         replies = await self._run(key, command, notice, *wait, extra_s=wait_s, needed=1)
         return bool(replies[0] == 1)
@@ -259,15 +202,15 @@ class SharedCache:
             self._deleted(EmbeddingKey(unquote(parts[1]), parts[2]))
 
     async def _fetch(self, key: EmbeddingKey, *, fresh: bool = False) -> tuple[bytes, float | None]:
-        """Give the bytes of the value and the seconds that it has left, None without end."""
+        """Return the bytes of the value and the seconds that it has left, None without end."""
         name = self.name(key)
         try:
             *replies, _ = await self._run(
                 key,
-                ("HMGET", name, "deleted", _VALUE),
+                ("HMGET", name, "deleted", VALUE),
                 ("PTTL", name),
                 ("HLEN", name),
-                _if_it_serves(name),
+                needs_majority(name),
                 nbytes=self._largest,
                 needed=3,
                 fresh=fresh,
@@ -275,8 +218,8 @@ class SharedCache:
         except StoreUnavailable:
             self._metrics.read("unavailable")
             raise
-        found, ttl_ms, fields = _read(replies, list, int, int)
-        deleted, data = _read(found, _MAYBE, _MAYBE)
+        found, ttl_ms, fields = parts_of(replies, list, int, int)
+        deleted, data = parts_of(found, MAYBE, MAYBE)
         if deleted or data is None:
             others = not deleted and fields > 0
             raise self._missing(key, "deleted" if deleted else "format" if others else "miss")
@@ -294,18 +237,18 @@ class SharedCache:
             value = value_format.parse(name, data)
         except Unusable as error:
             digest = hashlib.sha1(data, usedforsecurity=False).hexdigest()
-            (removed,) = await self._run(key, ("EVAL", _REMOVE, 1, name, digest))
+            (removed,) = await self._run(key, ("EVAL", REMOVE, 1, name, digest))
             what = "a damaged value was removed" if removed else "values arrive damaged"
             self._log.warning(what, key=name.decode(), reason=str(error))
             raise self._missing(key, "damaged") from None
         self._metrics.failures.labels("damaged").inc()
-        self._say("damaged", reason)
+        self._log_sometimes("damaged", reason)
         return value
 
     async def _write(
         self, key: EmbeddingKey, command: Command, *, nbytes: int = 0, durable: bool = False
     ) -> tuple[Reply, str]:
-        """Give the reply, and what it lacks of being durable if that is wanted."""
+        """Return the reply, and what it lacks of being durable if that is wanted."""
         if not durable:
             (reply,) = await self._run(key, command, nbytes=nbytes)
             return reply, ""
@@ -320,9 +263,9 @@ class SharedCache:
         return reply, durability.missing(confirmed[:1]) or durability.missing_in(configuration)
 
     def _confirmed(self, presence: Presence, lack: str) -> Presence:
-        """Give *presence*.  Raises `StoreUnavailable` for a value that lacks something."""
+        """Return *presence*.  Raises `StoreUnavailable` for a value that lacks something."""
         if lack and presence is Presence.STORED:
-            self._say("not durable", lack)
+            self._log_sometimes("not durable", lack)
             raise StoreUnavailable(lack)
         return presence
 
@@ -333,42 +276,33 @@ class SharedCache:
         needed: int | None = None,
         **how: Any,
     ) -> list[Reply]:
-        """Run *commands*, of which the first *needed* must not be refused; see `Node.run`."""
+        """Run *commands*, the first *needed* of which must not be refused; see `CacheServers`."""
         try:
-            replies = await self._client.run(self.name(key), commands, tenant=key.tenant, **how)
+            replies = await self._servers.run(self.name(key), commands, tenant=key.tenant, **how)
         except StoreUnavailable:
             self._metrics.failures.labels("unavailable").inc()
             raise
-        errors = [reply for reply in replies[:needed] if isinstance(reply, ResponseError)]
-        if not errors:
+        refused = next((each for each in replies[:needed] if isinstance(each, Refused)), None)
+        if refused is None:
             return replies
-        error = errors[0]
-        full = isinstance(error, OutOfMemoryError) or "OOM" in str(error)
+        full = refused.kind == "full"
         kind = "full" if full else "refused"
         self._metrics.failures.labels(kind).inc()
-        self._say(kind, str(error)[:200])
+        self._log_sometimes(kind, refused.text[:200])
         raise StoreUnavailable(
             "the shared cache is full" if full else "the shared cache has refused a command"
         )
 
-    def _say(self, kind: str, reason: str) -> None:
-        """Log now and then what the shared cache does not do."""
+    def _log_sometimes(self, kind: str, reason: str) -> None:
+        """Log what the shared cache does not do, each kind every few seconds at most."""
         now = time.monotonic()
-        if now - self._said_at.get(kind, -_SAY_EVERY_S) >= _SAY_EVERY_S:
-            self._said_at[kind] = now
-            self._log.warning(_SAID[kind], kind=kind, reason=reason)
+        if now - self._logged_at.get(kind, -_LOG_EVERY_S) >= _LOG_EVERY_S:
+            self._logged_at[kind] = now
+            self._log.warning(_EVENTS[kind], kind=kind, reason=reason)
 
     def _missing(self, key: EmbeddingKey, result: str) -> EmbeddingNotFound:
         self._metrics.read(result)
         return not_found(key)
-
-
-def _read(reply: Reply, *kinds: Any) -> tuple[Any, ...]:
-    """Take a reply apart that has an element of each kind; others are as good as none."""
-    right = isinstance(reply, list) and len(reply) == len(kinds)
-    if right and all(isinstance(each, kind) for each, kind in zip(reply, kinds, strict=True)):
-        return tuple(reply)
-    raise StoreUnavailable("the shared cache does not answer as it should")
 
 
 def _presence(deleted: bytes | None, checksum: bytes | None) -> Presence:

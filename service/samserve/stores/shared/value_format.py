@@ -67,11 +67,11 @@ class Unusable(Exception):
 
 
 class Damaged(Unusable):
-    """Marked as of this format, but not what was written under this key; it helps nobody."""
+    """Marked as of this format, but not what was written under this key; of no use."""
 
 
 class OtherFormat(Unusable):
-    """Of another version or of another program: to be left alone, never deleted."""
+    """Of another version or of another program: neither used nor deleted."""
 
 
 _Text = Annotated[str, StringConstraints(max_length=512)]
@@ -95,7 +95,7 @@ class _Tensor(_Strict):
 
 
 class _Header(_Strict):
-    """The header's fields; sizes in pixels."""
+    """The header's fields; sizes in pixels; ``model_digest`` is that of the encoder."""
 
     model_name: _Text
     model_digest: _Text
@@ -166,7 +166,7 @@ def encode(key: bytes, facts: EmbeddingFacts, tensors: Mapping[str, Array]) -> b
 
 
 def checksum(value: bytes) -> bytes:
-    """Give the 16 bytes by which two values of this format differ; they are not verified here."""
+    """Return the 16 bytes by which two values of this format differ; they are not verified here."""
     return value[_CHECKED.size : _PREFIX.size]
 
 
@@ -194,7 +194,7 @@ def parse(key: bytes, value: bytes) -> Value:
 
 
 def _verified(key: bytes, value: bytes) -> tuple[bytes, memoryview]:
-    """Give header and payload if the prefix and the checksum are right."""
+    """Return header and payload if the prefix and the checksum are right."""
     if len(value) < _PREFIX.size:
         raise Damaged("shorter than a prefix")
     _, _, reserved, header_bytes, payload_bytes, expected = _PREFIX.unpack_from(value)
@@ -255,7 +255,7 @@ def _write_header(facts: EmbeddingFacts, specs: tuple[TensorSpec, ...]) -> bytes
     ]
     document = {
         "model_name": facts.model_name,
-        "model_digest": facts.model_digest,
+        "model_digest": facts.encoder_digest,
         "preprocessing": facts.preprocessing,
         "image_height": facts.image_size.height,
         "image_width": facts.image_size.width,
@@ -273,7 +273,7 @@ def _read_header(header: bytes) -> _Header:
 
 
 def _places(specs: tuple[TensorSpec, ...]) -> Iterator[tuple[TensorSpec, int, int]]:
-    """Give each tensor's first byte in the payload, and the byte behind its last."""
+    """Return each tensor's first byte in the payload, and the byte behind its last."""
     end = 0
     for spec in specs:
         start = -(-end // _ALIGNMENT) * _ALIGNMENT

@@ -1,14 +1,14 @@
-"""Not asking again and again who does not answer."""
+"""The circuit breaker of one node."""
 
 from __future__ import annotations
 
 
-class Breaker:
+class CircuitBreaker:
     """Opens after *failures* in a row, or at once where there is no doubt; an answer closes it.
 
-    While it is open, nobody is made to wait for the node: a task in the background asks it, and
-    closes the breaker when it answers.  So a node that hangs costs each call under way its timeout
-    at most, and calls that come later nothing.
+    While it is open no call waits for the node: a background task probes it, and closes the circuit
+    when it answers.  So a node that hangs costs each call under way its timeout at most, and later
+    calls nothing.
     """
 
     def __init__(self, failures: int) -> None:
@@ -17,13 +17,13 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """Whether the node is to be left alone."""
+        """Whether calls fail without being tried."""
         return self._in_a_row >= self._failures
 
     def succeeded(self) -> None:
-        """Note an answer, of whatever kind."""
+        """Count an answer, of whatever kind."""
         self._in_a_row = 0
 
-    def failed(self, *, surely: bool = False) -> None:
-        """Note that no answer came, or no connection; *surely* nobody else was answered either."""
-        self._in_a_row = self._failures if surely else self._in_a_row + 1
+    def failed(self, *, at_once: bool = False) -> None:
+        """Count a missing answer or connection; *at_once* opens the circuit."""
+        self._in_a_row = self._failures if at_once else self._in_a_row + 1

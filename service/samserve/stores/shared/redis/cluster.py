@@ -4,90 +4,92 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import Any, NoReturn
 
 import structlog
-from redis.crc import key_slot
-from redis.exceptions import (
-    AskError,
-    ClusterDownError,
-    MovedError,
-    ReadOnlyError,
-    ResponseError,
-    TryAgainError,
-)
 
 from samserve.errors import StoreUnavailable
 from samserve.settings import CacheSettings
-from samserve.stores.shared.redis.credentials import Access
-from samserve.stores.shared.redis.node import Command, Node, NodeUnavailable, Reply
+from samserve.stores.shared.base import Command, Health, Refused, Reply
+from samserve.stores.shared.redis.connection import Redirected, slot_of
+from samserve.stores.shared.redis.credentials import Credentials
+from samserve.stores.shared.redis.node import Node, NodeUnavailable
 from samserve.stores.shared.redis.slots import Address, SlotMap, parse_slots
 from samserve.system.addresses import parse_hosts
-from samserve.system.reloading import Watched
+from samserve.system.background import supervised
+from samserve.system.reloading import ReloadableFile
 from samserve.telemetry.metrics.store import CacheMetrics
 
 # As many hops as a slot can take while nodes disagree; more would be a loop.
 _REDIRECTIONS = 5
-# Between two looks at a cluster where something is wrong.
-_SOON_S = 0.2
-# A slot without an owner, or one that is about to change.
-_NOT_NOW = (ClusterDownError, ReadOnlyError, TryAgainError)
+# Between two refreshes of the map while something is wrong.
+_RETRY_S = 0.2
+# Between two rounds over the nodes that are listened to: at first, and when all go on refusing.
+_LISTEN_AGAIN_S, _LISTEN_LATER_S = 0.5, 10.0
 
 
 class ClusterClient:
-    """Knows who owns what, and keeps looking; used from one event loop.
+    """The `CacheServers` that are a cluster; keeps its map of who owns what.
 
-    Nothing here waits for a node that others do not need: the map is kept by a task of its own.
+    No call waits for a node that others need: the map is refreshed by a task of its own.
     """
 
     def __init__(
-        self, settings: CacheSettings, access: Watched[Access], metrics: CacheMetrics
+        self,
+        settings: CacheSettings,
+        credentials: ReloadableFile[Credentials],
+        metrics: CacheMetrics,
     ) -> None:
         self._settings = settings
-        self._access = access
+        self._credentials = credentials
         self._metrics = metrics
         self._log = structlog.get_logger("samserve.cache")
         self._seeds = parse_hosts(settings.nodes)
         self._nodes: dict[Address, Node] = {}
         self._slots = SlotMap()
-        # Who belongs to it, as far as is known.
+        # The nodes that belong to the cluster, as far as is known.
         self._members = frozenset(self._seeds)
-        # Why a node gave no map, as it was said last.
-        self._no_map = ""
+        self.no_map = ""
+        """Why no node gave a map, as it was logged last; empty if one did."""
         self._wake = asyncio.Event()
-        self._watching: asyncio.Task[None] | None = None
-        self._said: tuple[bool, frozenset[str]] | None = None
-
-    @property
-    def has_replicas(self) -> bool:
-        """Whether any replica is known."""
-        return bool(self._slots.replicas)
+        self._tasks = AsyncExitStack()
+        self._logged_state: tuple[bool, frozenset[str]] | None = None
 
     @property
     def nodes(self) -> Sequence[Node]:
         """The nodes that are known now."""
         return tuple(self._nodes.values())
 
-    def health(self) -> dict[str, bool]:
-        """Tell of each member whether it answers, by its address."""
-        return {
+    @property
+    def slots(self) -> SlotMap:
+        """The owners of all slots, as far as they are known now."""
+        return self._slots
+
+    def health(self) -> Health:
+        """See `CacheServers.health`."""
+        nodes = {
             node.address: not node.breaker.open
             for address, node in self._nodes.items()
             if address in self._members
         }
+        return Health(nodes, bool(self._slots.replicas))
 
     async def open(self) -> None:
-        """Look at the cluster once, which may be away, and keep looking."""
-        await self._look()
-        self._keep_watching()
+        """Read the map once, if the cluster is available, and keep it fresh."""
+        await self._refresh()
+        refreshing = supervised(
+            self._keep_fresh,
+            "the watch over the cluster failed",
+            self._settings.refresh_s,
+            "samserve.cache",
+        )
+        await self._tasks.enter_async_context(refreshing)
 
     async def aclose(self) -> None:
-        """Stop looking and close all connections."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
+        """Stop refreshing and close all connections."""
+        await self._tasks.aclose()
         await asyncio.gather(*(node.aclose() for node in self.nodes))
 
     async def run(
@@ -100,13 +102,9 @@ class ClusterClient:
         extra_s: float = 0.0,
         fresh: bool = False,
     ) -> list[Reply]:
-        """Send *commands*, all about *key*, over one connection to the key's owner.
-
-        Gives their replies, among them errors of other kinds than those of a cluster.  Raises
-        `StoreUnavailable` if the owner does not answer or is not known; see `Node.run`.
-        """
+        """See `CacheServers.run`."""
         how = {"tenant": tenant, "nbytes": nbytes, "extra_s": extra_s, "fresh": fresh}
-        slot = key_slot(key)
+        slot = slot_of(key)
         owner = self._slots.owners[slot]
         asking = False
         for _ in range(_REDIRECTIONS):
@@ -115,20 +113,42 @@ class ClusterClient:
             sent = _with_asking(commands) if asking else commands
             replies = await self._run_on(owner, sent, **how)
             replies = replies[1::2] if asking else replies
-            redirection = _first_redirection(replies)
-            if redirection is None:
+            redirected = next((each for each in replies if isinstance(each, Redirected)), None)
+            if redirected is None:
                 return self._checked(replies)
-            unnamed = redirection.host in ("", "?")
-            owner = (owner[0] if unnamed else redirection.host, redirection.port)
-            asking = not isinstance(redirection, MovedError)
+            host, port = redirected.address
+            owner = (owner[0] if host in ("", "?") else host, port)
+            asking = redirected.ask
             if not asking:
-                self._slots.assign(slot, owner)
+                self._slots.owners[slot] = owner
                 self._wake.set()
         self._wake.set()
         raise _unavailable()
 
-    def by_health(self) -> list[Node]:
-        """Give the nodes that are not left alone, in any order, those of the settings last."""
+    async def listen(
+        self, channel: bytes, begun: Callable[[], None], heard: Callable[[bytes], None]
+    ) -> NoReturn:
+        """See `CacheServers.listen`."""
+        pause_s = _LISTEN_AGAIN_S
+
+        def subscribed() -> None:
+            nonlocal pause_s
+            pause_s = _LISTEN_AGAIN_S
+            begun()
+
+        def ended(reason: str) -> None:
+            # The first failures of a row.
+            if pause_s == _LISTEN_AGAIN_S:
+                self._log.info("listening for deletions anew", reason=reason)
+
+        while True:
+            for node in self._available():
+                ended(await node.listen(channel, subscribed, heard))
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LISTEN_LATER_S)
+
+    def _available(self) -> list[Node]:
+        """Return the nodes whose circuit is closed, in random order, those of the settings last."""
         known = [self._nodes[address] for address in self._nodes if address not in self._seeds]
         random.shuffle(known)  # so that not every gateway asks the same one
         seeds = [self._node(address) for address in self._seeds]
@@ -145,44 +165,51 @@ class ClusterClient:
             raise _unavailable() from None
 
     def _checked(self, replies: list[Reply]) -> list[Reply]:
-        if any(_not_now(reply) for reply in replies):
+        if any(isinstance(reply, Refused) and reply.kind == "not now" for reply in replies):
             self._wake.set()
             raise _unavailable()
         return replies
 
-    async def _watch(self) -> None:
+    async def _keep_fresh(self) -> None:
         while True:
-            well = not self._away() and None not in self._slots.owners
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.refresh_s if well else _SOON_S):
-                    await self._wake.wait()
-                    # Many calls meet the same change; one look serves them all.
-                    await asyncio.sleep(_SOON_S)
-            self._wake.clear()
-            await self._look()
+            well = not self._unavailable_members() and None not in self._slots.owners
+            await self._wait_for_change(self._settings.refresh_s if well else _RETRY_S)
+            await self._refresh()
 
-    async def _look(self) -> None:
-        """Ask nodes that are left alone whether they are back, and one for the map."""
+    async def _wait_for_change(self, most_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(most_s):
+                await self._wake.wait()
+                # Many calls meet the same change; one refresh serves them all.
+                await asyncio.sleep(_RETRY_S)
+        self._wake.clear()
+
+    async def _refresh(self) -> None:
+        """Probe the nodes whose circuit is open, and read the map from one that answers."""
         await asyncio.gather(*(node.probe() for node in self.nodes if node.breaker.open))
-        for node in self.by_health():
-            address = (node.host, node.port)
-            try:
-                replies = await node.run([("CLUSTER", "SLOTS")])
-            except NodeUnavailable as error:
-                self._log.debug("no map", reason=str(error))
-                continue
-            slots = parse_slots(replies[0], address)
-            if slots is not None and slots.addresses:
-                await self._use(slots)
-                self._no_map = ""
+        for node in self._available():
+            if await self._read_map(node):
                 break
-            reason = str(replies[0])[:200]
-            if reason != self._no_map:
-                self._log.warning("no map of the cluster", node=node.address, reason=reason)
-            self._no_map = reason
-        self._say()
+        self._log_state_change()
 
-    async def _use(self, slots: SlotMap) -> None:
+    async def _read_map(self, node: Node) -> bool:
+        try:
+            (reply,) = await node.run([("CLUSTER", "SLOTS")])
+        except NodeUnavailable as error:
+            self._log.debug("no map", reason=str(error))
+            return False
+        slots = parse_slots(reply, node.location)
+        if slots is not None and slots.addresses:
+            await self._adopt(slots)
+            self.no_map = ""
+            return True
+        reason = (reply.text if isinstance(reply, Refused) else str(reply))[:200]
+        if reason != self.no_map:
+            self._log.warning("no map of the cluster", node=node.address, reason=reason)
+        self.no_map = reason
+        return False
+
+    async def _adopt(self, slots: SlotMap) -> None:
         self._slots, self._members = slots, slots.addresses
         for address in self._nodes.keys() - self._members - set(self._seeds):
             await self._nodes.pop(address).aclose()
@@ -192,54 +219,26 @@ class ClusterClient:
     def _node(self, address: Address) -> Node:
         if address not in self._nodes:
             self._nodes[address] = Node(
-                *address, lambda: self._access.value, self._settings, self._metrics
+                address, lambda: self._credentials.value, self._settings, self._metrics
             )
         return self._nodes[address]
 
-    def _away(self) -> list[Node]:
-        """Give the members of the cluster that are left alone."""
-        return [
-            node
-            for address, node in self._nodes.items()
-            if node.breaker.open and address in self._members
-        ]
+    def _unavailable_members(self) -> frozenset[str]:
+        return frozenset(node for node, answers in self.health().nodes.items() if not answers)
 
-    def _keep_watching(self) -> None:
-        self._watching = asyncio.create_task(self._watch())
-        self._watching.add_done_callback(self._go_on)
-
-    def _go_on(self, watching: asyncio.Task[None]) -> None:
-        """Begin again after what nobody has foreseen."""
-        if watching.cancelled() or watching.exception() is None:
-            return
-        self._log.error("the watch over the cluster failed", exc_info=watching.exception())
-        asyncio.get_running_loop().call_later(self._settings.refresh_s, self._keep_watching)
-
-    def _say(self) -> None:
-        """Log what has changed."""
-        away = frozenset(node.address for node in self._away())
+    def _log_state_change(self) -> None:
+        away = self._unavailable_members()
         covered = None not in self._slots.owners
-        if (covered, away) == self._said:
+        if (covered, away) == self._logged_state:
             return
-        self._said = (covered, away)
-        say = self._log.info if covered and not away else self._log.warning
-        say("shared cache", all_slots_covered=covered, nodes_away=sorted(away) or None)
+        self._logged_state = (covered, away)
+        log = self._log.info if covered and not away else self._log.warning
+        log("shared cache", all_slots_covered=covered, nodes_away=sorted(away) or None)
 
 
 def _with_asking(commands: Iterable[Command]) -> list[Command]:
     """Ask a node for slots that are on their way to it."""
     return [each for command in commands for each in (("ASKING",), command)]
-
-
-def _first_redirection(replies: Iterable[Reply]) -> AskError | None:
-    # `MovedError` is one, too.
-    return next((reply for reply in replies if isinstance(reply, AskError)), None)
-
-
-def _not_now(reply: Reply) -> bool:
-    # A script that may not write says so in words of its own.
-    down = isinstance(reply, ResponseError) and "cluster is down" in str(reply)
-    return down or isinstance(reply, _NOT_NOW)
 
 
 def _unavailable() -> StoreUnavailable:

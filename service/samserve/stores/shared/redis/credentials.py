@@ -1,4 +1,4 @@
-"""What this gateway shows to the nodes of the cluster, and whom it trusts.
+"""How this gateway authenticates to the nodes of the cluster, and which nodes it trusts.
 
 The files hold secrets.  No text that leaves this module holds anything of them.
 """
@@ -16,63 +16,63 @@ from samserve.errors import Misconfigured
 from samserve.security import pem
 from samserve.settings import CacheSettings
 from samserve.system.memfd import as_path
-from samserve.system.reloading import Watched
+from samserve.system.reloading import ReloadableFile
 
-# Until a node is asked again whether it knows a password that it has refused.
-_AGAIN_S = 1.0
+# Until a password that a node has refused is tried again.
+_RETRY_REFUSED_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Access:
-    """How to connect; its repr tells nothing.  Without *tls* connections are not encrypted."""
+class Credentials:
+    """How to connect; its repr shows nothing.  Without *tls* connections are not encrypted."""
 
     username: str = ""
     password: str = ""
     tls: ssl.SSLContext | None = None
 
 
-class Entry:
-    """With what one node lets us in: the *newest*, or what it took before.
+class NodeCredentials:
+    """The credentials for one node: the *newest*, or those that it accepted before.
 
     Files and cluster cannot learn of a new password at one moment.  As long as the node does not
     know it, the one before is used on.
     """
 
-    def __init__(self, newest: Callable[[], Access]) -> None:
+    def __init__(self, newest: Callable[[], Credentials]) -> None:
         self._newest = newest
-        self._accepted: Access | None = None
-        self._refused: Access | None = None
-        self._again_at = 0.0
+        self._accepted: Credentials | None = None
+        self._refused: Credentials | None = None
+        self._retry_at = 0.0
 
-    def newest(self) -> Access:
-        """Give what is to be tried first on a new connection."""
+    def newest(self) -> Credentials:
+        """Return what to try first on a new connection."""
         return self._newest()
 
-    def holds(self, access: Access) -> bool:
-        """Tell whether a connection that was opened with *access* may still be used."""
+    def is_current(self, credentials: Credentials) -> bool:
+        """Return whether a connection that was opened with *credentials* may still be used."""
         newest = self._newest()
-        return access is (self._accepted if self._refused is newest else newest)
+        return credentials is (self._accepted if self._refused is newest else newest)
 
-    def to_be_tried(self) -> bool:
-        """Tell whether it is time to offer again what was refused."""
-        return self._refused is self._newest() and time.monotonic() > self._again_at
+    def retry_due(self) -> bool:
+        """Return whether it is time to try again what was refused."""
+        return self._refused is self._newest() and time.monotonic() > self._retry_at
 
-    def accept(self, access: Access) -> None:
-        """Note that the node has let us in with the newest."""
-        self._accepted, self._refused = access, None
+    def accept(self, credentials: Credentials) -> None:
+        """Record that the node has accepted the newest."""
+        self._accepted, self._refused = credentials, None
 
-    def refuse(self, access: Access) -> Access | None:
-        """Note that the node does not know the password, and give what it took before, if any."""
-        if self._accepted is None or self._accepted is access:
+    def refuse(self, credentials: Credentials) -> Credentials | None:
+        """Record that the node does not know it; return what it accepted before, if any."""
+        if self._accepted is None or self._accepted is credentials:
             return None
-        self._refused, self._again_at = access, time.monotonic() + _AGAIN_S
-        if self._accepted.tls is not access.tls:
-            # Only the password is of yesterday: whom we trust is what the files say now.
-            self._accepted = replace(self._accepted, tls=access.tls)
+        self._refused, self._retry_at = credentials, time.monotonic() + _RETRY_REFUSED_S
+        if self._accepted.tls is not credentials.tls:
+            # Only the password is the old one: the trusted CAs are what the files say now.
+            self._accepted = replace(self._accepted, tls=credentials.tls)
         return self._accepted
 
 
-def open_access(settings: CacheSettings) -> Watched[Access]:
+def open_cache_credentials(settings: CacheSettings) -> ReloadableFile[Credentials]:
     """Read the files that the settings name.  Raises `Misconfigured`."""
     named = {
         "password_file": settings.password_file,
@@ -82,20 +82,20 @@ def open_access(settings: CacheSettings) -> Watched[Access]:
     }
     files = {name: path for name, path in named.items() if path is not None}
 
-    def parse(*contents: bytes) -> Access:
-        return _access(settings, files, dict(zip(files, contents, strict=True)))
+    def parse(*contents: bytes) -> Credentials:
+        return _credentials(settings, files, dict(zip(files, contents, strict=True)))
 
-    return Watched("cache credentials", tuple(files.values()), parse)
+    return ReloadableFile("cache credentials", tuple(files.values()), parse)
 
 
-def _access(
+def _credentials(
     settings: CacheSettings, paths: Mapping[str, Path], contents: Mapping[str, bytes]
-) -> Access:
+) -> Credentials:
     password = ""
     if "password_file" in contents:
         password = _password(paths["password_file"], contents["password_file"])
     context = _context(paths, contents) if settings.tls else None
-    return Access(settings.username, password, context)
+    return Credentials(settings.username, password, context)
 
 
 def _password(path: Path, content: bytes) -> str:
@@ -109,32 +109,27 @@ def _password(path: Path, content: bytes) -> str:
 
 
 def _context(paths: Mapping[str, Path], contents: Mapping[str, bytes]) -> ssl.SSLContext:
-    """Make what verifies the nodes by name, with our own certificate if there is one."""
+    """Make the context that verifies nodes by name, with our own certificate if there is one."""
     if "ca_file" in contents:
         problem = f"cache.ca_file {paths['ca_file']}: is not made of certificates in PEM form"
-        with _said_as(problem), as_path(contents["ca_file"]) as ca_file:
+        with _misconfigured_as(problem), as_path(contents["ca_file"]) as ca_file:
             pem.certificates(contents["ca_file"])
             context = ssl.create_default_context(cafile=ca_file)
     else:
         context = ssl.create_default_context()
     if "cert_file" in contents:
-        _show(context, paths, contents["cert_file"], contents["key_file"])
+        _load_own_certificate(context, paths, contents["cert_file"], contents["key_file"])
     return context
 
 
-def _show(
+def _load_own_certificate(
     context: ssl.SSLContext, paths: Mapping[str, Path], chain: bytes, private_key: bytes
 ) -> None:
     certificate = f"cache.cert_file {paths['cert_file']}"
     key = f"cache.key_file {paths['key_file']}"
-    with _said_as(f"{certificate}: is not made of certificates in PEM form"):
-        of_certificate = pem.key_of_certificate(pem.certificates(chain)[0])
-    with _said_as(f"{key}: is no private key in PEM form, or it is encrypted"):
-        of_key = pem.key_of_private_key(private_key)
-    if of_certificate != of_key:
-        raise Misconfigured(f"{key}: is not the key of {certificate}")
+    pem.check_pair(certificate, chain, key, private_key)
     with (
-        _said_as(f"{certificate}: cannot be used for TLS, or its key cannot"),
+        _misconfigured_as(f"{certificate}: cannot be used for TLS, or its key cannot"),
         as_path(chain) as chain_path,
         as_path(private_key) as key_path,
     ):
@@ -142,8 +137,8 @@ def _show(
 
 
 @contextmanager
-def _said_as(problem: str) -> Iterator[None]:
-    """Say *problem*, and nothing of the contents, if they cannot be read."""
+def _misconfigured_as(problem: str) -> Iterator[None]:
+    """Raise *problem*, without anything of the contents, if they cannot be read."""
     try:
         yield
     except (pem.Unreadable, ssl.SSLError, ValueError):

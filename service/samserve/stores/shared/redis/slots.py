@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from redis.exceptions import ResponseError
+from samserve.stores.shared.base import Refused, Reply
 
 SLOTS = 16384
 
@@ -21,23 +21,24 @@ class SlotMap:
     replicas: frozenset[Address] = frozenset()
 
     @property
+    def masters(self) -> frozenset[Address]:
+        """The owners of slots."""
+        return frozenset(owner for owner in self.owners if owner is not None)
+
+    @property
     def addresses(self) -> frozenset[Address]:
         """All nodes."""
-        return frozenset(owner for owner in self.owners if owner is not None) | self.replicas
-
-    def assign(self, slot: int, owner: Address) -> None:
-        """Note that a node has told us of another owner."""
-        self.owners[slot] = owner
+        return self.masters | self.replicas
 
 
-def parse_slots(reply: Any, asked: Address) -> SlotMap | None:
+def parse_slots(reply: Reply, asked: Address) -> SlotMap | None:
     """Read the answer to CLUSTER SLOTS of the node at *asked*; None if it makes no sense.
 
     A server without cluster mode owns everything itself.  An empty host means the one that was
     asked, as the protocol says.
     """
-    if isinstance(reply, ResponseError):
-        alone = "cluster support disabled" in str(reply)
+    if isinstance(reply, Refused):
+        alone = "cluster support disabled" in reply.text
         return SlotMap([asked] * SLOTS) if alone else None
     slots = SlotMap()
     replicas: set[Address] = set()
@@ -54,6 +55,6 @@ def parse_slots(reply: Any, asked: Address) -> SlotMap | None:
     return slots
 
 
-def _address(node: Sequence[Any], asked: Address) -> Address:
+def _address(node: Sequence[Reply], asked: Address) -> Address:
     host = node[0].decode() if node[0] else ""
     return (asked[0] if host in ("", "?") else host), int(node[1])

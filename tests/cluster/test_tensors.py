@@ -1,0 +1,60 @@
+"""Embeddings of several tensors, from the encoder through both tiers to the decoder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from samserve.engines.fake import MODEL, FakeEngine
+from samserve.types import Array, EmbeddingKey, TensorSpec
+from samserve.v1 import samserve_pb2 as pb
+
+from harness.cluster.cluster import Cluster
+from tests import pictures
+from tests.cluster.gateways import LocalGateway, local_gateway
+
+HALF, SINGLE = np.dtype(np.float16), np.dtype(np.float32)
+COARSE = TensorSpec("image_embedding", HALF, (256, 64, 64))
+MIDDLE = TensorSpec("high_res_1", SINGLE, (64, 128, 128))
+FINE = TensorSpec("high_res_0", HALF, (32, 256, 256))
+
+
+async def tensors(gateway: LocalGateway, embedding_id: str) -> dict[str, Array]:
+    async with gateway.service.store.lease(EmbeddingKey("default", embedding_id)) as embedding:
+        return {name: tensor.copy() for name, tensor in embedding.tensors.items()}
+
+
+@pytest.mark.parametrize("specs", [(COARSE, FINE), (FINE, MIDDLE, COARSE)], ids=["two", "three"])
+async def test_every_tensor_is_made_stored_shared_and_given_to_the_decoder(
+    cluster: Cluster, specs: tuple[TensorSpec, ...]
+) -> None:
+    engines = [FakeEngine(model=replace(MODEL, embedding=specs)) for _ in range(2)]
+    pixels = pictures.noise(1024, 1024)
+    image = pb.Image(encoded=pictures.file_of(pixels))
+    async with (
+        local_gateway(cluster, engine=engines[0]) as first,
+        local_gateway(cluster, engine=engines[1]) as second,
+    ):
+        begun = engines[1].counts["encode_begun"]
+        embedding_id = (await first.stub.Embed(pb.EmbedRequest(image=image))).embedding.id
+        by_id = pb.PredictRequest(embedding_id=embedding_id, prompts=[pictures.click()])
+        answers = [await each.stub.Predict(by_id) for each in (first, second)]
+        found = [await tensors(each, embedding_id) for each in (first, second)]
+        (listed,) = (await second.stub.ListModels(pb.ListModelsRequest())).models
+
+    assert engines[1].counts["encode_begun"] == begun
+    assert answers[0].results == answers[1].results
+    assert listed.embedding_bytes == sum(spec.nbytes for spec in specs)
+    for each in found:
+        assert [TensorSpec(name, t.dtype, t.shape) for name, t in each.items()] == list(specs)
+        for spec in specs:
+            cells = colours(pixels, spec.shape[1])
+            assert np.allclose(each[spec.name][:3], cells, atol=0.1)
+            assert not each[spec.name][3:].any()
+
+
+def colours(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Mean colours of the cells of an image in the model frame: ``[3, side, side]``."""
+    cell = 1024 // side
+    return pixels.reshape(side, cell, side, cell, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
