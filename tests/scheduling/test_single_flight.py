@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 from samserve.scheduling.single_flight import SingleFlight
 
+Flights = SingleFlight[str, str]
+
 
 class Work:
     """A piece of work that waits to be told to finish, and counts what happened to it."""
@@ -30,7 +32,7 @@ class Work:
             self.counts["left"] += 1
 
 
-async def join(flights: SingleFlight[str, str], work: Work) -> tuple[str, bool]:
+async def join(flights: Flights, work: Work) -> tuple[str, bool]:
     async with flights.join("key", work.open) as joined:
         return joined
 
@@ -40,11 +42,17 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-async def test_concurrent_callers_share_one_piece_of_work() -> None:
-    flights: SingleFlight[str, str] = SingleFlight()
-    work = Work()
-    callers = [asyncio.create_task(join(flights, work)) for _ in range(100)]
+async def joined_by(
+    count: int, flights: Flights, work: Work
+) -> list[asyncio.Task[tuple[str, bool]]]:
+    callers = [asyncio.create_task(join(flights, work)) for _ in range(count)]
     await turns()
+    return callers
+
+
+async def test_concurrent_callers_share_one_piece_of_work() -> None:
+    flights, work = Flights(), Work()
+    callers = await joined_by(100, flights, work)
     work.go.set()
 
     results = await asyncio.gather(*callers)
@@ -55,10 +63,8 @@ async def test_concurrent_callers_share_one_piece_of_work() -> None:
 
 
 async def test_a_cancelled_caller_does_not_touch_the_others() -> None:
-    flights: SingleFlight[str, str] = SingleFlight()
-    work = Work()
-    callers = [asyncio.create_task(join(flights, work)) for _ in range(4)]
-    await turns()
+    flights, work = Flights(), Work()
+    callers = await joined_by(4, flights, work)
     for caller in callers[:2]:
         caller.cancel()
     await turns()
@@ -72,10 +78,8 @@ async def test_a_cancelled_caller_does_not_touch_the_others() -> None:
 
 
 async def test_work_without_callers_is_cancelled() -> None:
-    flights: SingleFlight[str, str] = SingleFlight()
-    work = Work()
-    callers = [asyncio.create_task(join(flights, work)) for _ in range(3)]
-    await turns()
+    flights, work = Flights(), Work()
+    callers = await joined_by(3, flights, work)
     for caller in callers:
         caller.cancel()
     await asyncio.gather(*callers, return_exceptions=True)
@@ -85,8 +89,7 @@ async def test_work_without_callers_is_cancelled() -> None:
 
 
 async def test_the_value_is_held_until_the_last_caller_leaves() -> None:
-    flights: SingleFlight[str, str] = SingleFlight()
-    work = Work()
+    flights, work = Flights(), Work()
     stay = asyncio.Event()
 
     async def hold() -> None:
@@ -96,8 +99,7 @@ async def test_the_value_is_held_until_the_last_caller_leaves() -> None:
     staying = asyncio.create_task(hold())
     await turns()
     assert flights.under_way("key")
-    leaving = asyncio.create_task(join(flights, work))
-    await turns()
+    (leaving,) = await joined_by(1, flights, work)
     work.go.set()
     assert await leaving == ("value", False)
     await turns()
@@ -111,8 +113,7 @@ async def test_the_value_is_held_until_the_last_caller_leaves() -> None:
 
 
 async def test_work_that_is_done_is_not_joined_while_others_hold_it() -> None:
-    flights: SingleFlight[str, str] = SingleFlight()
-    work = Work()
+    flights, work = Flights(), Work()
     work.go.set()
     async with flights.join("key", work.open):
         assert not flights.under_way("key")
@@ -123,10 +124,8 @@ async def test_work_that_is_done_is_not_joined_while_others_hold_it() -> None:
 
 
 async def test_existing_work_is_joined_and_its_failure_met() -> None:
-    flights: SingleFlight[str, str] = SingleFlight()
-    work = Work()
-    leading = asyncio.create_task(join(flights, work))
-    await turns()
+    flights, work = Flights(), Work()
+    (leading,) = await joined_by(1, flights, work)
 
     async def ride() -> str:
         async with flights.join_existing("key") as value:
@@ -143,14 +142,11 @@ async def test_existing_work_is_joined_and_its_failure_met() -> None:
 
 
 async def test_detached_work_goes_on_for_those_who_wait_and_takes_nobody_else() -> None:
-    flights: SingleFlight[str, str] = SingleFlight()
-    work, other = Work(), Work()
-    waiting = asyncio.create_task(join(flights, work))
-    await turns()
+    flights, work, other = Flights(), Work(), Work()
+    (waiting,) = await joined_by(1, flights, work)
     flights.detach("key")
     flights.detach("key")
-    late = asyncio.create_task(join(flights, other))
-    await turns()
+    (late,) = await joined_by(1, flights, other)
     work.go.set()
     assert await waiting == ("value", True)
     # The first one's end does not end the second's being joined.
@@ -160,7 +156,7 @@ async def test_detached_work_goes_on_for_those_who_wait_and_takes_nobody_else() 
 
 
 async def test_a_failure_reaches_every_caller_and_is_not_kept() -> None:
-    flights: SingleFlight[str, str] = SingleFlight()
+    flights = Flights()
     attempts: list[int] = []
 
     @asynccontextmanager
@@ -182,11 +178,9 @@ async def test_a_failure_reaches_every_caller_and_is_not_kept() -> None:
 
 
 async def test_a_new_caller_does_not_join_work_that_is_being_cancelled() -> None:
-    flights: SingleFlight[str, str] = SingleFlight()
-    abandoned, fresh = Work(), Work()
+    flights, abandoned, fresh = Flights(), Work(), Work()
     fresh.go.set()
-    leaving = asyncio.create_task(join(flights, abandoned))
-    await turns()
+    (leaving,) = await joined_by(1, flights, abandoned)
     leaving.cancel()
 
     with pytest.raises(asyncio.CancelledError):

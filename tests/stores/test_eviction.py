@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 from samserve.errors import EmbeddingNotFound, Overloaded, QuotaExceeded
 from samserve.memory.slot import Slot
-from samserve.stores.local.eviction import Entry, Levels, Shares
+from samserve.stores.local.eviction import Entry, Ranking, TenantUsage
 from samserve.stores.local.store import MemoryStore
 from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, Size, TensorSpec
 
@@ -91,10 +91,10 @@ STEPS = st.lists(
 
 
 class Both:
-    """Does the same to shares and to the plain way; *number* chooses among what can be chosen."""
+    """Does the same to usage and to the plain way; *number* chooses among what can be chosen."""
 
     def __init__(self) -> None:
-        self.shares = Shares()
+        self.usage = TenantUsage()
         self.holdings: dict[str, Holding] = {}
         self.entries: list[Entry] = []
         self.leased: list[Entry] = []
@@ -113,12 +113,12 @@ class Both:
             getattr(self, what.replace(" ", "_"))(chosen[number % len(chosen)])
 
     def take(self, tenant: str) -> None:
-        self.shares.take(tenant, PAGE)
+        self.usage.take(tenant, PAGE)
         self.holdings.setdefault(tenant, Holding()).used += PAGE
         self.taken.append(tenant)
 
     def give_back(self, tenant: str) -> None:
-        self.shares.give_back(tenant, PAGE)
+        self.usage.give_back(tenant, PAGE)
         self.holdings[tenant].used -= PAGE
         if not self.holdings[tenant].used:
             del self.holdings[tenant]
@@ -130,28 +130,28 @@ class Both:
         self.taken.pop()
         self.made += 1
         made = entry(tenant, str(self.made))
-        self.shares.list_entry(made)
+        self.usage.list_entry(made)
         self.holdings[tenant].entries[made.key.embedding_id] = Kept()
         self.entries.append(made)
 
     def unlist(self, gone: Entry) -> None:
         """Its bytes are still taken."""
-        self.shares.unlist(gone)
+        self.usage.unlist(gone)
         del self.holdings[gone.key.tenant].entries[gone.key.embedding_id]
         self.entries.remove(gone)
         self.taken.append(gone.key.tenant)
 
     def touch(self, used: Entry) -> None:
-        self.shares.touch(used)
+        self.usage.touch(used)
         self.holdings[used.key.tenant].entries.move_to_end(used.key.embedding_id)
 
     def hold(self, leased: Entry) -> None:
-        self.shares.hold(leased)
+        self.usage.hold(leased)
         self.holdings[leased.key.tenant].entries[leased.key.embedding_id].leases += 1
         self.leased.append(leased)
 
     def let_go(self, leased: Entry) -> None:
-        self.shares.let_go(leased)
+        self.usage.let_go(leased)
         self.leased.remove(leased)
         if leased.listed:
             self.holdings[leased.key.tenant].entries[leased.key.embedding_id].leases -= 1
@@ -164,34 +164,34 @@ def test_the_victim_is_whom_the_plain_way_chooses(steps: Sequence[tuple[str, int
     for what, number in steps:
         both.step(what, number)
 
-        assert both.shares.used == sum(holding.used for holding in both.holdings.values())
-        assert {kept.key for kept in both.shares} == {kept.key for kept in both.entries}
-        assert both.shares.listed == len(both.entries)
+        assert both.usage.used == sum(holding.used for holding in both.holdings.values())
+        assert {kept.key for kept in both.usage} == {kept.key for kept in both.entries}
+        assert both.usage.listed == len(both.entries)
         for tenant in (*TENANTS, "nobody"):
-            victim = both.shares.victim(tenant)
+            victim = both.usage.eviction_candidate(tenant)
             key = None if victim is None else victim.key
             assert agrees(key, both.holdings, tenant)
 
 
-def listed(shares: Shares, tenants: Iterable[str]) -> list[Entry]:
+def listed(usage: TenantUsage, tenants: Iterable[str]) -> list[Entry]:
     """List an entry of each."""
     entries = [entry(tenant, str(number)) for number, tenant in enumerate(tenants)]
     for made in entries:
-        shares.take(made.key.tenant, PAGE)
-        shares.list_entry(made)
+        usage.take(made.key.tenant, PAGE)
+        usage.list_entry(made)
     return entries
 
 
-def victim_of(shares: Shares, tenant: str) -> str | None:
-    victim = shares.victim(tenant)
+def victim_of(usage: TenantUsage, tenant: str) -> str | None:
+    victim = usage.eviction_candidate(tenant)
     return None if victim is None else victim.key.tenant
 
 
 def test_of_those_who_hold_as_much_who_asks_gives_first() -> None:
-    shares = Shares()
-    listed(shares, ["ants", "bees", "crabs"])
+    usage = TenantUsage()
+    listed(usage, ["ants", "bees", "crabs"])
 
-    assert [victim_of(shares, tenant) for tenant in ("ants", "bees", "crabs")] == [
+    assert [victim_of(usage, tenant) for tenant in ("ants", "bees", "crabs")] == [
         "ants",
         "bees",
         "crabs",
@@ -199,26 +199,26 @@ def test_of_those_who_hold_as_much_who_asks_gives_first() -> None:
 
 
 def test_of_others_who_hold_as_much_the_longest_unused_gives_first() -> None:
-    shares = Shares()
-    ants, bees, crabs = listed(shares, ["ants", "bees", "crabs"])
-    order = [victim_of(shares, "new")]
+    usage = TenantUsage()
+    ants, bees, crabs = listed(usage, ["ants", "bees", "crabs"])
+    order = [victim_of(usage, "new")]
     for used in (ants, bees, ants, crabs):
-        shares.hold(used)
-        shares.let_go(used)
-        order.append(victim_of(shares, "new"))
+        usage.hold(used)
+        usage.let_go(used)
+        order.append(victim_of(usage, "new"))
 
     assert order == ["ants", "bees", "crabs", "crabs", "bees"]
 
 
 def test_nobody_gives_to_one_who_holds_more() -> None:
-    shares = Shares()
-    mine = listed(shares, ["ants", "ants", "bees"])[:2]
+    usage = TenantUsage()
+    mine = listed(usage, ["ants", "ants", "bees"])[:2]
     for leased in mine:
-        shares.hold(leased)
+        usage.hold(leased)
 
-    assert victim_of(shares, "ants") is None
-    assert victim_of(shares, "bees") == "bees"
-    assert victim_of(shares, "crabs") == "bees"
+    assert victim_of(usage, "ants") is None
+    assert victim_of(usage, "bees") == "bees"
+    assert victim_of(usage, "crabs") == "bees"
 
 
 @examples(300)
@@ -226,35 +226,36 @@ def test_nobody_gives_to_one_who_holds_more() -> None:
     steps=st.lists(st.tuples(st.integers(-100, 100), st.integers(0, 3), st.booleans())),
     looks=st.booleans(),
 )
-def test_levels_find_the_lowest_and_stay_few(
+def test_a_ranking_finds_the_lowest_and_stays_small(
     steps: Sequence[tuple[int, int, bool]], looks: bool
 ) -> None:
-    levels, plain = Levels[int](), dict[tuple[int, int], None]()
-    for level, member, adds in steps:
-        if (level, member) not in plain and adds:
-            levels.add(level, member)
-            plain[level, member] = None
-        elif (level, member) in plain and not adds:
-            levels.remove(level, member)
-            del plain[level, member]
-        if looks or (level, member) == steps[-1][:2]:
-            # Equal levels: the one that came first.
-            assert levels.first() == min(plain, key=lambda pair: pair[0], default=None)
-        assert len(levels) <= 2 * len({level for level, _ in plain}) + 66
+    ranking, plain = Ranking[int](), dict[int, int]()
+    for rank, member, puts in steps:
+        plain.pop(member, None)
+        if puts:
+            ranking.put(rank, member)
+            plain[member] = rank
+        else:
+            ranking.discard(member)
+        if looks:
+            # Of equal ranks the one that came first.
+            first = min(plain, key=plain.__getitem__, default=None)
+            assert ranking.first() == (None if first is None else (plain[first], first))
+        assert len(ranking) <= 2 * len(plain) + 40
 
 
 @pytest.mark.parametrize("step", [1, -1])
-def test_levels_that_are_left_behind_are_cleaned_up(step: int) -> None:
-    levels = Levels[str]()
+def test_ranks_that_are_left_behind_are_cleaned_up(step: int) -> None:
+    ranking = Ranking[str]()
     longest = 0
-    for level in range(0, 10_000 * step, step):
-        levels.add(level, "moves on")
-        levels.remove(level, "moves on")
-        longest = max(longest, len(levels))
+    for rank in range(0, 10_000 * step, step):
+        ranking.put(rank, "moves on")
+        longest = max(longest, len(ranking))
+    ranking.discard("moves on")
 
     assert longest < 100
-    assert levels.first() is None
-    assert len(levels) == 0
+    assert ranking.first() is None
+    assert len(ranking) == 0
 
 
 CAPACITY, QUOTA, TTL = 6 * PAGE, 4 * PAGE, 10

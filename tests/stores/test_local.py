@@ -1,12 +1,12 @@
-"""The contract of `EmbeddingStore`, run over every store, and what is the memory store's own."""
+"""The contract of `EmbeddingStore`, and what is the memory store's own."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from functools import partial
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,7 @@ from samserve.memory.anonymous import AnonymousMemory
 from samserve.memory.arena import Arena
 from samserve.memory.posix import SharedMemory
 from samserve.memory.slot import Slot
-from samserve.stores.base import EmbeddingStore
-from samserve.stores.local.eviction import Entry, Levels, Share
+from samserve.stores.local.eviction import Entry, Ranking, Usage
 from samserve.stores.local.store import MemoryStore
 from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, Size, TensorSpec
 
@@ -35,25 +34,20 @@ PAGE = 4096
 SPECS = (TensorSpec("image_embedding", np.dtype(np.float16), (2, 32, 32)),)
 FACTS = EmbeddingFacts(Size(3, 4), "model", "digest")
 
-OpenStore = Callable[..., EmbeddingStore]
-OpenMemory = Callable[..., MemoryStore]
+Make = Callable[..., MemoryStore]
 
 
 @pytest.fixture(params=["anonymous", "shared"])
-def open_memory(request: pytest.FixtureRequest) -> Iterator[OpenMemory]:
-    """Makes memory stores in either kind of memory."""
-    if request.param == "anonymous":
-        yield partial(MemoryStore, allocate=AnonymousMemory)
-        return
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    """Makes stores of so many pages, in either kind of memory."""
     shared = SharedMemory()
-    yield partial(MemoryStore, allocate=shared.create)
+    allocate = AnonymousMemory if request.param == "anonymous" else shared.create
+
+    def made(pages: int, **options: Any) -> MemoryStore:
+        return MemoryStore(pages * PAGE, ttl_s=60, allocate=allocate, **options)
+
+    yield made
     shared.close()
-
-
-@pytest.fixture(params=["memory"])
-def open_store(open_memory: OpenMemory) -> OpenStore:
-    """Makes stores of every kind from a capacity in bytes, ``ttl_s`` and ``now``."""
-    return open_memory
 
 
 def key(name: str, tenant: str = "default") -> EmbeddingKey:
@@ -61,16 +55,14 @@ def key(name: str, tenant: str = "default") -> EmbeddingKey:
 
 
 async def reserve(
-    store: EmbeddingStore, name: str, value: float = 1.0, tenant: str = "default"
+    store: MemoryStore, name: str, value: float = 1.0, tenant: str = "default"
 ) -> Slot:
     slot = await store.reserve(key(name, tenant), FACTS, SPECS)
     slot.tensors["image_embedding"][...] = value
     return slot
 
 
-async def put(
-    store: EmbeddingStore, name: str, value: float = 1.0, tenant: str = "default"
-) -> None:
+async def put(store: MemoryStore, name: str, value: float = 1.0, tenant: str = "default") -> None:
     async with store.publish(await reserve(store, name, value, tenant)):
         pass
 
@@ -82,7 +74,7 @@ def value_of(embedding: Embedding) -> float:
     return float(array[0, 0, 0])
 
 
-async def get(store: EmbeddingStore, name: str, tenant: str = "default") -> float | None:
+async def get(store: MemoryStore, name: str, tenant: str = "default") -> float | None:
     try:
         async with store.lease(key(name, tenant)) as embedding:
             return value_of(embedding)
@@ -90,42 +82,52 @@ async def get(store: EmbeddingStore, name: str, tenant: str = "default") -> floa
         return None
 
 
+@asynccontextmanager
+async def held(store: MemoryStore, published: bool) -> AsyncIterator[Embedding]:
+    """Hold a new embedding ``a`` as its publisher does, or as a later caller."""
+    slot = await reserve(store, "a", 2.0)
+    if published:
+        async with store.publish(slot) as embedding:
+            yield embedding
+        return
+    async with store.publish(slot):
+        pass
+    async with store.lease(key("a")) as embedding:
+        yield embedding
+
+
 # The contract.
 
 
-async def test_what_is_published_is_found_with_its_facts(open_store: OpenStore) -> None:
-    store = open_store(8 * PAGE, ttl_s=60)
-    await put(store, "a", 2.5)
+async def test_what_is_published_is_found_and_not_before(make: Make) -> None:
+    store = make(8)
+    slot = await reserve(store, "a", 2.5)
+    assert await get(store, "a") is None
+
+    async with store.publish(slot):
+        assert await get(store, "a") == 2.5
 
     async with store.lease(key("a")) as embedding:
-        assert embedding.facts == FACTS
-        assert (embedding.tensors["image_embedding"] == 2.5).all()
+        assert (value_of(embedding), embedding.facts) == (2.5, FACTS)
 
 
-async def test_a_reserved_slot_is_not_visible_before_it_is_published(open_store: OpenStore) -> None:
-    store = open_store(8 * PAGE, ttl_s=60)
-    slot = await reserve(store, "a")
-
-    assert await get(store, "a") is None
-    async with store.publish(slot):
-        assert await get(store, "a") is not None
-    assert await get(store, "a") is not None
-
-
-async def test_what_is_published_is_held_while_the_block_runs(open_store: OpenStore) -> None:
-    store = open_store(2 * PAGE, ttl_s=60)
-    async with store.publish(await reserve(store, "a", 2.5)) as embedding:
-        for name in "bcd":
+@pytest.mark.parametrize("published", [True, False])
+async def test_what_is_held_is_not_evicted_overwritten_or_writable(
+    make: Make, published: bool
+) -> None:
+    store = make(2)
+    async with held(store, published) as embedding:
+        for name in "bcdef":
             await put(store, name, 9.0)
 
-        assert (value_of(embedding), embedding.facts) == (2.5, FACTS)
-        assert await get(store, "a") == 2.5
+        assert (value_of(embedding), embedding.facts) == (2.0, FACTS)
+        assert await get(store, "a") == 2.0
         with pytest.raises(ValueError, match="read-only"):
             embedding.tensors["image_embedding"][0] = 0
 
 
-async def test_what_is_published_stays_when_the_block_fails(open_store: OpenStore) -> None:
-    store = open_store(PAGE, ttl_s=60)
+async def test_what_is_published_stays_when_the_block_fails(make: Make) -> None:
+    store = make(1)
     with pytest.raises(KeyboardInterrupt):
         async with store.publish(await reserve(store, "a")):
             raise KeyboardInterrupt
@@ -135,17 +137,20 @@ async def test_what_is_published_stays_when_the_block_fails(open_store: OpenStor
     assert store.stats().bytes == PAGE
 
 
-async def test_what_is_published_lives_as_long_as_it_says(open_store: OpenStore) -> None:
+async def test_what_is_published_lives_as_long_as_it_says(make: Make) -> None:
     clock = Clock()
-    store = open_store(8 * PAGE, ttl_s=60, now=clock)
+    store = make(8, now=clock)
     async with store.publish(await reserve(store, "a")) as embedding:
         assert embedding.expires_at == 1060.0
     clock.now = 1059.9
     assert await get(store, "a") == 1.0
+    clock.now = 1060.0
+    assert await get(store, "a") is None
+    assert store.stats().bytes == 0
 
 
-async def test_embeddings_of_one_tenant_are_not_found_by_another(open_store: OpenStore) -> None:
-    store = open_store(8 * PAGE, ttl_s=60)
+async def test_embeddings_of_one_tenant_are_not_found_by_another(make: Make) -> None:
+    store = make(8)
     await put(store, "a", tenant="one")
 
     assert await get(store, "a", tenant="two") is None
@@ -153,28 +158,8 @@ async def test_embeddings_of_one_tenant_are_not_found_by_another(open_store: Ope
     assert await get(store, "a", tenant="one") == 1.0
 
 
-async def test_embeddings_are_immutable(open_store: OpenStore) -> None:
-    store = open_store(8 * PAGE, ttl_s=60)
-    await put(store, "a")
-
-    async with store.lease(key("a")) as embedding:
-        with pytest.raises(ValueError, match="read-only"):
-            embedding.tensors["image_embedding"][0] = 0
-
-
-async def test_a_leased_embedding_is_neither_evicted_nor_overwritten(open_store: OpenStore) -> None:
-    store = open_store(2 * PAGE, ttl_s=60)
-    await put(store, "a", 1.0)
-    async with store.lease(key("a")) as embedding:
-        for name in "bcdef":
-            await put(store, name, 9.0)
-
-        assert (embedding.tensors["image_embedding"] == 1.0).all()
-    assert await get(store, "a") == 1.0
-
-
-async def test_a_store_full_of_leases_refuses_instead_of_growing(open_store: OpenStore) -> None:
-    store = open_store(PAGE, ttl_s=60)
+async def test_a_store_full_of_leases_refuses_instead_of_growing(make: Make) -> None:
+    store = make(1)
     await put(store, "a")
 
     async with store.lease(key("a")):
@@ -182,28 +167,16 @@ async def test_a_store_full_of_leases_refuses_instead_of_growing(open_store: Ope
             await store.reserve(key("b"), FACTS, SPECS)
 
 
-async def test_an_embedding_larger_than_the_store_is_refused(open_store: OpenStore) -> None:
-    store = open_store(100, ttl_s=60)
+async def test_an_embedding_larger_than_the_store_is_refused(make: Make) -> None:
+    larger = (TensorSpec("x", np.dtype(np.uint8), (2 * PAGE,)),)
 
     with pytest.raises(Overloaded):
-        await store.reserve(key("a"), FACTS, SPECS)
+        await make(1).reserve(key("a"), FACTS, larger)
 
 
-async def test_an_expired_embedding_is_not_found_and_its_bytes_are_free(
-    open_store: OpenStore,
-) -> None:
+async def test_only_a_renewing_lease_extends_the_time_to_live(make: Make) -> None:
     clock = Clock()
-    store = open_store(8 * PAGE, ttl_s=60, now=clock)
-    await put(store, "a")
-    clock.now += 60
-
-    assert await get(store, "a") is None
-    assert store.stats().bytes == 0
-
-
-async def test_only_a_renewing_lease_extends_the_time_to_live(open_store: OpenStore) -> None:
-    clock = Clock()
-    store = open_store(8 * PAGE, ttl_s=60, now=clock)
+    store = make(8, now=clock)
     await put(store, "a")
     await put(store, "b")
     clock.now += 50
@@ -215,32 +188,23 @@ async def test_only_a_renewing_lease_extends_the_time_to_live(open_store: OpenSt
     assert await get(store, "b") is None
 
 
-async def test_a_deleted_embedding_is_gone_at_once_but_its_leases_stay_valid(
-    open_store: OpenStore,
+@pytest.mark.parametrize("published", [True, False])
+async def test_a_deleted_embedding_is_gone_at_once_but_its_holders_keep_it(
+    make: Make, published: bool
 ) -> None:
-    store = open_store(2 * PAGE, ttl_s=60)
-    await put(store, "a", 1.0)
-    async with store.lease(key("a")) as embedding:
+    store = make(2)
+    async with held(store, published) as embedding:
         assert await store.delete(key("a"))
         assert await get(store, "a") is None
         await put(store, "b", 9.0)
         await put(store, "c", 9.0)
 
-        assert (embedding.tensors["image_embedding"] == 1.0).all()
-        assert store.stats().bytes == 2 * PAGE
+        assert (value_of(embedding), store.stats().bytes) == (2.0, 2 * PAGE)
+    assert store.stats().bytes == PAGE
 
 
-async def test_deleting_twice_says_that_there_was_nothing(open_store: OpenStore) -> None:
-    store = open_store(8 * PAGE, ttl_s=60)
-    await put(store, "a")
-
-    assert [await store.delete(key("a")), await store.delete(key("a"))] == [True, False]
-
-
-async def test_a_deleted_embedding_stays_deleted_whatever_was_being_written(
-    open_store: OpenStore,
-) -> None:
-    store = open_store(4 * PAGE, ttl_s=60)
+async def test_a_deleted_embedding_stays_deleted_whatever_was_being_written(make: Make) -> None:
+    store = make(4)
     early = [await reserve(store, "a", 2.0), await reserve(store, "a", 3.0)]
     assert not await store.delete(key("a"))
 
@@ -255,71 +219,37 @@ async def test_a_deleted_embedding_stays_deleted_whatever_was_being_written(
     assert store.stats().bytes == 0
 
 
-async def test_a_slot_reserved_after_a_delete_is_published_as_any_other(
-    open_store: OpenStore,
-) -> None:
-    store = open_store(4 * PAGE, ttl_s=60)
+async def test_a_delete_touches_no_other_slots_and_none_reserved_after_it(make: Make) -> None:
+    store = make(8)
     await put(store, "a", 1.0)
     before = await reserve(store, "a", 2.0)
+    others = [await reserve(store, "b"), await reserve(store, "a", tenant="other")]
     assert await store.delete(key("a"))
     after = await reserve(store, "a", 3.0)
-    async with store.publish(after):
-        assert await get(store, "a") == 3.0
-    async with store.publish(before) as embedding:
-        assert value_of(embedding) == 2.0
-        assert await get(store, "a") == 3.0
+    for slot in (after, before, *others):
+        async with store.publish(slot) as embedding:
+            assert embedding.revoked == (slot is before)
+            assert await get(store, "a") == 3.0
 
-    assert await get(store, "a") == 3.0
-    assert store.stats().bytes == PAGE
-
-
-async def test_a_delete_touches_no_other_slots(open_store: OpenStore) -> None:
-    store = open_store(4 * PAGE, ttl_s=60)
-    slots = [await reserve(store, "b"), await reserve(store, "a", tenant="other")]
-    await store.delete(key("a"))
-    for slot in slots:
-        async with store.publish(slot):
-            pass
-
-    assert await get(store, "b") == 1.0
-    assert await get(store, "a", "other") == 1.0
+    assert [await get(store, "b"), await get(store, "a", "other")] == [1.0, 1.0]
+    assert store.stats().bytes == 3 * PAGE
 
 
-async def test_a_published_embedding_can_be_deleted_while_its_block_runs(
-    open_store: OpenStore,
-) -> None:
-    store = open_store(4 * PAGE, ttl_s=60)
-    async with store.publish(await reserve(store, "a", 2.0)) as embedding:
-        assert await store.delete(key("a"))
-        assert await get(store, "a") is None
-        assert (value_of(embedding), store.stats().bytes) == (2.0, PAGE)
+async def test_discarded_slots_give_their_bytes_back(make: Make) -> None:
+    store = make(1)
+    for transient, deleted in itertools.product((False, True), repeat=2):
+        slot = await store.reserve(key("a"), FACTS, SPECS, transient=transient)
+        if deleted:
+            await store.delete(key("a"))
+        await store.discard(slot)
 
-    assert store.stats().bytes == 0
-
-
-async def test_discarded_slots_give_their_bytes_back(open_store: OpenStore) -> None:
-    store = open_store(PAGE, ttl_s=60)
-    for transient in (False, True) * 5:
-        await store.discard(await store.reserve(key("a"), FACTS, SPECS, transient=transient))
-
-    assert store.stats().bytes == 0
-
-
-async def test_a_revoked_slot_can_be_discarded(open_store: OpenStore) -> None:
-    store = open_store(PAGE, ttl_s=60)
-    slot = await reserve(store, "a")
-    await store.delete(key("a"))
-    await store.discard(slot)
-
-    assert store.stats().bytes == 0
+        assert store.stats().bytes == 0
     await put(store, "a")
     assert await get(store, "a") == 1.0
 
 
-async def test_a_transient_slot_is_an_embedding_until_it_is_discarded(
-    open_store: OpenStore,
-) -> None:
-    store = open_store(PAGE, ttl_s=60)
+async def test_a_transient_slot_is_an_embedding_until_it_is_discarded(make: Make) -> None:
+    store = make(1)
     slot = await store.reserve(key("a"), FACTS, SPECS, transient=True)
     slot.tensors["image_embedding"][...] = 2.0
 
@@ -329,17 +259,8 @@ async def test_a_transient_slot_is_an_embedding_until_it_is_discarded(
         await store.reserve(key("b"), FACTS, SPECS)
 
 
-async def test_publishing_again_replaces(open_store: OpenStore) -> None:
-    store = open_store(4 * PAGE, ttl_s=60)
-    await put(store, "a", 1.0)
-    await put(store, "a", 2.0)
-
-    assert await get(store, "a") == 2.0
-    assert store.stats().bytes == PAGE
-
-
-async def test_what_is_replaced_stays_valid_for_its_holders(open_store: OpenStore) -> None:
-    store = open_store(4 * PAGE, ttl_s=60)
+async def test_what_is_replaced_stays_valid_for_its_holders(make: Make) -> None:
+    store = make(4)
     await put(store, "a", 1.0)
     async with store.lease(key("a")) as embedding:
         await put(store, "a", 2.0)
@@ -349,8 +270,8 @@ async def test_what_is_replaced_stays_valid_for_its_holders(open_store: OpenStor
     assert (store.stats().entries, store.stats().bytes) == (1, PAGE)
 
 
-async def test_a_second_look_counts_neither_as_a_hit_nor_as_a_miss(open_store: OpenStore) -> None:
-    store = open_store(4 * PAGE, ttl_s=60)
+async def test_a_second_look_counts_neither_as_a_hit_nor_as_a_miss(make: Make) -> None:
+    store = make(4)
     for again in (False, True):
         with pytest.raises(EmbeddingNotFound):
             async with store.lease(key("a"), again=again):
@@ -363,8 +284,8 @@ async def test_a_second_look_counts_neither_as_a_hit_nor_as_a_miss(open_store: O
     assert (store.stats().hits, store.stats().misses) == (1, 1)
 
 
-async def test_slots_of_several_sizes_share_one_capacity(open_store: OpenStore) -> None:
-    store = open_store(4 * PAGE, ttl_s=60)
+async def test_slots_of_several_sizes_share_one_capacity(make: Make) -> None:
+    store = make(4)
     big = (TensorSpec("x", np.dtype(np.float32), (3 * 1024,)),)
     await put(store, "a")
     await put(store, "b")
@@ -377,8 +298,8 @@ async def test_slots_of_several_sizes_share_one_capacity(open_store: OpenStore) 
     assert store.stats().bytes <= 4 * PAGE
 
 
-async def test_an_embedding_may_have_several_tensors(open_store: OpenStore) -> None:
-    store = open_store(64 * PAGE, ttl_s=60)
+async def test_an_embedding_may_have_several_tensors(make: Make) -> None:
+    store = make(64)
     specs = (
         TensorSpec("a", np.dtype(np.float16), (3, 5)),
         TensorSpec("b", np.dtype(np.float32), (2, 7)),
@@ -399,8 +320,8 @@ def writer() -> asyncio.Future[None]:
     return asyncio.get_running_loop().create_future()
 
 
-async def test_a_slot_that_may_still_be_written_is_not_used_again(open_store: OpenStore) -> None:
-    store = open_store(2 * PAGE, ttl_s=60)
+async def test_a_slot_that_may_still_be_written_is_not_used_again(make: Make) -> None:
+    store = make(2)
     lost = await store.reserve(key("lost"), FACTS, SPECS)
     writers = [writer(), writer()]
     lost.late_writers.extend(writers)
@@ -429,33 +350,33 @@ async def test_a_slot_that_may_still_be_written_is_not_used_again(open_store: Op
     assert store.stats().bytes == 2 * PAGE
 
 
-async def test_a_slot_whose_writers_have_ended_is_used_at_once(open_store: OpenStore) -> None:
-    store = open_store(PAGE, ttl_s=60)
-    slot = await store.reserve(key("a"), FACTS, SPECS)
-    ended = writer()
-    ended.set_result(None)
-    slot.late_writers.append(ended)
-    await store.discard(slot)
+@pytest.mark.parametrize("given_up", [True, False])
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_slot_whose_writers_have_ended_is_free(
+    make: Make, given_up: bool, before: bool
+) -> None:
+    store = make(1)
+    slot, writes = await store.reserve(key("a"), FACTS, SPECS), writer()
+    slot.late_writers.append(writes)
+
+    def end() -> None:
+        writes.cancel() if given_up else writes.set_result(None)
+
+    if before:
+        end()
+        await store.discard(slot)
+    else:
+        await store.discard(slot)
+        end()
+        for _ in range(3):
+            await asyncio.sleep(0)
 
     assert store.stats().bytes == 0
     await put(store, "b")
 
 
-async def test_writers_that_are_given_up_end_the_quarantine(open_store: OpenStore) -> None:
-    store = open_store(PAGE, ttl_s=60)
-    slot = await store.reserve(key("a"), FACTS, SPECS)
-    given_up = writer()
-    slot.late_writers.append(given_up)
-    await store.discard(slot)
-    given_up.cancel()
-    for _ in range(3):
-        await asyncio.sleep(0)
-
-    assert store.stats().bytes == 0
-
-
-async def test_what_is_in_use_at_the_end_stays_readable(open_store: OpenStore) -> None:
-    store = open_store(8 * PAGE, ttl_s=60)
+async def test_what_is_in_use_at_the_end_stays_readable(make: Make) -> None:
+    store = make(8)
     await put(store, "a", 2.0)
     late, lost = await reserve(store, "b", 3.0), await reserve(store, "c")
     async with store.lease(key("a")) as embedding:
@@ -470,10 +391,8 @@ async def test_what_is_in_use_at_the_end_stays_readable(open_store: OpenStore) -
 # What is the memory store's own.
 
 
-async def test_the_least_recently_used_is_evicted_when_the_bytes_are_full(
-    open_memory: OpenMemory,
-) -> None:
-    store = open_memory(2 * PAGE, ttl_s=60)
+async def test_the_least_recently_used_is_evicted_when_the_bytes_are_full(make: Make) -> None:
+    store = make(2)
     await put(store, "a")
     await put(store, "b")
     await get(store, "a")
@@ -486,8 +405,8 @@ async def test_the_least_recently_used_is_evicted_when_the_bytes_are_full(
     assert store.stats().bytes <= 2 * PAGE
 
 
-async def test_an_embedding_in_use_is_passed_over(open_memory: OpenMemory) -> None:
-    store = open_memory(3 * PAGE, ttl_s=60)
+async def test_an_embedding_in_use_is_passed_over(make: Make) -> None:
+    store = make(3)
     for name in "abc":
         await put(store, name)
     async with store.lease(key("a")):
@@ -498,8 +417,8 @@ async def test_an_embedding_in_use_is_passed_over(open_memory: OpenMemory) -> No
     assert [await get(store, name) for name in "abcd"] == [1.0, None, 1.0, 1.0]
 
 
-async def test_a_tenant_over_its_quota_evicts_its_own(open_memory: OpenMemory) -> None:
-    store = open_memory(8 * PAGE, ttl_s=60, quota={"small": 2 * PAGE}.get)
+async def test_a_tenant_over_its_quota_evicts_its_own(make: Make) -> None:
+    store = make(8, quota={"small": 2 * PAGE}.get)
     for name in "abc":
         await put(store, name, tenant="large")
     for name in "abc":
@@ -509,8 +428,8 @@ async def test_a_tenant_over_its_quota_evicts_its_own(open_memory: OpenMemory) -
     assert [await get(store, name, "small") for name in "abc"] == [None, 1.0, 1.0]
 
 
-async def test_a_quota_of_which_all_is_in_use_refuses(open_memory: OpenMemory) -> None:
-    store = open_memory(8 * PAGE, ttl_s=60, quota={"small": PAGE}.get)
+async def test_a_quota_of_which_all_is_in_use_refuses(make: Make) -> None:
+    store = make(8, quota={"small": PAGE}.get)
     store.check_room("small", SPECS)
     await put(store, "a", tenant="small")
     store.check_room("small", SPECS)  # the first can go
@@ -523,8 +442,8 @@ async def test_a_quota_of_which_all_is_in_use_refuses(open_memory: OpenMemory) -
         await put(store, "a", tenant="large")
 
 
-async def test_nothing_is_durable_in_the_memory_of_one_process(open_memory: OpenMemory) -> None:
-    store = open_memory(8 * PAGE, ttl_s=60)
+async def test_nothing_is_durable_in_the_memory_of_one_process(make: Make) -> None:
+    store = make(8)
     with pytest.raises(EmbeddingNotFound):
         async with store.lease(key("a"), durable=True):
             pass
@@ -536,10 +455,8 @@ async def test_nothing_is_durable_in_the_memory_of_one_process(open_memory: Open
     assert await get(store, "a") == 1.0
 
 
-async def test_what_was_deleted_since_the_work_began_does_not_come_back(
-    open_memory: OpenMemory,
-) -> None:
-    store = open_memory(8 * PAGE, ttl_s=60)
+async def test_what_was_deleted_since_the_work_began_does_not_come_back(make: Make) -> None:
+    store = make(8)
     before = await store.epoch(key("a"))
     await store.delete(key("a"))
     after = await store.epoch(key("a"))
@@ -558,22 +475,21 @@ async def test_what_was_deleted_since_the_work_began_does_not_come_back(
         assert not embedding.revoked
 
 
-async def test_deletions_are_remembered_within_bounds(open_memory: OpenMemory) -> None:
-    store = open_memory(8 * PAGE, ttl_s=60)
+async def test_deletions_are_remembered_within_bounds(make: Make) -> None:
+    store = make(8)
     for number in range(10_500):
         await store.delete(key(str(number)))
 
-    assert len(store._deletions) == 10_000
-    # Who began before what is not remembered any more counts as deleted, whatever it is.
+    # Work that began before what is not remembered any more counts as deleted.
     for since, revoked in ((499, True), (500, False)):
         slot = await store.reserve(key("another"), FACTS, SPECS, since=since)
         async with store.publish(slot) as embedding:
             assert embedding.revoked == revoked
 
 
-async def test_a_publisher_may_say_when_it_expires(open_memory: OpenMemory) -> None:
+async def test_a_publisher_may_say_when_it_expires(make: Make) -> None:
     clock = Clock()
-    store = open_memory(8 * PAGE, ttl_s=60, now=clock)
+    store = make(8, now=clock)
     async with store.publish(await reserve(store, "a"), expires_at=1010.5) as embedding:
         assert embedding.expires_at == 1010.5
     clock.now = 1010.4
@@ -583,11 +499,9 @@ async def test_a_publisher_may_say_when_it_expires(open_memory: OpenMemory) -> N
     assert await get(store, "a") is None
 
 
-async def test_what_has_expired_is_removed_without_being_looked_up(
-    open_memory: OpenMemory,
-) -> None:
+async def test_what_has_expired_is_removed_without_being_looked_up(make: Make) -> None:
     clock = Clock()
-    store = open_memory(8 * PAGE, ttl_s=60, now=clock)
+    store = make(8, now=clock)
     for name in "abcd":
         await put(store, name)
     clock.now += 30
@@ -607,9 +521,9 @@ async def test_what_has_expired_is_removed_without_being_looked_up(
     assert store.stats().bytes == 0
 
 
-async def test_what_has_expired_makes_room_first(open_memory: OpenMemory) -> None:
+async def test_what_has_expired_makes_room_first(make: Make) -> None:
     clock = Clock()
-    store = open_memory(2 * PAGE, ttl_s=60, now=clock)
+    store = make(2, now=clock)
     async with store.publish(await reserve(store, "a"), expires_at=1100.0):
         pass
     async with store.publish(await reserve(store, "b"), expires_at=1010.0):
@@ -621,9 +535,9 @@ async def test_what_has_expired_makes_room_first(open_memory: OpenMemory) -> Non
     assert store.stats().evictions == 0
 
 
-async def test_every_end_of_being_visible_is_told_once(open_memory: OpenMemory) -> None:
+async def test_every_end_of_being_visible_is_told_once(make: Make) -> None:
     clock, told = Clock(), list[EmbeddingKey]()
-    store = open_memory(2 * PAGE, ttl_s=60, now=clock, forgotten=told.append)
+    store = make(2, now=clock, forgotten=told.append)
 
     def news() -> list[str]:
         names = [key.embedding_id for key in told]
@@ -655,9 +569,9 @@ async def test_every_end_of_being_visible_is_told_once(open_memory: OpenMemory) 
     assert news() == ["c"]
 
 
-async def test_what_was_never_visible_is_not_told(open_memory: OpenMemory) -> None:
+async def test_what_was_never_visible_is_not_told(make: Make) -> None:
     told = list[EmbeddingKey]()
-    store = open_memory(4 * PAGE, ttl_s=60, forgotten=told.append)
+    store = make(4, forgotten=told.append)
     store.drop(key("a"))
     await store.discard(await reserve(store, "a"))
     await store.discard(await store.reserve(key("a"), FACTS, SPECS, transient=True))
@@ -671,9 +585,9 @@ async def test_what_was_never_visible_is_not_told(open_memory: OpenMemory) -> No
     assert told == []
 
 
-async def test_what_is_replaced_is_told_before_the_new_is_visible(open_memory: OpenMemory) -> None:
+async def test_what_is_replaced_is_told_before_the_new_is_visible(make: Make) -> None:
     seen = list[int]()
-    store = open_memory(4 * PAGE, ttl_s=60, forgotten=lambda key: seen.append(entries()))
+    store = make(4, forgotten=lambda key: seen.append(entries()))
 
     def entries() -> int:
         return store.stats().entries
@@ -685,8 +599,8 @@ async def test_what_is_replaced_is_told_before_the_new_is_visible(open_memory: O
     assert (entries(), await get(store, "a")) == (1, 2.0)
 
 
-async def test_what_is_dropped_is_not_found_but_may_come_again(open_memory: OpenMemory) -> None:
-    store = open_memory(4 * PAGE, ttl_s=60)
+async def test_what_is_dropped_is_not_found_but_may_come_again(make: Make) -> None:
+    store = make(4)
     store.drop(key("a"))
     await put(store, "a", 1.0)
     pending = await reserve(store, "a", 2.0)
@@ -700,9 +614,9 @@ async def test_what_is_dropped_is_not_found_but_may_come_again(open_memory: Open
         assert await get(store, "a") == 2.0
 
 
-async def test_an_embedding_is_listed_until_it_is_removed(open_memory: OpenMemory) -> None:
+async def test_an_embedding_is_listed_until_it_is_removed(make: Make) -> None:
     clock = Clock()
-    store = open_memory(4 * PAGE, ttl_s=60, now=clock)
+    store = make(4, now=clock)
     seen = [store.lists(key("a"))]
     slot = await reserve(store, "a")
     seen.append(store.lists(key("a")))
@@ -716,9 +630,9 @@ async def test_an_embedding_is_listed_until_it_is_removed(open_memory: OpenMemor
     assert seen == [False, False, True, True, False]
 
 
-async def test_nothing_is_left_of_what_is_gone(open_memory: OpenMemory) -> None:
+async def test_nothing_is_left_of_what_is_gone(make: Make) -> None:
     clock = Clock()
-    store = open_memory(4 * PAGE, ttl_s=60, now=clock)
+    store = make(4, now=clock)
     for number in range(200):
         name, tenant = f"{number}", f"tenant {number}"
         revoked = [await reserve(store, name, tenant=tenant) for _ in range(2)]
@@ -738,10 +652,10 @@ async def test_nothing_is_left_of_what_is_gone(open_memory: OpenMemory) -> None:
 
     assert (store.stats().entries, store.stats().bytes) == (0, 0)
     # The names of what was deleted are kept for a while, a bounded number of them.
-    store._deletions.clear()
+    store._pending.clear()
     left = list(reachable(store))
-    assert not any(isinstance(thing, Slot | Entry | Share | EmbeddingKey) for thing in left)
-    assert all(len(thing) < 100 for thing in left if isinstance(thing, Levels))
+    assert not any(isinstance(thing, Slot | Entry | Usage | EmbeddingKey) for thing in left)
+    assert all(len(thing) < 100 for thing in left if isinstance(thing, Ranking))
 
 
 def reachable(root: MemoryStore) -> Iterator[Any]:
@@ -756,11 +670,9 @@ def reachable(root: MemoryStore) -> Iterator[Any]:
         found.extend(gc.get_referents(thing))
 
 
-async def test_memory_that_was_used_comes_back_as_zeros_with_a_second_size(
-    open_memory: OpenMemory,
-) -> None:
+async def test_memory_that_was_used_comes_back_as_zeros_with_a_second_size(make: Make) -> None:
     """Free slots of one size keep no pages, which would be over the capacity with the other's."""
-    store = open_memory(4 * PAGE, ttl_s=60)
+    store = make(4)
     slots = [await reserve(store, name, 7.0) for name in "abc"]
     for slot in slots:
         await store.discard(slot)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from redis.exceptions import ResponseError
+from samserve.stores.shared.base import Refused
 from samserve.stores.shared.redis.slots import SLOTS, parse_slots
 from samserve.system.addresses import parse_hosts
 
@@ -41,7 +41,7 @@ def test_a_node_that_does_not_know_its_name_is_the_one_that_was_asked(host: Any)
 
 
 def test_a_server_without_cluster_mode_owns_everything() -> None:
-    slots = parse_slots(ResponseError("This instance has cluster support disabled"), ASKED)
+    slots = parse_slots(Refused("This instance has cluster support disabled"), ASKED)
 
     assert slots is not None
     assert set(slots.owners) == {ASKED}
@@ -49,7 +49,7 @@ def test_a_server_without_cluster_mode_owns_everything() -> None:
 
 @pytest.mark.parametrize(
     "reply",
-    [ResponseError("NOPERM"), None, 7, b"x", [[0]], [[0, 1]], [[0, b"a", [b"h", 1]]], [[0, 1, 2]]],
+    [Refused("NOPERM"), None, 7, b"x", [[0]], [[0, 1]], [[0, b"a", [b"h", 1]]], [[0, 1, 2]]],
 )
 def test_nonsense_is_no_map(reply: Any) -> None:
     slots = parse_slots(reply, ASKED)

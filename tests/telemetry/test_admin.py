@@ -15,14 +15,15 @@ import grpc
 import pytest
 from prometheus_client.samples import Sample
 from samserve.app import Running
+from samserve.calls.methods import METHODS
 from samserve.engines.fake import FakeEngine
-from samserve.rpc.methods import METHODS, SERVICE
+from samserve.rpc.methods import SERVICE
 from samserve.settings import LogSettings
 from samserve.telemetry import logs
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
-from harness.otlp.receiver import Receiver
+from harness.otlp import Receiver
 from tests import pictures
 from tests.conftest import UNLIMITED, serving, settings_with
 from tests.monitoring.catalogue import LABELS
@@ -126,7 +127,7 @@ async def test_exemplars_lead_to_traces_that_there_are(
 
     kinds = ("grpc_server_handling", "samserve_call", "samserve_stage")
     assert found == ({f"{kind}_seconds_bucket": traces for kind in kinds} if traces else {})
-    assert {span.trace_id for span in receiver.spans} == traces
+    assert {span.trace_id.hex() for span in receiver.spans} == traces
     assert TRACE not in classic
 
 

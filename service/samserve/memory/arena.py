@@ -47,7 +47,7 @@ class Arena:
         return self._fresh - 1
 
     def free(self, index: int) -> None:
-        """Give a slot back; its content may be overwritten from now on."""
+        """Free a slot; its content may be overwritten from now on."""
         self._free.append(index)
 
     def release_pages(self, index: int) -> None:

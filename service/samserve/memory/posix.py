@@ -86,18 +86,18 @@ class SharedSegment:
         return flat.reshape(shape)
 
     def close(self) -> None:
-        """Remove the name and drop the lock; the bytes stay while somebody maps them."""
+        """Remove the name and drop the lock; the bytes stay while they are mapped."""
         self._path.unlink(missing_ok=True)
-        # Whoever still commits in another thread must not meet a file that got the same number.
+        # A thread that still commits must not meet a file that got the same number.
         descriptor, self._descriptor = self._descriptor, -1
         os.close(descriptor)
 
 
 class SharedMemory:
-    """Makes the segments of one gateway, whose names nobody has used before or will use again.
+    """Makes the segments of one gateway, whose names are used once and never again.
 
     *directory* is where ``shm_open`` looks; *group* is the numeric group that may map the segments
-    besides the user, None for that of the process (or of a set-group-id directory).
+    in addition to the user, None for that of the process (or of a set-group-id directory).
     """
 
     def __init__(self, directory: Path = Path("/dev/shm"), group: int | None = None) -> None:  # noqa: S108
@@ -154,7 +154,7 @@ class SharedMemory:
         return removed
 
     def exists(self, key: str) -> bool:
-        """Tell whether a segment of that key has a name still."""
+        """Return whether a segment of that key has a name still."""
         return (self._directory / region_name(key)).exists()
 
     def close(self) -> None:

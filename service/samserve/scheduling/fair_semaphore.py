@@ -9,30 +9,33 @@ from contextlib import asynccontextmanager
 
 from samserve.context import Priority, RequestContext
 
-_Waiters = deque[asyncio.Future[None]]
+MAX_SKIPS = 8
 
 
-PATIENCE = 8
+# The turns of a tenant's waiters and their weights, in order of arrival.
+_Waiters = deque[tuple[asyncio.Future[None], int]]
 
 
-class FairGate:
-    """Lets *permits* holders in at a time; the rest wait by priority, then in turns of tenants.
+class FairSemaphore:
+    """Lets holders of *permits* in at a time; the rest wait by priority, then in turns of tenants.
 
-    Tenants are served round robin, and the waiters of one tenant in order of arrival.  So, within
-    its priority, the first waiter of a tenant waits for one piece of work of each other tenant at
-    most, and for those that are under way, however many waiters others have.  Who has been passed
-    over `PATIENCE` times for a higher priority goes next, so that nothing waits for ever.
+    A holder takes one permit, or as many as its weight: bytes, for instance.  Tenants are served
+    round robin, and the waiters of one tenant in order of arrival.  So, within its priority, the
+    first waiter of a tenant waits for one piece of work of each other tenant at most, and for those
+    that are under way, however many waiters others have.  A priority that was skipped `MAX_SKIPS`
+    times for a higher one goes next, and a light waiter does not pass a heavy one whose turn it is,
+    so that nothing waits for ever.
     """
 
     def __init__(self, permits: int) -> None:
-        self._free = permits
+        self._permits = self._free = permits
         self._count = 0
-        # Who waits, by tenant, the tenant whose turn it is first; cancelled ones stay until then.
+        # Waiters by tenant, the tenant whose turn it is first; cancelled ones stay until then.
         self._waiting: dict[Priority, OrderedDict[str, _Waiters]] = {
             priority: OrderedDict() for priority in sorted(Priority)
         }
-        # How often the waiters of each priority have been passed over.
-        self._passed_over = dict.fromkeys(self._waiting, 0)
+        # How often the waiters of each priority have been skipped.
+        self._skips = dict.fromkeys(self._waiting, 0)
 
     @property
     def waiting(self) -> int:
@@ -42,77 +45,96 @@ class FairGate:
     @asynccontextmanager
     async def hold(self, context: RequestContext) -> AsyncIterator[None]:
         """Wait for a permit, which is the stage ``queue``, and keep it while the block runs."""
-        if not self._take():
+        if not self._take(1):
             with context.clock.stage("queue"):
-                await self._wait(context.tenant, context.priority)
+                await self._wait(context.tenant, context.priority, 1)
         try:
             yield
         finally:
-            self._release()
+            self._release(1)
 
     @asynccontextmanager
     async def hold_for(
-        self, tenant: str, priority: Priority = Priority.INTERACTIVE
+        self, tenant: str, priority: Priority = Priority.INTERACTIVE, weight: int = 1
     ) -> AsyncIterator[None]:
-        """See `hold`; for what belongs to no call, or has a stage of its own."""
-        if not self._take():
-            await self._wait(tenant, priority)
+        """See `hold`; for what belongs to no call, or has a stage of its own.
+
+        A *weight* over all permits takes all of them, so that its holder is alone.
+        """
+        weight = min(weight, self._permits)
+        if not self._take(weight):
+            await self._wait(tenant, priority, weight)
         try:
             yield
         finally:
-            self._release()
+            self._release(weight)
 
-    def _take(self) -> bool:
-        if self._free == 0:
+    def _take(self, weight: int) -> bool:
+        if self._count or weight > self._free:
             return False
-        self._free -= 1
+        self._free -= weight
         return True
 
-    async def _wait(self, tenant: str, priority: Priority) -> None:
+    async def _wait(self, tenant: str, priority: Priority, weight: int) -> None:
         turn = asyncio.get_running_loop().create_future()
-        self._waiting[priority].setdefault(tenant, deque()).append(turn)
+        self._waiting[priority].setdefault(tenant, deque()).append((turn, weight))
         self._count += 1
         try:
             await turn
         except asyncio.CancelledError:
-            # The permit may have been handed over in the same turn of the loop.
-            if turn.done() and not turn.cancelled():
-                self._release()
+            if turn.cancelled():
+                self._count -= 1
+                self._wake()  # others may fit where this one did not
+            else:
+                # The permits were handed over in the same turn of the loop.
+                self._release(weight)
             raise
-        finally:
-            self._count -= 1
 
-    def _release(self) -> None:
-        # A stable sort: those out of patience first, each group by priority.
-        for priority in sorted(self._waiting, key=lambda each: self._passed_over[each] < PATIENCE):
-            turn = _next_turn(self._waiting[priority])
-            if turn is not None:
-                self._note_turn_of(priority)
-                turn.set_result(None)
+    def _release(self, weight: int) -> None:
+        self._free += weight
+        if self._count:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Hand free permits to the waiters whose turn it is, until the next one does not fit."""
+        while self._free and (found := self._first()) is not None:
+            priority, tenant, waiters = found
+            turn, weight = waiters[0]
+            if weight > self._free:
                 return
-        self._free += 1
+            waiters.popleft()
+            tenants = self._waiting[priority]
+            if waiters:
+                tenants.move_to_end(tenant)
+            else:
+                del tenants[tenant]
+            self._count_skips(priority)
+            self._count -= 1
+            self._free -= weight
+            turn.set_result(None)
 
-    def _note_turn_of(self, served: Priority) -> None:
+    def _first(self) -> tuple[Priority, str, _Waiters] | None:
+        """Find the priority and the tenant whose turn it is, and the waiters of that tenant."""
+        # A stable sort: those skipped too often first, each group by priority.
+        for priority in sorted(self._waiting, key=lambda each: self._skips[each] < MAX_SKIPS):
+            found = _first_tenant(self._waiting[priority])
+            if found is not None:
+                return priority, *found
+        return None
+
+    def _count_skips(self, served: Priority) -> None:
         for priority, tenants in self._waiting.items():
             waits = priority is not served and bool(tenants)
-            self._passed_over[priority] = self._passed_over[priority] + 1 if waits else 0
+            self._skips[priority] = self._skips[priority] + 1 if waits else 0
 
 
-def _next_turn(tenants: OrderedDict[str, _Waiters]) -> asyncio.Future[None] | None:
-    """Take out the waiter whose turn it is; its tenant goes to the end of the ring."""
+def _first_tenant(tenants: OrderedDict[str, _Waiters]) -> tuple[str, _Waiters] | None:
+    """Drop cancelled waiters until one comes first that still waits; its tenant keeps its turn."""
     while tenants:
-        tenant, waiters = tenants.popitem(last=False)
-        turn = _first_that_waits(waiters)
+        tenant, waiters = next(iter(tenants.items()))
+        while waiters and waiters[0][0].done():
+            waiters.popleft()
         if waiters:
-            tenants[tenant] = waiters
-        if turn is not None:
-            return turn
-    return None
-
-
-def _first_that_waits(waiters: _Waiters) -> asyncio.Future[None] | None:
-    while waiters:
-        turn = waiters.popleft()
-        if not turn.done():
-            return turn
+            return tenant, waiters
+        del tenants[tenant]
     return None

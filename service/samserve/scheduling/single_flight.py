@@ -15,18 +15,18 @@ V = TypeVar("V")
 @dataclass(slots=True, eq=False)
 class _Flight(Generic[V]):
     result: asyncio.Future[V]
-    landed: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
-    passengers: int = 0
+    waiters: int = 0
 
 
 class SingleFlight(Generic[K, V]):
     """Runs one context manager per key, however many callers join it.
 
-    The manager is entered once, in a task of its own; what it yields is handed to everybody who
-    joined, and it is left when the last of them has left.  A caller's cancellation or failure
-    never touches the others; work that has lost its last caller is cancelled.  Work that is done
-    is not joined any more: what it made may have been thrown away since.
+    The manager is entered once, in a task of its own; what it yields is handed to all callers that
+    joined, and it is left when the last of them has left.  A caller's cancellation or failure never
+    touches the others; work that has lost its last caller is cancelled.  Work that is done is not
+    joined any more: what it made may have been thrown away since.
     """
 
     def __init__(self) -> None:
@@ -44,14 +44,14 @@ class SingleFlight(Generic[K, V]):
         flight = self._flights.get(key)
         leads = flight is None
         if flight is None:
-            flight = self._launch(key, open_work)
-        async with self._boarded(key, flight) as value:
+            flight = self._start(key, open_work)
+        async with self._attached(key, flight) as value:
             yield value, leads
 
     @asynccontextmanager
     async def join_existing(self, key: K) -> AsyncIterator[V]:
         """Yield the value of work that is under way.  Raises ``KeyError`` if there is none."""
-        async with self._boarded(key, self._flights[key]) as value:
+        async with self._attached(key, self._flights[key]) as value:
             yield value
 
     def under_way(self, key: K) -> bool:
@@ -59,31 +59,29 @@ class SingleFlight(Generic[K, V]):
         return key in self._flights
 
     def detach(self, key: K) -> None:
-        """Let nobody else join the work that is under way; who comes later begins anew."""
+        """Let no more callers join the work that is under way; later ones start new work."""
         self._flights.pop(key, None)
 
     @asynccontextmanager
-    async def _boarded(self, key: K, flight: _Flight[V]) -> AsyncIterator[V]:
-        flight.passengers += 1
+    async def _attached(self, key: K, flight: _Flight[V]) -> AsyncIterator[V]:
+        flight.waiters += 1
         try:
             # The shield keeps one caller's cancellation from cancelling the shared future.
             yield await asyncio.shield(flight.result)
         finally:
-            flight.passengers -= 1
-            if flight.passengers == 0:
+            flight.waiters -= 1
+            if flight.waiters == 0:
                 self._retire(key, flight)
 
-    def _launch(
-        self, key: K, open_work: Callable[[], AbstractAsyncContextManager[V]]
-    ) -> _Flight[V]:
+    def _start(self, key: K, open_work: Callable[[], AbstractAsyncContextManager[V]]) -> _Flight[V]:
         flight: _Flight[V] = _Flight(asyncio.get_running_loop().create_future())
         self._flights[key] = flight
-        flight.task = asyncio.create_task(self._fly(key, flight, open_work))
-        # Without callers left nobody reads the outcome; asyncio would complain about that.
+        flight.task = asyncio.create_task(self._run(key, flight, open_work))
+        # Without callers left the outcome is not read; asyncio would complain about that.
         flight.result.add_done_callback(lambda done: done.cancelled() or done.exception())
         return flight
 
-    async def _fly(
+    async def _run(
         self,
         key: K,
         flight: _Flight[V],
@@ -93,7 +91,7 @@ class SingleFlight(Generic[K, V]):
             async with open_work() as value:
                 self._close(key, flight)
                 flight.result.set_result(value)
-                await flight.landed.wait()
+                await flight.released.wait()
         except asyncio.CancelledError:
             flight.result.cancel()
             raise
@@ -104,13 +102,13 @@ class SingleFlight(Generic[K, V]):
             flight.result.set_exception(error)
 
     def _close(self, key: K, flight: _Flight[V]) -> None:
-        """Let nobody else join."""
+        """Let no more callers join."""
         if self._flights.get(key) is flight:
             del self._flights[key]
 
     def _retire(self, key: K, flight: _Flight[V]) -> None:
         self._close(key, flight)
         if flight.result.done():
-            flight.landed.set()
+            flight.released.set()
         elif flight.task is not None:
             flight.task.cancel()

@@ -1,4 +1,4 @@
-"""Places that tenants share: none takes them all while others may come."""
+"""Slots that tenants share: none takes them all while others may come."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 from samserve.errors import Overloaded
 
-# A tenant may hold this many times what is free: alone it gets three quarters of all places, and
+# A tenant may hold this many times what is free: alone it gets three quarters of all slots, and
 # those who come later still find some (dynamic thresholds, Choudhury and Hahne 1998).
 _TIMES_FREE = 3
 
 
-class Places:
-    """A number of places for *what*; one more is refused at once.
+class TenantLimit:
+    """A number of slots for *what*; one more is refused at once.
 
     *resource* is its name in metrics and errors.  While *shared* says so, no tenant takes all of
     them; otherwise there is one tenant, and it may.
@@ -31,14 +31,14 @@ class Places:
 
     @property
     def taken(self) -> int:
-        """Places that are taken now."""
+        """Slots that are taken now."""
         return self._by_tenant.total()
 
     @contextmanager
     def hold(self, tenant: str, count: int = 1) -> Iterator[None]:
-        """Hold so many places for the length of the block.  Raises `Overloaded`.
+        """Hold so many slots for the length of the block.  Raises `Overloaded`.
 
-        More than there are, are had by who is alone.
+        A *count* over all slots is had by a holder that is alone.
         """
         self._check(tenant, count)
         self._by_tenant[tenant] += count

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from samserve.context import Priority, RequestContext
-from samserve.scheduling.fair_semaphore import FairGate
+from samserve.scheduling.fair_semaphore import FairSemaphore
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class Workers:
             priority: ThreadPoolExecutor(threads, thread_name_prefix=priority.name.lower())
             for priority in Priority
         }
-        self._gates = {priority: FairGate(threads) for priority in Priority}
+        self._gates = {priority: FairSemaphore(threads) for priority in Priority}
 
     def waiting(self, priority: Priority) -> int:
         """How many pieces of work wait for a thread."""

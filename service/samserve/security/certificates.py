@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
-from samserve.errors import Misconfigured
 from samserve.security import pem
-
-T = TypeVar("T")
 
 _NAMES = ("peer_dns", "peer_uri")
 
@@ -35,12 +31,9 @@ def parse_server_certificate(
     While files are being exchanged one by one, a key may meet the certificate of another; that is
     `Misconfigured` too, and the next look will find them in order.
     """
-    certified = _read("TLS certificate: has no certificate in PEM form", _first_key, chain)
-    problem = "TLS key: is not an unencrypted private key in PEM form"
-    if certified != _read(problem, pem.key_of_private_key, key):
-        raise Misconfigured("TLS key: is not that of the certificate")
+    pem.check_pair("TLS certificate", chain, "TLS key", key)
     if client_ca is not None:
-        _read("client CA: has no certificate in PEM form", pem.certificates, client_ca)
+        pem.check_certificates("client CA", client_ca)
     return ServerCertificate(chain, key, client_ca)
 
 
@@ -53,14 +46,3 @@ def names_of_peer(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...
     found = [name for kind in _NAMES for name in auth_context.get(kind, ())]
     names = found or list(auth_context.get("x509_common_name", ()))
     return tuple(name.decode("utf-8", "replace") for name in names)
-
-
-def _first_key(chain: bytes) -> bytes:
-    return pem.key_of_certificate(pem.certificates(chain)[0])
-
-
-def _read(problem: str, reader: Callable[[bytes], T], data: bytes) -> T:
-    try:
-        return reader(data)
-    except pem.Unreadable:
-        raise Misconfigured(problem) from None

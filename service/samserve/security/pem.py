@@ -1,12 +1,13 @@
 """Certificates and private keys in PEM form, with one error for whatever is wrong with them.
 
-The error has no text and no cause: what is being read may be a secret.
+`Unreadable` has no text and no cause: what is being read may be a secret.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -16,6 +17,10 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
+
+from samserve.errors import Misconfigured
+
+T = TypeVar("T")
 
 # What the library lets out for hostile bytes, found by fuzzing.
 _FOREIGN_ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
@@ -65,6 +70,38 @@ def key_of_private_key(data: bytes) -> bytes:
     """Give the public key of a private key that is not encrypted, as DER.  Raises `Unreadable`."""
     with _one_error():
         return _der(load_pem_private_key(data, password=None).public_key())
+
+
+def check_certificates(name: str, data: bytes) -> None:
+    """Check that a file, which *name* names, has certificates only.  Raises `Misconfigured`."""
+    _checked(f"{name}: is not made of certificates in PEM form", certificates, data)
+
+
+def check_pair(certificate: str, chain: bytes, key: str, private_key: bytes) -> None:
+    """Check that a private key is that of the first certificate of a chain.
+
+    *certificate* and *key* name the files.  Raises `Misconfigured`.
+    """
+    check_certificates(certificate, chain)
+    of_key = _checked(
+        f"{key}: is no private key in PEM form, or it is encrypted", key_of_private_key, private_key
+    )
+    if of_key != _key_of_first(chain):
+        raise Misconfigured(f"{key}: is not the key of {certificate}")
+
+
+def _key_of_first(chain: bytes) -> bytes | None:
+    try:
+        return key_of_certificate(certificates(chain)[0])
+    except Unreadable:
+        return None
+
+
+def _checked(problem: str, read: Callable[[bytes], T], data: bytes) -> T:
+    try:
+        return read(data)
+    except Unreadable:
+        raise Misconfigured(problem) from None
 
 
 @contextmanager

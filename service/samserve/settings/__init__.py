@@ -129,7 +129,7 @@ class _Place(BaseSettings):
 
 
 def file_of_environment() -> Path | None:
-    """Give the file of settings that `SAMSERVE_CONFIG` names, if it names one."""
+    """Return the file of settings that `SAMSERVE_CONFIG` names, if it names one."""
     name = _Place().config
     return Path(name) if name else None
 

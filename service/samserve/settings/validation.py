@@ -9,48 +9,38 @@ from pydantic_core import ErrorDetails
 
 _LONGEST = 80
 
-# By pydantic's names of errors; the fields are those of their contexts.
-_TEXTS: Mapping[str, str] = {
-    "missing": "is missing",
-    "extra_forbidden": "is not known",
-    "bool_parsing": "must be true or false",
-    "bool_type": "must be true or false",
-    "int_parsing": "must be a whole number",
-    "int_parsing_size": "must be a whole number of fewer digits",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_parsing": "must be a number",
-    "float_type": "must be a number",
-    "finite_number": "must be finite",
-    "greater_than": "must be greater than {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be less than {lt}",
-    "less_than_equal": "must be at most {le}",
-    "literal_error": "must be {expected}",
-    "enum": "must be {expected}",
-    "string_type": "must be text",
-    "string_unicode": "must be UTF-8",
-    "string_too_short": "must have at least {min_length} characters",
-    "string_too_long": "must have at most {max_length} characters",
-    "string_pattern_mismatch": "must match {pattern}",
-    "path_type": "must be a path",
-    "model_type": "must be a table of names and values",
-    "model_attributes_type": "must be a table of names and values",
-    "dict_type": "must be a table of names and values",
-    "list_type": "must be a list",
-    "tuple_type": "must be a list",
-    "set_type": "must be a list",
-    "frozen_set_type": "must be a list",
-    "datetime_type": "must be a time, such as 2030-01-31T12:00:00Z",
-    "datetime_parsing": "must be a time, such as 2030-01-31T12:00:00Z",
-    "datetime_from_date_parsing": "must be a time, such as 2030-01-31T12:00:00Z",
-    "datetime_object_invalid": "must be a time, such as 2030-01-31T12:00:00Z",
-    "timezone_aware": "must have a time zone, such as Z at its end",
+# By text, pydantic's names of errors; the fields are those of their contexts.
+_KINDS: Mapping[str, str] = {
+    "is missing": "missing",
+    "is not known": "extra_forbidden",
+    "must be true or false": "bool_parsing bool_type",
+    "must be a whole number": "int_parsing int_type int_from_float",
+    "must be a whole number of fewer digits": "int_parsing_size",
+    "must be a number": "float_parsing float_type",
+    "must be finite": "finite_number",
+    "must be greater than {gt}": "greater_than",
+    "must be at least {ge}": "greater_than_equal",
+    "must be less than {lt}": "less_than",
+    "must be at most {le}": "less_than_equal",
+    "must be {expected}": "literal_error enum",
+    "must be text": "string_type",
+    "must be UTF-8": "string_unicode",
+    "must have at least {min_length} characters": "string_too_short",
+    "must have at most {max_length} characters": "string_too_long",
+    "must match {pattern}": "string_pattern_mismatch",
+    "must be a path": "path_type",
+    "must be a table of names and values": "model_type model_attributes_type dict_type",
+    "must be a list": "list_type tuple_type set_type frozen_set_type",
+    "must be a time, such as 2030-01-31T12:00:00Z": (
+        "datetime_type datetime_parsing datetime_from_date_parsing datetime_object_invalid"
+    ),
+    "must have a time zone, such as Z at its end": "timezone_aware",
 }
+_TEXTS = {kind: text for text, kinds in _KINDS.items() for kind in kinds.split()}
 
 
 def describe(problem: ErrorDetails, *, otherwise: str = "is not valid") -> str:
-    """Say what is wrong with a value, without its place and without the value itself.
+    """Return what is wrong with a value, without its place and without the value itself.
 
     *otherwise* is for what is wrong in ways that have no words here.
 

@@ -23,12 +23,12 @@ class EmbeddingStore(Protocol):
     def check_room(self, tenant: str, specs: tuple[TensorSpec, ...]) -> None:
         """Raise `QuotaExceeded` if all that the tenant may hold is in use: nothing will make room.
 
-        Asked before a picture is looked at; `reserve` asks again.
+        Called before an image is looked at; `reserve` asks again.
         """
         ...
 
     async def epoch(self, key: EmbeddingKey) -> Epoch:
-        """Tell what of *key* has been deleted so far; asked when work for it begins."""
+        """Return what of *key* has been deleted so far; asked when work for it begins."""
         ...
 
     async def reserve(
@@ -58,7 +58,7 @@ class EmbeddingStore(Protocol):
         ...
 
     async def discard(self, slot: Slot) -> None:
-        """Give back a slot that will not be published.
+        """Free a slot that will not be published.
 
         Its memory is used again once all of its late writers have ended, at once if it has none.
         """
@@ -97,7 +97,7 @@ class EmbeddingStore(Protocol):
         ...
 
     def expire(self) -> int:
-        """Free what has expired, which nobody finds any more, and count it; called now and then."""
+        """Free what has expired, which is not found any more, and count it; called now and then."""
         ...
 
     async def aclose(self) -> None:

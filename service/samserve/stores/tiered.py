@@ -19,7 +19,7 @@ from samserve.scheduling.single_flight import SingleFlight
 from samserve.stores.base import Epoch, not_found
 from samserve.stores.local.store import MemoryStore
 from samserve.stores.shared import value_format
-from samserve.stores.shared.presence import Copies
+from samserve.stores.shared.presence import SharedPresence
 from samserve.stores.shared.store import Found, Outcome, Presence, SharedCache
 from samserve.stores.shared.value_format import Value
 from samserve.types import (
@@ -37,10 +37,10 @@ _MOST_REFILLS = 8
 
 @dataclass(frozen=True, slots=True)
 class _Epoch:
-    """That of memory, and the token of a deletion that is in force in the shared cache."""
+    """That of memory, and the marker of a deletion that is in force in the shared cache."""
 
     memory: Epoch
-    token: bytes
+    marker: bytes
 
 
 class TieredStore:
@@ -54,7 +54,7 @@ class TieredStore:
     def __init__(
         self,
         memory: MemoryStore,
-        copies: Copies,
+        copies: SharedPresence,
         cache: SharedCache,
         served: Callable[[], Mapping[str, ModelInfo]],
         ttl_s: float,
@@ -65,13 +65,13 @@ class TieredStore:
         self._served = served
         self._ttl_s = ttl_s
         # Deletions that were in force when a slot was reserved.
-        self._tokens: dict[Slot, bytes] = {}
+        self._markers: dict[Slot, bytes] = {}
         # Readings of the shared cache under way; a deletion takes its key out.
         self._readings: dict[EmbeddingKey, set[object]] = {}
         self._loads: SingleFlight[EmbeddingKey, Embedding] = SingleFlight()
         self._checks: SingleFlight[EmbeddingKey, Presence] = SingleFlight()
         self._refills: set[asyncio.Task[None]] = set()
-        cache.on_deleted(memory.drop, copies.doubt)
+        cache.on_deleted(memory.drop, copies.invalidate_all)
 
     def check_room(self, tenant: str, specs: tuple[TensorSpec, ...]) -> None:
         """See `EmbeddingStore.check_room`."""
@@ -81,7 +81,7 @@ class TieredStore:
         """See `EmbeddingStore.epoch`."""
         here = await self._memory.epoch(key)
         try:
-            return _Epoch(here, await self._cache.token(key))
+            return _Epoch(here, await self._cache.deletion_marker(key))
         except StoreUnavailable:
             # Then only a key without any deletion is written.
             return _Epoch(here, b"")
@@ -101,14 +101,14 @@ class TieredStore:
         epoch = since if isinstance(since, _Epoch) else await self.epoch(key)
         assert isinstance(epoch, _Epoch)
         slot = await self._memory.reserve(key, facts, specs, since=epoch.memory)
-        if epoch.token:
-            self._tokens[slot] = epoch.token
+        if epoch.marker:
+            self._markers[slot] = epoch.marker
         return slot
 
     @asynccontextmanager
     async def publish(self, slot: Slot) -> AsyncIterator[Embedding]:
         """See `EmbeddingStore.publish`."""
-        token = self._tokens.pop(slot, b"")
+        marker = self._markers.pop(slot, b"")
         async with AsyncExitStack() as held:
             mine = await held.enter_async_context(self._memory.publish(slot))
             if mine.revoked:
@@ -116,10 +116,10 @@ class TieredStore:
                 return
             asked_at = self._copies.now()
             try:
-                outcome = await self._put(slot.key, mine, self._ttl_s, token=token)
+                outcome = await self._put(slot.key, mine, self._ttl_s, marker=marker)
             except StoreUnavailable:
                 outcome = Outcome(Presence.ABSENT)
-            self._note(slot.key, asked_at, outcome.presence)
+            self._record_presence(slot.key, asked_at, outcome.presence)
             if outcome.presence is Presence.STORED and not outcome.same:
                 yield await self._adopt(held, slot.key) or mine
                 return
@@ -131,7 +131,7 @@ class TieredStore:
 
     async def discard(self, slot: Slot) -> None:
         """See `EmbeddingStore.discard`."""
-        self._tokens.pop(slot, None)
+        self._markers.pop(slot, None)
         await self._memory.discard(slot)
 
     @asynccontextmanager
@@ -153,7 +153,7 @@ class TieredStore:
         async with AsyncExitStack() as held:
             embedding = await self._hold(held, key, renew=renew, again=again)
             try:
-                presence = await self._look(key, embedding, renew=renew, durable=durable)
+                presence = await self._check_presence(key, embedding, renew=renew, durable=durable)
             except StoreUnavailable:
                 if durable:
                     raise
@@ -215,7 +215,7 @@ class TieredStore:
 
     @asynccontextmanager
     async def _load(self, key: EmbeddingKey) -> AsyncIterator[Embedding]:
-        """Read an embedding into memory and hold it; runs for everybody who asks meanwhile."""
+        """Read an embedding into memory and hold it; runs for all that ask meanwhile."""
         asked_at = self._copies.now()
         found, deleted = await self._read(key)
         value = found.value
@@ -227,7 +227,7 @@ class TieredStore:
             raise
         expires_at = None if found.ttl_s is None else time.time() + found.ttl_s
         async with self._memory.publish(slot, expires_at=expires_at) as embedding:
-            self._note(key, asked_at, Presence.DELETED if deleted else Presence.STORED)
+            self._record_presence(key, asked_at, Presence.DELETED if deleted else Presence.STORED)
             yield embedding
 
     async def _read(self, key: EmbeddingKey) -> tuple[Found, bool]:
@@ -245,11 +245,11 @@ class TieredStore:
         return found, deleted
 
     def _usable(self, value: Value) -> bool:
-        """Tell whether the value is of a model that is served here, exactly as it is served."""
+        """Return whether the value is of a model that is served here, exactly as it is served."""
         model = self._served().get(value.facts.model_name)
         return model is not None and value.facts.made_by(model) and value.specs == model.embedding
 
-    async def _look(
+    async def _check_presence(
         self, key: EmbeddingKey, embedding: Embedding, *, renew: bool, durable: bool
     ) -> Presence:
         """Learn what others find.  Raises `StoreUnavailable` if that cannot be known."""
@@ -278,7 +278,7 @@ class TieredStore:
     async def _check(self, key: EmbeddingKey) -> AsyncIterator[Presence]:
         asked_at = self._copies.now()
         presence = await self._cache.check(key)
-        self._note(key, asked_at, presence)
+        self._record_presence(key, asked_at, presence)
         if presence is Presence.ABSENT and len(self._refills) < _MOST_REFILLS:
             self._refill_soon(key)
         yield presence
@@ -289,7 +289,7 @@ class TieredStore:
         if presence is Presence.ABSENT:
             outcome = await self._put(key, embedding, self._ttl_s, durable=durable)
             presence = outcome.presence
-        self._note(key, asked_at, presence)
+        self._record_presence(key, asked_at, presence)
         return presence
 
     async def _put(
@@ -298,11 +298,11 @@ class TieredStore:
         embedding: Embedding,
         ttl_s: float,
         *,
-        token: bytes = b"",
+        marker: bytes = b"",
         durable: bool = False,
     ) -> Outcome:
         data = value_format.encode(self._cache.name(key), embedding.facts, embedding.tensors)
-        return await self._cache.put(key, data, ttl_s, token=token, durable=durable)
+        return await self._cache.put(key, data, ttl_s, marker=marker, durable=durable)
 
     async def _adopt(self, held: AsyncExitStack, key: EmbeddingKey) -> Embedding | None:
         """Go on with what another gateway has stored meanwhile, so that all answer the same."""
@@ -313,7 +313,7 @@ class TieredStore:
 
     def _refill_soon(self, key: EmbeddingKey) -> None:
         """Write an embedding that the shared cache has lost, in the background."""
-        if not self._copies.may_refill(key):
+        if not self._copies.claim_rewrite(key):
             return
         task = asyncio.create_task(self._refill(key))
         self._refills.add(task)
@@ -325,9 +325,9 @@ class TieredStore:
                 asked_at = self._copies.now()
                 left_s = embedding.expires_at - time.time()
                 outcome = await self._put(key, embedding, left_s)
-            self._note(key, asked_at, outcome.presence)
+            self._record_presence(key, asked_at, outcome.presence)
 
-    def _note(self, key: EmbeddingKey, seen_at: float, presence: Presence) -> None:
+    def _record_presence(self, key: EmbeddingKey, seen_at: float, presence: Presence) -> None:
         """Remember what was seen, and take what is deleted out of memory."""
         if presence is Presence.DELETED:
             self._memory.drop(key)

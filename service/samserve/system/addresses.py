@@ -45,12 +45,6 @@ def split(text: str) -> tuple[str, int]:
     return parse_host(host), number
 
 
-def split_last(text: str) -> tuple[str, str]:
-    """Split at the last colon, as nodes of Redis write addresses: IPv6 without brackets, too."""
-    host, _, port = text.rpartition(":")
-    return host.removeprefix("[").removesuffix("]"), port
-
-
 def parse_host(text: str) -> str:
     """Read a name or an address without a port; the brackets of an IPv6 address are taken off.
 
@@ -112,7 +106,7 @@ def is_loopback(host: str) -> bool:
 
 
 def from_here(host: str) -> str:
-    """Give the address at which this machine reaches its own listener on *host*.
+    """Return the address at which this machine reaches its own listener on *host*.
 
     ``::`` cannot be connected to where IPv6 is switched off, as in most containers; a listener on
     it takes IPv4 in any case.
@@ -126,7 +120,7 @@ def is_local_target(target: str) -> bool:
     if scheme in ("unix", "unix-abstract"):
         return True
     address = rest if scheme in ("dns", "ipv4", "ipv6") else target
-    # With an authority, `dns://SERVER/NAME`, it is somebody else who says where the name leads.
+    # With an authority, `dns://SERVER/NAME`, another server says where the name leads.
     host, _, port = address.removeprefix("///").rpartition(":")
     return is_loopback(host if port.isdecimal() else address.removeprefix("///"))
 
@@ -148,7 +142,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def why(error: OSError) -> str:
-    """Give the system's reason in its own words; `socket` adds the address to them."""
+    """Return the system's reason in its own words; `socket` adds the address to them."""
     if isinstance(error, socket.gaierror) or not error.errno:
         return error.strerror or str(error)
     return os.strerror(error.errno)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def how_to_install(extra: str) -> str:
-    """Give the commands that bring an extra; the package is in no index, so its name is not one."""
+    """Return the commands that install an extra; the package is in no index, thus two of them."""
     return (
         f"pip install '.[{extra}]' in a clone of samserve, "
         f"or pip install 'FILE.whl[{extra}]' with the file of its wheel"

@@ -33,5 +33,5 @@ def _may_be_changed(path: Path, *, folder: bool = False) -> bool:
         mode = path.stat().st_mode
     except OSError:
         return False
-    # In a sticky folder, /tmp for instance, nobody can exchange a file of somebody else's.
+    # In a sticky folder, /tmp for instance, only the owner of a file can exchange it.
     return bool(mode & stat.S_IWOTH) and not (folder and mode & stat.S_ISVTX)

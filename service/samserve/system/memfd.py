@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def as_path(content: bytes) -> Iterator[str]:
-    """Give a path to read *content* from, which is in memory and gone after the block.
+    """Yield a path to read *content* from, which is in memory and gone after the block.
 
     The file that it came from may have been replaced since the content was checked.
     """

@@ -28,7 +28,7 @@ _OURS = "samserve: error: "
 
 
 def line_of(text: bytes) -> bytes:
-    """Give a line that is one of the log's as it is, and wrap any other."""
+    """Return a line that is one of the log's as it is, and wrap any other."""
     if text.startswith(b"{"):
         with contextlib.suppress(ValueError, RecursionError):
             json.loads(text)
@@ -51,7 +51,7 @@ def _level(message: str) -> str:
 
 
 def _lines(source: int) -> Iterator[bytes]:
-    """Give the lines that come, without their ends; what is very long comes in parts."""
+    """Yield the lines that come, without their ends; what is very long comes in parts."""
     rest = b""
     while data := os.read(source, _MOST_BYTES):
         *lines, rest = (rest + data).split(b"\n")

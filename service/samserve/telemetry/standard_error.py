@@ -1,4 +1,4 @@
-"""Standard error of which every line is a JSON object, whoever has written it."""
+"""Standard error of which every line is a JSON object, of whatever writer."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _do_without(writer: subprocess.Popen[bytes], original: int) -> None:
 
 
 def _flush(flushed: int, writer: subprocess.Popen[bytes]) -> None:
-    """Wait until what was written is out, so that whoever waits for this process finds it."""
+    """Wait until what was written is out, so that a parent that waits for this process finds it."""
     if writer.returncode is not None:
         return
     with contextlib.suppress(OSError, ValueError):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 from tritonclient.grpc.aio import InferenceServerClient
 
 from samserve.engines.triton.credentials import Credentials
 from samserve.system.memfd import as_path
+
+T = TypeVar("T")
 
 CONTROL_S = 2.0
 """Control calls are small; one that takes longer means that Triton is not well."""
@@ -47,6 +50,10 @@ class Channels:
     def next(self) -> InferenceServerClient:
         """Take the channel for one request."""
         return next(self._turns)
+
+    async def call(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+        """Await a *method* of `InferenceServerClient` over the channel for control calls."""
+        return await method(self.control, *args, headers=self.headers, client_timeout=CONTROL_S)
 
     async def reach(self) -> None:
         """See that every channel for requests is connected."""

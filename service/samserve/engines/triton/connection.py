@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult, model_config_pb2
+from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from samserve.engines.triton.channels import CONTROL_S, Channels
+from samserve.engines.triton.channels import Channels
 from samserve.engines.triton.credentials import PLAIN, Credentials
 from samserve.engines.triton.failures import Unreachable, translate
 
 T = TypeVar("T")
+
+_INDEX = InferenceServerClient.get_model_repository_index
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,8 +69,8 @@ class TritonConnection:
         new = Channels(self._url, self._count, credentials)
         try:
             await _translated(new.reach())
-            # Live is what Triton says to everybody; its models may be for those with a header.
-            await _translated(_index(new))
+            # Live is what Triton says to all clients; its models may be for those with a header.
+            await _translated(new.call(_INDEX))
         except BaseException:
             await new.close()
             raise
@@ -99,17 +102,12 @@ class TritonConnection:
 
     async def ready_models(self) -> frozenset[str]:
         """List the models that Triton would run now."""
-        index = await self._ask(_index)
+        index = await self._control(_INDEX)
         return frozenset(model.name for model in index.models if model.state == "READY")
 
     async def config(self, model: str) -> model_config_pb2.ModelConfig:
         """Read the configuration of a model, completed by Triton."""
-        answer = await self._ask(
-            lambda channels: channels.control.get_model_config(
-                model, headers=channels.headers, client_timeout=CONTROL_S
-            )
-        )
-        return answer.config
+        return (await self._control(InferenceServerClient.get_model_config, model)).config
 
     async def reach(self) -> None:
         """See that every channel for requests is connected."""
@@ -117,31 +115,20 @@ class TritonConnection:
 
     async def regions(self) -> dict[str, str]:
         """List the system shared-memory regions: their keys by name."""
-        status = await self._ask(
-            lambda channels: channels.control.get_system_shared_memory_status(
-                headers=channels.headers, client_timeout=CONTROL_S
-            )
-        )
+        status = await self._control(InferenceServerClient.get_system_shared_memory_status)
         return {name: region.key for name, region in status.regions.items()}
 
     async def register(self, name: str, key: str, nbytes: int) -> None:
         """Let Triton map a segment; `EngineFailure` if it will not, or has done so before."""
-        await self._ask(
-            lambda channels: channels.control.register_system_shared_memory(
-                name, key, nbytes, headers=channels.headers, client_timeout=CONTROL_S
-            )
-        )
+        call = InferenceServerClient.register_system_shared_memory
+        await self._control(call, name, key, nbytes)
 
     async def unregister(self, name: str) -> None:
         """Let Triton forget a region, at once or when the requests that use it have ended.
 
         `EngineFailure` if it is in use and this Triton does not wait for that by itself.
         """
-        await self._ask(
-            lambda channels: channels.control.unregister_system_shared_memory(
-                name, headers=channels.headers, client_timeout=CONTROL_S
-            )
-        )
+        await self._control(InferenceServerClient.unregister_system_shared_memory, name)
 
     async def aclose(self) -> None:
         """Close the channels; requests under way end."""
@@ -149,6 +136,9 @@ class TritonConnection:
             closing.cancel()
         now = [] if self._now is None else [self._now]
         await asyncio.gather(*(each.close() for each in (*self._retired.values(), *now)))
+
+    async def _control(self, method: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
+        return await self._ask(lambda channels: channels.call(method, *args))
 
     async def _ask(self, call: Callable[[Channels], Coroutine[Any, Any, T]]) -> T:
         channels = self._now
@@ -166,12 +156,6 @@ class TritonConnection:
 async def _close_when_idle(channels: Channels) -> None:
     await channels.idle()
     await channels.close()
-
-
-async def _index(channels: Channels) -> Any:
-    return await channels.control.get_model_repository_index(
-        headers=channels.headers, client_timeout=CONTROL_S
-    )
 
 
 async def _translated(call: Coroutine[Any, Any, T]) -> T:

@@ -1,4 +1,4 @@
-"""Shared memory for single requests: a picture on its way in, logits on their way out."""
+"""Shared memory for single requests: an image on its way in, logits on their way out."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import mmap
 import weakref
 from collections import defaultdict
 
-from samserve.engines.triton.shm_regions import Regions
+from samserve.engines.triton.shm_regions import ShmRegions
 from samserve.errors import MemoryExhausted
 from samserve.memory.posix import SharedMemory, SharedSegment
 from samserve.telemetry.metrics import Metrics
 from samserve.types import Array
 
 
-class ScratchPool:
+class ShmPool:
     """Hands out segments, one a request, and uses them again; at most *budget* bytes of them.
 
     Used from one event loop.
     """
 
     def __init__(
-        self, shared: SharedMemory, regions: Regions, budget: int, metrics: Metrics
+        self, shared: SharedMemory, regions: ShmRegions, budget: int, metrics: Metrics
     ) -> None:
         self._shared = shared
         self._regions = regions
@@ -29,10 +29,8 @@ class ScratchPool:
         self._loop = asyncio.get_running_loop()
         self._idle: defaultdict[int, list[SharedSegment]] = defaultdict(list)
         self._bytes = 0
-        metrics.triton.scratch_bytes.labels("all").set_function(lambda: self._bytes)
-        metrics.triton.scratch_bytes.labels("quarantined").set_function(
-            lambda: regions.retired_bytes
-        )
+        metrics.triton.register_scratch_bytes("all", lambda: self._bytes)
+        metrics.triton.register_scratch_bytes("quarantined", lambda: regions.retired_bytes)
 
     async def take(self, nbytes: int) -> SharedSegment | None:
         """Take a segment of at least *nbytes*; None if the request has to do without."""

@@ -25,7 +25,7 @@ from samserve.memory.posix import PREFIX, SharedMemory, SharedSegment, region_na
 _FAREWELLS, _FAREWELL_S = 10, 0.1
 
 
-class Regions:
+class ShmRegions:
     """Keeps Triton's regions equal to our segments; a region is named like its segment."""
 
     def __init__(self, connection: TritonConnection, shared: SharedMemory) -> None:

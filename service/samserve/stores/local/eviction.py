@@ -7,69 +7,62 @@ it costs with a thousand.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from samserve.errors import Overloaded, QuotaExceeded
 from samserve.types import Array, EmbeddingFacts, EmbeddingKey
 
 Member = TypeVar("Member")
 
-# So few empty levels are not worth a clean-up.
-_EMPTY_LEVELS = 32
+# So few outdated items are not worth a clean-up.
+_OUTDATED = 32
 
 
-class Levels(Generic[Member]):
-    """Members at whole-number levels; finds the lowest level that has any.
+class Ranking(Generic[Member]):
+    """Members by rank, the lowest first, and of equal ones the one that was put there first.
 
-    Each operation takes O(log n) in the number of levels that have members, amortised.  That is few
-    where many members share a level: n tenants on n different levels hold more than n²/2 pages.
+    An operation takes O(log n), amortised: a heap, whose outdated items stay, without their member,
+    until they come to the top or outnumber the others (see "Priority Queue Implementation Notes" of
+    `heapq`).
     """
 
     def __init__(self) -> None:
-        self._members: dict[int, OrderedDict[Member, None]] = {}
-        # The keys of `_members` as a heap.  Levels that have become empty stay in both until they
-        # come to the top, or until as many as half of all have become empty since the last time.
-        self._heap: list[int] = []
-        self._emptied = 0
+        # An item is a rank, a serial number that orders equal ranks, and a member or None.
+        self._items: dict[Member, list[Any]] = {}
+        self._heap: list[list[Any]] = []
+        self._serials = itertools.count()
 
     def __len__(self) -> int:
-        """Count levels, those included that are empty and not yet cleaned up."""
+        """Count items, outdated ones included."""
         return len(self._heap)
 
-    def add(self, level: int, member: Member) -> None:
-        """Put a member behind the others of its level."""
-        members = self._members.get(level)
-        if members is None:
-            members = self._members[level] = OrderedDict()
-            heapq.heappush(self._heap, level)
-        members[member] = None
+    def put(self, rank: float, member: Member) -> None:
+        """Put a member, which may have had another rank, behind the others of its rank."""
+        self.discard(member)
+        item = self._items[member] = [rank, next(self._serials), member]
+        heapq.heappush(self._heap, item)
+        if len(self._heap) > 2 * len(self._items) + _OUTDATED:
+            self._heap = list(self._items.values())
+            heapq.heapify(self._heap)
 
-    def remove(self, level: int, member: Member) -> None:
-        """Take a member out of the level that it was added to."""
-        members = self._members[level]
-        del members[member]
-        if members:
-            return
-        self._emptied += 1
-        if self._emptied > _EMPTY_LEVELS + len(self._heap) // 2:
-            self._clean_up()
+    def discard(self, member: Member) -> None:
+        """Take a member out, if it is there."""
+        item = self._items.pop(member, None)
+        if item is not None:
+            item[2] = None
 
-    def first(self) -> tuple[int, Member] | None:
-        """Find the lowest level, and of its members the one that was added first."""
+    def first(self) -> tuple[float, Member] | None:
+        """Find the lowest rank and its first member."""
         while self._heap:
-            level = self._heap[0]
-            members = self._members[level]
-            if members:
-                return level, next(iter(members))
-            del self._members[heapq.heappop(self._heap)]
+            rank, _, member = self._heap[0]
+            if member is not None:
+                return rank, member
+            heapq.heappop(self._heap)
         return None
-
-    def _clean_up(self) -> None:
-        self._members = {level: members for level, members in self._members.items() if members}
-        self._heap = sorted(self._members)
-        self._emptied = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -91,18 +84,17 @@ class Entry:
 
 
 @dataclass(slots=True, eq=False)
-class Share:
+class Usage:
     """What one tenant holds.
 
     ``used`` counts all of its bytes, also those that are being written or deleted but still held.
-    ``entries`` are listed, by the embedding's id, least recently used first; nobody holds ``idle``
-    of them.  ``level`` is where the share stands in the ranking, None if it is not in it.
+    ``entries`` are listed, by the embedding's id, least recently used first; ``idle`` of
+    them have no holder.
     """
 
     used: int = 0
     idle: int = 0
     entries: OrderedDict[str, Entry] = field(default_factory=OrderedDict)
-    level: int | None = None
 
     def oldest_idle(self) -> Entry | None:
         """Find the entry that goes first, None if all are held.
@@ -114,66 +106,66 @@ class Share:
         return next(entry for entry in self.entries.values() if not entry.leases)
 
 
-class Shares:
+class TenantUsage:
     """All entries and bytes of a store by tenant."""
 
     def __init__(self) -> None:
         self.used = 0
         self.listed = 0
-        self._by_tenant: dict[str, Share] = {}
-        # Shares that have an idle entry; at the lowest level are those that hold most.
-        self._ranking: Levels[Share] = Levels()
+        self._by_tenant: dict[str, Usage] = {}
+        # Those that have an idle entry, by what they hold, the most first.
+        self._ranking: Ranking[Usage] = Ranking()
 
     def __iter__(self) -> Iterator[Entry]:
-        """Give all that is listed."""
-        for share in self._by_tenant.values():
-            yield from share.entries.values()
+        """Iterate over all that is listed."""
+        for usage in self._by_tenant.values():
+            yield from usage.entries.values()
 
-    def of(self, tenant: str) -> Share:
-        """Look at what a tenant holds; an empty share if that is nothing."""
-        return self._by_tenant.get(tenant) or Share()
+    def of(self, tenant: str) -> Usage:
+        """Look at what a tenant holds; an empty usage if that is nothing."""
+        return self._by_tenant.get(tenant) or Usage()
 
     def find(self, key: EmbeddingKey) -> Entry | None:
         """Find what is listed under a key."""
-        share = self._by_tenant.get(key.tenant)
-        return None if share is None else share.entries.get(key.embedding_id)
+        usage = self._by_tenant.get(key.tenant)
+        return None if usage is None else usage.entries.get(key.embedding_id)
 
     def take(self, tenant: str, nbytes: int) -> None:
         """Count bytes that a tenant holds from now on."""
-        share = self._by_tenant.get(tenant)
-        if share is None:
-            share = self._by_tenant[tenant] = Share()
+        usage = self._by_tenant.get(tenant)
+        if usage is None:
+            usage = self._by_tenant[tenant] = Usage()
         self.used += nbytes
-        share.used += nbytes
-        self._rank(share)
+        usage.used += nbytes
+        self._rank(usage)
 
     def give_back(self, tenant: str, nbytes: int) -> None:
         """Count bytes that a tenant holds no longer."""
-        share = self._by_tenant[tenant]
+        usage = self._by_tenant[tenant]
         self.used -= nbytes
-        share.used -= nbytes
-        self._rank(share)
-        if not share.used:
+        usage.used -= nbytes
+        self._rank(usage)
+        if not usage.used:
             # Tenants come and go for as long as the server runs.
             del self._by_tenant[tenant]
 
     def list_entry(self, entry: Entry) -> None:
         """Let an entry, whose bytes are taken, be found; nothing else is listed under its key."""
-        share = self._by_tenant[entry.key.tenant]
+        usage = self._by_tenant[entry.key.tenant]
         entry.listed = True
-        share.entries[entry.key.embedding_id] = entry
+        usage.entries[entry.key.embedding_id] = entry
         self.listed += 1
         if not entry.leases:
-            self._count_idle(share, 1)
+            self._count_idle(usage, 1)
 
     def unlist(self, entry: Entry) -> None:
         """Let a listed entry not be found any more; its bytes are still taken."""
-        share = self._by_tenant[entry.key.tenant]
+        usage = self._by_tenant[entry.key.tenant]
         entry.listed = False
-        del share.entries[entry.key.embedding_id]
+        del usage.entries[entry.key.embedding_id]
         self.listed -= 1
         if not entry.leases:
-            self._count_idle(share, -1)
+            self._count_idle(usage, -1)
 
     def touch(self, entry: Entry) -> None:
         """Note that a listed entry is used now."""
@@ -191,7 +183,7 @@ class Shares:
         if entry.listed and not entry.leases:
             self._count_idle(self._by_tenant[entry.key.tenant], 1)
 
-    def victim(self, tenant: str) -> Entry | None:
+    def eviction_candidate(self, tenant: str) -> Entry | None:
         """Choose what goes: the oldest of who holds most, so that a flood drives out its own.
 
         No tenant loses anything to one that holds more than it does.  Of several who hold as much,
@@ -208,14 +200,38 @@ class Shares:
             most = mine
         return most.oldest_idle()
 
-    def _count_idle(self, share: Share, more: int) -> None:
-        share.idle += more
-        self._rank(share)
+    def _count_idle(self, usage: Usage, more: int) -> None:
+        usage.idle += more
+        self._rank(usage)
 
-    def _rank(self, share: Share) -> None:
-        """Put a share where it belongs after a change, behind those that hold as much."""
-        if share.level is not None:
-            self._ranking.remove(share.level, share)
-        share.level = -share.used if share.idle else None
-        if share.level is not None:
-            self._ranking.add(share.level, share)
+    def _rank(self, usage: Usage) -> None:
+        """Rank a tenant's usage after a change, behind those that hold as much."""
+        if usage.idle:
+            self._ranking.put(-usage.used, usage)
+        else:
+            self._ranking.discard(usage)
+
+
+def over_quota(tenant: str, quota: int, wanted: int) -> QuotaExceeded:
+    """Return the error for *wanted* bytes that do not fit into a tenant's *quota* of bytes."""
+    if wanted > quota:
+        return QuotaExceeded(
+            f"an embedding has {wanted} bytes, over this tenant's quota of {quota}",
+            subject=f"tenant:{tenant}",
+            retry_after_s=None,
+            metadata={"quota": "stored_bytes", "limit": str(quota), "actual": str(wanted)},
+        )
+    return QuotaExceeded(
+        f"all of the {quota} bytes of embeddings that are this tenant's quota are in use",
+        subject=f"tenant:{tenant}",
+        retry_after_s=1.0,
+        metadata={"quota": "stored_bytes", "limit": str(quota)},
+    )
+
+
+def full(capacity: int) -> Overloaded:
+    """Return the error for a store of *capacity* bytes in which nothing can be evicted."""
+    return Overloaded(
+        f"the embedding store is full of embeddings in use (capacity {capacity} bytes)",
+        metadata={"capacity_bytes": str(capacity)},
+    )

@@ -1,30 +1,21 @@
-"""Freeing what has expired, so that it does not wait in memory for somebody to need the room."""
+"""Free the memory of expired embeddings before it is needed."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager
 
 from samserve.stores.base import EmbeddingStore
+from samserve.system.background import periodic
 
 _INTERVAL_S = 1.0
 
 
-@asynccontextmanager
-async def expiring(store: EmbeddingStore) -> AsyncIterator[None]:
+def expiring(store: EmbeddingStore) -> AbstractAsyncContextManager[None]:
     """Free what expires while the block runs."""
-    task = asyncio.create_task(_expire(store))
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
-
-async def _expire(store: EmbeddingStore) -> None:
-    while True:
-        await asyncio.sleep(_INTERVAL_S)
+    async def expire() -> None:
         for _ in iter(store.expire, 0):
             await asyncio.sleep(0)  # many may expire at once; others get their turn between
+
+    return periodic(expire, _INTERVAL_S, "freeing expired embeddings failed")

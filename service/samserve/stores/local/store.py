@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
-from samserve.errors import Overloaded, QuotaExceeded, StoreUnavailable
+from samserve.errors import Overloaded, StoreUnavailable
 from samserve.memory.anonymous import Allocate, AnonymousMemory, round_up_to_page
 from samserve.memory.arena import Arena, slot_bytes
 from samserve.memory.slot import Slot
 from samserve.stores.base import Epoch, not_found
-from samserve.stores.local.eviction import Entry, Levels, Shares
+from samserve.stores.local.eviction import Entry, Ranking, TenantUsage, full, over_quota
+from samserve.stores.local.pending import PendingSlots
 from samserve.types import Embedding, EmbeddingFacts, EmbeddingKey, StoreStats, TensorSpec
 
 # How many expired entries one new one removes: more than one, so that they become fewer; not all,
-# so that nobody waits for many.
+# so that no call waits for many.
 _EXPIRED_PER_RESERVE = 4
-_MOST_DELETIONS = 10_000
 
 
 class MemoryStore:
@@ -29,10 +27,10 @@ class MemoryStore:
 
     *capacity_bytes* bounds everything: published, being written, deleted but still leased, and
     quarantined.  *quota* gives the bytes that a tenant may hold of it, None for no such bound.
-    *allocate* maps the arenas.  *now* gives seconds since the epoch, because expiry is told to
-    clients.  *forgotten* is called, and must not raise, whenever an embedding stops being visible:
-    evicted, expired, deleted, dropped, or replaced, then before the new one is visible; not at the
-    end.
+    *allocate* maps the arenas.  *now* gives seconds since the epoch, because clients get the time
+    of expiry.  *forgotten* is called, and must not raise, whenever an embedding stops being
+    visible: evicted, expired, deleted, dropped, or replaced, then before the new one is visible;
+    not at the end.
     """
 
     def __init__(
@@ -52,15 +50,10 @@ class MemoryStore:
         self._quota = quota
         self._forgotten = forgotten
         self._arenas: dict[int, Arena] = {}
-        self._shares = Shares()
-        # Listed entries by the second in which they have expired.
-        self._expiries: Levels[Entry] = Levels()
-        # Slots that will be visible once they are published.
-        self._pending: dict[EmbeddingKey, set[Slot]] = {}
-        # The number of the last deletion of each key, of the latest keys only, and of the last that
-        # is not kept any more: what has begun before that counts as deleted.
-        self._deletions: OrderedDict[EmbeddingKey, int] = OrderedDict()
-        self._deletion_count = self._deletions_dropped = 0
+        self._usage = TenantUsage()
+        # Listed entries by the time of their expiry.
+        self._expiries: Ranking[Entry] = Ranking()
+        self._pending = PendingSlots()
         self._quarantined = 0
         self._hits = self._misses = self._evictions = 0
 
@@ -69,14 +62,14 @@ class MemoryStore:
         quota = self._quota(tenant)
         if quota is None:
             return
-        share = self._shares.of(tenant)
+        usage = self._usage.of(tenant)
         wanted = round_up_to_page(slot_bytes(specs))
-        if share.used + wanted > quota and not share.idle:
-            raise _over_quota(tenant, quota, wanted)
+        if usage.used + wanted > quota and not usage.idle:
+            raise over_quota(tenant, quota, wanted)
 
     async def epoch(self, key: EmbeddingKey) -> Epoch:
         """See `EmbeddingStore.epoch`."""
-        return self._deletion_count
+        return self._pending.epoch
 
     async def reserve(
         self,
@@ -94,8 +87,8 @@ class MemoryStore:
         self._make_room(key.tenant, arena)
         index = arena.allocate()
         if index is None:
-            raise _full(self._capacity)
-        self._shares.take(key.tenant, arena.slot_bytes)
+            raise full(self._capacity)
+        self._usage.take(key.tenant, arena.slot_bytes)
         slot = Slot(
             key=key,
             facts=facts,
@@ -103,9 +96,8 @@ class MemoryStore:
             index=index,
             nbytes=arena.slot_bytes,
         )
-        revoked = isinstance(since, int) and since < self._last_deletion(key)
-        if not transient and not revoked:
-            self._pending.setdefault(key, set()).add(slot)
+        if not transient:
+            self._pending.add(slot, since)
         return slot
 
     @asynccontextmanager
@@ -116,7 +108,7 @@ class MemoryStore:
 
         *expires_at* is in seconds since the epoch, by default the time to live from now.
         """
-        visible = self._end_pending(slot)
+        visible = self._pending.remove(slot)
         if visible:
             self._unlist(slot.key)
         for tensor in slot.tensors.values():
@@ -127,13 +119,13 @@ class MemoryStore:
         entry = Entry(slot.key, slot.facts, slot.tensors, slot.index, slot.nbytes, expires_at)
         with self._held(entry) as embedding:
             if visible:
-                self._shares.list_entry(entry)
-                self._expiries.add(_second(expires_at), entry)
+                self._usage.list_entry(entry)
+                self._expiries.put(expires_at, entry)
             yield replace(embedding, revoked=not visible)
 
     async def discard(self, slot: Slot) -> None:
         """See `EmbeddingStore.discard`."""
-        self._end_pending(slot)
+        self._pending.remove(slot)
         writing = [writer for writer in slot.late_writers if not writer.done()]
         if not writing:
             self._free(slot)
@@ -164,7 +156,7 @@ class MemoryStore:
         """
         entry = self._find(key, counts=not again)
         if durable:
-            raise _not_durable()
+            raise StoreUnavailable("no shared cache is configured: nothing can be durable")
         if renew:
             self._renew(entry)
         with self._held(entry) as embedding:
@@ -172,20 +164,14 @@ class MemoryStore:
 
     async def delete(self, key: EmbeddingKey) -> bool:
         """See `EmbeddingStore.delete`."""
-        # What is published later and is not pending any more does not become visible.
-        self._pending.pop(key, None)
-        self._deletion_count += 1
-        self._deletions[key] = self._deletion_count
-        self._deletions.move_to_end(key)
-        if len(self._deletions) > _MOST_DELETIONS:
-            _, self._deletions_dropped = self._deletions.popitem(last=False)
-        entry = self._shares.find(key)
+        self._pending.delete(key)
+        entry = self._usage.find(key)
         self._unlist(key)
         return entry is not None and entry.expires_at > self._now()
 
     def lists(self, key: EmbeddingKey) -> bool:
-        """Tell whether an embedding is visible, or was until it expired."""
-        return self._shares.find(key) is not None
+        """Return whether an embedding is visible, or was until it expired."""
+        return self._usage.find(key) is not None
 
     def drop(self, key: EmbeddingKey) -> None:
         """Let an embedding not be found any more, because it is known to be gone elsewhere.
@@ -198,7 +184,7 @@ class MemoryStore:
         """Remove expired entries, at most that many, which takes milliseconds; gives their number.
 
         Leases that are held stay valid.  Called every few seconds it frees the memory of what
-        nobody asks for; whoever wants all of it gone calls until it gives 0.
+        is not asked for; call it until it returns 0 to have all of it gone.
         """
         now = self._now()
         for removed in range(most):
@@ -211,8 +197,8 @@ class MemoryStore:
     def stats(self) -> StoreStats:
         """See `EmbeddingStore.stats`."""
         return StoreStats(
-            entries=self._shares.listed,
-            bytes=self._shares.used,
+            entries=self._usage.listed,
+            bytes=self._usage.used,
             quarantined_bytes=self._quarantined,
             capacity_bytes=self._capacity,
             hits=self._hits,
@@ -222,14 +208,14 @@ class MemoryStore:
 
     async def aclose(self) -> None:
         """See `EmbeddingStore.aclose`."""
-        for entry in self._shares:
+        for entry in self._usage:
             entry.listed = False  # leases that are held end without a trace
-        self._shares, self._expiries = Shares(), Levels()
+        self._usage, self._expiries = TenantUsage(), Ranking()
         self._pending.clear()
         self._arenas.clear()
 
     def _find(self, key: EmbeddingKey, *, counts: bool) -> Entry:
-        entry = self._shares.find(key)
+        entry = self._usage.find(key)
         if entry is not None and entry.expires_at <= self._now():
             self._unlist(key)
             entry = None
@@ -237,34 +223,21 @@ class MemoryStore:
             self._misses += counts
             raise not_found(key)
         self._hits += counts
-        self._shares.touch(entry)
+        self._usage.touch(entry)
         return entry
 
     def _renew(self, entry: Entry) -> None:
-        self._expiries.remove(_second(entry.expires_at), entry)
         entry.expires_at = self._now() + self._ttl_s
-        self._expiries.add(_second(entry.expires_at), entry)
+        self._expiries.put(entry.expires_at, entry)
 
     @contextmanager
     def _held(self, entry: Entry) -> Iterator[Embedding]:
-        self._shares.hold(entry)
+        self._usage.hold(entry)
         try:
             yield Embedding(entry.tensors, entry.facts, entry.expires_at)
         finally:
-            self._shares.let_go(entry)
+            self._usage.let_go(entry)
             self._free_if_unused(entry)
-
-    def _end_pending(self, slot: Slot) -> bool:
-        """Tell whether the slot would have been visible: not a transient one or a revoked one."""
-        slots = self._pending.get(slot.key, set())
-        pending = slot in slots
-        slots.discard(slot)
-        if pending and not slots:
-            del self._pending[slot.key]
-        return pending
-
-    def _last_deletion(self, key: EmbeddingKey) -> int:
-        return self._deletions.get(key, self._deletions_dropped)
 
     def _arena(self, nbytes: int) -> Arena:
         nbytes = round_up_to_page(nbytes)
@@ -282,17 +255,17 @@ class MemoryStore:
 
     def _make_room(self, tenant: str, arena: Arena) -> None:
         if arena.slot_bytes > self._capacity:
-            raise _full(self._capacity)
-        while self._shares.used + arena.slot_bytes > self._capacity:
-            self._evict(self._shares.victim(tenant), _full(self._capacity))
+            raise full(self._capacity)
+        while self._usage.used + arena.slot_bytes > self._capacity:
+            self._evict(self._usage.eviction_candidate(tenant), full(self._capacity))
 
     def _make_room_within_quota(self, tenant: str, arena: Arena) -> None:
         quota = self._quota(tenant)
         if quota is None:
             return
-        share = self._shares.of(tenant)
-        while share.used + arena.slot_bytes > quota:
-            self._evict(share.oldest_idle(), _over_quota(tenant, quota, arena.slot_bytes))
+        usage = self._usage.of(tenant)
+        while usage.used + arena.slot_bytes > quota:
+            self._evict(usage.oldest_idle(), over_quota(tenant, quota, arena.slot_bytes))
 
     def _evict(self, victim: Entry | None, otherwise: Overloaded) -> None:
         if victim is None:
@@ -301,15 +274,13 @@ class MemoryStore:
         self._evictions += 1
 
     def _unlist(self, key: EmbeddingKey) -> None:
-        entry = self._shares.find(key)
-        if entry is not None:
-            self._take_out(entry)
-            self._forgotten(key)
-
-    def _take_out(self, entry: Entry) -> None:
-        self._expiries.remove(_second(entry.expires_at), entry)
-        self._shares.unlist(entry)
+        entry = self._usage.find(key)
+        if entry is None:
+            return
+        self._expiries.discard(entry)
+        self._usage.unlist(entry)
         self._free_if_unused(entry)
+        self._forgotten(key)
 
     def _free_if_unused(self, entry: Entry) -> None:
         if not entry.listed and entry.leases == 0:
@@ -320,39 +291,7 @@ class MemoryStore:
         if arena is None:
             return  # the store was closed meanwhile
         arena.free(holder.index)
-        self._shares.give_back(holder.key.tenant, arena.slot_bytes)
+        self._usage.give_back(holder.key.tenant, arena.slot_bytes)
         if len(self._arenas) > 1:
             # Another size of slot may need these bytes; kept pages would exceed the capacity.
             arena.release_pages(holder.index)
-
-
-def _second(expires_at: float) -> int:
-    """Name the first whole second in which it has expired."""
-    return math.ceil(expires_at)
-
-
-def _not_durable() -> StoreUnavailable:
-    return StoreUnavailable("no shared cache is configured: nothing can be durable")
-
-
-def _over_quota(tenant: str, quota: int, wanted: int) -> QuotaExceeded:
-    if wanted > quota:
-        return QuotaExceeded(
-            f"an embedding has {wanted} bytes, over this tenant's quota of {quota}",
-            subject=f"tenant:{tenant}",
-            retry_after_s=None,
-            metadata={"quota": "stored_bytes", "limit": str(quota), "actual": str(wanted)},
-        )
-    return QuotaExceeded(
-        f"all of the {quota} bytes of embeddings that are this tenant's quota are in use",
-        subject=f"tenant:{tenant}",
-        retry_after_s=1.0,
-        metadata={"quota": "stored_bytes", "limit": str(quota)},
-    )
-
-
-def _full(capacity: int) -> Overloaded:
-    return Overloaded(
-        f"the embedding store is full of embeddings in use (capacity {capacity} bytes)",
-        metadata={"capacity_bytes": str(capacity)},
-    )

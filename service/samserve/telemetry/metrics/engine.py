@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry
 
 from samserve.telemetry.metrics.buckets import OUTCOMES, SECONDS
-from samserve.telemetry.metrics.lockfree import Count, Counters, Gauges, Histogram, Histograms
+from samserve.telemetry.metrics.lockfree import Counters, Gauges, Histogram, Histograms, Value
+from samserve.telemetry.metrics.scraped import Rows, ScrapedGauge
 from samserve.types import ModelInfo, Transport
 
 
@@ -41,16 +40,19 @@ class EngineMetrics:
             ["network"],
             registry=registry,
         )
-        self.ready = Gauge(
+        self.ready = Gauges(
             "samserve_engine_ready",
             "1 if the model runtime can be expected to answer.",
+            [],
             registry=registry,
-        )
-        self._waiting = Gauge(
+        ).labels()
+        self._queues: dict[str, Callable[[], int]] = {}
+        ScrapedGauge(
             "samserve_queue_waiting",
             "Pieces of work that wait for their turn at a network, or for a thread.",
             ["queue"],
-            registry=registry,
+            lambda: by_name(self._queues),
+            registry,
         )
         self._of = cache(self._children)
 
@@ -66,25 +68,43 @@ class EngineMetrics:
             seconds=self._seconds.labels(network, model),
         )
 
-    def watch_queue(self, name: str, waiting: Callable[[], int]) -> None:
+    def register_queue(self, name: str, waiting: Callable[[], int]) -> None:
         """Export how many wait, at the time of the scrape, which is in another thread."""
-        self._waiting.labels(name).set_function(waiting)
+        self._queues[name] = waiting
 
-    def watch(
+    def register(
         self,
         transport: Callable[[], Transport],
         models: Callable[[], Mapping[str, ModelInfo]],
     ) -> None:
         """Export the state of the runtime, at the time of the scrape, in another thread."""
-        self._registry.register(_EngineCollector(transport, models))
+
+        def transports() -> Rows:
+            used = transport()
+            return [((each.value,), float(each is used)) for each in Transport]
+
+        ScrapedGauge(
+            "samserve_engine_transport",
+            "1 for the way in which tensors travel to the model runtime, 0 for the others.",
+            ["transport"],
+            transports,
+            self._registry,
+        )
+        ScrapedGauge(
+            "samserve_model_info",
+            "1 for each model that is served.",
+            ["model", "digest"],
+            lambda: [((each.name, each.digest), 1.0) for each in list(models().values())],
+            self._registry,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _Of:
     """The metrics of one network of one model."""
 
-    running: Count
-    outcomes: Mapping[str, Count]
+    running: Value
+    outcomes: Mapping[str, Value]
     seconds: Histogram
 
 
@@ -115,7 +135,7 @@ class TritonMetrics:
     """What only a Triton Inference Server has."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        counter = partial(Counter, registry=registry)
+        counter = partial(Counters, registry=registry)
         self.errors = counter(
             "samserve_triton_errors",
             "Requests to Triton that were not answered, by what became of them.",
@@ -126,36 +146,20 @@ class TritonMetrics:
             "Requests that went in messages although memory is shared, for want of scratch memory.",
             ["network"],
         )
-        self.scratch_bytes = Gauge(
+        self._scratch_bytes: dict[str, Callable[[], int]] = {}
+        ScrapedGauge(
             "samserve_triton_scratch_bytes",
             "Shared memory for requests under way: all of it, and what lost runs may write into.",
             ["state"],
-            registry=registry,
+            lambda: by_name(self._scratch_bytes),
+            registry,
         )
 
+    def register_scratch_bytes(self, state: str, nbytes: Callable[[], int]) -> None:
+        """Export shared memory in a state, at the time of the scrape, in another thread."""
+        self._scratch_bytes[state] = nbytes
 
-class _EngineCollector(Collector):
-    def __init__(
-        self,
-        transport: Callable[[], Transport],
-        models: Callable[[], Mapping[str, ModelInfo]],
-    ) -> None:
-        self._transport = transport
-        self._models = models
 
-    def collect(self) -> Iterator[Metric]:
-        transports = GaugeMetricFamily(
-            "samserve_engine_transport",
-            "1 for the way in which tensors travel to the model runtime, 0 for the others.",
-            labels=["transport"],
-        )
-        in_force = self._transport()
-        for transport in Transport:
-            transports.add_metric([transport.value], float(transport is in_force))
-        yield transports
-        models = GaugeMetricFamily(
-            "samserve_model_info", "1 for each model that is served.", labels=["model", "digest"]
-        )
-        for model in list(self._models().values()):
-            models.add_metric([model.name, model.digest], 1.0)
-        yield models
+def by_name(reads: Mapping[str, Callable[[], float]]) -> Rows:
+    """Read what was registered under each name."""
+    return [((name,), read()) for name, read in list(reads.items())]

@@ -8,8 +8,8 @@ another; to the registry they are collectors like any.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, Generic, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -19,16 +19,16 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Exemplar
+from prometheus_client.samples import Exemplar as Sample
 from prometheus_client.utils import floatToGoString
 
-Seen = tuple[dict[str, str], float]
+Exemplar = tuple[dict[str, str], float]
 """The labels of an exemplar, and when it was seen, in seconds since the epoch."""
-_Bucket = tuple[str, float] | tuple[str, float, Exemplar]
+_Bucket = tuple[str, float] | tuple[str, float, Sample]
 
 
-class Count:
-    """How many there are; as a block, one more while it runs."""
+class Value:
+    """A number under one set of labels; as a block, one more while it runs."""
 
     __slots__ = ("value",)
 
@@ -40,7 +40,7 @@ class Count:
         self.value += amount
 
     def set(self, value: float) -> None:
-        """Put in the place of what was."""
+        """Replace the number."""
         self.value = value
 
     def __enter__(self) -> None:
@@ -60,19 +60,19 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         """Observations by bucket, not added up; the last is of those beyond all bounds."""
         self.total = 0.0
-        self.exemplars: dict[int, tuple[float, Seen]] = {}
+        self.exemplars: dict[int, tuple[float, Exemplar]] = {}
         """The last that was traced, by bucket."""
 
-    def observe(self, value: float, seen: Seen | None = None) -> None:
+    def observe(self, value: float, exemplar: Exemplar | None = None) -> None:
         """Count a value, with the trace that it belongs to, if it has one that is recorded."""
         bucket = bisect_left(self._bounds, value)
         self.counts[bucket] += 1
         self.total += value
-        if seen is not None:
-            self.exemplars[bucket] = value, seen
+        if exemplar is not None:
+            self.exemplars[bucket] = value, exemplar
 
     def buckets(self, names: Sequence[str]) -> Iterator[_Bucket]:
-        """Give what a scrape is told: observations up to each bound, which are named."""
+        """Return what a scrape reads: observations up to each bound, which are named."""
         counts, below = self.counts.copy(), 0
         for bucket, name in enumerate(names):
             below += counts[bucket]
@@ -81,76 +81,74 @@ class Histogram:
                 yield name, below
             else:
                 value, (labels, seen_at) = found
-                yield name, below, Exemplar(labels, value, seen_at)
+                yield name, below, Sample(labels, value, seen_at)
 
 
-_Child = TypeVar("_Child", Count, Histogram)
+_Child = TypeVar("_Child", Value, Histogram)
 
 
 class _Family(Collector, Generic[_Child]):
-    """A metric: what there is of it, by its labels."""
+    """A metric: its children, by their labels."""
 
-    def __init__(
-        self,
-        name: str,
-        documentation: str,
-        labelnames: Sequence[str],
-        registry: CollectorRegistry,
-        *,
-        make: Callable[[], _Child],
-    ) -> None:
-        self._about = (name, documentation)
-        self._labelnames = tuple(labelnames)
-        self._make: Callable[[], _Child] = make
-        self._children: dict[tuple[str, ...], _Child] = {}
-        registry.register(self)
-
-    def labels(self, *values: str) -> _Child:
-        """Give the one of these labels, a new one the first time."""
-        found = self._children.get(values)
-        if found is None:
-            found = self._children[values] = self._make()
-        return found
-
-    def children(self) -> Iterator[tuple[tuple[str, ...], _Child]]:
-        """Give all there are, by their labels; in any thread."""
-        yield from self._children.copy().items()
-
-
-class _Counts(_Family[Count]):
-    _metric: ClassVar[type[CounterMetricFamily | GaugeMetricFamily]]
+    _metric: ClassVar[type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]]
 
     def __init__(
         self, name: str, documentation: str, labelnames: Sequence[str], registry: CollectorRegistry
     ) -> None:
-        super().__init__(name, documentation, labelnames, registry, make=Count)
+        self._about = (name, documentation)
+        self._labelnames = tuple(labelnames)
+        self._children: dict[tuple[str, ...], _Child] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> _Child:
+        """Return the child of these labels, a new one the first time."""
+        found = self._children.get(values)
+        if found is None:
+            found = self._children[values] = self._new()
+        return found
 
     def describe(self) -> list[Metric]:
-        """Tell the registry what is collected here."""
+        """Return the metric without samples, which tells the registry its name."""
         return [self._metric(*self._about, labels=self._labelnames)]
 
     def collect(self) -> Iterator[Metric]:
-        """Give what there is now."""
-        family = self._metric(*self._about, labels=self._labelnames)
-        for values, child in self.children():
-            family.add_metric(values, child.value)
+        """Return what there is now; called in another thread."""
+        (family,) = self.describe()
+        for values, child in self._children.copy().items():
+            self._add(family, values, child)
         yield family
 
+    def _new(self) -> _Child:
+        raise NotImplementedError
 
-class Counters(_Counts):
+    def _add(self, family: Any, values: Sequence[str], child: _Child) -> None:
+        raise NotImplementedError
+
+
+class _Values(_Family[Value]):
+    def _new(self) -> Value:
+        return Value()
+
+    def _add(self, family: Any, values: Sequence[str], child: Value) -> None:
+        family.add_metric(values, child.value)
+
+
+class Counters(_Values):
     """What only grows."""
 
-    _metric: ClassVar[type[CounterMetricFamily | GaugeMetricFamily]] = CounterMetricFamily
+    _metric = CounterMetricFamily
 
 
-class Gauges(_Counts):
+class Gauges(_Values):
     """What rises and falls."""
 
-    _metric: ClassVar[type[CounterMetricFamily | GaugeMetricFamily]] = GaugeMetricFamily
+    _metric = GaugeMetricFamily
 
 
 class Histograms(_Family[Histogram]):
     """What has a size."""
+
+    _metric = HistogramMetricFamily
 
     def __init__(
         self,
@@ -160,17 +158,12 @@ class Histograms(_Family[Histogram]):
         bounds: Sequence[float],
         registry: CollectorRegistry,
     ) -> None:
-        exact = tuple(map(float, bounds))
-        self._names = (*map(floatToGoString, exact), "+Inf")
-        super().__init__(name, documentation, labelnames, registry, make=lambda: Histogram(exact))
+        self._bounds = tuple(map(float, bounds))
+        self._names = (*map(floatToGoString, self._bounds), "+Inf")
+        super().__init__(name, documentation, labelnames, registry)
 
-    def describe(self) -> list[Metric]:
-        """Tell the registry what is collected here."""
-        return [HistogramMetricFamily(*self._about, labels=self._labelnames)]
+    def _new(self) -> Histogram:
+        return Histogram(self._bounds)
 
-    def collect(self) -> Iterator[Metric]:
-        """Give what was observed until now."""
-        family = HistogramMetricFamily(*self._about, labels=self._labelnames)
-        for values, child in self.children():
-            family.add_metric(values, list(child.buckets(self._names)), child.total)
-        yield family
+    def _add(self, family: Any, values: Sequence[str], child: Histogram) -> None:
+        family.add_metric(values, list(child.buckets(self._names)), child.total)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from samserve import __version__
-from samserve.system.reloading import Watched
+from samserve.system.background import supervised
+from samserve.system.reloading import ReloadableFile
 from samserve.telemetry.metrics.buckets import OUTCOMES, SECONDS
+from samserve.telemetry.metrics.lockfree import Counters, Gauges, Histograms
+from samserve.telemetry.metrics.scraped import ScrapedGauge
 
 _LAG_EVERY_S = 1.0
 
@@ -29,101 +30,78 @@ class ServerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         ProcessCollector(registry=registry)
-        self._build = Gauge(
-            "samserve_build_info",
-            "1; what runs here.",
-            ["version", "python", "engine"],
-            registry=registry,
+        self._build = Gauges(
+            "samserve_build_info", "1; what runs here.", ["version", "python", "engine"], registry
         )
-        self._ready = Gauge(
-            "samserve_ready", "1 if calls are answered, as /readyz says.", registry=registry
-        )
-        self._lag = Histogram(
+        self._lag = Histograms(
             "samserve_event_loop_lag_seconds",
             "How late the event loop came to what was due; all calls wait for it.",
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._pending = Gauge(
-            "samserve_prefetch_pending",
-            "Pictures that are being encoded, or wait for that, without a caller.",
-            registry=registry,
-        )
-        self.prefetches = Counter(
+            [],
+            SECONDS,
+            registry,
+        ).labels()
+        self.prefetches = Counters(
             "samserve_prefetches",
             "Prefetches that ended, by outcome (ok, cancelled, failed).",
             ["outcome"],
-            registry=registry,
+            registry,
         )
 
-    def tell_build(self, engine: str) -> None:
+    def set_build_info(self, engine: str) -> None:
         """Export what runs: version, Python and kind of engine."""
         self._build.labels(__version__, platform.python_version(), engine).set(1)
 
-    def watch_ready(self, ready: Callable[[], bool]) -> None:
-        """Export what the probe is told, at the time of the scrape."""
-        self._ready.set_function(lambda: float(ready()))
+    def register_ready(self, ready: Callable[[], bool]) -> None:
+        """Export what /readyz answers, at the time of the scrape."""
+        ScrapedGauge(
+            "samserve_ready",
+            "1 if calls are answered, as /readyz says.",
+            [],
+            lambda: [((), float(ready()))],
+            self._registry,
+        )
 
-    def watch_prefetches(self, pending: Callable[[], int]) -> None:
+    def register_prefetches(self, pending: Callable[[], int]) -> None:
         """Export how many prefetches are not done, at the time of the scrape."""
-        self._pending.set_function(pending)
+        ScrapedGauge(
+            "samserve_prefetch_pending",
+            "Pictures that are being encoded, or wait for that, without a caller.",
+            [],
+            lambda: [((), pending())],
+            self._registry,
+        )
         for outcome in OUTCOMES:
             self.prefetches.labels(outcome)
 
-    def watch_files(self, files: Sequence[Watched[Any]]) -> None:
-        """Export whether files that may change are in order, at the time of the scrape."""
-        self._registry.register(_FilesCollector(files))
+    def register_files(self, files: Sequence[ReloadableFile[Any]]) -> None:
+        """Export whether files that may change are valid, at the time of the scrape."""
+        ScrapedGauge(
+            "samserve_file_in_order",
+            "1 if a watched file is in force as it is, 0 if an older content had to be kept.",
+            ["file"],
+            lambda: [((file.name,), float(file.healthy)) for file in files],
+            self._registry,
+        )
 
-    def watch_quotas(self, used: Callable[[], Iterable[QuotaUse]]) -> None:
+    def register_quotas(self, used: Callable[[], Iterable[QuotaUse]]) -> None:
         """Export how much of their quotas tenants use, at the time of the scrape.
 
         *used* is called in another thread.
         """
-        self._registry.register(_QuotasCollector(used))
+        ScrapedGauge(
+            "samserve_quota_used_ratio",
+            "Part of a quota that is in use: 0 to 1.",
+            ["tenant", "quota"],
+            lambda: [((tenant, quota), ratio) for tenant, quota, ratio in used()],
+            self._registry,
+        )
 
-    @asynccontextmanager
-    async def lag_observed(self) -> AsyncIterator[None]:
+    def lag_observed(self) -> AbstractAsyncContextManager[None]:
         """Observe how late the event loop is while the block runs."""
-        task = asyncio.create_task(self._observe_lag())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        return supervised(self._observe_lag, "observing the event loop failed", _LAG_EVERY_S)
 
     async def _observe_lag(self) -> None:
         while True:
             due = time.monotonic() + _LAG_EVERY_S
             await asyncio.sleep(_LAG_EVERY_S)
             self._lag.observe(max(0.0, time.monotonic() - due))
-
-
-class _FilesCollector(Collector):
-    def __init__(self, files: Sequence[Watched[Any]]) -> None:
-        self._files = files
-
-    def collect(self) -> Iterator[Metric]:
-        family = GaugeMetricFamily(
-            "samserve_file_in_order",
-            "1 if a watched file is in force as it is, 0 if an older content had to be kept.",
-            labels=["file"],
-        )
-        for file in self._files:
-            family.add_metric([file.name], float(file.healthy))
-        yield family
-
-
-class _QuotasCollector(Collector):
-    def __init__(self, used: Callable[[], Iterable[QuotaUse]]) -> None:
-        self._used = used
-
-    def collect(self) -> Iterator[Metric]:
-        family = GaugeMetricFamily(
-            "samserve_quota_used_ratio",
-            "Part of a quota that is in use: 0 to 1.",
-            labels=["tenant", "quota"],
-        )
-        for tenant, quota, ratio in self._used():
-            family.add_metric([tenant, quota], ratio)
-        yield family

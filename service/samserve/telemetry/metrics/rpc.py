@@ -133,7 +133,7 @@ class CallMetrics:
             self._refusals(method, "memory")
 
     def set_limit(self, method: str, limit: int) -> None:
-        """Tell how many calls of *method* may be in flight."""
+        """Export how many calls of *method* may be in flight."""
         self._limits.labels(method).set(limit)
 
     def record(self, call: CallRecord) -> None:

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter as Counts
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry
 
 from samserve.telemetry.metrics.buckets import SECONDS
+from samserve.telemetry.metrics.lockfree import Counters, Histograms
+from samserve.telemetry.metrics.scraped import Rows, ScrapedCounter, ScrapedGauge
 from samserve.types import StoreStats, Tier
 
 _RESULTS = ("hit", "miss", "deleted", "damaged", "format", "model", "unavailable")
 _FAILURES = ("unavailable", "full", "refused", "damaged")
+# What memory says of itself, by the field of `StoreStats`.
+_OF_MEMORY = (
+    (ScrapedGauge, "samserve_store_entries", "Embeddings held.", "entries"),
+    (ScrapedGauge, "samserve_store_bytes", "Bytes held.", "bytes"),
+    (
+        ScrapedGauge,
+        "samserve_store_quarantined_bytes",
+        "Bytes of those held that a lost run may write into.",
+        "quarantined_bytes",
+    ),
+    (
+        ScrapedGauge,
+        "samserve_store_capacity_bytes",
+        "Bytes that may be held.",
+        "capacity_bytes",
+    ),
+    (ScrapedCounter, "samserve_store_evictions", "Embeddings dropped for room.", "evictions"),
+)
 
 
 class CacheMetrics:
@@ -22,7 +40,7 @@ class CacheMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        counter = partial(Counter, registry=registry)
+        counter = partial(Counters, registry=registry)
         # In one family with those of memory, which are counted by the store.
         self._reads: Counts[str] = Counts()
         self.writes = counter(
@@ -39,77 +57,56 @@ class CacheMetrics:
         self.bytes = counter(
             "samserve_cache_bytes", "Bytes of embeddings from and to it.", ["direction"]
         )
-        self.node_seconds = Histogram(
+        self.node_seconds = Histograms(
             "samserve_cache_node_seconds",
             "Time that a node took to answer.",
             ["node"],
-            buckets=SECONDS,
-            registry=registry,
+            SECONDS,
+            registry,
         )
 
     def read(self, result: str) -> None:
         """Count an embedding that was looked for in the shared cache.
 
         It was a ``hit``, a ``miss``, ``deleted``, ``damaged`` (and removed), of another ``format``
-        or ``model`` (and left alone), or the cache was ``unavailable``.
+        or ``model`` (and not touched), or the cache was ``unavailable``.
         """
         self._reads[result] += 1
 
-    def watch_nodes(self, health: Callable[[], Mapping[str, bool]]) -> None:
-        """Export which nodes are left alone, at the time of the scrape."""
+    def register_nodes(self, health: Callable[[], Mapping[str, bool]]) -> None:
+        """Export for which nodes the circuit is open, at the time of the scrape."""
         # A first failure is an increase only if there was a 0 before.
         self._reads.update(dict.fromkeys(_RESULTS, 0))
         for kind in _FAILURES:
             self.failures.labels(kind)
-        self._registry.register(_NodesCollector(health))
-
-    def watch_store(self, stats: Callable[[], StoreStats]) -> None:
-        """Export what is held in memory, and all requests, at the time of the scrape."""
-        self._registry.register(_StoreCollector(stats, self._reads))
-
-
-class _NodesCollector(Collector):
-    def __init__(self, health: Callable[[], Mapping[str, bool]]) -> None:
-        self._health = health
-
-    def collect(self) -> Iterator[Metric]:
-        family = GaugeMetricFamily(
+        ScrapedGauge(
             "samserve_cache_node_away",
             "1 for a node of the shared cache that is left alone since it does not answer.",
-            labels=["node"],
+            ["node"],
+            lambda: [((node,), float(not answers)) for node, answers in health().items()],
+            self._registry,
         )
-        for node, answers in self._health().items():
-            family.add_metric([node], float(not answers))
-        yield family
 
+    def register_store(self, stats: Callable[[], StoreStats]) -> None:
+        """Export what is held in memory, and all requests, at the time of the scrape."""
 
-class _StoreCollector(Collector):
-    def __init__(self, stats: Callable[[], StoreStats], shared: Counts[str]) -> None:
-        self._stats = stats
-        self._shared = shared
+        def requests() -> Rows:
+            memory, shared = Tier.MEMORY.value, Tier.SHARED.value
+            now = stats()
+            yield (memory, "hit"), now.hits
+            yield (memory, "miss"), now.misses
+            yield from (((shared, result), count) for result, count in self._reads.copy().items())
 
-    def collect(self) -> Iterator[Metric]:
-        stats = self._stats()
-        yield GaugeMetricFamily("samserve_store_entries", "Embeddings held.", stats.entries)
-        yield GaugeMetricFamily("samserve_store_bytes", "Bytes held.", stats.bytes)
-        yield GaugeMetricFamily(
-            "samserve_store_quarantined_bytes",
-            "Bytes of those held that a lost run may write into.",
-            stats.quarantined_bytes,
-        )
-        yield GaugeMetricFamily(
-            "samserve_store_capacity_bytes", "Bytes that may be held.", stats.capacity_bytes
-        )
-        yield CounterMetricFamily(
-            "samserve_store_evictions", "Embeddings dropped for room.", stats.evictions
-        )
-        requests = CounterMetricFamily(
+        for kind, name, documentation, field in _OF_MEMORY:
+            kind(name, documentation, [], partial(_read, stats, field), self._registry)
+        ScrapedCounter(
             "samserve_cache_requests",
             "Embeddings looked for, by tier; what misses memory goes on to the shared cache.",
-            labels=["tier", "result"],
+            ["tier", "result"],
+            requests,
+            self._registry,
         )
-        requests.add_metric([Tier.MEMORY.value, "hit"], stats.hits)
-        requests.add_metric([Tier.MEMORY.value, "miss"], stats.misses)
-        for result, count in self._shared.copy().items():
-            requests.add_metric([Tier.SHARED.value, result], count)
-        yield requests
+
+
+def _read(stats: Callable[[], StoreStats], field: str) -> Rows:
+    return [((), getattr(stats(), field))]

@@ -95,7 +95,7 @@ class OtelCall:
         self.context = span.get_span_context()
         self.recorded = span.is_recording()
         self.trace_id = f"{self.context.trace_id:032x}"
-        # Triton is not told of a trace that is not sampled: it records whatever it is told of.
+        # Triton records every trace that it gets, so it gets only those that are sampled.
         self.span: Span | None = _Part(self, "", self.context) if self.recorded else None
         self.parts: list[_Part] = []
         self.over = False
@@ -157,7 +157,7 @@ class _Part:
         # The SDK's own ids are as random as this.
         identity = random.getrandbits(64) or 1
         context = SpanContext(
-            *(around.trace_id, identity, False, around.trace_flags, around.trace_state)
+            around.trace_id, identity, False, around.trace_flags, around.trace_state
         )
         part = _Part(call, name, context, around)
         call.parts.append(part)
