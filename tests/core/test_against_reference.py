@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from samserve.core import geometry, grid, masks, nms, regions, rle, tokens
-from samserve.types import Array, BoolArray, FloatArray, Label, Multimask, Size, UInt8Array
+from samserve.core import geometry, grid, masks, nms, regions, rle
+from samserve.types import Array, BoolArray, FloatArray, Size, UInt8Array
 
 from tests.core import logits as maps
 from tests.core import photos
@@ -22,11 +23,11 @@ from tests.support.examples import examples
 
 torchvision_shim.install()
 
-from segment_anything.modeling import PromptEncoder, Sam  # noqa: E402
+from segment_anything.modeling import Sam  # noqa: E402
 from segment_anything.utils import amg  # noqa: E402
-from segment_anything.utils.onnx import SamOnnxModel  # noqa: E402
 from segment_anything.utils.transforms import ResizeLongestSide  # noqa: E402
 
+between = partial(masks.Upsampling.between, model_side=1024, low_res_side=256)
 TRANSFORM = ResizeLongestSide(1024)
 PHOTOS = photos.odd_sizes()
 SIZES = [Size(1080, 1920), Size(300, 451), Size(1411, 1411), Size(1031, 761), Size(97, 1500)]
@@ -96,7 +97,7 @@ def test_upsampling_is_that_of_torch(image: Size) -> None:
     for low_res in [*maps.blobs(1, 3, resized), maps.hard()["noise"], maps.hard()["corners"]]:
         theirs = reference_logits(low_res, resized, image).numpy()
 
-        ours = masks.upscale_logits(low_res, resized, image)
+        ours = masks.upscale_logits(low_res, between(resized, image))
 
         assert np.abs(ours - theirs).max() < 1e-5
 
@@ -104,12 +105,12 @@ def test_upsampling_is_that_of_torch(image: Size) -> None:
 @pytest.mark.parametrize("image", SIZES, ids=str)
 def test_summary_is_that_of_the_reference(image: Size) -> None:
     resized = geometry.resize_longest_side(image, 1024)
-    steps = masks.Upsampling.between(resized, image)
+    steps = between(resized, image)
     for low_res in maps.blobs(2, 8, resized):
         logits = reference_logits(low_res, resized, image)
         mask = logits > 0
 
-        summary = masks.summarize(low_res, steps)
+        summary = masks.summarize(low_res, steps, level=0, offset=1)
 
         assert summary.box_xyxy == tuple(amg.batched_mask_to_box(mask).tolist())
         assert summary.area == pytest.approx(int(mask.sum()), abs=1)
@@ -224,69 +225,3 @@ def test_suppression_is_torchvision_s(seed: int, count: int, threshold: float) -
     ours = nms.nms(boxes, scores, threshold)
 
     assert ours.tolist() == theirs.tolist()
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(-2, 2, width=32), min_size=4, max_size=4), st.integers(0, 9))
-def test_auto_answers_the_token_of_return_single_mask(iou: list[float], count: int) -> None:
-    predicted = torch.tensor([iou])
-    model = SimpleNamespace(model=SimpleNamespace(mask_decoder=SimpleNamespace(num_mask_tokens=4)))
-    numbered = torch.arange(4.0).reshape(1, 4, 1, 1)
-    chosen, _ = SamOnnxModel.select_masks(model, numbered, predicted, count)
-
-    answered = tokens.answered_tokens(Multimask.AUTO, count, predicted[0].numpy())
-
-    assert answered == [int(chosen)]
-
-
-@pytest.fixture(scope="module")
-def prompt_encoder() -> PromptEncoder:
-    torch.manual_seed(0)
-    return PromptEncoder(256, (64, 64), (1024, 1024), 16).eval().requires_grad_(False)
-
-
-def embedded(encoder: PromptEncoder, coords: FloatArray, labels: FloatArray) -> torch.Tensor:
-    """What the exported decoder does with coordinates and labels."""
-    exported = SimpleNamespace(img_size=1024, model=SimpleNamespace(prompt_encoder=encoder))
-    result: torch.Tensor = SamOnnxModel._embed_points(
-        exported, torch.from_numpy(coords), torch.from_numpy(labels)
-    )
-    return result
-
-
-@pytest.mark.parametrize("point_count", [0, 1, 3])
-@pytest.mark.parametrize("with_box", [False, True])
-def test_sparse_prompt_is_embedded_as_in_the_reference(
-    prompt_encoder: PromptEncoder, point_count: int, with_box: bool
-) -> None:
-    rng = np.random.default_rng(point_count)
-    points, labels = rng.random((point_count, 2)) * 1024, [1, 0, 1][:point_count]
-    box = np.array([100.3, 200.7, 640.1, 900.9]) if with_box else None
-    given_points = torch.tensor(points[None]).float(), torch.tensor(labels, dtype=torch.int)[None]
-    theirs, _ = prompt_encoder(
-        points=given_points if point_count else None,
-        boxes=None if box is None else torch.tensor(box[None]).float(),
-        masks=torch.zeros(1, 1, 256, 256),
-    )
-
-    coords, values = tokens.sparse_prompt(points, [Label(label) for label in labels], box)
-
-    assert len(coords) == theirs.shape[1]
-    if len(coords):
-        ours = embedded(prompt_encoder, coords[None], values[None])
-        assert torch.allclose(ours, theirs, atol=1e-6)
-
-
-def test_grid_prompts_are_embedded_as_in_the_reference(prompt_encoder: PromptEncoder) -> None:
-    image, resized = Size(683, 1021), Size(685, 1024)
-    points = geometry.points_to_model_frame(grid.point_grid(32) * [1021, 683], image, resized)
-    theirs, _ = prompt_encoder(
-        points=(torch.from_numpy(points)[:, None], torch.ones(len(points), 1, dtype=torch.int)),
-        boxes=None,
-        masks=None,
-    )
-
-    coords, labels = tokens.grid_prompts(points)
-
-    ours = embedded(prompt_encoder, coords, labels)
-    assert torch.equal(ours, theirs)

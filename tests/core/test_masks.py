@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,13 @@ IMAGES = [
     Size(1, 1),
 ]
 
+LEVELS = {"level": 0.0, "offset": 1.0}
+between = partial(masks.Upsampling.between, low_res_side=256)
+
 
 def steps_for(image: Size) -> tuple[Size, masks.Upsampling]:
     resized = geometry.resize_longest_side(image, 1024)
-    return resized, masks.Upsampling.between(resized, image)
+    return resized, between(resized, image, model_side=1024)
 
 
 def plain_summary(logits: FloatArray, level: float, offset: float) -> masks.MaskSummary:
@@ -38,8 +42,8 @@ def plain_summary(logits: FloatArray, level: float, offset: float) -> masks.Mask
 
 
 def assert_same_bits(low_res: FloatArray, image: Size, level: float = 0, offset: float = 1) -> None:
-    resized, steps = steps_for(image)
-    plain = masks.upscale_logits(low_res, resized, image)
+    _, steps = steps_for(image)
+    plain = masks.upscale_logits(low_res, steps)
 
     summary = masks.summarize(low_res, steps, level=level, offset=offset)
     mask = masks.binary_mask(low_res, steps, level=level)
@@ -100,24 +104,24 @@ def test_padding_of_the_model_frame_is_cut_off() -> None:
     low_res = maps.constant(-5)
     low_res[200:] = 5  # below a picture that fills 576 of 1024 rows
     image = Size(1080, 1920)
-    resized, steps = steps_for(image)
+    _, steps = steps_for(image)
 
-    mask = masks.binary_mask(low_res, steps)
+    mask = masks.binary_mask(low_res, steps, level=0)
 
     assert not mask.any()
-    assert (masks.upscale_logits(low_res, resized, image) == -5).all()
+    assert (masks.upscale_logits(low_res, steps) == -5).all()
 
 
 def test_trap_pixel_at_the_threshold_is_outside() -> None:
     logits = np.array([[-0.1, 0.0, 0.1]], dtype=np.float32)
 
-    assert masks.threshold(logits).tolist() == [[False, False, True]]
+    assert masks.threshold(logits, 0).tolist() == [[False, False, True]]
 
 
 def test_trap_map_at_the_threshold_is_an_empty_mask() -> None:
     _, steps = steps_for(Size(300, 451))
 
-    summary = masks.summarize(maps.constant(0), steps)
+    summary = masks.summarize(maps.constant(0), steps, **LEVELS)
 
     assert summary.area == 0
     assert summary.box_xyxy == (0, 0, 0, 0)
@@ -126,11 +130,11 @@ def test_trap_map_at_the_threshold_is_an_empty_mask() -> None:
 def test_trap_stability_of_nothing_is_nan() -> None:
     _, steps = steps_for(Size(300, 451))
 
-    stability = masks.summarize(maps.constant(-8), steps).stability
+    stability = masks.summarize(maps.constant(-8), steps, **LEVELS).stability
 
     assert math.isnan(stability)
     assert not stability >= 0.95
-    assert math.isnan(masks.stability_score(maps.constant(-8)))
+    assert math.isnan(masks.stability_score(maps.constant(-8), **LEVELS))
 
 
 def test_trap_stability_is_measured_at_image_resolution() -> None:
@@ -138,21 +142,21 @@ def test_trap_stability_is_measured_at_image_resolution() -> None:
     resized, steps = steps_for(image)
     (low_res,) = maps.blobs(11, 1, resized)
 
-    stability = masks.summarize(low_res, steps).stability
+    stability = masks.summarize(low_res, steps, **LEVELS).stability
 
-    assert stability != masks.stability_score(low_res)
-    assert stability == masks.stability_score(masks.upscale_logits(low_res, resized, image))
+    assert stability != masks.stability_score(low_res, **LEVELS)
+    assert stability == masks.stability_score(masks.upscale_logits(low_res, steps), **LEVELS)
 
 
 def test_trap_upsampling_goes_through_the_model_frame() -> None:
     image = Size(1080, 1920)
     _, steps = steps_for(image)
-    direct = masks.Upsampling.between(Size(144, 256), image, model_side=256)
+    direct = between(Size(144, 256), image, model_side=256)
     low_res = maps.hard()["noise"]
 
-    mask = masks.binary_mask(low_res, steps)
+    mask = masks.binary_mask(low_res, steps, level=0)
 
-    assert np.count_nonzero(mask != masks.binary_mask(low_res, direct)) > 1000
+    assert np.count_nonzero(mask != masks.binary_mask(low_res, direct, level=0)) > 1000
 
 
 def test_trap_half_precision_logits_are_cast_before_interpolation() -> None:
@@ -160,16 +164,16 @@ def test_trap_half_precision_logits_are_cast_before_interpolation() -> None:
     (low_res,) = maps.blobs(5, 1, resized)
     half: Any = low_res.astype(np.float16)
 
-    summary = masks.summarize(half, steps)
+    summary = masks.summarize(half, steps, **LEVELS)
 
-    assert summary == masks.summarize(half.astype(np.float32), steps)
-    assert masks.upscale_logits(half, resized, Size(300, 451)).dtype == np.float32
+    assert summary == masks.summarize(half.astype(np.float32), steps, **LEVELS)
+    assert masks.upscale_logits(half, steps).dtype == np.float32
 
 
 def test_stability_is_the_ratio_of_the_two_thresholds() -> None:
     logits = np.array([-2, -1, -0.5, 0.5, 1, 2, 3, 4], dtype=np.float32)
 
-    assert masks.stability_score(logits) == 3 / 6
+    assert masks.stability_score(logits, **LEVELS) == 3 / 6
 
 
 def test_box_has_inclusive_extreme_pixels() -> None:

@@ -16,13 +16,13 @@ Float64Array = npt.NDArray[np.float64]
 
 
 def binary_mask_to_logits(
-    mask: BoolArray, resized: Size, model_side: int = 1024, low_res_side: int = 256
+    mask: BoolArray, resized: Size, model_side: int, low_res_side: int
 ) -> FloatArray:
     """Turn a mask over the whole image into mask-input logits.
 
-    *mask* is bool ``[h, w]`` in the image frame; the answer is float32 ``[256, 256]`` in
+    *mask* is bool ``[h, w]`` in the image frame; the answer is float32 ``[L, L]`` in
     -10..10.  Each low-res cell gets ``20 * share - 10``, *share* being the part of its area that
-    the mask covers, the padding right of and below the picture counting as not covered.  The
+    the mask covers, the padding right of and below the image counting as not covered.  The
     scale of 20 and -10 is SAM 2's for masks as prompts (sam2
     modeling/sam2_base.py, ``_use_mask_as_output``); SAM 1 has no conversion of its own, it only
     takes logits of an earlier answer.

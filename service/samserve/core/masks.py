@@ -1,10 +1,10 @@
 """From low-res logits to masks over the image: upsampling, thresholds, stability, boxes.
 
-The reference upsamples twice, bilinearly with ``align_corners=False``: low-res to the model
-frame, cut to the resized picture, then to the image (segment-anything modeling/sam.py:133-162).
-Both steps together make every image pixel a weighted mean of 3 x 3 neighbouring low-res logits.
-That has two uses here.  The steps are done as one, three taps per axis, with the coordinates that
-torch computes.  And where nine neighbours all lie on one side of a threshold the pixel is decided
+Upsampling is bilinear with ``align_corners=False``, in two steps: low-res to the model frame, cut
+to the resized image, then to the image (segment-anything modeling/sam.py:133-162).  Both steps
+together make every image pixel a weighted mean of 3 x 3 neighbouring low-res logits.  That has two
+uses here.  The steps are done as one, three taps per axis, with the coordinates that torch
+computes.  And where nine neighbours all lie on one side of a threshold the pixel is decided
 without computing it: ``summarize`` and ``binary_mask`` look at vertical strips of the image, row
 by row, and interpolate only the rows of a strip whose neighbours straddle.  What they do compute
 they compute as ``upscale_logits`` does, so the bits are the same.
@@ -28,7 +28,7 @@ IntArray = npt.NDArray[np.int64]
 BoxXyxy = tuple[int, int, int, int]
 
 _STRIPS = 16
-# One for each size of picture that is clicked on now; 20 bytes for each of its rows and columns.
+# One for each size of image that is clicked on now; 20 bytes for each of its rows and columns.
 _KEPT_WAYS = 32
 _TAPS = 3
 _ROUNDING = 1e-5
@@ -58,9 +58,13 @@ class Upsampling:
     @classmethod
     @lru_cache(maxsize=_KEPT_WAYS)
     def between(
-        cls, resized: Size, image: Size, *, model_side: int = 1024, low_res_side: int = 256
+        cls, resized: Size, image: Size, *, model_side: int, low_res_side: int
     ) -> Upsampling:
-        """Prepare for *image*, which filled *resized* of the model frame."""
+        """Prepare for *image*, which filled *resized* of the model frame.
+
+        With a model side that is the low-res side, and *resized* all of it, the first step does
+        nothing: logits that show the whole image are upsampled in one step.
+        """
         edges = np.linspace(0, image.width, min(_STRIPS, image.width) + 1).astype(int).tolist()
         return cls(
             image,
@@ -83,27 +87,24 @@ class MaskSummary:
     stability: float
 
 
-def upscale_logits(
-    low_res: FloatArray, resized: Size, image: Size, *, model_side: int = 1024
-) -> FloatArray:
-    """Upsample finite logits float32 ``[256, 256]`` to float32 ``[h, w]`` of the image.
+def upscale_logits(low_res: FloatArray, steps: Upsampling) -> FloatArray:
+    """Upsample finite logits float32 ``[L, L]`` to float32 ``[h, w]`` of the image.
 
     Equal to the reference's two calls of ``F.interpolate`` up to float32 rounding.
     """
-    steps = Upsampling.between(resized, image, model_side=model_side, low_res_side=low_res.shape[0])
-    every_row = np.arange(image.height)
+    every_row = np.arange(steps.image.height)
     transposed = np.ascontiguousarray(low_res.T, dtype=np.float32)
     strips = [_strip_logits(transposed, steps, strip, every_row) for strip in steps.strips]
     return np.concatenate(strips, axis=1)
 
 
-def threshold(logits: FloatArray, level: float = 0.0) -> BoolArray:
-    """Give the pixels *above* the level, which itself is outside: bool of the same shape."""
+def threshold(logits: FloatArray, level: float) -> BoolArray:
+    """Return the pixels *above* the level, which itself is outside: bool of the same shape."""
     return np.asarray(logits > level, dtype=np.bool_)
 
 
-def stability_score(logits: FloatArray, level: float = 0.0, offset: float = 1.0) -> float:
-    """Give the IoU of the masks at ``level + offset`` and ``level - offset``; 0/0 gives NaN.
+def stability_score(logits: FloatArray, level: float, offset: float) -> float:
+    """Return the IoU of the masks at ``level + offset`` and ``level - offset``; 0/0 gives NaN.
 
     *logits* are at image (or crop) resolution.  AutoMask drops NaN, since it is not ``>=``
     anything; answers to a prompt report 0.  Source: segment-anything utils/amg.py:156-176.
@@ -114,7 +115,7 @@ def stability_score(logits: FloatArray, level: float = 0.0, offset: float = 1.0)
 
 
 def mask_to_box(mask: BoolArray) -> BoxXyxy:
-    """Give XYXY of the extreme pixels of a mask ``[h, w]``, both inclusive; empty gives zeros.
+    """Return XYXY of the extreme pixels of a mask ``[h, w]``, both inclusive; empty gives zeros.
 
     Source: segment-anything utils/amg.py:303-346.
     """
@@ -122,9 +123,9 @@ def mask_to_box(mask: BoolArray) -> BoxXyxy:
 
 
 def summarize(
-    low_res: FloatArray, steps: Upsampling, *, level: float = 0.0, offset: float = 1.0
+    low_res: FloatArray, steps: Upsampling, *, level: float, offset: float
 ) -> MaskSummary:
-    """Give area, box and stability at image resolution of logits float32 ``[256, 256]``.
+    """Return area, box and stability at image resolution of logits float32 ``[L, L]``.
 
     The same numbers as ``threshold``, ``mask_to_box`` and ``stability_score`` of
     ``upscale_logits``, without making the mask.  *offset* is not negative.
@@ -144,8 +145,8 @@ def summarize(
     return MaskSummary(area, _extent(in_column, in_row), _ratio(inner, outer))
 
 
-def binary_mask(low_res: FloatArray, steps: Upsampling, *, level: float = 0.0) -> BoolArray:
-    """Give the mask bool ``[h, w]``: ``threshold(upscale_logits(...), level)``, but faster."""
+def binary_mask(low_res: FloatArray, steps: Upsampling, *, level: float) -> BoolArray:
+    """Return the mask bool ``[h, w]``: ``threshold(upscale_logits(...), level)``, but faster."""
     mask = np.zeros((steps.image.height, steps.image.width), dtype=np.bool_)
     for block in _blocks(low_res, steps, level, level):
         strip = mask[:, block.columns]

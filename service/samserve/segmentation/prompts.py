@@ -1,41 +1,17 @@
-"""Prompts of people to tensors of the decoder."""
+"""Prompts in image pixels to tensors of the decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
-from samserve.core import geometry, mask_input, masks, rle, tokens
+from samserve.core import rle
 from samserve.engines.base import PromptBatch
 from samserve.errors import InvalidRequest, Violations
+from samserve.models.families.base import Family, ImageTransform
 from samserve.types import BinaryMask, Box, FloatArray, LogitsMask, ModelInfo, Prompt, Size
-
-
-@dataclass(frozen=True, slots=True)
-class Frames:
-    """The sizes that tie image pixels to one model's frames.
-
-    ``resized`` is the picture inside the model frame; it is computed once, in float64.
-    """
-
-    image: Size
-    resized: Size
-    model_side: int
-    mask_side: int
-
-    @classmethod
-    def of(cls, image: Size, model: ModelInfo) -> Frames:
-        """Lay an image of this size into the frame of *model*."""
-        resized = geometry.resize_longest_side(image, model.image_size)
-        return cls(image, resized, model.image_size, model.mask_size)
-
-    def upsampling(self) -> masks.Upsampling:
-        """Prepare the way from low-res logits to the image."""
-        return masks.Upsampling.between(
-            self.resized, self.image, model_side=self.model_side, low_res_side=self.mask_side
-        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,59 +83,44 @@ def _check_mask_size(violations: Violations, field: str, size: Size, expected: S
     violations.add(InvalidRequest(field, text, metadata=metadata))
 
 
-def sparse_count(prompt: Prompt) -> int:
-    """Count the sparse tokens that SAM makes of a prompt: points, corners and padding."""
-    if prompt.box is not None:
-        return len(prompt.points) + 2
-    return len(prompt.points) + 1 if prompt.points else 0
-
-
-def group(prompts: tuple[Prompt, ...], frames: Frames, most: int) -> Iterator[PromptGroup]:
+def group(
+    prompts: tuple[Prompt, ...], family: Family, transform: ImageTransform, most: int
+) -> Iterator[PromptGroup]:
     """Cut prompts into batches of at most *most* with equal point counts and kinds of mask.
 
-    Point counts are never padded to match: a further padding point is a token that the decoder
-    attends to, so a prompt's answer would depend on its neighbours.
+    Binary masks must have become logits, see `with_logits`.  Point counts are never padded to
+    match: a further padding point is a token that the decoder attends to, so a prompt's answer
+    would depend on its neighbours.
     """
     groups: dict[tuple[int, bool], list[_SparsePrompt]] = {}
     for index, prompt in enumerate(prompts):
-        sparse = _sparse_prompt(index, prompt, frames)
+        sparse = _sparse_prompt(index, prompt, family, transform)
         groups.setdefault((len(sparse.labels), sparse.mask is not None), []).append(sparse)
     for members in groups.values():
         for start in range(0, len(members), most):
-            yield _batch(members[start : start + most], frames.mask_side)
+            yield _batch(members[start : start + most], transform.mask_side)
 
 
-def _sparse_prompt(index: int, prompt: Prompt, frames: Frames) -> _SparsePrompt:
+def _sparse_prompt(
+    index: int, prompt: Prompt, family: Family, transform: ImageTransform
+) -> _SparsePrompt:
     points = np.array([(p.x, p.y) for p in prompt.points], dtype=np.float64).reshape(-1, 2)
-    coords, labels = tokens.sparse_prompt(
-        geometry.points_to_model_frame(points, frames.image, frames.resized),
+    coords, labels = family.prompt(
+        transform.points_to_model(points),
         [point.label for point in prompt.points],
-        _model_box(prompt.box, frames),
+        None if prompt.box is None else transform.box_to_model(np.array(astuple(prompt.box))),
     )
-    return _SparsePrompt(index, coords, labels, _mask_logits(prompt, frames))
+    assert not isinstance(prompt.mask, BinaryMask)
+    mask = None if prompt.mask is None else prompt.mask.logits
+    return _SparsePrompt(index, coords, labels, mask)
 
 
-def _model_box(box: Box | None, frames: Frames) -> np.ndarray | None:
-    if box is None:
-        return None
-    xyxy = np.array([box.x_min, box.y_min, box.x_max, box.y_max], dtype=np.float64)
-    return geometry.boxes_to_model_frame(xyxy, frames.image, frames.resized)
-
-
-def with_logits(prompt: Prompt, frames: Frames) -> Prompt:
+def with_logits(prompt: Prompt, family: Family, transform: ImageTransform) -> Prompt:
     """Bring a binary mask into the low-resolution frame; takes a while for a large image."""
-    logits = _mask_logits(prompt, frames)
-    return prompt if logits is None else replace(prompt, mask=LogitsMask(logits))
-
-
-def _mask_logits(prompt: Prompt, frames: Frames) -> FloatArray | None:
-    if prompt.mask is None:
-        return None
     if not isinstance(prompt.mask, BinaryMask):
-        return prompt.mask.logits
-    return mask_input.binary_mask_to_logits(
-        rle.decode(prompt.mask.rle), frames.resized, frames.model_side, frames.mask_side
-    )
+        return prompt
+    mask = rle.decode(prompt.mask.rle)
+    return replace(prompt, mask=LogitsMask(family.mask_prompt(mask, transform)))
 
 
 def _batch(members: list[_SparsePrompt], mask_side: int) -> PromptGroup:

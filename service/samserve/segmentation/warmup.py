@@ -9,6 +9,7 @@ import numpy as np
 from samserve.context import RequestContext
 from samserve.engines.base import EncoderInput, Engine, PromptBatch
 from samserve.errors import DeadlineExceeded, EngineUnavailable, Overloaded, WeightsChanged
+from samserve.models import families
 from samserve.security.principal import WARM_UP
 from samserve.stores.base import EmbeddingStore
 from samserve.system.startup_retry import StartupRetry
@@ -19,7 +20,7 @@ _MAY_PASS = (EngineUnavailable, Overloaded, DeadlineExceeded)
 
 
 async def warm_up(engine: Engine, store: EmbeddingStore, retry: StartupRetry) -> None:
-    """Encode an empty picture with every model and decode one click on it.
+    """Encode a black image with every model and decode one click on it.
 
     Raises what the engine raises, if it goes on for longer than *retry* gives it: a service that
     cannot infer does not become ready.
@@ -45,18 +46,17 @@ async def _warm_up_model(name: str, engine: Engine, store: EmbeddingStore) -> No
     if model is None:
         raise EngineUnavailable(f"model {name!r} is not served any more")
     context = RequestContext(WARM_UP)
-    side = model.image_size
-    facts = EmbeddingFacts.of(Size(side, side), model)
+    family = families.of(model)
+    transform = family.transform(Size(model.image_size, model.image_size), model)
+    facts = EmbeddingFacts.of(transform.image, model)
     key = EmbeddingKey(context.tenant, model.digest)
     slot = await store.reserve(key, facts, model.embedding, transient=True)
     try:
-        blank = EncoderInput(np.zeros((side, side, 3), dtype=np.uint8), Size(side, side))
-        await engine.encode(model.name, blank, slot, context)
-        click = PromptBatch(
-            point_coords=np.array([[[side / 2, side / 2], [0, 0]]], dtype=np.float32),
-            point_labels=np.array([[1, -1]], dtype=np.float32),
-            mask_input=np.zeros((0, model.mask_size, model.mask_size), dtype=np.float32),
-        )
+        blank = np.zeros((transform.model_side, transform.model_side, 3), dtype=np.uint8)
+        await engine.encode(model.name, EncoderInput(blank, transform.resized), slot, context)
+        coords, labels = family.grid_prompts(np.full((1, 2), transform.model_side / 2))
+        no_masks = np.zeros((0, transform.mask_side, transform.mask_side), dtype=np.float32)
+        click = PromptBatch(coords, labels, no_masks)
         await engine.decode(model.name, slot.as_embedding(), click, context)
     finally:
         await store.discard(slot)

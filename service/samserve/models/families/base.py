@@ -1,0 +1,162 @@
+"""What differs between families of SAM: the port, and the values that it speaks in.
+
+Everything that a family decides is here and nowhere else: how an image fills the model frame, what
+the decoder is given for a prompt, which of its masks answer, and how logits become pixels.  A
+family chooses among the building blocks of `samserve.core`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from samserve.core import geometry
+from samserve.core.masks import Upsampling
+from samserve.types import (
+    Array,
+    BoolArray,
+    FloatArray,
+    Label,
+    ModelInfo,
+    Multimask,
+    Size,
+    UInt8Array,
+)
+
+PAD_LABEL = -1.0
+BOX_LABELS = (2.0, 3.0)
+"""Top-left and bottom-right corner; the decoders of all families read the same labels."""
+
+
+class Sides(Protocol):
+    """Sides of a model's frames in pixels, of `ModelInfo` for example."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the model frame."""
+        ...
+
+    @property
+    def mask_size(self) -> int:
+        """Side of low-res logits and of mask prompts."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTransform:
+    """How pixels of one image (or crop) map to one model's frames.
+
+    ``resized`` is the size of the image inside the model frame, from its top-left corner on;
+    ``mask_side`` is the side of low-res logits and of mask prompts.
+    """
+
+    image: Size
+    resized: Size
+    model_side: int
+    mask_side: int
+
+    def points_to_model(self, points_xy: Array) -> Array:
+        """Move points ``[..., 2]``, XY, from the image into the model frame, as float64."""
+        return geometry.points_to_model_frame(points_xy, self.image, self.resized)
+
+    def box_to_model(self, box_xyxy: Array) -> Array:
+        """Move a box ``[4]``, XYXY, from the image into the model frame, as float64."""
+        return geometry.boxes_to_model_frame(box_xyxy, self.image, self.resized)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What can be asked of a model."""
+
+    points: bool
+    boxes: bool
+    masks: bool
+    automask: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class AutoMaskDefaults:
+    """Parameters of AutoMask that a request may leave out; see the protocol for what they mean."""
+
+    points_per_side: int
+    points_per_batch: int
+    pred_iou_thresh: float
+    stability_score_thresh: float
+    stability_score_offset: float
+    box_nms_thresh: float
+    crop_nms_thresh: float
+    crop_overlap_ratio: float
+    crop_n_points_downscale_factor: int
+
+
+class Family(ABC):
+    """The rules of one family.  Coordinates are float64 in the model frame, XY.
+
+    ``mask_tokens`` is how many masks the decoder makes of a prompt, ``multimask_tokens`` which of
+    them are answers to an ambiguous prompt.  Pixels with logits above ``mask_threshold`` belong to
+    a mask.  ``iou_passes`` and ``stability_passes`` compare with the thresholds of AutoMask.
+    ``preprocessing`` is the version of `transform` and `place` together: embeddings of different
+    versions are not the same.
+    """
+
+    name: ClassVar[str]
+    preprocessing: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+    mask_tokens: ClassVar[int]
+    multimask_tokens: ClassVar[tuple[int, ...]]
+    mask_threshold: ClassVar[float]
+    automask: ClassVar[AutoMaskDefaults]
+    iou_passes: ClassVar[np.ufunc]
+    stability_passes: ClassVar[np.ufunc]
+
+    @abstractmethod
+    def transform(self, image: Size, sides: Sides) -> ImageTransform:
+        """Decide the size of an image (or crop) inside the model frame."""
+
+    @abstractmethod
+    def place(self, pixels: UInt8Array, transform: ImageTransform) -> UInt8Array:
+        """Resize uint8 RGB ``[h, w, 3]`` and place it in the model frame, ``[S, S, 3]``."""
+
+    @abstractmethod
+    def prompt(
+        self, points: Array, labels: Sequence[Label], box: Array | None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Order one object's points ``[K, 2]`` and box ``[4]`` (XYXY) for the decoder.
+
+        Returns float32 coordinates ``[N, 2]`` and labels ``[N]``.
+        """
+
+    @abstractmethod
+    def grid_prompts(self, points: Array) -> tuple[FloatArray, FloatArray]:
+        """Make one prompt of each AutoMask point: coords ``[P, N, 2]``, labels ``[P, N]``."""
+
+    @abstractmethod
+    def mask_prompt(self, mask: BoolArray, transform: ImageTransform) -> FloatArray:
+        """Turn a mask over the image, ``[h, w]``, into mask-input logits, float32 ``[L, L]``."""
+
+    def masks_per_prompt(self, mode: Multimask) -> int:
+        """Return how many tokens answer a prompt, at most."""
+        return len(self.multimask_tokens) if mode is Multimask.ALL else 1
+
+    @abstractmethod
+    def answered_tokens(
+        self,
+        mode: Multimask,
+        labels: FloatArray,
+        predicted_iou: FloatArray,
+        low_res_logits: FloatArray,
+        model: ModelInfo,
+    ) -> Sequence[int]:
+        """Choose which of the T mask tokens answer a prompt, ascending.
+
+        *labels* ``[N]`` are those of `prompt`; the decoder made *predicted_iou* ``[T]`` and
+        *low_res_logits* ``[T, L, L]`` of it.
+        """
+
+    @abstractmethod
+    def upsampling(self, transform: ImageTransform) -> Upsampling:
+        """Choose how low-res logits become pixels of the image (or crop)."""

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from samserve.core import mask_formats, rle
+from samserve.types import (
+    BoolArray,
+    CocoRle,
+    MaskFormat,
+    PackedMask,
+    Segmentation,
+    UncompressedRle,
+)
+
+bool_masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12))
+
+
+def read(segmentation: Segmentation) -> BoolArray:
+    """Read a mask without the code that wrote it, but for run lengths in characters."""
+    height, width = segmentation.size.height, segmentation.size.width
+    match segmentation:
+        case CocoRle():
+            return rle.decode(segmentation)
+        case UncompressedRle():
+            values = np.arange(len(segmentation.counts)) % 2 == 1
+            return np.repeat(values, segmentation.counts).reshape(width, height).T
+        case PackedMask():
+            bits = np.unpackbits(np.frombuffer(segmentation.bits, np.uint8))
+            return bits[: height * width].reshape(height, width).astype(np.bool_)
+
+
+@given(bool_masks, st.sampled_from(MaskFormat))
+def test_each_format_has_the_same_pixels(mask: BoolArray, mask_format: MaskFormat) -> None:
+    written = mask_formats.write(mask, mask_format)
+
+    assert np.array_equal(read(written), mask)
+    assert mask_formats.write_rle(rle.encode(mask), mask_format) == written
+
+
+@pytest.mark.parametrize("mask_format", MaskFormat)
+def test_the_size_is_height_and_width(mask_format: MaskFormat) -> None:
+    written = mask_formats.write(np.zeros((2, 5), np.bool_), mask_format)
+
+    assert (written.size.height, written.size.width) == (2, 5)

@@ -1,0 +1,226 @@
+"""The rules of SAM 1, each beside the original where the original has it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samserve.core.masks import upscale_logits
+from samserve.engines.fake import MODEL
+from samserve.models.families import SAM1
+from samserve.models.families.base import Capabilities, ImageTransform
+from samserve.types import FloatArray, Label, Multimask, Size
+
+from tests.core import logits as maps
+from tests.core import photos
+from tests.oracle import torchvision_shim
+
+torchvision_shim.install()
+
+from segment_anything import SamAutomaticMaskGenerator  # noqa: E402
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam  # noqa: E402
+from segment_anything.utils.onnx import SamOnnxModel  # noqa: E402
+from segment_anything.utils.transforms import ResizeLongestSide  # noqa: E402
+
+NO_POINTS = np.empty((0, 2))
+CLICK = np.array([[10.0, 20.0]])
+BOX = np.array([1.0, 2.0, 3.0, 4.0])
+LOGITS = np.zeros((4, 256, 256), dtype=np.float32)
+ious = st.lists(st.floats(-10, 10, width=32), min_size=4, max_size=4)
+
+
+def answered(mode: Multimask, token_count: int, iou: list[float]) -> list[int]:
+    """Tokens that answer a prompt of so many sparse tokens."""
+    labels, predicted = np.zeros(token_count, np.float32), np.array(iou, np.float32)
+    return list(SAM1.answered_tokens(mode, labels, predicted, LOGITS, MODEL))
+
+
+def test_an_image_fills_the_longest_side_of_the_model_frame() -> None:
+    transform = SAM1.transform(Size(480, 640), MODEL)
+
+    assert transform == ImageTransform(Size(480, 640), Size(768, 1024), 1024, 256)
+    assert transform.points_to_model(np.array([0.5, 240])).tolist() == [0.8, 384]
+    assert transform.box_to_model(np.array([0, 0, 640, 480])).tolist() == [0, 0, 1024, 768]
+
+
+@pytest.mark.parametrize("name", ["coffee 1080x1920", "coffee panorama 97x1500"])
+def test_an_image_lies_top_left_in_zeros_as_the_reference_resizes_it(name: str) -> None:
+    rgb = photos.odd_sizes()[name]
+    resized = ResizeLongestSide(1024).apply_image(rgb)
+
+    placed = SAM1.place(rgb, SAM1.transform(Size(*rgb.shape[:2]), MODEL))
+
+    assert np.array_equal(placed[: len(resized)], resized)
+    assert placed.shape == (1024, 1024, 3)
+    assert not placed[len(resized) :].any()
+
+
+def test_trap_points_alone_get_exactly_one_pad() -> None:
+    points = np.array([[10.0, 20.0], [30.0, 40.0]])
+
+    coords, labels = SAM1.prompt(points, [Label.FOREGROUND, Label.BACKGROUND], None)
+
+    assert coords.tolist() == [[10, 20], [30, 40], [0, 0]]
+    assert labels.tolist() == [1, 0, -1]
+    assert coords.dtype == labels.dtype == np.float32
+
+
+def test_trap_box_alone_gets_no_pad() -> None:
+    coords, labels = SAM1.prompt(NO_POINTS, [], BOX)
+
+    assert coords.tolist() == [[1, 2], [3, 4]]
+    assert labels.tolist() == [2, 3]
+
+
+def test_trap_box_comes_after_points_and_replaces_the_pad() -> None:
+    coords, labels = SAM1.prompt(CLICK, [Label.BACKGROUND], BOX)
+
+    assert coords.tolist() == [[10, 20], [1, 2], [3, 4]]
+    assert labels.tolist() == [0, 2, 3]
+
+
+def test_mask_alone_has_no_sparse_tokens() -> None:
+    coords, labels = SAM1.prompt(NO_POINTS, [], None)
+
+    assert (coords.shape, labels.shape) == ((0, 2), (0,))
+
+
+def test_points_and_labels_must_match() -> None:
+    with pytest.raises(ValueError, match="1 points have 2 labels"):
+        SAM1.prompt(CLICK, [Label.FOREGROUND] * 2, None)
+
+
+def test_grid_point_is_one_foreground_click_and_a_pad() -> None:
+    coords, labels = SAM1.grid_prompts(np.array([[16.0, 48.0], [32.0, 48.0]]))
+
+    assert coords.tolist() == [[[16, 48], [0, 0]], [[32, 48], [0, 0]]]
+    assert labels.tolist() == [[1, -1], [1, -1]]
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1024), min_size=2, max_size=2))
+def test_grid_points_reach_the_encoding_as_if_they_were_float64(point: list[float]) -> None:
+    coords, _ = SAM1.grid_prompts(np.array([point]))
+
+    in_float64 = (np.array(point) + 0.5).astype(np.float32)
+    assert (coords[0, 0] + np.float32(0.5)).tolist() == in_float64.tolist()
+
+
+@pytest.fixture(scope="module")
+def prompt_encoder() -> PromptEncoder:
+    torch.manual_seed(0)
+    return PromptEncoder(256, (64, 64), (1024, 1024), 16).eval().requires_grad_(False)
+
+
+def embedded(encoder: PromptEncoder, coords: FloatArray, labels: FloatArray) -> torch.Tensor:
+    """What the exported decoder does with coordinates and labels."""
+    exported = SimpleNamespace(img_size=1024, model=SimpleNamespace(prompt_encoder=encoder))
+    result: torch.Tensor = SamOnnxModel._embed_points(
+        exported, torch.from_numpy(coords), torch.from_numpy(labels)
+    )
+    return result
+
+
+@pytest.mark.parametrize("point_count", [0, 1, 3])
+@pytest.mark.parametrize("with_box", [False, True])
+def test_prompt_is_embedded_as_in_the_reference(
+    prompt_encoder: PromptEncoder, point_count: int, with_box: bool
+) -> None:
+    rng = np.random.default_rng(point_count)
+    points, labels = rng.random((point_count, 2)) * 1024, [1, 0, 1][:point_count]
+    box = np.array([100.3, 200.7, 640.1, 900.9]) if with_box else None
+    given_points = torch.tensor(points[None]).float(), torch.tensor(labels, dtype=torch.int)[None]
+    theirs, _ = prompt_encoder(
+        points=given_points if point_count else None,
+        boxes=None if box is None else torch.tensor(box[None]).float(),
+        masks=torch.zeros(1, 1, 256, 256),
+    )
+
+    coords, values = SAM1.prompt(points, [Label(label) for label in labels], box)
+
+    assert len(coords) == theirs.shape[1]
+    if len(coords):
+        ours = embedded(prompt_encoder, coords[None], values[None])
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_grid_prompts_are_embedded_as_in_the_reference(prompt_encoder: PromptEncoder) -> None:
+    points = np.random.default_rng(0).random((1000, 2)) * 1024
+    theirs, _ = prompt_encoder(
+        points=(torch.from_numpy(points)[:, None], torch.ones(len(points), 1, dtype=torch.int)),
+        boxes=None,
+        masks=None,
+    )
+
+    coords, labels = SAM1.grid_prompts(points)
+
+    ours = embedded(prompt_encoder, coords, labels)
+    assert torch.equal(ours, theirs)
+
+
+def test_mask_prompt_covers_the_image_and_not_the_padding() -> None:
+    logits = SAM1.mask_prompt(np.ones((1080, 1920), bool), SAM1.transform(Size(1080, 1920), MODEL))
+
+    assert (logits.shape, logits.dtype) == ((256, 256), np.float32)
+    assert (logits[:144] == 10).all()
+    assert (logits[144:] == -10).all()
+
+
+@settings(deadline=None)
+@given(ious, st.integers(0, 40))
+def test_auto_answers_the_token_of_return_single_mask(iou: list[float], count: int) -> None:
+    model = SimpleNamespace(model=SimpleNamespace(mask_decoder=SimpleNamespace(num_mask_tokens=4)))
+    numbered = torch.arange(4.0).reshape(1, 4, 1, 1)
+    chosen, _ = SamOnnxModel.select_masks(model, numbered, torch.tensor([iou]), count)
+
+    assert answered(Multimask.AUTO, count, iou) == [int(chosen)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [(Multimask.ALL, [1, 2, 3]), (Multimask.SINGLE, [0])]
+)
+@pytest.mark.parametrize("count", [0, 2, 3])
+def test_all_and_single_do_not_depend_on_the_prompt(
+    mode: Multimask, expected: list[int], count: int
+) -> None:
+    assert answered(mode, count, [0.9, 0.1, 0.2, 0.3]) == expected
+    assert SAM1.masks_per_prompt(mode) == len(expected)
+
+
+def test_auto_of_a_mask_alone_is_the_best_of_three() -> None:
+    assert answered(Multimask.AUTO, 0, [0.9, 0.1, 0.8, 0.3]) == [2]
+    assert SAM1.masks_per_prompt(Multimask.AUTO) == 1
+
+
+@pytest.mark.parametrize("image", [Size(1080, 1920), Size(300, 451), Size(97, 1500)], ids=str)
+def test_logits_are_upsampled_through_the_model_frame_as_in_the_reference(image: Size) -> None:
+    transform = SAM1.transform(image, MODEL)
+    sam = SimpleNamespace(image_encoder=SimpleNamespace(img_size=1024))
+    low_res = maps.hard()["noise"]
+    sizes = (transform.resized.height, transform.resized.width), (image.height, image.width)
+    theirs = Sam.postprocess_masks(sam, torch.from_numpy(low_res)[None, None], *sizes)[0, 0]
+
+    ours = upscale_logits(low_res, SAM1.upsampling(transform))
+
+    assert np.abs(ours - theirs.numpy()).max() < 1e-5
+
+
+def test_numbers_are_those_of_the_reference() -> None:
+    generator = inspect.signature(SamAutomaticMaskGenerator.__init__).parameters
+    ambiguous = inspect.signature(MaskDecoder.__init__).parameters["num_multimask_outputs"].default
+
+    assert all(generator[name].default == value for name, value in asdict(SAM1.automask).items())
+    assert SAM1.mask_threshold == Sam.mask_threshold
+    assert (SAM1.mask_tokens, len(SAM1.multimask_tokens)) == (ambiguous + 1, ambiguous)
+    assert SAM1.capabilities == Capabilities(points=True, boxes=True, masks=True, automask=True)
+
+
+def test_automask_keeps_what_is_above_its_iou_and_at_least_its_stability() -> None:
+    assert SAM1.iou_passes([0.8, 0.9, 0.95], 0.9).tolist() == [False, False, True]
+    assert SAM1.stability_passes([0.8, 0.9, np.nan], 0.9).tolist() == [False, True, False]
