@@ -15,7 +15,7 @@ import onnx
 import onnx.parser
 import pytest
 from samserve.engines.fake import MODEL
-from samserve.export.triton_repository import Description, write_pair
+from samserve.export.triton_repository import Description, write_bundle
 
 from harness.triton.environment import own_backend
 from tests.support.waiting import until
@@ -189,9 +189,10 @@ def held_pixels(pixels: np.ndarray) -> np.ndarray:
 def write_drawing_pair(repository: Path, name: str = MODEL.name, *, weights: str = "") -> None:
     """Add the models ``<name>_encoder`` and ``<name>_decoder`` to a repository.
 
-    *weights* names others that draw the same: the files differ, and so does the pair's digest.
+    *weights* names others that draw the same: the files differ, and so do their digests.
     """
-    models = [onnx.parser.parse_model(text) for text in (ENCODER, DECODER)]
-    for model in models:
+    texts = {"encoder": ENCODER, "decoder": DECODER}
+    models = {role: onnx.parser.parse_model(text) for role, text in texts.items()}
+    for model in models.values():
         model.doc_string = weights
-    write_pair(repository, name, *models, Description(MODEL.description))
+    write_bundle(repository, name, models, Description(MODEL.description))

@@ -54,7 +54,7 @@ async def pair(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Engine, Me
 
 async def reserved(engine: Engine, store: MemoryStore, name: str = "x", digest: str = "") -> Slot:
     info = engine.models[NAME]
-    facts = EmbeddingFacts(Size(SIDE, SIDE), NAME, digest or info.digest)
+    facts = EmbeddingFacts(Size(SIDE, SIDE), NAME, digest or info.encoder_digest)
     return await store.reserve(EmbeddingKey("t", name), facts, info.embedding)
 
 

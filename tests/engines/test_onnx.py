@@ -24,6 +24,8 @@ from samserve.telemetry.metrics import Metrics
 from samserve.types import EmbeddingFacts, EmbeddingKey, Size
 
 from tests import pictures
+from tests.engines.weights import Versions, versions_of, write_version
+from tests.export.config_check import age
 
 NAME = "sam_tiny"
 
@@ -42,7 +44,7 @@ async def engine() -> AsyncIterator[OnnxEngine]:
 async def encoded(engine: OnnxEngine, valid: Size, padding: int = 0) -> Slot:
     info = engine.models[NAME]
     store = MemoryStore(8 << 20, ttl_s=60)
-    facts = EmbeddingFacts(valid, NAME, info.digest)
+    facts = EmbeddingFacts.of(valid, info)
     slot = await store.reserve(EmbeddingKey("t", "x"), facts, info.embedding)
     pixels = np.full((1024, 1024, 3), padding, dtype=np.uint8)
     pixels[: valid.height, : valid.width] = pictures.noise(valid.height, valid.width)
@@ -116,13 +118,13 @@ def test_an_empty_repository_is_unavailable(tmp_path: Path) -> None:
         open_engine(tmp_path)
 
 
-def test_a_decoder_of_other_weights_is_refused(tmp_path: Path) -> None:
+def test_a_decoder_of_another_encoder_is_refused(tmp_path: Path) -> None:
     repository = copied(tmp_path)
     config = repository / f"{NAME}_decoder" / "config.pbtxt"
-    digest = open_engine(repository).models[NAME].digest
-    config.write_text(config.read_text().replace(digest, "0" * 64))
+    encoder = open_engine(repository).models[NAME].encoder_digest
+    config.write_text(config.read_text().replace(encoder, "0" * 64))
 
-    with pytest.raises(EngineUnavailable, match="other weights"):
+    with pytest.raises(EngineUnavailable, match=f"'{NAME}_decoder' is of other weights"):
         open_engine(repository)
 
 
@@ -185,14 +187,45 @@ async def test_a_run_is_judged_by_what_the_graph_says_and_not_by_the_configurati
     """The graphs cannot be exchanged under a session, so the session is."""
     slot = await encoded(engine, Size(1024, 640))
     other = open_engine(default_repository())
-    sessions = other._sessions[NAME]
-    other._sessions[NAME] = replace(sessions, encoder=Lying(sessions.encoder))
-    other._sessions[NAME] = replace(other._sessions[NAME], decoder=Lying(sessions.decoder))
+    bundle = other._bundles[NAME]
+    lying = {role: Lying(session) for role, session in bundle.graphs.items()}
+    other._bundles[NAME] = replace(bundle, graphs=lying)
     with pytest.raises(WeightsChanged):
         await other.decode(NAME, slot.as_embedding(), clicks(1), RequestContext())
     with pytest.raises(WeightsChanged):
         await encoded(other, Size(1024, 640))
     await other.aclose()
+
+
+async def test_models_of_the_previous_export_give_the_same_masks(
+    engine: OnnxEngine, tmp_path: Path
+) -> None:
+    repository = copied(tmp_path)
+    age(repository, NAME, stamped=True)
+    engines = (engine, open_engine(repository))
+    slots = [await encoded(each, Size(1024, 640)) for each in engines]
+    outputs = [
+        await each.decode(NAME, slot.as_embedding(), clicks(2), RequestContext())
+        for each, slot in zip(engines, slots, strict=True)
+    ]
+    await engines[1].aclose()
+
+    assert np.array_equal(outputs[0].low_res_logits, outputs[1].low_res_logits)
+    assert slots[1].facts.encoder_digest == engine.models[NAME].digest
+
+
+async def test_a_new_decoder_of_the_same_encoder_takes_embeddings_that_are_there(
+    tmp_path: Path,
+) -> None:
+    for folder, encoder, decoder in (("old", 1, 1), ("decoder", 1, 2), ("both", 2, 2)):
+        write_version(tmp_path / folder, NAME, encoder, decoder=decoder)
+    old, new_decoder, new = (open_engine(tmp_path / each) for each in ("old", "decoder", "both"))
+    slot = await encoded(old, Size(1024, 640))
+    output = await new_decoder.decode(NAME, slot.as_embedding(), clicks(1), RequestContext())
+    with pytest.raises(WeightsChanged):
+        await new.decode(NAME, slot.as_embedding(), clicks(1), RequestContext())
+
+    assert versions_of(dict(enumerate(output.predicted_iou[0]))) == Versions(1, 2)
 
 
 class Lying:

@@ -73,8 +73,8 @@ def test_threads_of_the_engine_do_not_spin_between_runs() -> None:
     options.intra_op_num_threads = 4
     before = _threads()
     engine = OnnxEngine(default_repository(), 4, Metrics(CollectorRegistry()))
-    ours, between = engine._sessions[files.info.name].decoder, _threads()
-    default = ort.InferenceSession(files.decoder, options)
+    ours, between = engine._bundles[files.info.name].graphs["decoder"], _threads()
+    default = ort.InferenceSession(files.graphs["decoder"], options)
     sessions = {ours: between - before, default: _threads() - between}
     spent = dict.fromkeys(sessions, 0.0)
 

@@ -1,4 +1,4 @@
-"""Pairs of models whose answers say which weights made them.
+"""Models whose answers say which weights made them.
 
 Every number of the embedding is the encoder's version.  Of the four predicted IoUs the second is
 the version of the encoder that made the embedding, the third that of the decoder, both in
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx.parser
 from onnx import TensorProto
-from samserve.export.triton_repository import Description, write_pair
+from samserve.export.triton_repository import Description, write_bundle
 from samserve.models.repository import discover
 from samserve.types import ModelInfo
 
@@ -68,22 +68,31 @@ class Versions:
 
 
 def write_version(
-    repository: Path, name: str, version: int, precision: str = "float16"
+    repository: Path,
+    name: str,
+    version: int,
+    precision: str = "float16",
+    *,
+    decoder: int | None = None,
 ) -> ModelInfo:
-    """Write, or replace, the pair *name* by one of these weights; says what it is.
+    """Write, or replace, the model *name* by one of these weights; return what it is.
 
-    *precision* is that of the embedding: ``float16`` or ``float``.
+    *precision* is that of the embedding: ``float16`` or ``float``.  *decoder* is the version of the
+    decoder, where it is another one than the encoder's.
     """
-    graphs = (
-        text.replace("VERSION", str(version))
-        .replace("float16", precision)
-        .replace("Cast <to = 10>", f"Cast <to = {_TYPES[precision]}>")
-        for text in (ENCODER, DECODER)
-    )
-    write_pair(
-        repository, name, *map(onnx.parser.parse_model, graphs), Description(f"version {version}")
-    )
-    return next(files.info for files in discover(repository) if files.info.name == name)
+    graphs = {
+        role: onnx.parser.parse_model(
+            text.replace("VERSION", str(number))
+            .replace("float16", precision)
+            .replace("Cast <to = 10>", f"Cast <to = {_TYPES[precision]}>")
+        )
+        for role, text, number in (
+            ("encoder", ENCODER, version),
+            ("decoder", DECODER, decoder or version),
+        )
+    }
+    write_bundle(repository, name, graphs, Description(f"version {version}"))
+    return next(model.info for model in discover(repository) if model.info.name == name)
 
 
 def versions_of(iou: dict[int, float]) -> Versions:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 from google.protobuf import text_format
+from samserve.export.stamp import stamp
 from samserve.models.digest import DIGEST_OUTPUT, stamp_bytes
 from tritonclient.grpc import model_config_pb2
 
@@ -29,22 +30,29 @@ def read_graph(folder: Path) -> onnx.ModelProto:
 
 
 def unstamped(path: Path) -> bytes:
-    """The file of a graph without the part that says the digest of its pair."""
+    """The file of a graph without the part that says which encoder it belongs to."""
     size = stamp_bytes(path)
     assert size > 0
     return path.read_bytes()[:-size]
 
 
-def age(repository: Path, name: str) -> None:
-    """Make of a pair what an export wrote before graphs said their weights."""
+def age(repository: Path, name: str, *, stamped: bool = False) -> None:
+    """Make of a model what an export wrote before graphs said which encoder they belong to.
+
+    *stamped* if they said the digest of the model then, which came later; else they said nothing.
+    """
     for role in ("encoder", "decoder"):
         folder = repository / f"{name}_{role}"
         graph, config = folder / "1" / "model.onnx", folder / "config.pbtxt"
+        digest = parameters(read_config(folder))["samserve.digest"]
         graph.write_bytes(unstamped(graph))
+        if stamped:
+            stamp(graph, digest)
+        left_out = ("samserve.encoder_digest", *(() if stamped else (DIGEST_OUTPUT,)))
         lines = config.read_text().splitlines(keepends=True)
-        kept = "".join(line for line in lines if DIGEST_OUTPUT not in line)
+        kept = [line for line in lines if not any(each in line for each in left_out)]
         # Without the comma after the output before it.
-        config.write_text(kept.replace("},\n]", "}\n]"))
+        config.write_text("".join(kept).replace("},\n]", "}\n]"))
 
 
 def declared(tensors) -> list[tuple[str, int, list[int]]]:

@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from samserve.export.checkpoint import load_sam
-from samserve.export.onnx_export import UNCAST_EMBEDDING, export_encoder
+from samserve.export.onnx_export import UNCAST, export_encoder
 from samserve.export.onnx_file import serialized
 from samserve.export.pipeline import ExportOptions, export
 
@@ -103,7 +103,7 @@ class Pair:
 
     def embed(self, image: np.ndarray, image_size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Run the exported encoder: embeddings as stored, and before their cast."""
-        names = ["image_embedding", UNCAST_EMBEDDING]
+        names = ["image_embedding", f"image_embedding{UNCAST}"]
         feeds = {"image": image, "image_size": image_size}
         stored, uncast = self.comparable_encoder.run(names, feeds)
         return stored, uncast

@@ -12,7 +12,6 @@ import torch
 from prometheus_client import CollectorRegistry
 from samserve.engines.onnx import OnnxEngine
 from samserve.export.pipeline import ExportOptions, export
-from samserve.segmentation.automask.options import AutoMaskOptions
 from samserve.telemetry.metrics import Metrics
 
 from tests.oracle import pictures
@@ -71,14 +70,13 @@ def test_the_product_finds_what_the_original_finds(
         picture, encoder, decoder, output_mode="binary_mask", **SETTINGS[name]
     )
 
-    options = AutoMaskOptions(**SETTINGS[name])
-    records, filters = asyncio.run(product_auto_mask(engine, picture, options))
+    records, filters = asyncio.run(product_auto_mask(engine, picture, SETTINGS[name]))
 
     assert len(expected) >= 20
     assert differences(records, expected) == []
     kept = kept_by(counts)
-    assert {each.name: each.kept for each in filters.values()} == {
+    assert {each.name: each.count_out for each in filters.values()} == {
         each: kept[each] for each in filters
     }
-    rejecting = {each.name for each in filters.values() if each.kept < each.came}
+    rejecting = {each.name for each in filters.values() if each.count_out < each.count_in}
     assert {"pred_iou", "stability_score", "box_nms"} <= rejecting

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from samserve.engines.fake import MODEL
 from samserve.export.parity import PROMPTS_PER_PICTURE, Answer, Placed, compare, place
+from samserve.models import families
 from samserve.types import Parity
 
 HEIGHT, WIDTH = 120, 256
@@ -15,7 +17,7 @@ HEIGHT, WIDTH = 120, 256
 @pytest.fixture
 def placed() -> Placed:
     """A picture that takes the upper part of the frame: 480 of 1024 rows."""
-    return place(np.zeros((480, 1024, 3), np.uint8), 1024)
+    return place(np.zeros((480, 1024, 3), np.uint8), families.SAM1, MODEL)
 
 
 def answer(
@@ -24,10 +26,16 @@ def answer(
     """One answer for every prompt: bool masks ``[4,256,256]``."""
     logits = np.where(masks, 1, -1).astype(np.float32)
     return Answer(
-        embedding=np.ones((1, 256, 64, 64), np.float32),
+        embedding={name: np.ones((1, 4, 8, 8), np.float32) for name in ("coarse", "fine")},
         logits=np.broadcast_to(logits, (PROMPTS_PER_PICTURE, 4, 256, 256)),
         iou=np.tile(np.array(iou, np.float32), (PROMPTS_PER_PICTURE, 1)),
     )
+
+
+def scaled(right: Answer, *, fine: float) -> Answer:
+    """The same answer, but for the second tensor of its embedding."""
+    tensor = right.embedding["fine"] * np.float32(fine)
+    return replace(right, embedding={**right.embedding, "fine": tensor})
 
 
 def masks(token: int, rows: slice, columns: slice = slice(None)) -> np.ndarray:
@@ -119,7 +127,7 @@ def test_an_embedding_that_is_wrong_is_refused_whatever_the_masks(
     placed: Placed, precision: str, error: float
 ) -> None:
     right = answer(masks(1, slice(0, 60)))
-    found = replace(right, embedding=right.embedding * np.float32(1 + error))
+    found = scaled(right, fine=1 + error)
 
     refusal = compare([placed], [right], [found]).refusal(precision, 0)
 
@@ -129,7 +137,7 @@ def test_an_embedding_that_is_wrong_is_refused_whatever_the_masks(
 
 def test_an_embedding_of_nothing_cannot_be_judged(placed: Placed) -> None:
     right = answer(masks(1, slice(0, 60)))
-    nothing = replace(right, embedding=right.embedding * 0)
+    nothing = scaled(right, fine=0)
 
     assert "not finite" in compare([placed], [nothing], [nothing]).refusal("fp32", 0)
 
@@ -146,7 +154,7 @@ def test_other_choices_are_counted_and_what_is_no_number_is_never_chosen(placed:
 
 def test_the_largest_distance_of_an_embedding_is_told(placed: Placed) -> None:
     right = answer(masks(1, slice(0, 9)))
-    near = Answer(right.embedding * 1.01, right.logits, right.iou)
+    near = scaled(right, fine=1.01)
 
     found = compare([placed, placed], [right, right], [right, near]).figures
 

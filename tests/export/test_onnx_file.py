@@ -11,8 +11,8 @@ import pytest
 from samserve.export import onnx_file
 from samserve.export.onnx_file import save
 from samserve.export.stamp import without_stamp
-from samserve.export.triton_repository import Description, write_pair
-from samserve.models.digest import pair_digest
+from samserve.export.triton_repository import Description, write_bundle
+from samserve.models.digest import bundle_digest, graph_digests
 from samserve.models.repository import discover
 
 from tests.export.config_check import unstamped
@@ -77,11 +77,11 @@ def test_the_digest_is_that_of_all_files(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(save, "__kwdefaults__", {"largest": SMALL})
-    models = read(pair.encoder_path), read(pair.decoder_path)
-    write_pair(tmp_path, "split", *models, Description("split"))
+    models = {"encoder": read(pair.encoder_path), "decoder": read(pair.decoder_path)}
+    write_bundle(tmp_path, "split", models, Description("split"))
     (files,) = discover(tmp_path)
-    data = files.decoder.with_name(onnx_file.DATA_FILE)
+    data = files.graphs["decoder"].with_name(onnx_file.DATA_FILE)
 
-    assert files.info.digest == pair_digest(files.encoder, files.decoder)
+    assert files.info.digest == bundle_digest(graph_digests(files.graphs))
     data.write_bytes(data.read_bytes()[:-1] + b"\0")
-    assert files.info.digest != pair_digest(files.encoder, files.decoder)
+    assert files.info.digest != bundle_digest(graph_digests(files.graphs))

@@ -6,11 +6,12 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from onnx import ModelProto
 from samserve.export import triton_repository as repository_module
 from samserve.export.errors import ExportError
 from samserve.export.onnx_file import parsed, serialized
-from samserve.export.triton_repository import Description, write_pair
-from samserve.models.digest import pair_digest
+from samserve.export.triton_repository import Description, write_bundle
+from samserve.models.digest import bundle_digest, graph_digests
 
 from tests.export import graphs
 from tests.export.config_check import actual, declared, parameters, read_config, read_graph
@@ -18,12 +19,22 @@ from tests.export.config_check import actual, declared, parameters, read_config,
 ROLES = ("encoder", "decoder")
 
 
+def write(
+    repository: Path,
+    name: str = "toy",
+    *,
+    encoder: ModelProto | None = None,
+    decoder: ModelProto | None = None,
+    description: str = "Toy",
+) -> None:
+    models = {"encoder": encoder or graphs.encoder(), "decoder": decoder or graphs.decoder()}
+    write_bundle(repository, name, models, Description(description))
+
+
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """A repository with one pair, ``toy``."""
-    write_pair(
-        tmp_path, "toy", graphs.encoder(), graphs.decoder(), Description('A "toy" é \\ model')
-    )
+    """A repository with one model, ``toy``."""
+    write(tmp_path, description='A "toy" é \\ model')
     return tmp_path
 
 
@@ -102,11 +113,12 @@ def test_warm_up_of_the_decoder_is_a_click_without_a_mask(written: Path) -> None
 
 def test_parameters_say_what_the_gateway_must_know(written: Path) -> None:
     files = [serialized(model) for model in (graphs.encoder(), graphs.decoder())]
-    both = b"".join(hashlib.sha256(file).digest() for file in files)
+    encoder, decoder = (hashlib.sha256(file) for file in files)
     expected = {
         "samserve.family": "sam1",
         "samserve.model": "toy",
-        "samserve.digest": hashlib.sha256(both).hexdigest(),
+        "samserve.digest": hashlib.sha256(encoder.digest() + decoder.digest()).hexdigest(),
+        "samserve.encoder_digest": encoder.hexdigest(),
         "samserve.preprocessing": "sam1-1",
         "samserve.image_size": "1024",
         "samserve.mask_size": "256",
@@ -130,14 +142,14 @@ def test_digest_changes_with_every_file(tmp_path: Path) -> None:
                 files[-1].write_bytes(name.encode())
             if weights:
                 files[0].with_name("model.onnx.data").write_bytes(weights)
-            digests.add(pair_digest(*files))
+            digests.add(bundle_digest(graph_digests(dict(zip(ROLES, files, strict=True)))))
 
     assert len(digests) == 12
 
 
 def test_same_arguments_write_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("one", "two"):
-        write_pair(tmp_path / folder, "toy", graphs.encoder(), graphs.decoder(), Description("Toy"))
+        write(tmp_path / folder)
 
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert set(contents(tmp_path / "one")) == {
@@ -146,10 +158,10 @@ def test_same_arguments_write_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_writing_again_replaces_the_pair_and_leaves_others_alone(written: Path) -> None:
-    write_pair(written, "other", graphs.encoder(), graphs.decoder(), Description("Other"))
+    write(written, "other")
     before = contents(written / "other_encoder")
 
-    write_pair(written, "toy", graphs.encoder(), graphs.decoder(), Description("New"))
+    write(written, description="New")
 
     found = parameters(read_config(written / "toy_decoder"))
     assert found["samserve.description"] == "New"
@@ -171,7 +183,7 @@ def test_failing_half_way_leaves_the_old_pair(
     monkeypatch.setattr(repository_module, "config_text", fail_on_decoder)
 
     with pytest.raises(OSError, match="disk full"):
-        write_pair(written, "toy", graphs.encoder(), graphs.decoder(), Description("New"))
+        write(written, description="New")
     assert contents(written) == before
 
 
@@ -193,7 +205,7 @@ def test_encoder_that_does_not_fit_its_decoder_is_refused(
     encoder = graphs.encoder(outputs)
 
     with pytest.raises(ExportError, match=message):
-        write_pair(tmp_path, "toy", encoder, graphs.decoder(), Description("Toy"))
+        write(tmp_path, encoder=encoder)
     assert contents(tmp_path) == {}
 
 
@@ -203,13 +215,13 @@ def test_fixed_batch_axis_is_refused(tmp_path: Path) -> None:
     decoder = graphs.graph({**graphs.DECODER_INPUTS, **embedding}, graphs.DECODER_OUTPUTS)
 
     with pytest.raises(ExportError, match="no open batch axis"):
-        write_pair(tmp_path, "toy", encoder, decoder, Description("Toy"))
+        write(tmp_path, encoder=encoder, decoder=decoder)
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden"])
 def test_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ExportError, match="model name"):
-        write_pair(tmp_path, name, graphs.encoder(), graphs.decoder(), Description("Toy"))
+        write(tmp_path, name)
 
 
 def test_bytes_that_are_no_graph_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Graphs that say with each answer which weights have made it, and how old ones come to do so."""
+"""Graphs that say with each answer which encoder it belongs to, and how old ones come to do so."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from samserve.errors import EngineUnavailable
 from samserve.export import onnx_file, stamp
 from samserve.export.errors import ExportError
 from samserve.export.staging import PREFIX
-from samserve.export.triton_repository import Description, write_pair
+from samserve.export.triton_repository import Description, write_bundle
 from samserve.export.upgrade import upgrade
-from samserve.models.digest import DIGEST_OUTPUT, digest_words, pair_digest, stamp_bytes
-from samserve.models.repository import ModelFiles, discover
+from samserve.models.digest import (
+    DIGEST_OUTPUT,
+    bundle_digest,
+    digest_words,
+    graph_digests,
+    stamp_bytes,
+)
+from samserve.models.repository import Bundle, discover
+from samserve.segmentation.ids import embedding_id
+from samserve.types import EncodedImage
 
 from tests.cli.conftest import Command, samserve
 from tests.export import graphs
@@ -27,6 +35,7 @@ __all__ = ["samserve"]
 
 NAME = "sam_tiny"
 ROLES = ("encoder", "decoder")
+PREVIOUS_ID = "491030a56e996e18616c6f7734868c45eca33b340bf25a151c946826e786ed21"
 OUTPUTS = {"encoder": ["image_embedding"], "decoder": ["low_res_logits", "predicted_iou"]}
 
 
@@ -53,24 +62,42 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.fixture
-def old(tmp_path: Path) -> Path:
-    """A repository with the default model, as an earlier version has exported it."""
-    repository = tmp_path / "models"
+def aged(folder: Path, *, stamped: bool) -> Path:
+    repository = folder / "models"
     shutil.copytree(default_repository(), repository)
-    age(repository, NAME)
+    age(repository, NAME, stamped=stamped)
     return repository
 
 
-def only(repository: Path) -> ModelFiles:
-    (files,) = discover(repository)
-    return files
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A repository with the default model as exported before graphs said any weights."""
+    return aged(tmp_path, stamped=False)
 
 
+@pytest.fixture
+def previous(tmp_path: Path) -> Path:
+    """A repository with the default model as exported when graphs said those of the model."""
+    return aged(tmp_path, stamped=True)
+
+
+def only(repository: Path) -> Bundle[Path]:
+    (model,) = discover(repository)
+    return model
+
+
+def digests(repository: Path) -> tuple[str, str]:
+    """The digest of the files of the default model, and that of its encoder."""
+    graphs = graph_digests({role: path_of(repository, role) for role in ROLES})
+    return bundle_digest(graphs), graphs["encoder"]
+
+
+@pytest.mark.parametrize("form", ["old", "previous"])
 @pytest.mark.parametrize("role", ROLES)
-def test_each_row_of_a_batch_says_the_digest_and_nothing_else_changes(
-    old: Path, tmp_path: Path, role: str
+def test_each_row_of_a_batch_says_the_encoder_and_nothing_else_changes(
+    role: str, form: str, request: pytest.FixtureRequest
 ) -> None:
+    old: Path = request.getfixturevalue(form)
     before = ort.InferenceSession(path_of(old, role))
     given = feeds(role, 2)
     expected = before.run(OUTPUTS[role], given)
@@ -79,14 +106,14 @@ def test_each_row_of_a_batch_says_the_digest_and_nothing_else_changes(
     *found, said = after.run([*OUTPUTS[role], DIGEST_OUTPUT], given)
 
     assert all(np.array_equal(ours, right) for ours, right in zip(found, expected, strict=True))
-    assert [row.tobytes() for row in said] == [digest_words(only(old).info.digest)] * 2
+    assert [row.tobytes() for row in said] == [digest_words(digests(old)[1])] * 2
     onnx.checker.check_model(onnx.load(path_of(old, role)), full_check=True)
 
 
 def test_a_repository_is_refused_until_it_is_upgraded_and_keeps_its_digest(
     old: Path, samserve: Command
 ) -> None:
-    digest = pair_digest(*(path_of(old, role) for role in ROLES))
+    digest, encoder = digests(old)
     with pytest.raises(EngineUnavailable, match="samserve models upgrade") as refused:
         discover(old)
     command = str(refused.value).partition(": samserve ")[2].split()
@@ -98,10 +125,44 @@ def test_a_repository_is_refused_until_it_is_upgraded_and_keeps_its_digest(
     assert (ended.code, ended.out) == (0, f"{NAME}: upgraded, digest {digest}\n")
     assert (again.code, again.out) == (0, f"{NAME}: nothing to do, digest {digest}\n")
     assert contents(old) == upgraded
-    assert only(old).info.digest == digest == pair_digest(only(old).encoder, only(old).decoder)
+    assert (only(old).info.digest, only(old).info.encoder_digest) == (digest, encoder)
     # As if it had been exported today, and nothing is left beside it.
     assert upgraded == contents(default_repository())
     assert [path.name for path in old.parent.iterdir()] == ["models"]
+
+
+def test_models_of_the_previous_export_are_served_under_their_ids_until_they_are_upgraded(
+    previous: Path,
+) -> None:
+    image = EncodedImage(bytes(range(256)) * 3)
+    before = only(previous).info
+    (model,) = upgrade(previous)
+    after = only(previous).info
+
+    assert before.encoder_digest == before.digest == after.digest == model.digest
+    # As the previous version called it.
+    assert embedding_id(image, before) == PREVIOUS_ID
+    assert embedding_id(image, after) != PREVIOUS_ID
+    assert contents(previous) == contents(default_repository())
+
+
+def test_a_new_decoder_beside_its_encoder_needs_no_upgrade(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    shutil.copytree(default_repository(), repository)
+    decoder = onnx.load(path_of(repository, "decoder"))
+    decoder.doc_string = "other weights"
+    models = {"encoder": onnx.load(path_of(repository, "encoder")), "decoder": decoder}
+    write_bundle(tmp_path / "new", NAME, models, Description("new"))
+    shutil.rmtree(repository / f"{NAME}_decoder")
+    shutil.copytree(tmp_path / "new" / f"{NAME}_decoder", repository / f"{NAME}_decoder")
+    (model,) = upgrade(repository)
+
+    assert not model.changed
+    assert (only(repository).info.digest, only(repository).info.encoder_digest) == (
+        digests(repository)
+    )
+    assert only(repository).info.digest != only(default_repository()).info.digest
+    assert digests(repository)[1] == digests(default_repository())[1]
 
 
 def test_a_configuration_written_by_hand_keeps_its_text(old: Path) -> None:
@@ -110,6 +171,7 @@ def test_a_configuration_written_by_hand_keeps_its_text(old: Path) -> None:
         config.read_text()
         .replace("output [\n", "# By hand.\noutput: [\n")
         .replace("\n]\n# No kind", " ]\n# No kind")
+        .replace('parameters { key: "samserve.digest"', 'parameters: { key: "samserve.digest"')
     )
     config.write_text(text)
     upgrade(old)
@@ -124,8 +186,8 @@ def test_weights_beside_the_graph_stay_where_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_file.save, "__kwdefaults__", {"largest": 1_000_000})
-    models = (onnx.load(path_of(default_repository(), role)) for role in ROLES)
-    write_pair(tmp_path / "models", NAME, *models, Description("split"))
+    models = {role: onnx.load(path_of(default_repository(), role)) for role in ROLES}
+    write_bundle(tmp_path / "models", NAME, models, Description("split"))
     digest = only(tmp_path / "models").info.digest
     age(tmp_path / "models", NAME)
     weights = only_data(tmp_path / "models")
@@ -173,11 +235,12 @@ def test_a_graph_that_another_program_has_written_is_stamped_again(tmp_path: Pat
     assert contents(repository) == before
 
 
-def test_graphs_of_different_pairs_are_made_one(tmp_path: Path) -> None:
+def test_graphs_of_different_models_are_made_one(tmp_path: Path) -> None:
     for name in ("one", "two"):
         encoder = graphs.encoder()
         encoder.doc_string = name
-        write_pair(tmp_path, name, encoder, graphs.decoder(), Description(name))
+        models = {"encoder": encoder, "decoder": graphs.decoder()}
+        write_bundle(tmp_path, name, models, Description(name))
     shutil.copy(path_of(tmp_path, "encoder", "two"), path_of(tmp_path, "encoder", "one"))
     one, two = upgrade(tmp_path)
 
@@ -203,7 +266,10 @@ def test_a_failure_leaves_the_repository_as_it_was(
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda folder: shutil.rmtree(folder / f"{NAME}_decoder"), "sam_tiny_decoder is missing"),
+        (
+            lambda folder: shutil.rmtree(folder / f"{NAME}_decoder"),
+            "the decoder of model",
+        ),
         (lambda folder: shutil.rmtree(folder / f"{NAME}_encoder"), "no model of samserve"),
         (lambda folder: path_of(folder, "encoder").write_bytes(b"PK\x03\x04"), "cannot be read"),
         (lambda folder: path_of(folder, "encoder").unlink(), "cannot be read: No such file"),

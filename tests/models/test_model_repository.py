@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from samserve.export.onnx_file import parsed
-from samserve.export.triton_repository import Description, write_pair
-from samserve.models.digest import pair_digest
+from samserve.export.triton_repository import Description, write_bundle
+from samserve.models.digest import bundle_digest, graph_digests
 from samserve.models.repository import discover
 
 from tests.export import config_check
@@ -26,10 +26,12 @@ def test_configurations_repeat_what_their_graphs_declare(model: str) -> None:
     assert [opset.version for opset in graph.opset_import if not opset.domain] == [17]
 
 
-def test_the_pair_has_the_digest_of_its_files_and_the_contract_of_sam() -> None:
+def test_the_model_has_the_digests_of_its_files_and_the_contract_of_sam() -> None:
     (files,) = discover(REPOSITORY)
 
-    assert files.info.digest == pair_digest(files.encoder, files.decoder)
+    digests = graph_digests(files.graphs)
+    assert files.info.digest == bundle_digest(digests)
+    assert files.info.encoder_digest == digests["encoder"]
     assert (files.info.name, files.info.family) == ("sam_tiny", "sam1")
     assert (files.info.image_size, files.info.mask_size) == (1024, 256)
     assert [(spec.name, spec.dtype.name, spec.shape) for spec in files.info.embedding] == [
@@ -40,19 +42,14 @@ def test_the_pair_has_the_digest_of_its_files_and_the_contract_of_sam() -> None:
 def test_the_default_model_stays_small() -> None:
     (files,) = discover(REPOSITORY)
 
-    assert files.encoder.stat().st_size + files.decoder.stat().st_size <= 16 << 20
+    assert sum(path.stat().st_size for path in files.graphs.values()) <= 16 << 20
 
 
 def test_configurations_are_what_the_export_writes_today(tmp_path: Path) -> None:
     (files,) = discover(REPOSITORY)
 
-    write_pair(
-        tmp_path,
-        files.info.name,
-        parsed(files.encoder.read_bytes()),
-        parsed(files.decoder.read_bytes()),
-        Description(files.info.description, files.info.family),
-    )
+    models = {role: parsed(path.read_bytes()) for role, path in files.graphs.items()}
+    write_bundle(tmp_path, files.info.name, models, Description(files.info.description))
 
     for role in ("encoder", "decoder"):
         config = Path(f"{files.info.name}_{role}") / "config.pbtxt"

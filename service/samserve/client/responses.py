@@ -167,6 +167,7 @@ def _model(message: pb.Model) -> Model:
         default=message.default,
         transport=_name(pb.Transport.DESCRIPTOR, message.transport),
         card=_card(message.card),
+        encoder_digest=message.encoder_digest,
     )
 
 

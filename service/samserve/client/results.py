@@ -145,6 +145,8 @@ class Model:
     ``capabilities`` are names such as ``points`` and ``automask``; ``transport`` is how tensors
     travel between server and model runtime: ``in_process``, ``shared_memory``, ``message``, or
     empty if the server does not tell; ``card`` says where the model comes from.
+    ``digest`` names all weights, ``encoder_digest`` those that embeddings belong to; empty if the
+    server does not tell.
     """
 
     name: str
@@ -158,6 +160,7 @@ class Model:
     default: bool
     transport: str
     card: ModelCard
+    encoder_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

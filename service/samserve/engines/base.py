@@ -14,10 +14,10 @@ from samserve.types import Embedding, FloatArray, ModelInfo, Size, Transport, UI
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncoderInput:
-    """A picture as the encoder wants it.
+    """An image as the encoder wants it.
 
-    ``pixels`` is uint8 RGB ``[S, S, 3]`` in the model frame, picture top-left; ``valid`` is the
-    size of the picture inside it.  What lies outside is ignored by the model.
+    ``pixels`` is uint8 RGB ``[S, S, 3]`` in the model frame; ``valid`` is the size of the image
+    inside it, from the top-left corner on.  What lies outside is ignored by the model.
     """
 
     pixels: UInt8Array
@@ -40,9 +40,9 @@ class PromptBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderOutput:
-    """All four mask tokens of P prompts.
+    """All T mask tokens of P prompts; T is the family's.
 
-    ``low_res_logits`` is float32 ``[P, 4, L, L]``, ``predicted_iou`` float32 ``[P, 4]``.  The
+    ``low_res_logits`` is float32 ``[P, T, L, L]``, ``predicted_iou`` float32 ``[P, T]``.  The
     logits may lie in memory that an engine uses again when the last view of them is gone: what is
     kept for long should be a copy.
     """
@@ -55,7 +55,7 @@ class Engine(Protocol):
     """Runs encoders and decoders; safe for concurrent use from one event loop.
 
     Raises `EngineUnavailable` when the runtime cannot be reached and `EngineFailure` when it
-    fails.  Every run says which weights have computed it.  Where these are not those of the
+    fails.  Every run says which encoder it belongs to.  Where that is not the one of the
     embedding, of its facts, it raises `WeightsChanged`, and what it has computed is of no use:
     a slot is to be discarded.  A cancelled call stops its work where the runtime can.  A call that
     ends, however it ends, has stopped writing into its slot, or has added to the slot's late

@@ -1,8 +1,8 @@
 """A deterministic `Engine` without a model, for development and tests.
 
-Its embedding holds the mean colour of each cell.  Its masks are discs around the mean foreground
-click, or the ellipse inside the box, or the mask input grown a little; token *t* is the larger,
-the greater *t*.
+Each tensor ``[C, h, w]`` of its embedding, C at least 3, holds the mean colours of h by w cells.
+Its masks are discs around the mean foreground click, or the ellipse inside the box, or the mask
+input grown a little; token *t* is the larger, the greater *t*.
 """
 
 from __future__ import annotations
@@ -15,15 +15,26 @@ import numpy as np
 
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
+from samserve.errors import EngineFailure
 from samserve.memory.anonymous import AnonymousMemory, Memory
 from samserve.memory.slot import Slot
-from samserve.scheduling.fair_semaphore import FairGate
-from samserve.types import Embedding, FloatArray, ModelInfo, TensorSpec, Transport
+from samserve.models import families
+from samserve.scheduling.fair_semaphore import FairSemaphore
+from samserve.types import (
+    Array,
+    Embedding,
+    FloatArray,
+    ModelInfo,
+    TensorSpec,
+    Transport,
+    UInt8Array,
+)
 
 MODEL = ModelInfo(
     name="fake",
     family="sam1",
     digest="fake-1",
+    encoder_digest="fake-1",
     preprocessing="fake-1",
     image_size=1024,
     mask_size=256,
@@ -36,7 +47,7 @@ _IOUS = (0.90, 0.95, 0.92, 0.89)
 
 
 class FakeEngine:
-    """Draws masks from prompts alone.
+    """Draws masks from prompts alone, for a model of up to four mask tokens.
 
     *held_by* makes every encode wait until it is set, so that a test decides when work ends;
     *service_s* makes every run take that long, one after the other, as a real engine would;
@@ -52,8 +63,10 @@ class FakeEngine:
     ) -> None:
         self._held_by = held_by
         self._service_s = service_s
-        self._gate = FairGate(1)
+        self._gate = FairSemaphore(1)
         self._model = model
+        tokens = families.of(model).mask_tokens
+        self._radii, self._ious = _RADII[:tokens], _IOUS[:tokens]
         self.counts: Counter[str] = Counter()
 
     def hold(self, until: asyncio.Event) -> None:
@@ -86,14 +99,8 @@ class FakeEngine:
         except asyncio.CancelledError:
             self.counts["encode_cancelled"] += 1
             raise
-        tensor = into.tensors["image_embedding"]
-        _, rows, columns = tensor.shape
-        cell = self._model.image_size // rows
-        # Sums of rows first: a tenth of the time of a mean over both axes.
-        by_row = image.pixels.reshape(rows, cell, -1).sum(axis=1, dtype=np.uint32)
-        sums = by_row.reshape(rows, columns, cell, 3).sum(axis=2, dtype=np.uint32)
-        tensor[...] = 0
-        tensor[:3] = (sums.astype(np.float32) / (cell * cell)).transpose(2, 0, 1)
+        for tensor in into.tensors.values():
+            _write_colours(image.pixels, tensor)
         self.counts["encode_finished"] += 1
 
     async def decode(
@@ -101,6 +108,9 @@ class FakeEngine:
     ) -> DecoderOutput:
         """See `Engine.decode`."""
         self.counts["decode_begun"] += 1
+        given = tuple(TensorSpec(name, t.dtype, t.shape) for name, t in embedding.tensors.items())
+        if given != self._model.embedding:
+            raise EngineFailure(f"the decoder does not take {given}")
         await self._serve(context)
         output = await asyncio.to_thread(self._draw_all, prompts)
         self.counts["decode_finished"] += 1
@@ -121,7 +131,7 @@ class FakeEngine:
                 )
             ]
         )
-        iou = np.tile(np.array(_IOUS, dtype=np.float32), (len(logits), 1))
+        iou = np.tile(np.array(self._ious, dtype=np.float32), (len(logits), 1))
         return DecoderOutput(logits, iou)
 
     def _draw(self, coords: FloatArray, labels: FloatArray, mask: FloatArray | None) -> FloatArray:
@@ -129,13 +139,23 @@ class FakeEngine:
         scale = side / self._model.image_size
         if np.any(labels == 1):
             centre = coords[labels == 1].mean(axis=0) * scale
-            return _ellipses(side, centre, np.array([1.0, 1.0]))
+            return self._ellipses(centre, np.array([1.0, 1.0]))
         if np.any(labels == 2):
             low, high = coords[labels == 2][0] * scale, coords[labels == 3][0] * scale
-            return _ellipses(side, (low + high) / 2, (high - low) / (2 * _RADII[2]))
+            stretch = (high - low) / (2 * _RADII[2])
+            return self._ellipses((low + high) / 2, stretch)
         if mask is not None:
-            return np.stack([mask + radius / _RADII[1] - 1 for radius in _RADII])
-        return np.full((4, side, side), -10.0, dtype=np.float32)
+            return np.stack([mask + radius / _RADII[1] - 1 for radius in self._radii])
+        return np.full((len(self._radii), side, side), -10.0, dtype=np.float32)
+
+    def _ellipses(self, centre_xy: FloatArray, stretch_xy: FloatArray) -> FloatArray:
+        """Logits ``[T, L, L]`` that fall by 1 a pixel across the edge of each token's ellipse."""
+        grid = np.arange(self._model.mask_size, dtype=np.float32) + 0.5
+        stretch = np.maximum(stretch_xy, 1e-3)
+        x = (grid[None, :] - centre_xy[0]) / stretch[0]
+        y = (grid[:, None] - centre_xy[1]) / stretch[1]
+        distance = np.hypot(x, y)
+        return np.stack([radius - distance for radius in self._radii]).astype(np.float32)
 
     async def ready(self) -> bool:
         """See `Engine.ready`."""
@@ -145,11 +165,12 @@ class FakeEngine:
         """See `Engine.aclose`."""
 
 
-def _ellipses(side: int, centre_xy: FloatArray, stretch_xy: FloatArray) -> FloatArray:
-    """Logits ``[4, side, side]`` that fall by 1 a pixel across the edge of each token's ellipse."""
-    grid = np.arange(side, dtype=np.float32) + 0.5
-    stretch = np.maximum(stretch_xy, 1e-3)
-    x = (grid[None, :] - centre_xy[0]) / stretch[0]
-    y = (grid[:, None] - centre_xy[1]) / stretch[1]
-    distance = np.hypot(x, y)
-    return np.stack([radius - distance for radius in _RADII]).astype(np.float32)
+def _write_colours(pixels: UInt8Array, tensor: Array) -> None:
+    """Fill a tensor ``[C, h, w]`` with the mean colours of h by w cells; other channels are 0."""
+    _, rows, columns = tensor.shape
+    height, width = pixels.shape[0] // rows, pixels.shape[1] // columns
+    # Sums of rows first: a tenth of the time of a mean over both axes.
+    by_row = pixels.reshape(rows, height, -1).sum(axis=1, dtype=np.uint32)
+    sums = by_row.reshape(rows, columns, width, 3).sum(axis=2, dtype=np.uint32)
+    tensor[...] = 0
+    tensor[:3] = (sums.astype(np.float32) / (height * width)).transpose(2, 0, 1)

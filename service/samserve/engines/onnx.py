@@ -21,8 +21,8 @@ from samserve.errors import EngineFailure, EngineUnavailable
 from samserve.memory.anonymous import AnonymousMemory, Memory
 from samserve.memory.slot import Slot
 from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, STAMP_KEY, noted_digest
-from samserve.models.repository import ModelFiles, default_first, discover
-from samserve.scheduling.fair_semaphore import FairGate
+from samserve.models.repository import Bundle, default_first, discover
+from samserve.scheduling.fair_semaphore import FairSemaphore
 from samserve.telemetry.metrics import Metrics
 from samserve.types import Embedding, ModelInfo, Transport
 
@@ -41,18 +41,11 @@ _ORT_ERRORS = (
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Sessions:
-    info: ModelInfo
-    encoder: ort.InferenceSession
-    decoder: ort.InferenceSession
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _Network:
     """One of the two kinds of work: its gate, and its name in metrics."""
 
     name: str
-    gate: FairGate
+    gate: FairSemaphore
 
 
 class OnnxEngine:
@@ -66,20 +59,20 @@ class OnnxEngine:
     def __init__(
         self, repository: Path, threads: int, metrics: Metrics, default_model: str = ""
     ) -> None:
-        found = {files.info.name: files for files in discover(repository)}
+        found = {bundle.info.name: bundle for bundle in discover(repository)}
         names = default_first(found, default_model)
-        self._sessions = {name: _open(found[name], threads) for name in names}
+        self._bundles = {name: _open(found[name], threads) for name in names}
         self._metrics = metrics.engine
-        self._encoders = _Network("encoder", FairGate(1))
-        self._decoders = _Network("decoder", FairGate(1))
+        self._encoders = _Network("encoder", FairSemaphore(1))
+        self._decoders = _Network("decoder", FairSemaphore(1))
         for network in (self._encoders, self._decoders):
-            self._metrics.watch_queue(network.name, partial(getattr, network.gate, "waiting"))
+            self._metrics.register_queue(network.name, partial(getattr, network.gate, "waiting"))
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="engine")
 
     @property
     def models(self) -> Mapping[str, ModelInfo]:
         """See `Engine.models`."""
-        return {name: sessions.info for name, sessions in self._sessions.items()}
+        return {name: bundle.info for name, bundle in self._bundles.items()}
 
     @property
     def transport(self) -> Transport:
@@ -94,7 +87,7 @@ class OnnxEngine:
         self, model: str, image: EncoderInput, into: Slot, context: RequestContext
     ) -> None:
         """See `Engine.encode`."""
-        session = self._sessions[model].encoder
+        session = self._bundles[model].graphs["encoder"]
         feeds = {
             "image": image.pixels[None],
             "image_size": np.array([[image.valid.height, image.valid.width]], dtype=np.int32),
@@ -122,7 +115,7 @@ class OnnxEngine:
         self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
     ) -> DecoderOutput:
         """See `Engine.decode`."""
-        session = self._sessions[model].decoder
+        session = self._bundles[model].graphs["decoder"]
         feeds = {name: tensor[None] for name, tensor in embedding.tensors.items()} | {
             "point_coords": prompts.point_coords[None],
             "point_labels": prompts.point_labels[None],
@@ -180,7 +173,7 @@ async def _settled(running: asyncio.Future[T]) -> None:
     running.exception()
 
 
-def _open(files: ModelFiles, threads: int) -> _Sessions:
+def _open(bundle: Bundle[Path], threads: int) -> Bundle[ort.InferenceSession]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -188,29 +181,28 @@ def _open(files: ModelFiles, threads: int) -> _Sessions:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        sessions = _Sessions(
-            files.info,
-            ort.InferenceSession(files.encoder, options, ["CPUExecutionProvider"]),
-            ort.InferenceSession(files.decoder, options, ["CPUExecutionProvider"]),
-        )
+        sessions = {
+            role: ort.InferenceSession(path, options, ["CPUExecutionProvider"])
+            for role, path in bundle.graphs.items()
+        }
     except _ORT_ERRORS as error:
-        raise EngineUnavailable(f"model {files.info.name!r} cannot be loaded: {error}") from error
-    _check_graph(files.encoder, sessions.encoder, files.info)
-    _check_graph(files.decoder, sessions.decoder, files.info)
-    return sessions
+        raise EngineUnavailable(f"model {bundle.info.name!r} cannot be loaded: {error}") from error
+    for role, path in bundle.graphs.items():
+        _check_graph(path, sessions[role], bundle.info)
+    return Bundle(bundle.info, sessions)
 
 
 def _check_graph(path: Path, session: ort.InferenceSession, info: ModelInfo) -> None:
-    """Refuse a graph that is not of the weights that its configuration names.
+    """Refuse a graph that does not belong to the encoder that its configuration names.
 
     The files may also have been replaced since the configuration was read.
     """
     outputs = {output.name for output in session.get_outputs()}
     note = session.get_modelmeta().custom_metadata_map.get(STAMP_KEY, "")
-    if DIGEST_OUTPUT not in outputs or noted_digest(note) != info.digest:
-        said = noted_digest(note)[:12] or "none"
+    if DIGEST_OUTPUT not in outputs or noted_digest(note) != info.encoder_digest:
+        said, wanted = noted_digest(note)[:12] or "none", info.encoder_digest[:12]
         raise EngineUnavailable(
-            f"model {info.name!r}: {path} says the digest {said}, its configuration "
-            f"{info.digest[:12]}; start again if they are being replaced, or else have both say "
-            f"the same by: samserve models upgrade {path.parents[2]}"
+            f"model {info.name!r}: {path} says the digest {said}, its configuration {wanted}; "
+            f"start again if they are being replaced, or else have both say the same by: "
+            f"samserve models upgrade {path.parents[2]}"
         )

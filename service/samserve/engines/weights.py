@@ -1,4 +1,4 @@
-"""Whether an answer is of the weights that it was asked of."""
+"""Whether an answer belongs to the encoder that it was asked of."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def weights_changed(model: str) -> WeightsChanged:
 
 
 def check_weights(said: Array, facts: EmbeddingFacts) -> None:
-    """Compare what a run has *said*, int32 ``[8]``, with the digest of an embedding.
+    """Compare the encoder that a run *said*, int32 ``[8]``, with the encoder of an embedding.
 
-    Raises `WeightsChanged` if other weights have made the embedding, or the answer.
+    Raises `WeightsChanged` if the run made, or takes, embeddings of another encoder.
     """
-    if said.tobytes() != digest_words(facts.model_digest):
+    if said.tobytes() != digest_words(facts.encoder_digest):
         raise weights_changed(facts.model_name)

@@ -42,7 +42,7 @@ def config_text(config: ModelConfig) -> str:
         _tensors("input", config.interface.inputs),
         _tensors("output", config.interface.outputs),
         config.scheduling,
-        *[_parameter(key, value) for key, value in config.parameters.items()],
+        *[parameter_text(key, value) for key, value in config.parameters.items()],
     ]
     return "".join(parts)
 
@@ -63,7 +63,8 @@ def _tensor(tensor: GraphTensor) -> str:
     return f"{{ name: {_quoted(tensor.name)} data_type: {data_type} dims: [ {dims} ] }}"
 
 
-def _parameter(key: str, value: str) -> str:
+def parameter_text(key: str, value: str) -> str:
+    """Write one parameter on a line of its own."""
     return f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}\n"
 
 

@@ -14,40 +14,40 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 from samserve.export.sam.graphs import DecoderGraph, EncoderGraph
+from samserve.export.sam.mask_decoder import MASKS
 from samserve.export.sam.model import Sam
 
 OPSET = 17
-UNCAST_EMBEDDING = "image_embedding_float32"
-"""Extra output of an encoder that is exported for comparison."""
+UNCAST = "_float32"
+"""Ends the names of the extra outputs of an encoder that is exported for comparison."""
 
 Axes = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Interface:
-    """Shapes by name; a word is an axis that stays open."""
+class Interface:
+    """Shapes of tensors by name, in the order of the graph; a word is an axis that stays open."""
 
     inputs: Mapping[str, Axes]
     outputs: Mapping[str, Axes]
 
 
 def export_encoder(sam: Sam, *, keep_uncast: bool = False) -> onnx.ModelProto:
-    """Trace the image encoder; ``keep_uncast`` adds the embedding in float32 as a last output.
+    """Trace the image encoder; ``keep_uncast`` adds the embedding in float32 as last outputs.
 
     The same weights give the same model, under one version of torch.
     """
-    size, grid, channels = sam.config.image_size, sam.config.grid, sam.config.channels
-    embedding: Axes = ("B", channels, grid, grid)
-    interface = _Interface(
+    size, embedding = sam.config.image_size, _embedding(sam)
+    interface = Interface(
         inputs={"image": ("B", size, size, 3), "image_size": ("B", 2)},
-        outputs={"image_embedding": embedding, UNCAST_EMBEDDING: embedding},
+        outputs={**embedding, **{name + UNCAST: axes for name, axes in embedding.items()}},
     )
     image = torch.zeros(1, size, size, 3, dtype=torch.uint8)
     image_size = torch.full((1, 2), size, dtype=torch.int32)
-    model = _export(EncoderGraph(sam), (image, image_size), interface)
+    model = trace(EncoderGraph(sam), (image, image_size), interface)
     if not keep_uncast:
-        del model.graph.output[1]
-    return _finish(model, interface)
+        del model.graph.output[len(embedding) :]
+    return model
 
 
 def export_decoder(sam: Sam) -> onnx.ModelProto:
@@ -55,29 +55,35 @@ def export_decoder(sam: Sam) -> onnx.ModelProto:
 
     The same weights give the same model, under one version of torch.
     """
-    grid, side, channels = sam.config.grid, sam.config.mask_size, sam.config.channels
-    interface = _Interface(
+    side = sam.config.mask_size
+    interface = Interface(
         inputs={
-            "image_embedding": ("B", channels, grid, grid),
+            **_embedding(sam),
             "point_coords": ("B", "P", "N", 2),
             "point_labels": ("B", "P", "N"),
             "mask_input": ("B", "M", side, side),
         },
-        outputs={"low_res_logits": ("B", "P", 4, side, side), "predicted_iou": ("B", "P", 4)},
+        outputs={
+            "low_res_logits": ("B", "P", MASKS, side, side),
+            "predicted_iou": ("B", "P", MASKS),
+        },
     )
     # All open axes differ in the example, so that the trace cannot take one for another.
     example = (
-        torch.zeros(2, channels, grid, grid, dtype=torch.float16),
+        *(torch.zeros(2, *shape, dtype=torch.float16) for shape in sam.config.embedding.values()),
         torch.zeros(2, 3, 4, 2),
         torch.ones(2, 3, 4),
         torch.zeros(2, 1, side, side),
     )
-    return _finish(_export(DecoderGraph(sam), example, interface), interface)
+    return trace(DecoderGraph(sam), example, interface)
 
 
-def _export(
-    graph: nn.Module, example: tuple[Tensor, ...], interface: _Interface
-) -> onnx.ModelProto:
+def _embedding(sam: Sam) -> dict[str, Axes]:
+    return {name: ("B", *shape) for name, shape in sam.config.embedding.items()}
+
+
+def trace(graph: nn.Module, example: tuple[Tensor, ...], interface: Interface) -> onnx.ModelProto:
+    """Trace a graph with an example of its inputs."""
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         file = Path(folder) / "graph.onnx"
         # Beyond 2 GiB every weight is written into a file of its own; loading gathers them.
@@ -99,11 +105,8 @@ def _export(
                 for name, axes in {**interface.inputs, **interface.outputs}.items()
             },
         )
-        return onnx.load(file)
-
-
-def _finish(model: onnx.ModelProto, interface: _Interface) -> onnx.ModelProto:
-    """Declare the outputs' shapes, which the exporter leaves half open."""
+        model = onnx.load(file)
+    # The exporter leaves shapes of outputs half open.
     for output in model.graph.output:
         _declare(output, list(interface.outputs[output.name]))
     return model

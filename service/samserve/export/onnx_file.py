@@ -34,7 +34,7 @@ def save(model: onnx.ModelProto, folder: Path, *, largest: int = LARGEST_FILE_BY
             model, location=DATA_FILE, size_threshold=EXTERNAL_FROM_BYTES, convert_attribute=False
         )
         onnx.save_model(model, path)
-        # It is written for its owner alone; whoever reads the model reads its weights.
+        # It is written for its owner alone; who may read the model may read its weights.
         path.with_name(DATA_FILE).chmod(path.stat().st_mode)
     else:
         path.write_bytes(serialized(model))

@@ -1,33 +1,30 @@
 """How far the masks of exported models are from those of the checkpoint's own networks.
 
-Both sides see the same pictures and prompts.  The reference is PyTorch in float32 from end to end;
-the exported pair runs in ONNX Runtime, with its embedding rounded as it is stored.
+Both sides see the same images and prompts.  The reference is PyTorch in float32 from end to end;
+the exported graphs run in ONNX Runtime, with the embedding rounded as it is stored.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
 
-from samserve.core.geometry import place_top_left, resize_image, resize_longest_side
 from samserve.core.grid import point_grid
-from samserve.core.tokens import BOX_LABELS, MULTIMASK_TOKENS, PAD_LABEL
 from samserve.export.sam.graphs import DecoderGraph, EncoderGraph
 from samserve.export.sam.model import Sam
-from samserve.types import Array, FloatArray, Parity, Size, UInt8Array
+from samserve.models.digest import DIGEST_OUTPUT
+from samserve.models.families.base import Family, ImageTransform, Sides
+from samserve.types import Array, FloatArray, Label, Parity, Size, UInt8Array
 
 POINTS_PER_SIDE = 4
 BOXES_PER_SIDE = 3
 PROMPTS_PER_PICTURE = POINTS_PER_SIDE**2 + BOXES_PER_SIDE**2
-LOW_RES_STEP = 4
-"""Pixels of the model frame along a pixel of the low-res logits."""
-
 LEAST_SHARE, MOST_SHARE = 0.001, 0.99
 """Of the image.  Two masks of less or more agree whatever is wrong, so that they say nothing."""
 
@@ -50,79 +47,88 @@ BOUNDS = {"fp32": Bounds(embedding=1e-3, logits=5e-3), "fp16": Bounds(embedding=
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placed:
-    """A picture in the model frame, uint8 ``[1, side, side, 3]``, and prompts on it."""
+    """An image in the model frame, uint8 ``[1, side, side, 3]``, and prompts on it."""
 
+    family: Family
+    transform: ImageTransform
     image: UInt8Array
-    resized: Size
     coords: FloatArray
     labels: FloatArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """Embedding ``[1, 256, 64, 64]``, logits ``[P, 4, 256, 256]``, predicted IoU ``[P, 4]``."""
+    """An embedding's tensors ``[1, ...]``, logits ``[P, T, L, L]``, predicted IoU ``[P, T]``."""
 
-    embedding: FloatArray
+    embedding: Mapping[str, FloatArray]
     logits: FloatArray
     iou: FloatArray
 
 
-def place(picture: UInt8Array, side: int) -> Placed:
+def place(image: UInt8Array, family: Family, sides: Sides) -> Placed:
     """Place uint8 RGB ``[h, w, 3]`` into the model frame, with a grid of points and of boxes."""
-    resized = resize_longest_side(Size(*picture.shape[:2]), side)
-    scale = np.array([resized.width, resized.height], dtype=np.float32)
-    points = point_grid(POINTS_PER_SIDE) * scale
-    padded = np.stack([points, np.zeros_like(points)], 1)
+    transform = family.transform(Size(*image.shape[:2]), sides)
+    scale = np.array([transform.resized.width, transform.resized.height], dtype=np.float32)
     # Boxes around the points of a coarser grid, which overlap by a half.
     middles = point_grid(BOXES_PER_SIDE) * scale
     half = scale / BOXES_PER_SIDE * 0.75
-    corners = np.stack([np.maximum(middles - half, 0), np.minimum(middles + half, scale)], 1)
-    labels = [(1.0, PAD_LABEL)] * len(points) + [BOX_LABELS] * len(corners)
+    boxes = np.concatenate([np.maximum(middles - half, 0), np.minimum(middles + half, scale)], 1)
+    clicks = point_grid(POINTS_PER_SIDE) * scale
+    prompts = [family.prompt(click, [Label.FOREGROUND], None) for click in clicks]
+    prompts += [family.prompt(np.empty((0, 2)), [], box) for box in boxes]
+    coords, labels = zip(*prompts, strict=True)
     return Placed(
-        image=place_top_left(resize_image(picture, resized), side)[None],
-        resized=resized,
-        coords=np.concatenate([padded, corners]).astype(np.float32)[None],
-        labels=np.array(labels, dtype=np.float32)[None],
+        family=family,
+        transform=transform,
+        image=family.place(image, transform)[None],
+        coords=np.stack(coords)[None],
+        labels=np.stack(labels)[None],
     )
 
 
 def answer_in_torch(sam: Sam, placed: Placed) -> Answer:
     """Answer by the networks themselves, without any rounding in between."""
     side = sam.config.mask_size
-    size = torch.tensor([[placed.resized.height, placed.resized.width]], dtype=torch.int32)
+    size = torch.tensor([astuple(placed.transform.resized)], dtype=torch.int32)
     with torch.no_grad():
-        _, embedding = EncoderGraph(sam)(torch.from_numpy(placed.image), size)
+        encoded = EncoderGraph(sam)(torch.from_numpy(placed.image), size)
+        uncast = encoded[len(sam.config.embedding) :]
         logits, iou = DecoderGraph(sam)(
-            embedding,
+            *uncast,
             torch.from_numpy(placed.coords),
             torch.from_numpy(placed.labels),
             torch.zeros(1, 0, side, side),
         )
-    return Answer(embedding.numpy(), logits[0].numpy(), iou[0].numpy())
+    embedding = {
+        name: tensor.numpy() for name, tensor in zip(sam.config.embedding, uncast, strict=True)
+    }
+    return Answer(embedding, logits[0].numpy(), iou[0].numpy())
 
 
-class ExportedPair:
-    """The pair of ONNX models that would be served."""
+class ExportedModel:
+    """The ONNX graphs that would be served."""
 
-    def __init__(self, encoder: Path, decoder: Path) -> None:
-        self._encoder, self._decoder = _session(encoder), _session(decoder)
+    def __init__(self, graphs: Mapping[str, Path]) -> None:
+        self._encoder, self._decoder = _session(graphs["encoder"]), _session(graphs["decoder"])
 
     def answer(self, placed: Placed) -> Answer:
         """Answer as a server would."""
-        size = np.array([[placed.resized.height, placed.resized.width]], dtype=np.int32)
+        size = np.array([astuple(placed.transform.resized)], dtype=np.int32)
         given = {"image": placed.image, "image_size": size}
-        (embedding,) = self._encoder.run(["image_embedding"], given)
-        side = self._decoder.get_outputs()[0].shape[-1]
+        names = [each.name for each in self._encoder.get_outputs() if each.name != DIGEST_OUTPUT]
+        embedding = dict(zip(names, self._encoder.run(names, given), strict=True))
+        side = placed.transform.mask_side
         logits, iou = self._decoder.run(
             ["low_res_logits", "predicted_iou"],
             {
-                "image_embedding": embedding,
+                **embedding,
                 "point_coords": placed.coords,
                 "point_labels": placed.labels,
                 "mask_input": np.zeros((1, 0, side, side), dtype=np.float32),
             },
         )
-        return Answer(embedding.astype(np.float32), logits[0], iou[0])
+        wide = {name: tensor.astype(np.float32) for name, tensor in embedding.items()}
+        return Answer(wide, logits[0], iou[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +175,12 @@ def compare(
     """Compare answers image by image."""
     ious, changed, blind, errors = [], [], [], []
     for placed, right, ours in zip(pictures, expected, found, strict=True):
-        best = _best(right.iou)
-        changed.append(_best(ours.iou) != best)
+        best = _best(right.iou, placed.family)
+        changed.append(_best(ours.iou, placed.family) != best)
         logits, other = _inside(right, best, placed), _inside(ours, best, placed)
-        ious.append(_mask_iou(logits > 0, other > 0))
-        blind.append(_say_nothing(logits > 0, other > 0))
+        level = placed.family.mask_threshold
+        ious.append(_mask_iou(logits > level, other > level))
+        blind.append(_say_nothing(logits > level, other > level))
         errors.append(_logits_error(logits, other))
     distances = [_distance(ours, right) for right, ours in zip(expected, found, strict=True)]
     empty_or_full = np.concatenate(blind)
@@ -195,17 +202,18 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def _best(iou: FloatArray) -> Array:
+def _best(iou: FloatArray, family: Family) -> Array:
     """Choose the token of each prompt; what is no number is never the best."""
-    first, *_ = MULTIMASK_TOKENS
-    best: Array = np.nan_to_num(iou[:, first:], nan=-np.inf).argmax(1) + first
+    tokens = np.array(family.multimask_tokens)
+    best: Array = tokens[np.nan_to_num(iou[:, tokens], nan=-np.inf).argmax(1)]
     return best
 
 
 def _inside(answer: Answer, tokens: Array, placed: Placed) -> FloatArray:
     """Cut the logits of one mask of each prompt to the part that shows the image: ``[P, h, w]``."""
-    height = -(-placed.resized.height // LOW_RES_STEP)
-    width = -(-placed.resized.width // LOW_RES_STEP)
+    transform = placed.transform
+    step = transform.model_side // transform.mask_side
+    height, width = (-(-side // step) for side in astuple(transform.resized))
     chosen: FloatArray = answer.logits[np.arange(len(tokens)), tokens, :height, :width]
     return chosen
 
@@ -236,5 +244,13 @@ def _mask_iou(one: Array, other: Array) -> FloatArray:
 
 
 def _distance(ours: Answer, right: Answer) -> float:
-    length = float(np.linalg.norm(right.embedding))
-    return float(np.linalg.norm(ours.embedding - right.embedding)) / length if length else math.inf
+    """Relative L2 distance of two embeddings: that of the tensors that are furthest apart."""
+    lengths = {name: float(np.linalg.norm(tensor)) for name, tensor in right.embedding.items()}
+    if not all(lengths.values()):
+        return math.inf
+    apart = [
+        float(np.linalg.norm(ours.embedding[name] - tensor)) / lengths[name]
+        for name, tensor in right.embedding.items()
+    ]
+    # Not Python's maximum, which may pass over what is no number.
+    return float(np.max(apart))

@@ -1,4 +1,4 @@
-"""From a checkpoint to a ready pair of models: read, trace, write, compare, publish.
+"""From a checkpoint to a ready model: read, trace, write, compare, publish.
 
 Nothing of a refused export is left in the repository, and nothing that was there is touched.
 """
@@ -20,7 +20,7 @@ from samserve.export.errors import ExportError
 from samserve.export.half import halve
 from samserve.export.onnx_export import export_decoder, export_encoder
 from samserve.export.overlays import PLAIN, Overlays
-from samserve.export.parity import Answer, ExportedPair, Placed
+from samserve.export.parity import Answer, ExportedModel, Placed
 from samserve.export.pictures import read_pictures
 from samserve.export.sam.model import Sam
 from samserve.export.sources.files import shown
@@ -28,12 +28,12 @@ from samserve.export.sources.source import Source
 from samserve.export.staging import staging
 from samserve.export.triton_repository import (
     Description,
-    StagedPair,
+    StagedBundle,
     check_name,
-    stage_pair,
+    stage_bundle,
     write_configs,
 )
-from samserve.models import card
+from samserve.models import card, families
 from samserve.types import ModelCard, Parity
 
 DEFAULT_MIN_IOU = 0.99
@@ -100,18 +100,18 @@ def export(spec: str | Path, options: ExportOptions, say: Say = lambda text: Non
     variant = _variant(sam, source, options)
     name = options.name or default_name(variant, source)
     check_name(name)
-    placed = [parity.place(picture, sam.config.image_size) for picture in pictures]
+    placed = [parity.place(picture, families.SAM1, sam.config) for picture in pictures]
     expected = _reference(sam, placed, say)
     with staging(options.repository) as stage:
-        pair = _trace(sam, stage.folder, name, options.precision, say)
-        figures = _compare(pair, placed, expected, options, say) if placed else None
+        bundle = _trace(sam, stage.folder, name, options.precision, say)
+        figures = _compare(bundle, placed, expected, options, say) if placed else None
         made = _card(variant, source, options, figures)
         text = options.description or f"Segment Anything ({variant}) from {source.name}"
         facts = card.to_parameters(made)
-        described = Description(text, facts=facts, overlays=options.overlays)
-        digest = write_configs(pair, described)
-        stage.publish(pair.folders)
-    folders = tuple(options.repository / folder for folder in pair.folders)
+        described = Description(text, families.SAM1, facts, options.overlays)
+        digest = write_configs(bundle, described)
+        stage.publish(bundle.folders)
+    folders = tuple(options.repository / folder for folder in bundle.folders)
     return Exported(name, digest, folders, made)
 
 
@@ -137,24 +137,24 @@ def _reference(sam: Sam, placed: list[Placed], say: Say) -> list[Answer]:
     return [parity.answer_in_torch(sam, picture) for picture in placed]
 
 
-def _trace(sam: Sam, folder: Path, name: str, precision: Precision, say: Say) -> StagedPair:
+def _trace(sam: Sam, folder: Path, name: str, precision: Precision, say: Say) -> StagedBundle:
     say("tracing the mask decoder")
     decoder = export_decoder(sam)
     say(f"tracing the image encoder, {precision.value}")
     if precision is Precision.FP16:
         halve(sam.image_encoder)
-    return stage_pair(folder, name, export_encoder(sam), decoder)
+    return stage_bundle(folder, name, {"encoder": export_encoder(sam), "decoder": decoder})
 
 
 def _compare(
-    pair: StagedPair,
+    bundle: StagedBundle,
     placed: list[Placed],
     expected: list[Answer],
     options: ExportOptions,
     say: Say,
 ) -> Parity:
     say(f"answering {len(placed)} pictures in ONNX Runtime")
-    exported = ExportedPair(pair.encoder, pair.decoder)
+    exported = ExportedModel(bundle.graphs)
     comparison = parity.compare(placed, expected, [exported.answer(image) for image in placed])
     if comparison.empty_or_full:
         say(

@@ -1,9 +1,9 @@
-"""Having a graph say, with every answer, of which weights it is.
+"""Making a graph say, with every answer, which encoder it belongs to.
 
-A graph gets a further output, the digest of its pair repeated for each row of the batch, by nodes
-that are added at the end of its file: messages of protobuf that lie one after the other are one
-message, with the nodes of both.  What was there stays as it was, byte for byte, and the digest is
-that of the file without the added part.
+A graph gets a further output, the digest of that encoder repeated for each row of the batch, by
+nodes that are added at the end of its file: messages of protobuf that lie one after the other are
+one message, with the nodes of both.  What was there stays as it was, byte for byte, and the digest
+of a graph is that of its file without the added part.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def remove_stamp(path: Path) -> None:
 
 
 def without_stamp(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give a model that says no digest; *model* itself if it does not."""
+    """Return a model that says no digest; *model* itself if it does not."""
     return _bare(model) if _names_digest(model) else model
 
 

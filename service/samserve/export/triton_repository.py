@@ -1,4 +1,4 @@
-"""Writing a pair of ONNX models as two Triton models that the gateway can discover.
+"""Writing the graphs of a model as Triton models that the gateway can discover.
 
 One folder per model, as Triton wants it::
 
@@ -38,12 +38,10 @@ from samserve.export.overlays import (
 )
 from samserve.export.staging import staging
 from samserve.export.stamp import DIGEST_TENSOR, stamp, without_stamp
-from samserve.models.digest import pair_digest
+from samserve.models import families
+from samserve.models.digest import bundle_digest, graph_digests
+from samserve.models.families.base import Family
 
-PREPROCESSING = "sam1-1"
-"""Version of what happens to a picture before the encoder: resize, place, normalise, zero."""
-
-FAMILY = "sam1"
 ENCODER_MAX_BATCH = 4
 DECODER_MAX_BATCH = 8
 MODEL_VERSION = "1"
@@ -90,23 +88,23 @@ _CLICK_DIMS = {"point_coords": (1, 2, 2), "point_labels": (1, 2)}
 
 
 @dataclass(frozen=True, slots=True)
-class StagedPair:
-    """A pair whose graphs are written, into a folder that nobody reads yet.
+class StagedBundle:
+    """A model whose graphs are written, into a folder that nothing reads yet.
 
-    ``digest`` is that of the weights; both graphs say it with every answer.
+    ``graphs`` and ``interfaces`` are by role.  ``digest`` is that of all weights;
+    ``encoder_digest`` is what every graph says with its answers.
     """
 
     name: str
-    encoder: Path
-    decoder: Path
-    encoder_interface: GraphInterface
-    decoder_interface: GraphInterface
+    graphs: Mapping[str, Path]
+    interfaces: Mapping[str, GraphInterface]
     digest: str
+    encoder_digest: str
 
     @property
     def folders(self) -> list[str]:
-        """The names of its two models."""
-        return [f"{self.name}_encoder", f"{self.name}_decoder"]
+        """The names of its graphs as models of Triton."""
+        return [f"{self.name}_{role}" for role in self.graphs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,28 +116,24 @@ class Description:
     """
 
     text: str
-    family: str = FAMILY
+    family: Family = families.SAM1
     facts: Mapping[str, str] = field(default_factory=dict)
     overlays: Overlays = PLAIN
 
 
-def write_pair(
-    repository: Path,
-    name: str,
-    encoder: onnx.ModelProto,
-    decoder: onnx.ModelProto,
-    description: Description,
+def write_bundle(
+    repository: Path, name: str, models: Mapping[str, onnx.ModelProto], description: Description
 ) -> None:
     """Write, or replace, the models ``<name>_encoder`` and ``<name>_decoder``.
 
-    ``encoder`` and ``decoder`` are models that obey the model contract.  The same arguments give
-    the same bytes.  Both folders are complete before either of them appears.
+    *models* are, by role, graphs that obey the model contract.  The same arguments give the same
+    bytes.  All folders are complete before any of them appears.
     """
     check_name(name)
     with staging(repository) as stage:
-        pair = stage_pair(stage.folder, name, encoder, decoder)
-        write_configs(pair, description)
-        stage.publish(pair.folders)
+        bundle = stage_bundle(stage.folder, name, models)
+        write_configs(bundle, description)
+        stage.publish(bundle.folders)
 
 
 def check_name(name: str) -> None:
@@ -150,82 +144,74 @@ def check_name(name: str) -> None:
         )
 
 
-def stage_pair(
-    folder: Path, name: str, encoder: onnx.ModelProto, decoder: onnx.ModelProto
-) -> StagedPair:
-    """Write the graphs of a pair into *folder*; raises `ExportError` if they do not fit.
+def stage_bundle(folder: Path, name: str, models: Mapping[str, onnx.ModelProto]) -> StagedBundle:
+    """Write the graphs of a model into *folder*; raises `ExportError` if they do not fit.
 
     The models may be changed: their weights move to the disk.
     """
-    models = without_stamp(encoder), without_stamp(decoder)
-    interfaces = [read_interface(model) for model in models]
-    _check_pair(*interfaces)
-    paths = []
-    for role, model in zip(("encoder", "decoder"), models, strict=True):
+    bare = {role: without_stamp(model) for role, model in models.items()}
+    interfaces = {role: read_interface(model) for role, model in bare.items()}
+    _check_fit(interfaces["encoder"], interfaces["decoder"])
+    paths: dict[str, Path] = {}
+    for role, model in bare.items():
         version = folder / f"{name}_{role}" / MODEL_VERSION
         version.mkdir(parents=True)
-        paths.append(onnx_file.save(model, version))
-    digest = pair_digest(*paths)
-    for path in paths:
-        stamp(path, digest)
-    stamped = [
-        replace(interface, outputs=(*interface.outputs, DIGEST_TENSOR)) for interface in interfaces
-    ]
-    return StagedPair(name, paths[0], paths[1], stamped[0], stamped[1], digest)
+        paths[role] = onnx_file.save(model, version)
+    digests = graph_digests(paths)
+    for path in paths.values():
+        stamp(path, digests["encoder"])
+    stamped = {
+        role: replace(interface, outputs=(*interface.outputs, DIGEST_TENSOR))
+        for role, interface in interfaces.items()
+    }
+    return StagedBundle(name, paths, stamped, bundle_digest(digests), digests["encoder"])
 
 
-def write_configs(pair: StagedPair, description: Description) -> str:
-    """Write the configurations of a pair beside its graphs, and give the pair's digest."""
+def write_configs(bundle: StagedBundle, description: Description) -> str:
+    """Write the configurations of a model beside its graphs, and return the model's digest."""
     if not all(text.isprintable() for text in [description.text, *description.facts.values()]):
         raise ExportError("the description must be one printable line")
-    parameters = _parameters(pair, description)
-    overlays = description.overlays
-    _write_config(
-        pair.encoder,
-        ModelConfig(
-            name=f"{pair.name}_encoder",
-            max_batch_size=ENCODER_MAX_BATCH,
-            interface=pair.encoder_interface,
-            scheduling=_ENCODER_INSTANCES
-            + instance_group(ENCODER_INSTANCES, overlays)
-            + encoder_threads(overlays)
-            + _ENCODER_BATCHING
-            + acceleration(overlays)
-            + _warm_up(pair.encoder_interface),
-            parameters={**parameters, "samserve.role": "encoder"},
-        ),
-    )
-    _write_config(
-        pair.decoder,
-        ModelConfig(
-            name=f"{pair.name}_decoder",
-            max_batch_size=DECODER_MAX_BATCH,
-            interface=pair.decoder_interface,
-            scheduling=_DECODER_INSTANCES
-            + instance_group(DECODER_INSTANCES, overlays)
-            + decoder_threads(overlays)
-            + _DECODER_BATCHING
-            + _warm_up(pair.decoder_interface),
-            parameters={**parameters, "samserve.role": "decoder"},
-        ),
-    )
-    return pair.digest
+    parameters = _parameters(bundle, description)
+    batches = {"encoder": ENCODER_MAX_BATCH, "decoder": DECODER_MAX_BATCH}
+    scheduling = _scheduling(description.overlays)
+    for role, path in bundle.graphs.items():
+        interface = bundle.interfaces[role]
+        config = ModelConfig(
+            name=f"{bundle.name}_{role}",
+            max_batch_size=batches[role],
+            interface=interface,
+            scheduling=scheduling[role] + _warm_up(interface),
+            parameters={**parameters, "samserve.role": role},
+        )
+        text = config_text(config)
+        (path.parents[1] / CONFIG_FILE).write_text(text, encoding="utf-8", newline="\n")
+    return bundle.digest
 
 
-def _write_config(graph: Path, config: ModelConfig) -> None:
-    path = graph.parents[1] / CONFIG_FILE
-    path.write_text(config_text(config), encoding="utf-8", newline="\n")
+def _scheduling(overlays: Overlays) -> dict[str, str]:
+    return {
+        "encoder": _ENCODER_INSTANCES
+        + instance_group(ENCODER_INSTANCES, overlays)
+        + encoder_threads(overlays)
+        + _ENCODER_BATCHING
+        + acceleration(overlays),
+        "decoder": _DECODER_INSTANCES
+        + instance_group(DECODER_INSTANCES, overlays)
+        + decoder_threads(overlays)
+        + _DECODER_BATCHING,
+    }
 
 
-def _parameters(pair: StagedPair, description: Description) -> dict[str, str]:
-    image_size = pair.encoder_interface.input("image").dims[1]
-    mask_size = pair.decoder_interface.input("mask_input").dims[-1]
+def _parameters(bundle: StagedBundle, description: Description) -> dict[str, str]:
+    image_size = bundle.interfaces["encoder"].input("image").dims[1]
+    mask_size = bundle.interfaces["decoder"].input("mask_input").dims[-1]
     facts = {f"samserve.{key}": value for key, value in description.facts.items()}
     return {
-        "samserve.family": description.family,
-        "samserve.model": pair.name,
-        "samserve.digest": pair.digest,
-        "samserve.preprocessing": PREPROCESSING,
+        "samserve.family": description.family.name,
+        "samserve.model": bundle.name,
+        "samserve.digest": bundle.digest,
+        "samserve.encoder_digest": bundle.encoder_digest,
+        "samserve.preprocessing": description.family.preprocessing,
         "samserve.image_size": str(image_size),
         "samserve.mask_size": str(mask_size),
         "samserve.description": description.text,
@@ -234,7 +220,7 @@ def _parameters(pair: StagedPair, description: Description) -> dict[str, str]:
 
 
 def _warm_up(interface: GraphInterface) -> str:
-    """A request of zeros: a blank picture, or a click without a mask (zero masks)."""
+    """A request of zeros: a blank image, or a click without a mask (zero masks)."""
     inputs = "\n".join(f"  {_warm_up_input(tensor)}" for tensor in interface.inputs)
     return f'{_WARM_UP}model_warmup {{\n  name: "first"\n  batch_size: 1\n{inputs}\n}}\n'
 
@@ -248,8 +234,8 @@ def _warm_up_input(tensor: GraphTensor) -> str:
     return f"inputs {{ key: {json.dumps(tensor.name)} value: {value} }}"
 
 
-def _check_pair(encoder: GraphInterface, decoder: GraphInterface) -> None:
-    """Refuse a decoder that does not take what the encoder gives, and sizes left open."""
+def _check_fit(encoder: GraphInterface, decoder: GraphInterface) -> None:
+    """Refuse a decoder that does not take what the encoder makes, and sizes left open."""
     for embedding in encoder.outputs:
         if decoder.input(embedding.name) != embedding:
             raise ExportError(f"encoder and decoder disagree about {embedding.name!r}")

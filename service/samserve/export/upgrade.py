@@ -1,7 +1,7 @@
-"""Having the models of a repository say with each answer which weights have made it.
+"""Making the models of a repository say with each answer which encoder it belongs to.
 
-Models that were exported before that was asked for get the output, and nothing else: their masks
-stay the same to the last bit, and so do their digests.
+Models of earlier exports say the digest of the model, or nothing.  They get the output and the
+parameter, and nothing else: masks stay the same to the last bit, and so do digests.
 """
 
 from __future__ import annotations
@@ -9,23 +9,39 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
 from samserve.errors import EngineUnavailable
+from samserve.export.config_text import parameter_text
 from samserve.export.errors import ExportError
 from samserve.export.staging import clear_up, staging
 from samserve.export.stamp import is_stamped, remove_stamp, stamp
 from samserve.export.triton_repository import CONFIG_FILE, MODEL_VERSION
-from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, MODEL_FILE, pair_digest
-from samserve.models.repository import encoders, parameter, read_configs, says_digest
+from samserve.models.digest import (
+    DIGEST_OUTPUT,
+    DIGEST_WORDS,
+    MODEL_FILE,
+    bundle_digest,
+    graph_digests,
+)
+from samserve.models.repository import (
+    ModelConfig,
+    encoders,
+    graphs_of,
+    parameter,
+    read_configs,
+    says_digest,
+)
 
 _OUTPUT = f'{{ name: "{DIGEST_OUTPUT}" data_type: TYPE_INT32 dims: [ {DIGEST_WORDS} ] }}'
 # As the export writes them; of other texts nothing but their end is known.
 _OUTPUTS = re.compile(r"^output \[\n(?:  \{[^\n]*\},?\n)+", re.MULTILINE)
+_DIGEST_LINE = re.compile(r'^parameters \{ key: "samserve\.digest" .*\}\n', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,63 +55,80 @@ class Upgraded:
 
 
 def upgrade(repository: Path, say: Callable[[str], None] = lambda text: None) -> list[Upgraded]:
-    """Upgrade every pair of a repository that needs it; *say* is told which.
+    """Upgrade every model of a repository that needs it; *say* is given a line for each.
 
-    Both folders of a pair are replaced together, or neither.  A pair whose files are not those
+    The folders of a model are replaced together, or none is.  A model whose files are not those
     that its digest was made of gets the digest of what they are.  Raises `ExportError`.
     """
     try:
         clear_up(repository)
         configs = read_configs(repository)
+        models = [graphs_of(encoder, configs) for encoder in encoders(configs)]
     except (EngineUnavailable, OSError) as error:
         raise ExportError(str(error)) from error
-    names = [parameter(config, "model") for config in encoders(configs.values())]
-    if not names:
+    if not models:
         raise ExportError(f"no model of samserve in {repository}")
-    done = []
-    for name in names:
-        roles = (f"{name}_encoder", f"{name}_decoder")
-        missing = [role for role in roles if role not in configs]
-        if missing:
-            raise ExportError(f"{missing[0]} is missing in {repository}")
-        digests = [parameter(configs[role], "digest") for role in roles]
-        whole = all(says_digest(configs[role]) for role in roles) and digests[0] == digests[1]
-        paths = [repository / role / MODEL_VERSION / MODEL_FILE for role in roles]
-        if whole and _says(paths, digests[0]):
-            done.append(Upgraded(name, digests[0], digests[0], changed=False))
-            continue
-        say(f"upgrading {name}")
-        digest = _upgrade_pair(repository, roles)
-        done.append(Upgraded(name, digest, digests[0], changed=True))
-    return done
+    return [_upgrade(repository, graphs, say) for graphs in models]
 
 
-def _says(paths: list[Path], digest: str) -> bool:
-    try:
-        return pair_digest(*paths) == digest and all(is_stamped(path, digest) for path in paths)
-    except (OSError, DecodeError) as error:
-        raise ExportError(f"{paths[0].parents[2]} cannot be read: {error}") from error
+def _upgrade(
+    repository: Path, graphs: Mapping[str, ModelConfig], say: Callable[[str], None]
+) -> Upgraded:
+    name = parameter(graphs["encoder"], "model")
+    before = parameter(graphs["decoder"], "digest")
+    folders = {role: config.name for role, config in graphs.items()}
+    with _reading(folders):
+        whole = _is_whole(graphs, _paths(repository, folders))
+    if whole:
+        return Upgraded(name, before, before, changed=False)
+    say(f"upgrading {name}")
+    return Upgraded(name, _rewrite(repository, folders), before, changed=True)
 
 
-def _upgrade_pair(repository: Path, roles: tuple[str, str]) -> str:
+def _is_whole(graphs: Mapping[str, ModelConfig], paths: Mapping[str, Path]) -> bool:
+    """Tell whether the configurations and the graphs say what the files are."""
+    if not all(says_digest(config) for config in graphs.values()):
+        return False
+    digests = graph_digests(paths)
+    encoder = digests["encoder"]
+    return (
+        {parameter(config, "encoder_digest") for config in graphs.values()} == {encoder}
+        and parameter(graphs["decoder"], "digest") == bundle_digest(digests)
+        and all(is_stamped(path, encoder) for path in paths.values())
+    )
+
+
+def _rewrite(repository: Path, folders: Mapping[str, str]) -> str:
+    """Replace the folders of a model, which are given by role; return the model's digest."""
     with staging(repository) as stage:
-        for role in roles:
-            _copy(repository / role, stage.folder / role)
-        paths = [stage.folder / role / MODEL_VERSION / MODEL_FILE for role in roles]
-        try:
-            for path in paths:
+        for folder in folders.values():
+            _copy(repository / folder, stage.folder / folder)
+        paths = _paths(stage.folder, folders)
+        with _reading(folders):
+            for path in paths.values():
                 remove_stamp(path)
-            digest = pair_digest(*paths)
-            for path in paths:
-                stamp(path, digest)
-        except (OSError, DecodeError) as error:
-            # The error names the staging folder, which is gone by then.
-            why = error.strerror if isinstance(error, OSError) else error
-            raise ExportError(f"{roles[0]} or {roles[1]} cannot be read: {why}") from error
-        for role in roles:
-            _declare(stage.folder / role / CONFIG_FILE, digest)
-        stage.publish(list(roles))
+            digests = graph_digests(paths)
+            for path in paths.values():
+                stamp(path, digests["encoder"])
+        digest = bundle_digest(digests)
+        for folder in folders.values():
+            _declare(stage.folder / folder / CONFIG_FILE, digest, digests["encoder"])
+        stage.publish(list(folders.values()))
     return digest
+
+
+@contextmanager
+def _reading(folders: Mapping[str, str]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, DecodeError) as error:
+        # Its text may name the staging folder, which is gone by the time that it is read.
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ExportError(f"{' or '.join(folders.values())} cannot be read: {why}") from error
+
+
+def _paths(repository: Path, folders: Mapping[str, str]) -> dict[str, Path]:
+    return {role: repository / each / MODEL_VERSION / MODEL_FILE for role, each in folders.items()}
 
 
 def _copy(folder: Path, target: Path) -> None:
@@ -116,8 +149,8 @@ def _copy(folder: Path, target: Path) -> None:
         raise ExportError(f"{folder} cannot be copied: {error}") from error
 
 
-def _declare(path: Path, digest: str) -> None:
-    """Have a configuration name the output and the digest; everything else stays as it is."""
+def _declare(path: Path, digest: str, encoder_digest: str) -> None:
+    """Add output and digests to a configuration; everything else stays as it is."""
     text = path.read_text(encoding="utf-8")
     if f'"{DIGEST_OUTPUT}"' not in text:
         found = _OUTPUTS.search(text)
@@ -127,8 +160,17 @@ def _declare(path: Path, digest: str) -> None:
         else:
             # Fields that repeat may be given in several places.
             text = f"{text.rstrip()}\noutput [\n  {_OUTPUT}\n]\n"
-    said = re.compile(r'("samserve\.digest"\s*,?\s*value:?\s*\{\s*string_value:\s*)"[^"]*"')
-    text, count = said.subn(rf'\g<1>"{digest}"', text)
+    text, count = _said("digest").subn(rf'\g<1>"{digest}"', text)
     if count != 1:
         raise ExportError(f"{path.parent.name}: the parameter samserve.digest is not found")
+    text, count = _said("encoder_digest").subn(rf'\g<1>"{encoder_digest}"', text)
+    if not count:
+        line = parameter_text("samserve.encoder_digest", encoder_digest)
+        text, count = _DIGEST_LINE.subn(rf"\g<0>{line}", text)
+        text = text if count else f"{text.rstrip()}\n{line}"
     path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _said(key: str) -> re.Pattern[str]:
+    """Find the value of a parameter, however the configuration is laid out."""
+    return re.compile(rf'("samserve\.{key}"\s*,?\s*value:?\s*\{{\s*string_value:\s*)"[^"]*"')

@@ -14,7 +14,7 @@ TEXTS = tuple(field.name for field in fields(ModelCard) if field.name != "parity
 
 
 def to_parameters(card: ModelCard) -> dict[str, str]:
-    """Give the card's facts by name; what is empty is left out."""
+    """Return the card's facts by name; what is empty is left out."""
     facts = {name: getattr(card, name) for name in TEXTS}
     if card.parity is not None:
         facts["parity"] = json.dumps(_rounded(card.parity))
@@ -24,7 +24,7 @@ def to_parameters(card: ModelCard) -> dict[str, str]:
 def from_parameters(parameters: Mapping[str, str]) -> ModelCard:
     """Undo `to_parameters`, passing over what is not known.
 
-    A card informs; figures that are none are left out, and the model is served all the same.
+    A card informs; what is not a figure is left out, and the model is served all the same.
     """
     texts: dict[str, Any] = {name: parameters[name] for name in TEXTS if name in parameters}
     return replace(ModelCard(**texts), parity=_parity(parameters.get("parity", "")))
@@ -43,7 +43,7 @@ def _parity(text: str) -> Parity | None:
 
 
 def _rounded(parity: Parity) -> dict[str, Any]:
-    """Give the figures by name, to as many digits as mean something."""
+    """Return the figures by name, to as many digits as mean something."""
     return {
         name: float(f"{value:.6g}") if isinstance(value, float) else value
         for name, value in asdict(parity).items()

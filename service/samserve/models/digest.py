@@ -1,9 +1,10 @@
-"""Names by content: of the weights of a model, and of embeddings."""
+"""Names by content: of each graph of a model, and of all of them together."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,13 +15,15 @@ DATA_FILE = "model.onnx.data"
 """Beside a model whose weights do not fit into one file."""
 
 DIGEST_OUTPUT = "samserve_digest"
-"""Output of both graphs of a pair, int32 ``[B, 8]``: the pair's digest, in each row."""
+"""Output of every graph of a model, int32 ``[B, 8]``: which encoder makes the embeddings that the
+graph makes or takes, by its digest, in each row."""
 
 DIGEST_WORDS = 8
 
 STAMP_KEY = "samserve.stamp"
 """Key of the last entry of a graph's metadata, which `stamp_note` writes."""
 
+_FIRST_ROLES = ("encoder", "decoder")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NOTE = re.compile(r"([0-9a-f]{64}):[0-9]{8}")
 _NOTE_BYTES = 73
@@ -39,18 +42,36 @@ _GRAPH_TAG = 0x3A
 _CHUNK = 1 << 20
 
 
-def pair_digest(encoder: Path, decoder: Path) -> str:
-    """Name the weights of a pair by its two ONNX files.
+def graph_digest(path: Path) -> str:
+    """Name the weights of a graph by its ONNX file: 64 hexadecimal digits.
 
-    Hex SHA-256 over 64 bytes: the digest of the encoder, then that of the decoder.  A model's
-    digest is the SHA-256 of its file; if it has its weights in a file beside it, the SHA-256 over
-    the digests of both.  The part at the end of a file that says the pair's digest is left out.
+    The SHA-256 of the file without its stamp; if its weights lie in a file beside it, the SHA-256
+    over the digests of both.
     """
-    return hashlib.sha256(_model_digest(encoder) + _model_digest(decoder)).hexdigest()
+    data = path.with_name(DATA_FILE)
+    digest = _file_digest(path, path.stat().st_size - stamp_bytes(path))
+    if data.exists():
+        digest = hashlib.sha256(digest + _file_digest(data, data.stat().st_size)).digest()
+    return digest.hex()
+
+
+def graph_digests(graphs: Mapping[str, Path]) -> dict[str, str]:
+    """Name the weights of each of a model's graphs, which are given by role."""
+    return {role: graph_digest(path) for role, path in graphs.items()}
+
+
+def bundle_digest(graphs: Mapping[str, str]) -> str:
+    """Name the weights of a model by the digests of its graphs, which are given by role.
+
+    Hex SHA-256 over their 32 bytes each: the encoder's, the decoder's, then the others by role.
+    """
+    others = sorted(graphs.keys() - set(_FIRST_ROLES))
+    digests = (bytes.fromhex(graphs[role]) for role in (*_FIRST_ROLES, *others))
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def stamp_note(digest: str, nbytes: int) -> str:
-    """Write what a graph's metadata say of its stamp: the pair's digest and the stamp's size."""
+    """Write what a graph's metadata say of its stamp: its digest and the size of the stamp."""
     return f"{digest}:{nbytes:08d}"
 
 
@@ -89,7 +110,7 @@ def _field_bytes(begin: bytes) -> int:
 
 @lru_cache(maxsize=256)
 def digest_words(digest: str) -> bytes:
-    """Give the 32 bytes of `DIGEST_OUTPUT` for a pair's digest: int32, in this machine's order.
+    """Return the 32 bytes of `DIGEST_OUTPUT` for a digest: int32, in this machine's order.
 
     Raises ``ValueError`` if it is not 64 lower-case hexadecimal digits.
     """
@@ -97,14 +118,6 @@ def digest_words(digest: str) -> bytes:
         raise ValueError("the digest is not 64 hexadecimal digits")
     words = bytes.fromhex(digest)
     return np.frombuffer(words, dtype=">i4").astype(np.int32).tobytes()
-
-
-def _model_digest(path: Path) -> bytes:
-    data = path.with_name(DATA_FILE)
-    digest = _file_digest(path, path.stat().st_size - stamp_bytes(path))
-    if not data.exists():
-        return digest
-    return hashlib.sha256(digest + _file_digest(data, data.stat().st_size)).digest()
 
 
 def _file_digest(path: Path, size: int) -> bytes:

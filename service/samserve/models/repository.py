@@ -1,22 +1,23 @@
-"""Reading a Triton model repository: which encoder and decoder pairs it holds."""
+"""Reading a Triton model repository: which models it holds, each a bundle of graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from samserve.errors import EngineUnavailable
-from samserve.models import card
-from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, digest_words
+from samserve.models import card, families
+from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, MODEL_FILE, digest_words
 from samserve.types import ModelInfo, TensorSpec
 
-FAMILIES = frozenset({"sam1"})
+G = TypeVar("G")
+ModelConfig: TypeAlias = model_config_pb2.ModelConfig
 
 _DTYPES: dict[int, np.dtype[Any]] = {
     model_config_pb2.TYPE_FP16: np.dtype(np.float16),
@@ -25,87 +26,110 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 
 
 class MixedWeights(EngineUnavailable):
-    """The encoder and the decoder of a model are of different weights; one may be loading."""
+    """A graph of a model belongs to another encoder than the model's; one may be loading."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """An encoder and a decoder of the same weights, by the names of their models."""
+class Bundle(Generic[G]):
+    """A model: what it says about itself, and its graphs by role.
 
-    info: ModelInfo
-    encoder: str
-    decoder: str
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """A pair and where its two graphs lie."""
-
-    info: ModelInfo
-    encoder: Path
-    decoder: Path
-
-
-def discover(repository: Path) -> tuple[ModelFiles, ...]:
-    """List the pairs of a repository in alphabetical order.
-
-    Models without samserve's parameters are somebody else's and passed over.  Raises
-    `EngineUnavailable` for a repository without a pair and for a pair that does not fit together.
+    SAM 1 has an ``encoder`` and a ``decoder``.  A graph is the name of a model on Triton, or the
+    path of a file.
     """
-    by_name = read_configs(repository)
-    pairs = [pair_of(config, by_name, repository) for config in encoders(by_name.values())]
-    if not pairs:
+
+    info: ModelInfo
+    graphs: Mapping[str, G]
+
+
+def discover(repository: Path) -> tuple[Bundle[Path], ...]:
+    """List the models of a repository in alphabetical order.
+
+    Configurations without samserve's parameters are not samserve's and are passed over.  Raises
+    `EngineUnavailable` for a repository without a model and for graphs that do not fit together.
+    """
+    configs = read_configs(repository)
+    bundles = [bundle_of(encoder, configs, repository) for encoder in encoders(configs)]
+    if not bundles:
         raise EngineUnavailable(f"no model in {repository}")
     return tuple(
-        ModelFiles(pair.info, _graph(repository, pair.encoder), _graph(repository, pair.decoder))
-        for pair in pairs
+        Bundle(bundle.info, {role: _file(repository, name) for role, name in bundle.graphs.items()})
+        for bundle in bundles
     )
 
 
-def read_configs(repository: Path) -> dict[str, model_config_pb2.ModelConfig]:
-    """Read the configurations of a repository by the names of their models, in that order.
+def read_configs(repository: Path) -> list[ModelConfig]:
+    """Read the configurations of a repository in the order of their folders.
 
-    Raises `EngineUnavailable` for a file that is none.
+    Raises `EngineUnavailable` for a file that is not a configuration.
     """
-    configs = [_read(path) for path in sorted(repository.glob("*/config.pbtxt"))]
-    return {config.name: config for config in configs}
+    return [_read(path) for path in sorted(repository.glob("*/config.pbtxt"))]
 
 
-def encoders(configs: Iterable[model_config_pb2.ModelConfig]) -> list[model_config_pb2.ModelConfig]:
-    """Choose the configurations of image encoders that samserve can pair."""
+def encoders(configs: Iterable[ModelConfig]) -> list[ModelConfig]:
+    """Choose the configurations of image encoders: each is the beginning of a bundle."""
     return [config for config in configs if parameter(config, "role") == "encoder"]
 
 
-def pair_of(
-    encoder: model_config_pb2.ModelConfig,
-    by_name: Mapping[str, model_config_pb2.ModelConfig],
-    repository: str | Path = "REPOSITORY",
-) -> Pair:
-    """Find the decoder of an encoder.
+def graphs_of(encoder: ModelConfig, configs: Iterable[ModelConfig]) -> dict[str, ModelConfig]:
+    """Find the graphs of an encoder's model by role: those called ``<model>_<role>``.
 
-    Raises `EngineUnavailable` if they do not fit, `MixedWeights` if they are of different weights.
-
-    *repository* is what an error calls the place where both lie.
+    Raises `EngineUnavailable` if there is no decoder.
     """
-    name = parameter(encoder, "model")
-    decoder = by_name.get(f"{name}_decoder")
-    info = model_info(encoder, name)
-    if decoder is None:
-        raise EngineUnavailable(f"the decoder of model {name!r} is missing")
-    if parameter(decoder, "digest") != info.digest:
-        raise MixedWeights(f"the decoder of model {name!r} is of other weights than its encoder")
-    if info.family not in FAMILIES:
-        raise EngineUnavailable(f"model {name!r} is of unknown family {info.family!r}")
-    if not (says_digest(encoder) and says_digest(decoder)):
+    model = parameter(encoder, "model")
+    graphs = {"encoder": encoder}
+    for config in configs:
+        role = parameter(config, "role")
+        if config.name == f"{model}_{role}":
+            graphs.setdefault(role, config)
+    if "decoder" not in graphs:
+        raise EngineUnavailable(f"the decoder of model {model!r} is missing")
+    return graphs
+
+
+def bundle_of(
+    encoder: ModelConfig,
+    configs: Collection[ModelConfig],
+    repository: str | Path = "REPOSITORY",
+) -> Bundle[str]:
+    """Gather the graphs of an encoder's model.
+
+    Raises `EngineUnavailable` if they do not fit, `MixedWeights` if one belongs to another encoder.
+
+    *repository* is what an error calls the place where they lie.
+    """
+    graphs = graphs_of(encoder, configs)
+    _check_encoder(graphs)
+    info = model_info(encoder, graphs["decoder"])
+    families.of(info)
+    if not all(says_digest(config) for config in graphs.values()):
         raise EngineUnavailable(
-            f"model {name!r} does not say with its answers which weights made them; "
+            f"model {info.name!r} does not say with its answers which weights made them; "
             f"add that by: samserve models upgrade {repository}"
         )
-    return Pair(info, encoder.name, decoder.name)
+    return Bundle(info, {role: config.name for role, config in graphs.items()})
 
 
-def says_digest(config: model_config_pb2.ModelConfig) -> bool:
-    """Tell whether a model declares that its answers name their weights."""
+def _check_encoder(graphs: Mapping[str, ModelConfig]) -> None:
+    there = encoder_digest(graphs["encoder"])
+    for role, config in graphs.items():
+        wanted = encoder_digest(config)
+        if wanted != there:
+            raise MixedWeights(
+                f"{config.name!r} is of other weights: this {role} belongs to the encoder "
+                f"{wanted[:12]}, not to {there[:12]}"
+            )
+
+
+def encoder_digest(config: ModelConfig) -> str:
+    """Read which encoder makes the embeddings that a graph makes or takes.
+
+    Earlier exports do not tell encoders apart from models, and say the digest of the model.
+    """
+    return parameter(config, "encoder_digest") or parameter(config, "digest")
+
+
+def says_digest(config: ModelConfig) -> bool:
+    """Tell whether a graph declares that its answers name the encoder that it belongs to."""
     return any(
         (output.name, output.data_type, list(output.dims))
         == (DIGEST_OUTPUT, model_config_pb2.TYPE_INT32, [DIGEST_WORDS])
@@ -126,26 +150,30 @@ def default_first(names: Iterable[str], default_model: str) -> list[str]:
     return sorted(ordered, key=lambda name: name != default_model)
 
 
-def model_info(encoder: model_config_pb2.ModelConfig, name: str) -> ModelInfo:
-    """Read what an encoder's configuration says about its pair.
+def model_info(encoder: ModelConfig, decoder: ModelConfig) -> ModelInfo:
+    """Read what the configurations say about a model.
+
+    The digest of the model is the decoder's to say, which may change while its encoder stays.
 
     Raises `EngineUnavailable` if that is not enough to serve it.
     """
     try:
-        return _model_info(encoder, name)
+        return _model_info(encoder, decoder)
     except (KeyError, ValueError) as error:
         raise EngineUnavailable(
             f"the configuration of {encoder.name!r} is incomplete or of a kind not served: {error}"
         ) from error
 
 
-def _model_info(encoder: model_config_pb2.ModelConfig, name: str) -> ModelInfo:
-    digest = parameter(encoder, "digest")
-    digest_words(digest)
+def _model_info(encoder: ModelConfig, decoder: ModelConfig) -> ModelInfo:
+    digest, of_encoder = parameter(decoder, "digest"), encoder_digest(encoder)
+    for each in (digest, of_encoder):
+        digest_words(each)
     return ModelInfo(
-        name=name,
+        name=parameter(encoder, "model"),
         family=parameter(encoder, "family"),
         digest=digest,
+        encoder_digest=of_encoder,
         preprocessing=parameter(encoder, "preprocessing"),
         image_size=int(parameter(encoder, "image_size")),
         mask_size=int(parameter(encoder, "mask_size")),
@@ -155,28 +183,28 @@ def _model_info(encoder: model_config_pb2.ModelConfig, name: str) -> ModelInfo:
     )
 
 
-def _read(path: Path) -> model_config_pb2.ModelConfig:
+def _read(path: Path) -> ModelConfig:
     try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+        return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise EngineUnavailable(f"{path} is not a model configuration: {error}") from error
 
 
-def _graph(repository: Path, model: str) -> Path:
-    path = repository / model / "1" / "model.onnx"
+def _file(repository: Path, model: str) -> Path:
+    path = repository / model / "1" / MODEL_FILE
     if not path.is_file():
         raise EngineUnavailable(f"{path} is missing")
     return path
 
 
-def parameter(config: model_config_pb2.ModelConfig, key: str) -> str:
+def parameter(config: ModelConfig, key: str) -> str:
     """Read one of samserve's parameters, without their prefix; empty if it is not there."""
     name = f"samserve.{key}"
     return str(config.parameters[name].string_value) if name in config.parameters else ""
 
 
-def _parameters(config: model_config_pb2.ModelConfig) -> dict[str, str]:
-    """Give all of samserve's parameters without their prefix."""
+def _parameters(config: ModelConfig) -> dict[str, str]:
+    """Return all of samserve's parameters without their prefix."""
     prefix = "samserve."
     return {
         name.removeprefix(prefix): value.string_value

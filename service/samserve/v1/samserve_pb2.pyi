@@ -1521,12 +1521,13 @@ class Model(_message.Message):
     DEFAULT_FIELD_NUMBER: _builtins.int
     TRANSPORT_FIELD_NUMBER: _builtins.int
     CARD_FIELD_NUMBER: _builtins.int
+    ENCODER_DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name to select it by."""
     family: _builtins.str
     """Family, which decides preprocessing and the multimask rule: `sam1`."""
     digest: _builtins.str
-    """Digest of the weights. Embeddings of another digest are not decoded."""
+    """Digest of the weights of all its networks."""
     description: _builtins.str
     """What the model is, for people."""
     image_side: _builtins.int
@@ -1539,6 +1540,10 @@ class Model(_message.Message):
     """True for the model that is used when a request names none."""
     transport: Global___Transport.ValueType
     """How its tensors travel between this server and the model runtime now."""
+    encoder_digest: _builtins.str
+    """Digest of the weights of its image encoder. Embeddings of another encoder
+    are not decoded; those of this one are, whatever becomes of the decoder.
+    """
     @_builtins.property
     def capabilities(self) -> Global___Capabilities:
         """What it can do."""
@@ -1561,10 +1566,11 @@ class Model(_message.Message):
         default: _builtins.bool = ...,
         transport: Global___Transport.ValueType = ...,
         card: Global___ModelCard | None = ...,
+        encoder_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "card", b"card"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "card", b"card", "default", b"default", "description", b"description", "digest", b"digest", "embedding_bytes", b"embedding_bytes", "family", b"family", "image_side", b"image_side", "mask_side", b"mask_side", "name", b"name", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "card", b"card", "default", b"default", "description", b"description", "digest", b"digest", "embedding_bytes", b"embedding_bytes", "encoder_digest", b"encoder_digest", "family", b"family", "image_side", b"image_side", "mask_side", b"mask_side", "name", b"name", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

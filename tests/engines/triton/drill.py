@@ -41,8 +41,8 @@ class Weights:
     def of(self, image: pb.Image, embedding_id: str) -> int:
         """Tell which version an id promises: it is made of the image and of the digest."""
         given = EncodedImage(image.encoded)
-        ids = {ids.embedding_id(given, info): v for v, info in self.infos.items()}
-        return ids[embedding_id]
+        versions = {ids.embedding_id(given, info): v for v, info in self.infos.items()}
+        return versions[embedding_id]
 
 
 @dataclass

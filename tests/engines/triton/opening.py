@@ -75,7 +75,7 @@ def clicks(count: int = 1, seed: int = 0, points: int = 1, masks: int = 0) -> Pr
 async def reserved(engine: TritonEngine, store: MemoryStore, name: str, model: str = "") -> Slot:
     """Take a slot for an embedding of the model, the default one if none is named."""
     info = engine.models[model or next(iter(engine.models))]
-    facts = EmbeddingFacts(Size(SIDE, SIDE), info.name, info.digest)
+    facts = EmbeddingFacts.of(Size(SIDE, SIDE), info)
     return await store.reserve(EmbeddingKey("t", name), facts, info.embedding)
 
 
@@ -105,7 +105,7 @@ async def gateway(url: str, **settings: Any) -> AsyncIterator[Service]:
 
 def is_healthy(service: Running) -> bool:
     """Whether the gateway has seen, when it last looked, that Triton is well."""
-    return bool(service.engine._link.healthy)  # type: ignore[attr-defined]  # it is a TritonEngine
+    return bool(service.engine._monitor.healthy)  # type: ignore[attr-defined]  # it is a TritonEngine
 
 
 def under_way(metrics: Metrics, network: str) -> int:
@@ -115,7 +115,7 @@ def under_way(metrics: Metrics, network: str) -> int:
 
 async def looked_again(engine: TritonEngine, times: int = 3) -> None:
     """Wait until Triton, and the files of credentials, have been looked at a few times more."""
-    rotation = engine._link._rotation
+    rotation = engine._monitor._rotation
     look, looks = rotation.look, 0
 
     async def counted() -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from pydantic import ValidationError
-from samserve.engines.triton import credentials as module
-from samserve.engines.triton.credentials import CredentialFiles
-from samserve.errors import EngineUnavailable
+from samserve.engines.triton.credentials import Credentials, open_credentials
+from samserve.errors import Misconfigured
 from samserve.settings import TritonSettings
 
 from tests.secrecy import secret
@@ -26,10 +24,14 @@ HEADERS = f"triton-grpc-protocol-admin: {VALUE}\n"
 FILES = {"ca": ISSUER.pem, "cert": CERT, "key": KEY, "headers": HEADERS}
 
 
-def mounted(folder: Path, **files: str) -> tuple[Mounted, CredentialFiles]:
+def mounted(folder: Path, **files: str) -> TritonSettings:
     mount = Mounted(folder / "mounted", **{**FILES, **files})
     paths = {f"{name}_file": mount.path(name) for name in FILES}
-    return mount, CredentialFiles(TritonSettings(tls=True, **paths))  # type: ignore[arg-type]
+    return TritonSettings(tls=True, **paths)  # type: ignore[arg-type]
+
+
+def read(settings: TritonSettings) -> Credentials:
+    return open_credentials(settings).value
 
 
 def encrypted(key: str) -> str:
@@ -44,10 +46,8 @@ def encrypted(key: str) -> str:
 
 
 def test_files_are_read(tmp_path: Path) -> None:
-    _, files = mounted(tmp_path)
-    signature, credentials = files.read()
+    credentials = read(mounted(tmp_path))
 
-    assert signature == files.signature()
     assert credentials.tls
     assert credentials.roots == ISSUER.pem.encode()
     assert (credentials.certificates, credentials.key) == (CERT.encode(), KEY.encode())
@@ -55,11 +55,11 @@ def test_files_are_read(tmp_path: Path) -> None:
 
 
 BROKEN: list[tuple[str, str, str]] = [
-    ("ca", "", "cannot be read: No such file"),
+    ("ca", "", "No such file"),
     ("ca", KEY, "triton.ca_file"),
     ("ca", ISSUER.pem[: len(ISSUER.pem) // 2], "not made of certificates"),
     ("cert", KEY, "not made of certificates"),
-    ("key", OTHER_KEY, "do not belong together"),
+    ("key", OTHER_KEY, "is not the key of"),
     ("key", CERT, "is no private key"),
     ("key", KEY[: len(KEY) // 2], "is no private key"),
     ("key", encrypted(KEY), "or it is encrypted"),
@@ -84,13 +84,13 @@ BROKEN: list[tuple[str, str, str]] = [
 def test_an_error_names_the_file_and_nothing_that_is_in_it(
     tmp_path: Path, name: str, content: str, said: str
 ) -> None:
-    mount, files = mounted(tmp_path, **{name: content})
-    with pytest.raises(EngineUnavailable) as caught:
-        files.read()
+    settings = mounted(tmp_path, **{name: content})
+    with pytest.raises(Misconfigured) as caught:
+        read(settings)
 
     text = str(caught.value)
     assert said in text
-    assert str(mount.path(name)) in text
+    assert str(getattr(settings, f"{name}_file")) in text
     everything = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
     assert "PRIVATE KEY" not in everything
     assert not [part for part in secrets_of(content) if part in everything]
@@ -103,69 +103,11 @@ def secrets_of(content: str) -> list[str]:
 
 
 def test_a_repr_tells_nothing(tmp_path: Path) -> None:
-    _, files = mounted(tmp_path)
-    _, credentials = files.read()
-    text = f"{credentials} {credentials!r} {files!r}"
+    files = open_credentials(mounted(tmp_path))
+    text = f"{files.value} {files.value!r} {files!r}"
 
     assert not [part for part in secrets_of(KEY + HEADERS + CERT) if part in text]
     assert len(text) < 500
-
-
-CHANGES: list[tuple[str, Callable[[Mounted], Any]]] = [
-    ("the link to the folder", lambda mount: mount.swap()),
-    ("another key", lambda mount: mount.swap(key=OTHER_KEY)),
-    ("in place", lambda mount: mount.path("headers").write_text(HEADERS.upper())),
-    ("missing", lambda mount: mount.path("ca").resolve().unlink()),
-    ("the link itself", lambda mount: mount.path("ca").unlink()),
-]
-
-
-@pytest.mark.parametrize("change", [change for _, change in CHANGES], ids=[n for n, _ in CHANGES])
-def test_a_signature_tells_that_files_have_changed(
-    tmp_path: Path, change: Callable[[Mounted], Any]
-) -> None:
-    mount, files = mounted(tmp_path)
-    before = files.signature()
-    assert files.signature() == before
-    change(mount)
-
-    assert files.signature() != before
-
-
-def test_files_that_change_while_they_are_read_are_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mount, files = mounted(tmp_path)
-    new_cert, new_key = ISSUER.issue("gateway")
-    read = module._content
-    swaps = [{"cert": new_cert, "key": new_key}]
-
-    def content(path: Path) -> bytes:
-        found = read(path)
-        if path.name == "cert" and swaps:
-            mount.swap(**swaps.pop())
-        return found
-
-    monkeypatch.setattr(module, "_content", content)
-    signature, credentials = files.read()
-
-    assert (credentials.certificates, credentials.key) == (new_cert.encode(), new_key.encode())
-    assert signature == files.signature()
-
-
-def test_files_that_never_rest_are_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mount, files = mounted(tmp_path)
-    read = module._content
-
-    def content(path: Path) -> bytes:
-        mount.swap()
-        return read(path)
-
-    monkeypatch.setattr(module, "_content", content)
-    with pytest.raises(EngineUnavailable, match="change all the time"):
-        files.read()
 
 
 def test_without_a_ca_file_the_systems_are_trusted(
@@ -174,17 +116,17 @@ def test_without_a_ca_file_the_systems_are_trusted(
     system = tmp_path / "system.crt"
     system.write_text(ISSUER.pem)
     monkeypatch.setenv("SSL_CERT_FILE", str(system))
-    files = CredentialFiles(TritonSettings(tls=True))
+    files = open_credentials(TritonSettings(tls=True))
 
     assert files.paths == (system,)
-    assert files.read()[1].roots == ISSUER.pem.encode()
+    assert files.value.roots == ISSUER.pem.encode()
 
 
 def test_without_settings_nothing_is_read() -> None:
-    files = CredentialFiles(TritonSettings())
+    files = open_credentials(TritonSettings())
 
     assert files.paths == ()
-    assert not files.read()[1].tls
+    assert not files.value.tls
 
 
 @pytest.mark.parametrize(

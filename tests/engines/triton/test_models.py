@@ -41,7 +41,7 @@ def _several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]
     folder = tmp_path_factory.mktemp("several")
     models = folder / "models"
     write_models(models, "fake", "other", "unfit", "odd", "aged")
-    edit(models / "unfit_decoder", r'(digest" value \{ string_value: ")', r"\g<1>0")
+    edit(models / "unfit_decoder", r'(encoder_digest" value \{ string_value: ")', r"\g<1>0")
     edit(models / "odd_encoder", r".*samserve\.image_size.*\n", "")
     edit(models / "aged_decoder", r",\n.*samserve_digest.*", "")
     with TritonServer(models, log=folder / "log") as server:
@@ -50,10 +50,10 @@ def _several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]
 
 @pytest.fixture
 def several(_several: TritonServer) -> TritonServer:
-    """Two pairs, and three that cannot be served.
+    """Two models, and three that cannot be served.
 
-    The decoder of ``unfit`` says that it is of other weights, the encoder of ``odd`` does not say
-    how large images are, and the decoder of ``aged`` not which weights have made an answer.
+    The decoder of ``unfit`` says that it belongs to another encoder, the encoder of ``odd`` does
+    not say how large images are, and the decoder of ``aged`` not which weights made an answer.
     """
     return _several.revive()
 
@@ -179,3 +179,26 @@ async def test_weights_that_are_replaced_under_a_running_triton_are_noticed(
             fresh = await reserved(engine, store, "new")
             await engine.encode("fake", picture(), fresh, RequestContext())
             await engine.decode("fake", fresh.as_embedding(), clicks(), RequestContext())
+
+
+async def test_the_watch_goes_on_after_an_unexpected_error(
+    several: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(several.grpc_address, health_interval_s=0.05) as (engine, _):
+        monitor, failures = engine._monitor, []
+        look = monitor._rotation.look
+
+        async def fail_once() -> None:
+            if not failures:
+                failures.append(monitor.healthy)
+                raise LookupError("unexpected")
+            await look()
+
+        with capture_logs() as lines:
+            monkeypatch.setattr(monitor._rotation, "look", fail_once)
+            await until(lambda: [line for line in lines if "watch" in line["event"]])
+            await monitor.look_again()
+            healthy = await engine.ready()
+
+    assert failures == [True]
+    assert healthy

@@ -137,10 +137,10 @@ async def test_a_request_that_triton_refuses_holds_nothing(pair: Pair) -> None:
         with pytest.raises(EngineFailure):
             await engine.decode(NAME, slot.as_embedding(), wrong, RequestContext())
         assert engine._regions.retired_bytes == 0
-    before = engine._scratch._bytes
+    before = engine._pool._bytes
     await engine.decode(NAME, slot.as_embedding(), good, RequestContext())
 
-    assert engine._scratch._bytes == before
+    assert engine._pool._bytes == before
 
 
 async def test_a_request_that_a_stopped_triton_has_yet_to_read_harms_nobody(
@@ -191,14 +191,14 @@ async def test_what_a_lost_request_holds_ends_with_the_triton_that_held_it(
     await store.discard(slot)
     assert store.stats().quarantined_bytes == MODEL.embedding_bytes
     triton.kill()
-    await until(lambda: not engine._link.healthy)
+    await until(lambda: not engine._monitor.healthy)
     # Nobody can tell yet whether it is dead or cut off.
     assert store.stats().quarantined_bytes == MODEL.embedding_bytes
     with pytest.raises(EngineUnavailable):
         await engine.encode(NAME, picture(), await reserved(engine, store, "y"), RequestContext())
     triton.start()
     await until(lambda: store.stats().quarantined_bytes == 0)
-    await until(lambda: engine._link.healthy)
+    await until(lambda: engine._monitor.healthy)
     image = picture(3)
     slot = await reserved(engine, store, "z")
     await engine.encode(NAME, image, slot, RequestContext())

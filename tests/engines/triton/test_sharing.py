@@ -13,7 +13,7 @@ from samserve.context import RequestContext
 from samserve.engines.triton import engine as engine_module
 from samserve.engines.triton.connection import TritonConnection
 from samserve.engines.triton.failures import Unreachable
-from samserve.engines.triton.shm_regions import Regions
+from samserve.engines.triton.shm_regions import ShmRegions
 from samserve.errors import EngineFailure, EngineUnavailable, MemoryExhausted
 from samserve.memory.posix import SharedMemory, SharedSegment
 from samserve.types import Transport
@@ -38,9 +38,9 @@ def triton_of_nobody(_triton_of_nobody: TritonServer) -> TritonServer:
 
 
 @asynccontextmanager
-async def regions_of(server: TritonServer, group: int | None) -> AsyncIterator[Regions]:
+async def regions_of(server: TritonServer, group: int | None) -> AsyncIterator[ShmRegions]:
     connection = TritonConnection(server.grpc_address, channels=1)
-    regions = Regions(connection, SharedMemory(group=group))
+    regions = ShmRegions(connection, SharedMemory(group=group))
     try:
         yield regions
     finally:
@@ -162,14 +162,14 @@ def newer() -> NewerTriton:
 
 
 @pytest.fixture
-async def regions(newer: NewerTriton) -> AsyncIterator[Regions]:
-    found = Regions(newer, SharedMemory())  # type: ignore[arg-type]  # what is used of it
+async def regions(newer: NewerTriton) -> AsyncIterator[ShmRegions]:
+    found = ShmRegions(newer, SharedMemory())  # type: ignore[arg-type]  # what is used of it
     yield found
     await found.aclose()
 
 
 async def test_a_region_that_is_listed_still_is_in_use_still(
-    newer: NewerTriton, regions: Regions
+    newer: NewerTriton, regions: ShmRegions
 ) -> None:
     segment = regions._shared.create(1)
     await regions.add(segment)
@@ -187,7 +187,7 @@ async def test_a_region_that_is_listed_still_is_in_use_still(
 
 
 async def test_an_unreachable_triton_keeps_what_it_may_write_into(
-    newer: NewerTriton, regions: Regions
+    newer: NewerTriton, regions: ShmRegions
 ) -> None:
     segment = regions._shared.create(1)
     await regions.add(segment)
@@ -205,7 +205,7 @@ async def test_an_unreachable_triton_keeps_what_it_may_write_into(
 
 
 async def test_a_region_that_is_known_already_is_as_good_as_new(
-    newer: NewerTriton, regions: Regions
+    newer: NewerTriton, regions: ShmRegions
 ) -> None:
     segment = regions._shared.create(1)
 
@@ -214,7 +214,7 @@ async def test_a_region_that_is_known_already_is_as_good_as_new(
 
 
 async def test_a_triton_that_refuses_after_a_restart_is_asked_again(
-    newer: NewerTriton, regions: Regions
+    newer: NewerTriton, regions: ShmRegions
 ) -> None:
     segment = regions._shared.create(1)
     assert await regions.add(segment)
@@ -231,7 +231,7 @@ async def test_a_triton_that_refuses_after_a_restart_is_asked_again(
 
 
 async def test_a_triton_that_has_sharing_switched_off_leaves_nothing_behind(
-    newer: NewerTriton, regions: Regions
+    newer: NewerTriton, regions: ShmRegions
 ) -> None:
     newer.refuses = True
     await regions.probe()
@@ -244,7 +244,7 @@ async def test_a_triton_that_has_sharing_switched_off_leaves_nothing_behind(
 
 
 async def test_one_refused_segment_does_not_end_sharing(
-    newer: NewerTriton, regions: Regions
+    newer: NewerTriton, regions: ShmRegions
 ) -> None:
     await regions.probe()
     newer.refuses = True
@@ -256,7 +256,7 @@ async def test_one_refused_segment_does_not_end_sharing(
 
 
 async def test_a_segment_that_is_retired_while_others_are_registered_stays_away(
-    newer: NewerTriton, regions: Regions
+    newer: NewerTriton, regions: ShmRegions
 ) -> None:
     first, second = regions._shared.create(1), regions._shared.create(1)
     regions.want(first)
@@ -283,7 +283,7 @@ async def test_a_segment_that_is_retired_while_others_are_registered_stays_away(
 
 @pytest.mark.parametrize("is_old", [True, False])
 async def test_regions_of_dead_gateways_are_forgotten_when_they_are_used_no_more(
-    is_old: bool, newer: NewerTriton, regions: Regions
+    is_old: bool, newer: NewerTriton, regions: ShmRegions
 ) -> None:
     newer.is_old = is_old
     dead, others = "samserve-0000000000000000", "somebody-elses"
@@ -299,7 +299,7 @@ async def test_regions_of_dead_gateways_are_forgotten_when_they_are_used_no_more
 
 async def test_what_is_in_use_at_the_end_is_waited_for(newer: NewerTriton) -> None:
     newer.is_old = True
-    regions = Regions(newer, SharedMemory())  # type: ignore[arg-type]  # what is used of it
+    regions = ShmRegions(newer, SharedMemory())  # type: ignore[arg-type]  # what is used of it
     segment = regions._shared.create(1)
     await regions.add(segment)
     newer.in_use.add(segment.key.lstrip("/"))
@@ -311,7 +311,7 @@ async def test_what_is_in_use_at_the_end_is_waited_for(newer: NewerTriton) -> No
 
 
 async def test_the_end_does_not_wait_for_a_triton_that_is_away(newer: NewerTriton) -> None:
-    regions = Regions(newer, SharedMemory())  # type: ignore[arg-type]  # what is used of it
+    regions = ShmRegions(newer, SharedMemory())  # type: ignore[arg-type]  # what is used of it
     segment = regions._shared.create(1)
     await regions.add(segment)
     lost = regions.retire(segment)

@@ -19,7 +19,7 @@ from samserve.engines.fake import MODEL
 from samserve.engines.triton.channels import Channels
 from samserve.engines.triton.engine import TritonEngine
 from samserve.engines.triton.failures import Refused, Unreachable
-from samserve.errors import EngineUnavailable, SamserveError
+from samserve.errors import EngineUnavailable, Misconfigured, SamserveError
 from samserve.settings import TritonSettings
 from samserve.stores.local.store import MemoryStore
 from samserve.telemetry.metrics import Metrics
@@ -185,7 +185,7 @@ async def test_a_certificate_for_another_name_is_refused(tmp_path: Path) -> None
 async def test_tls_on_one_side_only_is_said(closed: TritonServer, tmp_path: Path) -> None:
     mount = Mounted(tmp_path / "files", ca=SERVERS.pem)
     without = await refusal(closed.grpc_address)
-    alone = await refusal(closed.http_address, **settings_for(mount, "ca"))
+    alone = await refusal(f"{HOST}:{closed.http_port}", **settings_for(mount, "ca"))
 
     assert "maybe it wants TLS" in str(without)
     assert "maybe the model server does not use TLS" in str(alone)
@@ -199,7 +199,7 @@ async def test_a_file_that_cannot_be_used_ends_the_start_at_once(
     mount = Mounted(tmp_path / "files", ca="")
     error = await refusal(closed.grpc_address, startup_s=600, **settings_for(mount, "ca"))
 
-    assert isinstance(error, EngineUnavailable)
+    assert isinstance(error, Misconfigured)
     assert str(mount.path("ca")) in str(error)
 
 
@@ -349,7 +349,7 @@ async def test_certificates_are_replaced_under_load_and_no_call_fails(
             server.kill()
             server.extra_args = tls_arguments(tmp_path, NEW_SERVERS, NEW_CLIENTS.pem)
             server.start()
-            await until(lambda: engine._link.healthy)
+            await until(lambda: engine._monitor.healthy)
             async with load.running():
                 await load.goes_on()
             assert load.failures == []
@@ -399,8 +399,8 @@ async def test_files_that_cannot_be_used_change_nothing_until_they_are_mended(
             load, before = Load(engine, store), now(engine)
             bad: list[tuple[dict[str, str], str]] = [
                 ({"ca": "no certificate"}, "not made of certificates"),
-                ({"ca": SERVERS.pem, "key": ""}, "cannot be read"),
-                ({"key": other["key"]}, "do not belong together"),
+                ({"ca": SERVERS.pem, "key": ""}, "No such file"),
+                ({"key": other["key"]}, "is not the key of"),
                 # These are in order by themselves: Triton is asked.
                 (shown(STRANGERS), "client certificate"),
                 ({**good, "ca": STRANGERS.pem}, "not signed by a CA"),
@@ -418,7 +418,7 @@ async def test_files_that_cannot_be_used_change_nothing_until_they_are_mended(
                 mount.swap(ca=SERVERS.pem)
                 await renewed(engine, before)
             assert load.failures == []
-            assert engine._link.healthy
+            assert engine._monitor.healthy
     assert said(logs, "model server is") == []
     assert len(said(logs, TAKEN)) == 1
 
@@ -440,7 +440,7 @@ async def test_files_that_triton_takes_only_later_are_tried_again(
             server.extra_args = tls_arguments(tmp_path, SERVERS, NEW_CLIENTS.pem)
             server.start()
             await renewed(engine, before)
-            await until(lambda: engine._link.healthy)
+            await until(lambda: engine._monitor.healthy)
             await engine.decode(NAME, embedding, clicks(), RequestContext())
     assert len(said(logs, REFUSED)) == len(said(logs, TAKEN)) == 1
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from samserve.app import default_repository
 from samserve.client import Client, Prompt
 
-from harness.otlp.receiver import Receiver
-from harness.otlp.spans import Span
+from harness.otlp import Receiver
 from harness.triton.server import TritonServer
 from tests import pictures
 from tests.conftest import serving, settings_with
@@ -88,7 +88,7 @@ async def test_one_trace_from_the_application_to_the_network(
         *("compute", "sam_tiny_decoder", "InferRequest", "decode", _CALL, "click")
     ]
     assert len({span.trace_id for span in path}) == 1
-    assert path[1].attributes["triton.request_id"] == path[4].attributes["samserve.request_id"]
+    assert attributes(path[1])["triton.request_id"] == attributes(path[4])["samserve.request_id"]
     # The embedding was asked for outside of a trace, and nothing of it was recorded anywhere.
     assert not [span for span in spans if "Embed" in span.name or "encoder" in span.name]
 
@@ -101,10 +101,14 @@ def linked(spans: Sequence[Span]) -> bool:
     return bool(clicks & computed & ended)
 
 
+def attributes(span: Span) -> dict[str, str]:
+    return {pair.key: pair.value.string_value for pair in span.attributes}
+
+
 def ancestors(spans: Sequence[Span], span: Span) -> list[Span]:
     """The span, its parent, and so on."""
     by_id = {each.span_id: each for each in spans}
     path = [span]
-    while path[-1].parent_id in by_id:
-        path.append(by_id[path[-1].parent_id])
+    while path[-1].parent_span_id in by_id:
+        path.append(by_id[path[-1].parent_span_id])
     return path

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
+from samserve.export.upgrade import upgrade
 from samserve.v1 import samserve_pb2 as pb
 
 from harness.triton.server import TritonServer
@@ -15,7 +17,7 @@ from tests import pictures
 from tests.engines.triton import opening
 from tests.engines.triton.drill import NAME, Drill, Weights
 from tests.engines.triton.opening import is_healthy, looked_again
-from tests.engines.weights import write_version
+from tests.engines.weights import Versions, versions_of, write_version
 from tests.export.config_check import age
 from tests.rpc.errors import failure_of
 from tests.samples import total
@@ -142,6 +144,98 @@ async def test_while_only_the_encoder_is_new_a_model_is_there_and_says_so(tmp_pa
     assert healthy
     assert counted == 1
     assert gone.reason == "EMBEDDING_NOT_FOUND"
+
+
+async def test_a_decoder_that_is_replaced_alone_fails_no_call_and_loses_no_embedding(
+    tmp_path: Path,
+) -> None:
+    models = tmp_path / "models"
+    old = write_version(models, "fake", 1)
+    with TritonServer(models, log=tmp_path / "log", extra_args=EXPLICIT) as server:
+        async with opening.gateway(server.grpc_address) as (service, stub):
+            image = pictures.image()
+            embedding = (await stub.Embed(pb.EmbedRequest(image=image))).embedding
+            seen: Counter[Versions] = Counter()
+            over = asyncio.Event()
+
+            async def click() -> None:
+                request = pb.PredictRequest(
+                    embedding_id=embedding.id,
+                    prompts=[pictures.click()],
+                    multimask=pb.MULTIMASK_ALL,
+                )
+                while not over.is_set():
+                    masks = (await stub.Predict(request)).results[0].masks
+                    seen[versions_of({m.token_index: m.predicted_iou for m in masks})] += 1
+
+            async with asyncio.TaskGroup() as callers:
+                for _ in range(4):
+                    callers.create_task(click())
+                await until(lambda: seen[Versions(1, 1)] > 10)
+                new = write_version(models, "fake", 1, decoder=2)
+                await asyncio.to_thread(load, server, "fake_decoder")
+                await until(lambda: seen[Versions(1, 2)] > 10)
+                await until(lambda: service.engine.models["fake"] == new)
+                over.set()
+            again = (await stub.Embed(pb.EmbedRequest(image=image))).embedding
+            (listed,) = (await stub.ListModels(pb.ListModelsRequest())).models
+            registry = service.metrics.registry
+            encodes = total(registry, "samserve_engine_runs_total", network="encoder")
+
+    assert set(seen) == {Versions(1, 1), Versions(1, 2)}
+    assert (again.id, again.cached) == (embedding.id, True)
+    assert listed.digest == new.digest != old.digest
+    assert listed.encoder_digest == new.encoder_digest == old.encoder_digest
+    # The first one is that of the start.
+    assert encodes == 2
+
+
+async def test_models_of_the_previous_export_are_upgraded_under_a_running_gateway(
+    tmp_path: Path,
+) -> None:
+    models = tmp_path / "models"
+    write_version(models, "fake", 1)
+    age(models, "fake", stamped=True)
+    with TritonServer(models, log=tmp_path / "log", extra_args=EXPLICIT) as server:
+        async with opening.gateway(server.grpc_address) as (service, stub):
+            image, click = pictures.image(), [pictures.click()]
+            old = (await stub.Embed(pb.EmbedRequest(image=image))).embedding.id
+            before = service.engine.models["fake"]
+            await stub.Predict(pb.PredictRequest(embedding_id=old, prompts=click))
+            (upgraded,) = upgrade(models)
+            await asyncio.to_thread(load, server, "fake_encoder", "fake_decoder")
+            await until(lambda: service.engine.models["fake"] != before)
+            after = service.engine.models["fake"]
+            by_id = pb.PredictRequest(embedding_id=old, prompts=click)
+            gone = await failure_of(stub.Predict(by_id))
+            fresh = await stub.Predict(pb.PredictRequest(image=image, prompts=click))
+
+    assert before.encoder_digest == before.digest == after.digest == upgraded.digest
+    assert after.encoder_digest != before.encoder_digest
+    assert gone.reason == "EMBEDDING_NOT_FOUND"
+    assert not fresh.embedding.cached
+
+
+async def test_a_decoder_of_another_encoder_answers_no_call(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    write_version(models, "fake", 1)
+    with TritonServer(models, log=tmp_path / "log", extra_args=EXPLICIT) as server:
+        async with opening.gateway(server.grpc_address) as (_, stub):
+            embedding = (await stub.Embed(pb.EmbedRequest(image=pictures.image()))).embedding
+            write_version(models, "fake", 2)
+            await asyncio.to_thread(load, server, "fake_decoder")
+            by_id = pb.PredictRequest(embedding_id=embedding.id, prompts=[pictures.click()])
+            # The first one finds it out, the second one is after a look.
+            refused = [await failure_of(stub.Predict(by_id)) for _ in range(2)]
+            write_version(models, "fake", 1)
+            await asyncio.to_thread(load, server, "fake_decoder")
+            answered = await stub.Predict(by_id)
+
+    assert [(each.reason, each.retry_after_s) for each in refused] == [
+        ("ENGINE_UNAVAILABLE", 1.0)
+    ] * 2
+    assert "weights of model 'fake'" in refused[0].text
+    assert answered.embedding.cached
 
 
 @pytest.mark.slow

@@ -16,9 +16,9 @@ from samserve.context import RequestContext, deadline_exceeded
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.triton.connection import InferCall, TritonConnection
 from samserve.engines.triton.failures import ENDED, NoAnswer, RegionUnknown, Unreachable, kind_of
-from samserve.engines.triton.health_monitor import TritonLink
-from samserve.engines.triton.shm_pool import ScratchPool
-from samserve.engines.triton.shm_regions import Regions
+from samserve.engines.triton.health_monitor import HealthMonitor
+from samserve.engines.triton.shm_pool import ShmPool
+from samserve.engines.triton.shm_regions import ShmRegions
 from samserve.engines.triton.tensors import (
     DecoderAnswer,
     EncoderAnswer,
@@ -37,8 +37,8 @@ from samserve.errors import (
 from samserve.memory.anonymous import AnonymousMemory, Memory
 from samserve.memory.posix import SharedMemory, SharedSegment
 from samserve.memory.slot import Slot
-from samserve.models.repository import Pair
-from samserve.scheduling.fair_semaphore import FairGate
+from samserve.models.repository import Bundle
+from samserve.scheduling.fair_semaphore import FairSemaphore
 from samserve.settings import TritonSettings
 from samserve.telemetry.metrics import Metrics
 from samserve.types import Embedding, EmbeddingFacts, ModelInfo, Transport
@@ -62,26 +62,26 @@ class TritonEngine:
         # Its credentials are read when it is opened.
         self._connection = TritonConnection(settings.url, settings.channels, credentials=None)
         self._shared = SharedMemory(group=settings.shared_memory_group)
-        self._regions = Regions(self._connection, self._shared)
-        self._link = TritonLink(self._connection, self._regions, settings, default_model)
-        self._scratch = ScratchPool(self._shared, self._regions, settings.scratch_bytes, metrics)
+        self._regions = ShmRegions(self._connection, self._shared)
+        self._monitor = HealthMonitor(self._connection, self._regions, settings, default_model)
+        self._pool = ShmPool(self._shared, self._regions, settings.scratch_bytes, metrics)
         self._arena_is_shared = True
         self._gates = {
             "encoder": _gates(settings.encoder_in_flight),
             "decoder": _gates(settings.decoder_in_flight),
         }
         for network, gates in self._gates.items():
-            metrics.engine.watch_queue(network, partial(_waiting, gates))
+            metrics.engine.register_queue(network, partial(_waiting, gates))
             # So that their rate is 0 until there is one.
             metrics.triton.message_fallbacks.labels(network)
 
     async def open(self) -> None:
         """Wait for Triton; call this once, before anything else.
 
-        Raises `EngineUnavailable` if Triton does not come up in time, or if a file of credentials
-        cannot be used.
+        Raises `EngineUnavailable` if Triton does not come up in time, and `Misconfigured` if a file
+        of credentials cannot be used.
         """
-        await self._link.open()
+        await self._monitor.open()
         self._log.info(
             "model server found",
             url=self._settings.url,
@@ -92,7 +92,7 @@ class TritonEngine:
     @property
     def models(self) -> Mapping[str, ModelInfo]:
         """See `Engine.models`."""
-        return self._link.models
+        return self._monitor.models
 
     @property
     def transport(self) -> Transport:
@@ -121,21 +121,23 @@ class TritonEngine:
         self, model: str, image: EncoderInput, into: Slot, context: RequestContext
     ) -> None:
         """See `Engine.encode`."""
-        async with self._admitted("encoder", model, into.facts, context) as pair:
+        async with self._admitted("encoder", model, into.facts, context) as bundle:
             scratch = await self._take_scratch("encoder", image.pixels.nbytes)
             # Only a request with a segment of its own may write into the slot by itself: without
-            # one, nobody could tell when it has ended.
+            # one, there is no way to tell when it has ended.
             answer = EncoderAnswer(into, self._shared if scratch is not None else None)
             try:
                 inputs = encoder_inputs(image, scratch)
-                call = InferCall(pair.encoder, inputs, answer.outputs(), context.request_id)
+                call = InferCall(
+                    bundle.graphs["encoder"], inputs, answer.outputs(), context.request_id
+                )
                 result = await self._infer(call, into.facts, context)
             except BaseException as error:
                 if scratch is not None:
                     into.late_writers.extend(self._end(scratch, error))
                 raise
             if scratch is not None:
-                self._scratch.give_back(scratch)
+                self._pool.give_back(scratch)
             answer.read(result)
 
     async def decode(
@@ -143,16 +145,19 @@ class TritonEngine:
     ) -> DecoderOutput:
         """See `Engine.decode`."""
         count = len(prompts.point_labels)
-        async with self._admitted("decoder", model, embedding.facts, context) as pair:
-            scratch = await self._take_scratch("decoder", DecoderAnswer.nbytes(pair.info, count))
-            answer = DecoderAnswer(pair.info, count, scratch)
+        async with self._admitted("decoder", model, embedding.facts, context) as bundle:
+            scratch = await self._take_scratch("decoder", DecoderAnswer.nbytes(bundle.info, count))
+            answer = DecoderAnswer(bundle.info, count, scratch)
             try:
                 # A lost request may read the embedding too late, from a slot that is used again:
-                # its answer goes where nobody looks.
+                # its answer is discarded.
                 shared = self._shared if self._regions.accepted else None
                 inputs = decoder_inputs(embedding, prompts, shared)
                 call = InferCall(
-                    *(pair.decoder, inputs, answer.outputs(), context.request_id),
+                    model=bundle.graphs["decoder"],
+                    inputs=inputs,
+                    outputs=answer.outputs(),
+                    request_id=context.request_id,
                     priority=int(context.priority),
                 )
                 result = await self._infer(call, embedding.facts, context)
@@ -162,49 +167,49 @@ class TritonEngine:
                 raise
             output = answer.read(result)
             if scratch is not None:
-                self._scratch.give_back_after(scratch, output.low_res_logits)
+                self._pool.give_back_after(scratch, output.low_res_logits)
             return output
 
     async def ready(self) -> bool:
-        """See `Engine.ready`; asks nobody, Triton is being watched."""
-        return self._link.healthy
+        """See `Engine.ready`; asks nothing, Triton is being watched."""
+        return self._monitor.healthy
 
     async def aclose(self) -> None:
         """See `Engine.aclose`."""
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._connection.aclose)
             stack.push_async_callback(self._regions.aclose)
-            stack.push_async_callback(self._link.aclose)
+            stack.push_async_callback(self._monitor.aclose)
 
-    def _pair(self, model: str, facts: EmbeddingFacts) -> Pair:
-        """Find the pair that made, or is to make, an embedding; never one of other weights."""
-        pair = self._link.pairs.get(model)
-        if pair is None:
+    def _bundle(self, model: str, facts: EmbeddingFacts) -> Bundle[str]:
+        """Find the model whose encoder made, or is to make, an embedding; never another encoder."""
+        bundle = self._monitor.bundles.get(model)
+        if bundle is None:
             raise EngineUnavailable(f"the model server does not serve this {model!r} any more")
-        if pair.info.digest != facts.model_digest:
+        if bundle.info.encoder_digest != facts.encoder_digest:
             raise weights_changed(model)
-        return pair
+        return bundle
 
     def _end(self, scratch: SharedSegment, error: BaseException) -> list[asyncio.Future[None]]:
-        """Take back the segment of a request that failed; gives what ends when the request does."""
+        """Take back the segment of a request that failed; return what ends when it does."""
         if isinstance(error, ENDED):
-            self._scratch.give_back(scratch)
+            self._pool.give_back(scratch)
             return []
-        return [self._scratch.retire(scratch)]
+        return [self._pool.retire(scratch)]
 
     @asynccontextmanager
     async def _admitted(
         self, network: str, model: str, facts: EmbeddingFacts, context: RequestContext
-    ) -> AsyncIterator[Pair]:
+    ) -> AsyncIterator[Bundle[str]]:
         """Wait for a place among what Triton is given at once, and count how the run ends.
 
-        Gives the pair as it is then: others may have been found during the wait.
+        Yields the model as it is then: another one may have been found during the wait.
         """
         try:
             async with self._gates[network][model].hold(context):
-                pair = self._pair(model, facts)
+                bundle = self._bundle(model, facts)
                 with self._metrics.engine.run(network, model):
-                    yield pair
+                    yield bundle
         except WeightsChanged:
             await self._look_again(model, facts, context)
             raise
@@ -220,15 +225,15 @@ class TritonEngine:
         if not self._serves(model, facts):
             return
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._link.look_again(), context.remaining_s)
+            await asyncio.wait_for(self._monitor.look_again(), context.remaining_s)
 
     def _serves(self, model: str, facts: EmbeddingFacts) -> bool:
-        """Tell whether Triton was last seen to have the weights that these facts name."""
-        known = self._link.models.get(model)
-        return known is not None and known.digest == facts.model_digest
+        """Tell whether Triton was last seen to have the encoder that these facts name."""
+        known = self._monitor.models.get(model)
+        return known is not None and known.encoder_digest == facts.encoder_digest
 
     async def _take_scratch(self, network: str, nbytes: int) -> SharedSegment | None:
-        scratch = await self._scratch.take(nbytes)
+        scratch = await self._pool.take(nbytes)
         if scratch is None and self._regions.accepted:
             self._metrics.triton.message_fallbacks.labels(network).inc()
         return scratch
@@ -236,7 +241,7 @@ class TritonEngine:
     async def _infer(
         self, call: InferCall, facts: EmbeddingFacts, context: RequestContext
     ) -> InferResult:
-        """Run one inference.  Raises `WeightsChanged` unless the weights of *facts* have made it.
+        """Run one inference.  Raises `WeightsChanged` unless it is of the encoder of *facts*.
 
         What is known of the models may be out of date by now, or may have been so before: only the
         answer itself says what has computed it.
@@ -264,7 +269,7 @@ class TritonEngine:
             given = f"triton.answer_s gives it {self._settings.answer_s:g} s"
             raise NoAnswer(f"{error}: {given}") from error
         except Unreachable:
-            self._link.suspect()
+            self._monitor.report_failure()
             raise
 
     async def _send(self, call: InferCall, context: RequestContext) -> InferResult:
@@ -276,11 +281,11 @@ class TritonEngine:
             raise
 
 
-def _waiting(gates: Mapping[Any, FairGate]) -> int:
+def _waiting(gates: Mapping[Any, FairSemaphore]) -> int:
     # A copy, because metrics are read in another thread.
     return sum(gate.waiting for gate in list(gates.values()))
 
 
-def _gates(permits: int) -> defaultdict[Any, FairGate]:
+def _gates(permits: int) -> defaultdict[Any, FairSemaphore]:
     """Bounds on what Triton is given at once, one for each model."""
-    return defaultdict(lambda: FairGate(permits))
+    return defaultdict(lambda: FairSemaphore(permits))

@@ -7,6 +7,7 @@ too.  Source of the texts: triton-inference-server core, server; tried on 2.51.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from tritonclient.utils import InferenceServerException
 
@@ -71,58 +72,64 @@ def kind_of(error: SamserveError) -> str:
     return next((name for kind, name in _KINDS if isinstance(error, kind)), "failed")
 
 
-_Row = tuple[str, str, type[SamserveError], str]
-_TABLE: tuple[_Row, ...] = (
-    # status, pattern in Triton's text, our error, what a client is told; the first match counts.
-    ("NOT_FOUND", "shared memory region", RegionUnknown, "the model server has lost our memory"),
-    ("NOT_FOUND", "", EngineUnavailable, "the model server does not serve the model any more"),
-    ("UNAVAILABLE", "maximum queue size", QueueFull, "the queue of the model server is full"),
-    (
-        "UNAVAILABLE",
-        "timeout expired",
-        QueueTimeout,
-        "deadline exceeded in the model server's queue",
+_Row = tuple[str, type[SamserveError], str]
+_TABLE: Mapping[str, tuple[_Row, ...]] = {
+    # By status: pattern in Triton's text, our error, the text for clients; the first match counts.
+    "NOT_FOUND": (
+        ("shared memory region", RegionUnknown, "the model server has lost our memory"),
+        ("", EngineUnavailable, "the model server does not serve the model any more"),
     ),
-    ("UNAVAILABLE", "not ready", EngineUnavailable, "the model is not ready in the model server"),
-    (
-        *("UNAVAILABLE", "is restricted", Refused),
-        "the model server restricts this protocol, and triton.headers_file has not what it expects",
+    "UNAVAILABLE": (
+        ("maximum queue size", QueueFull, "the queue of the model server is full"),
+        ("timeout expired", QueueTimeout, "deadline exceeded in the model server's queue"),
+        ("not ready", EngineUnavailable, "the model is not ready in the model server"),
+        (
+            "is restricted",
+            Refused,
+            "the model server restricts this protocol, and triton.headers_file has not what "
+            "it expects",
+        ),
+        ("certificate has expired", Unreachable, "the certificate of the model server has expired"),
+        (
+            "CERTIFICATE_VERIFY_FAILED",
+            Unreachable,
+            "the certificate of the model server is not signed by a CA of triton.ca_file",
+        ),
+        (
+            "Hostname Verification|not in peer certificate",
+            Unreachable,
+            "the certificate of the model server is for another name than that in triton.url",
+        ),
+        (
+            "[Hh]andshake",
+            Unreachable,
+            "the TLS handshake failed; maybe the model server does not use TLS",
+        ),
+        (
+            "failed to connect.*Socket closed",
+            Unreachable,
+            "the model server closes new connections; maybe it wants TLS or a client certificate",
+        ),
+        (
+            "(?i)errors resolving|lookup failed|dns",
+            Unreachable,
+            "the name in triton.url leads to no address",
+        ),
+        ("", Unreachable, "the model server cannot be reached"),
     ),
-    (
-        *("UNAVAILABLE", "certificate has expired", Unreachable),
-        "the certificate of the model server has expired",
+    "INVALID_ARGUMENT": (
+        (
+            f"inference output '{DIGEST_OUTPUT}'",
+            WeightsChanged,
+            "the model server has loaded a model that does not say which weights make its answers",
+        ),
     ),
-    (
-        *("UNAVAILABLE", "CERTIFICATE_VERIFY_FAILED", Unreachable),
-        "the certificate of the model server is not signed by a CA of triton.ca_file",
-    ),
-    (
-        *("UNAVAILABLE", "Hostname Verification|not in peer certificate", Unreachable),
-        "the certificate of the model server is for another name than that in triton.url",
-    ),
-    (
-        *("UNAVAILABLE", "[Hh]andshake", Unreachable),
-        "the TLS handshake failed; maybe the model server does not use TLS",
-    ),
-    (
-        *("UNAVAILABLE", "failed to connect.*Socket closed", Unreachable),
-        "the model server closes new connections; maybe it wants TLS or a client certificate",
-    ),
-    (
-        *("UNAVAILABLE", "(?i)errors resolving|lookup failed|dns", Unreachable),
-        "the name in triton.url leads to no address",
-    ),
-    ("UNAVAILABLE", "", Unreachable, "the model server cannot be reached"),
-    (
-        *("INVALID_ARGUMENT", f"inference output '{DIGEST_OUTPUT}'", WeightsChanged),
-        "the model server has loaded a model that does not say which weights make its answers",
-    ),
-    ("DEADLINE_EXCEEDED", "", NoAnswer, "the model server did not answer in time"),
-    ("CANCELLED", "", Unreachable, "the model server gave up the request"),
-)
+    "DEADLINE_EXCEEDED": (("", NoAnswer, "the model server did not answer in time"),),
+    "CANCELLED": (("", Unreachable, "the model server gave up the request"),),
+}
 
 
-# INTERNAL and UNKNOWN may come from gRPC itself: then nobody knows what Triton does.
+# INTERNAL and UNKNOWN may come from gRPC itself: then it is not known what Triton does.
 _REFUSALS = frozenset({"INVALID_ARGUMENT", "ALREADY_EXISTS", "UNIMPLEMENTED"})
 
 
@@ -130,8 +137,8 @@ def translate(error: InferenceServerException) -> SamserveError:
     """Turn an error of tritonclient into one of ours; Triton's own text goes to the log only."""
     code = str(error.status() or "").removeprefix("StatusCode.")
     text = error.message() or ""
-    for status, pattern, kind, told in _TABLE:
-        if code == status and re.search(pattern, text):
+    for pattern, kind, told in _TABLE.get(code, ()):
+        if re.search(pattern, text):
             return kind(told)
     failure = Refused if code in _REFUSALS else EngineFailure
     return failure(f"the model server failed: {code}: {text}")

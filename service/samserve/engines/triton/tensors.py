@@ -9,15 +9,15 @@ from tritonclient.utils import np_to_triton_dtype
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.memory.posix import Location, SharedMemory, SharedSegment
 from samserve.memory.slot import Slot
+from samserve.models import families
 from samserve.models.digest import DIGEST_OUTPUT
 from samserve.types import Array, Embedding, ModelInfo
 
 _LOGITS, _IOU = "low_res_logits", "predicted_iou"
-_TOKENS = 4
 
 
 def encoder_inputs(image: EncoderInput, scratch: SharedSegment | None) -> list[InferInput]:
-    """Put the picture into *scratch*, or into the message if there is none."""
+    """Put the image into *scratch*, or into the message if there is none."""
     pixels = image.pixels[None]
     size = np.array([[image.valid.height, image.valid.width]], dtype=np.int32)
     if scratch is None:
@@ -40,7 +40,7 @@ def decoder_inputs(
 
 
 def said_weights(result: InferResult) -> Array:
-    """Read which weights have made an answer; that always comes in the message."""
+    """Read which encoder an answer belongs to; that always comes in the message."""
     words: Array = result.as_numpy(DIGEST_OUTPUT)[0]
     return words
 
@@ -57,7 +57,7 @@ class EncoderAnswer:
         self._located = {name: place for name, place in located.items() if place is not None}
 
     def outputs(self) -> list[InferRequestedOutput]:
-        """Say where Triton shall write."""
+        """Say where Triton is to write."""
         return [
             *(
                 _output(name, tensor.nbytes, self._located.get(name))
@@ -77,17 +77,17 @@ class DecoderAnswer:
     """Where the outputs of one decoder request go: into *scratch*, or into the message."""
 
     def __init__(self, model: ModelInfo, prompts: int, scratch: SharedSegment | None) -> None:
-        self._logits_shape = (prompts, _TOKENS, model.mask_size, model.mask_size)
-        self._iou_shape = (prompts, _TOKENS)
+        self._iou_shape = (prompts, families.of(model).mask_tokens)
+        self._logits_shape = (*self._iou_shape, model.mask_size, model.mask_size)
         self._scratch = scratch
 
     @staticmethod
     def nbytes(model: ModelInfo, prompts: int) -> int:
         """Bytes of both outputs."""
-        return prompts * _TOKENS * (model.mask_size**2 + 1) * 4
+        return prompts * families.of(model).mask_tokens * (model.mask_size**2 + 1) * 4
 
     def outputs(self) -> list[InferRequestedOutput]:
-        """Say where Triton shall write."""
+        """Say where Triton is to write."""
         places: tuple[Location | None, Location | None] = (None, None)
         if self._scratch is not None:
             key = self._scratch.key
@@ -99,7 +99,7 @@ class DecoderAnswer:
         ]
 
     def read(self, result: InferResult) -> DecoderOutput:
-        """Give the outputs; the logits are a view of the scratch segment if there is one."""
+        """Return the outputs; the logits are a view of the scratch segment if there is one."""
         if self._scratch is None:
             return DecoderOutput(result.as_numpy(_LOGITS)[0], result.as_numpy(_IOU)[0])
         iou = self._scratch.view(self._logits_bytes, self._iou_shape).copy()

@@ -66,6 +66,11 @@ class SamConfig:
         return 4 * self.grid
 
     @property
+    def embedding(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of an embedding's tensors by name, without the batch axis."""
+        return {"image_embedding": (self.channels, self.grid, self.grid)}
+
+    @property
     def variant(self) -> str:
         """Name of the published size, or ``custom``."""
         return next(

@@ -13,7 +13,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class EncoderGraph(nn.Module):
-    """Picture to embedding, normalisation included."""
+    """Image to embedding, normalisation included."""
 
     mean: Tensor
     std: Tensor
@@ -26,10 +26,10 @@ class EncoderGraph(nn.Module):
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN))
         self.register_buffer("std", torch.tensor(PIXEL_STD))
 
-    def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``image_embedding`` float16 ``[B,256,64,64]`` and the same before its cast.
+    def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors of `SamConfig.embedding` as float16, then the same before their cast.
 
-        ``image`` uint8 ``[B,1024,1024,3]`` RGB, the picture resized and placed top-left;
+        ``image`` uint8 ``[B,1024,1024,3]`` RGB, the image resized and placed top-left;
         ``image_size`` int32 ``[B,2]``, its height and width there. Other pixels do not matter.
         """
         pictures = self.standardise(image, image_size)
@@ -51,7 +51,7 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """Embeddings and prompts to all four masks; choosing and upsampling are the gateway's."""
+    """Embeddings and prompts to all masks; choosing and upsampling are the gateway's."""
 
     places: Tensor
 

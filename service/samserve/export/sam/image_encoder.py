@@ -11,7 +11,7 @@ from samserve.export.sam.windows import Windows
 
 
 class ImageEncoder(nn.Module):
-    """Standardised pictures float32 ``[B,3,S,S]`` to embeddings ``[B,256,S/16,S/16]``."""
+    """Standardised images float32 ``[B,3,S,S]`` to embeddings ``[B,256,S/16,S/16]``."""
 
     def __init__(self, config: SamConfig, sizes: VitConfig) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ImageEncoder(nn.Module):
         )
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Embed pictures that are normalised and zero in their padding."""
+        """Embed images that are normalised and zero in their padding."""
         cells = self.patch_embed(pictures) + self.pos_embed
         for block in self.blocks:
             cells = block(cells)

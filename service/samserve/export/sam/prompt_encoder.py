@@ -1,4 +1,4 @@
-"""SAM's prompt encoder, for P prompts on each of B pictures."""
+"""SAM's prompt encoder, for P prompts on each of B images."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ EXPANSION = 4
 
 
 class TinyVit(nn.Module):
-    """Standardised pictures float32 ``[B,3,S,S]`` to embeddings ``[B,256,S/16,S/16]``."""
+    """Standardised images float32 ``[B,3,S,S]`` to embeddings ``[B,256,S/16,S/16]``."""
 
     def __init__(self, config: SamConfig, sizes: TinyVitConfig) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class TinyVit(nn.Module):
         )
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Embed pictures that are normalised and zero in their padding."""
+        """Embed images that are normalised and zero in their padding."""
         planes = self.patch_embed(pictures)
         for stage in self.layers:
             planes = stage(planes)
@@ -77,7 +77,7 @@ class ConvNorm(nn.Module):
 
 
 class Stem(nn.Module):
-    """Pictures ``[B,3,S,S]`` to planes ``[B,C,S/4,S/4]``."""
+    """Images ``[B,3,S,S]`` to planes ``[B,C,S/4,S/4]``."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Cutting ``[B,grid,grid,C]`` into ``count * count`` windows per picture and back."""
+    """Cutting ``[B,grid,grid,C]`` into ``count * count`` windows per image and back."""
 
     grid: int
     side: int

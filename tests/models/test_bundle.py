@@ -1,0 +1,82 @@
+"""Which graphs belong to one model, and to which encoder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from samserve.app import default_repository
+from samserve.export.upgrade import upgrade
+from samserve.models.digest import bundle_digest, graph_digests
+from samserve.models.repository import Bundle, MixedWeights, discover
+from samserve.types import EmbeddingFacts, Size
+
+from tests.engines.weights import write_version
+
+NAME = "sam_tiny"
+
+
+def only(repository: Path) -> Bundle[Path]:
+    (model,) = discover(repository)
+    return model
+
+
+@pytest.fixture
+def with_text(tmp_path: Path) -> Path:
+    """The default model with a third graph, which another version of samserve may know."""
+    repository = tmp_path / "models"
+    shutil.copytree(default_repository(), repository)
+    text = repository / f"{NAME}_text"
+    shutil.copytree(repository / f"{NAME}_decoder", text)
+    config = text / "config.pbtxt"
+    config.write_text(
+        config.read_text()
+        .replace(f'name: "{NAME}_decoder"', f'name: "{NAME}_text"')
+        .replace('string_value: "decoder"', 'string_value: "text"')
+    )
+    return repository
+
+
+def test_a_further_graph_is_found_by_its_role(with_text: Path) -> None:
+    (upgraded,) = upgrade(with_text)
+    model = only(with_text)
+
+    assert list(model.graphs) == ["encoder", "decoder", "text"]
+    assert model.graphs["text"] == with_text / f"{NAME}_text" / "1" / "model.onnx"
+    assert model.info.digest == upgraded.digest == bundle_digest(graph_digests(model.graphs))
+    assert model.info.digest != only(default_repository()).info.digest
+
+
+@pytest.mark.parametrize("role", ["decoder", "text"])
+def test_every_graph_has_to_belong_to_the_encoder_that_is_there(with_text: Path, role: str) -> None:
+    config = with_text / f"{NAME}_{role}" / "config.pbtxt"
+    encoder = only(with_text).info.encoder_digest
+    config.write_text(config.read_text().replace(encoder, "0" * 64))
+
+    with pytest.raises(MixedWeights) as refused:
+        discover(with_text)
+    assert str(refused.value) == (
+        f"'{NAME}_{role}' is of other weights: this {role} belongs to the encoder 000000000000, "
+        f"not to {encoder[:12]}"
+    )
+
+
+def test_graphs_of_models_whose_names_begin_alike_are_kept_apart(tmp_path: Path) -> None:
+    names = ["sam", "sam_decoder", "sam_encoder"]
+    for name in names:
+        write_version(tmp_path, name, 1)
+    found = {model.info.name: sorted(model.graphs) for model in discover(tmp_path)}
+
+    assert found == {name: ["decoder", "encoder"] for name in names}
+
+
+def test_an_embedding_belongs_to_its_encoder_and_not_to_a_decoder(tmp_path: Path) -> None:
+    old = write_version(tmp_path, "x", 1)
+    other_decoder = write_version(tmp_path, "x", 1, decoder=2)
+    other_encoder = write_version(tmp_path, "x", 2, decoder=2)
+    embedding = EmbeddingFacts.of(Size(3, 4), old)
+
+    assert len({old.digest, other_decoder.digest, other_encoder.digest}) == 3
+    assert embedding.made_by(other_decoder)
+    assert not embedding.made_by(other_encoder)
