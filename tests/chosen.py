@@ -33,7 +33,7 @@ BEHAVIOUR = ("tests/rpc/", "tests/client/", "tests/segmentation/automask/test_se
 
 # There, but with an engine of their own or with none: another one would repeat what they say.
 _ON_ONE = (
-    "tests/rpc/test_admission.py",
+    "tests/rpc/test_methods.py",
     "tests/rpc/test_requests.py",
     "tests/rpc/test_error_table.py",
     "tests/rpc/test_field_limit.py",

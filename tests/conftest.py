@@ -146,6 +146,13 @@ def _merged(sections: chosen.Sections, changes: chosen.Sections) -> chosen.Secti
 
 
 @asynccontextmanager
+async def stub_of(address: str) -> AsyncIterator[samserve_pb2_grpc.SegmentationServiceStub]:
+    """Connect to a service."""
+    async with grpc.aio.insecure_channel(address, options=UNLIMITED) as channel:
+        yield samserve_pb2_grpc.SegmentationServiceStub(channel)
+
+
+@asynccontextmanager
 async def serving(
     settings: Settings | None = None,
     *,
@@ -155,9 +162,9 @@ async def serving(
     """Run the service with the chosen engine, or the given one, and connect to it."""
     async with (
         running(settings or settings_with(), engine=engine, store=store) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+        stub_of(service.address) as stub,
     ):
-        yield service, samserve_pb2_grpc.SegmentationServiceStub(channel)
+        yield service, stub
 
 
 @asynccontextmanager
@@ -167,9 +174,9 @@ async def serving_models(
     """Run the service with the default model and connect to it."""
     async with (
         running(settings_with(**_merged(chosen.default_model(), sections))) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
+        stub_of(service.address) as stub,
     ):
-        yield service, samserve_pb2_grpc.SegmentationServiceStub(channel)
+        yield service, stub
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed call: code, text, `ErrorInfo` and the fields that `BadRequest` names."""
+    """A failed call: code, text, `ErrorInfo`, and what other details say."""
 
     code: grpc.StatusCode
     text: str
@@ -22,6 +22,7 @@ class Failure:
     fields: list[str]
     descriptions: list[str]
     retry_after_s: float | None
+    quota_subject: str
 
 
 async def failure_of(call: Awaitable[Any]) -> Failure:
@@ -43,15 +44,15 @@ def read(error: grpc.aio.AioRpcError) -> Failure:
     """Read the details of an error."""
     trailing = dict(error.trailing_metadata() or ())
     status = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
-    info, bad, retry = (
-        error_details_pb2.ErrorInfo(),
-        error_details_pb2.BadRequest(),
-        error_details_pb2.RetryInfo(),
-    )
-    has_retry = False
-    for detail in status.details:
-        detail.Unpack(info) or detail.Unpack(bad)
-        has_retry = detail.Unpack(retry) or has_retry
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    retry, quota = error_details_pb2.RetryInfo(), error_details_pb2.QuotaFailure()
+    unpacked = [
+        kind
+        for kind in (info, bad, retry, quota)
+        for detail in status.details
+        if detail.Unpack(kind)
+    ]
+    assert len(unpacked) == len(status.details)
     assert info.domain == "samserve"
     assert info.metadata["request_id"] == trailing["x-request-id"]
     return Failure(
@@ -61,5 +62,6 @@ def read(error: grpc.aio.AioRpcError) -> Failure:
         metadata=dict(info.metadata),
         fields=[violation.field for violation in bad.field_violations],
         descriptions=[violation.description for violation in bad.field_violations],
-        retry_after_s=retry.retry_delay.ToMilliseconds() / 1000 if has_retry else None,
+        retry_after_s=retry.retry_delay.ToMilliseconds() / 1000 if retry in unpacked else None,
+        quota_subject=quota.violations[0].subject if quota.violations else "",
     )

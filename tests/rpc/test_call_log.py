@@ -15,12 +15,12 @@ from typing import Any
 import grpc
 import pytest
 from samserve.app import Running
+from samserve.calls import access_log
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.fake import FakeEngine
 from samserve.errors import EngineUnavailable
 from samserve.memory.slot import Slot
-from samserve.rpc import access_log
 from samserve.rpc.methods import SERVICE
 from samserve.scheduling.single_flight import SingleFlight
 from samserve.settings import LogSettings

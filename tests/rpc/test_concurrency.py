@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from google.protobuf.message import Message
@@ -22,7 +21,7 @@ from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import chosen, photos, pictures
-from tests.conftest import UNLIMITED, serving, serving_models, settings_with
+from tests.conftest import serving, serving_models, settings_with, stub_of
 from tests.samples import total
 from tests.support.engines import encodes_begun
 from tests.support.waiting import until
@@ -167,8 +166,8 @@ def pixels_of(mask: pb.Mask) -> np.ndarray:
 
 
 async def _on_own_channel(service: Running, call: Call) -> list[Message]:
-    async with grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel:
-        return await call(SegmentationServiceStub(channel))
+    async with stub_of(service.address) as stub:
+        return await call(stub)
 
 
 @pytest.mark.parametrize("cancelled", [0, 50])

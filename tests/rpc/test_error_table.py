@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,16 +21,16 @@ import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from samserve import errors
 from samserve.app import running
+from samserve.calls.status import code_of
 from samserve.engines.fake import FakeEngine
 from samserve.engines.triton.failures import QueueFull
 from samserve.rpc import public_services
-from samserve.rpc.status import code_of
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub as Stub
 
 from harness.triton.ports import free_ports
 from tests import pictures
-from tests.conftest import UNLIMITED, serving, settings_with
+from tests.conftest import UNLIMITED, serving, settings_with, stub_of
 from tests.rpc.errors import Failure, read
 from tests.security.credentials import KeyFile, channel_credentials, write_pem
 from tests.support.engines import BrokenEngine, HeldEngine, encodes_begun
@@ -190,6 +192,17 @@ def predict(**fields: Any) -> pb.PredictRequest:
     return pb.PredictRequest(**{"prompts": [pictures.click()], **fields})
 
 
+@asynccontextmanager
+async def channel_of(
+    engine: FakeEngine | None = None, options: Sequence[Any] = UNLIMITED
+) -> AsyncIterator[grpc.aio.Channel]:
+    async with (
+        running(settings_with(), engine=engine or FakeEngine()) as service,
+        grpc.aio.insecure_channel(service.address, options=options) as channel,
+    ):
+        yield channel
+
+
 async def answer(request: Any, *, engine: FakeEngine | None = None, **sections: Any) -> Any:
     """Send one request to a service of its own."""
     async with serving(settings_with(**sections), engine=engine or FakeEngine()) as (_, stub):
@@ -197,29 +210,47 @@ async def answer(request: Any, *, engine: FakeEngine | None = None, **sections: 
         return await refused(getattr(stub, method)(request))
 
 
-@provokes("INVALID_ARGUMENT", "INVALID_ARGUMENT")
-async def _field(_: Kit) -> Any:
-    return await answer(pb.PredictRequest())
+def answered(
+    code: str,
+    said: str,
+    request: Any,
+    *,
+    engine: Callable[[], FakeEngine] = FakeEngine,
+    **sections: Any,
+) -> None:
+    """Provoke an error with one request to a service of its own."""
+
+    async def provoke(_: Kit) -> Any:
+        return await answer(request, engine=engine(), **sections)
+
+    provoke.__name__ = f"{code} {said}"
+    provokes(code, said)(provoke)
+
+
+answered("INVALID_ARGUMENT", "INVALID_ARGUMENT", pb.PredictRequest())
+answered("INVALID_ARGUMENT", "IMAGE_UNREADABLE", pb.EmbedRequest(image=pb.Image(encoded=b"no")))
+answered("INVALID_ARGUMENT", "IMAGE_TOO_LARGE", embed(), limits={"image_pixels": 10})
+answered("NOT_FOUND", "EMBEDDING_NOT_FOUND", predict(embedding_id="0" * 64))
+answered("NOT_FOUND", "MODEL_NOT_FOUND", embed(model="other"))
+answered("UNAVAILABLE", "STORE_UNAVAILABLE", embed(durability=pb.DURABILITY_DURABLE))
+late = {"deadlines": {"embed_s": 0.1}}
+answered("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", embed(), engine=HeldEngine, **late)
+too_large = "SERVER: Received message larger than max"
+answered("RESOURCE_EXHAUSTED", too_large, embed(), limits={"request_bytes": 1000})
+for code, said, error in [
+    ("INTERNAL", "INTERNAL", ValueError("secret")),
+    ("RESOURCE_EXHAUSTED", "OVERLOADED", QueueFull("the queue of the model server is full")),
+    ("RESOURCE_EXHAUSTED", "MEMORY_EXHAUSTED", errors.MemoryExhausted("no shared memory")),
+    ("UNAVAILABLE", "ENGINE_UNAVAILABLE", errors.EngineUnavailable("no model server")),
+]:
+    answered(code, said, embed(), engine=partial(BrokenEngine, error, encode=True))
 
 
 @provokes("INVALID_ARGUMENT", "INVALID_ARGUMENT")
 async def _bytes(_: Kit) -> Any:
-    async with (
-        running(settings_with(), engine=FakeEngine()) as service,
-        grpc.aio.insecure_channel(service.address) as channel,
-    ):
+    async with channel_of() as channel:
         call = channel.unary_unary("/samserve.v1.SegmentationService/Embed")
         return await refused(call(b"\xff"))
-
-
-@provokes("INVALID_ARGUMENT", "IMAGE_UNREADABLE")
-async def _image(_: Kit) -> Any:
-    return await answer(pb.EmbedRequest(image=pb.Image(encoded=b"no")))
-
-
-@provokes("INVALID_ARGUMENT", "IMAGE_TOO_LARGE")
-async def _large_image(_: Kit) -> Any:
-    return await answer(embed(), limits={"image_pixels": 10})
 
 
 @provokes("INVALID_ARGUMENT", "METADATA_TOO_LARGE")
@@ -231,17 +262,9 @@ async def _metadata(_: Kit) -> Any:
 @provokes("INVALID_ARGUMENT", "RESPONSE_TOO_LARGE")
 async def _large_answer(_: Kit) -> Any:
     request = predict(image=pictures.image(), include_low_res_logits=True)
-    return await answer(request, limits={"response_bytes": 100_000})
-
-
-@provokes("NOT_FOUND", "EMBEDDING_NOT_FOUND")
-async def _embedding(_: Kit) -> Any:
-    return await answer(predict(embedding_id="0" * 64))
-
-
-@provokes("NOT_FOUND", "MODEL_NOT_FOUND")
-async def _model(_: Kit) -> Any:
-    return await answer(embed(model="other"))
+    failed = await answer(request, limits={"response_bytes": 100_000})
+    assert read(failed).metadata["limit"] == "100000"
+    return failed
 
 
 @provokes("UNAUTHENTICATED", "UNAUTHENTICATED")
@@ -285,20 +308,19 @@ quota("image_megapixels", "0.0001", embed())
 quota("prompts", "1", predict(image=pictures.image(), prompts=[pictures.click()] * 2))
 
 
-def overloaded(resource: str, request: Any, then: Any, **admission: int) -> None:
+def overloaded(resource: str, request: Any, then: Any, **sections: Any) -> None:
     """Provoke OVERLOADED with a request while another one is being worked on."""
 
     async def provoke(_: Kit) -> Any:
         engine, held = FakeEngine(), asyncio.Event()
-        settings = settings_with(admission=admission)
-        async with serving(settings, engine=engine) as (_service, stub):
+        async with serving(settings_with(**sections), engine=engine) as (_service, stub):
             engine.hold(held)
             first = asyncio.ensure_future(_finish(stub.Embed(request)))
             await encodes_begun(engine, 1)
             failed = await refused(stub.Embed(then))
             held.set()
             await first
-        assert read(failed).metadata["resource"] == resource
+        assert read(failed).metadata.get("resource", "") == resource
         return failed
 
     provoke.__name__ = resource
@@ -309,41 +331,12 @@ async def _finish(call: Any) -> None:
     await call
 
 
-overloaded("calls", embed(), embed(1), embed=1)
-overloaded("request_bytes", embed(), embed(1), request_bytes=12_000)
-overloaded("prefetch", embed(prefetch=True), embed(1, prefetch=True), prefetch=1)
-overloaded("prefetch_bytes", embed(prefetch=True), embed(1, prefetch=True), prefetch_bytes=10_000)
-
-
-@provokes("RESOURCE_EXHAUSTED", "OVERLOADED")
-async def _full_store(_: Kit) -> Any:
-    engine, held = FakeEngine(), asyncio.Event()
-    settings = settings_with(store={"capacity_bytes": 2 << 20})
-    async with serving(settings, engine=engine) as (_service, stub):
-        engine.hold(held)
-        first = asyncio.ensure_future(_finish(stub.Embed(embed())))
-        await encodes_begun(engine, 1)
-        failed = await refused(stub.Embed(embed(1)))
-        held.set()
-        await first
-    return failed
-
-
-@provokes("RESOURCE_EXHAUSTED", "OVERLOADED")
-async def _full_queue(_: Kit) -> Any:
-    engine = BrokenEngine(QueueFull("the queue of the model server is full"), encode=True)
-    return await answer(embed(), engine=engine)
-
-
-@provokes("RESOURCE_EXHAUSTED", "MEMORY_EXHAUSTED")
-async def _memory(_: Kit) -> Any:
-    engine = BrokenEngine(errors.MemoryExhausted("no shared memory"), encode=True)
-    return await answer(embed(), engine=engine)
-
-
-@provokes("UNAVAILABLE", "STORE_UNAVAILABLE")
-async def _no_shared_cache(_: Kit) -> Any:
-    return await answer(embed(durability=pb.DURABILITY_DURABLE))
+overloaded("calls", embed(), embed(1), admission={"embed": 1})
+overloaded("request_bytes", embed(), embed(1), admission={"request_bytes": 12_000})
+ahead = (embed(prefetch=True), embed(1, prefetch=True))
+overloaded("prefetch", *ahead, admission={"prefetch": 1})
+overloaded("prefetch_bytes", *ahead, admission={"prefetch_bytes": 10_000})
+overloaded("", embed(), embed(1), store={"capacity_bytes": 2 << 20})
 
 
 @provokes("UNAVAILABLE", "STORE_UNAVAILABLE")
@@ -351,22 +344,6 @@ async def _shared_cache_away(_: Kit) -> Any:
     (port,) = free_ports(1)
     nodes = {"nodes": f"127.0.0.1:{port}"}
     return await answer(predict(embedding_id="0" * 64), cache=nodes)
-
-
-@provokes("UNAVAILABLE", "ENGINE_UNAVAILABLE")
-async def _engine(_: Kit) -> Any:
-    engine = BrokenEngine(errors.EngineUnavailable("the model server is away"), encode=True)
-    return await answer(embed(), engine=engine)
-
-
-@provokes("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
-async def _late(_: Kit) -> Any:
-    return await answer(embed(), engine=HeldEngine(), deadlines={"embed_s": 0.1})
-
-
-@provokes("INTERNAL", "INTERNAL")
-async def _broken(_: Kit) -> Any:
-    return await answer(embed(), engine=BrokenEngine(ValueError("secret"), encode=True))
 
 
 async def list_models(
@@ -382,11 +359,6 @@ async def list_models(
         return await refused(Stub(channel).ListModels(LIST))
 
 
-@provokes("RESOURCE_EXHAUSTED", "SERVER: Received message larger than max")
-async def _large_request(_: Kit) -> Any:
-    return await answer(embed(), limits={"request_bytes": 1000})
-
-
 @provokes("RESOURCE_EXHAUSTED", "CLIENT: Received message larger than max")
 async def _small_client(_: Kit) -> Any:
     async with running(settings_with(), engine=FakeEngine()) as service:
@@ -396,10 +368,7 @@ async def _small_client(_: Kit) -> Any:
 @provokes("RESOURCE_EXHAUSTED", "CLIENT: Sent message larger than max")
 async def _modest_client(_: Kit) -> Any:
     options = [OWN_POOL, ("grpc.max_send_message_length", 1000)]
-    async with (
-        running(settings_with(), engine=FakeEngine()) as service,
-        grpc.aio.insecure_channel(service.address, options=options) as channel,
-    ):
+    async with channel_of(options=options) as channel:
         return await refused(Stub(channel).Embed(embed()))
 
 
@@ -413,20 +382,14 @@ async def _much_metadata(_: Kit) -> Any:
 
 async def checked(**options: Any) -> grpc.aio.AioRpcError:
     """Ask for the health, which fails."""
-    async with (
-        running(settings_with(), engine=FakeEngine()) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
-    ):
+    async with channel_of() as channel:
         return await refused(health_pb2_grpc.HealthStub(channel).Check(HEALTH, **options))
 
 
 @provokes("RESOURCE_EXHAUSTED", "are kept for other tenants")
 async def _many_watches(kit: Kit) -> Any:
-    kit.patch.setattr(public_services, "MOST_CALLS", 8)
-    async with (
-        running(settings_with(), engine=FakeEngine()) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
-    ):
+    kit.patch.setattr(public_services, "MAX_CALLS", 8)
+    async with channel_of() as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         watches = [stub.Watch(HEALTH) for _ in range(6)]
         for watch in watches:
@@ -441,19 +404,13 @@ async def _health_metadata(_: Kit) -> Any:
 
 @provokes("INVALID_ARGUMENT", "the request is missing")
 async def _no_request(_: Kit) -> Any:
-    async with (
-        running(settings_with(), engine=FakeEngine()) as service,
-        grpc.aio.insecure_channel(service.address) as channel,
-    ):
+    async with channel_of() as channel:
         return await refused(channel.stream_unary("/grpc.health.v1.Health/Check")(iter(())))
 
 
 @provokes("INVALID_ARGUMENT", "not a message of this method")
 async def _no_message(_: Kit) -> Any:
-    async with (
-        running(settings_with(), engine=FakeEngine()) as service,
-        grpc.aio.insecure_channel(service.address) as channel,
-    ):
+    async with channel_of() as channel:
         return await refused(channel.unary_unary("/grpc.health.v1.Health/Check")(b"\xff"))
 
 
@@ -525,10 +482,7 @@ async def _pings(_: Kit) -> Any:
         ("grpc.http2.min_sent_ping_interval_without_data_ms", 10),
     ]
     engine = HeldEngine()
-    async with (
-        running(settings_with(), engine=engine) as service,
-        grpc.aio.insecure_channel(service.address, options=options) as channel,
-    ):
+    async with channel_of(engine, options) as channel:
         return await refused(Stub(channel).Embed(embed()))
 
 
@@ -537,8 +491,8 @@ async def _shutdown(_: Kit) -> Any:
     engine = HeldEngine()
     server = running(settings_with(server={"grace_s": 0.1}), engine=engine)
     service = await server.__aenter__()
-    async with grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel:
-        failing = asyncio.create_task(refused(Stub(channel).Embed(embed())))
+    async with stub_of(service.address) as stub:
+        failing = asyncio.create_task(refused(stub.Embed(embed())))
         await engine.waiting.wait()
         await server.__aexit__(None, None, None)
         return await failing
@@ -547,8 +501,5 @@ async def _shutdown(_: Kit) -> Any:
 @provokes("UNAVAILABLE", "this has been open for long")
 async def _long_watch(kit: Kit) -> Any:
     kit.patch.setattr(public_services, "LIFETIME_S", 0.1)
-    async with (
-        running(settings_with(), engine=FakeEngine()) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
-    ):
+    async with channel_of() as channel:
         return await refused(health_pb2_grpc.HealthStub(channel).Watch(HEALTH))

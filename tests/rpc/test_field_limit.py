@@ -11,7 +11,7 @@ from samserve.rpc import field_limit
 from samserve.settings import LimitSettings
 from samserve.v1 import samserve_pb2 as pb
 
-MOST_FIELDS = field_limit.most_fields(LimitSettings())
+MOST_FIELDS = field_limit.max_fields(LimitSettings())
 
 
 def parse(kind: Any, data: bytes) -> Any:

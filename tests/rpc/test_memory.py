@@ -7,14 +7,13 @@ import re
 import subprocess
 import sys
 
-import grpc
 import psutil
 import pytest
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import pictures
-from tests.conftest import UNLIMITED
+from tests.conftest import stub_of
 
 MIB = 1 << 20
 CACHE = 16 * MIB
@@ -67,8 +66,7 @@ async def test_resident_memory_stays_under_its_stated_bounds() -> None:
     try:
         server = psutil.Process(process.pid)
         base = server.memory_info().rss
-        async with grpc.aio.insecure_channel(address, options=UNLIMITED) as channel:
-            stub = SegmentationServiceStub(channel)
+        async with stub_of(address) as stub:
             for first in range(0, ROUNDS * CALLERS, CALLERS):
                 await asyncio.gather(*(load(stub, first + caller) for caller in range(CALLERS)))
         grown = server.memory_info().rss - base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,16 +14,17 @@ import grpc
 import pytest
 from samserve import images
 from samserve.app import Running
+from samserve.calls import access_log
+from samserve.calls.pipeline import Call
 from samserve.context import RequestContext
 from samserve.core import geometry
 from samserve.engines.base import DecoderOutput, PromptBatch
 from samserve.engines.fake import FakeEngine
-from samserve.rpc import access_log, requests, responses
-from samserve.rpc.auth import Entrance
-from samserve.rpc.handler import Boundary
+from samserve.rpc import prompt_requests, responses
 from samserve.rpc.methods import SERVICE
-from samserve.scheduling.fair_semaphore import FairGate
+from samserve.scheduling.fair_semaphore import FairSemaphore
 from samserve.scheduling.single_flight import SingleFlight
+from samserve.security.authenticator import Authenticator
 from samserve.segmentation import ids, predict
 from samserve.stores.local.store import MemoryStore
 from samserve.telemetry.metrics.rpc import CallMetrics, CallRecord
@@ -85,8 +87,8 @@ class Place:
 
 # What each stage consists of; AutoMask's own are in another test.
 PLACES = {
-    "admit": Place(Entrance, "identify"),
-    "prepare": Place(requests, "prompts"),
+    "admit": Place(Authenticator, "authenticate"),
+    "prepare": Place(prompt_requests, "prompts"),
     "hash": Place(ids, "embedding_id"),
     "cache_get_memory": Place(MemoryStore, "lease"),
     "decode_image": Place(images, "decode"),
@@ -94,17 +96,31 @@ PLACES = {
     "encode": Place(FakeEngine, "encode"),
     "cache_put": Place(MemoryStore, "publish"),
     "decode": Place(FakeEngine, "decode"),
-    "postprocess": Place(predict, "_candidates"),
+    "postprocess": Place(predict._Postprocessing, "candidates"),
     "encode_masks": Place(responses, "prediction"),
 }
 
 
 def delayed(function: Callable[..., Any], delay: Callable[[], None]) -> Callable[..., Any]:
+    """Delay a function, or the entry of a context manager that it makes."""
+    if inspect.isasyncgenfunction(inspect.unwrap(function)):
+        return delayed_entry(function, delay)
+
     def run(*args: Any, **kwargs: Any) -> Any:
         delay()
         return function(*args, **kwargs)
 
     return run
+
+
+def delayed_entry(function: Callable[..., Any], delay: Callable[[], None]) -> Callable[..., Any]:
+    @asynccontextmanager
+    async def enter(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        delay()
+        async with function(*args, **kwargs) as value:
+            yield value
+
+    return enter
 
 
 @pytest.mark.parametrize("stage", PLACES)
@@ -162,7 +178,7 @@ async def test_a_client_that_reads_late_is_seen_in_send(
     moved: MovedTime, records: list[CallRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sending = asyncio.Event()
-    monkeypatch.setattr(Boundary, "_send", delayed(Boundary._send, sending.set))
+    monkeypatch.setattr(Call, "send", delayed(Call.send, sending.set))
     wish = pb.PredictRequest(prompts=[CLICK] * 32, include_low_res_logits=True)
     async with serving() as (service, stub):
         embedded = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
@@ -186,7 +202,7 @@ class Served(FakeEngine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate = FairGate(1)
+        self.gate = FairSemaphore(1)
         self.may = asyncio.Event()
         self.may.set()
 

@@ -11,12 +11,12 @@ from contextlib import suppress
 import grpc
 import pytest
 from samserve.app import Running
+from samserve.calls import access_log
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.fake import FakeEngine
 from samserve.errors import EngineUnavailable
 from samserve.memory.slot import Slot
-from samserve.rpc import access_log
 from samserve.types import Embedding
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub

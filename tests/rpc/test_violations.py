@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from samserve.errors import InvalidRequest, Violations
 from samserve.rpc import requests
+from samserve.settings import LimitSettings
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
@@ -86,33 +88,35 @@ async def test_very_much_is_told_in_part(stub: SegmentationServiceStub) -> None:
     assert failure.text.endswith(f"and {Violations.MOST - 4} more")
 
 
-CHOICES: dict[str, tuple[Any, str, str]] = {
-    "multimask": (requests.multimask, "MULTIMASK_ALL", "77"),
-    "output_mode": (requests.output_mode, "OUTPUT_MODE_COCO_RLE", "77"),
-    "orientation": (
-        lambda value: requests.image(pb.Image(encoded=b"x", orientation=value)),
-        "ORIENTATION_IGNORE",
-        "77",
-    ),
-    "layout": (
-        lambda value: requests.image(pb.Image(raw=pb.RawImage(layout=value))),
-        "RAW_LAYOUT_BGR",
-        "77",
-    ),
+CHOICES: dict[str, tuple[Callable[[int], Any], str]] = {
+    "multimask": (lambda value: predict(multimask=value), "MULTIMASK_ALL"),
+    "output_mode": (lambda value: predict(output_mode=value), "OUTPUT_MODE_COCO_RLE"),
+    "orientation": (lambda value: embed(encoded=b"x", orientation=value), "ORIENTATION_IGNORE"),
+    "layout": (lambda value: embed(raw=pb.RawImage(layout=value)), "RAW_LAYOUT_BGR"),  # type: ignore[arg-type]
     "durability": (
-        lambda value: requests.durable(pb.EmbedRequest(durability=value)),
+        lambda value: requests.embed(
+            pb.EmbedRequest(image=pictures.image(), durability=value)  # type: ignore[arg-type]
+        ),
         "DURABILITY_DURABLE",
-        "77",
     ),
 }
 
 
+def predict(**fields: Any) -> requests.PredictCall:
+    request = pb.PredictRequest(embedding_id="x", prompts=[pictures.click()], **fields)
+    return requests.predict(request, LimitSettings())
+
+
+def embed(**fields: Any) -> requests.EmbedCall:
+    return requests.embed(pb.EmbedRequest(image=pb.Image(**fields)))
+
+
 @pytest.mark.parametrize("name", CHOICES)
 def test_values_of_enums_are_told_by_name(name: str) -> None:
-    read, allowed, unknown = CHOICES[name]
+    read, allowed = CHOICES[name]
 
     with pytest.raises(InvalidRequest) as refused:
-        read(int(unknown))
+        read(77)
 
     assert allowed in refused.value.message
     assert allowed in refused.value.metadata["limit"]

@@ -30,6 +30,16 @@ def hello(settings: dict[int, int] | None = None) -> bytes:
     return PREFACE + frame(SETTINGS, 0, 0, b"".join(pairs))
 
 
+async def connected(
+    address: str, first: bytes | None = None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect, and send the first bytes, those of `hello` unless it is said otherwise."""
+    host, port = address.rsplit(":", 1)
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(hello() if first is None else first)
+    return reader, writer
+
+
 async def greet(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,

@@ -13,7 +13,6 @@ import grpc
 import pytest
 import trustme
 from google.protobuf.message_factory import GetMessageClass
-from google.rpc import error_details_pb2, status_pb2
 from samserve.app import Running, running
 from samserve.errors import Misconfigured
 from samserve.security.principal import Permission
@@ -21,8 +20,8 @@ from samserve.v1 import samserve_pb2 as pb
 
 from tests import pictures
 from tests.conftest import UNLIMITED, settings_with
+from tests.rpc.errors import Failure, failure_of, read
 from tests.rpc.test_generic_client import buf
-from tests.secrecy import secret
 from tests.security.credentials import (
     AUDIENCE,
     ISSUER,
@@ -64,10 +63,8 @@ class Caller:
         call = stream(request.SerializeToString(), metadata=metadata, timeout=BOUND_S)
         return [answer async for answer in call][-1]
 
-    async def refusal(self, name: str, request: Any, metadata: Any = ()) -> grpc.aio.AioRpcError:
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await self.call(name, request, metadata)
-        return refused.value
+    async def refusal(self, name: str, request: Any, metadata: Any = ()) -> Failure:
+        return await failure_of(self.call(name, request, metadata))
 
 
 def empty(name: str) -> Any:
@@ -86,23 +83,6 @@ def valid(name: str, embedding_id: str = "") -> Any:
     if name == "AutoMask":
         request.options.points_per_side = 2
     return request
-
-
-def reason(error: grpc.aio.AioRpcError) -> str:
-    return details(error)[0].reason
-
-
-def details(error: grpc.aio.AioRpcError) -> list[Any]:
-    status = status_pb2.Status.FromString(
-        dict(error.trailing_metadata() or ())["grpc-status-details-bin"]
-    )
-    kinds = {
-        "google.rpc.ErrorInfo": error_details_pb2.ErrorInfo,
-        "google.rpc.BadRequest": error_details_pb2.BadRequest,
-        "google.rpc.RetryInfo": error_details_pb2.RetryInfo,
-        "google.rpc.QuotaFailure": error_details_pb2.QuotaFailure,
-    }
-    return [kinds[packed.TypeName()].FromString(packed.value) for packed in status.details]
 
 
 @pytest.fixture
@@ -156,8 +136,7 @@ async def test_every_rpc_is_refused_without_credentials(
     for name in METHODS:
         error = await caller.refusal(name, valid(name), WORTHLESS[kind])
 
-        assert error.code() is grpc.StatusCode.UNAUTHENTICATED, name
-        assert reason(error) == "UNAUTHENTICATED", name
+        assert (error.code.name, error.reason) == ("UNAUTHENTICATED",) * 2, name
     assert guarded.engine.counts["encode_begun"] == 1  # the warm-up's
 
 
@@ -175,8 +154,7 @@ async def test_every_rpc_is_refused_with_the_wrong_role(
     for credential in (key, token(roles=others), token(roles=["nobody-knows-this"])):
         error = await caller.refusal(name, valid(name), bearer(credential))
 
-        assert error.code() is grpc.StatusCode.PERMISSION_DENIED
-        assert reason(error) == "PERMISSION_DENIED"
+        assert (error.code.name, error.reason) == ("PERMISSION_DENIED",) * 2
     assert guarded.engine.counts["encode_begun"] == 1
 
 
@@ -224,11 +202,10 @@ async def outcome(caller: Caller, name: str, request: Any, metadata: Any) -> Any
     try:
         answer = await caller.call(name, request, metadata)
     except grpc.aio.AioRpcError as error:
-        info, *others = details(error)
-        told = dict(info.metadata)
-        assert told.pop("embedding_id") == request.embedding_id
-        del told["request_id"]
-        return error.code(), error.details(), info.reason, told, [str(detail) for detail in others]
+        failure = read(error)
+        assert failure.metadata.pop("embedding_id") == request.embedding_id
+        del failure.metadata["request_id"]
+        return failure
     return answer.SerializeToString()
 
 
@@ -242,7 +219,7 @@ async def test_a_digest_of_another_tenants_picture_is_unknown(
 
     error = await caller.refusal("Embed", request, mine)
 
-    assert reason(error) == "EMBEDDING_NOT_FOUND"
+    assert error.reason == "EMBEDDING_NOT_FOUND"
 
 
 async def test_tenants_with_one_picture_have_an_embedding_each(
@@ -269,8 +246,8 @@ async def test_a_new_picture_needs_the_role_to_embed(
     await reload(guarded)
 
     error = await caller.refusal(name, valid(name), weak)
-    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
-    assert "embed" in (error.details() or "")
+    assert error.code is grpc.StatusCode.PERMISSION_DENIED
+    assert "embed" in error.text
 
     # One that is embedded already needs no more than that.
     await caller.call("Embed", valid("Embed"), strong)
@@ -310,7 +287,7 @@ async def test_two_credentials_are_one_too_many(
         "ListModels", pb.ListModelsRequest(), bearer(key) + bearer("samserve_x")
     )
 
-    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert error.code is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_health_needs_no_credentials(guarded: Running) -> None:
@@ -344,15 +321,9 @@ async def test_a_client_certificate_can_be_the_credential(
     tls = pem.settings(client_ca_file=ca_file(tmp_path, authority))
     codes = {}
     async with running(settings_with(tls=tls, auth={"policy_file": policy})) as service:
+        target = service.address.replace("127.0.0.1", "localhost")
         for name in ("pipeline.test", "other.test"):
-            client = authority.issue_cert(name)
-            secret(client.private_key_pem.bytes().decode())
-            credentials = grpc.ssl_channel_credentials(
-                authority.cert_pem.bytes(),
-                client.private_key_pem.bytes(),
-                client.cert_chain_pems[0].bytes(),
-            )
-            target = service.address.replace("127.0.0.1", "localhost")
+            credentials = channel_credentials(authority, authority.issue_cert(name))
             async with grpc.aio.secure_channel(target, credentials, options=UNLIMITED) as channel:
                 for method in ("Embed", "Predict"):
                     try:
@@ -376,9 +347,7 @@ async def test_a_policy_that_loses_its_identities_lets_nobody_in(
     policy = tmp_path / "policy.toml"
     policy.write_text('version = 1\n[identities."pipeline.test"]\ntenant = "acme"\n')
     tls = pem.settings(client_ca_file=ca_file(tmp_path, authority))
-    client = authority.issue_cert("somebody.test")
-    secret(client.private_key_pem.bytes().decode())
-    credentials = channel_credentials(authority, client)
+    credentials = channel_credentials(authority, authority.issue_cert("somebody.test"))
     async with running(settings_with(tls=tls, auth={"policy_file": policy})) as service:
         target = service.address.replace("127.0.0.1", "localhost")
         async with grpc.aio.secure_channel(target, credentials, options=UNLIMITED) as channel:
@@ -387,7 +356,7 @@ async def test_a_policy_that_loses_its_identities_lets_nobody_in(
             await reload(service)
             after = await Caller(channel).refusal("ListModels", pb.ListModelsRequest())
 
-    assert before.code() is after.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert before.code is after.code is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_identities_that_nothing_proves_stop_the_start(tmp_path: Path) -> None:

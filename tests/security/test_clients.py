@@ -256,7 +256,7 @@ def test_doctor_looks_at_the_files(
     assert main(["doctor", *fake, *tls, "--set", f"tls.key_file={pem.key}"]) == 0
     assert "access: TLS, credentials not needed" in capsys.readouterr().out
     assert main(["doctor", *fake, *tls, "--set", f"tls.key_file={pem.cert}"]) == 1
-    assert "problem  access: TLS key: is not" in capsys.readouterr().out
+    assert "problem  access: TLS key: is no private key" in capsys.readouterr().out
 
 
 def test_config_shows_paths_and_never_what_they_hold(

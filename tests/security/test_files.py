@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import trustme
-from samserve.engines.triton.credentials import CredentialFiles
+from samserve.engines.triton.credentials import open_credentials
 from samserve.errors import Misconfigured
 from samserve.rpc import server
 from samserve.security.setup import open_security
 from samserve.settings import ServerSettings, Settings, load
-from samserve.stores.shared.redis.credentials import open_access
+from samserve.stores.shared.redis.credentials import open_cache_credentials
 from samserve.system import file_permissions
 from structlog.testing import capture_logs
 
@@ -61,8 +61,8 @@ def settings_of(files: dict[str, Path]) -> Settings:
 
 def read_all(settings: Settings) -> None:
     open_security(settings)
-    open_access(settings.cache)
-    CredentialFiles(settings.triton).read()
+    open_cache_credentials(settings.cache)
+    open_credentials(settings.triton)
 
 
 def warned(settings: Settings) -> list[str]:

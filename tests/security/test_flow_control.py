@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
@@ -11,12 +11,12 @@ import pytest
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from samserve.app import running
-from samserve.rpc import public_services, slow_clients
+from samserve.calls import slow_clients
+from samserve.rpc import public_services
 from samserve.v1 import samserve_pb2 as pb
-from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import pictures
-from tests.conftest import UNLIMITED, settings_with
+from tests.conftest import UNLIMITED, settings_with, stub_of
 from tests.rpc.errors import failure_of
 from tests.samples import total
 from tests.security import http2
@@ -33,12 +33,11 @@ PATIENT = {"send_s": 600, "receive_s": 600, "grace_s": 0}
 @asynccontextmanager
 async def shut(address: str, path: str, request: Message) -> AsyncIterator[asyncio.StreamReader]:
     """A call whose client lets no byte of the answer through."""
-    host, port = address.rsplit(":", 1)
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await http2.connected(address, b"")
     data = request.SerializeToString()
     message = b"\0" + len(data).to_bytes(4, "big") + data
     await http2.greet(reader, writer, {http2.INITIAL_WINDOW_SIZE: 0})
-    writer.write(http2.call_headers(path, host) + http2.frame(http2.DATA, 1, 1, message))
+    writer.write(http2.call_headers(path, "localhost") + http2.frame(http2.DATA, 1, 1, message))
     try:
         yield reader
     finally:
@@ -46,13 +45,24 @@ async def shut(address: str, path: str, request: Message) -> AsyncIterator[async
 
 
 async def predicts(address: str) -> bool:
+    async with stub_of(address) as stub:
+        return await answered(stub.Predict(PICTURE, timeout=BOUND_S))
+
+
+async def checks(address: str) -> bool:
     async with grpc.aio.insecure_channel(address, options=UNLIMITED) as channel:
-        try:
-            await SegmentationServiceStub(channel).Predict(PICTURE, timeout=BOUND_S)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-                raise
-            return False
+        check = health_pb2_grpc.HealthStub(channel).Check
+        return await answered(check(health_pb2.HealthCheckRequest(), timeout=BOUND_S))
+
+
+async def answered(call: Awaitable[object]) -> bool:
+    """Whether there was a place for a call."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+            raise
+        return False
     return True
 
 
@@ -102,8 +112,8 @@ async def test_an_answer_that_may_still_be_taken_at_once_keeps_its_place(
     async with running(settings) as service, AsyncExitStack() as stack:
         await stack.enter_async_context(shut(service.address, PREDICT, PICTURE))
         await until(lambda: total(service.metrics.registry, "grpc_server_started_total") == 1)
-        async with grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel:
-            failure = await failure_of(SegmentationServiceStub(channel).Predict(PICTURE))
+        async with stub_of(service.address) as stub:
+            failure = await failure_of(stub.Predict(PICTURE))
 
     # As long as it may still be prompt, it has its place.
     assert failure.reason == "OVERLOADED"
@@ -119,7 +129,7 @@ async def test_an_answer_that_is_never_taken_is_given_up(monkeypatch: pytest.Mon
 
 
 async def test_health_that_is_not_taken_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(public_services, "MOST_CALLS", 4)
+    monkeypatch.setattr(public_services, "MAX_CALLS", 4)
     monkeypatch.setattr(public_services, "WRITE_S", 0.1)
     path, request = "/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest()
     async with running(settings_with(server=PATIENT)) as service, AsyncExitStack() as stack:
@@ -131,15 +141,3 @@ async def test_health_that_is_not_taken_is_given_up(monkeypatch: pytest.MonkeyPa
                     break
         # While all of them are still there.
         await until(lambda: checks(service.address))
-
-
-async def checks(address: str) -> bool:
-    async with grpc.aio.insecure_channel(address, options=UNLIMITED) as channel:
-        try:
-            request = health_pb2.HealthCheckRequest()
-            await health_pb2_grpc.HealthStub(channel).Check(request, timeout=BOUND_S)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-                raise
-            return False
-    return True

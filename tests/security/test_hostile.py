@@ -19,12 +19,12 @@ import numpy as np
 import psutil
 import pytest
 from samserve.app import running
-from samserve.rpc import slow_clients
+from samserve.calls import slow_clients
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import pictures
-from tests.conftest import UNLIMITED, settings_with
+from tests.conftest import UNLIMITED, settings_with, stub_of
 from tests.security import http2
 from tests.support.waiting import BOUND_S, until
 
@@ -94,12 +94,12 @@ async def connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWri
 async def answers(address: str, times: int = 5) -> None:
     """See that other clients are answered, each with a connection of its own."""
     for number in range(times):
-        async with grpc.aio.insecure_channel(address, options=UNLIMITED) as channel:
+        async with stub_of(address) as stub:
             request = pb.PredictRequest(
                 image=pb.Image(encoded=pictures.png(40, 60, number)),
                 prompts=[pictures.click(5, 5)],
             )
-            answer = await SegmentationServiceStub(channel).Predict(request, timeout=BOUND_S)
+            answer = await stub.Predict(request, timeout=BOUND_S)
             assert answer.results
 
 
@@ -333,8 +333,8 @@ async def test_a_client_that_never_reads_its_stream_is_given_up(log: Path) -> No
         )
 
         async def read_all() -> None:
-            async with grpc.aio.insecure_channel(server.address, options=UNLIMITED) as channel:
-                call = SegmentationServiceStub(channel).AutoMask(request)
+            async with stub_of(server.address) as stub:
+                call = stub.AutoMask(request)
                 assert sum([message.ByteSize() async for message in call]) > 10 * MIB
 
         async def attack() -> None:
@@ -357,13 +357,13 @@ async def test_a_client_that_never_reads_its_stream_is_given_up(log: Path) -> No
 
 async def searches(server: Victim) -> bool:
     """Whether there is a place for an AutoMask."""
-    async with grpc.aio.insecure_channel(server.address, options=UNLIMITED) as channel:
+    async with stub_of(server.address) as stub:
         request = pb.AutoMaskRequest(
             image=pb.Image(encoded=pictures.png(40, 60)),
             options=pb.AutoMaskOptions(points_per_side=2),
         )
         try:
-            async for _ in SegmentationServiceStub(channel).AutoMask(request):
+            async for _ in stub.AutoMask(request):
                 pass
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -388,8 +388,7 @@ async def test_a_hundred_oversized_messages_are_refused(log: Path) -> None:
     async with victim(log) as server:
 
         async def send_at_once(count: int) -> list[grpc.StatusCode]:
-            async with grpc.aio.insecure_channel(server.address, options=UNLIMITED) as channel:
-                stub = SegmentationServiceStub(channel)
+            async with stub_of(server.address) as stub:
                 sent = await asyncio.gather(*(send(stub, count) for _ in range(10)))
             return [code for codes in sent for code in codes]
 

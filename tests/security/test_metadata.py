@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
@@ -11,7 +13,7 @@ from samserve.app import running
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
-from tests.conftest import UNLIMITED, settings_with
+from tests.conftest import UNLIMITED, serving, settings_with
 from tests.rpc.errors import failure_of
 from tests.security import http2
 from tests.support.waiting import BOUND_S
@@ -23,13 +25,19 @@ REPEATS = 40
 Code = grpc.StatusCode
 
 
-@pytest.mark.parametrize("nbytes", [9_000, 13_000, LIMIT - BESIDES])
-async def test_a_long_credential_is_never_refused(nbytes: int) -> None:
+@asynccontextmanager
+async def stubs() -> AsyncIterator[tuple[SegmentationServiceStub, health_pb2_grpc.HealthStub]]:
+    """A server, by its service and its health over one connection."""
     async with (
         running(settings_with()) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
     ):
-        stub, health = SegmentationServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+        yield SegmentationServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+
+
+@pytest.mark.parametrize("nbytes", [9_000, 13_000, LIMIT - BESIDES])
+async def test_a_long_credential_is_never_refused(nbytes: int) -> None:
+    async with stubs() as (stub, health):
         credential = (("authorization", "Bearer " + "x" * nbytes),)
         for _ in range(REPEATS):
             await stub.ListModels(pb.ListModelsRequest(), metadata=credential)
@@ -37,11 +45,7 @@ async def test_a_long_credential_is_never_refused(nbytes: int) -> None:
 
 
 async def test_metadata_over_the_limit_is_always_refused_with_a_reason() -> None:
-    async with (
-        running(settings_with()) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
-    ):
-        stub, health = SegmentationServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+    async with stubs() as (stub, health):
         for nbytes in (LIMIT, LIMIT + 1000, 2 * LIMIT - 2 * BESIDES):
             credential = (("authorization", "x" * nbytes),)
             for _ in range(REPEATS // 4):
@@ -58,11 +62,7 @@ async def test_metadata_over_the_limit_is_always_refused_with_a_reason() -> None
 
 
 async def test_metadata_far_over_the_limit_is_always_refused_by_grpc() -> None:
-    async with (
-        running(settings_with()) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
-    ):
-        stub = SegmentationServiceStub(channel)
+    async with serving(settings_with()) as (_, stub):
         await stub.ListModels(pb.ListModelsRequest())
         for _ in range(REPEATS // 4):
             credential = (("authorization", "x" * 3 * LIMIT),)
@@ -78,11 +78,7 @@ async def test_metadata_far_over_the_limit_is_always_refused_by_grpc() -> None:
 
 
 async def test_the_limit_is_a_setting() -> None:
-    async with (
-        running(settings_with(server={"metadata_bytes": 8192})) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
-    ):
-        stub = SegmentationServiceStub(channel)
+    async with serving(settings_with(server={"metadata_bytes": 8192})) as (_, stub):
         metadata = (("authorization", "x" * 8192),)
         failure = await failure_of(stub.ListModels(pb.ListModelsRequest(), metadata=metadata))
 
@@ -95,12 +91,11 @@ async def test_the_limit_is_a_setting() -> None:
 async def test_who_acknowledges_no_limits_is_held_to_them_too(path: str) -> None:
     """gRPC's own limit does not hold for a client that has not acknowledged it."""
     async with running(settings_with()) as service:
-        host, port = service.address.rsplit(":", 1)
-        reader, writer = await asyncio.open_connection(host, int(port))
-        block = http2.call_block(path, host) + http2.literal("padding", "x" * (8 * LIMIT))
+        block = http2.call_block(path, "localhost") + http2.literal("padding", "x" * (8 * LIMIT))
         # An empty message.
         message = http2.frame(http2.DATA, 1, 1, bytes(5))
-        writer.write(http2.hello() + http2.headers_in_frames(block, 1, ends=True) + message)
+        call = http2.headers_in_frames(block, 1, ends=True) + message
+        reader, writer = await http2.connected(service.address, http2.hello() + call)
         async with asyncio.timeout(BOUND_S):
             status = await http2.status_of_stream(reader)
         writer.close()
@@ -111,9 +106,7 @@ async def test_who_acknowledges_no_limits_is_held_to_them_too(path: str) -> None
 
 async def test_a_client_that_never_acknowledges_the_settings_is_sent_away() -> None:
     async with running(settings_with(server={"handshake_s": 0.5, "idle_s": 600})) as service:
-        host, port = service.address.rsplit(":", 1)
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(http2.hello())
+        reader, writer = await http2.connected(service.address)
         async with asyncio.timeout(BOUND_S):
             while await http2.read_frame(reader) is not None:
                 pass

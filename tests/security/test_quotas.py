@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from samserve.v1 import samserve_pb2_grpc
 
 from tests import pictures
 from tests.conftest import UNLIMITED, settings_with
+from tests.rpc.errors import Failure, failure_of, read
 from tests.security.credentials import KeyFile, bearer
-from tests.security.test_access import details, reason
 from tests.support.clock import Clock
 from tests.support.engines import SMALL_MODEL, BusyEngine, encodes_begun
 from tests.support.waiting import until
@@ -43,9 +44,9 @@ def quotas(policy: str, clock: Callable[[], float]) -> Quotas:
     return Quotas(lambda: parsed, clock)
 
 
-def passes(held: Quotas, tenant: str = "a", method: str = "Embed") -> bool:
+def passes(held: Quotas, tenant: str = "a", calls: str = "embed") -> bool:
     try:
-        with held.admit(method, tenant):
+        with held.admit(calls, tenant):
             return True
     except QuotaExceeded:
         return False
@@ -69,7 +70,7 @@ def test_the_wait_that_is_told_is_long_enough_and_no_longer() -> None:
     while passes(held):
         pass
 
-    with pytest.raises(QuotaExceeded) as refused, held.admit("Embed", "a"):
+    with pytest.raises(QuotaExceeded) as refused, held.admit("embed", "a"):
         pass
 
     assert refused.value.retry_after_s == pytest.approx(0.25)
@@ -89,7 +90,7 @@ def test_a_tenant_that_is_refused_takes_nothing_from_the_server() -> None:
     assert [passes(held, "a") for _ in range(10)].count(True) == 2
     assert [passes(held, "b") for _ in range(10)].count(True) == 2
     assert [passes(held, "c") for _ in range(10)].count(True) == 1
-    with pytest.raises(QuotaExceeded) as refused, held.admit("Embed", "d"):
+    with pytest.raises(QuotaExceeded) as refused, held.admit("embed", "d"):
         pass
     assert refused.value.subject == "server"
     # What the server refused has not cost the tenant a token.
@@ -100,12 +101,12 @@ def test_a_tenant_that_is_refused_takes_nothing_from_the_server() -> None:
 def test_concurrent_calls_are_counted_by_tenant_and_method() -> None:
     held = quotas("[quotas.default]\nembed = 2\npredict = 1", Clock())
 
-    with held.admit("Embed", "a"), held.admit("Embed", "a"):
-        assert not passes(held, "a", "Embed")
-        assert passes(held, "a", "Predict")
-        assert passes(held, "b", "Embed")
-        assert passes(held, "a", "ListModels")
-    assert passes(held, "a", "Embed")
+    with held.admit("embed", "a"), held.admit("embed", "a"):
+        assert not passes(held, "a", "embed")
+        assert passes(held, "a", "predict")
+        assert passes(held, "b", "embed")
+        assert passes(held, "a", "other")
+    assert passes(held, "a", "embed")
 
 
 def test_tenants_are_forgotten_when_they_have_used_nothing() -> None:
@@ -181,7 +182,7 @@ async def answered(stub: Stub, metadata: Any) -> int:
         try:
             await stub.ListModels(pb.ListModelsRequest(), metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            if reason(error) != "QUOTA_EXCEEDED":
+            if read(error).reason != "QUOTA_EXCEEDED":
                 raise
             return count
         count += 1
@@ -235,6 +236,24 @@ async def test_the_rate_of_the_whole_server_holds(
     assert passed == [60, 30, 60]
 
 
+@dataclass
+class Embeds:
+    """Embed calls of tenants: how many of each were answered, and why others were not."""
+
+    tenants: dict[str, Any]
+    passed: Counter[str] = field(default_factory=Counter)
+    refused: list[Failure] = field(default_factory=list)
+
+    async def call(self, stub: Stub, number: int, tenant: str) -> None:
+        # Pictures differ: equal ones would share one encode.
+        request = pb.EmbedRequest(image=pb.Image(encoded=picture(number)))
+        try:
+            await stub.Embed(request, metadata=self.tenants[tenant])
+            self.passed[tenant] += 1
+        except grpc.aio.AioRpcError as error:
+            self.refused.append(read(error))
+
+
 async def test_concurrency_holds_for_200_clients_of_5_tenants(
     key_file: KeyFile, tmp_path: Path
 ) -> None:
@@ -244,38 +263,24 @@ async def test_concurrency_holds_for_200_clients_of_5_tenants(
         f'[quotas.{name}]\nembed = {limit}\n[tenants.{name}]\nquota = "{name}"'
         for name, limit in limits.items()
     )
-    engine = FakeEngine(model=SMALL_MODEL)
-    passed: Counter[str] = Counter()
-    refused: list[grpc.aio.AioRpcError] = []
-
-    async def client(stub: Stub, number: int, tenant: str, metadata: Any) -> None:
-        # Pictures differ: equal ones would share one encode.
-        request = pb.EmbedRequest(image=pb.Image(encoded=picture(number)))
-        try:
-            await stub.Embed(request, metadata=metadata)
-            passed[tenant] += 1
-        except grpc.aio.AioRpcError as error:
-            refused.append(error)
-
+    engine, go = FakeEngine(model=SMALL_MODEL), asyncio.Event()
     async with (
         guarded(key_file, tmp_path, policy, engine) as (service, tenants),
         stubs(service, 200) as clients,
+        asyncio.TaskGroup() as calls,
     ):
-        let_go = asyncio.Event()
-        engine.hold(let_go)
-        calls = [
-            asyncio.create_task(client(stub, n, TENANTS[n % 5], tenants[TENANTS[n % 5]]))
-            for n, stub in enumerate(clients)
-        ]
-        await until(lambda: len(refused) == 200 - sum(limits.values()))
-        let_go.set()
-        await asyncio.gather(*calls)
+        engine.hold(go)
+        embeds = Embeds(tenants)
+        for number, stub in enumerate(clients):
+            calls.create_task(embeds.call(stub, number, TENANTS[number % 5]))
+        await until(lambda: len(embeds.refused) == 200 - sum(limits.values()))
+        go.set()
 
-    assert passed == limits
-    info, quota, retry = details(refused[0])
-    assert (info.reason, info.metadata["quota"]) == ("QUOTA_EXCEEDED", "embed")
-    assert quota.violations[0].subject.startswith("tenant:")
-    assert retry.retry_delay.ToTimedelta().total_seconds() > 0
+    assert embeds.passed == limits
+    failure = embeds.refused[0]
+    assert (failure.reason, failure.metadata["quota"]) == ("QUOTA_EXCEEDED", "embed")
+    assert failure.quota_subject.startswith("tenant:")
+    assert failure.retry_after_s
 
 
 def picture(number: int) -> bytes:
@@ -343,38 +348,25 @@ async def test_tenants_that_all_want_more_get_equal_parts(
 
 async def test_a_storm_leaves_places_for_others(key_file: KeyFile, tmp_path: Path) -> None:
     """Without any quota, one tenant gets three quarters of the places, two get 3/7 each."""
-    engine = FakeEngine(model=SMALL_MODEL)
-    taken: Counter[str] = Counter()
-
-    async def embed(stub: Stub, number: int, tenant: str, metadata: Any) -> None:
-        request = pb.EmbedRequest(image=pb.Image(encoded=picture(number)))
-        try:
-            await stub.Embed(request, metadata=metadata)
-            taken[tenant] += 1
-        except grpc.aio.AioRpcError as error:
-            if reason(error) != "OVERLOADED":
-                raise
-            refused.append(tenant)
-
-    refused: list[str] = []
+    engine, go = FakeEngine(model=SMALL_MODEL), asyncio.Event()
+    places = {"ants": 21, "bees": 6, "cats": 1}
     async with (
         guarded(key_file, tmp_path, "", engine, admission={"embed": 28}) as (service, tenants),
         stubs(service, 2) as clients,
+        asyncio.TaskGroup() as calls,
     ):
-        let_go = asyncio.Event()
-        engine.hold(let_go)
-        calls = []
-        for tenant, expected in (("ants", 30 - 21), ("bees", 30 - 6), ("cats", 30 - 1)):
-            before = len(refused)
-            calls += [
-                asyncio.create_task(embed(clients[n % 2], n, tenant, tenants[tenant]))
-                for n in range(30)
-            ]
-            await until(lambda before=before, all_=expected: len(refused) - before == all_)
-        let_go.set()
-        await asyncio.gather(*calls)
+        engine.hold(go)
+        embeds = Embeds(tenants)
+        expected = 0
+        for tenant, count in places.items():
+            for number in range(30):
+                calls.create_task(embeds.call(clients[number % 2], number, tenant))
+            expected += 30 - count
+            await until(lambda count=expected: len(embeds.refused) == count)
+        go.set()
 
-    assert taken == {"ants": 21, "bees": 6, "cats": 1}
+    assert embeds.passed == places
+    assert {failure.reason for failure in embeds.refused} == {"OVERLOADED"}
 
 
 async def test_what_a_request_may_contain_is_a_quota_too(key_file: KeyFile, tmp_path: Path) -> None:
@@ -392,27 +384,28 @@ async def test_what_a_request_may_contain_is_a_quota_too(key_file: KeyFile, tmp_
         embedded_ = await stub.Embed(pb.EmbedRequest(image=small), metadata=metadata)
         limits = (await stub.ListModels(pb.ListModelsRequest(), metadata=metadata)).limits
         begun = dict(engine.counts)
-        refusals = {}
-        for name, call in {
-            "image_megapixels": stub.Embed(pb.EmbedRequest(image=large), metadata=metadata),
-            "prompts": stub.Predict(
-                pb.PredictRequest(
-                    embedding_id=embedded_.embedding.id, prompts=[pictures.click(1, 1)] * 3
-                ),
-                metadata=metadata,
+        too_many = pb.PredictRequest(
+            embedding_id=embedded_.embedding.id, prompts=[pictures.click(1, 1)] * 3
+        )
+        refusals = {
+            "image_megapixels": await failure_of(
+                stub.Embed(pb.EmbedRequest(image=large), metadata=metadata)
             ),
-        }.items():
-            with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await call
-            refusals[name] = refused.value
+            "prompts": await failure_of(stub.Predict(too_many, metadata=metadata)),
+        }
 
     assert (limits.max_image_pixels, limits.max_prompts) == (2000, 2)
     assert dict(engine.counts) == begun
-    for name, error in refusals.items():
-        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        info, quota = details(error)
-        assert (info.reason, info.metadata["quota"]) == ("QUOTA_EXCEEDED", name)
-        assert quota.violations[0].subject == "tenant:ants"
+    for name, failure in refusals.items():
+        assert_quota(failure, name)
+        assert failure.retry_after_s is None
+
+
+def assert_quota(failure: Failure, name: str) -> None:
+    """See that a quota of this name is used up, of the tenant ants."""
+    assert failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (failure.reason, failure.metadata["quota"]) == ("QUOTA_EXCEEDED", name)
+    assert failure.quota_subject == "tenant:ants"
 
 
 async def test_stored_bytes_drive_out_the_tenants_own_oldest_only(
@@ -498,12 +491,10 @@ async def test_a_quota_below_one_embedding_tells_that_waiting_is_in_vain(
         guarded(key_file, tmp_path, policy) as (service, tenants),
         stubs(service, 1) as (stub,),
     ):
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await embedded(stub, tenants["ants"])
+        failure = await failure_of(embedded(stub, tenants["ants"]))
 
-    info, quota = details(refused.value)
-    assert (info.reason, info.metadata["quota"]) == ("QUOTA_EXCEEDED", "stored_bytes")
-    assert quota.violations[0].subject == "tenant:ants"
+    assert_quota(failure, "stored_bytes")
+    assert failure.retry_after_s is None
 
 
 async def known(stub: Stub, embedding_id: str, metadata: Any) -> bool:
@@ -511,7 +502,7 @@ async def known(stub: Stub, embedding_id: str, metadata: Any) -> bool:
     try:
         await stub.Predict(request, metadata=metadata)
     except grpc.aio.AioRpcError as error:
-        if reason(error) != "EMBEDDING_NOT_FOUND":
+        if read(error).reason != "EMBEDDING_NOT_FOUND":
             raise
         return False
     return True
@@ -532,14 +523,11 @@ async def test_stored_bytes_that_are_all_in_use_refuse_before_any_work(
             pb.EmbedRequest(image=pb.Image(encoded=picture(1))), metadata=tenants["ants"]
         )
         await encodes_begun(engine, 1)
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            # No picture at all: it is refused before anybody looks.
-            await stub.Embed(
-                pb.EmbedRequest(image=pb.Image(encoded=b"nothing")), metadata=tenants["ants"]
-            )
+        # No image at all: it is refused before anything looks at it.
+        nothing = pb.EmbedRequest(image=pb.Image(encoded=b"nothing"))
+        failure = await failure_of(stub.Embed(nothing, metadata=tenants["ants"]))
         let_go.set()
         await first
 
-    info, quota, _ = details(refused.value)
-    assert (info.reason, info.metadata["quota"]) == ("QUOTA_EXCEEDED", "stored_bytes")
-    assert quota.violations[0].subject == "tenant:ants"
+    assert_quota(failure, "stored_bytes")
+    assert failure.retry_after_s

@@ -293,9 +293,9 @@ async def test_a_server_does_not_start_with_files_that_cannot_be_used(
 ) -> None:
     other = write_pem(tmp_path / "other", authority.issue_cert("localhost"))
     for tls, problem in [
-        ({"cert_file": server_pem.cert, "key_file": other.key}, "not that of the certificate"),
+        ({"cert_file": server_pem.cert, "key_file": other.key}, "is not the key of"),
         ({"cert_file": server_pem.cert, "key_file": tmp_path / "none"}, "No such file"),
-        ({"cert_file": server_pem.key, "key_file": server_pem.key}, "no certificate"),
+        ({"cert_file": server_pem.key, "key_file": server_pem.key}, "not made of certificates"),
         ({"cert_file": server_pem.cert, "key_file": server_pem.cert}, "private key"),
     ]:
         with pytest.raises(Misconfigured, match=problem):

@@ -1,23 +1,23 @@
-"""Saying outside whether calls can be expected to be answered."""
+"""Readiness: whether calls can be expected to be answered, as both listeners report it."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from samserve.admin.http import Admin
 from samserve.engines.base import Engine
 from samserve.rpc.server import ApiServer
+from samserve.system.background import periodic
 
 # An engine answers from what it knows, so that asking often costs nothing.
 _INTERVAL_S = 0.1
 
 
 class Readiness:
-    """Keeps both listeners, and whoever is *told*, saying what the engine says of itself.
+    """Reports the readiness of the engine on both listeners, and to *on_change*.
 
-    With *follows* False the listeners go on saying that they are ready while the engine is away.
+    With *follows* False the listeners stay ready while the engine is unavailable.
     """
 
     def __init__(
@@ -25,44 +25,38 @@ class Readiness:
         engine: Engine,
         api: ApiServer,
         admin: Admin,
-        told: Callable[[bool], None],
+        on_change: Callable[[bool], None],
         *,
         follows: bool = True,
     ) -> None:
         self._engine = engine
         self._api = api
         self._admin = admin
-        self._told = told
+        self._on_change = on_change
         self._follows = follows
-        # What the engine has said last.
-        self._answers = False
+        self._engine_ready = False
 
     @asynccontextmanager
     async def followed(self) -> AsyncIterator[None]:
         """Follow the engine while the block runs; not ready after it."""
-        self._say(answers=await self._engine.ready())
-        following = asyncio.create_task(self._follow())
+        self._report(engine_ready=await self._engine.ready())
         try:
-            yield
+            async with periodic(self._follow, _INTERVAL_S, "following the engine failed"):
+                yield
         finally:
-            following.cancel()
-            with suppress(asyncio.CancelledError):
-                await following
-            self._tell(ready=False)
-            self._told(False)
+            self._set_listeners(ready=False)
+            self._on_change(False)
 
     async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(_INTERVAL_S)
-            answers = await self._engine.ready()
-            if answers != self._answers:
-                self._say(answers=answers)
+        engine_ready = await self._engine.ready()
+        if engine_ready != self._engine_ready:
+            self._report(engine_ready=engine_ready)
 
-    def _say(self, *, answers: bool) -> None:
-        self._answers = answers
-        self._told(answers)
-        self._tell(ready=answers or not self._follows)
+    def _report(self, *, engine_ready: bool) -> None:
+        self._engine_ready = engine_ready
+        self._on_change(engine_ready)
+        self._set_listeners(ready=engine_ready or not self._follows)
 
-    def _tell(self, *, ready: bool) -> None:
+    def _set_listeners(self, *, ready: bool) -> None:
         self._admin.ready = ready
         self._api.set_ready(ready=ready)

@@ -1,4 +1,4 @@
-"""AutoMask parameters to options: each in its range; unset ones take the reference's default."""
+"""AutoMask parameters that a request sets: each in its range."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from samserve.errors import InvalidRequest, Violations
-from samserve.rpc import requests
-from samserve.segmentation.automask.options import AutoMaskOptions, PointGrid
+from samserve.rpc.request_fields import box
+from samserve.segmentation.automask.options import PointGrid
 from samserve.settings import LimitSettings
 from samserve.v1 import samserve_pb2 as pb
 
@@ -21,7 +21,7 @@ class _Range:
     open_above: bool = False
 
     def holds(self, value: float) -> bool:
-        """Tell whether a value is inside; NaN never is."""
+        """Return whether a value is inside; NaN never is."""
         if not value >= self.low:
             return False
         if self.high is None:
@@ -34,15 +34,18 @@ class _Range:
         return f"from {self.low:g} to {'below ' if self.open_above else ''}{self.high:g}"
 
 
-def options(message: pb.AutoMaskRequest, limits: LimitSettings) -> AutoMaskOptions:
-    """Read the options of a request, whose source decides whether crops are possible."""
+def options(message: pb.AutoMaskRequest, limits: LimitSettings) -> dict[str, Any]:
+    """Read the options that a request sets, by their names in `AutoMaskOptions`.
+
+    Its source decides whether crops are possible.
+    """
     given = message.options
     violations = Violations()
     values: dict[str, Any] = {}
     for name, allowed in _ranges(limits).items():
         with violations.collect():
             values |= _scalar(given, name, allowed)
-    layers = values.get("crop_n_layers", AutoMaskOptions().crop_n_layers)
+    layers = values.get("crop_n_layers", 0)
     with violations.collect():
         _check_crops(message, layers)
     with violations.collect():
@@ -50,11 +53,11 @@ def options(message: pb.AutoMaskRequest, limits: LimitSettings) -> AutoMaskOptio
             values["point_grids"] = _grids(given, layers + 1, limits)
     with violations.collect():
         if given.HasField("region_of_interest"):
-            values["region_of_interest"] = requests.box(
+            values["region_of_interest"] = box(
                 "options.region_of_interest", given.region_of_interest
             )
     violations.check()
-    return AutoMaskOptions(**values)
+    return values
 
 
 def _check_crops(message: pb.AutoMaskRequest, layers: int) -> None:
@@ -87,7 +90,7 @@ def _ranges(limits: LimitSettings) -> dict[str, _Range]:
 
 
 def _scalar(given: pb.AutoMaskOptions, name: str, allowed: _Range) -> dict[str, Any]:
-    """Give the value of an option under its name; nothing if it is not set."""
+    """Return the value of an option under its name; nothing if it is not set."""
     if not given.HasField(name):  # type: ignore[arg-type]  # names come from the table
         return {}
     value = getattr(given, name)

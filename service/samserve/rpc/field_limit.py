@@ -22,7 +22,7 @@ _SMALL_BYTES = 1 << 16
 _VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
 
 
-def most_fields(limits: LimitSettings) -> int:
+def max_fields(limits: LimitSettings) -> int:
     """How many fields a request within the limits has at most, with room to spare."""
     grids = (limits.crop_n_layers + 1) * limits.points_per_side**2 * 3
     prompts = limits.prompts * (limits.points + 4) * 4

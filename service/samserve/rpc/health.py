@@ -1,7 +1,7 @@
-"""The standard health service (grpc.health.v1), for clients that nobody knows.
+"""The standard health service (grpc.health.v1), which needs no credentials.
 
 The servicer of `grpcio-health-checking` forgets its watchers of a name when one of them leaves, so
-one client could keep the others from being told.
+one client could keep changes from the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Answer = health_pb2.HealthCheckResponse
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
-    """Tells the status of each name, and its changes to whoever watches."""
+    """Reports the status of each name, and its changes to clients that watch."""
 
     def __init__(self) -> None:
         self._statuses: dict[str, int] = {}
@@ -25,7 +25,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
         self._closed = False
 
     def close(self) -> None:
-        """Tell everybody who watches what is so now, and let go of them."""
+        """Report the current status to all clients that watch, and end their streams."""
         self._closed = True
         self._changed.set()
 
@@ -46,7 +46,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no
         """Answer the status of a name now and whenever it changes, until the server stops."""
         told = None
         while True:
-            # Before the status is read: a change after that shall be noticed.
+            # Before the status is read, so that a change after that is noticed.
             changed = self._changed
             status = self._statuses.get(request.service, Answer.SERVICE_UNKNOWN)
             if status != told:

@@ -1,4 +1,4 @@
-"""Bounds on services that anybody may call without credentials: health and reflection."""
+"""Limits of services that can be called without credentials: health and reflection."""
 
 from __future__ import annotations
 
@@ -9,42 +9,40 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from samserve.context import RequestContext
+from samserve.calls.metadata import size_of, too_large
+from samserve.calls.slow_clients import PROMPT_S
 from samserve.errors import Overloaded
-from samserve.rpc.admission import Admission
-from samserve.rpc.metadata import size_of, too_large
 from samserve.rpc.methods import SERVICE
-from samserve.rpc.slow_clients import PROMPT_S
-from samserve.scheduling.fair_semaphore import FairGate
-from samserve.security.principal import Principal
-from samserve.settings import AdmissionSettings
+from samserve.scheduling.fair_semaphore import FairSemaphore
+from samserve.scheduling.tenant_limits import TenantLimit
 
-MOST_CALLS = 256
+MAX_CALLS = 256
 """Calls of one method at once; a connection has at most as many of each as are free."""
 LIFETIME_S = 900.0
-"""Time after which a stream is ended; whoever watches asks again."""
+"""Time after which a stream is ended; a client that still watches opens a new one."""
 WRITE_S = 10.0
 """Time in which a client has to take an answer, all of which are small."""
 # Each may hold as much as a message of our own service may have.
-_MOST_READERS = 4
+_MAX_READERS = 4
 # Waiting for a turn to read, and reading.
-_PATIENCE_S = 2 * PROMPT_S
+_READ_TIMEOUT_S = 2 * PROMPT_S
 
 Parse = Callable[[bytes], Any]
 
 
-class Bystanders(grpc.aio.ServerInterceptor):
+class PublicServiceLimits(grpc.aio.ServerInterceptor):
     """Puts every handler of other services than ours behind bounds.
 
-    As in `Boundary`, they become handlers that stream both ways, so that they begin before their
+    As in `CallHandler`, they become handlers that stream both ways, so that they begin before their
     request has been received; ours have bounds of their own.  Connections take turns and share
     places, as tenants do there.
     """
 
-    def __init__(self, most_metadata: int) -> None:
-        self._most_metadata = most_metadata
-        self._places = Admission(AdmissionSettings(other=MOST_CALLS), shared=lambda: True)
-        self._readers = FairGate(_MOST_READERS)
+    def __init__(self, max_metadata: int) -> None:
+        self._max_metadata = max_metadata
+        # By method: of those that are served, so that there are few.
+        self._limits: dict[str, TenantLimit] = {}
+        self._readers = FairSemaphore(_MAX_READERS)
 
     async def intercept_service(
         self,
@@ -57,13 +55,18 @@ class Bystanders(grpc.aio.ServerInterceptor):
             return handler
 
         nbytes = size_of(details.invocation_metadata or ())
+        limit = self._limits.get(details.method)
+        if limit is None:
+            what = f"{details.method} calls"
+            limit = TenantLimit(MAX_CALLS, what, "calls", shared=lambda: True)
+            self._limits[details.method] = limit
 
         async def handle(_: Any, rpc: Any) -> None:
-            if nbytes > self._most_metadata:
-                error = too_large(nbytes, self._most_metadata)
+            if nbytes > self._max_metadata:
+                error = too_large(nbytes, self._max_metadata)
                 await rpc.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
             try:
-                with self._places.admit(details.method, rpc.peer()):
+                with limit.hold(rpc.peer()):
                     await self._answer(handler, rpc)
             except Overloaded as error:
                 await rpc.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, error.message)
@@ -114,7 +117,7 @@ class Bystanders(grpc.aio.ServerInterceptor):
         return request
 
     async def _requests(self, first: Any, parse: Parse, rpc: Any) -> AsyncIterator[Any]:
-        """Give the first request, and those that follow; a stream that pauses has ended."""
+        """Return the first request, and those that follow; a stream that pauses has ended."""
         request = first
         while request is not grpc.aio.EOF:
             yield request
@@ -124,9 +127,8 @@ class Bystanders(grpc.aio.ServerInterceptor):
                 return
 
     async def _read(self, parse: Parse, rpc: Any) -> Any:
-        async with asyncio.timeout(_PATIENCE_S):
-            turn = RequestContext(Principal(rpc.peer()))
-            async with self._readers.hold(turn), asyncio.timeout(PROMPT_S):
+        async with asyncio.timeout(_READ_TIMEOUT_S):
+            async with self._readers.hold_for(rpc.peer()), asyncio.timeout(PROMPT_S):
                 data = await rpc.read()
         if data is grpc.aio.EOF:
             return data

@@ -3,59 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from functools import partial
+from typing import TypeVar
 
-import numpy as np
 from google.protobuf.message import Message
 
-from samserve.core import rle
+from samserve.context import RequestContext
 from samserve.errors import ResponseTooLarge
-from samserve.models.card import TEXTS
-from samserve.security.principal import UNLIMITED, Allowance
-from samserve.segmentation.automask.events import Progress, Records, Summary
-from samserve.segmentation.automask.options import AutoMaskOptions
-from samserve.segmentation.embed import Leased, Pending
+from samserve.rpc import mask_formats
+from samserve.scheduling.offload import is_quick
+from samserve.scheduling.thread_pools import Workers
+from samserve.segmentation.automask.events import Event, Progress, Records, Summary
+from samserve.segmentation.encode import EmbeddingLease
 from samserve.segmentation.predict import Prediction
+from samserve.segmentation.sources import PendingEmbedding
 from samserve.settings import LimitSettings
 from samserve.stages import StageClock
-from samserve.types import (
-    AutoMaskRecord,
-    Candidate,
-    CocoRle,
-    Mask,
-    ModelCard,
-    ModelInfo,
-    OutputMode,
-    Size,
-    Transport,
-)
+from samserve.types import AutoMaskRecord, Candidate, Mask, UncompressedRle
 from samserve.v1 import samserve_pb2 as pb
+
+M = TypeVar("M", bound=Message)
 
 # A streamed message stays about this small, so that masks arrive while others are being written.
 _BATCH_BYTES = 1 << 20
-_FEW = 4
-
-_TRANSPORTS = {
-    Transport.IN_PROCESS: pb.TRANSPORT_IN_PROCESS,
-    Transport.SHARED_MEMORY: pb.TRANSPORT_SHARED_MEMORY,
-    Transport.MESSAGE: pb.TRANSPORT_MESSAGE,
-}
 
 
-def timings(clock: StageClock) -> list[pb.StageTiming]:
-    """Write the stages of a call."""
+class ResponseWriter:
+    """Writes answers, large ones in a thread.  Raises `ResponseTooLarge`."""
+
+    def __init__(self, limits: LimitSettings, workers: Workers) -> None:
+        self._limits = limits
+        self._workers = workers
+
+    def embed(
+        self, found: EmbeddingLease | PendingEmbedding, context: RequestContext
+    ) -> pb.EmbedResponse:
+        """Write the answer to an Embed."""
+        return pb.EmbedResponse(embedding=found_or_pending(found), timings=_timings(context.clock))
+
+    async def predict(self, answer: Prediction, context: RequestContext) -> pb.PredictResponse:
+        """Write the answer to a Predict."""
+        with context.clock.stage("encode_masks"):
+            response = await self._workers.run_unless(
+                prediction_is_quick(answer), context, partial(prediction, answer)
+            )
+        context.facts.masks = sum(map(len, answer.results))
+        response.timings.extend(_timings(context.clock))
+        return self._checked(response)
+
+    async def automask(
+        self, event: Event, context: RequestContext
+    ) -> Iterable[pb.AutoMaskResponse]:
+        """Write the messages of one event of an AutoMask."""
+        match event:
+            case Progress():
+                return (progress(event),)
+            case Summary():
+                facts = context.facts
+                facts.masks = event.mask_count
+                facts.filters = tuple(
+                    (each.name, each.count_in, each.count_out) for each in event.filters
+                )
+                return (self._checked(summary(event, context.clock)),)
+            case Records():
+                with context.clock.stage("encode_masks"):
+                    batches = await self._workers.run(context, lambda: list(record_batches(event)))
+                return map(self._checked, batches)
+
+    def _checked(self, message: M) -> M:
+        size, limit = message.ByteSize(), self._limits.response_bytes
+        if size > limit:
+            raise ResponseTooLarge(
+                "output_mode",
+                f"the answer would have {size} bytes, over the limit of {limit}; "
+                "ask for fewer prompts, for run lengths, or for no logits",
+                metadata={"limit": str(limit), "value": str(size)},
+            )
+        return message
+
+
+def _timings(clock: StageClock) -> list[pb.StageTiming]:
     return [
         pb.StageTiming(stage=stage, duration_ms=seconds * 1000)
         for stage, seconds in clock.seconds.items()
     ]
 
 
-def embedding(leased: Leased) -> pb.Embedding:
+def embedding(leased: EmbeddingLease) -> pb.Embedding:
     """Write which embedding was used."""
     facts = leased.embedding.facts
     message = pb.Embedding(
         id=leased.embedding_id,
-        image_size=image_size(facts.image_size),
+        image_size=mask_formats.image_size(facts.image_size),
         model=facts.model_name,
         cached=leased.cached,
         stored=pb.STORED_SHARED if leased.embedding.shared else pb.STORED_LOCAL,
@@ -64,38 +103,42 @@ def embedding(leased: Leased) -> pb.Embedding:
     return message
 
 
-def found_or_pending(found: Leased | Pending) -> pb.Embedding:
+def found_or_pending(found: EmbeddingLease | PendingEmbedding) -> pb.Embedding:
     """Write what has become of a prefetch."""
-    if isinstance(found, Leased):
+    if isinstance(found, EmbeddingLease):
         return embedding(found)
     return pb.Embedding(
         id=found.embedding_id,
-        image_size=image_size(found.image_size),
+        image_size=mask_formats.image_size(found.image_size),
         model=found.model.name,
         stored=pb.STORED_PENDING,
     )
 
 
-def image_size(size: Size) -> pb.ImageSize:
-    """Write a size."""
-    return pb.ImageSize(height=size.height, width=size.width)
-
-
-def prediction(answer: Prediction, mode: OutputMode) -> pb.PredictResponse:
-    """Write the candidates of every prompt; timings are added by the caller."""
+def prediction(answer: Prediction) -> pb.PredictResponse:
+    """Write the candidates of every prompt, without timings."""
     return pb.PredictResponse(
         results=[
-            pb.PromptResult(masks=[_candidate(candidate, mode) for candidate in candidates])
+            pb.PromptResult(masks=[_candidate(candidate) for candidate in candidates])
             for candidates in answer.results
         ],
-        embedding=embedding(answer.leased),
+        embedding=embedding(answer.lease),
     )
 
 
-def prediction_is_quick(answer: Prediction, mode: OutputMode) -> bool:
-    """Tell whether `prediction` takes so little that no thread is worth it."""
-    candidates = sum(map(len, answer.results))
-    return candidates <= _FEW and mode in (OutputMode.COCO_RLE, OutputMode.LOW_RES_LOGITS)
+def prediction_is_quick(answer: Prediction) -> bool:
+    """Return whether `prediction` takes so little that no thread is worth it."""
+    count = sum(map(len, answer.results))
+    if not is_quick(items=count):
+        return False
+    masks = [candidate.mask for candidates in answer.results for candidate in candidates]
+    return is_quick(
+        numbers=sum(
+            len(mask.segmentation.counts)
+            for mask in masks
+            if mask is not None and isinstance(mask.segmentation, UncompressedRle)
+        )
+    )
 
 
 def progress(event: Progress) -> pb.AutoMaskResponse:
@@ -110,12 +153,12 @@ def progress(event: Progress) -> pb.AutoMaskResponse:
     )
 
 
-def record_batches(event: Records, mode: OutputMode) -> Iterator[pb.AutoMaskResponse]:
+def record_batches(event: Records) -> Iterator[pb.AutoMaskResponse]:
     """Write final masks in messages of about a MiB; a larger mask travels alone."""
     batch: list[pb.AutoMaskRecord] = []
     size = 0
     for record in event.records:
-        message = _record(record, mode)
+        message = _record(record)
         if batch and size + message.ByteSize() > _BATCH_BYTES:
             yield pb.AutoMaskResponse(masks=pb.AutoMaskBatch(records=batch))
             batch, size = [], 0
@@ -129,82 +172,19 @@ def summary(event: Summary, clock: StageClock) -> pb.AutoMaskResponse:
     """Write the end of an AutoMask stream."""
     return pb.AutoMaskResponse(
         summary=pb.AutoMaskSummary(
-            embedding=embedding(event.leased),
-            timings=timings(clock),
+            embedding=embedding(event.lease),
+            timings=_timings(clock),
             filters=[
-                pb.FilterCount(filter=count.name, in_count=count.came, out_count=count.kept)
-                for count in event.filters
+                pb.FilterCount(filter=each.name, in_count=each.count_in, out_count=each.count_out)
+                for each in event.filters
             ],
             mask_count=event.mask_count,
         )
     )
 
 
-def model_list(
-    models: Iterable[ModelInfo],
-    transport: Transport,
-    limits: LimitSettings,
-    allowance: Allowance = UNLIMITED,
-) -> pb.ListModelsResponse:
-    """Write what is served, the default model first, and what holds for this caller."""
-    return pb.ListModelsResponse(
-        models=[_model(info, transport, default=index == 0) for index, info in enumerate(models)],
-        limits=pb.Limits(
-            max_request_bytes=limits.request_bytes,
-            max_response_bytes=limits.response_bytes,
-            max_image_pixels=_least(limits.image_pixels, allowance.image_pixels),
-            max_image_side=limits.image_side,
-            max_prompts=_least(limits.prompts, allowance.prompts),
-            max_points=limits.points,
-            max_points_per_side=limits.points_per_side,
-            max_points_per_batch=limits.points_per_batch,
-            max_crop_n_layers=limits.crop_n_layers,
-        ),
-        automask_defaults=pb.AutoMaskOptions(**AutoMaskOptions().as_dict()),
-    )
-
-
-def _least(limit: int, quota: int | None) -> int:
-    return limit if quota is None else min(limit, quota)
-
-
-def checked(message: Message, limits: LimitSettings) -> None:
-    """Raise `ResponseTooLarge` for an answer that would not fit."""
-    size = message.ByteSize()
-    if size > limits.response_bytes:
-        raise ResponseTooLarge(
-            "output_mode",
-            f"the answer would have {size} bytes, over the limit of {limits.response_bytes}; "
-            "ask for fewer prompts, for run lengths, or for no logits",
-            metadata={"limit": str(limits.response_bytes), "value": str(size)},
-        )
-
-
-def _model(info: ModelInfo, transport: Transport, *, default: bool) -> pb.Model:
-    return pb.Model(
-        name=info.name,
-        family=info.family,
-        digest=info.digest,
-        description=info.description,
-        image_side=info.image_size,
-        mask_side=info.mask_size,
-        embedding_bytes=info.embedding_bytes,
-        capabilities=pb.Capabilities(points=True, boxes=True, masks=True, automask=True),
-        default=default,
-        transport=_TRANSPORTS[transport],
-        card=_card(info.card),
-    )
-
-
-def _card(card: ModelCard) -> pb.ModelCard:
-    message = pb.ModelCard(**{name: getattr(card, name) for name in TEXTS})
-    if card.parity is not None:
-        message.parity.CopyFrom(pb.Parity(**asdict(card.parity)))
-    return message
-
-
-def _candidate(candidate: Candidate, mode: OutputMode) -> pb.Mask:
-    message = pb.Mask() if candidate.mask is None else _mask(candidate.mask, mode)
+def _candidate(candidate: Candidate) -> pb.Mask:
+    message = pb.Mask() if candidate.mask is None else _mask(candidate.mask)
     message.predicted_iou = candidate.predicted_iou
     message.token_index = candidate.token_index
     if candidate.low_res_logits is not None:
@@ -212,39 +192,26 @@ def _candidate(candidate: Candidate, mode: OutputMode) -> pb.Mask:
     return message
 
 
-def _record(record: AutoMaskRecord, mode: OutputMode) -> pb.AutoMaskRecord:
+def _record(record: AutoMaskRecord) -> pb.AutoMaskRecord:
     x, y = record.point
     return pb.AutoMaskRecord(
-        mask=_mask(record.mask, mode),
+        mask=_mask(record.mask),
         point=pb.Position(x=x, y=y),
         crop_box=_bounding_box(record.crop_box),
     )
 
 
-def _mask(mask: Mask, mode: OutputMode) -> pb.Mask:
+def _mask(mask: Mask) -> pb.Mask:
     message = pb.Mask(
         predicted_iou=mask.predicted_iou,
         stability_score=mask.stability_score,
         area=mask.area,
         bbox=_bounding_box(mask.bbox),
     )
-    _write_segmentation(message, mask.rle, mode)
+    mask_formats.write(message, mask.segmentation)
     return message
 
 
 def _bounding_box(xywh: tuple[float, float, float, float]) -> pb.BoundingBox:
     x, y, width, height = xywh
     return pb.BoundingBox(x=x, y=y, width=width, height=height)
-
-
-def _write_segmentation(message: pb.Mask, coco: CocoRle, mode: OutputMode) -> None:
-    size = image_size(coco.size)
-    match mode:
-        case OutputMode.COCO_RLE:
-            message.coco_rle.CopyFrom(pb.CocoRle(size=size, counts=coco.counts))
-        case OutputMode.UNCOMPRESSED_RLE:
-            counts = rle.uncompressed(coco)
-            message.uncompressed_rle.CopyFrom(pb.UncompressedRle(size=size, counts=counts))
-        case OutputMode.BINARY_MASK:
-            bits = np.packbits(rle.decode(coco)).tobytes()
-            message.binary_mask.CopyFrom(pb.BinaryMask(size=size, bits=bits))

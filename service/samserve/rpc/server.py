@@ -12,9 +12,8 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from samserve.errors import Misconfigured, Unavailable
 from samserve.rpc.health import Health
-from samserve.rpc.metadata import HEADROOM
 from samserve.rpc.methods import SERVICE
-from samserve.rpc.public_services import Bystanders
+from samserve.rpc.public_services import PublicServiceLimits
 from samserve.rpc.reflection import add_reflection
 from samserve.rpc.tls import Certificate, server_credentials
 from samserve.settings import LimitSettings, ServerSettings
@@ -26,6 +25,8 @@ LEAST_CONNECTIONS = 64
 """A server that may not have so many, or as many as its settings want, does not start."""
 _OTHER_FILES = 256
 _LOOK_S = 0.05
+# Times our limit that gRPC lets in, so that what is over ours gets an answer with a reason.
+_METADATA_HEADROOM = 2
 _READY_NAMES = ("", SERVICE)
 
 
@@ -46,7 +47,8 @@ class ApiServer:
         self._busy = busy
         self._health = Health()
         self._server = grpc.aio.server(
-            options=_options(settings, limits), interceptors=[Bystanders(settings.metadata_bytes)]
+            options=_options(settings, limits),
+            interceptors=[PublicServiceLimits(settings.metadata_bytes)],
         )
         self._server.add_generic_rpc_handlers((handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -90,8 +92,8 @@ def _options(settings: ServerSettings, limits: LimitSettings) -> list[tuple[str,
         ("grpc.max_receive_message_length", limits.request_bytes),
         ("grpc.max_send_message_length", limits.response_bytes),
         # Between the two, gRPC would refuse at random.
-        ("grpc.max_metadata_size", HEADROOM * settings.metadata_bytes),
-        ("grpc.absolute_max_metadata_size", HEADROOM * settings.metadata_bytes),
+        ("grpc.max_metadata_size", _METADATA_HEADROOM * settings.metadata_bytes),
+        ("grpc.absolute_max_metadata_size", _METADATA_HEADROOM * settings.metadata_bytes),
         # Two servers on one port would share its connections without anybody noticing.
         ("grpc.so_reuseport", 0),
         # Clients may ping, with or without calls, so often without being sent away.

@@ -1,25 +1,27 @@
-"""The service: each RPC reads its request, asks a use case and writes the answer."""
+"""The service: each RPC reads its request, calls a use case and writes the answer."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import grpc
 
-from samserve.context import Priority, RequestContext
-from samserve.errors import Violations
-from samserve.rpc import automask_requests, requests, responses
-from samserve.rpc.handler import Boundary
-from samserve.rpc.methods import METHODS, SERVICE
-from samserve.segmentation.automask.events import Event, Progress, Records, Summary
+from samserve.context import RequestContext
+from samserve.engines.base import Engine
+from samserve.rpc import requests
+from samserve.rpc.handler import CallHandler
+from samserve.rpc.methods import SERVICE, served_methods
+from samserve.rpc.model_responses import model_list
+from samserve.rpc.requests import RequestReader
+from samserve.rpc.responses import ResponseWriter
+from samserve.scheduling.thread_pools import Workers
 from samserve.segmentation.automask.generator import AutoMasker
-from samserve.segmentation.embed import ById, ByImage, Embedder
-from samserve.segmentation.predict import PredictOptions, Predictor
+from samserve.segmentation.embed import EmbeddingService
+from samserve.segmentation.predict import Predictor
+from samserve.segmentation.sources import ImageSource, LeaseOptions
 from samserve.settings import LimitSettings
-from samserve.types import OutputMode
 from samserve.v1 import samserve_pb2 as pb
 
 
@@ -27,7 +29,7 @@ from samserve.v1 import samserve_pb2 as pb
 class UseCases:
     """What the service can do, independent of gRPC."""
 
-    embedder: Embedder
+    embeddings: EmbeddingService
     predictor: Predictor
     automasker: AutoMasker
 
@@ -35,128 +37,65 @@ class UseCases:
 class SegmentationServicer:
     """Serves `samserve.v1.SegmentationService`; methods have the names that the protocol has."""
 
-    def __init__(self, use_cases: UseCases, limits: LimitSettings) -> None:
-        self._use_cases = use_cases
+    def __init__(
+        self, use_cases: UseCases, engine: Engine, workers: Workers, limits: LimitSettings
+    ) -> None:
+        self._embeddings = use_cases.embeddings
+        self._predictor = use_cases.predictor
+        self._automasker = use_cases.automasker
+        self._engine = engine
         self._limits = limits
-        self._workers = use_cases.embedder.workers
+        self._reader = RequestReader(limits, workers)
+        self._writer = ResponseWriter(limits, workers)
 
-    def handlers(self, boundary: Boundary) -> grpc.GenericRpcHandler:
-        """Put every method of the protocol behind the boundary."""
+    def handlers(self, handler: CallHandler) -> grpc.GenericRpcHandler:
+        """Make every method of the protocol a handler of gRPC."""
         by_name = {
-            method.name: boundary.handler(method, getattr(self, method.name)) for method in METHODS
+            method.name: handler.handler(method, request, getattr(self, method.name))
+            for method, request in served_methods().items()
         }
         return grpc.method_handlers_generic_handler(SERVICE, by_name)
 
     async def Embed(self, request: pb.EmbedRequest, context: RequestContext) -> pb.EmbedResponse:
-        violations = Violations()
-        with violations.collect():
-            image = requests.image(request.image)
-        with violations.collect():
-            durable = requests.durable(request)
-        violations.check()
-        embedder = self._use_cases.embedder
-        if request.prefetch:
-            found = await embedder.prefetch(image, request.model, context)
-            embedding = responses.found_or_pending(found)
-        else:
-            leasing = embedder.lease(
-                ByImage(image), request.model, context, renew=True, durable=durable
-            )
-            async with leasing as leased:
-                embedding = responses.embedding(leased)
-        return pb.EmbedResponse(embedding=embedding, timings=responses.timings(context.clock))
+        call = requests.embed(request)
+        if call.prefetch:
+            found = await self._embeddings.prefetch(call.image, call.model, context)
+            return self._writer.embed(found, context)
+        options = LeaseOptions(renew=True, durable=call.durable)
+        source = ImageSource(call.image)
+        async with self._embeddings.lease(source, call.model, context, options) as leased:
+            return self._writer.embed(leased, context)
 
     async def Predict(
         self, request: pb.PredictRequest, context: RequestContext
     ) -> pb.PredictResponse:
-        context.allowance.check_prompts(len(request.prompts))
-        context.facts.prompts = len(request.prompts)
-        violations = Violations()
-        with violations.collect():
-            source = requests.source(request)
-        with violations.collect():
-            mode = requests.output_mode(request.output_mode)
-        with violations.collect():
-            multimask = requests.multimask(request.multimask)
-        with violations.collect(), context.clock.stage("prepare"):
-            prompts = await self._workers.run_unless(
-                requests.prompts_are_quick(request),
-                context,
-                partial(requests.prompts, request, self._limits),
-            )
-        violations.check()
-        pixels = mode is not OutputMode.LOW_RES_LOGITS
-        options = PredictOptions(
-            multimask,
-            pixels,
-            request.include_low_res_logits or not pixels,
-            self._limits.response_bytes,
+        call = await self._reader.predict(request, context)
+        answer = await self._predictor.predict(
+            call.source, call.model, call.prompts, call.options, context
         )
-        answer = await self._use_cases.predictor.predict(
-            source, request.model, prompts, options, context
-        )
-        with context.clock.stage("encode_masks"):
-            response = await self._workers.run_unless(
-                responses.prediction_is_quick(answer, mode),
-                context,
-                partial(responses.prediction, answer, mode),
-            )
-        context.facts.masks = sum(map(len, answer.results))
-        response.timings.extend(responses.timings(context.clock))
-        responses.checked(response, self._limits)
-        return response
+        return await self._writer.predict(answer, context)
 
     async def AutoMask(
-        self, request: pb.AutoMaskRequest, call: RequestContext
+        self, request: pb.AutoMaskRequest, context: RequestContext
     ) -> AsyncGenerator[pb.AutoMaskResponse]:
-        # Everything that AutoMask does waits behind people who click.
-        context = replace(call, priority=Priority.BULK)
-        violations = Violations()
-        with violations.collect():
-            source = requests.source(request)
-        with violations.collect():
-            mode = requests.pixel_mode(request.output_mode)
-        with violations.collect(), context.clock.stage("prepare"):
-            options = await self._workers.run(
-                context, automask_requests.options, request, self._limits
-            )
-        violations.check()
-        search = self._use_cases.automasker.search(source, request.model, options, context)
+        call = await self._reader.automask(request, context)
+        search = self._automasker.search(
+            call.source, call.model, call.options, context, call.mask_format
+        )
         async with aclosing(search) as events:
             async for event in events:
-                for response in await self._encoded(event, mode, context):
-                    responses.checked(response, self._limits)
+                for response in await self._writer.automask(event, context):
                     yield response
-
-    async def _encoded(
-        self, event: Event, mode: OutputMode, context: RequestContext
-    ) -> Iterable[pb.AutoMaskResponse]:
-        match event:
-            case Progress():
-                return (responses.progress(event),)
-            case Summary():
-                context.facts.masks = event.mask_count
-                context.facts.filters = tuple(
-                    (each.name, each.came, each.kept) for each in event.filters
-                )
-                return (responses.summary(event, context.clock),)
-            case Records():
-                with context.clock.stage("encode_masks"):
-                    return await self._workers.run(
-                        context, lambda: list(responses.record_batches(event, mode))
-                    )
 
     async def DeleteEmbedding(
         self, request: pb.DeleteEmbeddingRequest, context: RequestContext
     ) -> pb.DeleteEmbeddingResponse:
-        source = ById(requests.embedding_id(request.embedding_id))
-        deleted = await self._use_cases.embedder.delete(source.embedding_id, context)
+        embedding_id = requests.delete(request)
+        deleted = await self._embeddings.delete(embedding_id, context)
         return pb.DeleteEmbeddingResponse(deleted=deleted)
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: RequestContext
     ) -> pb.ListModelsResponse:
-        engine = self._use_cases.embedder.engine
-        return responses.model_list(
-            engine.models.values(), engine.transport, self._limits, context.allowance
-        )
+        models, transport = self._engine.models.values(), self._engine.transport
+        return model_list(models, transport, self._limits, context.allowance)

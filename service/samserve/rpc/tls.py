@@ -5,9 +5,9 @@ from __future__ import annotations
 import grpc
 
 from samserve.security.certificates import ServerCertificate
-from samserve.system.reloading import Watched
+from samserve.system.reloading import ReloadableFile
 
-Certificate = Watched[ServerCertificate]
+Certificate = ReloadableFile[ServerCertificate]
 
 
 def server_credentials(certificate: Certificate) -> grpc.ServerCredentials:

@@ -11,7 +11,7 @@ from samserve.security.keys import PREFIX, KeyRing
 from samserve.security.policy import OPEN_POLICY, Policy
 from samserve.security.principal import ANYBODY, Principal
 from samserve.security.tokens import Claims, KeySet, TokenRules
-from samserve.system.reloading import Watched
+from samserve.system.reloading import ReloadableFile
 
 HEADER = "authorization"
 _SCHEME = "bearer "
@@ -21,7 +21,7 @@ _SCHEME = "bearer "
 class Tokens:
     """Bearer tokens: the keys that sign them, and what they must say."""
 
-    keys: Watched[KeySet]
+    keys: ReloadableFile[KeySet]
     rules: TokenRules
 
 
@@ -36,9 +36,9 @@ class Authenticator:
 
     def __init__(
         self,
-        policy: Watched[Policy] | None = None,
+        policy: ReloadableFile[Policy] | None = None,
         *,
-        keys: Watched[KeyRing] | None = None,
+        keys: ReloadableFile[KeyRing] | None = None,
         tokens: Tokens | None = None,
         identities: Iterable[str] = (),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),

@@ -41,12 +41,22 @@ class RateQuota(Strict):
         return self
 
 
-class Quota(RateQuota):
-    """What one tenant may use of one gateway; what is unset has only the server's own limits."""
+class ConcurrentCalls(Strict):
+    """Calls that may run at once; a method has the field that is named as its limits are."""
 
     embed: Count | None = Field(default=None, description="Concurrent Embed calls.")
     predict: Count | None = Field(default=None, description="Concurrent Predict calls.")
     automask: Count | None = Field(default=None, description="Concurrent AutoMask calls.")
+
+    def concurrent(self, name: str) -> int | None:
+        """Return the limit of this name, None if there is none."""
+        limit: int | None = getattr(self, name) if name in ConcurrentCalls.model_fields else None
+        return limit
+
+
+class Quota(ConcurrentCalls, RateQuota):
+    """What one tenant may use of one gateway; what is unset has only the server's own limits."""
+
     stored_bytes: Count | None = Field(
         default=None,
         description="Bytes of embeddings held; more drives out its own oldest.",
@@ -60,10 +70,6 @@ class Quota(RateQuota):
     def image_pixels(self) -> int | None:
         """`image_megapixels` in pixels."""
         return None if self.image_megapixels is None else int(self.image_megapixels * 1_000_000)
-
-    def concurrent(self, method: str) -> int | None:
-        """How many calls of *method* may run at once."""
-        return {"Embed": self.embed, "Predict": self.predict, "AutoMask": self.automask}.get(method)
 
 
 class TenantPolicy(Strict):

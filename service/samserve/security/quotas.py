@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from samserve.errors import QuotaExceeded
-from samserve.security.policy import Policy, Quota, RateQuota
+from samserve.security.policy import ConcurrentCalls, Policy, Quota, RateQuota
 from samserve.security.principal import Allowance
 
 _SERVER = "server"
@@ -81,16 +81,15 @@ class _Use:
         """Name the quotas that there are, and how much of each is used."""
         if quota.requests_per_s is not None:
             yield "requests_per_s", self.bucket.used_ratio(quota)
-        for method in ("Embed", "Predict", "AutoMask"):
-            limit = quota.concurrent(method)
-            if limit is not None:
-                yield method.lower(), self.calls[method] / limit
+        for name in ConcurrentCalls.model_fields:
+            if limit := quota.concurrent(name):
+                yield name, self.calls[name] / limit
 
 
 class Quotas:
     """Holds every tenant to its quota; used on the event loop only.
 
-    *policy* is asked anew at each call, so that a changed file holds from then on.
+    *policy* is called for each call, so that a changed file applies from then on.
     """
 
     def __init__(
@@ -108,7 +107,7 @@ class Quotas:
         return Allowance(tenant, quota.image_pixels, quota.prompts)
 
     def used(self) -> list[tuple[str, str, float]]:
-        """Tell how much of their quotas tenants use: tenant, quota, and 0 to 1.
+        """Return how much of their quotas tenants use: tenant, quota, and 0 to 1.
 
         Tenants by name are those of the policy file, up to a number; of the others, together, the
         one counts that uses most.  May be called in another thread.
@@ -125,21 +124,24 @@ class Quotas:
         return [(*of, ratio) for of, ratio in most.items()]
 
     @contextmanager
-    def admit(self, method: str, tenant: str) -> Iterator[None]:
-        """Count a call for the length of the block.  Raises `QuotaExceeded`, and counts nothing."""
+    def admit(self, limits: str, tenant: str) -> Iterator[None]:
+        """Count a call, whose method has *limits* of that name, for the length of the block.
+
+        Raises `QuotaExceeded`, and counts nothing then.
+        """
         policy = self._policy()
         quota = policy.quota(tenant)
         use = self._use(tenant, policy)
-        self._check_concurrent(method, tenant, use, quota)
+        _check_concurrent(limits, tenant, use, quota)
         _check_rate(use.bucket, quota, f"tenant:{tenant}")
         _check_rate(self._server, policy.server, _SERVER)
         use.bucket.take(quota)
         self._server.take(policy.server)
-        use.calls[method] += 1
+        use.calls[limits] += 1
         try:
             yield
         finally:
-            use.calls[method] -= 1
+            use.calls[limits] -= 1
 
     def _use(self, tenant: str, policy: Policy) -> _Use:
         use = self._uses.get(tenant)
@@ -163,16 +165,17 @@ class Quotas:
                 metadata={"quota": "tenants", "limit": str(_MOST_TENANTS)},
             )
 
-    def _check_concurrent(self, method: str, tenant: str, use: _Use, quota: Quota) -> None:
-        limit = quota.concurrent(method)
-        if limit is None or use.calls[method] < limit:
-            return
-        raise QuotaExceeded(
-            f"{limit} {method} calls of this tenant are in flight, its quota",
-            subject=f"tenant:{tenant}",
-            retry_after_s=1.0,
-            metadata={"quota": method.lower(), "limit": str(limit)},
-        )
+
+def _check_concurrent(name: str, tenant: str, use: _Use, quota: Quota) -> None:
+    limit = quota.concurrent(name)
+    if limit is None or use.calls[name] < limit:
+        return
+    raise QuotaExceeded(
+        f"{limit} {name} calls of this tenant are in flight, its quota",
+        subject=f"tenant:{tenant}",
+        retry_after_s=1.0,
+        metadata={"quota": name, "limit": str(limit)},
+    )
 
 
 def _check_rate(bucket: TokenBucket, quota: RateQuota, subject: str) -> None:

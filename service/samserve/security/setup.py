@@ -17,7 +17,7 @@ from samserve.security.principal import WARM_UP
 from samserve.security.tokens import TokenRules
 from samserve.settings import AuthSettings, Settings, TlsSettings
 from samserve.system.addresses import is_loopback
-from samserve.system.reloading import Watched
+from samserve.system.reloading import ReloadableFile
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,13 +25,17 @@ class Security:
     """What was read from the files that the settings name; ``watched`` are those files."""
 
     authenticator: Authenticator
-    certificate: Watched[ServerCertificate] | None
-    watched: tuple[Watched[Any], ...]
-    _policy: Watched[Policy] | None
+    certificate: ReloadableFile[ServerCertificate] | None
+    watched: tuple[ReloadableFile[Any], ...]
+    _policy: ReloadableFile[Policy] | None
 
     def policy(self) -> Policy:
         """The policy that is in force."""
         return OPEN_POLICY if self._policy is None else self._policy.value
+
+    def has_tenants(self) -> bool:
+        """Whether callers may be of several tenants: without credentials all are of one."""
+        return self.authenticator.required
 
     def stored_bytes(self, tenant: str) -> int | None:
         """The bytes of embeddings that a tenant may hold."""
@@ -62,17 +66,17 @@ def open_security(settings: Settings) -> Security:
     return Security(authenticator, certificate, watched, rules)
 
 
-def _certificate(tls: TlsSettings) -> Watched[ServerCertificate] | None:
+def _certificate(tls: TlsSettings) -> ReloadableFile[ServerCertificate] | None:
     if tls.cert_file is None or tls.key_file is None:
         return None
     paths = [tls.cert_file, tls.key_file]
     if tls.client_ca_file is not None:
         paths.append(tls.client_ca_file)
-    return Watched("TLS certificate", paths, parse_server_certificate)
+    return ReloadableFile("TLS certificate", paths, parse_server_certificate)
 
 
-def _file(name: str, path: Path | None, parse: Any, most_bytes: int) -> Watched[Any] | None:
-    return None if path is None else Watched(name, [path], parse, most_bytes)
+def _file(name: str, path: Path | None, parse: Any, most_bytes: int) -> ReloadableFile[Any] | None:
+    return None if path is None else ReloadableFile(name, [path], parse, most_bytes)
 
 
 def _token_rules(auth: AuthSettings) -> TokenRules:

@@ -1,10 +1,11 @@
-"""What is decided before a request is read, and manners of connections."""
+"""What is decided before a request is read, and limits of connections."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from samserve.app import Running, running
-from samserve.rpc import public_services, slow_clients
-from samserve.rpc.public_services import MOST_CALLS, Bystanders
+from samserve.calls import slow_clients
+from samserve.rpc import public_services
+from samserve.rpc.public_services import MAX_CALLS, PublicServiceLimits
 from samserve.security.principal import Permission
 from samserve.settings import LogSettings
 from samserve.telemetry import logs
 from samserve.v1 import samserve_pb2 as pb
-from samserve.v1 import samserve_pb2_grpc
 
 from tests import pictures
-from tests.conftest import UNLIMITED, settings_with
+from tests.conftest import UNLIMITED, serving, settings_with
+from tests.rpc.errors import failure_of
 from tests.samples import total
 from tests.security import http2
 from tests.security.credentials import KeyFile, bearer
@@ -39,8 +41,11 @@ REFUSALS = {
 SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"]
 
 
-def guarded(key_file: KeyFile, **sections: Any) -> Any:
-    return running(settings_with(auth={"keys_file": key_file.path}, **sections))
+@asynccontextmanager
+async def health_of(service: Running, *options: Any) -> AsyncIterator[health_pb2_grpc.HealthStub]:
+    channel = grpc.aio.insecure_channel(service.address, options=[*UNLIMITED, *options])
+    async with channel:
+        yield health_pb2_grpc.HealthStub(channel)
 
 
 def in_flight(service: Running, method: str) -> float:
@@ -92,28 +97,20 @@ async def opened(
     address: str, method: str, headers: dict[str, str]
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Open a call, of whose request nothing is sent."""
-    host, port = address.rsplit(":", 1)
-    reader, writer = await asyncio.open_connection(host, int(port))
-    path = f"/{SERVICE.full_name}/{method}"
-    writer.write(http2.hello() + http2.call_headers(path, host, **headers))
-    await writer.drain()
-    return reader, writer
+    call = http2.call_headers(f"/{SERVICE.full_name}/{method}", "localhost", **headers)
+    return await http2.connected(address, http2.hello() + call)
 
 
 @pytest.mark.usefixtures("patient")
 async def test_who_may_call_is_waited_for(key_file: KeyFile) -> None:
     """The control of the test above: without a refusal nothing comes before the request."""
     key = key_file.add("acme", "embed")
-    async with (
-        guarded(key_file) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
-    ):
+    async with serving(settings_with(auth={"keys_file": key_file.path})) as (service, stub):
         headers = {"authorization": f"Bearer {key}"}
         reader, writer = await opened(service.address, "ListModels", headers)
         status = asyncio.create_task(http2.status_of_stream(reader))
         await until(lambda: in_flight(service, "ListModels") == 1)
         # Time enough for another call.
-        stub = samserve_pb2_grpc.SegmentationServiceStub(channel)
         await stub.Embed(pb.EmbedRequest(image=pictures.image()), metadata=bearer(key))
         assert not status.done()
         end_stream, empty = 1, bytes(5)
@@ -125,9 +122,7 @@ async def test_who_may_call_is_waited_for(key_file: KeyFile) -> None:
 
 async def test_who_pings_too_often_is_sent_away() -> None:
     async with running(settings_with()) as service:
-        host, port = service.address.rsplit(":", 1)
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(http2.hello())
+        reader, writer = await http2.connected(service.address)
         writer.write(http2.frame(http2.PING, 0, 0, bytes(8)) * 20)
 
         farewell = await asyncio.wait_for(http2.until_goaway(reader), BOUND_S)
@@ -141,9 +136,7 @@ async def test_who_pings_too_often_is_sent_away() -> None:
 async def test_who_pings_no_more_often_than_allowed_may_stay() -> None:
     interval_s = 0.01
     async with running(settings_with(server={"ping_interval_s": interval_s})) as service:
-        host, port = service.address.rsplit(":", 1)
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(http2.hello())
+        reader, writer = await http2.connected(service.address)
         # gRPC's own interval is five minutes, and the third ping below it ends the connection.
         for number in range(10):
             writer.write(http2.frame(http2.PING, 0, 0, number.to_bytes(8, "big")))
@@ -155,17 +148,12 @@ async def test_who_pings_no_more_often_than_allowed_may_stay() -> None:
 
 async def test_connections_end_for_age_and_lose_no_call() -> None:
     server = {"connection_age_s": 0.2, "grace_s": 60}
-    async with (
-        running(settings_with(server=server)) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
-    ):
-        stub = samserve_pb2_grpc.SegmentationServiceStub(channel)
+    async with serving(settings_with(server=server)) as (service, stub):
         await stub.ListModels(pb.ListModelsRequest())
         # Two ages, one after the other: the channel's own connection has ended before the second.
         farewells = []
         for _ in range(2):
-            reader, writer = await asyncio.open_connection(*service.address.rsplit(":", 1))
-            writer.write(http2.hello())
+            reader, writer = await http2.connected(service.address)
             ending = asyncio.create_task(http2.until_goaway(reader))
             async with asyncio.timeout(BOUND_S):
                 while not ending.done():
@@ -179,23 +167,22 @@ async def test_connections_end_for_age_and_lose_no_call() -> None:
 async def test_streams_without_credentials_are_so_many(key_file: KeyFile) -> None:
     key = bearer(key_file.add("acme", "embed"))
     request = health_pb2.HealthCheckRequest()
+    settings = settings_with(auth={"keys_file": key_file.path}, server={"streams": 1000})
     async with (
-        guarded(key_file, server={"streams": 1000}) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as another,
+        serving(settings) as (service, stub),
+        health_of(service) as health,
+        health_of(service, ("grpc.use_local_subchannel_pool", 1)) as another,
     ):
-        health = health_pb2_grpc.HealthStub(channel)
         # One connection gets three quarters of all.
-        watches = [health.Watch(request) for _ in range(MOST_CALLS * 3 // 4)]
+        watches = [health.Watch(request) for _ in range(MAX_CALLS * 3 // 4)]
         await asyncio.gather(*(watch.read() for watch in watches))
         one_more = health.Watch(request)
         assert await one_more.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         # Nobody else notices: not who checks, nor who watches elsewhere, nor who has credentials.
         await health.Check(request)
-        elsewhere = health_pb2_grpc.HealthStub(another).Watch(request)
+        elsewhere = another.Watch(request)
         await elsewhere.read()
         elsewhere.cancel()
-        stub = samserve_pb2_grpc.SegmentationServiceStub(channel)
         await stub.Embed(pb.EmbedRequest(image=pb.Image(encoded=pictures.png())), metadata=key)
         watches.pop().cancel()
         await until(lambda: takes_watch(health))
@@ -208,18 +195,11 @@ async def test_health_is_answered_while_another_holds_its_requests_back(
 ) -> None:
     # Four at a time, each for so long: a hundred take 25 times as long.
     monkeypatch.setattr(public_services, "PROMPT_S", 0.2)
-    monkeypatch.setattr(public_services, "_PATIENCE_S", 600.0)
-    async with (
-        running(settings_with()) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
-    ):
-        health = health_pb2_grpc.HealthStub(channel)
-        await channel.channel_ready()
-        host, port = service.address.rsplit(":", 1)
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(http2.hello())
+    monkeypatch.setattr(public_services, "_READ_TIMEOUT_S", 600.0)
+    async with running(settings_with()) as service, health_of(service) as health:
+        reader, writer = await http2.connected(service.address)
         for stream in range(1, 200, 2):
-            call = bytearray(http2.call_headers("/grpc.health.v1.Health/Check", host))
+            call = bytearray(http2.call_headers("/grpc.health.v1.Health/Check", "localhost"))
             call[5:9] = stream.to_bytes(4, "big")
             writer.write(bytes(call))
         await writer.drain()
@@ -247,15 +227,13 @@ async def test_a_client_that_only_listens_does_not_hold_up_the_end(who: str) -> 
     async with AsyncExitStack() as clients, AsyncExitStack() as server:
         service = await server.enter_async_context(running(settings_with(server=patience)))
         if who == "a watcher":
-            channel = await clients.enter_async_context(
-                grpc.aio.insecure_channel(service.address, options=UNLIMITED)
-            )
-            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            health = await clients.enter_async_context(health_of(service))
+            watch = health.Watch(health_pb2.HealthCheckRequest())
             await watch.read()
         else:
-            _, writer = await asyncio.open_connection(*service.address.rsplit(":", 1))
+            first = http2.hello() if who == "a connection without calls" else b""
+            _, writer = await http2.connected(service.address, first)
             clients.callback(writer.close)
-            writer.write(http2.hello() if who == "a connection without calls" else b"")
         # Time to arrive.
         await asyncio.sleep(0.05)
         async with asyncio.timeout(BOUND_S):
@@ -266,15 +244,15 @@ async def test_a_client_that_only_listens_does_not_hold_up_the_end(who: str) -> 
 
 
 async def test_reflection_that_pauses_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    read, reads = Bystanders._read, itertools.count()
+    read, reads = PublicServiceLimits._read, itertools.count()
 
-    async def read_patiently(self: Bystanders, parse: Any, rpc: Any) -> Any:
+    async def read_patiently(self: PublicServiceLimits, parse: Any, rpc: Any) -> Any:
         """Give up the third request at once, and neither of those that come."""
         monkeypatch.setattr(public_services, "PROMPT_S", 0.01 if next(reads) == 2 else 600.0)
         return await read(self, parse, rpc)
 
-    monkeypatch.setattr(Bystanders, "_read", read_patiently)
-    monkeypatch.setattr(public_services, "_PATIENCE_S", 600.0)
+    monkeypatch.setattr(PublicServiceLimits, "_read", read_patiently)
+    monkeypatch.setattr(public_services, "_READ_TIMEOUT_S", 600.0)
     async with (
         running(settings_with()) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
@@ -293,11 +271,7 @@ async def test_who_watches_is_told_though_others_leave() -> None:
     request = health_pb2.HealthCheckRequest()
     serving = health_pb2.HealthCheckResponse.SERVING
     engine = UnavailableEngine()
-    async with (
-        running(settings_with(), engine=engine) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
-    ):
-        health = health_pb2_grpc.HealthStub(channel)
+    async with running(settings_with(), engine=engine) as service, health_of(service) as health:
         staying, leaving = health.Watch(request), health.Watch(request)
         assert [(await watch.read()).status for watch in (staying, leaving)] == [serving] * 2
         unknown = health.Watch(health_pb2.HealthCheckRequest(service="nobody"))
@@ -312,11 +286,7 @@ async def test_who_watches_is_told_though_others_leave() -> None:
 
 
 async def test_an_unknown_name_has_no_health() -> None:
-    async with (
-        running(settings_with()) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
-    ):
-        health = health_pb2_grpc.HealthStub(channel)
+    async with running(settings_with()) as service, health_of(service) as health:
         call = health.Check(health_pb2.HealthCheckRequest(service="nobody"))
         assert await call.code() is grpc.StatusCode.NOT_FOUND
 
@@ -354,18 +324,13 @@ async def test_a_crash_tells_its_trace_and_no_secret(
     # Fails as no engine should, with everything at hand in its frames.
     engine = BrokenEngine(RuntimeError("something that was not foreseen"), encode=True)
     logs.configure(LogSettings(format=kind))
-    async with (
-        running(settings, engine=engine) as service,
-        grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
-    ):
-        stub = samserve_pb2_grpc.SegmentationServiceStub(channel)
+    async with serving(settings, engine=engine) as (_, stub):
         request = pb.EmbedRequest(image=pb.Image(encoded=pictures.png()))
-        with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await stub.Embed(request, metadata=bearer(key))
+        failure = await failure_of(stub.Embed(request, metadata=bearer(key)))
     err = capsys.readouterr().err
 
-    assert failed.value.code() is grpc.StatusCode.INTERNAL
-    assert "foreseen" not in (failed.value.details() or "")
+    assert failure.code is grpc.StatusCode.INTERNAL
+    assert "foreseen" not in failure.text
     assert "something that was not foreseen" in err
     assert "Traceback" in err
     assert key.split("_", 2)[2] not in err

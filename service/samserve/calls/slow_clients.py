@@ -1,4 +1,4 @@
-"""Time limits for clients that send or receive slowly."""
+"""Time limits for clients that send or receive slowly (slow-loris protection)."""
 
 from __future__ import annotations
 

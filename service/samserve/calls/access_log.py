@@ -1,0 +1,153 @@
+"""The record of every call: metrics, one log line, and its part in a trace."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import structlog
+
+from samserve.calls.metadata import Metadata, request_id
+from samserve.calls.methods import Method
+from samserve.calls.status import Code, Failure
+from samserve.context import CallFacts
+from samserve.errors import Overloaded
+from samserve.security.principal import NOBODY, Principal
+from samserve.stages import StageClock
+from samserve.telemetry.metrics.rpc import CallMetrics, CallRecord
+from samserve.telemetry.tracing.base import CallEnd, CallTrace, Tracing
+
+_now = time.monotonic
+# The failures that are the server's, as OpenTelemetry's conventions for gRPC have it.
+_SERVER_FAILED = frozenset({Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.UNAVAILABLE})
+# A client's timer and ours do not strike at once: what it sends of its timeout is rounded up by
+# up to one in a hundred, and takes a while to arrive.
+_ROUNDING = 0.01
+_ON_THE_WAY_S = 0.02
+
+
+@dataclass(slots=True, eq=False)
+class OpenCall:
+    """A call under way: its trace, clock and facts, and how it ended, OK unless noted otherwise.
+
+    ``principal`` is set once the caller is known.  ``reason`` is that of the error, ``refused``
+    what was exhausted.
+    """
+
+    method: Method
+    trace: CallTrace
+    clock: StageClock
+    request_id: str = ""
+    facts: CallFacts = field(default_factory=CallFacts)
+    principal: Principal = NOBODY
+    started: float = field(default_factory=lambda: _now())  # noqa: PLW0108 - tests move it
+    code: Code = Code.OK
+    reason: str = ""
+    refused: str = ""
+
+    def failed(self, error: Exception) -> Failure:
+        """Note the error that ends the call, and return what the client sees of it."""
+        failure = Failure.of(error, self.request_id)
+        self.code, self.reason = failure.code, failure.reason
+        if isinstance(error, Overloaded):
+            about = error.metadata
+            self.refused = about.get("quota") or about.get("resource") or "memory"
+        return failure
+
+    def cancelled(self, remaining_s: float) -> None:
+        """Note that the client has left, *remaining_s* before its deadline.
+
+        A client whose deadline has passed leaves like one that has lost interest.
+        """
+        allowed_s = _now() - self.started + remaining_s
+        late = remaining_s <= _ON_THE_WAY_S + _ROUNDING * allowed_s
+        self.code = Code.DEADLINE_EXCEEDED if late else Code.CANCELLED
+
+
+class CallRecorder:
+    """Opens a record for each call to *service*, and publishes it when the call has ended."""
+
+    def __init__(self, service: str, metrics: CallMetrics, tracing: Tracing) -> None:
+        self.metrics = metrics
+        self._service = service
+        self._tracing = tracing
+        # Bound once: the lazy logger makes a new one at every use.
+        self._log = structlog.get_logger("samserve.call").bind()
+
+    @contextmanager
+    def recording(self, method: Method, metadata: Metadata) -> Iterator[OpenCall]:
+        """Record a call for the length of the block, in which its clock runs."""
+        call = self.open(method, metadata)
+        try:
+            with call.clock.running():
+                yield call
+        finally:
+            self.close(call)
+
+    def open(self, method: Method, metadata: Metadata) -> OpenCall:
+        """Count the call as started, and begin its part of a trace."""
+        self.metrics.started(method.name).inc()
+        trace = self._tracing.begin(self._service, method.name, metadata)
+        return OpenCall(method, trace, StageClock(_now, trace.span), request_id(metadata))
+
+    def close(self, call: OpenCall) -> None:
+        """Publish the record, once the clock has stopped."""
+        seconds = _now() - call.started
+        stages, facts, trace = call.clock.seconds, call.facts, call.trace
+        self.metrics.record(
+            CallRecord(
+                method=call.method.name,
+                code=call.code.name,
+                reason=call.reason,
+                refused=call.refused,
+                seconds=seconds,
+                stages=stages,
+                facts=facts,
+                trace_id=trace.trace_id if trace.recorded else "",
+            )
+        )
+        if trace.recorded:
+            trace.end(
+                CallEnd(
+                    request_id=call.request_id,
+                    tenant=call.principal.tenant,
+                    code=call.code.value,
+                    server_failed=call.code in _SERVER_FAILED,
+                    facts=facts,
+                )
+            )
+        if self._log.is_enabled_for(logging.INFO):
+            self._write_line(call, seconds, stages)
+
+    def _write_line(self, call: OpenCall, seconds: float, stages: dict[str, float]) -> None:
+        facts = call.facts
+        self._log.info(
+            "call",
+            method=call.method.name,
+            code=call.code.name,
+            reason=call.reason or None,
+            duration_ms=round(seconds * 1000, 2),
+            stages_ms={stage: round(spent * 1000, 2) for stage, spent in stages.items()},
+            model=facts.model or None,
+            cache=facts.cache or None,
+            prompts=facts.prompts or None,
+            masks=facts.masks or None,
+            received_bytes=facts.received_bytes,
+            sent_bytes=facts.sent_bytes,
+            tenant=call.principal.tenant or None,
+            caller=call.principal.subject or None,
+            request_id=call.request_id,
+            trace_id=call.trace.trace_id or None,
+        )
+
+    def log_internal(self, error: Exception, call: OpenCall) -> None:
+        """Log what no client sees."""
+        self._log.error(
+            "internal error",
+            request_id=call.request_id,
+            trace_id=call.trace.trace_id or None,
+            exc_info=error,
+        )

@@ -1,0 +1,87 @@
+"""What is served, and what holds for a caller, to protobuf messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from functools import cache
+
+from samserve.models import families
+from samserve.models.card import TEXTS
+from samserve.models.families.base import Family
+from samserve.security.principal import UNLIMITED, Allowance
+from samserve.segmentation.automask.options import AutoMaskOptions
+from samserve.settings import LimitSettings
+from samserve.types import ModelCard, ModelInfo, Transport
+from samserve.v1 import samserve_pb2 as pb
+
+_TRANSPORTS = {
+    Transport.IN_PROCESS: pb.TRANSPORT_IN_PROCESS,
+    Transport.SHARED_MEMORY: pb.TRANSPORT_SHARED_MEMORY,
+    Transport.MESSAGE: pb.TRANSPORT_MESSAGE,
+}
+
+
+def model_list(
+    models: Iterable[ModelInfo],
+    transport: Transport,
+    limits: LimitSettings,
+    allowance: Allowance = UNLIMITED,
+) -> pb.ListModelsResponse:
+    """Write what is served, the default model first, and what holds for this caller."""
+    served = list(models)
+    return pb.ListModelsResponse(
+        models=[_model(info, transport, default=index == 0) for index, info in enumerate(served)],
+        limits=pb.Limits(
+            max_request_bytes=limits.request_bytes,
+            max_response_bytes=limits.response_bytes,
+            max_image_pixels=_least(limits.image_pixels, allowance.image_pixels),
+            max_image_side=limits.image_side,
+            max_prompts=_least(limits.prompts, allowance.prompts),
+            max_points=limits.points,
+            max_points_per_side=limits.points_per_side,
+            max_points_per_batch=limits.points_per_batch,
+            max_crop_n_layers=limits.crop_n_layers,
+        ),
+        automask_defaults=_automask_defaults(families.of(served[0])),
+    )
+
+
+@cache
+def _automask_defaults(family: Family) -> pb.AutoMaskOptions:
+    options = asdict(AutoMaskOptions.of(family, {}))
+    del options["point_grids"], options["region_of_interest"]
+    return pb.AutoMaskOptions(**options)
+
+
+@cache
+def _capabilities(family: Family) -> pb.Capabilities:
+    return pb.Capabilities(**asdict(family.capabilities))
+
+
+def _least(limit: int, quota: int | None) -> int:
+    return limit if quota is None else min(limit, quota)
+
+
+def _model(info: ModelInfo, transport: Transport, *, default: bool) -> pb.Model:
+    return pb.Model(
+        name=info.name,
+        family=info.family,
+        digest=info.digest,
+        description=info.description,
+        image_side=info.image_size,
+        mask_side=info.mask_size,
+        embedding_bytes=info.embedding_bytes,
+        capabilities=_capabilities(families.of(info)),
+        default=default,
+        transport=_TRANSPORTS[transport],
+        card=_card(info.card),
+        encoder_digest=info.encoder_digest,
+    )
+
+
+def _card(card: ModelCard) -> pb.ModelCard:
+    message = pb.ModelCard(**{name: getattr(card, name) for name in TEXTS})
+    if card.parity is not None:
+        message.parity.CopyFrom(pb.Parity(**asdict(card.parity)))
+    return message

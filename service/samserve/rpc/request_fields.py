@@ -1,0 +1,127 @@
+"""Fields that several requests have, to the types of the use cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from samserve.errors import InvalidRequest, Violations
+from samserve.segmentation.sources import EmbeddingRef, ImageSource, Source
+from samserve.types import (
+    Box,
+    EncodedImage,
+    Image,
+    ImageDigest,
+    Orientation,
+    RawImage,
+    RawLayout,
+    Size,
+)
+from samserve.v1 import samserve_pb2 as pb
+
+T = TypeVar("T")
+
+_ORIENTATIONS = {
+    pb.ORIENTATION_UNSPECIFIED: Orientation.EXIF,
+    pb.ORIENTATION_EXIF: Orientation.EXIF,
+    pb.ORIENTATION_IGNORE: Orientation.IGNORE,
+}
+_LAYOUTS = {
+    pb.RAW_LAYOUT_RGB: RawLayout.RGB,
+    pb.RAW_LAYOUT_BGR: RawLayout.BGR,
+    pb.RAW_LAYOUT_GRAY: RawLayout.GRAY,
+}
+_SHA256_BYTES = 32
+# Ids are 64 characters; more is not worth a look-up, nor a line in the log.
+_MAX_ID = 128
+
+
+def image(message: pb.Image) -> Image:
+    """Read an image; its pixels are not looked at yet."""
+    content = message.WhichOneof("content")
+    orientation = choice("image.orientation", message.orientation, _ORIENTATIONS, pb.Orientation)
+    if content == "encoded":
+        return EncodedImage(message.encoded, orientation)
+    if content == "encoded_sha256":
+        return _image_digest(message.encoded_sha256, orientation)
+    if content == "raw":
+        size = message.raw.size
+        layout = choice("image.raw.layout", message.raw.layout, _LAYOUTS, pb.RawLayout)
+        return RawImage(message.raw.data, Size(size.height, size.width), layout)
+    raise InvalidRequest("image.content", "set one of: encoded, raw, encoded_sha256")
+
+
+def _image_digest(sha256: bytes, orientation: Orientation) -> ImageDigest:
+    if len(sha256) != _SHA256_BYTES:
+        raise out_of_bounds("image.encoded_sha256", "must have 32 bytes", 32, len(sha256))
+    return ImageDigest(sha256, orientation)
+
+
+def source(message: pb.PredictRequest | pb.AutoMaskRequest) -> Source:
+    """Read what is to be segmented."""
+    which = message.WhichOneof("source")
+    if which == "image":
+        return ImageSource(image(message.image))
+    if which == "embedding_id":
+        return EmbeddingRef(embedding_id(message.embedding_id))
+    raise InvalidRequest("source", "set one of: embedding_id, image")
+
+
+def embedding_id(value: str) -> str:
+    """Read an embedding id."""
+    if not 1 <= len(value) <= _MAX_ID:
+        text = f"must have from 1 to {_MAX_ID} characters"
+        raise out_of_bounds("embedding_id", text, _MAX_ID, len(value))
+    return value
+
+
+def box(field: str, message: pb.Box) -> Box:
+    """Read a box: finite corners, minimum before maximum."""
+    violations = Violations()
+    values = {name: getattr(message, name) for name in ("x_min", "y_min", "x_max", "y_max")}
+    for name, value in values.items():
+        with violations.collect():
+            finite(f"{field}.{name}", value)
+    for axis in ("x", "y"):
+        with violations.collect():
+            _increasing(field, axis, values[f"{axis}_min"], values[f"{axis}_max"])
+    violations.check()
+    return Box(**values)
+
+
+def _increasing(field: str, axis: str, low: float, high: float) -> None:
+    if low >= high:
+        raise InvalidRequest(
+            f"{field}.{axis}_max",
+            f"must be greater than {axis}_min, {low:g}; got {high:g}",
+            metadata={"limit": f"{low:g}", "value": f"{high:g}"},
+        )
+
+
+def finite(field: str, value: float) -> float:
+    """Read a number that is neither infinite nor NaN."""
+    if not math.isfinite(value):
+        raise InvalidRequest(field, f"must be finite; got {value}", metadata={"value": str(value)})
+    return value
+
+
+def choice(field: str, value: int, choices: Mapping[Any, T], enum: Any) -> T:
+    """Read a value of *enum*, whose names a client knows; numbers are what travels."""
+    if value not in choices:
+        allowed = ", ".join(enum.Name(choice) for choice in sorted(choices))
+        known = value in enum.values()
+        got = enum.Name(value) if known else str(value)
+        raise InvalidRequest(
+            field,
+            f"must be one of {allowed}; got {got if known else f'the unknown value {value}'}",
+            metadata={"limit": allowed, "value": got},
+        )
+    return choices[value]
+
+
+def out_of_bounds(field: str, text: str, limit: int, value: int) -> InvalidRequest:
+    """Build the error for a number or a length that is over its limit."""
+    return InvalidRequest(
+        field, f"{text}; got {value}", metadata={"limit": str(limit), "value": str(value)}
+    )

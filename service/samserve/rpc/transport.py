@@ -1,0 +1,78 @@
+"""A call of gRPC as the pipeline of calls wants it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from samserve.calls.metadata import REQUEST_ID, Metadata
+from samserve.calls.status import Failure
+from samserve.errors import InvalidRequest
+from samserve.rpc.status import status_code, status_of
+from samserve.security.certificates import names_of_peer
+
+Rpc = grpc.aio.ServicerContext[Any, Any]
+
+_DETAILS = "grpc-status-details-bin"
+# Core reports a missing deadline as one in the very far future.
+_NO_DEADLINE_S = 10 * 365 * 24 * 3600.0
+# What an error may take to leave: to a client that does not read, it never would.
+_ABORT_S = 5.0
+
+
+class GrpcTransport:
+    """See `calls.pipeline.Transport`."""
+
+    def __init__(self, rpc: Rpc) -> None:
+        self._rpc = rpc
+        self._trailing: Metadata = ()
+        # Asked for once: gRPC builds a new copy each time.
+        self.metadata: Metadata = tuple(rpc.invocation_metadata() or ())
+
+    @property
+    def remaining_s(self) -> float | None:
+        """See `Transport.remaining_s`."""
+        remaining = self._rpc.time_remaining()
+        return None if remaining is None or remaining > _NO_DEADLINE_S else remaining
+
+    def certificate_names(self) -> tuple[str, ...]:
+        """See `Transport.certificate_names`."""
+        return names_of_peer(self._rpc.auth_context())
+
+    def begin(self, request_id: str) -> None:
+        """See `Transport.begin`."""
+        self._trailing = ((REQUEST_ID, request_id),)
+        self._rpc.set_trailing_metadata(self._trailing)
+
+    async def read(self) -> bytes:
+        """See `Transport.read`."""
+        data = await self._rpc.read()
+        if isinstance(data, bytes):
+            return data
+        raise await self._explanation()
+
+    async def _explanation(self) -> BaseException:
+        """Tell apart a client that left, or whose message was refused, and an absent request."""
+        for _ in range(10):
+            # gRPC cancels this task for the former, a moment after it has ended the reading.
+            await asyncio.sleep(0.001)
+            if self._rpc.cancelled():
+                return asyncio.CancelledError()
+        return InvalidRequest("request", "is missing")
+
+    async def write(self, data: bytes) -> None:
+        """See `Transport.write`."""
+        await self._rpc.write(data)
+
+    async def fail(self, failure: Failure) -> None:
+        """See `Transport.fail`; always raises, which is how gRPC ends a handler."""
+        details = status_of(failure).SerializeToString()
+        trailing = (*self._trailing, (_DETAILS, details))
+        try:
+            async with asyncio.timeout(_ABORT_S):
+                await self._rpc.abort(status_code(failure.code), failure.message, trailing)
+        except TimeoutError:
+            # It waits behind an answer that is not taken; what holds the place ends with the task.
+            raise asyncio.CancelledError from None

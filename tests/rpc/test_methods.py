@@ -1,0 +1,29 @@
+"""The rows of the methods agree with the protocol."""
+
+from __future__ import annotations
+
+import pytest
+from samserve.calls.methods import METHODS
+from samserve.rpc import methods
+from samserve.v1 import samserve_pb2 as pb
+
+SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"]
+
+
+def test_every_method_has_a_row_that_is_as_the_protocol_says() -> None:
+    rows = {row.name: (row.streams, row.small_request) for row in METHODS}
+
+    assert rows == {
+        method.name: (
+            method.server_streaming,
+            "image" not in method.input_type.fields_by_name,
+        )
+        for method in SERVICE.methods
+    }
+
+
+def test_a_method_without_a_row_stops_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "METHODS", METHODS[1:])
+
+    with pytest.raises(KeyError, match=METHODS[0].name):
+        methods.served_methods()
