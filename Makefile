@@ -15,7 +15,7 @@ PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 # In several processes; tests/conftest.py says what may not run at the same time.
 WORKERS := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 # What starts neither tritonserver nor a cluster, on the fake engine.
-FAST := tests/core tests/images tests/scheduling tests/segmentation tests/stores tests/memory tests/rpc tests/client \
+FAST := tests/calls tests/core tests/images tests/scheduling tests/segmentation tests/stores tests/memory tests/rpc tests/client \
 	tests/models tests/settings tests/system tests/telemetry tests/test_*.py
 
 .DEFAULT_GOAL := help

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from grpc._cython import cygrpc
 from samserve import errors
-from samserve.rpc.status import code_of
+from samserve.calls.status import code_of
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "service" / "samserve"
@@ -28,6 +28,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "core": ("types",),
     "images": ("errors", "types"),
     "memory": ("errors", "types"),
+    "models.families": ("core", "errors", "types"),
     "models": ("errors", "types"),
     "system": ("errors",),
     "settings": ("system",),
@@ -43,19 +44,21 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "stores.base": ("errors", "memory", "types"),
     "stores": (
         *("errors", "memory", "scheduling", "security.pem", "settings", "system"),
-        *("telemetry.metrics", "types", "engines.base"),
+        *("telemetry.metrics", "types"),
     ),
     "segmentation": (
-        *("context", "core", "engines.base", "errors", "images", "memory", "scheduling"),
-        *("security.principal", "stages", "stores.base", "system.startup_retry", "types"),
+        *("context", "core", "engines.base", "errors", "images", "memory", "models.families"),
+        *("scheduling", "security.principal", "stages", "stores.base", "system.startup_retry"),
+        "types",
     ),
+    "calls": ("context", "errors", "scheduling", "security", "settings", "stages", "telemetry"),
     "rpc": (
-        *("context", "core", "errors", "models", "scheduling", "security", "segmentation"),
-        *("settings", "stages", "system", "telemetry", "types"),
+        *("calls", "context", "core", "engines.base", "errors", "models", "scheduling"),
+        *("security", "segmentation", "settings", "stages", "system", "types"),
     ),
     "admin": ("engines.base", "errors", "rpc.server", "system"),
     "app": (
-        *("admin", "context", "engines", "images", "rpc", "scheduling", "security"),
+        *("admin", "calls", "context", "engines", "images", "rpc", "scheduling", "security"),
         *("segmentation", "settings", "stores", "system", "telemetry"),
     ),
     "client": ("core", "models.card", "system.addresses", "types"),
@@ -73,21 +76,25 @@ RESERVED = {
     "cv2": ("core", "cli"),
     "pycocotools": ("core",),
     "grpc": ("rpc", "client", "cli.remote", "telemetry.tracing.otel"),
+    "google": ("rpc", "client", "export", "models.repository"),
+    "samserve.v1": ("rpc", "client"),
     "opentelemetry": ("telemetry.tracing.otel", "client.tracing"),
     "grpc_health": ("rpc", "client"),
     "grpc_reflection": ("rpc",),
     "jwt": ("security.tokens",),
-    "cryptography": ("security.pem", "engines.triton.credentials"),
+    "cryptography": ("security.pem",),
     "torch": ("export",),
     "onnx": ("export",),
     "onnxruntime": ("engines.onnx", "export.parity", "cli.doctor"),
     "safetensors": ("export.sources",),
     "huggingface_hub": ("export.sources.hub",),
-    "urllib3": ("export",),
+    "pooch": ("export.download",),
+    "requests": ("export.download",),
+    "urllib3": ("export.download",),
     "tritonclient": ("engines", "models.repository"),
     "typer": ("cli",),
     "prometheus_client": ("telemetry.metrics", "admin.http", "app", "cli.cache"),
-    "redis": ("stores.shared",),
+    "redis": ("stores.shared.redis.connection",),
     "xxhash": ("stores.shared.value_format",),
 }
 
@@ -195,6 +202,19 @@ def test_libraries_stay_in_the_parts_that_own_them() -> None:
     assert wrong == []
 
 
+def test_only_what_opens_the_shared_cache_knows_its_client() -> None:
+    client = "stores.shared.redis"
+    users = {
+        name_of(path)
+        for path in MODULES
+        if any(within(each, f"samserve.{client}") for each in imports(path))
+    }
+
+    assert {each for each in users if not within(each, client)} == {
+        *("cli.cache.stats", "stores.opening", "stores.shared.diagnosis"),
+    }
+
+
 def test_modules_and_functions_stay_small_and_flat() -> None:
     long = [path.name for path in MODULES if len(path.read_text().splitlines()) > MOST_LINES]
     deep = []
@@ -228,7 +248,7 @@ def _is_elif(parent: ast.AST, child: ast.AST) -> bool:
     return isinstance(parent, ast.If) and isinstance(child, ast.If) and parent.orelse == [child]
 
 
-def test_the_only_catch_all_is_in_the_handler_of_calls() -> None:
+def test_only_calls_and_background_tasks_catch_everything() -> None:
     catchers = [
         name_of(path)
         for path in MODULES
@@ -239,7 +259,7 @@ def test_the_only_catch_all_is_in_the_handler_of_calls() -> None:
         and not any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
     ]
 
-    assert sorted(catchers) == ["rpc.handler"]
+    assert sorted(catchers) == ["calls.pipeline", "system.background"]
 
 
 def test_every_error_has_a_status() -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+)
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,27 +23,28 @@ from prometheus_client import CollectorRegistry
 
 from samserve.admin.http import Admin
 from samserve.admin.readiness import Readiness
+from samserve.calls.access_log import CallRecorder
+from samserve.calls.admission import Admission
+from samserve.calls.methods import METHODS
+from samserve.calls.pipeline import CallPipeline
 from samserve.context import Priority
 from samserve.engines.base import Engine
 from samserve.engines.fake import FakeEngine
 from samserve.engines.onnx import OnnxEngine
 from samserve.engines.triton.engine import TritonEngine
 from samserve.images import ImageLimits
-from samserve.rpc.access_log import Ledger
-from samserve.rpc.admission import Admission
-from samserve.rpc.auth import Entrance
-from samserve.rpc.handler import Boundary
-from samserve.rpc.methods import SERVICE, TYPES
+from samserve.rpc.handler import CallHandler
+from samserve.rpc.methods import SERVICE
 from samserve.rpc.server import ApiServer, check_files
 from samserve.rpc.servicer import SegmentationServicer, UseCases
-from samserve.scheduling.tenant_limits import Places
+from samserve.scheduling.tenant_limits import TenantLimit
 from samserve.scheduling.thread_pools import Workers
 from samserve.security.quotas import Quotas
 from samserve.security.setup import Security, open_security
 from samserve.segmentation.automask.generator import AutoMasker
-from samserve.segmentation.embed import Embedder
+from samserve.segmentation.embed import EmbeddingService
 from samserve.segmentation.predict import Predictor
-from samserve.segmentation.prefetch import Prefetches
+from samserve.segmentation.prefetch import PrefetchQueue
 from samserve.segmentation.warmup import warm_up
 from samserve.settings import EngineSettings, Settings
 from samserve.stores.base import EmbeddingStore
@@ -44,7 +52,7 @@ from samserve.stores.local.expiry import expiring
 from samserve.stores.opening import cache_credentials, open_store
 from samserve.system import addresses
 from samserve.system.limits import core_count
-from samserve.system.reloading import Watched, refreshing
+from samserve.system.reloading import ReloadableFile, refreshing
 from samserve.system.startup_retry import StartupRetry
 from samserve.telemetry.metrics import Metrics
 from samserve.telemetry.metrics.rpc import CallMetrics
@@ -56,14 +64,14 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Running:
-    """A service that answers: where, and its parts for whoever runs it in this process."""
+    """A service that answers: where, and its parts for code that runs it in this process."""
 
     address: str
     admin_address: str
     engine: Engine
     store: EmbeddingStore
     metrics: Metrics
-    watched: Sequence[Watched[Any]]
+    watched: Sequence[ReloadableFile[Any]]
 
 
 @asynccontextmanager
@@ -81,31 +89,28 @@ async def running(
     security = open_security(settings)
     access = cache_credentials(settings)
     watched = security.watched if access is None else (*security.watched, access)
-    metrics.server.tell_build(settings.engine.kind)
-    metrics.server.watch_files(watched)
+    metrics.server.set_build_info(settings.engine.kind)
+    metrics.server.register_files(watched)
     async with AsyncExitStack() as stack:
         admin = Admin(metrics.registry, asyncio.get_running_loop())
-        metrics.server.watch_ready(lambda: admin.ready)
+        metrics.server.register_ready(lambda: admin.ready)
         admin_port = stack.enter_context(
             admin.listening(settings.server.admin_host, settings.server.admin_port)
         )
         if engine is None:
             engine = await open_engine(settings, metrics)
-        await stack.enter_async_context(_closing(engine))
+        await stack.enter_async_context(aclosing(engine))
         if store is None:
-            store = await open_store(settings, engine, security.stored_bytes, access, metrics)
-        await stack.enter_async_context(_closing(store))
+            opening = _open_store(settings, engine, security, access, metrics)
+            store = await stack.enter_async_context(opening)
+        else:
+            await stack.enter_async_context(aclosing(store))
         await stack.enter_async_context(expiring(store))
-        workers = Workers(core_count())
-        stack.callback(workers.close)
-        prefetches = _prefetches(settings, security, metrics)
-        stack.push_async_callback(prefetches.aclose)
-        _watch(metrics, engine, store, workers, prefetches)
-        tracing = open_tracing(settings.trace)
-        stack.push_async_callback(tracing.aclose)
-
-        use_cases = _use_cases(settings, engine, store, workers, prefetches)
-        api = _api(settings, security, use_cases, metrics, tracing)
+        servicer = await stack.enter_async_context(
+            _servicer(settings, engine, store, security, metrics)
+        )
+        tracing = await stack.enter_async_context(aclosing(open_tracing(settings.trace)))
+        api = _api(settings, security, servicer, metrics, tracing)
         await stack.enter_async_context(metrics.server.lag_observed())
         await stack.enter_async_context(refreshing(watched, settings.tls.reload_s))
         await stack.enter_async_context(api.serving())
@@ -138,17 +143,17 @@ async def serve(settings: Settings) -> None:
                     models=list(service.engine.models),
                     transport=service.engine.transport.value,
                 )
-                await stop.asked.wait()
+                await stop.requested.wait()
                 log.info("stopping", grace_s=settings.server.grace_s)
         except asyncio.CancelledError:
-            if not stop.asked.is_set():
+            if not stop.requested.is_set():
                 raise
         log.info("stopped")
 
 
 @dataclass(slots=True)
 class _Stop:
-    asked: asyncio.Event
+    requested: asyncio.Event
     # What a signal cancels: the start, which may be waiting for a model server.
     cancels: asyncio.Task[Any] | None
 
@@ -159,10 +164,10 @@ def _stop_signals() -> Iterator[_Stop]:
     stop = _Stop(asyncio.Event(), asyncio.current_task())
 
     def ask() -> None:
-        # Whoever asks a second time does not want to wait.
+        # A second signal has its ordinary effect: it ends the process at once.
         for number in _STOP_SIGNALS:
             loop.remove_signal_handler(number)
-        stop.asked.set()
+        stop.requested.set()
         if stop.cancels is not None:
             stop.cancels.cancel()
 
@@ -197,8 +202,19 @@ async def open_engine(settings: Settings, metrics: Metrics) -> Engine:
             return engine
 
 
+def _open_store(
+    settings: Settings,
+    engine: Engine,
+    security: Security,
+    access: ReloadableFile[Any] | None,
+    metrics: Metrics,
+) -> AbstractAsyncContextManager[EmbeddingStore]:
+    quota = security.stored_bytes
+    return open_store(settings, engine.allocate, lambda: engine.models, quota, access, metrics)
+
+
 def _startup_retry(settings: Settings) -> StartupRetry:
-    """Give Triton the time to come up; an engine in this process is there or will never be."""
+    """Allow Triton the time to come up; an engine in this process is there or will never be."""
     if settings.engine.kind == "triton":
         return StartupRetry(settings.triton.startup_s, "triton.startup_s")
     return StartupRetry(0.0)
@@ -210,40 +226,58 @@ def _open_onnx(settings: EngineSettings, metrics: Metrics) -> Engine:
     return OnnxEngine(repository, threads, metrics, settings.default_model)
 
 
+@asynccontextmanager
+async def _servicer(
+    settings: Settings, engine: Engine, store: EmbeddingStore, security: Security, metrics: Metrics
+) -> AsyncIterator[SegmentationServicer]:
+    """Run the use cases: threads for their work, and what is encoded in the background."""
+    with closing(Workers(core_count())) as workers:
+        async with aclosing(_prefetches(settings, security, metrics)) as prefetches:
+            _register(metrics, engine, store, workers, prefetches)
+            use_cases = _use_cases(settings, engine, store, workers, prefetches)
+            yield SegmentationServicer(use_cases, engine, workers, settings.limits)
+
+
 def _use_cases(
     settings: Settings,
     engine: Engine,
     store: EmbeddingStore,
     workers: Workers,
-    prefetches: Prefetches,
+    prefetches: PrefetchQueue,
 ) -> UseCases:
     limits = ImageLimits(settings.limits.image_pixels, settings.limits.image_side)
-    embedder = Embedder(engine, store, workers, limits, settings.deadlines.embed_s, prefetches)
+    embeddings = EmbeddingService(
+        engine, store, workers, limits, settings.deadlines.embed_s, prefetches
+    )
     per_run = settings.engine.prompts_per_run
-    return UseCases(embedder, Predictor(embedder, per_run), AutoMasker(embedder, per_run))
+    return UseCases(
+        embeddings,
+        Predictor(embeddings, engine, workers, per_run),
+        AutoMasker(embeddings, engine, workers, per_run),
+    )
 
 
-def _watch(
+def _register(
     metrics: Metrics,
     engine: Engine,
     store: EmbeddingStore,
     workers: Workers,
-    prefetches: Prefetches,
+    prefetches: PrefetchQueue,
 ) -> None:
-    """Export what parts say of themselves whenever somebody scrapes."""
-    metrics.engine.watch(lambda: engine.transport, lambda: engine.models)
-    metrics.cache.watch_store(store.stats)
-    metrics.server.watch_prefetches(lambda: prefetches.pending)
+    """Export the state of these parts at every scrape."""
+    metrics.engine.register(lambda: engine.transport, lambda: engine.models)
+    metrics.cache.register_store(store.stats)
+    metrics.server.register_prefetches(lambda: prefetches.pending)
     for name, priority in (("workers", Priority.INTERACTIVE), ("bulk_workers", Priority.BULK)):
-        metrics.engine.watch_queue(name, partial(workers.waiting, priority))
+        metrics.engine.register_queue(name, partial(workers.waiting, priority))
 
 
-def _prefetches(settings: Settings, security: Security, metrics: Metrics) -> Prefetches:
+def _prefetches(settings: Settings, security: Security, metrics: Metrics) -> PrefetchQueue:
     admission = settings.admission
-    places = partial(Places, shared=lambda: _several_tenants(security))
-    return Prefetches(
-        places(admission.prefetch, "prefetches", "prefetch"),
-        places(admission.prefetch_bytes, "bytes of prefetches", "prefetch_bytes"),
+    limit = partial(TenantLimit, shared=security.has_tenants)
+    return PrefetchQueue(
+        limit(admission.prefetch, "prefetches", "prefetch"),
+        limit(admission.prefetch_bytes, "bytes of prefetches", "prefetch_bytes"),
         lambda outcome: metrics.server.prefetches.labels(outcome).inc(),
     )
 
@@ -251,32 +285,28 @@ def _prefetches(settings: Settings, security: Security, metrics: Metrics) -> Pre
 def _api(
     settings: Settings,
     security: Security,
-    use_cases: UseCases,
+    servicer: SegmentationServicer,
     metrics: Metrics,
     tracing: Tracing,
 ) -> ApiServer:
-    admission = Admission(settings.admission, shared=lambda: _several_tenants(security))
+    admission = Admission(settings.admission, shared=security.has_tenants)
     quotas = Quotas(security.policy)
-    metrics.server.watch_quotas(quotas.used)
-    calls = CallMetrics(metrics.registry, SERVICE, TYPES)
+    metrics.server.register_quotas(quotas.used)
+    calls = CallMetrics(metrics.registry, SERVICE, {each.name: each.kind for each in METHODS})
     for method, limit in admission.limits.items():
         calls.set_limit(method, limit)
-    entrance = Entrance(security.authenticator, quotas, admission)
-    ledger = Ledger(calls, tracing)
-    boundary = Boundary(entrance, settings.deadlines, settings.server, settings.limits, ledger)
-    servicer = SegmentationServicer(use_cases, settings.limits)
+    pipeline = CallPipeline(
+        security.authenticator,
+        quotas,
+        admission,
+        CallRecorder(SERVICE, calls, tracing),
+        settings.server,
+        settings.deadlines,
+    )
     return ApiServer(
-        servicer.handlers(boundary),
+        servicer.handlers(CallHandler(pipeline, settings.limits)),
         settings.server,
         settings.limits,
         security.certificate,
         busy=admission.busy,
     )
-
-
-def _several_tenants(security: Security) -> bool:
-    return security.authenticator.required
-
-
-def _closing(resource: Engine | EmbeddingStore) -> aclosing[Engine | EmbeddingStore]:
-    return aclosing(resource)

@@ -25,7 +25,7 @@
     └── EngineFailure             the model runtime failed; details are logged, not answered
 
 Each class names its ``reason``; (reason, domain ``samserve``) is what clients may rely on, the
-text may change.  ``rpc/status.py`` is the only place that turns these into gRPC codes.
+text may change.  ``calls/status.py`` is the only place that turns these into codes.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Protocol, Self
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+T_co = TypeVar("T_co", covariant=True)
 
 OTHER = "other"
 """The stage of what has no name: the event loop's turns, and code between two stages."""
@@ -79,6 +80,34 @@ class StageClock:
                 for stage, seconds in done.items():
                     self._add(stage, seconds)
 
+    def entering(
+        self,
+        name: str,
+        manager: AbstractAsyncContextManager[T_co],
+        work: StageClock | None = None,
+    ) -> Entering[T_co]:
+        """Charge to *name* how long it takes to enter *manager*, but not the block.
+
+        For *work*, see `following`.
+        """
+        return Entering(self.stage(name) if work is None else self.following(name, work), manager)
+
+    @contextmanager
+    def in_thread(self, name: str) -> Iterator[StageClock]:
+        """Charge the block to *name*, but for stages of the clock that is yielded, for a thread.
+
+        A thread that goes on after its caller was cancelled does not touch this clock.
+        """
+        work = self.branch()
+        try:
+            with self.stage(name):
+                yield work
+        finally:
+            for stage, seconds in work.seconds.items():
+                if stage != OTHER and self._since is not None:
+                    self._add(stage, seconds)
+                    self._add(name, -seconds)
+
     def rename(self, old: str, new: str) -> None:
         """Charge to *new* what was charged to *old*, as it is known now what that was."""
         if old in self._seconds:
@@ -150,12 +179,7 @@ class _Stage:
             clock._span = span.child(self._name)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         clock, name = self._clock, self._name
         since = clock._since
         if since is not None:
@@ -168,3 +192,20 @@ class _Stage:
         if span is not None:
             span.end()
             clock._span = self._outer_span
+
+
+class Entering(Generic[T_co]):
+    """A manager, the entering of which is charged to a stage; a class, as are the others."""
+
+    def __init__(
+        self, stage: AbstractContextManager[object], manager: AbstractAsyncContextManager[T_co]
+    ) -> None:
+        self._stage = stage
+        self._manager = manager
+
+    async def __aenter__(self) -> T_co:
+        with self._stage:
+            return await self._manager.__aenter__()
+
+    async def __aexit__(self, *error: Any) -> bool | None:
+        return await self._manager.__aexit__(*error)

@@ -5,8 +5,8 @@ Frames, used in names all over the package:
 * *image*: continuous pixels of the picture as people see it (after EXIF orientation), x right,
   y down, the outer corner of the first pixel at (0, 0).
 * *crop*: the same, relative to a crop of the image.
-* *model*: the square that the encoder sees (1024 for SAM 1), picture resized and placed top-left.
-* *low-res*: the decoder's logits, a quarter of the model frame (256 for SAM 1).
+* *model*: the square that the encoder sees; the model's family says how an image fills it.
+* *low-res*: the decoder's logits of the model frame, which are fewer.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogitsMask:
-    """Mask input as low-res logits of an earlier answer: float32 ``[256, 256]``."""
+    """Mask input as low-res logits of an earlier answer: float32 ``[L, L]``."""
 
     logits: FloatArray
 
@@ -98,17 +98,16 @@ class Prompt:
     mask: MaskInput | None = None
 
 
-class OutputMode(Enum):
-    """How masks are written; the names of the first three are those of the reference generator."""
+class MaskFormat(Enum):
+    """How the pixels of a mask are written, by the names of the reference generator."""
 
     COCO_RLE = "coco_rle"
     UNCOMPRESSED_RLE = "uncompressed_rle"
     BINARY_MASK = "binary_mask"
-    LOW_RES_LOGITS = "low_res_logits"
 
 
 class Multimask(Enum):
-    """Which of the decoder's four mask tokens are answered."""
+    """Which of the decoder's mask tokens answer; the rule of AUTO is the model family's."""
 
     AUTO = "auto"
     ALL = "all"
@@ -178,15 +177,17 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a served encoder and decoder pair says about itself.
+    """What a served model, a bundle of graphs, says about itself.
 
-    ``digest`` names the weights of the pair: embeddings of one digest are never decoded by
-    another.  ``image_size`` is the side of the model frame, ``mask_size`` that of the logits.
+    ``digest`` names the weights of all graphs.  ``encoder_digest`` names those of the image
+    encoder: an embedding belongs to its encoder, and every decoder for that encoder takes it.
+    ``image_size`` is the side of the model frame, ``mask_size`` that of the logits.
     """
 
     name: str
     family: str
     digest: str
+    encoder_digest: str
     preprocessing: str
     image_size: int
     mask_size: int
@@ -217,18 +218,18 @@ class EmbeddingFacts:
 
     image_size: Size
     model_name: str
-    model_digest: str
+    encoder_digest: str
     preprocessing: str = ""
 
     @classmethod
     def of(cls, image_size: Size, model: ModelInfo) -> EmbeddingFacts:
         """Say how an image of that size is encoded by *model*."""
-        return cls(image_size, model.name, model.digest, model.preprocessing)
+        return cls(image_size, model.name, model.encoder_digest, model.preprocessing)
 
     def made_by(self, model: ModelInfo) -> bool:
-        """Tell whether *model*, and none of its namesakes, made the embedding."""
-        mine = (self.model_name, self.model_digest, self.preprocessing)
-        return mine == (model.name, model.digest, model.preprocessing)
+        """Tell whether *model*, by the encoder that it has now, made the embedding."""
+        mine = (self.model_name, self.encoder_digest, self.preprocessing)
+        return mine == (model.name, model.encoder_digest, model.preprocessing)
 
 
 class Tier(Enum):
@@ -305,14 +306,34 @@ Image = EncodedImage | RawImage | ImageDigest
 
 
 @dataclass(frozen=True, slots=True)
+class UncompressedRle:
+    """Run lengths in pixels, column-major, background first; ``size`` is that of the mask."""
+
+    size: Size
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMask:
+    """One bit per pixel, row-major, the highest bit of a byte first; zeros fill the last byte."""
+
+    size: Size
+    bits: bytes
+
+
+Segmentation = CocoRle | UncompressedRle | PackedMask
+"""The pixels of a mask in one `MaskFormat`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Mask:
-    """One mask over the whole image.
+    """One mask over the whole image, in the format that was requested.
 
     ``bbox`` is XYWH in image pixels with ``w = x_max - x_min`` of the inclusive extreme pixels,
     exactly as the reference generator writes it; ``area`` counts pixels.
     """
 
-    rle: CocoRle
+    segmentation: Segmentation
     area: int
     bbox: tuple[float, float, float, float]
     predicted_iou: float
@@ -321,7 +342,7 @@ class Mask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A mask that answers a prompt; ``token_index`` 0 is SAM's single mask, 1..3 the others.
+    """A mask that answers a prompt; ``token_index`` says which of the decoder's.
 
     ``mask`` is None if only logits were asked for.
     """

@@ -6,48 +6,44 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from samserve import images
-from samserve.context import Priority, RequestContext
+from samserve.context import RequestContext
 from samserve.engines.fake import FakeEngine
 from samserve.scheduling.thread_pools import Workers
-from samserve.segmentation.embed import ByImage, Embedder
-from samserve.stores.local.store import MemoryStore
-from samserve.types import RawImage, Size
+
+from tests.segmentation.use_cases import UseCases, blank
 
 
-class SlowLook(Workers):
-    """Workers who hold the first look at a picture back until they are told to go on."""
+class SlowHeader(Workers):
+    """Workers that hold the first reading of a header back until ``go_on``."""
 
     def __init__(self) -> None:
         super().__init__(2)
-        self.looking, self.go_on = asyncio.Event(), asyncio.Event()
+        self.reading, self.go_on = asyncio.Event(), asyncio.Event()
 
     async def run(
-        self, priority: Priority, function: Callable[..., Any], *args: Any, **kwargs: Any
+        self, context: RequestContext, function: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        if function is images.probe and not self.looking.is_set():
-            self.looking.set()
+        if function is images.probe and not self.reading.is_set():
+            self.reading.set()
             await self.go_on.wait()
-        return await super().run(priority, function, *args, **kwargs)
+        return await super().run(context, function, *args, **kwargs)
 
 
 async def test_who_met_a_miss_before_another_published_does_not_encode_again() -> None:
-    engine, store, workers = FakeEngine(), MemoryStore(64 << 20, ttl_s=60), SlowLook()
-    embedder = Embedder(engine, store, workers, images.ImageLimits(10**6, 10**4), 60)
-    picture = np.zeros((20, 30, 3), np.uint8)
-    source = ByImage(RawImage(picture.tobytes(), Size(20, 30)))
+    engine, workers = FakeEngine(), SlowHeader()
+    use_cases = UseCases(engine, workers)
 
     async def embed() -> bool:
-        async with embedder.lease(source, "", RequestContext()) as leased:
-            return leased.cached
+        async with use_cases.embeddings.lease(blank(), "", RequestContext()) as lease:
+            return lease.cached
 
     late = asyncio.create_task(embed())
-    await workers.looking.wait()
+    await workers.reading.wait()
     first = await embed()
     workers.go_on.set()
 
     assert (first, await late) == (False, True)
     assert engine.counts["encode_begun"] == 1
-    assert (store.stats().hits, store.stats().misses) == (0, 2)
-    workers.close()
+    assert (use_cases.store.stats().hits, use_cases.store.stats().misses) == (0, 2)
+    await use_cases.aclose()

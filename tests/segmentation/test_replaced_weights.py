@@ -7,22 +7,17 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.fake import MODEL, FakeEngine
 from samserve.engines.weights import weights_changed
 from samserve.errors import EmbeddingNotFound, EngineUnavailable, WeightsChanged
-from samserve.images import ImageLimits
 from samserve.memory.slot import Slot
-from samserve.scheduling.thread_pools import Workers
-from samserve.segmentation.automask.generator import AutoMasker
-from samserve.segmentation.automask.options import AutoMaskOptions
-from samserve.segmentation.embed import ById, ByImage, Embedder, Leased, Pending
-from samserve.segmentation.predict import PredictOptions, Predictor
+from samserve.segmentation.encode import EmbeddingLease
+from samserve.segmentation.predict import PredictOptions
+from samserve.segmentation.sources import EmbeddingRef, ImageSource, PendingEmbedding
 from samserve.segmentation.warmup import warm_up
-from samserve.stores.local.store import MemoryStore
 from samserve.system.startup_retry import StartupRetry
 from samserve.types import (
     Embedding,
@@ -32,11 +27,11 @@ from samserve.types import (
     ModelInfo,
     Point,
     Prompt,
-    RawImage,
-    Size,
 )
 
-OLD, NEW = (replace(MODEL, digest=name) for name in ("old", "new"))
+from tests.segmentation.use_cases import UseCases, blank
+
+OLD, NEW = (replace(MODEL, encoder_digest=name) for name in ("old", "new"))
 CLICK = (Prompt(points=(Point(5, 5, Label.FOREGROUND),)),)
 
 
@@ -76,51 +71,42 @@ class Replaced(FakeEngine):
 
     def _check(self, facts: EmbeddingFacts) -> None:
         self.before_each_run()
-        if facts.model_digest != self.loaded.digest:
+        if facts.encoder_digest != self.loaded.encoder_digest:
             self.looks += 1
             self.known = self.sees
             raise weights_changed(facts.model_name)
 
 
-class Gateway:
+class Gateway(UseCases[Replaced]):
     """The use cases on an engine whose weights change."""
 
-    def __init__(self) -> None:
-        self.engine, self.workers = Replaced(), Workers(2)
-        self.store = MemoryStore(64 << 20, ttl_s=60)
-        limits = ImageLimits(10**6, 10**4)
-        self.embedder = Embedder(self.engine, self.store, self.workers, limits, 60)
-        self.predictor = Predictor(self.embedder, 8)
-        self.automasker = AutoMasker(self.embedder, 8)
-
-    async def embed(self, seed: int = 0) -> Leased:
-        async with self.embedder.lease(image(seed), "", RequestContext()) as leased:
+    async def embed(self, seed: int = 0) -> EmbeddingLease:
+        async with self.embeddings.lease(image(seed), "", RequestContext()) as leased:
             return leased
 
-    async def click(self, source: ById | ByImage) -> Leased:
-        options = PredictOptions(pixels=False, low_res_logits=True)
+    async def click(self, source: EmbeddingRef | ImageSource) -> EmbeddingLease:
+        options = PredictOptions(mask_format=None, low_res_logits=True)
         answer = await self.predictor.predict(source, "", CLICK, options, RequestContext())
-        return answer.leased
+        return answer.lease
 
     async def stored(self, embedding_id: str) -> str:
         """The digest of what is stored under an id; empty if nothing is."""
         try:
             async with self.store.lease(EmbeddingKey("default", embedding_id)) as found:
-                return found.facts.model_digest
+                return found.facts.encoder_digest
         except EmbeddingNotFound:
             return ""
 
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[Gateway]:
-    gateway = Gateway()
+    gateway = Gateway(Replaced())
     yield gateway
-    await gateway.store.aclose()
-    gateway.workers.close()
+    await gateway.aclose()
 
 
-def image(seed: int = 0) -> ByImage:
-    return ByImage(RawImage(np.full((20, 30, 3), seed, np.uint8).tobytes(), Size(20, 30)))
+def image(seed: int = 0) -> ImageSource:
+    return blank(grey=seed)
 
 
 async def test_an_image_is_encoded_again_and_its_id_is_of_the_new_weights(
@@ -152,7 +138,7 @@ async def test_callers_who_joined_the_old_weights_share_one_run_of_the_new(
     go_on.set()
     leased = await asyncio.gather(*callers)
 
-    assert {each.model.digest for each in leased} == {"new"}
+    assert {each.model.encoder_digest for each in leased} == {"new"}
     assert len({each.embedding_id for each in leased}) == 1
     assert gateway.engine.counts["encode_finished"] == 2
     assert gateway.store.stats().entries == 1
@@ -163,7 +149,11 @@ async def test_while_only_one_network_is_replaced_calls_are_to_be_repeated(
 ) -> None:
     old = await gateway.embed()
     gateway.engine.load(NEW, seen=False)
-    for call in (gateway.embed(1), gateway.click(ById(old.embedding_id)), gateway.click(image(2))):
+    for call in (
+        gateway.embed(1),
+        gateway.click(EmbeddingRef(old.embedding_id)),
+        gateway.click(image(2)),
+    ):
         with pytest.raises(WeightsChanged) as failure:
             await call
         assert failure.value.retry_after_s == 1.0
@@ -197,7 +187,7 @@ async def test_a_click_is_never_answered_by_other_weights_than_made_its_embeddin
     gateway.engine.load(NEW)
     for _ in range(2):
         with pytest.raises(EmbeddingNotFound):
-            await gateway.click(ById(old.embedding_id))
+            await gateway.click(EmbeddingRef(old.embedding_id))
     # After that nothing has to be found out by a run.
     assert gateway.engine.looks == gateway.engine.counts["decode_begun"] == 1
 
@@ -215,20 +205,22 @@ async def test_a_click_on_an_image_whose_embedding_is_old_is_to_be_repeated(
 
 async def test_automask_ends_as_a_click_does(gateway: Gateway) -> None:
     old = await gateway.embed()
-    options = AutoMaskOptions(points_per_side=2)
+    options = {"points_per_side": 2}
     gateway.engine.load(NEW)
     with pytest.raises(EmbeddingNotFound):
-        await records(gateway, ById(old.embedding_id), options)
-    crops = replace(options, crop_n_layers=1)
+        await records(gateway, EmbeddingRef(old.embedding_id), options)
+    crops = {**options, "crop_n_layers": 1}
     assert (await records(gateway, image(), crops)).model is NEW
     assert gateway.store.stats().bytes == 2 * MODEL.embedding_bytes
 
 
-async def records(gateway: Gateway, source: ById | ByImage, options: AutoMaskOptions) -> Leased:
+async def records(
+    gateway: Gateway, source: EmbeddingRef | ImageSource, options: dict[str, int]
+) -> EmbeddingLease:
     search = gateway.automasker.search(source, "", options, RequestContext())
     async with aclosing(search) as events:
         last = [event async for event in events][-1]
-    leased: Leased = last.leased  # type: ignore[union-attr]  # the last event is the summary
+    leased: EmbeddingLease = last.lease  # type: ignore[union-attr]  # the last event is the summary
     return leased
 
 
@@ -238,9 +230,9 @@ async def test_an_embedding_that_was_begun_ahead_is_unknown_if_its_weights_are_g
     go_on = asyncio.Event()
     gateway.engine.hold(go_on)
     source = image().image
-    pending = await gateway.embedder.prefetch(source, "", RequestContext())
-    assert isinstance(pending, Pending)
-    click = asyncio.create_task(gateway.click(ById(pending.embedding_id)))
+    pending = await gateway.embeddings.prefetch(source, "", RequestContext())
+    assert isinstance(pending, PendingEmbedding)
+    click = asyncio.create_task(gateway.click(EmbeddingRef(pending.embedding_id)))
     while not gateway.engine.counts["encode_begun"]:
         await asyncio.sleep(0)
     gateway.engine.load(NEW)

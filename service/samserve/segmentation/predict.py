@@ -1,4 +1,4 @@
-"""The use case Predict: prompts on one picture to masks in image pixels."""
+"""The use case Predict: prompts on one image to masks in image pixels."""
 
 from __future__ import annotations
 
@@ -8,56 +8,51 @@ from functools import partial
 import numpy as np
 
 from samserve.context import RequestContext
-from samserve.core import masks, rle, tokens
-from samserve.engines.base import DecoderOutput
+from samserve.core import mask_formats, masks
+from samserve.engines.base import DecoderOutput, Engine
 from samserve.errors import ResponseTooLarge
-from samserve.segmentation.embed import Embedder, Leased, Source
-from samserve.segmentation.prompts import (
-    Frames,
-    PromptGroup,
-    check_prompts,
-    group,
-    sparse_count,
-    with_logits,
-)
+from samserve.models import families
+from samserve.models.families.base import Family, ImageTransform
+from samserve.scheduling.offload import is_quick
+from samserve.scheduling.thread_pools import Workers
+from samserve.segmentation.embed import EmbeddingService
+from samserve.segmentation.encode import EmbeddingLease
+from samserve.segmentation.prompts import PromptGroup, check_prompts, group, with_logits
+from samserve.segmentation.sources import LeaseOptions, Source
 from samserve.types import (
     BinaryMask,
     Candidate,
     FloatArray,
     Mask,
+    MaskFormat,
     ModelInfo,
     Multimask,
     Prompt,
     Size,
 )
 
-# The threshold and the shift of the reference implementation.
-MASK_THRESHOLD = 0.0
-STABILITY_OFFSET = 1.0
-_FEW = 4
-
 
 @dataclass(frozen=True, slots=True)
 class PredictOptions:
-    """What is asked besides the prompts; without *pixels*, nothing is upsampled."""
+    """What is wanted of each prompt; without a format of masks, nothing is upsampled."""
 
     multimask: Multimask = Multimask.AUTO
-    pixels: bool = True
+    mask_format: MaskFormat | None = MaskFormat.COCO_RLE
     low_res_logits: bool = False
-    most_logits_bytes: int = 64 << 20
+    max_logits_bytes: int = 64 << 20
 
     def check_logits(self, prompts: int, model: ModelInfo) -> None:
         """Raise `ResponseTooLarge` if the logits alone would not fit into the answer."""
         if not self.low_res_logits:
             return
-        masks_per_prompt = 3 if self.multimask is Multimask.ALL else 1
+        masks_per_prompt = families.of(model).masks_per_prompt(self.multimask)
         nbytes = prompts * masks_per_prompt * model.mask_size**2 * 4
-        if nbytes > self.most_logits_bytes:
+        if nbytes > self.max_logits_bytes:
             raise ResponseTooLarge(
                 "include_low_res_logits",
                 f"the logits would have {nbytes} bytes, over the limit of "
-                f"{self.most_logits_bytes}; ask for fewer prompts or for no logits",
-                metadata={"limit": str(self.most_logits_bytes), "value": str(nbytes)},
+                f"{self.max_logits_bytes}; ask for fewer prompts or for no logits",
+                metadata={"limit": str(self.max_logits_bytes), "value": str(nbytes)},
             )
 
 
@@ -66,14 +61,22 @@ class Prediction:
     """Candidates of each prompt, in request order, and the embedding that was used."""
 
     results: tuple[tuple[Candidate, ...], ...]
-    leased: Leased
+    lease: EmbeddingLease
 
 
 class Predictor:
     """Answers prompts with masks."""
 
-    def __init__(self, embedder: Embedder, prompts_per_run: int) -> None:
-        self._embedder = embedder
+    def __init__(
+        self,
+        embeddings: EmbeddingService,
+        engine: Engine,
+        workers: Workers,
+        prompts_per_run: int,
+    ) -> None:
+        self._embeddings = embeddings
+        self._engine = engine
+        self._workers = workers
         self._prompts_per_run = prompts_per_run
 
     async def predict(
@@ -93,101 +96,100 @@ class Predictor:
             options.check_logits(len(prompts), chosen)
             check_prompts(prompts, image, chosen)
 
-        async with self._embedder.lease(source, model, context, check=check) as leased:
-            results: list[tuple[Candidate, ...]] = [()] * len(prompts)
+        leasing = self._embeddings.lease(source, model, context, LeaseOptions(check))
+        async with leasing as lease:
             with context.clock.stage("prepare"):
-                frames = Frames.of(leased.embedding.facts.image_size, leased.model)
-                upsampling = frames.upsampling()
-                groups = await self._groups(prompts, frames, context)
+                family = families.of(lease.model)
+                transform = family.transform(lease.embedding.facts.image_size, lease.model)
+                answer = _Postprocessing(lease.model, family.upsampling(transform), options)
+                groups = await self._groups(prompts, family, transform, context)
+            results: dict[int, tuple[Candidate, ...]] = {}
             for members in groups:
-                output = await self._decode(members, leased, context)
-                answer = partial(_candidates, prompts, members, output, upsampling, options)
+                output = await self._decode(members, lease, context)
+                quick = options.mask_format is None and is_quick(items=len(members.indices))
                 with context.clock.stage("postprocess"):
-                    answered = await self._embedder.workers.run_unless(
-                        not options.pixels, context, answer
+                    answered = await self._workers.run_unless(
+                        quick, context, partial(answer.candidates, members, output)
                     )
-                for index, candidates in zip(members.indices, answered, strict=True):
-                    results[index] = candidates
-        return Prediction(tuple(results), leased)
+                results.update(zip(members.indices, answered, strict=True))
+        return Prediction(tuple(results[index] for index in range(len(prompts))), lease)
 
     async def _groups(
-        self, prompts: tuple[Prompt, ...], frames: Frames, context: RequestContext
+        self,
+        prompts: tuple[Prompt, ...],
+        family: Family,
+        transform: ImageTransform,
+        context: RequestContext,
     ) -> list[PromptGroup]:
-        workers = self._embedder.workers
         # One by one: large masks take long, others get their turn between them, and a call that
         # has ended leaves the rest undone.
         ready = [
-            await workers.run_unless(
-                not isinstance(prompt.mask, BinaryMask),
-                context,
-                partial(with_logits, prompt, frames),
-            )
+            await self._workers.run(context, with_logits, prompt, family, transform)
+            if isinstance(prompt.mask, BinaryMask)
+            else prompt
             for prompt in prompts
         ]
-        return await workers.run_unless(
-            _is_quick(prompts),
+        points = sum(len(prompt.points) for prompt in prompts)
+        quick = is_quick(items=len(prompts), numbers=points)
+        return await self._workers.run_unless(
+            quick and all(prompt.mask is None for prompt in prompts),
             context,
-            lambda: list(group(tuple(ready), frames, self._prompts_per_run)),
+            lambda: list(group(tuple(ready), family, transform, self._prompts_per_run)),
         )
 
     async def _decode(
-        self, members: PromptGroup, leased: Leased, context: RequestContext
+        self, members: PromptGroup, lease: EmbeddingLease, context: RequestContext
     ) -> DecoderOutput:
         context.check_deadline()
         with context.clock.stage("decode"):
-            return await self._embedder.engine.decode(
-                leased.model.name, leased.embedding, members.batch, context
+            return await self._engine.decode(
+                lease.model.name, lease.embedding, members.batch, context
             )
 
 
-def _is_quick(prompts: tuple[Prompt, ...]) -> bool:
-    """Tell whether tensors are made of the prompts in a fraction of a millisecond."""
-    return len(prompts) <= _FEW and all(prompt.mask is None for prompt in prompts)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Postprocessing:
+    """How logits of one image become candidates."""
 
+    model: ModelInfo
+    upsampling: masks.Upsampling
+    options: PredictOptions
 
-def _candidates(
-    prompts: tuple[Prompt, ...],
-    members: PromptGroup,
-    output: DecoderOutput,
-    upsampling: masks.Upsampling,
-    options: PredictOptions,
-) -> list[tuple[Candidate, ...]]:
-    return [
-        tuple(
-            _candidate(logits[token], float(iou[token]), token, upsampling, options)
-            for token in tokens.answered_tokens(
-                options.multimask, sparse_count(prompts[index]), iou
+    def candidates(
+        self, members: PromptGroup, output: DecoderOutput
+    ) -> list[tuple[Candidate, ...]]:
+        """Choose among the masks of each prompt, and write them; takes long for a large image."""
+        choose = families.of(self.model).answered_tokens
+        return [
+            tuple(
+                self._candidate(logits[token], float(iou[token]), token)
+                for token in choose(self.options.multimask, labels, iou, logits, self.model)
             )
+            for labels, logits, iou in zip(
+                members.batch.point_labels, output.low_res_logits, output.predicted_iou, strict=True
+            )
+        ]
+
+    def _candidate(self, low_res: FloatArray, iou: float, token: int) -> Candidate:
+        mask_format = self.options.mask_format
+        return Candidate(
+            predicted_iou=iou,
+            token_index=token,
+            mask=None if mask_format is None else self._mask(low_res, iou, mask_format),
+            # A copy: a view would keep the logits of the whole batch alive.
+            low_res_logits=low_res.copy() if self.options.low_res_logits else None,
         )
-        for index, logits, iou in zip(
-            members.indices, output.low_res_logits, output.predicted_iou, strict=True
+
+    def _mask(self, low_res: FloatArray, iou: float, mask_format: MaskFormat) -> Mask:
+        family = families.of(self.model)
+        level, offset = family.mask_threshold, family.automask.stability_score_offset
+        summary = masks.summarize(low_res, self.upsampling, level=level, offset=offset)
+        x_min, y_min, x_max, y_max = summary.box_xyxy
+        pixels = masks.binary_mask(low_res, self.upsampling, level=level)
+        return Mask(
+            segmentation=mask_formats.write(pixels, mask_format),
+            area=summary.area,
+            bbox=(float(x_min), float(y_min), float(x_max - x_min), float(y_max - y_min)),
+            predicted_iou=iou,
+            stability_score=0.0 if np.isnan(summary.stability) else summary.stability,
         )
-    ]
-
-
-def _candidate(
-    low_res: FloatArray,
-    iou: float,
-    token: int,
-    upsampling: masks.Upsampling,
-    options: PredictOptions,
-) -> Candidate:
-    return Candidate(
-        predicted_iou=iou,
-        token_index=token,
-        mask=_mask(low_res, iou, upsampling) if options.pixels else None,
-        # A copy: a view would keep the logits of the whole batch alive.
-        low_res_logits=low_res.copy() if options.low_res_logits else None,
-    )
-
-
-def _mask(low_res: FloatArray, iou: float, upsampling: masks.Upsampling) -> Mask:
-    summary = masks.summarize(low_res, upsampling, level=MASK_THRESHOLD, offset=STABILITY_OFFSET)
-    x_min, y_min, x_max, y_max = summary.box_xyxy
-    return Mask(
-        rle=rle.encode(masks.binary_mask(low_res, upsampling, level=MASK_THRESHOLD)),
-        area=summary.area,
-        bbox=(float(x_min), float(y_min), float(x_max - x_min), float(y_max - y_min)),
-        predicted_iou=iou,
-        stability_score=0.0 if np.isnan(summary.stability) else summary.stability,
-    )

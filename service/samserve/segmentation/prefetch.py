@@ -1,9 +1,9 @@
-"""Work that nobody waits for: bounded in number and in bytes, and told about when it fails."""
+"""Encodes that no call waits for: bounded in number and in bytes, and logged when they fail."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from typing import Any, TypeAlias
 
@@ -11,83 +11,85 @@ import structlog
 
 from samserve.context import Priority
 from samserve.errors import SamserveError
-from samserve.scheduling.fair_semaphore import FairGate
-from samserve.scheduling.tenant_limits import Places
+from samserve.scheduling.fair_semaphore import FairSemaphore
+from samserve.scheduling.tenant_limits import TenantLimit
+from samserve.segmentation.encode import EncodeJob
+from samserve.types import EmbeddingKey
 
-Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+Work: TypeAlias = Callable[[EncodeJob], Coroutine[Any, Any, None]]
 
-# Enough for an engine that batches; what waits here can still be made at once for who needs it.
+# Enough for an engine that batches; what waits here can still be made at once for a call.
 _AT_A_TIME = 4
 
 
-class Prefetches:
-    """Runs pieces of work in the background, some at a time; `aclose` gives up what is not done.
+class PrefetchQueue:
+    """Runs jobs in the background, some at a time; `aclose` cancels what is not done.
 
-    At most what *places* allow, with at most as many bytes of pictures between them as *room* does.
-    *ended* is told how each ends: ``ok``, ``cancelled`` or ``failed``.
+    At most what *jobs* allows wait or run, with at most as many bytes of images between them as
+    *nbytes* does.  *ended* is called with how each ends: ``ok``, ``cancelled`` or ``failed``.
     """
 
     def __init__(
         self,
-        places: Places | None = None,
-        room: Places | None = None,
+        jobs: TenantLimit | None = None,
+        nbytes: TenantLimit | None = None,
         ended: Callable[[str], None] = lambda outcome: None,
     ) -> None:
-        self._places = places or Places(64, "prefetches", "prefetch")
-        self._room = room or Places(256 << 20, "bytes of prefetches", "prefetch_bytes")
+        self._jobs = jobs or TenantLimit(64, "prefetches", "prefetch")
+        self._nbytes = nbytes or TenantLimit(256 << 20, "bytes of prefetches", "prefetch_bytes")
         self._ended = ended
-        self._turns = FairGate(_AT_A_TIME)
+        self._turns = FairSemaphore(_AT_A_TIME)
         self._tasks: set[asyncio.Task[None]] = set()
-        # What is asked for again while it is pending is begun once.
-        self._keys: dict[Hashable, asyncio.Task[None]] = {}
+        # What is requested again while it is pending is begun once.
+        self._pending: dict[EmbeddingKey, EncodeJob] = {}
         self._log = structlog.get_logger("samserve.prefetch")
 
     @property
     def pending(self) -> int:
-        """Pieces of work that are not done."""
+        """Jobs that wait or run."""
         return len(self._tasks)
 
-    def start(self, key: Hashable, tenant: str, nbytes: int, work: Work) -> bool:
-        """Do *work*, which holds *nbytes* until it ends; False if *key* is pending already.
-
-        Raises `Overloaded`.
-        """
-        if key in self._keys:
-            return False
-        with ExitStack() as held:
-            held.enter_context(self._places.hold(tenant))
-            held.enter_context(self._room.hold(tenant, nbytes))
-            place = held.pop_all()
-        task = asyncio.create_task(self._run(tenant, work))
+    def start(self, job: EncodeJob, work: Work) -> None:
+        """Do *work* on a job, unless one for its key is pending.  Raises `Overloaded`."""
+        if job.key in self._pending:
+            return
+        with ExitStack() as stack:
+            stack.enter_context(self._jobs.hold(job.key.tenant))
+            stack.enter_context(self._nbytes.hold(job.key.tenant, len(job.image.data)))
+            held = stack.pop_all()
+        task = asyncio.create_task(self._run(job, work))
         self._tasks.add(task)
-        self._keys[key] = task
+        self._pending[job.key] = job
 
         def end(task: asyncio.Task[None]) -> None:
-            place.close()
+            held.close()
             self._tasks.discard(task)
-            if self._keys.get(key) is task:
-                del self._keys[key]
-            self._tell(task)
+            if self._pending.get(job.key) is job:
+                del self._pending[job.key]
+            self._record(task)
 
         task.add_done_callback(end)
-        return True
 
-    async def _run(self, tenant: str, work: Work) -> None:
-        async with self._turns.hold_for(tenant, Priority.BULK):
-            await work()
+    def job(self, key: EmbeddingKey) -> EncodeJob | None:
+        """Find the job that is pending for *key*."""
+        return self._pending.get(key)
 
-    def forget(self, key: Hashable) -> None:
-        """Let *key* be begun anew although it is pending."""
-        self._keys.pop(key, None)
+    def forget(self, key: EmbeddingKey) -> None:
+        """Let a job for *key* be started again although one is pending."""
+        self._pending.pop(key, None)
 
     async def aclose(self) -> None:
-        """Give up what is not done."""
+        """Cancel what is not done."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _tell(self, task: asyncio.Task[None]) -> None:
+    async def _run(self, job: EncodeJob, work: Work) -> None:
+        async with self._turns.hold_for(job.key.tenant, Priority.BULK):
+            await work(job)
+
+    def _record(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         self._ended("cancelled" if task.cancelled() else "failed" if error is not None else "ok")
         if isinstance(error, SamserveError):

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from samserve.context import RequestContext
 from samserve.core import rle
 from samserve.engines.base import DecoderOutput, EncoderInput, Engine, PromptBatch
-from samserve.images import ImageLimits
 from samserve.memory.slot import Slot
-from samserve.scheduling.thread_pools import Workers
 from samserve.segmentation.automask.events import FilterCount, Records, Summary
-from samserve.segmentation.automask.generator import AutoMasker
-from samserve.segmentation.automask.options import AutoMaskOptions
-from samserve.segmentation.embed import ByImage, Embedder
-from samserve.stores.local.store import MemoryStore
-from samserve.types import AutoMaskRecord, Embedding, ModelInfo, RawImage, Size
+from samserve.types import AutoMaskRecord, CocoRle, Embedding, ModelInfo
+
+from tests.segmentation.use_cases import UseCases, image_of
 
 # As many as the reference decodes at once: equal batch shapes give equal bits.
 PROMPTS_PER_RUN = 64
@@ -70,25 +67,23 @@ def digest(*arrays: np.ndarray) -> bytes:
 
 
 async def product_auto_mask(
-    engine: Engine, picture: np.ndarray, options: AutoMaskOptions
+    engine: Engine, picture: np.ndarray, options: Mapping[str, Any]
 ) -> tuple[tuple[AutoMaskRecord, ...], dict[str, FilterCount]]:
     """Run the product's AutoMask on uint8 RGB ``[h, w, 3]``: records, and counts by filter."""
-    workers = Workers(2)
-    store = MemoryStore(64 << 20, ttl_s=600)
-    embedder = Embedder(engine, store, workers, ImageLimits(10**8, 10**5), encode_deadline_s=600)
-    source = ByImage(RawImage(picture.tobytes(), Size(*picture.shape[:2])))
+    use_cases = UseCases(engine, prompts_per_run=PROMPTS_PER_RUN)
     records: tuple[AutoMaskRecord, ...] = ()
     counts: dict[str, FilterCount] = {}
-    search = AutoMasker(embedder, PROMPTS_PER_RUN).search(source, "", options, RequestContext())
+    search = use_cases.automasker.search(image_of(picture), "", options, RequestContext())
     async for event in search:
         if isinstance(event, Records):
-            records = event.records
+            records += event.records
         elif isinstance(event, Summary):
             counts = {count.name: count for count in event.filters}
-    workers.close()
+    await use_cases.aclose()
     return records, counts
 
 
 def mask_of(record: AutoMaskRecord) -> np.ndarray:
-    """Give the pixels of a record, bool ``[h, w]``."""
-    return rle.decode(record.mask.rle)
+    """Return the pixels of a record, bool ``[h, w]``."""
+    assert isinstance(record.mask.segmentation, CocoRle)
+    return rle.decode(record.mask.segmentation)

@@ -22,8 +22,8 @@ from prometheus_client import CollectorRegistry
 from samserve.app import default_repository
 from samserve.core import geometry, grid, masks, nms, regions
 from samserve.engines.onnx import OnnxEngine
+from samserve.models.families import SAM1
 from samserve.segmentation.automask import crops, filters, generator
-from samserve.segmentation.automask.options import AutoMaskOptions
 from samserve.telemetry.metrics import Metrics
 from samserve.types import AutoMaskRecord
 
@@ -107,7 +107,7 @@ def reference(name: str) -> Reference:
 
 def run(engine: RecordingEngine, name: str) -> tuple[tuple[AutoMaskRecord, ...], dict[str, Any]]:
     case = CASES[name]
-    return asyncio.run(product_auto_mask(engine, case.picture, AutoMaskOptions(**case.options)))
+    return asyncio.run(product_auto_mask(engine, case.picture, case.options))
 
 
 @pytest.mark.parametrize("name", ["whole", pytest.param("crops", marks=pytest.mark.slow)])
@@ -124,10 +124,10 @@ def test_filters_keep_as_many_as_the_original_and_each_rejects_some(
 ) -> None:
     _, counts = run(engine, name)
     expected = kept_by(reference(name).counts)
-    ours = {filter_name: count.kept for filter_name, count in counts.items()}
+    ours = {filter_name: count.count_out for filter_name, count in counts.items()}
 
     assert ours == {filter_name: expected[filter_name] for filter_name in ours}
-    rejecting = {count.name for count in counts.values() if count.kept < count.came}
+    rejecting = {count.name for count in counts.values() if count.count_out < count.count_in}
     # Without crops every edge is an edge of the image: the filter cannot reject.
     assert rejecting >= set(counts) - ({"crop_edge"} if name == "whole" else {"small_regions"})
 
@@ -141,8 +141,8 @@ def option(**changed: Any) -> Patch:
     def apply(patch: pytest.MonkeyPatch) -> None:
         original = generator.AutoMasker.search
 
-        def altered(self: Any, source: Any, model: str, options: Any, context: Any) -> Any:
-            return original(self, source, model, replace(options, **changed), context)
+        def altered(self: Any, source: Any, model: str, given: Any, context: Any) -> Any:
+            return original(self, source, model, {**given, **changed}, context)
 
         patch.setattr(generator.AutoMasker, "search", altered)
 
@@ -175,10 +175,9 @@ def low_res_stability(original: Any) -> Any:
 def area_favoured(original: Any) -> Any:
     """Prefer large crops."""
 
-    def across(found: Any, options: Any, counts: Any) -> Any:
+    def across(found: Any, options: Any) -> Any:
         scores = np.array([float(each.crop.size.pixels) for each in found])
         kept = nms.nms(filters._boxes(found), scores, options.crop_nms_thresh)
-        counts.add("crop_nms", len(found), len(kept))
         return [found[index] for index in kept]
 
     return across
@@ -208,11 +207,11 @@ ALTERED: dict[str, tuple[str, Patch]] = {
     "one-step upsampling": ("whole", swap(masks, "binary_mask", one_step_upsampling)),
     "another mask threshold": (
         "whole",
-        lambda patch: patch.setattr(filters, "MASK_THRESHOLD", 0.1),
+        lambda patch: patch.setattr(type(SAM1), "mask_threshold", 0.1),
     ),
     "the single-mask token too": (
         "whole",
-        lambda patch: patch.setattr(filters, "MULTIMASK_TOKENS", (0, 1, 2)),
+        lambda patch: patch.setattr(type(SAM1), "multimask_tokens", (0, 1, 2)),
     ),
     "a looser NMS": ("whole", option(box_nms_thresh=0.9)),
     "NMS in order of arrival": (
@@ -240,7 +239,7 @@ ALTERED: dict[str, tuple[str, Patch]] = {
         swap(
             filters,
             "record",
-            lambda record: lambda each: inclusive_bbox(record(each)),
+            lambda record: lambda *words: inclusive_bbox(record(*words)),
         ),
     ),
     "no filter at crop edges": (

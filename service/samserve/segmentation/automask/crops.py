@@ -1,4 +1,4 @@
-"""What AutoMask will look at: crops of the picture and the points to click in each."""
+"""What AutoMask decodes: crops of the image, and the points of a grid in each."""
 
 from __future__ import annotations
 

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from samserve.segmentation.embed import Leased
+from samserve.segmentation.encode import EmbeddingLease
 from samserve.types import AutoMaskRecord
 
 
 @dataclass(frozen=True, slots=True)
 class FilterCount:
-    """What one filter did."""
+    """How many candidates one filter was given, and how many it kept."""
 
     name: str
-    came: int
-    kept: int
+    count_in: int
+    count_out: int
 
 
 class FilterCounts:
-    """Adds up what the filters did, in the order in which they first ran."""
+    """Sums of what the filters did, in the order in which they first ran."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, tuple[int, int]] = {}
+        self._counts: dict[str, FilterCount] = {}
 
-    def add(self, name: str, came: int, kept: int) -> None:
-        """Count one application of a filter."""
-        before = self._counts.get(name, (0, 0))
-        self._counts[name] = (before[0] + came, before[1] + kept)
+    def add(self, counts: Iterable[FilterCount]) -> None:
+        """Add one application of filters."""
+        for new in counts:
+            old = self._counts.get(new.name, FilterCount(new.name, 0, 0))
+            self._counts[new.name] = FilterCount(
+                new.name, old.count_in + new.count_in, old.count_out + new.count_out
+            )
 
     def listed(self) -> tuple[FilterCount, ...]:
-        """Give the sums so far."""
-        return tuple(FilterCount(name, *counts) for name, counts in self._counts.items())
+        """Return the sums so far."""
+        return tuple(self._counts.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +51,14 @@ class Progress:
 class Summary:
     """The end of a search: which embedding it used and what each filter did."""
 
-    leased: Leased
+    lease: EmbeddingLease
     filters: tuple[FilterCount, ...]
     mask_count: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Records:
-    """All final masks, in the reference's order."""
+    """Some of the final masks; all batches together are in the reference's order."""
 
     records: tuple[AutoMaskRecord, ...]
 

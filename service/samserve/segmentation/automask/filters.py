@@ -7,21 +7,30 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from samserve.core import geometry, masks, nms, regions, rle
-from samserve.core.tokens import MULTIMASK_TOKENS
+from samserve.core import geometry, mask_formats, masks, nms, regions, rle
 from samserve.engines.base import DecoderOutput
+from samserve.models.families.base import Family
 from samserve.segmentation.automask.crops import CropPlan
-from samserve.segmentation.automask.events import FilterCounts
+from samserve.segmentation.automask.events import FilterCount
 from samserve.segmentation.automask.options import AutoMaskOptions
-from samserve.types import Array, AutoMaskRecord, BoolArray, CocoRle, FloatArray, Mask, Size
-
-MASK_THRESHOLD = 0.0
+from samserve.types import (
+    Array,
+    AutoMaskRecord,
+    BoolArray,
+    CocoRle,
+    FloatArray,
+    Mask,
+    MaskFormat,
+    Segmentation,
+    Size,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CropView:
-    """One crop during the search: its plan and the way from low-res logits to crop pixels."""
+    """One crop during the search: its plan and how low-res logits become its pixels."""
 
+    family: Family
     plan: CropPlan
     image: Size
     upsampling: masks.Upsampling
@@ -29,14 +38,15 @@ class CropView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeferredMask:
-    """A mask that is not upsampled yet: low-res logits float32 ``[256, 256]`` of a crop."""
+    """A mask that is not upsampled yet: low-res logits float32 ``[L, L]`` of a crop."""
 
     low_res: FloatArray
     view: CropView
 
     def image_mask(self) -> BoolArray:
         """Upsample, threshold and place in the image: bool ``[h, w]``."""
-        crop_mask = masks.binary_mask(self.low_res, self.view.upsampling, level=MASK_THRESHOLD)
+        level = self.view.family.mask_threshold
+        crop_mask = masks.binary_mask(self.low_res, self.view.upsampling, level=level)
         if crop_mask.shape == (self.view.image.height, self.view.image.width):
             return crop_mask
         x_min, y_min, x_max, y_max = self.view.plan.box
@@ -57,67 +67,76 @@ class Candidate:
     crop: CropPlan
     pixels: DeferredMask | CocoRle
 
-    def rle(self) -> CocoRle:
-        """Write the mask as run lengths over the image."""
-        if isinstance(self.pixels, CocoRle):
-            return self.pixels
-        return rle.encode(self.pixels.image_mask())
-
     def mask(self) -> BoolArray:
-        """Give the mask over the image, bool ``[h, w]``."""
+        """Return the mask over the image, bool ``[h, w]``."""
         if isinstance(self.pixels, CocoRle):
             return rle.decode(self.pixels)
         return self.pixels.image_mask()
 
+    def segmentation(self, mask_format: MaskFormat) -> Segmentation:
+        """Write the mask over the image."""
+        if isinstance(self.pixels, CocoRle):
+            return mask_formats.write_rle(self.pixels, mask_format)
+        return mask_formats.write(self.pixels.image_mask(), mask_format)
 
-def judge(
-    output: DecoderOutput,
-    points: Array,
-    view: CropView,
-    options: AutoMaskOptions,
-    counts: FilterCounts,
-) -> list[Candidate]:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FilteredBatch:
+    """What is left of one batch of ``points`` points, and what each filter did."""
+
+    points: int
+    candidates: list[Candidate]
+    counts: tuple[FilterCount, ...]
+
+
+def filter_batch(
+    output: DecoderOutput, points: Array, view: CropView, options: AutoMaskOptions
+) -> FilteredBatch:
     """Filter one batch by predicted IoU, stability and crop edge.
 
     *points* is float64 ``[P, 2]`` in crop pixels.  Predicted IoU goes first because it needs no
     mask; only survivors are upsampled (the result is that of
     automatic_mask_generator.py:266-322, which upsamples everything).
     """
-    iou = output.predicted_iou[:, MULTIMASK_TOKENS]
-    rows, columns = np.nonzero(_passes_iou(iou, options))
-    counts.add("pred_iou", iou.size, len(rows))
+    family = view.family
+    iou = output.predicted_iou[:, family.multimask_tokens]
+    rows, columns = np.nonzero(_passes_iou(iou, family, options))
     found: list[Candidate] = []
     stable = 0
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-        low_res = output.low_res_logits[row, MULTIMASK_TOKENS[column]]
+        low_res = output.low_res_logits[row, family.multimask_tokens[column]]
         summary = masks.summarize(
             low_res,
             view.upsampling,
-            level=MASK_THRESHOLD,
+            level=family.mask_threshold,
             offset=options.stability_score_offset,
         )
-        if not _passes_stability(summary.stability, options):
+        if not _passes_stability(summary.stability, family, options):
             continue
         stable += 1
         if _cut_by_crop(summary, view):
             continue
         found.append(_candidate(low_res, float(iou[row, column]), summary, points[row], view))
-    counts.add("stability_score", len(rows), stable)
-    counts.add("crop_edge", stable, len(found))
-    return found
+    counts = (
+        FilterCount("pred_iou", iou.size, len(rows)),
+        FilterCount("stability_score", len(rows), stable),
+        FilterCount("crop_edge", stable, len(found)),
+    )
+    return FilteredBatch(len(points), found, counts)
 
 
-def _passes_iou(iou: FloatArray, options: AutoMaskOptions) -> BoolArray:
+def _passes_iou(iou: FloatArray, family: Family, options: AutoMaskOptions) -> BoolArray:
     if options.pred_iou_thresh <= 0:
         return np.ones(iou.shape, dtype=np.bool_)
-    return np.asarray(iou > np.float32(options.pred_iou_thresh), dtype=np.bool_)
+    return np.asarray(family.iou_passes(iou, np.float32(options.pred_iou_thresh)), dtype=np.bool_)
 
 
-def _passes_stability(stability: float, options: AutoMaskOptions) -> bool:
+def _passes_stability(stability: float, family: Family, options: AutoMaskOptions) -> bool:
     if options.stability_score_thresh <= 0:
         return True
     # In float32, as the reference compares; NaN, an empty mask, never passes.
-    return bool(np.float32(stability) >= np.float32(options.stability_score_thresh))
+    threshold = np.float32(options.stability_score_thresh)
+    return bool(family.stability_passes(np.float32(stability), threshold))
 
 
 def _cut_by_crop(summary: masks.MaskSummary, view: CropView) -> bool:
@@ -146,39 +165,40 @@ def _candidate(
     )
 
 
-def compact(candidates: Sequence[Candidate], most_deferred: int) -> list[Candidate]:
-    """Bound memory: beyond *most_deferred* candidates, keep run lengths instead of logits.
+def spill_to_rle(candidates: list[Candidate], max_deferred: int) -> list[Candidate]:
+    """Bound memory: of more than *max_deferred* candidates, keep run lengths instead of logits.
 
     Logits are kept as long as possible because most candidates never need run lengths.
     """
     deferred = sum(isinstance(candidate.pixels, DeferredMask) for candidate in candidates)
-    if deferred <= most_deferred:
-        return list(candidates)
-    return [replace(candidate, pixels=candidate.rle()) for candidate in candidates]
+    if deferred <= max_deferred:
+        return candidates
+    return [
+        candidate
+        if isinstance(candidate.pixels, CocoRle)
+        else replace(candidate, pixels=rle.encode(candidate.pixels.image_mask()))
+        for candidate in candidates
+    ]
 
 
-def suppress_in_crop(
-    candidates: Sequence[Candidate], options: AutoMaskOptions, counts: FilterCounts
-) -> list[Candidate]:
+def suppress_in_crop(candidates: Sequence[Candidate], options: AutoMaskOptions) -> list[Candidate]:
     """Drop what overlaps a mask of higher predicted IoU (automatic_mask_generator.py:251-257)."""
     scores = np.array([candidate.predicted_iou for candidate in candidates], dtype=np.float32)
     kept = nms.nms(_boxes(candidates), scores, options.box_nms_thresh)
-    counts.add("box_nms", len(candidates), len(kept))
     return [candidates[index] for index in kept]
 
 
 def suppress_across_crops(
-    candidates: Sequence[Candidate], options: AutoMaskOptions, counts: FilterCounts
+    candidates: Sequence[Candidate], options: AutoMaskOptions
 ) -> list[Candidate]:
     """Prefer masks from smaller crops (automatic_mask_generator.py:210-220)."""
     scores = np.array([1 / candidate.crop.size.pixels for candidate in candidates])
     kept = nms.nms(_boxes(candidates), scores.astype(np.float32), options.crop_nms_thresh)
-    counts.add("crop_nms", len(candidates), len(kept))
     return [candidates[index] for index in kept]
 
 
 def remove_small_regions(
-    candidates: Sequence[Candidate], options: AutoMaskOptions, counts: FilterCounts
+    candidates: Sequence[Candidate], options: AutoMaskOptions
 ) -> list[Candidate]:
     """Fill small holes and drop small islands, then suppress again, unchanged masks first.
 
@@ -189,7 +209,6 @@ def remove_small_regions(
     results = [candidate for candidate, _ in cleaned]
     threshold = max(options.box_nms_thresh, options.crop_nms_thresh)
     kept = nms.nms(_boxes(results), scores, threshold)
-    counts.add("small_regions", len(candidates), len(kept))
     return [results[index] for index in kept]
 
 
@@ -208,22 +227,19 @@ def _cleaned(candidate: Candidate, min_area: int) -> tuple[Candidate, bool]:
     return changed, True
 
 
-def keep_best(
-    candidates: Sequence[Candidate], options: AutoMaskOptions, counts: FilterCounts
-) -> list[Candidate]:
+def keep_best(candidates: Sequence[Candidate], options: AutoMaskOptions) -> list[Candidate]:
     """Keep the ``max_masks`` candidates of highest predicted IoU, in their order."""
     scores = np.array([-candidate.predicted_iou for candidate in candidates])
     kept = sorted(np.argsort(scores, kind="stable")[: options.max_masks].tolist())
-    counts.add("max_masks", len(candidates), len(kept))
     return [candidates[index] for index in kept]
 
 
-def record(candidate: Candidate) -> AutoMaskRecord:
-    """Finish a candidate: run lengths and the fields of an SA-1B annotation."""
+def record(candidate: Candidate, mask_format: MaskFormat) -> AutoMaskRecord:
+    """Finish a candidate: its pixels in a format, and the fields of an SA-1B annotation."""
     x_min, y_min, x_max, y_max = candidate.box
     return AutoMaskRecord(
         mask=Mask(
-            rle=candidate.rle(),
+            segmentation=candidate.segmentation(mask_format),
             area=candidate.area,
             bbox=(x_min, y_min, x_max - x_min, y_max - y_min),
             predicted_iou=candidate.predicted_iou,

@@ -1,0 +1,68 @@
+"""The use cases on an engine of a test, without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from samserve.context import RequestContext
+from samserve.engines.base import Engine
+from samserve.images import ImageLimits
+from samserve.scheduling.thread_pools import Workers
+from samserve.segmentation.automask.generator import AutoMasker
+from samserve.segmentation.embed import EmbeddingService
+from samserve.segmentation.predict import Predictor
+from samserve.segmentation.sources import ImageSource
+from samserve.stores.local.store import MemoryStore
+from samserve.types import RawImage, Size
+
+
+class NotedWorkers(Workers):
+    """Two threads of each pool; ``ran`` names the functions that were run in them."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.ran: list[str] = []
+
+    async def run(
+        self, context: RequestContext, function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        self.ran.append(getattr(getattr(function, "func", function), "__name__", ""))
+        return await super().run(context, function, *args, **kwargs)
+
+
+E = TypeVar("E", bound=Engine)
+
+
+@dataclass
+class UseCases(Generic[E]):
+    """What `samserve.app` builds, of parts that a test may choose."""
+
+    engine: E
+    workers: Workers = field(default_factory=NotedWorkers)
+    store: MemoryStore = field(default_factory=lambda: MemoryStore(64 << 20, ttl_s=600))
+    prompts_per_run: int = 8
+
+    def __post_init__(self) -> None:
+        limits = ImageLimits(10**8, 10**5)
+        parts = (self.engine, self.workers, self.prompts_per_run)
+        self.embeddings = EmbeddingService(self.engine, self.store, self.workers, limits, 600)
+        self.predictor = Predictor(self.embeddings, *parts)
+        self.automasker = AutoMasker(self.embeddings, *parts)
+
+    async def aclose(self) -> None:
+        """Free memory and threads."""
+        await self.store.aclose()
+        self.workers.close()
+
+
+def image_of(pixels: np.ndarray) -> ImageSource:
+    """Send uint8 RGB ``[h, w, 3]`` as it is."""
+    return ImageSource(RawImage(pixels.tobytes(), Size(*pixels.shape[:2])))
+
+
+def blank(height: int = 20, width: int = 30, grey: int = 0) -> ImageSource:
+    """Send an image of one colour."""
+    return image_of(np.full((height, width, 3), grey, np.uint8))
