@@ -77,7 +77,7 @@ def test_show_of_a_model_that_is_not_served_names_those_that_are(samserve: Comma
     ended = samserve("models", "show", "sam_vit_h")
 
     assert ended.code == 2
-    assert ended.err == ("samserve: error: no model 'sam_vit_h' is served; there are: sam_tiny\n")
+    assert ended.error == "no model 'sam_vit_h' is served; there are: sam_tiny"
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ def test_missing_packages_are_named_with_the_command_that_brings_them(
     ended = samserve("export", checkpoint, "--repository", tmp_path)
 
     assert ended.code == 1
-    assert ended.err == (
-        "samserve: error: this needs torch, which is not installed: "
+    assert ended.error == (
+        "this needs torch, which is not installed: "
         "pip install '.[export]' in a clone of samserve, "
-        "or pip install 'FILE.whl[export]' with the file of its wheel\n"
+        "or pip install 'FILE.whl[export]' with the file of its wheel"
     )
 
 

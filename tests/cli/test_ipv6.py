@@ -45,7 +45,8 @@ def takes_connections(address: str, port: int) -> bool:
 
 def test_commands_find_a_server_on_ipv6(samserve: Command, image: Path) -> None:
     flags = ("--host", "::1", "--set", "server.admin_host=[::1]")
-    with server_process(*flags) as (_, address):
+    with server_process(*flags) as served:
+        address = served.address
         assert address.startswith("[::1]:")
         embedded = samserve("embed", image, "--server", address)
         doctor = samserve("doctor", "--server", address)
@@ -65,14 +66,6 @@ async def test_the_admin_listener_is_asked_over_ipv6(samserve: Command) -> None:
     assert json.loads(stats.out)["gateway"]["address"] == f"[::1]:{port}"
 
 
-def test_a_port_in_use_is_told_for_ipv6_too(samserve: Command) -> None:
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
-        port = taken.getsockname()[1]
-        ended = samserve("serve", "--host", "::1", "--port", port, "--admin-port", 0, *FAKE)
-
-    assert ended.err == f"samserve: error: cannot listen on [::1]:{port}: Address already in use\n"
-
-
 @pytest.mark.parametrize("section", ["host", "admin_host"])
 def test_a_host_that_is_not_here_is_told_with_the_reason(samserve: Command, section: str) -> None:
     # Of the addresses that are for documentation: no machine has it.
@@ -80,9 +73,7 @@ def test_a_host_that_is_not_here_is_told_with_the_reason(samserve: Command, sect
     ended = samserve("serve", "--port", 0, "--admin-port", 0, *flags, *FAKE)
 
     assert ended.code == 1
-    assert ended.err == (
-        "samserve: error: cannot listen on [2001:db8::1]:0: Cannot assign requested address\n"
-    )
+    assert ended.error == "cannot listen on [2001:db8::1]:0: Cannot assign requested address"
 
 
 async def test_spans_are_sent_over_ipv6() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,6 @@ import pytest
 from PIL import Image
 from samserve.cli.errors import UsageError
 from samserve.cli.files import read_mask
-from samserve.core import rle
-from samserve.types import CocoRle, Size
-
-from tests.cli.conftest import FAKE, Command
 
 INSIDE = np.zeros((48, 64), dtype=bool)
 INSIDE[10:30, 10:40] = True
@@ -84,18 +79,3 @@ def test_other_formats_are_refused_as_images_of_them_are(tmp_path: Path, kind: s
 
     with pytest.raises(UsageError, match=r"--mask .*: is not a JPEG, PNG or WebP file"):
         read_mask(path)
-
-
-def test_a_white_image_with_alpha_is_a_mask_of_what_shows(
-    samserve: Command, image: Path, tmp_path: Path
-) -> None:
-    path = saved(tmp_path, with_alpha(255, INSIDE * 255))
-
-    ended = samserve(
-        *("predict", image, "--mask", path, "--multimask", "single", "--json", "-", *FAKE)
-    )
-
-    answer = json.loads(ended.out)["results"][0]["masks"][0]["segmentation"]
-    found = rle.decode(CocoRle(Size(*answer["size"]), answer["counts"]))
-    assert found[15:25, 15:35].all()
-    assert not found[40:, 50:].any()

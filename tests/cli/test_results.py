@@ -36,12 +36,6 @@ def test_predict_writes_its_record(samserve: Command, image: Path, tmp_path: Pat
     assert len(masks[0]["bbox"]) == 4
 
 
-def test_json_to_standard_output_is_all_there_is(samserve: Command, image: Path) -> None:
-    ended = samserve("predict", image, "--point", "30,20", "--json", "-", *FAKE)
-
-    assert json.loads(ended.out)["model"] == "fake"
-
-
 def test_predict_prints_a_line_per_mask(samserve: Command, image: Path) -> None:
     boxes = ("--box", "1,1,30,30", "--box", "20,20,60,40")
 
@@ -197,12 +191,17 @@ def test_doctor_ends_with_one_if_there_is_a_problem(samserve: Command, tmp_path:
     assert f"problem  model repository: no model in {tmp_path}" in ended.out
 
 
-def test_help_is_printed_without_a_command(samserve: Command) -> None:
-    ended = samserve()
-
-    assert ended.code == 0
-    assert "automask" in ended.out
-
-
 def test_version_is_printed(samserve: Command) -> None:
     assert samserve("--version").out.strip().count(".") == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "named"), [((), "automask"), (("cache",), "warm"), (("keys",), "hash")]
+)
+def test_help_is_printed_without_a_command(
+    samserve: Command, command: tuple[str, ...], named: str
+) -> None:
+    ended = samserve(*command)
+
+    assert ended.code == 0
+    assert named in ended.out

@@ -67,41 +67,13 @@ def test_json_on_standard_output_is_utf8_whatever_it_takes(
     assert text == ended.stderr.strip() == b"b" + u + b"cher\\xff.jpg"
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("embed", "IMAGE", "--model", f"a{BYTE}"),
-        ("embed", "IMAGE", "--server", f"{BYTE}:1"),
-        ("predict", "IMAGE", "--point", f"1,{BYTE}"),
-        ("models", "--set", f"engine.kind={BYTE}"),
-        ("config", "--set", f"server.host={BYTE}"),
-        ("keys", "new", "--tenant", BYTE),
-        ("keys", "new", "--tenant", "a", "--note", BYTE),
-        ("cache", "rm", BYTE, "--server", "127.0.0.1:1"),
-        ("models", "pull", BYTE, "--repository", "DIR"),
-    ],
-    ids=lambda arguments: "-".join(arguments[:2]).replace(BYTE, "odd"),
-)
-def test_an_option_that_is_not_utf8_is_told(
-    samserve: Command, image: Path, arguments: tuple[str, ...]
-) -> None:
-    given = [{"IMAGE": image, "DIR": image.parent}.get(part, part) for part in arguments]
-
-    ended = samserve(*given)
-
-    assert ended.code == 2
-    assert ended.err.startswith("samserve: error: ")
-    assert "is not UTF-8" in ended.err
-    assert ended.err.count("\n") == 1
-
-
 def test_a_key_that_is_not_utf8_is_told(samserve: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
 
     ended = samserve("keys", "hash", "--tenant", "a")
 
     assert ended.code == 2
-    assert ended.err == ("samserve: error: this is not a key that `samserve keys new` has made\n")
+    assert ended.error == "this is not a key that `samserve keys new` has made"
 
 
 BAD = b"a = '\xff'\n"
@@ -132,9 +104,7 @@ def test_a_file_that_is_not_text_is_told_and_stays(
     ended = samserve(*named, *free)
 
     assert ended.code in (1, 2)
-    assert ended.err == f"samserve: error: {ended.err.removeprefix('samserve: error: ')}"
-    assert told.replace("FILE", str(file)) in ended.err
-    assert ended.err.count("\n") == 1
+    assert told.replace("FILE", str(file)) in ended.error
     assert file.read_bytes() == BAD
 
 
@@ -149,7 +119,7 @@ def test_a_file_that_is_nested_too_deeply_is_told(
     ended = samserve(command, *([image] if command == "automask" else []), option, file)
 
     assert ended.code == 2
-    assert ended.err.count("\n") == 1
+    assert str(file) in ended.error
 
 
 @pytest.mark.parametrize(
@@ -168,7 +138,7 @@ def test_a_variable_of_the_client_that_is_wrong_is_told(
 
     ended = samserve("models", "--server", "127.0.0.1:1")
 
-    assert (ended.code, ended.err) == (2, f"samserve: error: {told}\n")
+    assert (ended.code, ended.error) == (2, told)
 
 
 def test_a_model_whose_configuration_is_not_utf8_is_told(samserve: Command, tmp_path: Path) -> None:
@@ -179,8 +149,7 @@ def test_a_model_whose_configuration_is_not_utf8_is_told(samserve: Command, tmp_
     ended = samserve("models", "--set", f"engine.model_repository={tmp_path}")
 
     assert ended.code == 1
-    assert ended.err.startswith(f"samserve: error: {config} is not a model configuration: ")
-    assert ended.err.count("\n") == 1
+    assert ended.error.startswith(f"{config} is not a model configuration: ")
 
 
 def test_what_would_steer_a_terminal_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:

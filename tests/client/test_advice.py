@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from samserve.v1 import samserve_pb2 as pb
 
 from tests.client import scripted
 from tests.client.scripted import Scripted
+from tests.cluster.relays import answering, relay
 from tests.support.certificates import Issuer
 
 
@@ -44,21 +45,6 @@ def issued() -> Issued:
     )
 
 
-@asynccontextmanager
-async def answering(credentials: grpc.ServerCredentials | None) -> AsyncIterator[str]:
-    """A gRPC server without any method."""
-    server = grpc.aio.server()
-    if credentials is None:
-        port = server.add_insecure_port("localhost:0")
-    else:
-        port = server.add_secure_port("localhost:0", credentials)
-    await server.start()
-    try:
-        yield f"localhost:{port}"
-    finally:
-        await server.stop(None)
-
-
 async def message(target: str, credentials: grpc.ChannelCredentials | None = None) -> str:
     """What the client says of a server that it cannot call."""
     async with Client(target, credentials=credentials) as client:
@@ -82,7 +68,7 @@ async def test_connections_that_fail_say_what_to_do(issued: Issued) -> None:
     }
 
     async def of(server: grpc.ServerCredentials | None, client: Any) -> str:
-        async with answering(server) as target:
+        async with scripted.serving(None, server) as target:
             return await message(target, client)
 
     texts = await asyncio.gather(*(of(server, client) for server, client, _ in cases.values()))
@@ -110,66 +96,31 @@ async def test_a_server_that_ends_during_a_call_is_not_taken_for_one_with_tls() 
             yield pb.AutoMaskResponse(progress=pb.AutoMaskProgress())
             await asyncio.Event().wait()
 
-    waiting = Waiting(failures=0, code=grpc.StatusCode.OK)
-    async with (
-        scripted.serving(waiting) as address,
-        passed_on(address) as (target, end),
-        Client(target) as client,
-    ):
-        search = client.automask("id")
-        await anext(search)
-        end()
-        with pytest.raises(Unavailable, match="has ended during the call: repeat it"):
+    async with scripted.serving(Waiting()) as address, AsyncExitStack() as relayed:
+        port = await relayed.enter_async_context(relay(int(address.rpartition(":")[2])))
+        async with Client(f"127.0.0.1:{port}") as client:
+            search = client.automask("id")
             await anext(search)
-
-
-@asynccontextmanager
-async def passed_on(address: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
-    """Another port of a server, and what ends it and its connection as the death of a process."""
-    writers: list[asyncio.StreamWriter] = []
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        while data := await reader.read(1 << 16):
-            writer.write(data)
-        writer.close()
-
-    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(*address.split(":"))
-        await asyncio.gather(copy(reader, back), copy(there, writer))
-
-    relay = await asyncio.start_server(connect, "127.0.0.1", 0)
-    port = relay.sockets[0].getsockname()[1]
-
-    def end() -> None:
-        relay.close()
-        for writer in writers:
-            writer.close()
-
-    yield f"127.0.0.1:{port}", end
-    await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
+            # Ends its connection as the death of a process does.
+            await relayed.aclose()
+            with pytest.raises(Unavailable, match="has ended during the call: repeat it"):
+                await anext(search)
 
 
 async def test_a_page_is_not_an_api() -> None:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readline()
-        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-        await writer.drain()
-        writer.close()
-
-    page = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with page:
-        said = await message(f"127.0.0.1:{page.sockets[0].getsockname()[1]}")
+    page = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
+    async with answering(99, page) as (port, _):
+        said = await message(f"127.0.0.1:{port}")
 
     assert "this is no gRPC port" in said
 
 
 async def test_other_statuses_of_grpc_say_what_to_do_as_well() -> None:
-    servicer = Scripted(failures=9, code=grpc.StatusCode.DEADLINE_EXCEEDED)
+    servicer = Scripted(grpc.StatusCode.DEADLINE_EXCEEDED)
     async with scripted.serving(servicer) as address, Client(address) as client:
         with pytest.raises(DeadlineExceeded, match=r"as written; .* raise timeout_s"):
             await client.models()
-    servicer = Scripted(failures=9, code=grpc.StatusCode.INTERNAL)
+    servicer = Scripted(grpc.StatusCode.INTERNAL)
     async with scripted.serving(servicer) as address, Client(address) as client:
         with pytest.raises(Internal, match=r"^as written$"):
             await client.models()
@@ -178,26 +129,8 @@ async def test_other_statuses_of_grpc_say_what_to_do_as_well() -> None:
 async def test_commands_name_their_options(
     issued: Issued, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with answering(issued.pair) as target:
+    async with scripted.serving(None, issued.pair) as target:
         code = await asyncio.to_thread(main, ["models", "--server", target])
 
     assert code == 1
     assert "--ca FILE" in capsys.readouterr().err
-
-
-async def test_an_address_in_ipv6_is_reached() -> None:
-    if not socket.has_dualstack_ipv6():
-        pytest.skip("this system has no IPv6")
-    server = grpc.aio.server()
-    port = server.add_insecure_port("[::1]:0")
-    await server.start()
-    try:
-        async with Client(f"[::1]:{port}") as client:
-            # It answers that it has no such method.
-            with pytest.raises(SamserveClientError) as caught:
-                await client.models()
-    finally:
-        await server.stop(None)
-
-    assert not isinstance(caught.value, Unavailable)
-    assert caught.value.code == "UNIMPLEMENTED"

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from samserve.client import (
     Client,
-    EmbeddingNotFound,
     Progress,
     Prompt,
     Summary,
@@ -45,14 +44,6 @@ async def test_every_method_answers(target: str) -> None:
     await asyncio.to_thread(work)
 
 
-async def test_errors_are_those_of_the_client(target: str) -> None:
-    def work() -> None:
-        with SyncClient(target) as client, pytest.raises(EmbeddingNotFound):
-            client.predict("unknown", [CLICK])
-
-    await asyncio.to_thread(work)
-
-
 async def test_several_threads_share_one_client(target: str) -> None:
     pictures = [np.full((32, 32, 3), value, dtype=np.uint8) for value in range(8)]
 
@@ -72,17 +63,6 @@ async def test_several_threads_share_one_client(target: str) -> None:
             return list(found.values())
 
     assert len(set(await asyncio.to_thread(work))) == 8
-
-
-async def test_a_search_may_be_left_early(target: str) -> None:
-    def work() -> bool:
-        with SyncClient(target) as client:
-            search = client.automask(PIXELS, points_per_side=16)
-            next(search)
-            search.close()
-            return client.ready()
-
-    assert await asyncio.to_thread(work)
 
 
 def test_a_client_that_is_not_open_says_so() -> None:
@@ -208,36 +188,10 @@ def test_a_client_that_cannot_be_opened_says_why_and_leaves_no_thread(
     assert "samserve-client" not in {thread.name for thread in threading.enumerate()}
 
 
-METHODS = ("embed", "prefetch", "predict", "automask", "automask_all", "delete_embedding", "models")
+def test_the_facade_has_every_method() -> None:
+    methods = {name for name in vars(Client) if not name.startswith("_")}
 
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_facade_hands_on_every_argument(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
-
-    def note(*arguments: Any, **named: Any) -> Any:
-        given.update(zip(("first", "second"), arguments, strict=False), **named)
-        return events() if name == "automask" else nothing()
-
-    async def nothing() -> None:
-        return None
-
-    async def events() -> Any:
-        return
-        yield
-
-    client = SyncClient("127.0.0.1:1")
-    parameters = inspect.signature(getattr(Client, name)).parameters.values()
-    positional = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD][1:]
-    named = {each.name: each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
-    named |= {"max_masks": 1} if name.startswith("automask") else {}
-    with client:
-        monkeypatch.setattr(client._client, name, note)
-        answer = getattr(client, name)(*positional, **named)
-        if name == "automask":
-            assert list(answer) == []
-
-    assert given == {**dict(zip(("first", "second"), positional, strict=False)), **named}
+    assert methods <= set(vars(SyncClient))
 
 
 def test_the_facade_is_made_of_the_same_arguments() -> None:

@@ -15,7 +15,7 @@ from samserve.client import Client, Embedding, Prompt, Unavailable, calls
 from samserve.v1 import samserve_pb2 as pb
 
 from tests.client import scripted
-from tests.client.scripted import Refusing
+from tests.client.scripted import Scripted
 from tests.support.clock import Clock
 
 CLICKS = [Prompt(points=[(1, 1)]), Prompt(box=(1, 1, 9, 9))]
@@ -71,7 +71,7 @@ async def test_every_request_of_a_call_asks_for_the_same(
     def let_time_pass() -> None:
         clock.now += 10
 
-    servicer = Refusing(*reasons, before=let_time_pass)
+    servicer = Scripted(*reasons, before=let_time_pass)
     async with (
         scripted.serving(servicer) as address,
         Client(address, timeout_s=100, token="secret-of-mine") as opened,
@@ -115,7 +115,7 @@ async def test_warming_asks_for_the_same_until_it_is_not_refused(
     (tmp_path / "large.png").write_bytes(FILE)
     token = tmp_path / "token"
     token.write_text("secret-of-mine\n")
-    servicer = Refusing("OVERLOADED", MISS, "OVERLOADED", "OVERLOADED")
+    servicer = Scripted("OVERLOADED", MISS, "OVERLOADED", "OVERLOADED")
     async with scripted.serving(servicer) as address:
         where = ("--server", address, "--token-file", str(token))
         command = ["cache", "warm", str(tmp_path), "--model", "mine", option, *where]
@@ -132,7 +132,7 @@ async def test_warming_asks_for_the_same_until_it_is_not_refused(
 
 
 async def test_an_error_carries_the_id_of_all_requests_of_its_call() -> None:
-    servicer = Refusing(MISS, *OUTAGE)
+    servicer = Scripted(MISS, *OUTAGE)
     async with scripted.serving(servicer) as address, Client(address) as opened:
         with pytest.raises(Unavailable) as caught:
             await opened.embed(FILE)

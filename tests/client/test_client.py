@@ -6,7 +6,6 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from samserve.app import Running
 from samserve.client import (
     AutoMaskRecord,
     Client,
-    Embedding,
     EmbeddingNotFound,
     InvalidArgument,
     Progress,
@@ -111,25 +109,6 @@ async def test_what_answers_about_an_embedding_keeps_its_orientation(client: Cli
     found = await client.automask_all(embedding, points_per_side=2)
 
     assert clicked.embedding.orientation == found.summary.embedding.orientation == "ignore"
-
-
-async def test_a_healed_embedding_is_of_the_same_model(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models: list[str] = []
-    call = client._call
-
-    async def noted(method: Any, request: Any, request_id: str) -> Any:
-        models.append(request.model)
-        return await call(method, request, request_id)
-
-    embedding = await client.embed(PIXELS)
-    await client.delete_embedding(embedding)
-    monkeypatch.setattr(client, "_call", noted)
-    await client.predict(embedding, [CLICK], image=PIXELS)
-
-    assert embedding.model
-    assert models == ["", embedding.model]
 
 
 async def test_a_picture_beside_an_id_heals_nothing_else(client: Client) -> None:
@@ -259,16 +238,6 @@ async def test_a_binary_mask_serves_as_mask_prompt(client: Client) -> None:
     assert prediction.results[0][0].array[inside].mean() > 0.9
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [Prompt(points=[(1, 1, 7)]), Prompt(mask=np.zeros((4, 4), dtype=np.int64))],
-    ids=["label 7", "mask of integers"],
-)
-async def test_what_no_message_can_say_is_a_value_error(client: Client, prompt: Prompt) -> None:
-    with pytest.raises(ValueError, match="must be"):
-        await client.predict(PIXELS, [prompt])
-
-
 async def test_automask_gives_progress_then_records_then_one_summary(client: Client) -> None:
     embedding = await client.embed(PIXELS)
 
@@ -305,11 +274,6 @@ async def test_automask_options_reach_the_server(client: Client) -> None:
     assert isinstance(points[0], Progress)
     assert points[0].total_points == 2
     assert all(record.point[0] <= 32 for record in left.records)
-
-
-async def test_an_unknown_automask_option_is_a_type_error(client: Client) -> None:
-    with pytest.raises(TypeError, match="points_per_sid"):
-        await client.automask_all(PIXELS, points_per_sid=4)  # type: ignore[call-arg]
 
 
 async def test_leaving_a_search_ends_it_on_the_server() -> None:
@@ -352,15 +316,6 @@ async def test_a_client_that_is_not_open_says_so() -> None:
 
     with pytest.raises(RuntimeError, match="async with"):
         await client.models()
-
-
-async def test_an_id_is_as_good_as_its_embedding(client: Client) -> None:
-    embedding = await client.embed(PIXELS)
-
-    prediction = await client.predict(embedding.id, [CLICK])
-
-    assert isinstance(prediction.embedding, Embedding)
-    assert prediction.embedding.id == embedding.id
 
 
 async def test_logits_alone_come_without_pixels(client: Client) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from samserve.client import Client, EmbeddingNotFound, Prompt, SyncClient, metadata
+from samserve.client import Client, EmbeddingNotFound, Prompt, metadata
 from samserve.client.metadata import call_metadata
 
 from tests import pictures
@@ -22,11 +22,6 @@ async def test_an_odd_request_id_is_refused_before_the_call(request_id: str) -> 
         with pytest.raises(ValueError, match="request_id"):
             async for _ in client.automask("0" * 64, request_id=request_id):
                 pass
-
-
-def test_the_blocking_client_refuses_it_too() -> None:
-    with SyncClient("127.0.0.1:1") as client, pytest.raises(ValueError, match="request_id"):
-        client.models(request_id="ü")
 
 
 @pytest.mark.parametrize("request_id", ["a", "A-z_0.9:/", "x" * 128])

@@ -16,127 +16,94 @@ from tests.support.together import check_all
 
 CLICK = Prompt(points=[(1, 1)])
 TARGET = "127.0.0.1:1"
-"""Where no server is: whoever asks it fails otherwise."""
+"""Where no server is: what is sent there fails otherwise."""
 
-Case = tuple[Callable[[SyncClient], Any], type[Exception], str]
-
-
-def with_prompt(**parts: Any) -> Callable[[SyncClient], Any]:
-    return lambda client: client.predict("id", [Prompt(**parts)])
+Call = Callable[[SyncClient], Any]
+Case = tuple[Call, str]
 
 
-def with_options(**options: Any) -> Callable[[SyncClient], Any]:
+def predict(*prompts: Any, **options: Any) -> Call:
+    return lambda client: client.predict("id", [*prompts], **options)
+
+
+def embed(image: Any = PIXELS, **options: Any) -> Call:
+    return lambda client: client.embed(image, **options)
+
+
+def search(**options: Any) -> Call:
     return lambda client: client.automask_all("id", **options)
 
 
-CASES: dict[str, Case] = {
+def delete(embedding: Any) -> Call:
+    return lambda client: client.delete_embedding(embedding)
+
+
+# As many values as a square has.
+OBLONG = np.zeros((128, 512), np.float32)
+
+VALUE_ERRORS: dict[str, Case] = {
     "path for an id": (
         lambda client: client.predict("photo.jpg", [CLICK]),
-        *(ValueError, r"'photo.jpg' is not an embedding id.*give an image file as pathlib.Path"),
+        r"'photo.jpg' is not an embedding id.*give an image file as pathlib.Path",
     ),
-    "empty id": (lambda client: client.predict("", [CLICK]), ValueError, "Embedding.id"),
-    "path to delete": (
-        *(lambda client: client.delete_embedding("a/b.png"), ValueError, "not an embedding id"),
-    ),
-    "nothing to delete": (
-        *(lambda client: client.delete_embedding(None), TypeError, "an embedding id is a str"),
-    ),
-    "path for a search": (
-        *(lambda client: list(client.automask("photo.jpg")), ValueError, "pathlib.Path"),
-    ),
-    "PIL image": (
-        lambda client: client.embed(Image.fromarray(PIXELS)),
-        *(TypeError, "np.asarray makes of most images; got Image"),
-    ),
-    "URL": (lambda client: client.embed("https://a/b.jpg"), ValueError, "download the image"),
-    "model": (lambda client: client.embed(PIXELS, model=3), TypeError, "model must be a str"),
-    "one prompt": (*(lambda client: client.predict("id", CLICK), TypeError, r"write \[prompt\]"),),
-    "no prompts": (
-        *(lambda client: client.predict("id", None), TypeError, "prompts must be a sequence"),
-    ),
-    "a number for points": (
-        *(with_prompt(points=5), TypeError, r"prompts\[0\].points must be a sequence, got 5"),
-    ),
-    "a number for grids": (with_options(point_grids=3), TypeError, "point_grids must be a seq"),
-    "bytes of a name": (
-        *(lambda client: client.embed(PIXELS, model="caf\udce9"), ValueError, "model must be Uni"),
-    ),
-    "zero byte": (lambda client: client.embed("a\0b"), ValueError, "it has a zero byte"),
-    "number for a request": (
-        *(lambda client: client.embed(PIXELS, request_id=5), TypeError, "request_id must be a str"),
-    ),
-    "array for a word": (
-        lambda client: client.predict("id", [CLICK], low_res_logits=np.zeros(3)),
-        *(ValueError, r"True, False or 'only', got float64 \[3\]"),
-    ),
-    "orientation of an id": (
-        lambda client: client.predict("id", [CLICK], orientation="none"),
-        *(ValueError, "'exif' or 'ignore'"),
-    ),
-    "no Prompt": (
-        lambda client: client.predict("id", [CLICK, (1, 1)]),
-        *(TypeError, r"prompts\[1\] must be a Prompt, got tuple"),
-    ),
-    "flat points": (with_prompt(points=(1, 1)), ValueError, r"prompts\[0\].points\[0\] must be"),
-    "short point": (
-        with_prompt(points=[(1, 1), (1,)]),
-        ValueError,
-        r"points\[1\] must be \(x, y\)",
-    ),
-    "text point": (with_prompt(points=[("a", 1)]), ValueError, r"points\[0\] must be \(x, y\)"),
-    "label": (with_prompt(points=[(1, 1, 2)]), ValueError, r"points\[0\]: the label must be 1"),
-    "short box": (with_prompt(box=(1, 1, 2)), ValueError, r"prompts\[0\].box must be \(x0, y0"),
-    "text box": (with_prompt(box="1,1,2,2"), ValueError, r"box must be \(x0, y0, x1, y1\)"),
-    "mask as a list": (with_prompt(mask=[[True]]), TypeError, r"mask must be a numpy array"),
+    "empty id": (lambda client: client.predict("", [CLICK]), "Embedding.id"),
+    "path for a search": (lambda client: list(client.automask("photo.jpg")), "pathlib.Path"),
+    "path to delete": (delete("a/b.png"), "not an embedding id"),
+    "URL": (embed("https://a/b.jpg"), "download the image"),
+    "zero byte": (embed("a\0b"), "it has a zero byte"),
+    "bytes of a name": (embed(model="caf\udce9"), "model must be Uni"),
+    "orientation": (embed(b"", orientation="none"), "'exif' or 'ignore'"),
+    "orientation of an id": (predict(CLICK, orientation="none"), "'exif' or 'ignore'"),
+    "multimask": (predict(CLICK, multimask=["all"]), "'auto', 'all' or 'single'"),
+    "logits": (predict(CLICK, low_res_logits="onyl"), "True, False or 'only', got 'onyl'"),
+    "array": (predict(CLICK, low_res_logits=np.zeros(3)), r"or 'only', got float64 \[3\]"),
+    "flat points": (predict(Prompt(points=(1, 1))), r"prompts\[0\].points\[0\] must be"),
+    "short point": (predict(Prompt(points=[(1, 1), (1,)])), r"points\[1\] must be \(x, y\)"),
+    "text point": (predict(Prompt(points=[("a", 1)])), r"points\[0\] must be \(x, y\)"),
+    "label": (predict(Prompt(points=[(1, 1, 2)])), r"points\[0\]: the label must be 1"),
+    "short box": (predict(Prompt(box=(1, 1, 2))), r"prompts\[0\].box must be \(x0, y0"),
+    "text box": (predict(Prompt(box="1,1,2,2")), r"box must be \(x0, y0, x1, y1\)"),
     "mask of bytes": (
-        with_prompt(mask=np.zeros((4, 4), np.uint8)),
-        *(ValueError, r"prompts\[0\].mask must be bool .* got uint8 \[4, 4\]"),
+        predict(Prompt(mask=np.zeros((4, 4), np.uint8))),
+        r"prompts\[0\].mask must be bool .* got uint8 \[4, 4\]",
     ),
-    "logits with sides that differ": (
-        # As many values as a square has.
-        with_prompt(mask=np.zeros((128, 512), np.float32)),
-        *(ValueError, r"mask must be bool .* got float32 \[128, 512\]"),
-    ),
-    "multimask": (
-        lambda client: client.predict("id", [CLICK], multimask=["all"]),
-        *(ValueError, "'auto', 'all' or 'single'"),
-    ),
-    "logits": (
-        lambda client: client.predict("id", [CLICK], low_res_logits="onyl"),
-        *(ValueError, "True, False or 'only', got 'onyl'"),
-    ),
-    "orientation": (
-        lambda client: client.embed(b"", orientation="none"),
-        *(ValueError, "'exif' or 'ignore'"),
-    ),
-    "unknown option": (with_options(points_per_sid=4), TypeError, "there are .*points_per_side"),
-    "text option": (
-        with_options(points_per_side="4"),
-        ValueError,
-        "points_per_side must be an int",
-    ),
-    "large option": (with_options(points_per_side=2**40), ValueError, r"an integer below 2\*\*31"),
-    "text threshold": (with_options(pred_iou_thresh="x"), ValueError, "must be a number, got 'x'"),
+    "oblong logits": (predict(Prompt(mask=OBLONG)), r"must be bool .* got float32 \[128, 512\]"),
+    "text option": (search(points_per_side="4"), "points_per_side must be an int"),
+    "large option": (search(points_per_side=2**40), r"an integer below 2\*\*31"),
+    "text threshold": (search(pred_iou_thresh="x"), "must be a number, got 'x'"),
     "flat grid": (
-        with_options(point_grids=np.zeros((4, 2))),
-        *(ValueError, r"point_grids\[0\] must be float \[k, 2\], got float64 \[2\]"),
+        search(point_grids=np.zeros((4, 2))),
+        r"point_grids\[0\] must be float \[k, 2\], got float64 \[2\]",
     ),
-    "region": (
-        with_options(region_of_interest=(1, 2, 3)),
-        ValueError,
-        "region_of_interest must be",
+    "region": (search(region_of_interest=(1, 2, 3)), "region_of_interest must be"),
+}
+TYPE_ERRORS: dict[str, Case] = {
+    "nothing to delete": (delete(None), "an embedding id is a str"),
+    "PIL image": (embed(Image.fromarray(PIXELS)), "np.asarray makes of most images; got Image"),
+    "model": (embed(model=3), "model must be a str"),
+    "number for a request": (embed(request_id=5), "request_id must be a str"),
+    "one prompt": (lambda client: client.predict("id", CLICK), r"write \[prompt\]"),
+    "no prompts": (lambda client: client.predict("id", None), "prompts must be a sequence"),
+    "no Prompt": (predict(CLICK, (1, 1)), r"prompts\[1\] must be a Prompt, got tuple"),
+    "number for points": (
+        predict(Prompt(points=5)),
+        r"prompts\[0\].points must be a sequence, got 5",
     ),
+    "mask as a list": (predict(Prompt(mask=[[True]])), r"mask must be a numpy array"),
+    "number for grids": (search(point_grids=3), "point_grids must be a seq"),
+    "unknown option": (search(points_per_sid=4), "there are .*points_per_side"),
 }
 
 
-def test_arguments_of_calls() -> None:
+@pytest.mark.parametrize(("kind", "cases"), [(ValueError, VALUE_ERRORS), (TypeError, TYPE_ERRORS)])
+def test_arguments_of_calls(kind: type[Exception], cases: dict[str, Case]) -> None:
     def check(case: Case) -> None:
-        call, kind, text = case
+        call, text = case
         with pytest.raises(kind, match=text):
             call(client)
 
     with SyncClient(TARGET) as client:
-        check_all(check, CASES)
+        check_all(check, cases)
 
 
 @pytest.mark.parametrize("kind", [Client, SyncClient])

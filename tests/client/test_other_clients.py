@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from samserve.client import Prompt, images, requests
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1 import samserve_pb2_grpc
 
@@ -19,13 +20,9 @@ TAKEN_BYTES = 4 << 20
 
 def asking_for_logits(prompts: int) -> pb.PredictRequest:
     """Ask for all that there is of some clicks: three masks each, with logits."""
-    image = pb.RawImage(
-        size=pb.ImageSize(height=48, width=64), layout=pb.RAW_LAYOUT_RGB, data=PIXELS.tobytes()
-    )
-    click = pb.Prompt(points=[pb.Point(x=32, y=24, label=pb.Point.LABEL_FOREGROUND)])
     return pb.PredictRequest(
-        image=pb.Image(raw=image),
-        prompts=[click] * prompts,
+        image=images.read(PIXELS).message,
+        prompts=requests.prompt_messages([Prompt(points=[(32, 24)])] * prompts),
         multimask=pb.MULTIMASK_ALL,
         include_low_res_logits=True,
     )

@@ -15,6 +15,7 @@ from tests.client import scripted
 from tests.client.conftest import PIXELS
 from tests.client.scripted import Scripted
 
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 Call = Callable[[Client], Awaitable[object]]
 CALLS: dict[str, Call] = {
     "embed": lambda client: client.embed(PIXELS),
@@ -37,45 +38,45 @@ def test_the_service_config_names_every_method() -> None:
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 async def test_unavailable_is_tried_again(call: Call) -> None:
-    servicer = Scripted(failures=1, code=grpc.StatusCode.UNAVAILABLE)
+    servicer = Scripted(UNAVAILABLE)
     async with scripted.serving(servicer) as address, Client(address) as client:
         await call(client)
 
-    assert len(servicer.requests) == 2
+    assert len(servicer.calls) == 2
 
 
 async def test_a_large_upload_is_tried_again() -> None:
-    servicer = Scripted(failures=1, code=grpc.StatusCode.UNAVAILABLE)
+    servicer = Scripted(UNAVAILABLE)
     pixels = np.zeros((1000, 1000, 3), dtype=np.uint8)
     async with scripted.serving(servicer) as address, Client(address) as client:
         await client.embed(pixels)
 
-    assert [request.image.raw.size.height for request in servicer.requests] == [1000, 1000]
+    assert [each.request.image.raw.size.height for each in servicer.calls] == [1000, 1000]
 
 
 async def test_other_failures_are_not_tried_again() -> None:
-    servicer = Scripted(failures=1, code=grpc.StatusCode.INTERNAL)
+    servicer = Scripted(grpc.StatusCode.INTERNAL)
     async with scripted.serving(servicer) as address, Client(address) as client:
         with pytest.raises(Internal):
             await client.embed(PIXELS)
 
-    assert len(servicer.requests) == 1
+    assert len(servicer.calls) == 1
 
 
 async def test_a_lasting_failure_is_told_after_four_attempts() -> None:
-    servicer = Scripted(failures=99, code=grpc.StatusCode.UNAVAILABLE)
+    servicer = Scripted(*[UNAVAILABLE] * 9)
     async with scripted.serving(servicer) as address, Client(address) as client:
         with pytest.raises(Unavailable):
             await client.models()
 
-    assert len(servicer.requests) == 4
+    assert len(servicer.calls) == 4
 
 
 async def test_a_search_that_streams_already_is_not_begun_again() -> None:
-    servicer = Scripted(failures=1, code=grpc.StatusCode.UNAVAILABLE, events_before=1)
+    servicer = Scripted(UNAVAILABLE, events_before=1)
     seen: list[Progress] = []
     async with scripted.serving(servicer) as address, Client(address) as client:
         with pytest.raises(Unavailable):
             await client.automask_all("id", on_progress=seen.append)
 
-    assert (len(servicer.requests), len(seen)) == (1, 1)
+    assert (len(servicer.calls), len(seen)) == (1, 1)

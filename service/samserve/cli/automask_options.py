@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from samserve.cli.errors import UsageError
-from samserve.cli.options import parse_box
+from samserve.cli.options import existing_file, parse_box
 
 if TYPE_CHECKING:
     from samserve.client import AutoMaskOptions
@@ -37,50 +37,47 @@ def _number(help_text: str) -> Any:
     return typer.Option(metavar="X", help=help_text)
 
 
-PointsPerSide = Annotated[int | None, _whole("Grid points along a side; 32.")]
-PointsPerBatch = Annotated[int | None, _whole("Points decoded together; 64.")]
-PredIouThresh = Annotated[float | None, _number("Least predicted IoU; 0.88.")]
-StabilityScoreThresh = Annotated[float | None, _number("Least stability score; 0.95.")]
-StabilityScoreOffset = Annotated[float | None, _number("Shift of its threshold; 1.")]
-BoxNmsThresh = Annotated[float | None, _number("Box IoU of duplicates in a crop; 0.7.")]
-CropNLayers = Annotated[int | None, _whole("Layers of crops; 0.")]
-CropNmsThresh = Annotated[float | None, _number("Box IoU of duplicates over crops; 0.7.")]
-CropOverlapRatio = Annotated[float | None, _number("Overlap of crops; 512/1500.")]
-CropNPointsDownscaleFactor = Annotated[
-    int | None, _whole("Divides the points per side with each layer; 1.")
-]
-MinMaskRegionArea = Annotated[
-    int | None, _whole("Removes holes and islands of fewer pixels; 0 is off.")
-]
-PointGrids = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        help="JSON: for each layer a list of [x, y] in 0..1, instead of a regular grid.",
-    ),
-]
-Region = Annotated[
-    str, typer.Option("--roi", metavar="X0,Y0,X1,Y1", help="Click only inside this box.")
-]
-MaxMasks = Annotated[int | None, _whole("Keeps this many of highest predicted IoU; 0 is all.")]
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """The options of a search; None are those that were not given."""
 
+    points_per_side: Annotated[int | None, _whole("Grid points along a side; 32.")] = None
+    points_per_batch: Annotated[int | None, _whole("Points decoded together; 64.")] = None
+    pred_iou_thresh: Annotated[float | None, _number("Least predicted IoU; 0.88.")] = None
+    stability_score_thresh: Annotated[float | None, _number("Least stability score; 0.95.")] = None
+    stability_score_offset: Annotated[float | None, _number("Shift of its threshold; 1.")] = None
+    box_nms_thresh: Annotated[float | None, _number("Box IoU of duplicates in a crop; 0.7.")] = None
+    crop_n_layers: Annotated[int | None, _whole("Layers of crops; 0.")] = None
+    crop_nms_thresh: Annotated[float | None, _number("Box IoU of duplicates over crops; 0.7.")] = (
+        None
+    )
+    crop_overlap_ratio: Annotated[float | None, _number("Overlap of crops; 512/1500.")] = None
+    crop_n_points_downscale_factor: Annotated[
+        int | None, _whole("Divides the points per side with each layer; 1.")
+    ] = None
+    point_grids: Annotated[
+        Path | None,
+        existing_file("JSON: for each layer a list of [x, y] in 0..1, instead of a regular grid."),
+    ] = None
+    min_mask_region_area: Annotated[
+        int | None, _whole("Removes holes and islands of fewer pixels; 0 is off.")
+    ] = None
+    region_of_interest: Annotated[
+        str | None,
+        typer.Option("--roi", metavar="X0,Y0,X1,Y1", help="Click only inside this box."),
+    ] = None
+    max_masks: Annotated[
+        int | None, _whole("Keeps this many of highest predicted IoU; 0 is all.")
+    ] = None
 
-def given_options(parameters: Mapping[str, Any]) -> AutoMaskOptions:
-    """Pick the AutoMask options that were given out of the parameters of the command."""
-    from samserve.client import AutoMaskOptions
-
-    given = {
-        name: parameters[name]
-        for name in AutoMaskOptions.__annotations__
-        if parameters.get(name) is not None
-    }
-    if "point_grids" in given:
-        given["point_grids"] = _read_grids(given["point_grids"])
-    if parameters["roi"]:
-        given["region_of_interest"] = parse_box("--roi", parameters["roi"])
-    return cast(AutoMaskOptions, given)
+    def given(self) -> AutoMaskOptions:
+        """Return those that were given, read.  Raises `UsageError`."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.point_grids is not None:
+            given["point_grids"] = _read_grids(self.point_grids)
+        if self.region_of_interest:
+            given["region_of_interest"] = parse_box("--roi", self.region_of_interest)
+        return cast("AutoMaskOptions", given)
 
 
 def _read_grids(path: Path) -> list[Any]:

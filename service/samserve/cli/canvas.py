@@ -1,4 +1,4 @@
-"""A picture at display size, and what is drawn on it; positions are pixels of the image."""
+"""An image at display size, and what is drawn on it; positions are pixels of the image."""
 
 from __future__ import annotations
 

@@ -1,9 +1,13 @@
-"""Commands that check the text of their options before they run."""
+"""Commands whose options may come in groups, and are checked before they run."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from dataclasses import MISSING, fields, is_dataclass
+from inspect import Parameter
+from typing import Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -16,7 +20,8 @@ _FILES = ("FILE", "DIR", "CHECKPOINT")
 class Commands(typer.Typer):
     """A set of commands whose options are UTF-8, but for the names of files.
 
-    What else is not UTF-8 could neither be sent nor compared with anything.
+    What else is not UTF-8 could neither be sent nor compared with anything.  A parameter that is a
+    dataclass stands for the options that its fields are.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -24,7 +29,48 @@ class Commands(typer.Typer):
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
         """Add a command, as `typer.Typer.command`."""
-        return super().command(name, cls=_Command, **options)
+        add = super().command(name, cls=_Command, **options)
+        return lambda function: add(_expanded(function))
+
+    def callback(self, **options: Any) -> Callable[[Any], Any]:
+        """Add what the group itself does, as `typer.Typer.callback`."""
+        add = super().callback(**options)
+        return lambda function: add(_expanded(function))
+
+
+def _expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the parameters that are dataclasses by the fields of these."""
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {
+        each.name: each.annotation
+        for each in signature.parameters.values()
+        if is_dataclass(each.annotation)
+    }
+    parameters: list[Parameter] = []
+    for each in signature.parameters.values():
+        parameters += _options(groups[each.name]) if each.name in groups else [each]
+
+    @functools.wraps(command)
+    def called(**values: Any) -> None:
+        made = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **made)
+
+    called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters]
+    )
+    return called
+
+
+def _options(group: type[Any]) -> Iterator[Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    for field in fields(group):
+        default = Parameter.empty if field.default is MISSING else field.default
+        yield Parameter(
+            field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
+        )
 
 
 class _Group(TyperGroup):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from samserve.cli.endpoint import Endpoint, with_endpoint
+from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import CommandError
 from samserve.cli.ports import check_free
 from samserve.cli.terminal import say
@@ -49,7 +49,6 @@ _MODULES = {
 _Check = tuple[str, Callable[[], str]]
 
 
-@with_endpoint
 def doctor(endpoint: Endpoint) -> None:
     """Check this installation, one line per check; exit code 1 if there is a problem.
 

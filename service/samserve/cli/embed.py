@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from samserve.cli.endpoint import Endpoint, with_endpoint
+from samserve.cli.endpoint import Endpoint
 from samserve.cli.options import ImageFile, ModelName
 
 if TYPE_CHECKING:
     from samserve.client import Embedding
 
 
-@with_endpoint
 def embed(image: ImageFile, *, model: ModelName = "", endpoint: Endpoint) -> None:
     """Encode an image and print its embedding id."""
     from samserve.cli import session

@@ -7,23 +7,10 @@ from typing import Annotated
 
 import typer
 
-from samserve.cli.export_options import (
-    CpuCores,
-    ExportFlags,
-    Gpus,
-    MinIou,
-    Name,
-    NoCheck,
-    Pictures,
-    PrecisionName,
-    Repository,
-    TensorRtPrecision,
-    options_of,
-    run_export,
-)
+from samserve.cli.export_options import ExportFlags, options_of, run_export
 
 
-def export(  # noqa: PLR0913, PLR0917  (options, by name)
+def export(
     checkpoint: Annotated[
         str,
         typer.Argument(
@@ -32,15 +19,7 @@ def export(  # noqa: PLR0913, PLR0917  (options, by name)
             "OWNER/NAME on its hub.",
         ),
     ],
-    repository: Repository,
-    name: Name = "",
-    precision: PrecisionName = "fp32",
-    pictures: Pictures = None,
-    min_iou: MinIou = None,
-    no_check: NoCheck = False,
-    tensorrt: TensorRtPrecision = "",
-    gpus: Gpus = "",
-    cpu_cores: CpuCores = 0,
+    flags: ExportFlags,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
 ) -> None:
     """Turn a checkpoint of SAM or MobileSAM into a pair of models to serve.
@@ -48,9 +27,6 @@ def export(  # noqa: PLR0913, PLR0917  (options, by name)
     Masks of the exported models are compared with those of the checkpoint's own networks; an
     export that differs by more than --min-iou allows is refused, and nothing is written.
     """
-    flags = ExportFlags(
-        repository, name, precision, pictures, min_iou, no_check, tensorrt, gpus, cpu_cores
-    )
     options = options_of(flags, revision=revision)
     # A file that is there goes before a name on the hub.
     run_export(Path(checkpoint) if Path(checkpoint).exists() else checkpoint, options)

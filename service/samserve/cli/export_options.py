@@ -13,81 +13,69 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from samserve.cli.errors import CommandError, UsageError
-from samserve.cli.terminal import busy, note, say
+from samserve.cli.options import existing_file
+from samserve.cli.progress import busy
+from samserve.cli.terminal import note, say
 from samserve.system.extras import how_to_install
 
 if TYPE_CHECKING:
     from samserve.export.pipeline import ExportOptions
     from samserve.types import ModelCard
 
-Repository = Annotated[
-    Path,
-    typer.Option(
-        "--repository", metavar="DIR", file_okay=False, help="Model repository to add to."
-    ),
-]
-Name = Annotated[
-    str, typer.Option("--name", help="Name of the model; made from the checkpoint's size if unset.")
-]
-PrecisionName = Annotated[
-    str,
-    typer.Option("--precision", metavar="fp32|fp16", help="Of the image encoder's arithmetic."),
-]
-Pictures = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--image",
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        readable=True,
-        help="Picture to compare masks on, instead of the samples; repeatable.",
-    ),
-]
-MinIou = Annotated[
-    float | None,
-    typer.Option(
-        "--min-iou", metavar="X", help="Least mean IoU with the checkpoint's own masks; 0.99."
-    ),
-]
-NoCheck = Annotated[
-    bool, typer.Option("--no-check", help="Compare no masks; fp32 only. Saves time and memory.")
-]
-TensorRtPrecision = Annotated[
-    str,
-    typer.Option(
-        "--tensorrt", metavar="fp32|fp16", help="Let TensorRT run the image encoder on GPUs."
-    ),
-]
-Gpus = Annotated[
-    str,
-    typer.Option("--gpus", metavar="N,N", help="GPUs to serve from; without it, all there are."),
-]
-CpuCores = Annotated[
-    int,
-    typer.Option(
-        "--cpu-cores",
-        metavar="N",
-        min=0,
-        help="Cores that Triton has where it has no GPU; without it, all for an encode and one "
-        "for a click.",
-    ),
-]
-
 
 @dataclass(frozen=True, slots=True)
 class ExportFlags:
     """The options as they were typed."""
 
-    repository: Path
-    name: str
-    precision: str
-    pictures: list[Path] | None
-    min_iou: float | None
-    no_check: bool
-    tensorrt: str
-    gpus: str
-    cpu_cores: int
+    repository: Annotated[
+        Path,
+        typer.Option(
+            "--repository", metavar="DIR", file_okay=False, help="Model repository to add to."
+        ),
+    ]
+    name: Annotated[
+        str,
+        typer.Option("--name", help="Name of the model; made from the checkpoint's size if unset."),
+    ] = ""
+    precision: Annotated[
+        str,
+        typer.Option("--precision", metavar="fp32|fp16", help="Of the image encoder's arithmetic."),
+    ] = "fp32"
+    pictures: Annotated[
+        list[Path] | None,
+        existing_file("Image to compare masks on, instead of the samples; repeatable.", "--image"),
+    ] = None
+    min_iou: Annotated[
+        float | None,
+        typer.Option(
+            "--min-iou", metavar="X", help="Least mean IoU with the checkpoint's own masks; 0.99."
+        ),
+    ] = None
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Compare no masks; fp32 only. Saves time and memory.")
+    ] = False
+    tensorrt: Annotated[
+        str,
+        typer.Option(
+            "--tensorrt", metavar="fp32|fp16", help="Let TensorRT run the image encoder on GPUs."
+        ),
+    ] = ""
+    gpus: Annotated[
+        str,
+        typer.Option(
+            "--gpus", metavar="N,N", help="GPUs to serve from; without it, all there are."
+        ),
+    ] = ""
+    cpu_cores: Annotated[
+        int,
+        typer.Option(
+            "--cpu-cores",
+            metavar="N",
+            min=0,
+            help="Cores that Triton has where it has no GPU; without it, all for an encode and "
+            "one for a click.",
+        ),
+    ] = 0
 
 
 def options_of(

@@ -1,4 +1,4 @@
-"""Pictures and masks that a command reads and writes."""
+"""Images and masks that a command reads and writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from samserve.errors import InvalidRequest, SamserveError
 from samserve.types import EncodedImage
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
-# Whether a picture is too large is for the server to say; this one has been accepted by it.
+# Whether an image is too large is for the server to say; this one has been accepted by it.
 _NO_LIMITS = images.ImageLimits(max_pixels=2**31 - 1, max_side=2**31 - 1)
 
 
@@ -41,7 +41,7 @@ def read_picture(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def write_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture in the format of its name."""
+    """Write an image in the format of its name."""
     picture.save(path, quality=92)
     terminal.note(f"wrote {path}")
 

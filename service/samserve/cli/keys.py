@@ -16,6 +16,7 @@ import typer
 
 from samserve.cli.command import Commands
 from samserve.cli.errors import CommandError, UsageError
+from samserve.cli.options import existing_file
 from samserve.cli.terminal import print_table, say
 
 if TYPE_CHECKING:
@@ -25,24 +26,37 @@ keys = Commands()
 
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "y": timedelta(days=365)}
 
-Tenant = Annotated[str, typer.Option("--tenant", help="Tenant that the key's caller belongs to.")]
-Roles = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--role",
-        help="Role of the caller; repeatable. Without one, the tenant's roles in the policy hold.",
-    ),
-]
-Expires = Annotated[
-    str, typer.Option("--expires", metavar="TIME", help="Life of the key: 12h, 90d, 1y.")
-]
-Note = Annotated[str, typer.Option("--note", help="Whom to ask about the key; kept in clear.")]
-AppendTo = Annotated[
-    Path | None,
-    typer.Option(
-        "--file", metavar="FILE", dir_okay=False, help="Key file that gets the entry; else stdout."
-    ),
-]
+
+@dataclass(frozen=True, slots=True)
+class KeyOptions:
+    """What a key is to stand for, and the file that gets its entry."""
+
+    tenant: Annotated[
+        str, typer.Option("--tenant", help="Tenant that the key's caller belongs to.")
+    ]
+    role: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--role",
+            help="Role of the caller; repeatable. Without one, the tenant's roles in the policy "
+            "hold.",
+        ),
+    ] = None
+    expires: Annotated[
+        str, typer.Option("--expires", metavar="TIME", help="Life of the key: 12h, 90d, 1y.")
+    ] = ""
+    note: Annotated[
+        str, typer.Option("--note", help="Whom to ask about the key; kept in clear.")
+    ] = ""
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            metavar="FILE",
+            dir_okay=False,
+            help="Key file that gets the entry; else stdout.",
+        ),
+    ] = None
 
 
 @keys.callback(invoke_without_command=True)
@@ -53,13 +67,7 @@ def help_with_keys(context: typer.Context) -> None:
 
 
 @keys.command()
-def new(
-    tenant: Tenant,
-    role: Roles = None,
-    expires: Expires = "",
-    note: Note = "",
-    file: AppendTo = None,
-) -> None:
+def new(options: KeyOptions) -> None:
     """Make a key. It is printed once; the file gets only its hash.
 
     Without --file the entry for the key file goes to standard error.
@@ -67,29 +75,20 @@ def new(
     from samserve.security.keys import new_key
 
     key = new_key()
-    _keep(key, _Wish(tenant, role, expires, note), file)
+    _keep(key, options)
     say(key)
 
 
 @keys.command(name="hash")
-def hash_key(
-    tenant: Tenant,
-    role: Roles = None,
-    expires: Expires = "",
-    note: Note = "",
-    file: AppendTo = None,
-) -> None:
+def hash_key(options: KeyOptions) -> None:
     """Make the entry of a key that `new` has made elsewhere and that standard input holds."""
     key = typer.get_binary_stream("stdin").readline().decode("utf-8", "replace").strip()
-    _keep(key, _Wish(tenant, role, expires, note), file)
+    _keep(key, options)
 
 
 @keys.command(name="list")
 def list_keys(
-    file: Annotated[
-        Path,
-        typer.Option("--file", metavar="FILE", exists=True, dir_okay=False, help="Key file."),
-    ],
+    file: Annotated[Path, existing_file("Key file.", "--file")],
 ) -> None:
     """List the keys of a file: everything but their secrets, which it does not hold."""
     now = datetime.now(UTC)
@@ -97,17 +96,7 @@ def list_keys(
     print_table([("id", "tenant", "roles", "created", "expires", "note"), *rows])
 
 
-@dataclass(frozen=True, slots=True)
-class _Wish:
-    """What a key shall stand for."""
-
-    tenant: str
-    roles: list[str] | None
-    expires: str
-    note: str
-
-
-def _keep(key: str, wish: _Wish, file: Path | None) -> None:
+def _keep(key: str, options: KeyOptions) -> None:
     """Add the entry to the file, or print it where it does not mix with the key."""
     from pydantic import ValidationError
 
@@ -116,7 +105,11 @@ def _keep(key: str, wish: _Wish, file: Path | None) -> None:
 
     try:
         entry = entry_for(
-            key, wish.tenant, tuple(wish.roles or ()), expires=_end(wish.expires), note=wish.note
+            key,
+            options.tenant,
+            tuple(options.role or ()),
+            expires=_end(options.expires),
+            note=options.note,
         )
     except ValidationError as error:
         problems = error.errors(include_url=False)
@@ -124,14 +117,14 @@ def _keep(key: str, wish: _Wish, file: Path | None) -> None:
         raise UsageError(*parts) from None
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if file is None:
+    if options.file is None:
         typer.echo(entry.toml(), err=True)
         return
-    _append(file, entry)
+    _append(options.file, entry)
 
 
 def _append(file: Path, entry: KeyEntry) -> None:
-    """Write the file anew beside itself and put it in place: a server never reads a half of it."""
+    """Write a new file beside it and put that in place: a server never reads a half of it."""
     # A link stays one, and what it leads to gets the key.
     file = file.resolve()
     with _alone_in(file.parent):
@@ -155,7 +148,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 def _replace(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    # Hashes are no secrets, but nobody's business either.
+    # Hashes are no secrets, but others need not read them.
     mode = file.stat().st_mode & 0o777 if file.exists() else 0o600
     try:
         with os.fdopen(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from samserve.cli.command import Commands
-from samserve.cli.endpoint import Endpoint, with_endpoint
+from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import UsageError
 from samserve.cli.export_options import card_lines
 from samserve.cli.pull import known, pull
@@ -34,7 +34,6 @@ models.command()(upgrade)
 
 
 @models.callback(invoke_without_command=True)
-@with_endpoint
 def list_models(context: typer.Context, *, as_json: AsJson = False, endpoint: Endpoint) -> None:
     """List the served models; * marks the default.  `pull` gets others.
 
@@ -52,7 +51,6 @@ def list_models(context: typer.Context, *, as_json: AsJson = False, endpoint: En
 
 
 @models.command()
-@with_endpoint
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a served model.")],
     endpoint: Endpoint,

@@ -3,52 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from samserve.cli.errors import UsageError
 
+
+def existing_file(help_text: str, *names: str) -> Any:
+    """Declare an option that takes a file which can be read."""
+    return typer.Option(*names, metavar="FILE", exists=True, dir_okay=False, help=help_text)
+
+
 ImageFile = Annotated[
     Path,
-    typer.Argument(
-        metavar="IMAGE", exists=True, dir_okay=False, readable=True, help="JPEG, PNG or WebP file."
-    ),
+    typer.Argument(metavar="IMAGE", exists=True, dir_okay=False, help="JPEG, PNG or WebP file."),
 ]
-CaFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--ca",
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        help="With --server: TLS with these CAs.",
-    ),
-]
+CaFile = Annotated[Path | None, existing_file("With --server: TLS with these CAs.", "--ca")]
 TokenFile = Annotated[
     Path | None,
-    typer.Option(
+    existing_file(
+        "With --server: file with an API key or token; or set SAMSERVE_CLIENT_TOKEN.",
         "--token-file",
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        help="With --server: file with an API key or token; or set SAMSERVE_CLIENT_TOKEN.",
     ),
 ]
 ModelName = Annotated[
     str, typer.Option("--model", help="Model to use; without it, the server's default.")
 ]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        readable=True,
-        help="TOML file; or set SAMSERVE_CONFIG.",
-    ),
-]
+ConfigFile = Annotated[Path | None, existing_file("TOML file; or set SAMSERVE_CONFIG.", "--config")]
 Assignments = Annotated[
     list[str] | None,
     typer.Option(
@@ -59,7 +41,7 @@ Assignments = Annotated[
 ]
 Overlay = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FILE", help="Picture to draw: .png, .jpg or .webp."),
+    typer.Option("--out", metavar="FILE", help="Image to draw: .png, .jpg or .webp."),
 ]
 JsonFile = Annotated[
     str, typer.Option("--json", metavar="FILE", help="JSON to write; `-` is standard output.")

@@ -1,4 +1,4 @@
-"""Pictures to show: masks, prompts and a legend drawn on the image."""
+"""Images to show: masks, prompts and a legend drawn on the image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from samserve.cli.palette import FOREGROUND, PAPER, TEXT, WHITE, Rgb, colour
 from samserve.client import AutoMaskRecord, Mask, Prompt
 
 _SIDES = (1280, 2048)
-"""Least and greatest long side of a picture that stands alone."""
+"""Least and greatest long side of an image that stands alone."""
 _PANEL_SIDES = (640, 800)
 """The same for one of several beside each other."""
 _GAP = 16
@@ -117,7 +117,7 @@ def _draw_prompt(canvas: Canvas, prompt: Prompt, tone: Rgb) -> None:
 
 
 def _with_legend(canvas: Canvas, entries: list[_Entry]) -> Image.Image:
-    """Put the legend under the picture."""
+    """Put the legend under the image."""
     shown = entries
     if len(entries) > _MOST_ROWS:
         more = len(entries) - _MOST_ROWS + 1
@@ -147,7 +147,7 @@ def _draw_entry(
 
 
 def _font(width: int, entries: Sequence[_Entry]) -> ImageFont.FreeTypeFont:
-    """Choose a size that suits the picture and lets every line fit its width."""
+    """Choose a size that suits the image and lets every line fit its width."""
     size = float(np.clip(width / 46, 15, 32))
     longest = max((_load_font(size).getlength(entry.text) for entry in entries), default=0.0)
     room = width - 3 * size

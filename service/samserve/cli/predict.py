@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from samserve.cli.endpoint import Endpoint, with_endpoint
+from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import UsageError
 from samserve.cli.options import (
     ImageFile,
     JsonFile,
     ModelName,
     Overlay,
+    existing_file,
     parse_box,
     parse_numbers,
 )
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from samserve.client import Prediction, Prompt
 
 
-@with_endpoint
 def predict(  # noqa: PLR0913 - each is an option of the command line
     image: ImageFile,
     *,
@@ -38,13 +38,9 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     ] = None,
     mask: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            readable=True,
-            help="A mask to refine: JPEG, PNG or WebP, inside where neither black nor transparent; "
-            "or .npy, inside where not 0 (floats are logits).",
+        existing_file(
+            "A mask to refine: JPEG, PNG or WebP, inside where neither black nor transparent; "
+            "or .npy, inside where not 0 (floats are logits)."
         ),
     ] = None,
     multimask: Annotated[

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from samserve.cli.errors import CommandError
-from samserve.cli.export_options import (
-    CpuCores,
-    ExportFlags,
-    Gpus,
-    MinIou,
-    Name,
-    NoCheck,
-    Pictures,
-    PrecisionName,
-    Repository,
-    TensorRtPrecision,
-    export_errors,
-    options_of,
-    run_export,
-)
-from samserve.cli.terminal import downloading, note, print_table, say
+from samserve.cli.export_options import ExportFlags, export_errors, options_of, run_export
+from samserve.cli.options import existing_file
+from samserve.cli.progress import downloading
+from samserve.cli.terminal import note, print_table, say
 
 if TYPE_CHECKING:
     from samserve.export.catalog import Entry
@@ -33,22 +22,16 @@ CACHE = Path("~/.cache/samserve/checkpoints")
 
 CatalogFile = Annotated[
     Path | None,
-    typer.Option(
-        "--catalog",
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        readable=True,
-        help="Catalogue to choose from, instead of the package's own.",
-    ),
+    existing_file("Catalogue to choose from, instead of the package's own.", "--catalog"),
 ]
 
 
-def pull(  # noqa: PLR0913, PLR0917  (options, by name)
-    name: Annotated[
+def pull(  # noqa: PLR0913 - each is an option of the command line
+    known_name: Annotated[
         str, typer.Argument(metavar="NAME", help="`samserve models known` lists the names.")
     ],
-    repository: Repository,
+    *,
+    flags: ExportFlags,
     sha256: Annotated[
         str, typer.Option("--sha256", metavar="HEX", help="SHA-256 that the checkpoint must have.")
     ] = "",
@@ -65,27 +48,16 @@ def pull(  # noqa: PLR0913, PLR0917  (options, by name)
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave a model of that name which is there already.")
     ] = False,
-    rename: Name = "",
-    precision: PrecisionName = "fp32",
-    pictures: Pictures = None,
-    min_iou: MinIou = None,
-    no_check: NoCheck = False,
-    tensorrt: TensorRtPrecision = "",
-    gpus: Gpus = "",
-    cpu_cores: CpuCores = 0,
 ) -> None:
     """Download a published checkpoint and turn it into a pair of models to serve.
 
     A download with a checksum that was cut off is resumed by the same command.  The options are
     those of `export`.
     """
-    flags = ExportFlags(
-        *(repository, rename or name, precision, pictures, min_iou, no_check, tensorrt, gpus),
-        cpu_cores,
-    )
-    entry = _entry(name, catalog)
-    if keep and _is_there(repository, flags.name):
-        say(f"{flags.name} is in {repository} already")
+    flags = replace(flags, name=flags.name or known_name)
+    entry = _entry(known_name, catalog)
+    if keep and _is_there(flags.repository, flags.name):
+        say(f"{flags.name} is in {flags.repository} already")
         return
     options = options_of(flags, variant=entry.variant)
     checkpoint = _download(entry, _checksum(entry, sha256, unverified), _expanded(cache))
@@ -146,8 +118,8 @@ def _download(entry: Entry, checksum: str | None, cache: Path) -> Path:
     note(f"{entry.name} from {shown(entry.url)} ({entry.license}, {entry.page})")
     # Names of files repeat; a cached one is trusted to be what its URL gives.
     folder = cache / hashlib.sha256(entry.url.encode()).hexdigest()[:12]
-    with export_errors(), downloading(entry.name) as progress:
-        path = download(entry.url, folder, checksum, progress)
+    with export_errors(), downloading(entry.name) as move:
+        path = download(entry.url, folder, checksum, move)
     sha256 = checksum_of(path).removeprefix("sha256:")
     say(f"{path}: {path.stat().st_size} bytes, sha256 {sha256}")
     return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from samserve.client import AutoMaskRecord, AutoMaskResult, Mask, Prediction
+from samserve.client import AutoMaskResult, Mask, Prediction
 
 
 def prediction_record(prediction: Prediction) -> dict[str, Any]:
@@ -15,7 +15,10 @@ def prediction_record(prediction: Prediction) -> dict[str, Any]:
         "embedding_id": embedding.id,
         "image_size": list(embedding.image_size),
         "model": embedding.model,
-        "results": [{"masks": [_mask(mask) for mask in masks]} for masks in prediction.results],
+        "results": [
+            {"masks": [{"token_index": mask.token_index, **_mask(mask)} for mask in masks]}
+            for masks in prediction.results
+        ],
         "timings_ms": dict(prediction.timings_ms),
     }
 
@@ -26,7 +29,13 @@ def sa1b_record(result: AutoMaskResult, image: Path) -> dict[str, Any]:
     return {
         "image": {"image_id": 0, "width": width, "height": height, "file_name": image.name},
         "annotations": [
-            _annotation(number, record) for number, record in enumerate(result.records, start=1)
+            {
+                "id": number,
+                **_mask(record.mask),
+                "crop_box": list(record.crop_box),
+                "point_coords": [list(record.point)],
+            }
+            for number, record in enumerate(result.records, start=1)
         ],
     }
 
@@ -34,23 +43,8 @@ def sa1b_record(result: AutoMaskResult, image: Path) -> dict[str, Any]:
 def _mask(mask: Mask) -> dict[str, Any]:
     return {
         "segmentation": mask.rle,
-        "token_index": mask.token_index,
-        "predicted_iou": mask.predicted_iou,
-        "stability_score": mask.stability_score,
-        "area": mask.area,
-        "bbox": list(mask.bbox),
-    }
-
-
-def _annotation(number: int, record: AutoMaskRecord) -> dict[str, Any]:
-    mask = record.mask
-    return {
-        "id": number,
-        "segmentation": mask.rle,
         "area": mask.area,
         "bbox": list(mask.bbox),
         "predicted_iou": mask.predicted_iou,
         "stability_score": mask.stability_score,
-        "crop_box": list(record.crop_box),
-        "point_coords": [list(record.point)],
     }

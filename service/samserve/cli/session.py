@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from samserve.cli import remote, terminal
+from samserve.cli import progress, remote
 from samserve.cli.configuration import Sections, load_settings
 from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import CommandError
@@ -60,7 +60,7 @@ async def _in_process(
     settings = load_settings(config, assignments, _PRIVATE)
     logs.configure(settings.log)
     async with AsyncExitStack() as stack:
-        with terminal.busy("starting a server in this process"):
+        with progress.busy("starting a server in this process"):
             service = await stack.enter_async_context(app.running(settings))
         yield await stack.enter_async_context(Client(service.address))
 
@@ -70,13 +70,18 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
     try:
         return asyncio.run(work)
     except SamserveClientError as error:
-        raise CommandError(_answer(error)) from error
+        raise CommandError(describe(error)) from error
     except SamserveError as error:
         raise CommandError(error.message) from error
 
 
-def _answer(error: SamserveClientError) -> str:
-    if isinstance(error, Unavailable) and not error.reason:
+def describe(error: SamserveClientError) -> str:
+    """Say in one line what the server has answered, or that it has not."""
+    if unreachable(error):
         return f"the server cannot be reached: {error.message}"
-    name = error.reason or error.code
-    return f"{error.message} ({name}, request {error.request_id})"
+    return f"{error.message} ({error.reason or error.code}, request {error.request_id})"
+
+
+def unreachable(error: SamserveClientError) -> bool:
+    """Return whether no server has answered."""
+    return isinstance(error, Unavailable) and not error.reason

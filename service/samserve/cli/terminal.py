@@ -7,16 +7,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from samserve.client import Mask
 
 STDOUT = "-"
@@ -72,60 +69,11 @@ def note_timings(timings_ms: Mapping[str, float]) -> None:
 
 
 def mask_line(mask: Mask) -> str:
-    """Write what there is to say of a mask besides its pixels."""
+    """Write what there is to say of a mask other than its pixels."""
     return (
         f"predicted_iou={mask.predicted_iou:.4f} stability_score={mask.stability_score:.4f} "
         f"area={mask.area} bbox={','.join(f'{value:g}' for value in mask.bbox)}"
     )
-
-
-def console() -> Console:
-    """Open standard error for moving things."""
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-@contextmanager
-def busy(text: str) -> Iterator[None]:
-    """Turn a wheel while the block runs; nothing where nobody watches."""
-    screen = console()
-    if not screen.is_terminal:
-        yield
-        return
-    with screen.status(text):
-        yield
-
-
-@contextmanager
-def downloading(text: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Show how much has arrived: a bar, or a line for each tenth where nobody watches.
-
-    What is yielded takes the bytes so far and those of the whole, if known.
-    """
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-    screen = console()
-    if not screen.is_terminal:
-        yield _Tenths(text)
-        return
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=screen) as bar:
-        task = bar.add_task(text, total=None)
-        yield lambda arrived, whole: bar.update(task, completed=arrived, total=whole)
-
-
-class _Tenths:
-    """Notes progress in steps of ten per cent."""
-
-    def __init__(self, text: str) -> None:
-        self._text, self._told = text, -1
-
-    def __call__(self, arrived: int, whole: int | None) -> None:
-        tenth = 10 * arrived // whole if whole else 0
-        if tenth != self._told:
-            self._told = tenth
-            note(f"{self._text}: {arrived >> 20} of {(whole or 0) >> 20} MiB")
 
 
 def json_line(value: object) -> bytes:

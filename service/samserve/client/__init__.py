@@ -7,7 +7,7 @@
         answer = await client.predict(embedding, [Prompt(points=[(320, 240)])])
         inside = answer.results[0][0].array  # bool [h, w]
 
-Coordinates are continuous pixels of the picture as people see it (after EXIF orientation), x
+Coordinates are continuous pixels of the image as people see it (after EXIF orientation), x
 right, y down, the outer corner of the first pixel at (0, 0).
 """
 

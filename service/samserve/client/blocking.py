@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import functools
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 
 from samserve.client import forks
-from samserve.client.client import Client, Source, Token
-from samserve.client.images import ImageLike, Orientation
-from samserve.client.requests import AutoMaskOptions, Multimask, Prompt
-from samserve.client.results import (
-    AutoMaskEvent,
-    AutoMaskResult,
-    Catalog,
-    Embedding,
-    Prediction,
-    Progress,
-)
+from samserve.client.client import Client
+from samserve.client.metadata import Token
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -51,11 +44,48 @@ class _NotOpen(RuntimeError):
     """The client is not open, or was closed while a call was under way."""
 
 
+def _blocking(
+    method: Callable[Concatenate[Client, _P], Coroutine[Any, Any, _T]],
+) -> Callable[Concatenate[SyncClient, _P], _T]:
+    """Make a method that waits for *method* of `Client`, with its arguments and description."""
+
+    @functools.wraps(method)
+    def call(self: SyncClient, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return self._run(method(self._client, *args, **kwargs))
+
+    return call
+
+
+def _blocking_search(
+    method: Callable[Concatenate[Client, _P], AsyncGenerator[_T]],
+) -> Callable[Concatenate[SyncClient, _P], Generator[_T]]:
+    """Make a generator of an asynchronous one in the same way."""
+
+    @functools.wraps(method)
+    def search(self: SyncClient, /, *args: _P.args, **kwargs: _P.kwargs) -> Generator[_T]:
+        events = method(self._client, *args, **kwargs)
+        try:
+            while (event := self._run(_next(events))) is not None:
+                yield event
+        finally:
+            # A client that is closed has ended its searches.
+            with suppress(_NotOpen):
+                self._run(events.aclose())
+
+    return search
+
+
+async def _next(events: AsyncGenerator[_T]) -> _T | None:
+    """Go on with a search, in the event loop: so that it knows of the search and can end it."""
+    return await anext(events, None)
+
+
 class SyncClient:
     """`Client` for code without asyncio; used as ``with SyncClient("host:port") as client``.
 
-    The methods are those of `Client`.  Safe for use by several threads.  When it is closed, calls
-    that are still under way in other threads raise `RuntimeError`, and searches end.
+    The methods are those of `Client` without ``await``; functions that are given to them are called
+    in the client's thread.  Safe for use by several threads.  When it is closed, calls that are
+    still under way in other threads raise `RuntimeError`, and searches end.
 
     Also open in processes that are forked meanwhile: there the first call makes a connection of its
     own.  If a call was under way in the parent, calls in the child raise `RuntimeError` at once.
@@ -117,121 +147,14 @@ class SyncClient:
         if thread is not None:
             thread.join(within_s)
 
-    def embed(
-        self,
-        image: ImageLike,
-        *,
-        model: str = "",
-        orientation: Orientation = "exif",
-        durable: bool = False,
-        request_id: str = "",
-    ) -> Embedding:
-        """See `Client.embed`."""
-        return self._run(
-            self._client.embed(
-                image,
-                model=model,
-                orientation=orientation,
-                durable=durable,
-                request_id=request_id,
-            )
-        )
-
-    def prefetch(
-        self,
-        image: ImageLike,
-        *,
-        model: str = "",
-        orientation: Orientation = "exif",
-        request_id: str = "",
-    ) -> Embedding:
-        """See `Client.prefetch`."""
-        return self._run(
-            self._client.prefetch(
-                image, model=model, orientation=orientation, request_id=request_id
-            )
-        )
-
-    def predict(  # noqa: PLR0913 - each may be left out
-        self,
-        source: Source,
-        prompts: Sequence[Prompt],
-        *,
-        model: str = "",
-        multimask: Multimask = "auto",
-        low_res_logits: bool | Literal["only"] = False,
-        image: ImageLike | None = None,
-        orientation: Orientation | None = None,
-        request_id: str = "",
-    ) -> Prediction:
-        """See `Client.predict`."""
-        return self._run(
-            self._client.predict(
-                source,
-                prompts,
-                model=model,
-                multimask=multimask,
-                low_res_logits=low_res_logits,
-                image=image,
-                orientation=orientation,
-                request_id=request_id,
-            )
-        )
-
-    def automask(
-        self,
-        source: Source,
-        *,
-        model: str = "",
-        orientation: Orientation | None = None,
-        request_id: str = "",
-        **options: Unpack[AutoMaskOptions],
-    ) -> Generator[AutoMaskEvent]:
-        """See `Client.automask`."""
-        search = self._client.automask(
-            source, model=model, orientation=orientation, request_id=request_id, **options
-        )
-        try:
-            while (event := self._run(_next(search))) is not None:
-                yield event
-        finally:
-            # A client that is closed has ended its searches.
-            with suppress(_NotOpen):
-                self._run(search.aclose())
-
-    def automask_all(
-        self,
-        source: Source,
-        *,
-        model: str = "",
-        orientation: Orientation | None = None,
-        request_id: str = "",
-        on_progress: Callable[[Progress], object] = lambda progress: None,
-        **options: Unpack[AutoMaskOptions],
-    ) -> AutoMaskResult:
-        """See `Client.automask_all`; *on_progress* is called in the client's thread."""
-        return self._run(
-            self._client.automask_all(
-                source,
-                model=model,
-                orientation=orientation,
-                request_id=request_id,
-                on_progress=on_progress,
-                **options,
-            )
-        )
-
-    def delete_embedding(self, embedding: Embedding | str, *, request_id: str = "") -> bool:
-        """See `Client.delete_embedding`."""
-        return self._run(self._client.delete_embedding(embedding, request_id=request_id))
-
-    def models(self, *, request_id: str = "") -> Catalog:
-        """See `Client.models`."""
-        return self._run(self._client.models(request_id=request_id))
-
-    def ready(self) -> bool:
-        """See `Client.ready`."""
-        return self._run(self._client.ready())
+    embed = _blocking(Client.embed)
+    prefetch = _blocking(Client.prefetch)
+    predict = _blocking(Client.predict)
+    automask = _blocking_search(Client.automask)
+    automask_all = _blocking(Client.automask_all)
+    delete_embedding = _blocking(Client.delete_embedding)
+    models = _blocking(Client.models)
+    ready = _blocking(Client.ready)
 
     def before_fork(self) -> bool:
         """Nothing: the channel is dropped by its connection."""
@@ -285,8 +208,3 @@ class SyncClient:
                 self._start()
             assert self._loop is not None, "a client that has been started has an event loop"
             return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-
-async def _next(search: AsyncGenerator[AutoMaskEvent]) -> AutoMaskEvent | None:
-    """Go on with a search, in the event loop: so that it knows of the search and can end it."""
-    return await anext(search, None)

@@ -1,18 +1,28 @@
-"""Calls that take more than one request."""
+"""A call, with all requests that it takes."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Self, TypeAlias, TypeVar
 
-from samserve.client.errors import EmbeddingNotFound
+import grpc
+
+from samserve.client.connection import Connection
+from samserve.client.errors import EmbeddingNotFound, typed
 from samserve.client.images import Upload
+from samserve.client.metadata import Token, call_metadata
 from samserve.v1 import samserve_pb2 as pb
+from samserve.v1 import samserve_pb2_grpc
 
+_Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+_WithImage = TypeVar("_WithImage", pb.EmbedRequest, pb.PredictRequest)
+_Rpc: TypeAlias = grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]
+_Method: TypeAlias = Callable[[grpc.aio.Channel], _Rpc[_Request, _Response]]
 
 _now = time.monotonic
 # gRPC takes a timeout that is much longer for one that has passed.
@@ -21,29 +31,83 @@ _LONGEST_S = 365 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What all requests of one call have in common: their id, and when they end at the latest."""
+    """Sends the requests of one call: with one id, and none after *deadline*.
 
+    What fails raises the classes of `samserve.client.errors`.
+    """
+
+    connection: Connection
+    token: Token
     request_id: str
     deadline: float | None
 
     @classmethod
-    def begin(cls, request_id: str, timeout_s: float | None) -> Self:
+    def begin(
+        cls, connection: Connection, token: Token, request_id: str, timeout_s: float | None
+    ) -> Self:
         """Begin a call; an empty *request_id* makes a new one."""
         deadline = None if timeout_s is None else _now() + min(timeout_s, _LONGEST_S)
-        return cls(request_id or uuid.uuid4().hex, deadline)
+        return cls(connection, token, request_id or uuid.uuid4().hex, deadline)
 
-    def left_s(self) -> float | None:
-        """Seconds that are left, at least 0; None without a deadline."""
+    async def send(self, method: _Method[_Request, _Response], request: _Request) -> _Response:
+        """Send one request; *method* takes the method from the channel."""
+        with self.connection.under_way():
+            try:
+                # No name for what holds the channel, or the traceback of an error would keep it.
+                return await method(self.connection.channel())(
+                    request, timeout=self._left_s(), metadata=self._metadata()
+                )
+            except grpc.aio.AioRpcError as error:
+                raise self._typed(error)  # noqa: B904
+
+    async def upload(
+        self, method: _Method[_WithImage, _Response], request: _WithImage, upload: Upload
+    ) -> _Response:
+        """Send the digest if there is one; the image if there is none, or the server's miss."""
+        if upload.digest is not None:
+            request.image.CopyFrom(upload.digest)
+            with suppress(EmbeddingNotFound):
+                return await self.send(method, request)
+        request.image.CopyFrom(upload.message)
+        return await self.send(method, request)
+
+    async def search(self, request: pb.AutoMaskRequest) -> AsyncGenerator[pb.AutoMaskResponse]:
+        """Yield the messages of a search; closing the generator ends it on the server."""
+        with self.connection.under_way():
+            call = stub(self.connection.channel()).AutoMask(
+                request, timeout=self._left_s(), metadata=self._metadata()
+            )
+            try:
+                async for message in call:
+                    yield message
+            except grpc.aio.AioRpcError as error:
+                raise self._typed(error)  # noqa: B904
+            finally:
+                call.cancel()
+                # The traceback of an error would hold the channel: see `forks`.
+                del call
+
+    def _left_s(self) -> float | None:
+        """Return the seconds that are left, at least 0; None without a deadline."""
         return None if self.deadline is None else max(0.0, self.deadline - _now())
 
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return call_metadata(self.request_id, self.token)
 
-async def asking_first(
-    upload: Upload, send: Callable[[pb.Image], Awaitable[_Response]]
-) -> _Response:
-    """Send the digest if there is one; the image if there is none, or the server's miss."""
-    if upload.digest is not None:
-        try:
-            return await send(upload.digest)
-        except EmbeddingNotFound:
-            pass
-    return await send(upload.message)
+    def _typed(self, error: grpc.aio.AioRpcError) -> Exception:
+        return typed(error, self.request_id, encrypted=self.connection.encrypted)
+
+
+def stub(channel: grpc.aio.Channel) -> samserve_pb2_grpc.SegmentationServiceAsyncStub:
+    """Return the methods of the service on a channel."""
+    return samserve_pb2_grpc.SegmentationServiceStub(channel)
+
+
+def embed_method(channel: grpc.aio.Channel) -> _Rpc[pb.EmbedRequest, pb.EmbedResponse]:
+    """Return Embed."""
+    return stub(channel).Embed
+
+
+def predict_method(channel: grpc.aio.Channel) -> _Rpc[pb.PredictRequest, pb.PredictResponse]:
+    """Return Predict."""
+    return stub(channel).Predict

@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import replace
 from types import TracebackType
-from typing import Literal, Self, TypeVar, Unpack
+from typing import Literal, Self, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from samserve.client import images, requests, responses
-from samserve.client.calls import Call, asking_first
+from samserve.client.calls import Call, embed_method, predict_method, stub
 from samserve.client.channel import check_credentials, check_private, check_target
 from samserve.client.connection import Connection
-from samserve.client.errors import EmbeddingNotFound, Unavailable, typed
-from samserve.client.images import ImageLike, Orientation, Upload
-from samserve.client.metadata import call_metadata
-from samserve.client.requests import AutoMaskOptions, Multimask, Prompt
+from samserve.client.errors import EmbeddingNotFound, Unavailable
+from samserve.client.images import ImageLike, Orientation
+from samserve.client.metadata import Token
+from samserve.client.requests import AutoMaskOptions, Multimask, Prompt, Source
 from samserve.client.results import (
+    Asked,
     AutoMaskEvent,
     AutoMaskRecord,
     AutoMaskResult,
@@ -31,18 +31,8 @@ from samserve.client.results import (
     Summary,
 )
 from samserve.v1 import samserve_pb2 as pb
-from samserve.v1 import samserve_pb2_grpc
-
-Source = Embedding | ImageLike
-"""What is segmented: an `Embedding` or its id (any ``str``), or a picture (a path as ``Path``)."""
-
-Token = str | Callable[[], str]
-"""An API key or bearer token, or what gives one; empty sends none."""
 
 _HEALED_BY_IMAGE = ("EMBEDDING_NOT_FOUND", "STORE_UNAVAILABLE")
-
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
 
 
 class Client:
@@ -84,7 +74,6 @@ class Client:
             check_private(target)
         self._token = token
         self._timeout_s = timeout_s
-        self._encrypted = credentials is not None
         self._connection = Connection(target, credentials, server_name)
 
     async def __aenter__(self) -> Self:
@@ -108,15 +97,15 @@ class Client:
         durable: bool = False,
         request_id: str = "",
     ) -> Embedding:
-        """Encode a picture and keep its embedding; again, to extend its life.
+        """Encode an image and keep its embedding; again, to extend its life.
 
         A file over 256 KiB is first asked for by its SHA-256, and sent only if the server does
         not know it.  With *durable*, it is where the death of any one machine does not lose it, or
         `Unavailable` is raised.
         """
-        request = pb.EmbedRequest(
-            model=requests.checked_model(model), durability=requests.durability_value(durable)
-        )
+        request = pb.EmbedRequest(model=requests.checked_model(model))
+        if durable:
+            request.durability = pb.DURABILITY_DURABLE
         return await self._embed(request, image, orientation, self._begin(request_id))
 
     async def prefetch(
@@ -127,9 +116,9 @@ class Client:
         orientation: Orientation = "exif",
         request_id: str = "",
     ) -> Embedding:
-        """Have a picture encoded that will be needed soon, without waiting for it.
+        """Have an image encoded that will be needed soon, without waiting for it.
 
-        `predict` with what this gives waits until it is encoded.
+        `predict` with what this returns waits until it is encoded.
         """
         request = pb.EmbedRequest(model=requests.checked_model(model), prefetch=True)
         return await self._embed(request, image, orientation, self._begin(request_id))
@@ -142,18 +131,9 @@ class Client:
         call: Call,
     ) -> Embedding:
         upload = await asyncio.to_thread(images.read, image, orientation)
-        response = await self._send_embed(request, upload, call)
-        made = responses.embedding(response.embedding, response.timings, orientation)
-        return replace(made, durable=request.durability == pb.DURABILITY_DURABLE)
-
-    async def _send_embed(
-        self, request: pb.EmbedRequest, upload: Upload, call: Call
-    ) -> pb.EmbedResponse:
-        async def send(message: pb.Image) -> pb.EmbedResponse:
-            request.image.CopyFrom(message)
-            return await self._call(lambda channel: _stub(channel).Embed, request, call)
-
-        return await asking_first(upload, send)
+        response = await call.upload(embed_method, request, upload)
+        asked = Asked(orientation, request.durability == pb.DURABILITY_DURABLE)
+        return responses.embedding(response.embedding, response.timings, asked)
 
     async def predict(  # noqa: PLR0913 - each may be left out
         self,
@@ -169,7 +149,7 @@ class Client:
     ) -> Prediction:
         """Segment one object per prompt.
 
-        A picture as *source* is asked for and sent as in `embed`, and stays embedded: go on with
+        An image as *source* is asked for and sent as in `embed`, and stays embedded: go on with
         ``prediction.embedding``.  With an `Embedding` or an id as *source*, *image* is what it was
         made of, and is sent if the server does not find it, or cannot look for it.  An `Embedding`
         knows the *model* and *orientation* that it was made with, and whether it was to be durable;
@@ -179,55 +159,48 @@ class Client:
         the upsampling.
         """
         call = self._begin(request_id)
-        known = source if isinstance(source, Embedding) else None
-        orientation = images.chosen_orientation(orientation, known.orientation if known else None)
+        asked = requests.asked(source, orientation)
         messages = await asyncio.to_thread(requests.prompt_messages, prompts)
         request = pb.PredictRequest(
             model=requests.checked_model(model),
             prompts=messages,
             multimask=requests.multimask_value(multimask),
             include_low_res_logits=bool(requests.checked_logits(low_res_logits)),
-            output_mode=requests.output_mode_value(pixels=low_res_logits != "only"),
+            output_mode=requests.output_mode_value(low_res_logits),
         )
-        response = await self._send_predict(request, source, image, orientation, call)
-        durable = known is not None and known.durable
-        return responses.prediction(response, orientation, durable=durable)
+        located = await asyncio.to_thread(requests.locate, source, asked.orientation)
+        if isinstance(located, str):
+            request.embedding_id = located
+            response = await self._predict_stored(request, source, image, asked, call)
+        else:
+            response = await call.upload(predict_method, request, located)
+        return responses.prediction(response, asked)
 
-    async def _send_predict(
+    async def _predict_stored(
         self,
         request: pb.PredictRequest,
         source: Source,
         image: ImageLike | None,
-        orientation: Orientation,
+        asked: Asked,
         call: Call,
     ) -> pb.PredictResponse:
-        async def send(message: pb.Image) -> pb.PredictResponse:
-            request.image.CopyFrom(message)
-            return await self._call(lambda channel: _stub(channel).Predict, request, call)
-
-        located = await _locate(source, orientation)
-        if not isinstance(located, str):
-            return await asking_first(located, send)
-        request.embedding_id = located
+        """Predict by the id of an embedding; by *image* where the server does not find it."""
         try:
-            return await self._call(lambda channel: _stub(channel).Predict, request, call)
+            return await call.send(predict_method, request)
         except (EmbeddingNotFound, Unavailable) as error:
             if image is None or error.reason not in _HEALED_BY_IMAGE:
                 raise
             lost = isinstance(error, EmbeddingNotFound)
-        upload = await asyncio.to_thread(images.read, image, orientation)
+        upload = await asyncio.to_thread(images.read, image, asked.orientation)
         if isinstance(source, Embedding):
             # The image alone would be embedded by the default model, and not durably.
             request.model = request.model or source.model
-            if source.durable and lost:
-                await self._make_durable(request.model, upload, call)
-        return await asking_first(upload, send)
-
-    async def _make_durable(self, model: str, upload: Upload, call: Call) -> None:
-        """Embed an image again; where it cannot be durable now, the click is answered anyway."""
-        request = pb.EmbedRequest(model=model, durability=pb.DURABILITY_DURABLE)
-        with suppress(Unavailable):
-            await self._send_embed(request, upload, call)
+        if asked.durable and lost:
+            again = pb.EmbedRequest(model=request.model, durability=pb.DURABILITY_DURABLE)
+            # Where it cannot be durable now, the click is answered anyway.
+            with suppress(Unavailable):
+                await call.upload(embed_method, again, upload)
+        return await call.upload(predict_method, request, upload)
 
     async def automask(
         self,
@@ -243,40 +216,21 @@ class Client:
         Yields `Progress` while the search runs, then each `AutoMaskRecord`, then one `Summary`.
         Closing the generator ends the search on the server.
         """
-        begun = self._begin(request_id)
+        call = self._begin(request_id)
         request = pb.AutoMaskRequest(
             model=requests.checked_model(model), options=requests.automask_message(options)
         )
-        known = source if isinstance(source, Embedding) else None
-        orientation = images.chosen_orientation(orientation, known.orientation if known else None)
-        durable = known is not None and known.durable
-        located = await _locate(source, orientation)
+        asked = requests.asked(source, orientation)
+        located = await asyncio.to_thread(requests.locate, source, asked.orientation)
         if isinstance(located, str):
             request.embedding_id = located
         else:
             # Always the file itself: crops need its pixels, and the search outweighs the upload.
             request.image.CopyFrom(located.message)
-        async with aclosing(self._search(request, begun)) as messages:
+        async with aclosing(call.search(request)) as messages:
             async for message in messages:
-                for event in responses.automask_events(message, orientation, durable=durable):
+                for event in responses.automask_events(message, asked):
                     yield event
-
-    async def _search(
-        self, request: pb.AutoMaskRequest, begun: Call
-    ) -> AsyncGenerator[pb.AutoMaskResponse]:
-        with self._connection.under_way():
-            call = _stub(self._connection.channel()).AutoMask(
-                request, timeout=begun.left_s(), metadata=self._metadata(begun)
-            )
-            try:
-                async for message in call:
-                    yield message
-            except grpc.aio.AioRpcError as error:
-                raise typed(error, begun.request_id, encrypted=self._encrypted)  # noqa: B904
-            finally:
-                call.cancel()
-                # The traceback of an error would hold the channel: see `forks`.
-                del call
 
     async def automask_all(
         self,
@@ -310,58 +264,26 @@ class Client:
         """Forget an embedding; False if there was none.  Safe to repeat."""
         known = embedding.id if isinstance(embedding, Embedding) else requests.checked_id(embedding)
         request = pb.DeleteEmbeddingRequest(embedding_id=known)
-        call = self._begin(request_id)
-        return (
-            await self._call(lambda channel: _stub(channel).DeleteEmbedding, request, call)
-        ).deleted
+        response = await self._begin(request_id).send(
+            lambda channel: stub(channel).DeleteEmbedding, request
+        )
+        return response.deleted
 
     async def models(self, *, request_id: str = "") -> Catalog:
         """List what is served, the limits on requests and the defaults of AutoMask."""
         request = pb.ListModelsRequest()
-        call = self._begin(request_id)
-        return responses.catalog(
-            await self._call(lambda channel: _stub(channel).ListModels, request, call)
+        response = await self._begin(request_id).send(
+            lambda channel: stub(channel).ListModels, request
         )
+        return responses.catalog(response)
 
     async def ready(self) -> bool:
         """Ask whether the server wants calls, by the standard health service."""
         request = health_pb2.HealthCheckRequest()
-        response = await self._call(
-            lambda channel: health_pb2_grpc.HealthStub(channel).Check, request, self._begin("")
+        response = await self._begin("").send(
+            lambda channel: health_pb2_grpc.HealthStub(channel).Check, request
         )
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
     def _begin(self, request_id: str) -> Call:
-        return Call.begin(request_id, self._timeout_s)
-
-    async def _call(
-        self,
-        method: Callable[[grpc.aio.Channel], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
-        request: _Request,
-        call: Call,
-    ) -> _Response:
-        with self._connection.under_way():
-            try:
-                # No name for what holds the channel, or the traceback of an error would keep it.
-                return await method(self._connection.channel())(
-                    request, timeout=call.left_s(), metadata=self._metadata(call)
-                )
-            except grpc.aio.AioRpcError as error:
-                raise typed(error, call.request_id, encrypted=self._encrypted)  # noqa: B904
-
-    def _metadata(self, call: Call) -> tuple[tuple[str, str], ...]:
-        token = self._token() if callable(self._token) else self._token
-        return call_metadata(call.request_id, token)
-
-
-def _stub(channel: grpc.aio.Channel) -> samserve_pb2_grpc.SegmentationServiceAsyncStub:
-    return samserve_pb2_grpc.SegmentationServiceStub(channel)
-
-
-async def _locate(source: Source, orientation: Orientation) -> str | Upload:
-    """Give the id of an embedding, or a picture ready to be sent."""
-    if isinstance(source, Embedding):
-        return source.id
-    if isinstance(source, str):
-        return requests.checked_id(source)
-    return await asyncio.to_thread(images.read, source, orientation)
+        return Call.begin(self._connection, self._token, request_id, self._timeout_s)

@@ -59,8 +59,13 @@ class Connection:
         if channel is not None:
             await channel.close()
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether it has TLS."""
+        return self._credentials is not None
+
     def channel(self) -> grpc.aio.Channel:
-        """Give the channel.  Raises `RuntimeError` if it cannot be used here."""
+        """Return the channel.  Raises `RuntimeError` if it cannot be used here."""
         if self._loop is None:
             raise RuntimeError("the client is not open: use `async with Client(...) as client`")
         if self._forked:

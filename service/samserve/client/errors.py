@@ -17,7 +17,7 @@
     ├── Cancelled              the server or a proxy ended the call
     └── Internal               report it with ``request_id``
 
-Besides these only ``OSError`` (an image file that cannot be read), ``ValueError`` and
+Other than these, only ``OSError`` (an image file that cannot be read), ``ValueError`` and
 ``TypeError`` (arguments that cannot be sent), and ``RuntimeError`` (a client that is not open, or
 cannot be used in a forked process) are raised.
 """

@@ -31,7 +31,7 @@ class Forking(Protocol):
     """What has to know of forks."""
 
     def before_fork(self) -> bool:
-        """Let go of gRPC, if nothing is under way; tell whether.  May be called in any thread."""
+        """Let go of gRPC, if nothing is under way; say whether.  May be called in any thread."""
 
     def after_fork(self) -> None:
         """Forget, in the child, what only the parent still has."""
@@ -45,14 +45,25 @@ class _Forks:
         # Whether gRPC may have been used since it was last seen to be shut down.
         self._used = False
         self._in_use = False
-        self.unusable = False
+        self._unusable = False
 
     def watch(self, one: Forking) -> None:
+        """Have its methods called at every fork, as long as something refers to it."""
         self._watched.add(one)
         self._used = True
 
     def note_use(self) -> None:
+        """Say that gRPC is about to be used."""
         self._used = True
+
+    def check_usable(self) -> None:
+        """Raise `RuntimeError` in a process in which gRPC can only crash or wait for ever."""
+        if self._unusable:
+            raise RuntimeError(
+                "gRPC cannot work in this process: it was forked while the parent had a call under "
+                "way. Fork when no call is under way, or before the first one, or start processes "
+                "with multiprocessing's 'spawn' or 'forkserver'"
+            )
 
     def before(self) -> None:
         held = [one for one in list(self._watched) if not one.before_fork()]
@@ -65,13 +76,13 @@ class _Forks:
         self._in_use = _is_polling()
 
     def in_child(self) -> None:
-        self.unusable = self.unusable or self._in_use
+        self._unusable = self._unusable or self._in_use
         for one in list(self._watched):
             one.after_fork()
 
 
 def _is_polling() -> bool:
-    """Tell whether `grpc.aio` waits in this process."""
+    """Return whether `grpc.aio` waits in this process."""
     return any(_POLLER in thread.name for thread in threading.enumerate())
 
 
@@ -96,24 +107,5 @@ def _name_of(task: Path) -> str:
 
 
 _forks = _Forks()
+watch, note_use, check_usable = _forks.watch, _forks.note_use, _forks.check_usable
 os.register_at_fork(before=_forks.before, after_in_child=_forks.in_child)
-
-
-def watch(one: Forking) -> None:
-    """Have its methods called at every fork, as long as somebody refers to it."""
-    _forks.watch(one)
-
-
-def note_use() -> None:
-    """Say that gRPC is about to be used."""
-    _forks.note_use()
-
-
-def check_usable() -> None:
-    """Raise `RuntimeError` in a process in which gRPC can only crash or wait for ever."""
-    if _forks.unusable:
-        raise RuntimeError(
-            "gRPC cannot work in this process: it was forked while the parent had a call under "
-            "way. Fork when no call is under way, or before the first one, or start processes "
-            "with multiprocessing's 'spawn' or 'forkserver'"
-        )

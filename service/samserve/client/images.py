@@ -1,4 +1,4 @@
-"""Pictures to protobuf: files, bytes of files and numpy arrays."""
+"""Images to protobuf: files, bytes of files and numpy arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ImageLike = str | os.PathLike[str] | bytes | bytearray | memoryview | npt.NDArra
 """A path, the bytes of a JPEG, PNG or WebP file, or uint8 ``[h, w, 3]`` RGB or ``[h, w]`` grey."""
 
 Orientation = Literal["exif", "ignore"]
-"""``exif`` turns the picture as its camera said, as viewers do; ``ignore`` does not."""
+"""``exif`` turns the image as its camera said, as viewers do; ``ignore`` does not."""
 
 _ORIENTATIONS = {"exif": pb.ORIENTATION_EXIF, "ignore": pb.ORIENTATION_IGNORE}
 # Below this, asking by hash first costs about as much as sending the file.
@@ -26,17 +26,17 @@ _WORTH_ASKING_BYTES = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A picture ready to be sent; ``digest`` asks for it without its bytes, if that pays."""
+    """An image ready to be sent; ``digest`` asks for it without its bytes, if that pays."""
 
     message: pb.Image
     digest: pb.Image | None = None
 
 
 def read(image: ImageLike, orientation: Orientation = "exif") -> Upload:
-    """Read a picture.
+    """Read an image.
 
     Blocks on files and hashes large ones.  Raises ``OSError`` for a file that cannot be read,
-    ``TypeError`` or ``ValueError`` for what cannot be a picture.
+    ``TypeError`` or ``ValueError`` for what cannot be an image.
     """
     orientation = chosen_orientation(orientation, None)
     if isinstance(image, np.ndarray):
@@ -63,7 +63,7 @@ def read(image: ImageLike, orientation: Orientation = "exif") -> Upload:
 
 
 def chosen_orientation(wanted: Orientation | None, made_with: Orientation | None) -> Orientation:
-    """Give the orientation of an image: what is wanted, or what its embedding was made with.
+    """Return the orientation of an image: what is wanted, or what its embedding was made with.
 
     Raises ``ValueError`` for what is none, and where the two differ: coordinates and masks of an
     embedding are in the frame that it was made in.

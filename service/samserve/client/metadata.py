@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from samserve.client.tracing import Headers, trace_headers
+
+Token = str | Callable[[], str]
+"""An API key or bearer token, or what returns one; empty sends none."""
 
 REQUEST_ID = "x-request-id"
 
@@ -12,7 +16,7 @@ REQUEST_ID = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 
 
-def call_metadata(request_id: str, token: str) -> Headers:
+def call_metadata(request_id: str, token: Token) -> Headers:
     """Write the metadata of a call, the caller's trace among it; an empty *token* is left out.
 
     Raises ``ValueError`` and ``TypeError``, which never quote the token.
@@ -24,6 +28,7 @@ def call_metadata(request_id: str, token: str) -> Headers:
             "request_id must be from 1 to 128 letters, digits and _.:/- of ASCII; "
             f"got {request_id[:128]!r}"
         )
+    token = token() if callable(token) else token
     if not isinstance(token, str):
         raise TypeError(f"token must give a str; got {type(token).__name__}")
     token = token.strip()

@@ -1,4 +1,4 @@
-"""Prompts and options to protobuf."""
+"""Sources, prompts and options to protobuf."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.descriptor import FieldDescriptor
 
+from samserve.client import images
+from samserve.client.images import ImageLike, Orientation, Upload
+from samserve.client.results import Asked, Embedding
 from samserve.core import rle
 from samserve.v1 import samserve_pb2 as pb
+
+Source = Embedding | ImageLike
+"""What is segmented: an `Embedding` or its id (any ``str``), or an image (a path as ``Path``)."""
 
 Multimask = Literal["auto", "all", "single"]
 """``auto``: one mask by the reference's rule; ``all``: three candidates; ``single``: token 0."""
@@ -71,6 +77,23 @@ class AutoMaskOptions(TypedDict, total=False):
     max_masks: int
 
 
+def asked(source: Source, orientation: Orientation | None) -> Asked:
+    """Return how the image of *source* was asked for, or is to be.
+
+    Raises ``ValueError`` for an *orientation* that is none, or not that of the embedding.
+    """
+    if isinstance(source, Embedding):
+        return Asked(images.chosen_orientation(orientation, source.orientation), source.durable)
+    return Asked(images.chosen_orientation(orientation, None))
+
+
+def locate(source: Source, orientation: Orientation) -> str | Upload:
+    """Return the id of an embedding, or an image ready to be sent; raises as `images.read`."""
+    if isinstance(source, Embedding):
+        return source.id
+    return checked_id(source) if isinstance(source, str) else images.read(source, orientation)
+
+
 def prompt_messages(prompts: Sequence[Prompt]) -> list[pb.Prompt]:
     """Write prompts.
 
@@ -122,11 +145,6 @@ def checked_logits(wanted: bool | Literal["only"]) -> bool | Literal["only"]:
     return wanted
 
 
-def durability_value(durable: bool) -> pb.Durability.ValueType:
-    """Write what an embedding has to survive."""
-    return pb.DURABILITY_DURABLE if durable else pb.DURABILITY_UNSPECIFIED
-
-
 def automask_message(options: AutoMaskOptions) -> pb.AutoMaskOptions:
     """Write AutoMask options.
 
@@ -155,9 +173,9 @@ def automask_message(options: AutoMaskOptions) -> pb.AutoMaskOptions:
     return message
 
 
-def output_mode_value(*, pixels: bool) -> pb.OutputMode.ValueType:
+def output_mode_value(logits: bool | Literal["only"]) -> pb.OutputMode.ValueType:
     """Choose how masks are to be written."""
-    return pb.OUTPUT_MODE_COCO_RLE if pixels else pb.OUTPUT_MODE_LOW_RES_LOGITS
+    return pb.OUTPUT_MODE_LOW_RES_LOGITS if logits == "only" else pb.OUTPUT_MODE_COCO_RLE
 
 
 def _prompt(prompt: Prompt, name: str) -> pb.Prompt:

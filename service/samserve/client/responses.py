@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from datetime import UTC
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.message import Message
 
-from samserve.client.images import Orientation
 from samserve.client.results import (
+    Asked,
     AutoMaskEvent,
     AutoMaskRecord,
     Catalog,
@@ -24,47 +26,36 @@ from samserve.client.results import (
     Summary,
     Xywh,
 )
-from samserve.models.card import TEXTS
 from samserve.types import ModelCard, Parity
 from samserve.v1 import samserve_pb2 as pb
 
+_T = TypeVar("_T", Embedding, Mask, Model, ModelCard, Parity)
 
-def embedding(
-    message: pb.Embedding,
-    timings: Iterable[pb.StageTiming],
-    orientation: Orientation,
-    *,
-    durable: bool = False,
-) -> Embedding:
-    """Read which embedding answered; the answer does not tell *orientation* and *durable*."""
+
+def embedding(message: pb.Embedding, timings: Iterable[pb.StageTiming], asked: Asked) -> Embedding:
+    """Read which embedding answered."""
     known = message.HasField("expire_time")
-    return Embedding(
-        id=message.id,
+    return _copied(
+        Embedding,
+        message,
         image_size=(message.image_size.height, message.image_size.width),
-        model=message.model,
-        cached=message.cached,
         expires_at=message.expire_time.ToDatetime(tzinfo=UTC) if known else None,
         stored=_name(pb.Stored.DESCRIPTOR, message.stored),
         timings_ms=timings_ms(timings),
-        orientation=orientation,
-        durable=durable,
+        **asked._asdict(),
     )
 
 
-def prediction(
-    message: pb.PredictResponse, orientation: Orientation, *, durable: bool = False
-) -> Prediction:
+def prediction(message: pb.PredictResponse, asked: Asked) -> Prediction:
     """Read the answer of Predict about an embedding that was asked for in this way."""
     return Prediction(
         results=[[_mask(mask) for mask in result.masks] for result in message.results],
-        embedding=embedding(message.embedding, message.timings, orientation, durable=durable),
+        embedding=embedding(message.embedding, message.timings, asked),
         timings_ms=timings_ms(message.timings),
     )
 
 
-def automask_events(
-    message: pb.AutoMaskResponse, orientation: Orientation, *, durable: bool = False
-) -> Iterator[AutoMaskEvent]:
+def automask_events(message: pb.AutoMaskResponse, asked: Asked) -> Iterator[AutoMaskEvent]:
     """Read one message of the stream about an embedding that was asked for in this way.
 
     Kinds that are not known are passed over.
@@ -75,7 +66,7 @@ def automask_events(
         case "masks":
             yield from (_record(record) for record in message.masks.records)
         case "summary":
-            yield _summary(message.summary, orientation, durable=durable)
+            yield _summary(message.summary, asked)
 
 
 def catalog(message: pb.ListModelsResponse) -> Catalog:
@@ -100,13 +91,11 @@ def timings_ms(timings: Iterable[pb.StageTiming]) -> dict[str, float]:
 
 def _mask(message: pb.Mask) -> Mask:
     size = message.coco_rle.size
-    return Mask(
+    return _copied(
+        Mask,
+        message,
         size=(size.height, size.width),
         counts=message.coco_rle.counts,
-        token_index=message.token_index,
-        predicted_iou=message.predicted_iou,
-        stability_score=message.stability_score,
-        area=message.area,
         bbox=_xywh(message.bbox),
         low_res_logits=_logits(message.low_res_logits),
     )
@@ -141,9 +130,9 @@ def _progress(message: pb.AutoMaskProgress) -> Progress:
     )
 
 
-def _summary(message: pb.AutoMaskSummary, orientation: Orientation, *, durable: bool) -> Summary:
+def _summary(message: pb.AutoMaskSummary, asked: Asked) -> Summary:
     return Summary(
-        embedding=embedding(message.embedding, message.timings, orientation, durable=durable),
+        embedding=embedding(message.embedding, message.timings, asked),
         timings_ms=timings_ms(message.timings),
         filters=tuple(
             FilterCount(count.filter, count.in_count, count.out_count) for count in message.filters
@@ -153,29 +142,26 @@ def _summary(message: pb.AutoMaskSummary, orientation: Orientation, *, durable: 
 
 
 def _model(message: pb.Model) -> Model:
-    return Model(
-        name=message.name,
-        family=message.family,
-        digest=message.digest,
-        description=message.description,
-        image_side=message.image_side,
-        mask_side=message.mask_side,
-        embedding_bytes=message.embedding_bytes,
+    return _copied(
+        Model,
+        message,
         capabilities=tuple(
             descriptor.name for descriptor, value in message.capabilities.ListFields() if value
         ),
-        default=message.default,
         transport=_name(pb.Transport.DESCRIPTOR, message.transport),
         card=_card(message.card),
-        encoder_digest=message.encoder_digest,
     )
 
 
 def _card(message: pb.ModelCard) -> ModelCard:
-    parity = message.parity
-    figures = {field.name: getattr(parity, field.name) for field in fields(Parity)}
-    texts = {name: getattr(message, name) for name in TEXTS}
-    return ModelCard(**texts, parity=Parity(**figures) if message.HasField("parity") else None)
+    compared = message.HasField("parity")
+    return _copied(ModelCard, message, parity=_copied(Parity, message.parity) if compared else None)
+
+
+def _copied(kind: type[_T], message: Message, **values: Any) -> _T:
+    """Make a value of *values*, and for its other fields of those that *message* has."""
+    same = {each.name for each in fields(kind)} - set(values)
+    return kind(**{name: getattr(message, name) for name in same}, **values)
 
 
 def _name(enum: EnumDescriptor, value: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,13 @@ from samserve.core import rle as run_lengths
 from samserve.types import CocoRle, ModelCard, Size
 
 Xywh = tuple[float, float, float, float]
+
+
+class Asked(NamedTuple):
+    """How the image of an embedding was asked for, which its answer does not tell."""
+
+    orientation: Orientation = "exif"
+    durable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

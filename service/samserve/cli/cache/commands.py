@@ -15,6 +15,15 @@ from samserve.cli.terminal import say
 
 cache = Commands()
 
+Folder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR",
+        exists=True,
+        file_okay=False,
+        help="Folder with .jpg, .jpeg, .png and .webp files.",
+    ),
+]
 RunningServer = Annotated[
     str, typer.Option("--server", metavar="HOST:PORT", help="The running server. Needed.")
 ]
@@ -22,30 +31,21 @@ RunningServer = Annotated[
 
 @cache.callback(invoke_without_command=True)
 def help_with_cache(context: typer.Context) -> None:
-    """Fill, empty and look at what servers keep of pictures."""
+    """Fill, empty and look at what servers keep of images."""
     if context.invoked_subcommand is None:
         say(context.get_help())
 
 
 @cache.command()
 def warm(  # noqa: PLR0913 - each is an option of the command line
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR",
-            exists=True,
-            file_okay=False,
-            readable=True,
-            help="Folder with .jpg, .jpeg, .png and .webp files.",
-        ),
-    ],
+    folder: Folder,
     *,
     server: RunningServer = "",
     model: ModelName = "",
     ca: CaFile = None,
     token_file: TokenFile = None,
     concurrency: Annotated[
-        int, typer.Option(min=1, max=256, help="Pictures that are under way at once.")
+        int, typer.Option(min=1, max=256, help="Images that are under way at once.")
     ] = 4,
     recursive: Annotated[
         bool,
@@ -68,7 +68,7 @@ def warm(  # noqa: PLR0913 - each is an option of the command line
         ),
     ] = "",
 ) -> None:
-    """Embed every picture of a folder, so that predictions on them find it done.
+    """Embed every image of a folder, so that predictions on them find it done.
 
     Names that begin with a dot are passed over. What cannot be embedded is told at the end, and
     makes the exit code 1. `samserve cache rm -` takes the records.

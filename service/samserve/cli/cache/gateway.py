@@ -77,7 +77,10 @@ def _fetch(host: str, port: int) -> str:
         response = connection.getresponse()
         if response.status != 200:
             raise ValueError(f"is answered with {response.status} {response.reason}")
-        return response.read(_MOST_BYTES).decode()
+        content = response.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ValueError("is too long for metrics")
+        return content.decode()
     finally:
         connection.close()
 

@@ -11,7 +11,6 @@ from samserve.cli import bulk, session
 from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import CommandError, UsageError
 from samserve.cli.terminal import say
-from samserve.client import SamserveClientError
 from samserve.client.requests import checked_id
 
 _STDIN = "-"
@@ -72,22 +71,14 @@ async def _delete_all(ids: Sequence[str], endpoint: Endpoint, results: dict[str,
     """Note results, and return what has failed."""
     failures: list[str] = []
     async with session.connected(endpoint) as client:
-        with bulk.counting("deleting", len(ids), quiet=len(ids) <= _MANY) as counter:
-            patience = bulk.Patience(counter.remark)
 
-            async def delete(embedding_id: str) -> None:
-                try:
-                    deleted = await patience.ask(lambda: client.delete_embedding(embedding_id))
-                    results[embedding_id] = "deleted" if deleted else "not there"
-                except SamserveClientError as error:
-                    if bulk.hopeless(error):
-                        raise
-                    failures.append(f"{embedding_id}: {bulk.describe(error)}")
-                counter.count()
+        async def delete(embedding_id: str) -> None:
+            deleted = await client.delete_embedding(embedding_id)
+            results[embedding_id] = "deleted" if deleted else "not there"
 
-            ended: list[str] = []
-            try:
-                await bulk.each(ids, delete, _CONCURRENCY)
-            except SamserveClientError as error:
-                ended.append(bulk.describe(error))
+        def failed(embedding_id: str, text: str) -> None:
+            failures.append(f"{embedding_id}: {text}")
+
+        job = bulk.Job("deleting", delete, failed, _CONCURRENCY)
+        ended = await bulk.run(ids, job, quiet=len(ids) <= _MANY)
     return [*bulk.shortened(failures, "delete them again"), *ended]

@@ -1,4 +1,4 @@
-"""Embedding all pictures of a folder."""
+"""Embedding all images of a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from samserve.cli import bulk, session
 from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import CommandError, UsageError
 from samserve.cli.terminal import STDOUT, json_line, note, say
-from samserve.client import Client, Embedding, SamserveClientError
+from samserve.client import Client
 from samserve.client.channel import MAX_MESSAGE_BYTES
 
 _PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
@@ -34,7 +34,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Pictures by name, folders that could not be read, and how many files are none."""
+    """Images by name, folders that could not be read, and how many files are none."""
 
     pictures: Sequence[Path]
     failures: Sequence[OSError]
@@ -90,7 +90,7 @@ class _Tally:
 
 
 def find(folder: Path, *, recursive: bool) -> Found:
-    """Look for pictures by the ends of their names.  Raises `UsageError` if there are none."""
+    """Look for images by the ends of their names.  Raises `UsageError` if there are none."""
     failures: list[OSError] = []
     pictures: list[Path] = []
     others = 0
@@ -141,48 +141,36 @@ async def _embed_all(
     # Where records appear on the terminal line by line, they are the progress.
     shown = as_json == STDOUT and sys.stdout.isatty()
     async with session.connected(endpoint) as client:
-        with (
-            _records(as_json) as write,
-            bulk.counting("embedding", len(found.pictures), quiet=shown) as counter,
-        ):
-            patience = bulk.Patience(counter.remark)
+        with _records(as_json) as write:
 
             def done(record: Record) -> None:
                 tally.add(record)
                 write(record)
 
             async def embed(path: Path) -> None:
-                done(await _record(client, path, wish, patience))
-                counter.count()
+                done(await _record(client, path, wish))
+
+            def failed(path: Path, text: str) -> None:
+                done(Record(str(path), error=text))
 
             for failure in found.failures:
                 done(Record(str(failure.filename), error=failure.strerror or str(failure)))
-            try:
-                await bulk.each(found.pictures, embed, wish.concurrency)
-            except SamserveClientError as error:
-                return [bulk.describe(error)]
-    return []
+            job = bulk.Job("embedding", embed, failed, wish.concurrency)
+            return await bulk.run(found.pictures, job, quiet=shown)
 
 
-async def _record(client: Client, path: Path, wish: Wish, patience: bulk.Patience) -> Record:
-    """Embed one picture.  Raises what all others would be told too."""
+async def _record(client: Client, path: Path, wish: Wish) -> Record:
+    """Embed one image."""
     try:
         if _is_too_large(path):
             return Record(str(path), error=f"is over {MAX_MESSAGE_BYTES >> 20} MiB")
-        embedding = await patience.ask(lambda: _embed(client, path, wish))
+        if wish.wait:
+            embedding = await client.embed(path, model=wish.model, durable=wish.durable)
+        else:
+            embedding = await client.prefetch(path, model=wish.model)
     except OSError as error:
         return Record(str(path), error=error.strerror or str(error))
-    except SamserveClientError as error:
-        if bulk.hopeless(error):
-            raise
-        return Record(str(path), error=bulk.describe(error))
     return Record(str(path), embedding.id, embedding.cached, embedding.stored)
-
-
-async def _embed(client: Client, path: Path, wish: Wish) -> Embedding:
-    if wish.wait:
-        return await client.embed(path, model=wish.model, durable=wish.durable)
-    return await client.prefetch(path, model=wish.model)
 
 
 @contextmanager
