@@ -25,6 +25,12 @@ def cluster(shared_cluster: Cluster) -> Cluster:
     return shared_cluster
 
 
+@pytest.fixture
+def nodes(cluster: Cluster) -> str:
+    """The shared cluster, as the settings name it."""
+    return ",".join(cluster.addresses)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def fresh_clusters(request: pytest.FixtureRequest) -> Iterator[Fresh]:
     """Those that tests break, started while others run."""

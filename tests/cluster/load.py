@@ -53,6 +53,11 @@ class Clients:
         self.tally.counts[pb.Stored.Name(answer.embedding.stored)] += 1
         return answer.embedding
 
+    async def stored(self, number: int, *, durable: bool = False) -> str:
+        """Embed a picture; gives where it is stored, nothing if that has failed."""
+        embedding = await self.embed(number, durable=durable)
+        return "" if embedding is None else pb.Stored.Name(embedding.stored)
+
     async def click(self, number: int) -> str:
         """Click by id, and heal by sending the picture; gives how it was answered."""
         request = pb.PredictRequest(embedding_id=self.ids[number], prompts=[pictures.click()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,7 @@ class Gateway:
     cache: SharedCache
     client: ClusterClient
     metrics: Metrics
+    listening: AsyncExitStack
 
     async def put(self, key: EmbeddingKey, value: float = 1.0) -> Embedding:
         async with self.store.publish(await self.write(key, value)) as embedding:
@@ -85,10 +86,9 @@ async def store_over(
     served = models or {MODEL.name: MODEL}
     store = TieredStore(memory, copies, shared, lambda: served, ttl_s)
     metrics.cache.register_store(store.stats)
-    async with aclosing(client), aclosing(store):
-        await client.open()
-        await shared.open()
-        yield Gateway(store, memory, copies, shared, client, metrics)
+    async with client.running(), aclosing(store), AsyncExitStack() as listening:
+        await listening.enter_async_context(shared.listening(memory.drop, copies.invalidate_all))
+        yield Gateway(store, memory, copies, shared, client, metrics, listening)
 
 
 def node_at(port: int, credentials: Credentials | None = None, **settings: object) -> Node:

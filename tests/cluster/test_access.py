@@ -21,6 +21,7 @@ from samserve.app import Running
 from samserve.errors import EmbeddingNotFound, SamserveError
 from samserve.settings import CacheSettings, LogSettings
 from samserve.stores.shared import value_format
+from samserve.stores.shared.base import Batch
 from samserve.stores.shared.redis import credentials as credentials_module
 from samserve.stores.shared.redis import node as node_module
 from samserve.stores.shared.redis.connection import _describe
@@ -42,7 +43,7 @@ from harness.cluster.cluster import Cluster
 from harness.cluster.node import HOST, Node
 from harness.cluster.tls import TlsFronts
 from tests import pictures, secrecy
-from tests.cli.conftest import FAKE, Command, samserve, start
+from tests.cli.conftest import FAKE, Command, samserve
 from tests.cluster.stores import FACTS, PATIENT, SLOT, Gateway, key, store_over, tensors
 from tests.conftest import serving, settings_with
 from tests.rpc.errors import failure_of, read
@@ -522,7 +523,7 @@ async def test_no_connection_with_an_old_password_is_kept_below_a_new_one(
     node = ClusterNode((HOST, server.port), lambda: credentials.value, settings, metrics)
 
     async def number_after(calls: int) -> int:
-        await asyncio.gather(*(node.run([("PING",)]) for _ in range(calls)))
+        await asyncio.gather(*(node.run(Batch([("PING",)])) for _ in range(calls)))
         return len(connections(guarded, USER)[server])
 
     assert await number_after(4) == 4
@@ -828,16 +829,6 @@ def serve_with(folder: Path, files: dict[str, str]) -> tuple[list[str], dict[str
     settings.update({f"{name}_file": str(path) for name, path in paths.items()})
     given = [f"--set=cache.{name}={value}" for name, value in settings.items()]
     return ["serve", "--port=0", "--admin-port=0", *FAKE, *given], paths
-
-
-def test_nobody_is_asked_for_the_passphrase_of_a_key(tmp_path: Path) -> None:
-    arguments, paths = serve_with(tmp_path, {"key": encrypted(OURS["key"])})
-    process = start(*arguments)
-    _, err = process.communicate(timeout=BOUND_S)
-
-    assert process.returncode == 1
-    assert err.startswith(f"samserve: error: cache.key_file {paths['key']}: is no private key")
-    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from samserve.errors import StoreUnavailable
+from samserve.stores.shared.base import Batch
 from samserve.stores.shared.redis import cluster as client_module
 from samserve.stores.shared.redis.connection import Connection
 from samserve.stores.shared.redis.node import Node, NodeUnavailable
@@ -22,11 +23,6 @@ from harness.cluster.ports import Ports
 from tests.cluster.relays import answering, relay
 from tests.cluster.stores import SLOT, Gateway, key, node_at, store_over
 from tests.support.waiting import until
-
-
-@pytest.fixture
-def nodes(cluster: Cluster) -> str:
-    return ",".join(cluster.addresses)
 
 
 def connections(cluster: Cluster) -> list[int]:
@@ -43,7 +39,6 @@ def at_rest(gateway: Gateway) -> None:
         assert node._permits._free == 8
         assert node._budget._free == 64 << 20
         assert not node._budget.waiting
-    assert not gateway.store._readings
     assert not gateway.store._markers
 
 
@@ -205,7 +200,7 @@ async def test_a_burst_of_reads_opens_no_breaker_and_starves_no_tenant(
             await writer.put(each)
     async with store_over(nodes, capacity=32 * SLOT, **bounds) as reader:
         # It would take the time that is added for the silence of a node.
-        await reader.cache._invalidation.aclose()
+        await reader.listening.aclose()
         order: list[str] = []
 
         exchange = Connection.exchange
@@ -286,7 +281,7 @@ async def test_durable_calls_that_no_replica_confirms_leave_room_for_others(
 
 async def ping(node: Node) -> bool:
     try:
-        return bool(await node.run([("PING",)]))
+        return bool(await node.run(Batch([("PING",)])))
     except NodeUnavailable:
         return False
 
@@ -361,7 +356,7 @@ async def is_an_outage(answer: bytes) -> None:
         store_over(f"127.0.0.1:{port}", timeout_s=0.05, durable_s=0.05, refresh_s=0.02) as one,
     ):
         # A map that makes sense, so that all is asked of it.
-        one.client._slots.owners[:] = [("127.0.0.1", port)] * len(one.client._slots.owners)
+        one.client.slots.owners[:] = [("127.0.0.1", port)] * len(one.client.slots.owners)
         with pytest.raises(StoreUnavailable):
             await one.get(key("a"))
         assert not (await one.put(key("a"))).shared

@@ -10,8 +10,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 import pytest
-from redis.asyncio import Connection
-from samserve.stores.shared.redis.connection import _options
+from samserve.stores.shared.base import Batch
 from samserve.stores.shared.redis.credentials import Credentials
 from samserve.stores.shared.redis.node import NodeUnavailable
 
@@ -23,14 +22,6 @@ from tests.support.valkey import single_server
 from tests.support.waiting import until
 
 
-def test_an_option_that_redis_py_does_not_know_is_refused() -> None:
-    options = _options((HOST, 1), Credentials(), 1.0)
-
-    for unknown in ("socket_conect_timeout", "max_connections", "ssl"):
-        with pytest.raises(TypeError, match=unknown):
-            Connection(**options, **{unknown: 1})
-
-
 async def test_a_server_sees_who_we_are() -> None:
     password = secret(secrets.token_hex(16))
     hashed = hashlib.sha256(password.encode()).hexdigest()
@@ -38,7 +29,7 @@ async def test_a_server_sees_who_we_are() -> None:
     async with single_server(*account.split()) as port:
         credentials = Credentials("gateway", password)
         async with aclosing(node_at(port, credentials)) as node:
-            who, info = await node.run([("ACL", "WHOAMI"), ("CLIENT", "INFO")])
+            who, info = await node.run(Batch([("ACL", "WHOAMI"), ("CLIENT", "INFO")]))
 
     seen = dict(pair.split("=", 1) for pair in info.decode().split())
     assert who == b"gateway"
@@ -65,7 +56,7 @@ async def test_a_connection_has_its_own_time_to_open() -> None:
             with suppress(BlockingIOError):
                 each.connect(full.getsockname())
         async with aclosing(node_at(full.getsockname()[1], timeout_s=1000, connect_s=100)) as node:
-            asked = asyncio.create_task(node.run([("PING",)]))
+            asked = asyncio.create_task(node.run(Batch([("PING",)])))
             assert await running(asked)
             await pass_on_the_loop(50)
             assert await running(asked)
@@ -96,7 +87,7 @@ async def test_an_answer_has_the_time_of_the_whole_call() -> None:
     async with await asyncio.start_server(talk, HOST, 0) as server:
         port = server.sockets[0].getsockname()[1]
         async with aclosing(node_at(port, timeout_s=1000, connect_s=100)) as node:
-            asked = asyncio.create_task(node.run([("PING",)]))
+            asked = asyncio.create_task(node.run(Batch([("PING",)])))
             await until(heard.is_set)
             await pass_on_the_loop(900)
             assert await running(asked)
@@ -120,6 +111,6 @@ async def test_a_connection_that_breaks_is_not_tried_again() -> None:
         port = server.sockets[0].getsockname()[1]
         async with aclosing(node_at(port)) as node:
             with pytest.raises(NodeUnavailable):
-                await node.run([("PING",)])
+                await node.run(Batch([("PING",)]))
         await until(closed.is_set)
     assert len(opened) == 1

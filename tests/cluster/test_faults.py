@@ -6,11 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from samserve.v1 import samserve_pb2 as pb
 
 from harness.cluster.cluster import Cluster
 from tests.cluster.clusters import limited
-from tests.cluster.gateways import LocalGateway, local_gateway, local_gateways
+from tests.cluster.gateways import local_gateway, local_gateways
 from tests.cluster.load import Clients
 from tests.cluster.stores import SLOT
 from tests.support.waiting import until
@@ -61,9 +60,7 @@ async def test_the_kill_of_a_master_loses_nothing_that_was_durable(
             fresh = Clients([third], ids=dict(clients.ids))
             for number in NUMBERS:
                 assert await fresh.click(number) == "found"
-            embedding = await fresh.embed(lost[0], durable=False)
-            assert embedding is not None
-            assert embedding.stored == pb.STORED_SHARED
+            assert await fresh.stored(lost[0]) == "STORED_SHARED"
             assert third.service.engine.counts["encode_begun"] <= 1  # the warm-up
         assert fresh.tally.unexpected == []
 
@@ -124,9 +121,7 @@ async def test_the_death_of_the_whole_cluster_costs_a_share_and_it_fills_again(
 
         # From memory, and from fresh encodes.
         assert await writer.click(0) == "found"
-        fresh = await writer.embed(2)
-        assert fresh is not None
-        assert fresh.stored == pb.STORED_LOCAL
+        assert await writer.stored(2) == "STORED_LOCAL"
         reader.ids = dict(writer.ids)
         assert await reader.click(1) == "STORE_UNAVAILABLE"
         assert await reader.click(1) == "found"
@@ -136,8 +131,7 @@ async def test_the_death_of_the_whole_cluster_costs_a_share_and_it_fills_again(
         await asyncio.to_thread(cluster.start_again)
 
         async def shared_again() -> bool:
-            embedding = await writer.embed(3)
-            return embedding is not None and embedding.stored == pb.STORED_SHARED
+            return await writer.stored(3) == "STORED_SHARED"
 
         await until(shared_again)
         # What is in memory comes back into the cluster when it is used.
@@ -182,7 +176,8 @@ async def test_a_node_that_hangs_costs_the_breaker_and_nobody_else(
             assert failures == await second.metric(
                 "samserve_cache_failures_total", kind="unavailable"
             )
-            await goes_on_alone(second, lost[0])
+            # What belongs to a node whose breaker is open waits for nothing.
+            assert await calm.stored(lost[0]) == "STORED_LOCAL"
         finally:
             victim.resume()
 
@@ -193,15 +188,6 @@ async def test_a_node_that_hangs_costs_the_breaker_and_nobody_else(
         third = Clients([second], ids=dict(writer.ids))
         assert {await third.click(number) for number in NUMBERS} == {"found"}
         assert reader.tally.unexpected == calm.tally.unexpected == third.tally.unexpected == []
-
-
-async def goes_on_alone(server: LocalGateway, number: int) -> None:
-    """Embed what belongs to a node whose breaker is open, which nothing waits for."""
-    clients = Clients([server])
-    embedding = await clients.embed(number)
-    assert embedding is not None
-    assert embedding.stored == pb.STORED_LOCAL
-    assert clients.tally.unexpected == []
 
 
 async def test_slots_move_under_load_without_an_error(doomed_cluster: Cluster) -> None:

@@ -241,9 +241,7 @@ async def test_redis_serves_as_well() -> None:
         async with local_gateways(cluster) as (first, second):
             clients = Clients([first])
             for number in range(6):
-                embedding = await clients.embed(number, durable=True)
-                assert embedding is not None
-                assert embedding.stored == pb.STORED_SHARED
+                assert await clients.stored(number, durable=True) == "STORED_SHARED"
             others = Clients([second], ids=clients.ids)
             assert {await others.click(number) for number in range(6)} == {"found"}
             await delete(second, clients.ids[0])

@@ -12,7 +12,7 @@ import pytest
 
 from harness.cluster import ports
 from harness.cluster.cluster import Cluster
-from harness.cluster.errors import HarnessError
+from harness.errors import HarnessError
 from tests.support.waiting import until_sync
 
 pytestmark = pytest.mark.slow

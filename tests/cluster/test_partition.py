@@ -62,7 +62,7 @@ async def test_what_others_delete_is_used_no_longer_than_it_goes_unconfirmed(bus
             await cut_off.put(A)
             assert await other.get(A) == 1.0
             # It would tell what is deleted, on a connection from before.
-            await cut_off.cache._invalidation.aclose()
+            await cut_off.listening.aclose()
             others = [node for node in cluster.nodes if node is not master]
             for node in others:
                 await keep_from(cut_off, node, nowhere)

@@ -352,7 +352,7 @@ class StoreAgainstThePlainWay(RuleBasedStateMachine):
     @rule(target=leases, slot=consumes(slots))
     def publish(self, slot: Slot) -> Lease:
         lease = self.store.publish(slot)
-        self.runner.run(lease.__aenter__())
+        assert self.runner.run(lease.__aenter__()).revoked == (slot not in self.pending)
         kept = Kept(slot.nbytes, self.now + TTL, leases=1)
         if slot in self.pending:
             self.holdings[slot.key.tenant].entries[slot.key.embedding_id] = kept

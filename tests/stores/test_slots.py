@@ -4,10 +4,16 @@ from typing import Any
 
 import pytest
 from samserve.stores.shared.base import Refused
-from samserve.stores.shared.redis.slots import SLOTS, parse_slots
+from samserve.stores.shared.redis.slots import SLOTS, SlotMap, parse_slots
 from samserve.system.addresses import parse_hosts
 
 ASKED = ("10.0.0.9", 7000)
+
+
+def parsed(reply: Any) -> SlotMap:
+    slots = parse_slots(reply, ASKED)
+    assert slots is not None
+    return slots
 
 
 def test_ranges_their_masters_and_replicas_are_read() -> None:
@@ -16,9 +22,8 @@ def test_ranges_their_masters_and_replicas_are_read() -> None:
         [100, SLOTS - 1, [b"10.0.0.3", 7001, b"id3"]],
     ]
 
-    slots = parse_slots(reply, ASKED)
+    slots = parsed(reply)
 
-    assert slots is not None
     assert slots.owners[0] == slots.owners[99] == ("10.0.0.1", 7000)
     assert slots.owners[100] == slots.owners[SLOTS - 1] == ("10.0.0.3", 7001)
     assert slots.replicas == {("10.0.0.2", 7000)}
@@ -26,24 +31,21 @@ def test_ranges_their_masters_and_replicas_are_read() -> None:
 
 
 def test_slots_that_nobody_owns_have_no_owner() -> None:
-    slots = parse_slots([[5, 6, [b"h", 1, b""]]], ASKED)
+    owners = parsed([[5, 6, [b"h", 1, b""]]]).owners
 
-    assert slots is not None
-    assert slots.owners[4:8] == [None, ("h", 1), ("h", 1), None]
+    assert owners[4:8] == [None, ("h", 1), ("h", 1), None]
 
 
 @pytest.mark.parametrize("host", [b"", None, b"?"])
 def test_a_node_that_does_not_know_its_name_is_the_one_that_was_asked(host: Any) -> None:
-    slots = parse_slots([[0, 0, [host, 7001, b"id"]]], ASKED)
+    slots = parsed([[0, 0, [host, 7001, b"id"]]])
 
-    assert slots is not None
     assert slots.owners[0] == (ASKED[0], 7001)
 
 
 def test_a_server_without_cluster_mode_owns_everything() -> None:
-    slots = parse_slots(Refused("This instance has cluster support disabled"), ASKED)
+    slots = parsed(Refused("This instance has cluster support disabled"))
 
-    assert slots is not None
     assert set(slots.owners) == {ASKED}
 
 

@@ -128,21 +128,6 @@ def test_what_is_written_comes_back(
     assert value_format.encode(key, facts, tensors) == value
 
 
-SHAPES = [(), (1,), (3, 5), (2, 1, 2, 1, 2, 1, 2, 1)]
-TENSORS = {
-    **{f"{dtype} {shape}": {"t": noise(dtype, shape)} for dtype in DTYPES for shape in SHAPES},
-    "several, in their order": sam_2(),
-    "as many as are allowed": {f"{at:0128}": noise("u1", (1,), at) for at in range(64)},
-}
-
-
-@pytest.mark.parametrize("tensors", TENSORS.values(), ids=TENSORS)
-def test_every_type_shape_and_number_comes_back(tensors: dict[str, Array]) -> None:
-    value = value_format.encode(KEY, FACTS, tensors)
-
-    assert_same(read_back(value_format.parse(KEY, value)), tensors)
-
-
 def test_arrays_need_not_be_contiguous_to_be_copied_into() -> None:
     tensors = {"t": noise("<f4", (4, 6))}
     target = np.zeros((6, 4), "<f4").T
@@ -313,17 +298,6 @@ def test_a_value_belongs_to_its_key() -> None:
     for key in (KEY + b"4", b"", KEY[:-1]):
         assert refusal(value, key) is Damaged
     damaged(value_format.encode(KEY + b"4", FACTS, sam_2()))
-
-
-def test_halves_of_two_values_are_found() -> None:
-    tensors = [{"t": noise("<f4", (40,), seed)} for seed in range(2)]
-    first, second = (value_format.encode(KEY, FACTS, each) for each in tensors)
-
-    assert len(first) == len(second)
-    for at in range(MARK, len(first), 7):
-        # Up to the checksum they are equal, and in the end nothing is left of the second.
-        mixed = first[:at] + second[at:]
-        assert mixed in (first, second) or refusal(mixed) is Damaged
 
 
 @given(

@@ -166,18 +166,10 @@ class Noise:
             ("traceparent", f"00-{self._random.getrandbits(128):032x}-b7ad6b7169203331-01"),
             (self.word().lower(), self.word()),
         )
+        kinds = [self._model, self._click, self._search]
+        kinds += [self._deletion, self._rubbish, self._method]
         with suppress(grpc.aio.AioRpcError):
-            await self._kinds()[number % len(self._kinds())](metadata)
-
-    def _kinds(self) -> tuple[Any, ...]:
-        return (
-            self._model,
-            self._click,
-            self._search,
-            self._deletion,
-            self._rubbish,
-            self._method,
-        )
+            await kinds[number % len(kinds)](metadata)
 
     async def _model(self, metadata: Any) -> None:
         prefetch = self._random.random() < 0.5

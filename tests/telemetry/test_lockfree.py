@@ -65,10 +65,3 @@ def test_counters_and_gauges_say_the_same() -> None:
     gauge.labels("encoder", "a").set(7)
 
     assert samples(ours) == samples(theirs)
-
-
-def test_labels_give_the_same_histogram_again() -> None:
-    histograms = Histograms("run_seconds", "Time.", LABELS, SECONDS, CollectorRegistry())
-
-    assert histograms.labels("decoder", "a") is histograms.labels("decoder", "a")
-    assert histograms.labels("decoder", "a") is not histograms.labels("encoder", "a")

@@ -147,7 +147,7 @@ def test_a_tenant_s_use_is_seen_under_its_own_name_for_a_hundred_of_them() -> No
     with ExitStack() as stack:
         for number in range(150):
             for name in ("n", "unnamed"):
-                stack.enter_context(held.admit("embed", f"{name}{number}"))
+                stack.enter_context(held.admit("embed", f"{name}{number}", "Embed"))
         (family,) = [each for each in registry.collect() if each.name == USED]
 
     series = [(each.labels["tenant"], each.labels["quota"]) for each in family.samples]
@@ -169,7 +169,7 @@ def test_a_tenant_of_an_unlucky_name_is_seen_all_the_same(tenant: str) -> None:
         "[quotas.default]\nrequests_per_s = 1\nburst = 4"
     )
     for name in (tenant, *["somebody"] * 2):
-        with held.admit("embed", name):
+        with held.admit("embed", name, "Embed"):
             pass
     (family,) = [each for each in registry.collect() if each.name == USED]
 

@@ -16,23 +16,19 @@ class Memory(Protocol):
     @property
     def nbytes(self) -> int:
         """Size; a whole number of pages."""
-        ...
 
     @property
     def array(self) -> UInt8Array:
         """The whole block as uint8 ``[nbytes]``."""
-        ...
 
     def commit(self, offset: int, nbytes: int) -> None:
         """Take real memory for whole pages, so that writing into them cannot fail.
 
         Raises `samserve.errors.MemoryExhausted`.
         """
-        ...
 
     def release(self, offset: int, nbytes: int) -> None:
         """Return whole pages to the system; their content becomes zeros."""
-        ...
 
 
 class Allocate(Protocol):

@@ -1,7 +1,7 @@
 """Segments of POSIX shared memory, for a model runtime on the same host.
 
 A segment is a file under ``/dev/shm``.  Its owner holds an exclusive lock on it, which the kernel
-drops when the owner dies however it dies; whoever can take the lock knows that the segment is an
+drops when the owner dies however it dies; who can take the lock knows that the segment is an
 orphan.  Process ids could not tell that: containers that share ``/dev/shm`` do not share them.
 """
 
@@ -146,7 +146,7 @@ class SharedMemory:
         return None
 
     def remove_orphans(self) -> list[str]:
-        """Remove the segments of gateways that are dead; gives their keys."""
+        """Remove the segments of gateways that are dead; return their keys."""
         removed = []
         for path in sorted(self._directory.glob(_NAMES)):
             if _remove_if_orphan(path):

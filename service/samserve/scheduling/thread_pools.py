@@ -26,11 +26,11 @@ class Workers:
             priority: ThreadPoolExecutor(threads, thread_name_prefix=priority.name.lower())
             for priority in Priority
         }
-        self._gates = {priority: FairSemaphore(threads) for priority in Priority}
+        self._semaphores = {priority: FairSemaphore(threads) for priority in Priority}
 
     def waiting(self, priority: Priority) -> int:
         """How many pieces of work wait for a thread."""
-        return self._gates[priority].waiting
+        return self._semaphores[priority].waiting
 
     async def run(
         self, context: RequestContext, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -39,7 +39,7 @@ class Workers:
 
         Cancelled while it waits, it never starts; cancelled while it runs, it ends unobserved.
         """
-        async with self._gates[context.priority].hold(context):
+        async with self._semaphores[context.priority].hold(context):
             pool = self._pools[context.priority]
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(pool, lambda: function(*args, **kwargs))

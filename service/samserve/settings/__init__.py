@@ -146,9 +146,8 @@ def load(overrides: dict[str, Any] | None = None, file: Path | None = None) -> S
             cls,
             settings_cls: type[BaseSettings],
             init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
+            *_: Any,
+            **others: Any,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             sources = (init_settings, _Environment(settings_cls))
             return sources if file is None else (*sources, _File(cls, file))

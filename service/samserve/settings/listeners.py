@@ -12,7 +12,7 @@ from samserve.settings.section import KIB, MIB, Host, Section
 
 
 class ServerSettings(Section):
-    """Listeners and the manners of the server."""
+    """Listeners, and how their connections are treated."""
 
     host: Host = "127.0.0.1"
     """Address of the API listener: of IPv4 or IPv6, or a name; `::` is every address of both."""

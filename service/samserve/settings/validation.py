@@ -42,9 +42,8 @@ _TEXTS = {kind: text for text, kinds in _KINDS.items() for kind in kinds.split()
 def describe(problem: ErrorDetails, *, otherwise: str = "is not valid") -> str:
     """Return what is wrong with a value, without its place and without the value itself.
 
-    *otherwise* is for what is wrong in ways that have no words here.
-
-    The words of `ValueError`s are our own validators', and may say both.
+    *otherwise* is for what is wrong in ways that have no words here.  The words of `ValueError`s
+    are our own validators', and may say both.
     """
     kind = problem["type"]
     context: dict[str, Any] = problem.get("ctx", {})

@@ -25,11 +25,9 @@ class EmbeddingStore(Protocol):
 
         Called before an image is looked at; `reserve` asks again.
         """
-        ...
 
     async def epoch(self, key: EmbeddingKey) -> Epoch:
         """Return what of *key* has been deleted so far; asked when work for it begins."""
-        ...
 
     async def reserve(
         self,
@@ -47,7 +45,6 @@ class EmbeddingStore(Protocol):
         evicts what is its own.  Raises `Overloaded` if everything that is held is in use,
         `QuotaExceeded` if that is so of what the tenant may hold.
         """
-        ...
 
     def publish(self, slot: Slot) -> AbstractAsyncContextManager[Embedding]:
         """Make what was written visible under its key, and hold it while the block runs.
@@ -55,14 +52,12 @@ class EmbeddingStore(Protocol):
         It replaces what was there.  If the key has been deleted since the work began, it is
         revoked: held but not visible, and gone after the block.
         """
-        ...
 
     async def discard(self, slot: Slot) -> None:
         """Free a slot that will not be published.
 
         Its memory is used again once all of its late writers have ended, at once if it has none.
         """
-        ...
 
     def lease(
         self,
@@ -82,7 +77,6 @@ class EmbeddingStore(Protocol):
         it embedded again: an outage that hides deletions does not keep it from what is in memory.
         Raises `EmbeddingNotFound`.
         """
-        ...
 
     async def delete(self, key: EmbeddingKey) -> bool:
         """Forget an embedding everywhere, also one whose slot is being written.
@@ -90,19 +84,15 @@ class EmbeddingStore(Protocol):
         Leases that are held stay valid.  False if unknown.  Raises `StoreUnavailable` if others
         may still find it.
         """
-        ...
 
     def stats(self) -> StoreStats:
         """Count what is held."""
-        ...
 
     def expire(self) -> int:
         """Free what has expired, which is not found any more, and count it; called now and then."""
-        ...
 
     async def aclose(self) -> None:
         """Free everything."""
-        ...
 
 
 def not_found(key: EmbeddingKey) -> EmbeddingNotFound:

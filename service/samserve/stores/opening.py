@@ -48,12 +48,10 @@ async def open_store(
             yield alone
         return
     copies = SharedPresence(settings.cache.check_s, settings.cache.unconfirmed_s)
-    async with aclosing(ClusterClient(settings.cache, credentials, metrics.cache)) as servers:
-        await servers.open()
+    first = memory(forgotten=copies.forget)
+    async with ClusterClient(settings.cache, credentials, metrics.cache).running() as servers:
         metrics.cache.register_nodes(lambda: servers.health().nodes)
         cache = SharedCache(servers, settings.cache, metrics.cache)
-        await cache.open()
-        first = memory(forgotten=copies.forget)
         tiers = TieredStore(first, copies, cache, models, store.ttl_s)
-        async with aclosing(tiers):
+        async with aclosing(tiers), cache.listening(first.drop, copies.invalidate_all):
             yield tiers

@@ -20,7 +20,7 @@ from samserve.stores.base import Epoch, not_found
 from samserve.stores.local.store import MemoryStore
 from samserve.stores.shared import value_format
 from samserve.stores.shared.presence import SharedPresence
-from samserve.stores.shared.store import Found, Outcome, Presence, SharedCache
+from samserve.stores.shared.store import Outcome, Presence, SharedCache
 from samserve.stores.shared.value_format import Value
 from samserve.types import (
     Embedding,
@@ -66,12 +66,9 @@ class TieredStore:
         self._ttl_s = ttl_s
         # Deletions that were in force when a slot was reserved.
         self._markers: dict[Slot, bytes] = {}
-        # Readings of the shared cache under way; a deletion takes its key out.
-        self._readings: dict[EmbeddingKey, set[object]] = {}
         self._loads: SingleFlight[EmbeddingKey, Embedding] = SingleFlight()
         self._checks: SingleFlight[EmbeddingKey, Presence] = SingleFlight()
         self._refills: set[asyncio.Task[None]] = set()
-        cache.on_deleted(memory.drop, copies.invalidate_all)
 
     def check_room(self, tenant: str, specs: tuple[TensorSpec, ...]) -> None:
         """See `EmbeddingStore.check_room`."""
@@ -157,7 +154,8 @@ class TieredStore:
             except StoreUnavailable:
                 if durable:
                     raise
-                self._do_without(key, image_sent=image_sent)
+                # Who sends the image may have it embedded in any case, and so others use it again.
+                self._copies.use_unseen(key, image_sent=image_sent)
                 presence = None
             if presence is Presence.DELETED:
                 raise not_found(key)
@@ -167,7 +165,6 @@ class TieredStore:
         """See `EmbeddingStore.delete`."""
         here = await self._memory.delete(key)
         self._loads.detach(key)
-        self._readings.pop(key, None)
         try:
             there = await self._cache.delete(key, self._ttl_s)
         except StoreUnavailable:
@@ -175,8 +172,7 @@ class TieredStore:
                 "deleted on this gateway only: the shared cache is away, and others may find the "
                 "embedding until it expires; delete it again"
             ) from None
-        # What was read from the cache before it knew.
-        self._readings.pop(key, None)
+        # Also what was read from the cache before it knew, or is read still.
         await self._memory.delete(key)
         return here or there
 
@@ -193,7 +189,6 @@ class TieredStore:
         for task in self._refills:
             task.cancel()
         await asyncio.gather(*self._refills, return_exceptions=True)
-        await self._cache.aclose()
         await self._memory.aclose()
 
     async def _hold(
@@ -215,11 +210,14 @@ class TieredStore:
 
     @asynccontextmanager
     async def _load(self, key: EmbeddingKey) -> AsyncIterator[Embedding]:
-        """Read an embedding into memory and hold it; runs for all that ask meanwhile."""
-        asked_at = self._copies.now()
-        found, deleted = await self._read(key)
+        """Read an embedding into memory and hold it; runs for all that ask meanwhile.
+
+        If it is deleted here meanwhile, it is revoked.
+        """
+        asked_at, epoch = self._copies.now(), await self._memory.epoch(key)
+        found = await self._cache.get(key, self._usable)
         value = found.value
-        slot = await self._memory.reserve(key, value.facts, value.specs)
+        slot = await self._memory.reserve(key, value.facts, value.specs, since=epoch)
         try:
             value.copy_into(slot.tensors)
         except BaseException:
@@ -227,22 +225,9 @@ class TieredStore:
             raise
         expires_at = None if found.ttl_s is None else time.time() + found.ttl_s
         async with self._memory.publish(slot, expires_at=expires_at) as embedding:
-            self._record_presence(key, asked_at, Presence.DELETED if deleted else Presence.STORED)
+            if not embedding.revoked:
+                self._record_presence(key, asked_at, Presence.STORED)
             yield embedding
-
-    async def _read(self, key: EmbeddingKey) -> tuple[Found, bool]:
-        """Read the shared cache, and tell whether the key was deleted here meanwhile."""
-        reading = object()
-        self._readings.setdefault(key, set()).add(reading)
-        try:
-            found = await self._cache.get(key, self._usable)
-        finally:
-            readings = self._readings.get(key, set())
-            deleted = reading not in readings
-            readings.discard(reading)
-            if not readings:
-                self._readings.pop(key, None)
-        return found, deleted
 
     def _usable(self, value: Value) -> bool:
         """Return whether the value is of a model that is served here, exactly as it is served."""
@@ -261,26 +246,16 @@ class TieredStore:
         async with self._checks.join(key, partial(self._check, key)) as (presence, _):
             return presence
 
-    def _do_without(self, key: EmbeddingKey, *, image_sent: bool) -> None:
-        """Go on with what is in memory.  Raises `StoreUnavailable` if it may have been deleted.
-
-        Who has sent the image may have it embedded in any case, and so others use it again.
-        """
-        if image_sent:
-            self._copies.vouch(key)
-        elif self._copies.unconfirmed(key):
-            raise StoreUnavailable(
-                "the shared cache cannot be asked whether the embedding was deleted; send the "
-                "image, or try again"
-            )
-
     @asynccontextmanager
     async def _check(self, key: EmbeddingKey) -> AsyncIterator[Presence]:
         asked_at = self._copies.now()
         presence = await self._cache.check(key)
         self._record_presence(key, asked_at, presence)
-        if presence is Presence.ABSENT and len(self._refills) < _MOST_REFILLS:
-            self._refill_soon(key)
+        room = len(self._refills) < _MOST_REFILLS
+        if presence is Presence.ABSENT and room and self._copies.claim_rewrite(key):
+            task = asyncio.create_task(self._refill(key))
+            self._refills.add(task)
+            task.add_done_callback(self._refills.discard)
         yield presence
 
     async def _renew(self, key: EmbeddingKey, embedding: Embedding, *, durable: bool) -> Presence:
@@ -311,15 +286,8 @@ class TieredStore:
             return replace(theirs, shared=True)
         return None
 
-    def _refill_soon(self, key: EmbeddingKey) -> None:
-        """Write an embedding that the shared cache has lost, in the background."""
-        if not self._copies.claim_rewrite(key):
-            return
-        task = asyncio.create_task(self._refill(key))
-        self._refills.add(task)
-        task.add_done_callback(self._refills.discard)
-
     async def _refill(self, key: EmbeddingKey) -> None:
+        """Write an embedding that the shared cache has lost."""
         with suppress(SamserveError):
             async with self._memory.lease(key, again=True) as embedding:
                 asked_at = self._copies.now()

@@ -9,7 +9,7 @@ _MOST_FILES = 1 << 16
 
 
 def file_limit() -> int:
-    """Raise the number of files that this process may have open as far as it may, and give it."""
+    """Raise the number of files that this process may have open as far as it may; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Some systems say that there is no limit, which is more than is needed.
     wanted = min(hard, _MOST_FILES) if hard != resource.RLIM_INFINITY else _MOST_FILES

@@ -110,7 +110,7 @@ class MemoryStore:
         """
         visible = self._pending.remove(slot)
         if visible:
-            self._unlist(slot.key)
+            self.drop(slot.key)
         for tensor in slot.tensors.values():
             tensor.flags.writeable = False
         if expires_at is None:
@@ -166,7 +166,7 @@ class MemoryStore:
         """See `EmbeddingStore.delete`."""
         self._pending.delete(key)
         entry = self._usage.find(key)
-        self._unlist(key)
+        self.drop(key)
         return entry is not None and entry.expires_at > self._now()
 
     def lists(self, key: EmbeddingKey) -> bool:
@@ -174,14 +174,20 @@ class MemoryStore:
         return self._usage.find(key) is not None
 
     def drop(self, key: EmbeddingKey) -> None:
-        """Let an embedding not be found any more, because it is known to be gone elsewhere.
+        """Let an embedding not be found any more, if there is one; leases that are held stay valid.
 
         Slots that are being written will be visible.
         """
-        self._unlist(key)
+        entry = self._usage.find(key)
+        if entry is None:
+            return
+        self._expiries.discard(entry)
+        self._usage.unlist(entry)
+        self._free_if_unused(entry)
+        self._forgotten(key)
 
     def expire(self, most: int = 1000) -> int:
-        """Remove expired entries, at most that many, which takes milliseconds; gives their number.
+        """Remove expired entries, at most that many, which takes milliseconds; count them.
 
         Leases that are held stay valid.  Called every few seconds it frees the memory of what
         is not asked for; call it until it returns 0 to have all of it gone.
@@ -191,7 +197,7 @@ class MemoryStore:
             first = self._expiries.first()
             if first is None or first[0] > now:
                 return removed
-            self._unlist(first[1].key)
+            self.drop(first[1].key)
         return most
 
     def stats(self) -> StoreStats:
@@ -217,7 +223,7 @@ class MemoryStore:
     def _find(self, key: EmbeddingKey, *, counts: bool) -> Entry:
         entry = self._usage.find(key)
         if entry is not None and entry.expires_at <= self._now():
-            self._unlist(key)
+            self.drop(key)
             entry = None
         if entry is None:
             self._misses += counts
@@ -270,17 +276,8 @@ class MemoryStore:
     def _evict(self, victim: Entry | None, otherwise: Overloaded) -> None:
         if victim is None:
             raise otherwise
-        self._unlist(victim.key)
+        self.drop(victim.key)
         self._evictions += 1
-
-    def _unlist(self, key: EmbeddingKey) -> None:
-        entry = self._usage.find(key)
-        if entry is None:
-            return
-        self._expiries.discard(entry)
-        self._usage.unlist(entry)
-        self._free_if_unused(entry)
-        self._forgotten(key)
 
     def _free_if_unused(self, entry: Entry) -> None:
         if not entry.listed and entry.leases == 0:

@@ -32,25 +32,29 @@ class Health:
     has_replicas: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Commands that go over one connection, one after the other.
+
+    Batches of tenants take turns.  ``nbytes`` is what goes over the wire, about; ``extra_s`` is
+    time that the server takes on purpose, in seconds; with ``fresh`` the connection is a new one.
+    """
+
+    commands: Sequence[Command]
+    tenant: str = ""
+    nbytes: int = 0
+    extra_s: float = 0.0
+    fresh: bool = False
+
+
 class CacheServers(Protocol):
     """Runs commands on the server that owns a key; used from one event loop."""
 
-    async def run(
-        self,
-        key: bytes,
-        commands: Sequence[Command],
-        *,
-        tenant: str = "",
-        nbytes: int = 0,
-        extra_s: float = 0.0,
-        fresh: bool = False,
-    ) -> list[Reply]:
-        """Send *commands*, all about *key*, over one connection to the key's owner.
+    async def run(self, key: bytes, batch: Batch) -> list[Reply]:
+        """Send commands, all about *key*, to the key's owner.
 
-        Returns their replies, `Refused` among them.  Calls of tenants take turns; *nbytes* is what
-        goes over the wire, about; *extra_s* is time that the server takes on purpose, in seconds;
-        with *fresh* the connection is a new one.  Raises `StoreUnavailable` if the owner does not
-        answer or is not known.
+        Returns their replies, `Refused` among them.  Raises `StoreUnavailable` if the owner does
+        not answer or is not known.
         """
 
     async def listen(

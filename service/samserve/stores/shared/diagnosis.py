@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import secrets
 from collections.abc import Mapping
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from samserve.errors import StoreUnavailable
@@ -42,8 +41,7 @@ async def diagnose(
     settings: CacheSettings, credentials: ReloadableFile[Credentials], metrics: CacheMetrics
 ) -> Diagnosis:
     """Ask every node, and write an embedding to every master as a durable Embed does."""
-    async with aclosing(ClusterClient(settings, credentials, metrics)) as servers:
-        await servers.open()
+    async with ClusterClient(settings, credentials, metrics).running() as servers:
         nodes = servers.nodes
         reasons = await asyncio.gather(*(node.probe() for node in nodes))
         found = {node.address: reason for node, reason in zip(nodes, reasons, strict=True)}

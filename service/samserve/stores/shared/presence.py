@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from samserve.errors import StoreUnavailable
 from samserve.types import EmbeddingKey
 
 # An embedding that the shared cache has lost is written again no more often than that: where the
@@ -56,16 +57,22 @@ class SharedPresence:
             return None
         return copy.present
 
-    def vouch(self, key: EmbeddingKey) -> None:
-        """Record that it may be used now whatever others have done: a caller has sent its image."""
-        copy = self._copies.get(key)
-        if copy is not None:
-            copy.confirmed_at = self.now()
+    def use_unseen(self, key: EmbeddingKey, *, image_sent: bool) -> None:
+        """Let it be used while nothing can be seen.
 
-    def unconfirmed(self, key: EmbeddingKey) -> bool:
-        """Return whether it is too long ago that it was seen, so that it may have been deleted."""
+        With *image_sent* it may be used now whatever others have done, which counts as having been
+        confirmed.  Raises `StoreUnavailable` if it was confirmed too long ago, so that it may have
+        been deleted.
+        """
         copy = self._copies.get(key)
-        return copy is None or self.now() - copy.confirmed_at > self._unconfirmed_s
+        if image_sent:
+            if copy is not None:
+                copy.confirmed_at = self.now()
+        elif copy is None or self.now() - copy.confirmed_at > self._unconfirmed_s:
+            raise StoreUnavailable(
+                "the shared cache cannot be asked whether the embedding was deleted; send the "
+                "image, or try again"
+            )
 
     def claim_rewrite(self, key: EmbeddingKey) -> bool:
         """Return whether it is time to write it again, which counts as having done so."""

@@ -6,8 +6,10 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -17,8 +19,7 @@ from samserve.errors import EmbeddingNotFound, StoreUnavailable
 from samserve.settings import CacheSettings
 from samserve.stores.base import not_found
 from samserve.stores.shared import durability, value_format
-from samserve.stores.shared.base import CacheServers, Command, Refused, Reply
-from samserve.stores.shared.invalidation import Invalidation
+from samserve.stores.shared.base import Batch, CacheServers, Command, Refused, Reply
 from samserve.stores.shared.scripts import (
     CHECKSUM,
     DELETE,
@@ -31,6 +32,7 @@ from samserve.stores.shared.scripts import (
     parts_of,
 )
 from samserve.stores.shared.value_format import Unusable, Value
+from samserve.system.background import supervised
 from samserve.telemetry.metrics.store import CacheMetrics
 from samserve.types import EmbeddingKey
 
@@ -38,6 +40,8 @@ _MARKER_BYTES = 16
 # What a replica gets to confirm a deletion, which is done in any case.
 _CONFIRM_S = 0.1
 _LOG_EVERY_S = 10.0
+# Until it is listened for deletions again after an unexpected exception.
+_RESTART_S = 10.0
 _REFUSES = "the shared cache refuses commands"
 _EVENTS = {
     "full": _REFUSES,
@@ -83,29 +87,28 @@ class SharedCache:
         self._log = structlog.get_logger("samserve.cache")
         # The size that a read is taken to have, which is not known before.
         self._largest = 4 << 20
-        channel = f"{settings.prefix}:deleted".encode()
-        self._invalidation = Invalidation(servers, channel, self._begin, self._hear)
-        self._deleted: Callable[[EmbeddingKey], None] = lambda key: None
-        self._missed: Callable[[], None] = lambda: None
+        self._channel = f"{settings.prefix}:deleted".encode()
         # When each kind of refusal was logged last.
         self._logged_at: dict[str, float] = {}
 
-    async def open(self) -> None:
-        """Start to listen for deletions; the servers are the caller's to open."""
-        await self._invalidation.open()
-
-    async def aclose(self) -> None:
-        """Stop listening."""
-        await self._invalidation.aclose()
-
-    def on_deleted(
+    def listening(
         self, deleted: Callable[[EmbeddingKey], None], missed: Callable[[], None]
-    ) -> None:
-        """Have *deleted* called for what any gateway deletes, as far as that is heard of.
+    ) -> AbstractAsyncContextManager[None]:
+        """Call *deleted* for what any gateway deletes while the block runs, as far as it is heard.
 
-        *missed* is called when some may not have been.
+        *missed* is called when some may not have been.  Nothing relies on it: a lost message is
+        made up for by the next `check` of the key.  It takes an embedding out of the memory of
+        gateways where it is not used.
         """
-        self._deleted, self._missed = deleted, missed
+
+        def heard(name: bytes) -> None:
+            # Neither prefix nor tenant has a colon in it.
+            parts = name.decode(errors="replace").split(":", 2)
+            if len(parts) == 3:
+                deleted(EmbeddingKey(unquote(parts[1]), parts[2]))
+
+        listen = partial(self._servers.listen, self._channel, missed, heard)
+        return supervised(listen, "listening for deletions failed", _RESTART_S, "samserve.cache")
 
     def name(self, key: EmbeddingKey) -> bytes:
         """Name the key in the cluster: ``prefix:tenant:id``, the tenant percent-encoded."""
@@ -169,10 +172,7 @@ class SharedCache:
         With *durable*, see `renew`.
         """
         checksum = value_format.checksum(data)
-        command = (
-            *("EVAL", PUT, 1, self.name(key)),
-            *(marker, data, checksum, round(ttl_s * 1000)),
-        )
+        command = ("EVAL", PUT, 1, self.name(key), marker, data, checksum, round(ttl_s * 1000))
         self._metrics.bytes.labels("out").inc(len(data))
         self._largest = max(self._largest, len(data))
         reply, lack = await self._write(key, command, nbytes=len(data), durable=durable)
@@ -185,21 +185,13 @@ class SharedCache:
         """Delete for all gateways, and for what is being written; False if nothing was there."""
         marker = secrets.token_bytes(_MARKER_BYTES)
         command = ("EVAL", DELETE, 1, self.name(key), marker, round(ttl_s * 1000))
-        notice = self._invalidation.command(self.name(key))
+        # All nodes pass it on to their listeners.
+        notice = ("PUBLISH", self._channel, self.name(key))
         # A master that dies now must not take the deletion with it.
         wait_s = _CONFIRM_S if self._servers.health().has_replicas else 0.0
         wait = [("WAIT", 1, round(wait_s * 1000))] if wait_s else []
         replies = await self._run(key, command, notice, *wait, extra_s=wait_s, needed=1)
         return bool(replies[0] == 1)
-
-    def _begin(self) -> None:
-        self._missed()
-
-    def _hear(self, name: bytes) -> None:
-        # Neither prefix nor tenant has a colon in it.
-        parts = name.decode(errors="replace").split(":", 2)
-        if len(parts) == 3:
-            self._deleted(EmbeddingKey(unquote(parts[1]), parts[2]))
 
     async def _fetch(self, key: EmbeddingKey, *, fresh: bool = False) -> tuple[bytes, float | None]:
         """Return the bytes of the value and the seconds that it has left, None without end."""
@@ -270,15 +262,12 @@ class SharedCache:
         return presence
 
     async def _run(
-        self,
-        key: EmbeddingKey,
-        *commands: Command,
-        needed: int | None = None,
-        **how: Any,
+        self, key: EmbeddingKey, *commands: Command, needed: int | None = None, **how: Any
     ) -> list[Reply]:
-        """Run *commands*, the first *needed* of which must not be refused; see `CacheServers`."""
+        """Run *commands*, the first *needed* of which must not be refused; see `Batch`."""
         try:
-            replies = await self._servers.run(self.name(key), commands, tenant=key.tenant, **how)
+            batch = Batch(commands, key.tenant, **how)
+            replies = await self._servers.run(self.name(key), batch)
         except StoreUnavailable:
             self._metrics.failures.labels("unavailable").inc()
             raise

@@ -51,17 +51,17 @@ class EngineMetrics:
             "samserve_queue_waiting",
             "Pieces of work that wait for their turn at a network, or for a thread.",
             ["queue"],
-            lambda: by_name(self._queues),
+            lambda: _by_name(self._queues),
             registry,
         )
-        self._of = cache(self._children)
+        self._of_network = cache(self._network_metrics)
 
     def run(self, network: str, model: str) -> _Run:
         """Count a run of a network while the block runs, and how it ended; on the event loop."""
-        return _Run(self._of(network, model))
+        return _Run(self._of_network(network, model))
 
-    def _children(self, network: str, model: str) -> _Of:
-        return _Of(
+    def _network_metrics(self, network: str, model: str) -> _NetworkMetrics:
+        return _NetworkMetrics(
             running=self._running.labels(network),
             # All of them, so that a first failure is an increase.
             outcomes={name: self._runs.labels(network, model, name) for name in OUTCOMES},
@@ -100,7 +100,7 @@ class EngineMetrics:
 
 
 @dataclass(frozen=True, slots=True)
-class _Of:
+class _NetworkMetrics:
     """The metrics of one network of one model."""
 
     running: Value
@@ -111,24 +111,24 @@ class _Of:
 class _Run:
     """The block of a run; a class, since a generator costs twice as much."""
 
-    __slots__ = ("_of", "_started")
+    __slots__ = ("_metrics", "_started")
 
-    def __init__(self, of: _Of) -> None:
-        self._of = of
+    def __init__(self, metrics: _NetworkMetrics) -> None:
+        self._metrics = metrics
 
     def __enter__(self) -> None:
-        self._of.running.inc(1)
+        self._metrics.running.inc(1)
         self._started = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        of = self._of
-        of.seconds.observe(time.monotonic() - self._started)
-        of.running.inc(-1)
+        metrics = self._metrics
+        metrics.seconds.observe(time.monotonic() - self._started)
+        metrics.running.inc(-1)
         if kind is None:
             outcome = "ok"
         else:
             outcome = "cancelled" if issubclass(kind, asyncio.CancelledError) else "failed"
-        of.outcomes[outcome].inc()
+        metrics.outcomes[outcome].inc()
 
 
 class TritonMetrics:
@@ -151,7 +151,7 @@ class TritonMetrics:
             "samserve_triton_scratch_bytes",
             "Shared memory for requests under way: all of it, and what lost runs may write into.",
             ["state"],
-            lambda: by_name(self._scratch_bytes),
+            lambda: _by_name(self._scratch_bytes),
             registry,
         )
 
@@ -160,6 +160,6 @@ class TritonMetrics:
         self._scratch_bytes[state] = nbytes
 
 
-def by_name(reads: Mapping[str, Callable[[], float]]) -> Rows:
+def _by_name(reads: Mapping[str, Callable[[], float]]) -> Rows:
     """Read what was registered under each name."""
     return [((name,), read()) for name, read in list(reads.items())]

@@ -8,19 +8,15 @@ another; to the registry they are collectors like any.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.samples import Exemplar as Sample
 from prometheus_client.utils import floatToGoString
+
+from samserve.telemetry.metrics.scraped import Exported, Rows
 
 Exemplar = tuple[dict[str, str], float]
 """The labels of an exemplar, and when it was seen, in seconds since the epoch."""
@@ -87,18 +83,14 @@ class Histogram:
 _Child = TypeVar("_Child", Value, Histogram)
 
 
-class _Family(Collector, Generic[_Child]):
+class _Family(Exported, Generic[_Child]):
     """A metric: its children, by their labels."""
-
-    _metric: ClassVar[type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]]
 
     def __init__(
         self, name: str, documentation: str, labelnames: Sequence[str], registry: CollectorRegistry
     ) -> None:
-        self._about = (name, documentation)
-        self._labelnames = tuple(labelnames)
         self._children: dict[tuple[str, ...], _Child] = {}
-        registry.register(self)
+        super().__init__(name, documentation, labelnames, registry)
 
     def labels(self, *values: str) -> _Child:
         """Return the child of these labels, a new one the first time."""
@@ -107,21 +99,7 @@ class _Family(Collector, Generic[_Child]):
             found = self._children[values] = self._new()
         return found
 
-    def describe(self) -> list[Metric]:
-        """Return the metric without samples, which tells the registry its name."""
-        return [self._metric(*self._about, labels=self._labelnames)]
-
-    def collect(self) -> Iterator[Metric]:
-        """Return what there is now; called in another thread."""
-        (family,) = self.describe()
-        for values, child in self._children.copy().items():
-            self._add(family, values, child)
-        yield family
-
     def _new(self) -> _Child:
-        raise NotImplementedError
-
-    def _add(self, family: Any, values: Sequence[str], child: _Child) -> None:
         raise NotImplementedError
 
 
@@ -129,8 +107,8 @@ class _Values(_Family[Value]):
     def _new(self) -> Value:
         return Value()
 
-    def _add(self, family: Any, values: Sequence[str], child: Value) -> None:
-        family.add_metric(values, child.value)
+    def _rows(self) -> Rows:
+        return [(labels, child.value) for labels, child in self._children.copy().items()]
 
 
 class Counters(_Values):
@@ -165,5 +143,6 @@ class Histograms(_Family[Histogram]):
     def _new(self) -> Histogram:
         return Histogram(self._bounds)
 
-    def _add(self, family: Any, values: Sequence[str], child: Histogram) -> None:
-        family.add_metric(values, list(child.buckets(self._names)), child.total)
+    def _rows(self) -> Iterable[tuple[Any, ...]]:
+        for labels, child in self._children.copy().items():
+            yield labels, list(child.buckets(self._names)), child.total

@@ -3,17 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 Rows = Iterable[tuple[Sequence[str], float]]
 """Values of labels, and what there is under them."""
 
 
-class ScrapedGauge(Collector):
+class Exported(Collector):
+    """A metric, in whatever way it gets its values."""
+
+    _metric: ClassVar[type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]]
+
+    def __init__(
+        self, name: str, documentation: str, labelnames: Sequence[str], registry: CollectorRegistry
+    ) -> None:
+        self._about = (name, documentation)
+        self._labelnames = tuple(labelnames)
+        registry.register(self)
+
+    def describe(self) -> list[Metric]:
+        """Return the metric without samples, which tells the registry its name."""
+        return [self._metric(*self._about, labels=self._labelnames)]
+
+    def collect(self) -> Iterator[Metric]:
+        """Return what there is now; called in another thread."""
+        family: Any = self._metric(*self._about, labels=self._labelnames)
+        for row in self._rows():
+            family.add_metric(*row)
+        yield family
+
+    def _rows(self) -> Iterable[tuple[Any, ...]]:
+        """Return the arguments of the family's `add_metric`, for each set of labels."""
+        raise NotImplementedError
+
+
+class ScrapedGauge(Exported):
     """What rises and falls; *read* returns it."""
 
     _metric: ClassVar[type[CounterMetricFamily | GaugeMetricFamily]] = GaugeMetricFamily
@@ -26,21 +59,11 @@ class ScrapedGauge(Collector):
         read: Callable[[], Rows],
         registry: CollectorRegistry,
     ) -> None:
-        self._about = (name, documentation)
-        self._labelnames = tuple(labelnames)
         self._read = read
-        registry.register(self)
+        super().__init__(name, documentation, labelnames, registry)
 
-    def describe(self) -> list[Metric]:
-        """Return the metric without samples, which tells the registry its name."""
-        return [self._metric(*self._about, labels=self._labelnames)]
-
-    def collect(self) -> Iterator[Metric]:
-        """Read what there is now."""
-        family = self._metric(*self._about, labels=self._labelnames)
-        for labels, value in self._read():
-            family.add_metric(labels, value)
-        yield family
+    def _rows(self) -> Rows:
+        return self._read()
 
 
 class ScrapedCounter(ScrapedGauge):

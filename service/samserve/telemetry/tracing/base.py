@@ -41,7 +41,6 @@ class CallTrace(Protocol):
 
     def end(self, end: CallEnd) -> None:
         """Note that the call is over."""
-        ...
 
 
 class Tracing(Protocol):
@@ -49,11 +48,9 @@ class Tracing(Protocol):
 
     def begin(self, service: str, method: str, metadata: Metadata | None) -> CallTrace:
         """Begin the part of a call whose client may have begun a trace in its *metadata*."""
-        ...
 
     async def aclose(self) -> None:
         """Send what is left."""
-        ...
 
 
 class NoTracing:

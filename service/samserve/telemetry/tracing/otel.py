@@ -138,7 +138,7 @@ class OtelCall:
 
 
 class _Part:
-    """See `samserve.context.Span`; the one without a parent is the call itself."""
+    """See `samserve.stages.Span`; the one without a parent is the call itself."""
 
     __slots__ = ("_call", "began_ns", "context", "ended_ns", "name", "parent")
 

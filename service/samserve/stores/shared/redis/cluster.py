@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, suppress
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import NoReturn, Self
 
 import structlog
 
 from samserve.errors import StoreUnavailable
 from samserve.settings import CacheSettings
-from samserve.stores.shared.base import Command, Health, Refused, Reply
+from samserve.stores.shared.base import Batch, Command, Health, Refused, Reply
 from samserve.stores.shared.redis.connection import Redirected, slot_of
 from samserve.stores.shared.redis.credentials import Credentials
 from samserve.stores.shared.redis.node import Node, NodeUnavailable
@@ -48,13 +49,13 @@ class ClusterClient:
         self._log = structlog.get_logger("samserve.cache")
         self._seeds = parse_hosts(settings.nodes)
         self._nodes: dict[Address, Node] = {}
-        self._slots = SlotMap()
+        self.slots = SlotMap()
+        """The owners of all slots, as far as they are known now."""
         # The nodes that belong to the cluster, as far as is known.
         self._members = frozenset(self._seeds)
         self.no_map = ""
         """Why no node gave a map, as it was logged last; empty if one did."""
         self._wake = asyncio.Event()
-        self._tasks = AsyncExitStack()
         self._logged_state: tuple[bool, frozenset[str]] | None = None
 
     @property
@@ -62,56 +63,40 @@ class ClusterClient:
         """The nodes that are known now."""
         return tuple(self._nodes.values())
 
-    @property
-    def slots(self) -> SlotMap:
-        """The owners of all slots, as far as they are known now."""
-        return self._slots
-
     def health(self) -> Health:
         """See `CacheServers.health`."""
         nodes = {
             node.address: not node.breaker.open
-            for address, node in self._nodes.items()
+            # A copy: metrics are read in another thread.
+            for address, node in self._nodes.copy().items()
             if address in self._members
         }
-        return Health(nodes, bool(self._slots.replicas))
+        return Health(nodes, bool(self.slots.replicas))
 
-    async def open(self) -> None:
-        """Read the map once, if the cluster is available, and keep it fresh."""
-        await self._refresh()
-        refreshing = supervised(
-            self._keep_fresh,
-            "the watch over the cluster failed",
-            self._settings.refresh_s,
-            "samserve.cache",
-        )
-        await self._tasks.enter_async_context(refreshing)
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """Read the map, if the cluster is available, and keep it fresh while the block runs.
 
-    async def aclose(self) -> None:
-        """Stop refreshing and close all connections."""
-        await self._tasks.aclose()
-        await asyncio.gather(*(node.aclose() for node in self.nodes))
+        All connections are closed after it.
+        """
+        failure, restart_s = "the watch over the cluster failed", self._settings.refresh_s
+        try:
+            await self._refresh()
+            async with supervised(self._keep_fresh, failure, restart_s, "samserve.cache"):
+                yield self
+        finally:
+            await asyncio.gather(*(node.aclose() for node in self.nodes))
 
-    async def run(
-        self,
-        key: bytes,
-        commands: Sequence[Command],
-        *,
-        tenant: str = "",
-        nbytes: int = 0,
-        extra_s: float = 0.0,
-        fresh: bool = False,
-    ) -> list[Reply]:
+    async def run(self, key: bytes, batch: Batch) -> list[Reply]:
         """See `CacheServers.run`."""
-        how = {"tenant": tenant, "nbytes": nbytes, "extra_s": extra_s, "fresh": fresh}
         slot = slot_of(key)
-        owner = self._slots.owners[slot]
+        owner = self.slots.owners[slot]
         asking = False
         for _ in range(_REDIRECTIONS):
             if owner is None:
                 break
-            sent = _with_asking(commands) if asking else commands
-            replies = await self._run_on(owner, sent, **how)
+            sent = replace(batch, commands=_with_asking(batch.commands)) if asking else batch
+            replies = await self._run_on(owner, sent)
             replies = replies[1::2] if asking else replies
             redirected = next((each for each in replies if isinstance(each, Redirected)), None)
             if redirected is None:
@@ -120,7 +105,7 @@ class ClusterClient:
             owner = (owner[0] if host in ("", "?") else host, port)
             asking = redirected.ask
             if not asking:
-                self._slots.owners[slot] = owner
+                self.slots.owners[slot] = owner
                 self._wake.set()
         self._wake.set()
         raise _unavailable()
@@ -154,11 +139,9 @@ class ClusterClient:
         seeds = [self._node(address) for address in self._seeds]
         return [node for node in (*known, *seeds) if not node.breaker.open]
 
-    async def _run_on(
-        self, address: Address, commands: Sequence[Command], **how: Any
-    ) -> list[Reply]:
+    async def _run_on(self, address: Address, batch: Batch) -> list[Reply]:
         try:
-            return await self._node(address).run(commands, **how)
+            return await self._node(address).run(batch)
         except NodeUnavailable as error:
             self._wake.set()
             self._log.debug("no answer", reason=str(error))
@@ -172,7 +155,7 @@ class ClusterClient:
 
     async def _keep_fresh(self) -> None:
         while True:
-            well = not self._unavailable_members() and None not in self._slots.owners
+            well = not self._unavailable_members() and None not in self.slots.owners
             await self._wait_for_change(self._settings.refresh_s if well else _RETRY_S)
             await self._refresh()
 
@@ -194,7 +177,7 @@ class ClusterClient:
 
     async def _read_map(self, node: Node) -> bool:
         try:
-            (reply,) = await node.run([("CLUSTER", "SLOTS")])
+            (reply,) = await node.run(Batch([("CLUSTER", "SLOTS")]))
         except NodeUnavailable as error:
             self._log.debug("no map", reason=str(error))
             return False
@@ -210,7 +193,7 @@ class ClusterClient:
         return False
 
     async def _adopt(self, slots: SlotMap) -> None:
-        self._slots, self._members = slots, slots.addresses
+        self.slots, self._members = slots, slots.addresses
         for address in self._nodes.keys() - self._members - set(self._seeds):
             await self._nodes.pop(address).aclose()
         for address in self._members:
@@ -228,7 +211,7 @@ class ClusterClient:
 
     def _log_state_change(self) -> None:
         away = self._unavailable_members()
-        covered = None not in self._slots.owners
+        covered = None not in self.slots.owners
         if (covered, away) == self._logged_state:
             return
         self._logged_state = (covered, away)

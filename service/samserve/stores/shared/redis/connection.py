@@ -115,15 +115,8 @@ class _TlsConnection(redis.SSLConnection):
 
 def _describe(address: Address, credentials: Credentials, connect_s: float) -> redis.Connection:
     """Return a connection that is not open yet."""
-    options = _options(address, credentials, connect_s)
-    if credentials.tls is None:
-        return redis.Connection(**options)
-    return _TlsConnection(context=credentials.tls, **options)
-
-
-def _options(address: Address, credentials: Credentials, connect_s: float) -> dict[str, Any]:
     host, port = address
-    return {
+    options: dict[str, Any] = {
         "host": host,
         "port": port,
         "username": credentials.username or None,
@@ -137,6 +130,9 @@ def _options(address: Address, credentials: Credentials, connect_s: float) -> di
         # Otherwise it sends its own name too, which users of few rights may not.
         "driver_info": None,
     }
+    if credentials.tls is None:
+        return redis.Connection(**options)
+    return _TlsConnection(context=credentials.tls, **options)
 
 
 @contextmanager

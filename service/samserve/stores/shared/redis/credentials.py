@@ -8,9 +8,8 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from samserve.errors import Misconfigured
 from samserve.security import pem
@@ -39,23 +38,20 @@ class NodeCredentials:
     """
 
     def __init__(self, newest: Callable[[], Credentials]) -> None:
-        self._newest = newest
+        self.newest = newest
+        """Returns what to try first on a new connection."""
         self._accepted: Credentials | None = None
         self._refused: Credentials | None = None
         self._retry_at = 0.0
 
-    def newest(self) -> Credentials:
-        """Return what to try first on a new connection."""
-        return self._newest()
-
     def is_current(self, credentials: Credentials) -> bool:
         """Return whether a connection that was opened with *credentials* may still be used."""
-        newest = self._newest()
+        newest = self.newest()
         return credentials is (self._accepted if self._refused is newest else newest)
 
     def retry_due(self) -> bool:
         """Return whether it is time to try again what was refused."""
-        return self._refused is self._newest() and time.monotonic() > self._retry_at
+        return self._refused is self.newest() and time.monotonic() > self._retry_at
 
     def accept(self, credentials: Credentials) -> None:
         """Record that the node has accepted the newest."""
@@ -80,54 +76,45 @@ def open_cache_credentials(settings: CacheSettings) -> ReloadableFile[Credential
         "cert_file": settings.cert_file,
         "key_file": settings.key_file,
     }
-    files = {name: path for name, path in named.items() if path is not None}
+    paths = {name: path for name, path in named.items() if path is not None}
 
     def parse(*contents: bytes) -> Credentials:
-        return _credentials(settings, files, dict(zip(files, contents, strict=True)))
+        found = dict(zip(paths, contents, strict=True))
+        password = _password(settings, found["password_file"]) if "password_file" in found else ""
+        context = _context(settings, found) if settings.tls else None
+        return Credentials(settings.username, password, context)
 
-    return ReloadableFile("cache credentials", tuple(files.values()), parse)
+    return ReloadableFile("cache credentials", tuple(paths.values()), parse)
 
 
-def _credentials(
-    settings: CacheSettings, paths: Mapping[str, Path], contents: Mapping[str, bytes]
-) -> Credentials:
+def _password(settings: CacheSettings, content: bytes) -> str:
     password = ""
-    if "password_file" in contents:
-        password = _password(paths["password_file"], contents["password_file"])
-    context = _context(paths, contents) if settings.tls else None
-    return Credentials(settings.username, password, context)
-
-
-def _password(path: Path, content: bytes) -> str:
-    try:
+    with suppress(UnicodeDecodeError):
         password = content.decode().strip()
-    except UnicodeDecodeError:
-        password = ""
     if not password:
-        raise Misconfigured(f"cache.password_file {path}: holds no password")
+        raise Misconfigured(f"cache.password_file {settings.password_file}: holds no password")
     return password
 
 
-def _context(paths: Mapping[str, Path], contents: Mapping[str, bytes]) -> ssl.SSLContext:
+def _context(settings: CacheSettings, contents: Mapping[str, bytes]) -> ssl.SSLContext:
     """Make the context that verifies nodes by name, with our own certificate if there is one."""
     if "ca_file" in contents:
-        problem = f"cache.ca_file {paths['ca_file']}: is not made of certificates in PEM form"
+        problem = f"cache.ca_file {settings.ca_file}: is not made of certificates in PEM form"
         with _misconfigured_as(problem), as_path(contents["ca_file"]) as ca_file:
             pem.certificates(contents["ca_file"])
             context = ssl.create_default_context(cafile=ca_file)
     else:
         context = ssl.create_default_context()
     if "cert_file" in contents:
-        _load_own_certificate(context, paths, contents["cert_file"], contents["key_file"])
+        _load_own_certificate(context, settings, contents["cert_file"], contents["key_file"])
     return context
 
 
 def _load_own_certificate(
-    context: ssl.SSLContext, paths: Mapping[str, Path], chain: bytes, private_key: bytes
+    context: ssl.SSLContext, settings: CacheSettings, chain: bytes, private_key: bytes
 ) -> None:
-    certificate = f"cache.cert_file {paths['cert_file']}"
-    key = f"cache.key_file {paths['key_file']}"
-    pem.check_pair(certificate, chain, key, private_key)
+    certificate = f"cache.cert_file {settings.cert_file}"
+    pem.check_pair(certificate, chain, f"cache.key_file {settings.key_file}", private_key)
     with (
         _misconfigured_as(f"{certificate}: cannot be used for TLS, or its key cannot"),
         as_path(chain) as chain_path,

@@ -11,7 +11,7 @@ import structlog
 
 from samserve.scheduling.fair_semaphore import FairSemaphore
 from samserve.settings import CacheSettings
-from samserve.stores.shared.base import Command, Reply
+from samserve.stores.shared.base import Batch, Command, Reply
 from samserve.stores.shared.redis.circuit_breaker import CircuitBreaker
 from samserve.stores.shared.redis.connection import Connection, ConnectionFailed, WrongPassword
 from samserve.stores.shared.redis.credentials import Credentials, NodeCredentials
@@ -33,8 +33,9 @@ class NodeUnavailable(Exception):
 class Node:
     """Sends commands to one address; used from one event loop.
 
-    *newest* returns the credentials, at each use: the first command after they have changed, if the
-    node knows the newer ones, closes all idle connections that were made with older ones.
+    ``address`` is host and port as text.  *newest* returns the credentials, at each use: the first
+    command after they have changed, if the node knows the newer ones, closes all idle connections
+    that were made with older ones.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Node:
         metrics: CacheMetrics,
     ) -> None:
         self.location = address
+        self.address = join(*address)
         self.breaker = CircuitBreaker(settings.breaker_failures)
         self._credentials = NodeCredentials(newest)
         self._settings = settings
@@ -59,43 +61,29 @@ class Node:
         self._idle: list[tuple[Credentials, Connection]] = []
         self._closed = False
 
-    @property
-    def address(self) -> str:
-        """Host and port."""
-        return join(*self.location)
+    async def run(self, batch: Batch) -> list[Reply]:
+        """Send commands and return their replies, `Refused` and `Redirected` among them.
 
-    async def run(
-        self,
-        commands: Sequence[Command],
-        *,
-        tenant: str = "",
-        nbytes: int = 0,
-        extra_s: float = 0.0,
-        fresh: bool = False,
-    ) -> list[Reply]:
-        """Send *commands* over one connection and return their replies, errors among them.
-
-        See `CacheServers.run`; half of the connections are kept from calls with *extra_s*.  Waits
-        for the turn of *tenant*, then ``cache.timeout_s`` at most.  Raises `NodeUnavailable`, at
-        once while the circuit is open.
+        Half of the connections are kept from batches with ``extra_s``.  Waits for the turn of the
+        tenant, then ``cache.timeout_s`` and ``extra_s`` at most.  Raises `NodeUnavailable`, at once
+        while the circuit is open.
         """
         self._check_circuit()
+        tenant = batch.tenant
         async with AsyncExitStack() as stack:
-            if extra_s:
+            if batch.extra_s:
                 await stack.enter_async_context(self._slow_permits.hold_for(tenant))
             await stack.enter_async_context(self._permits.hold_for(tenant))
-            await stack.enter_async_context(self._budget.hold_for(tenant, weight=nbytes))
+            await stack.enter_async_context(self._budget.hold_for(tenant, weight=batch.nbytes))
             # Those before may have waited in vain.
             self._check_circuit()
-            return await self._run_in_time(commands, extra_s, fresh=fresh)
+            return await self._run_in_time(batch)
 
-    async def _run_in_time(
-        self, commands: Sequence[Command], extra_s: float, *, fresh: bool
-    ) -> list[Reply]:
+    async def _run_in_time(self, batch: Batch) -> list[Reply]:
         answered = self._answered
         try:
-            async with asyncio.timeout(self._settings.timeout_s + extra_s):
-                return await self._exchange(commands, fresh=fresh)
+            async with asyncio.timeout(self._settings.timeout_s + batch.extra_s):
+                return await self._exchange(batch)
         except TimeoutError:
             # A node that answers others is slow, or we are; either way it is there.
             if self._answered != answered:
@@ -168,12 +156,12 @@ class Node:
         for _, connection in idle:
             await connection.aclose()
 
-    async def _exchange(self, commands: Sequence[Command], *, fresh: bool) -> list[Reply]:
+    async def _exchange(self, batch: Batch) -> list[Reply]:
         started = time.monotonic()
-        fresh = fresh or self._credentials.retry_due()
-        replies = None if fresh else await self._on_idle_connection(commands)
+        fresh = batch.fresh or self._credentials.retry_due()
+        replies = None if fresh else await self._on_idle_connection(batch.commands)
         if replies is None:
-            replies = await self._exchange_on(*await self._authenticated(), commands)
+            replies = await self._exchange_on(*await self._authenticated(), batch.commands)
         self._succeeded()
         self._seconds.observe(time.monotonic() - started)
         return replies
