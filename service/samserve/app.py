@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    aclosing,
-    asynccontextmanager,
-    closing,
-    contextmanager,
-)
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +35,7 @@ from samserve.security.quotas import Quotas
 from samserve.security.setup import Security, open_security
 from samserve.segmentation.automask.generator import AutoMasker
 from samserve.segmentation.embed import EmbeddingService
+from samserve.segmentation.encode import EncodeJobs
 from samserve.segmentation.predict import Predictor
 from samserve.segmentation.prefetch import PrefetchQueue
 from samserve.segmentation.warmup import warm_up
@@ -54,12 +47,13 @@ from samserve.system import addresses
 from samserve.system.limits import core_count
 from samserve.system.reloading import ReloadableFile, refreshing
 from samserve.system.startup_retry import StartupRetry
+from samserve.system.stop_signals import stop_signals
 from samserve.telemetry.metrics import Metrics
 from samserve.telemetry.metrics.rpc import CallMetrics
 from samserve.telemetry.tracing import open_tracing
 from samserve.telemetry.tracing.base import Tracing
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_QUEUES = (("workers", Priority.INTERACTIVE), ("bulk_workers", Priority.BULK))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,35 +88,33 @@ async def running(
     async with AsyncExitStack() as stack:
         admin = Admin(metrics.registry, asyncio.get_running_loop())
         metrics.server.register_ready(lambda: admin.ready)
-        admin_port = stack.enter_context(
-            admin.listening(settings.server.admin_host, settings.server.admin_port)
-        )
-        if engine is None:
-            engine = await open_engine(settings, metrics)
-        await stack.enter_async_context(aclosing(engine))
+        listening = admin.listening(settings.server.admin_host, settings.server.admin_port)
+        admin_port = stack.enter_context(listening)
+        runtime = engine or await open_engine(settings, metrics)
+        await stack.enter_async_context(aclosing(runtime))
         if store is None:
-            opening = _open_store(settings, engine, security, access, metrics)
+            allocate, quota = runtime.allocate, security.stored_bytes
+            opening = open_store(settings, allocate, lambda: runtime.models, quota, access, metrics)
             store = await stack.enter_async_context(opening)
         else:
             await stack.enter_async_context(aclosing(store))
         await stack.enter_async_context(expiring(store))
-        servicer = await stack.enter_async_context(
-            _servicer(settings, engine, store, security, metrics)
-        )
+        use_cases = _servicer(settings, runtime, store, security, metrics)
+        servicer = await stack.enter_async_context(use_cases)
         tracing = await stack.enter_async_context(aclosing(open_tracing(settings.trace)))
         api = _api(settings, security, servicer, metrics, tracing)
         await stack.enter_async_context(metrics.server.lag_observed())
         await stack.enter_async_context(refreshing(watched, settings.tls.reload_s))
         await stack.enter_async_context(api.serving())
-        await warm_up(engine, store, retry)
+        await warm_up(runtime, store, retry)
         stack.push_async_callback(asyncio.sleep, settings.server.drain_s)
         follows = settings.server.readiness == "engine"
-        readiness = Readiness(engine, api, admin, metrics.engine.ready.set, follows=follows)
+        readiness = Readiness(runtime, api, admin, metrics.engine.ready.set, follows=follows)
         await stack.enter_async_context(readiness.followed())
         yield Running(
             address=addresses.join(settings.server.host, api.port),
             admin_address=addresses.join(settings.server.admin_host, admin_port),
-            engine=engine,
+            engine=runtime,
             store=store,
             metrics=metrics,
             watched=watched,
@@ -132,7 +124,7 @@ async def running(
 async def serve(settings: Settings) -> None:
     """Run the service until SIGINT or SIGTERM, which also end it while it starts."""
     log = structlog.get_logger("samserve")
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         try:
             async with running(settings) as service:
                 stop.cancels = None
@@ -149,35 +141,6 @@ async def serve(settings: Settings) -> None:
             if not stop.requested.is_set():
                 raise
         log.info("stopped")
-
-
-@dataclass(slots=True)
-class _Stop:
-    requested: asyncio.Event
-    # What a signal cancels: the start, which may be waiting for a model server.
-    cancels: asyncio.Task[Any] | None
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    loop = asyncio.get_running_loop()
-    stop = _Stop(asyncio.Event(), asyncio.current_task())
-
-    def ask() -> None:
-        # A second signal has its ordinary effect: it ends the process at once.
-        for number in _STOP_SIGNALS:
-            loop.remove_signal_handler(number)
-        stop.requested.set()
-        if stop.cancels is not None:
-            stop.cancels.cancel()
-
-    for number in _STOP_SIGNALS:
-        loop.add_signal_handler(number, ask)
-    try:
-        yield stop
-    finally:
-        for number in _STOP_SIGNALS:
-            loop.remove_signal_handler(number)
 
 
 def default_repository() -> Path:
@@ -202,17 +165,6 @@ async def open_engine(settings: Settings, metrics: Metrics) -> Engine:
             return engine
 
 
-def _open_store(
-    settings: Settings,
-    engine: Engine,
-    security: Security,
-    access: ReloadableFile[Any] | None,
-    metrics: Metrics,
-) -> AbstractAsyncContextManager[EmbeddingStore]:
-    quota = security.stored_bytes
-    return open_store(settings, engine.allocate, lambda: engine.models, quota, access, metrics)
-
-
 def _startup_retry(settings: Settings) -> StartupRetry:
     """Allow Triton the time to come up; an engine in this process is there or will never be."""
     if settings.engine.kind == "triton":
@@ -231,45 +183,23 @@ async def _servicer(
     settings: Settings, engine: Engine, store: EmbeddingStore, security: Security, metrics: Metrics
 ) -> AsyncIterator[SegmentationServicer]:
     """Run the use cases: threads for their work, and what is encoded in the background."""
+    limits = ImageLimits(settings.limits.image_pixels, settings.limits.image_side)
+    deadline_s, per_run = settings.deadlines.embed_s, settings.engine.prompts_per_run
     with closing(Workers(core_count())) as workers:
         async with aclosing(_prefetches(settings, security, metrics)) as prefetches:
-            _register(metrics, engine, store, workers, prefetches)
-            use_cases = _use_cases(settings, engine, store, workers, prefetches)
+            metrics.engine.register(lambda: engine.transport, lambda: engine.models)
+            metrics.cache.register_store(store.stats)
+            metrics.server.register_prefetches(lambda: prefetches.pending)
+            for name, priority in _QUEUES:
+                metrics.engine.register_queue(name, partial(workers.waiting, priority))
+            jobs = EncodeJobs(engine, store, workers, limits, deadline_s)
+            embeddings = EmbeddingService(engine, store, workers, limits, jobs, prefetches)
+            use_cases = UseCases(
+                embeddings,
+                Predictor(embeddings, engine, workers, per_run),
+                AutoMasker(embeddings, engine, workers, per_run),
+            )
             yield SegmentationServicer(use_cases, engine, workers, settings.limits)
-
-
-def _use_cases(
-    settings: Settings,
-    engine: Engine,
-    store: EmbeddingStore,
-    workers: Workers,
-    prefetches: PrefetchQueue,
-) -> UseCases:
-    limits = ImageLimits(settings.limits.image_pixels, settings.limits.image_side)
-    embeddings = EmbeddingService(
-        engine, store, workers, limits, settings.deadlines.embed_s, prefetches
-    )
-    per_run = settings.engine.prompts_per_run
-    return UseCases(
-        embeddings,
-        Predictor(embeddings, engine, workers, per_run),
-        AutoMasker(embeddings, engine, workers, per_run),
-    )
-
-
-def _register(
-    metrics: Metrics,
-    engine: Engine,
-    store: EmbeddingStore,
-    workers: Workers,
-    prefetches: PrefetchQueue,
-) -> None:
-    """Export the state of these parts at every scrape."""
-    metrics.engine.register(lambda: engine.transport, lambda: engine.models)
-    metrics.cache.register_store(store.stats)
-    metrics.server.register_prefetches(lambda: prefetches.pending)
-    for name, priority in (("workers", Priority.INTERACTIVE), ("bulk_workers", Priority.BULK)):
-        metrics.engine.register_queue(name, partial(workers.waiting, priority))
 
 
 def _prefetches(settings: Settings, security: Security, metrics: Metrics) -> PrefetchQueue:

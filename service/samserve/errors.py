@@ -4,10 +4,10 @@
 
     SamserveError
     ├── InvalidRequest            the caller must change the request
-    │   ├── ImageUnreadable       the bytes are no picture that we read
-    │   ├── ImageTooLarge         the picture is over a limit
+    │   ├── ImageUnreadable       the bytes are no image that we read
+    │   ├── ImageTooLarge         the image is over a limit
     │   ├── ResponseTooLarge      the asked format would not fit into an answer
-    │   └── MetadataTooLarge      what the call carries besides its request is over a limit
+    │   └── MetadataTooLarge      what the call carries beside its request is over a limit
     ├── NotFound
     │   ├── EmbeddingNotFound     unknown, expired, evicted or another tenant's: embed again
     │   └── ModelNotFound         no such model is served
@@ -30,12 +30,10 @@ text may change.  ``calls/status.py`` is the only place that turns these into co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class FieldViolation:
+class FieldViolation(NamedTuple):
     """What is wrong with one request field, by its protobuf path."""
 
     field: str
@@ -89,9 +87,9 @@ class Violations:
         violations = [each for error in self._found for each in error.violations][: self.MOST]
         if len(violations) == 1:
             raise first
-        error = InvalidRequest(*_parts(violations[0]), metadata=first.metadata)
+        error = InvalidRequest(*violations[0], metadata=first.metadata)
         error.violations = tuple(violations)
-        texts = [": ".join(_parts(violation)) for violation in violations[: self._TOLD]]
+        texts = [": ".join(violation) for violation in violations[: self._TOLD]]
         more = len(violations) - len(texts)
         error.message = "; ".join([*texts, f"and {more} more"] if more else texts)
         error.args = (error.message,)
@@ -102,10 +100,6 @@ class Violations:
         self._found.append(error)
         if sum(len(each.violations) for each in self._found) >= self.MOST:
             self.check()
-
-
-def _parts(violation: FieldViolation) -> tuple[str, str]:
-    return violation.field, violation.description
 
 
 class _Collecting:
@@ -128,13 +122,13 @@ class _Collecting:
 
 
 class ImageUnreadable(InvalidRequest):
-    """The bytes are not a complete picture of a supported format."""
+    """The bytes are not a complete image of a supported format."""
 
     reason = "IMAGE_UNREADABLE"
 
 
 class ImageTooLarge(InvalidRequest):
-    """The picture has more pixels, or a longer side, than the server accepts."""
+    """The image has more pixels, or a longer side, than the server accepts."""
 
     reason = "IMAGE_TOO_LARGE"
 
@@ -248,7 +242,7 @@ class StoreUnavailable(Unavailable):
 
 
 class Misconfigured(Unavailable):
-    """A file that the server was told to use is not there or says nothing sensible.
+    """A file that the server is configured to use is not there or says nothing sensible.
 
     Raised at start only; the text names the file and the place in it, never its values.
     """

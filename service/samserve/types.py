@@ -2,7 +2,7 @@
 
 Frames, used in names all over the package:
 
-* *image*: continuous pixels of the picture as people see it (after EXIF orientation), x right,
+* *image*: continuous pixels of the image as people see it (after EXIF orientation), x right,
   y down, the outer corner of the first pixel at (0, 0).
 * *crop*: the same, relative to a crop of the image.
 * *model*: the square that the encoder sees; the model's family says how an image fills it.
@@ -142,10 +142,9 @@ class Parity:
 
     The IoUs are those of each prompt's best mask, cut at 0 and compared on the low-res grid inside
     the image; the best is the one of the three ambiguous masks that the reference would choose.
-    ``prompts`` counts those whose masks were compared: of what is nearly empty or full nothing can
-    be told.  If there are none, the IoUs are 0.
-    ``changed_choices`` is the share of prompts for which the export would choose another one.
-    ``embedding_error`` is the largest relative L2 distance of an embedding.
+    ``prompts`` counts those whose masks were compared, neither nearly empty nor full; if there are
+    none, the IoUs are 0.  ``changed_choices`` is the share of prompts for which the export would
+    choose another one; ``embedding_error`` is the largest relative L2 distance of an embedding.
     """
 
     pictures: int
@@ -181,7 +180,7 @@ class ModelInfo:
 
     ``digest`` names the weights of all graphs.  ``encoder_digest`` names those of the image
     encoder: an embedding belongs to its encoder, and every decoder for that encoder takes it.
-    ``image_size`` is the side of the model frame, ``mask_size`` that of the logits.
+    ``image_size`` is the side of the model frame, ``mask_size`` of the logits.
     """
 
     name: str
@@ -211,10 +210,7 @@ class EmbeddingKey:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingFacts:
-    """What must be remembered beside the tensors to use them.
-
-    ``preprocessing`` is the model's version of it at the time of encoding.
-    """
+    """What is kept beside the tensors; ``preprocessing`` is the model's version when it encoded."""
 
     image_size: Size
     model_name: str
@@ -244,9 +240,8 @@ class Embedding:
     """A stored embedding: immutable named tensors, valid while its lease is held.
 
     ``expires_at`` is in seconds since the epoch.  ``shared`` tells whether other gateways were
-    known to find it when it was leased; ``revoked``, that it was deleted while it was made, so that
-    nobody finds it: it is there for those who waited for it.  ``tier`` is where this lease has
-    found it.
+    known to find it when it was leased; ``revoked``, that it was deleted while it was made: only
+    those who waited for it have it.  ``tier`` is where this lease has found it.
     """
 
     tensors: Mapping[str, Array]
@@ -322,15 +317,14 @@ class PackedMask:
 
 
 Segmentation = CocoRle | UncompressedRle | PackedMask
-"""The pixels of a mask in one `MaskFormat`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """One mask over the whole image, in the format that was requested.
+    """One mask over the whole image; ``segmentation`` has its pixels in the format requested.
 
-    ``bbox`` is XYWH in image pixels with ``w = x_max - x_min`` of the inclusive extreme pixels,
-    exactly as the reference generator writes it; ``area`` counts pixels.
+    ``bbox`` is XYWH in image pixels with ``w = x_max - x_min`` of the inclusive extreme pixels, as
+    the reference generator writes it; ``area`` counts pixels.
     """
 
     segmentation: Segmentation
@@ -338,28 +332,6 @@ class Mask:
     bbox: tuple[float, float, float, float]
     predicted_iou: float
     stability_score: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
-    """A mask that answers a prompt; ``token_index`` says which of the decoder's.
-
-    ``mask`` is None if only logits were asked for.
-    """
-
-    predicted_iou: float
-    token_index: int
-    mask: Mask | None = None
-    low_res_logits: FloatArray | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AutoMaskRecord:
-    """A mask found by AutoMask, with the fields of an SA-1B annotation (all in image pixels)."""
-
-    mask: Mask
-    point: tuple[float, float]
-    crop_box: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)

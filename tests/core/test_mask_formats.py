@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -37,11 +36,3 @@ def test_each_format_has_the_same_pixels(mask: BoolArray, mask_format: MaskForma
     written = mask_formats.write(mask, mask_format)
 
     assert np.array_equal(read(written), mask)
-    assert mask_formats.write_rle(rle.encode(mask), mask_format) == written
-
-
-@pytest.mark.parametrize("mask_format", MaskFormat)
-def test_the_size_is_height_and_width(mask_format: MaskFormat) -> None:
-    written = mask_formats.write(np.zeros((2, 5), np.bool_), mask_format)
-
-    assert (written.size.height, written.size.width) == (2, 5)

@@ -11,12 +11,6 @@ from tests.support.examples import examples
 logits_of = partial(mask_input.binary_mask_to_logits, model_side=1024, low_res_side=256)
 
 
-def test_empty_mask_is_minus_ten() -> None:
-    logits = logits_of(np.zeros((300, 451), bool), Size(681, 1024))
-
-    assert (logits == -10).all()
-
-
 def test_half_covered_cell_is_zero() -> None:
     mask = np.zeros((1024, 1024), dtype=bool)
     mask[:, :6] = True  # one and a half cells of 4 pixels

@@ -10,22 +10,6 @@ def ring_with_dots() -> np.ndarray:
     return mask
 
 
-def test_hole_below_the_area_is_filled() -> None:
-    filled, changed = regions.remove_small_regions(ring_with_dots(), 5, "holes")
-
-    assert changed
-    assert filled[5:7, 5:7].all()
-    assert filled[15, 15]
-
-
-def test_area_itself_is_not_small() -> None:
-    mask = ring_with_dots()
-
-    assert not regions.remove_small_regions(mask, 4, "holes")[1]
-    assert not regions.remove_small_regions(mask, 2, "islands")[1]
-    assert regions.remove_small_regions(mask, 3, "islands")[1]
-
-
 def test_largest_island_stays_if_all_are_small() -> None:
     kept, changed = regions.remove_small_regions(ring_with_dots(), 1000, "islands")
 

@@ -24,7 +24,6 @@ def test_mask_survives_the_round_trip(mask: BoolArray) -> None:
     packed = rle.encode(mask)
 
     assert np.array_equal(rle.decode(packed), mask)
-    assert rle.area(packed) == mask.sum()
     assert packed.size == Size(*mask.shape)
 
 
@@ -43,15 +42,6 @@ def test_trap_runs_are_column_major_and_start_with_background() -> None:
     mask = np.array([[True, False], [True, True], [False, False]])
 
     assert rle.uncompressed(rle.encode(mask)) == [0, 2, 2, 1, 1]
-
-
-def test_trap_holes_and_parts_survive() -> None:
-    mask = np.zeros((20, 30), dtype=bool)
-    mask[2:12, 2:12] = True
-    mask[5:8, 5:8] = False
-    mask[15, 25] = True
-
-    assert np.array_equal(rle.decode(rle.encode(mask)), mask)
 
 
 def test_long_runs_survive() -> None:
@@ -106,7 +96,6 @@ def test_mask_read_in_pieces_is_the_same(piece: int, monkeypatch: pytest.MonkeyP
     for mask, each, runs in zip(masks, packed, whole, strict=True):
         assert rle.uncompressed(each) == runs
         assert np.array_equal(rle.decode(each), mask)
-        assert rle.area(each) == mask.sum()
 
 
 def test_many_runs_take_little_memory() -> None:
@@ -141,7 +130,7 @@ def test_any_string_is_refused_or_is_a_mask(counts: str, height: int, width: int
     mask = rle.decode(packed)
 
     assert mask.shape == (height, width)
-    assert mask.sum() == rle.area(packed)
+    assert mask.sum() == sum(rle.uncompressed(packed)[1::2])
 
 
 @old_numpy_protocol

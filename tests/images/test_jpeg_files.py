@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from io import BytesIO
 from typing import Any
 
 import cv2
@@ -15,9 +14,9 @@ from samserve.errors import ImageUnreadable
 from samserve.types import EncodedImage
 
 from tests.core import photos
+from tests.images.files import LIMITS, decoded, encoded, segment
 from tests.support.together import check_all
 
-LIMITS = images.ImageLimits(max_pixels=100_000, max_side=1000)
 PHOTO = photos.named("chelsea")[:77, :91].copy()
 END = b"\xff\xd9"
 
@@ -38,20 +37,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def jpeg(kind: str) -> bytes:
     mode, options = KINDS[kind]
-    buffer = BytesIO()
-    Image.fromarray(PHOTO).convert(mode).save(buffer, "JPEG", **options)
-    return buffer.getvalue()
-
-
-def decoded(file: bytes) -> np.ndarray:
-    rgb = images.decode(EncodedImage(file), LIMITS)
-    size = images.probe(EncodedImage(file), LIMITS)
-    assert rgb.shape == (size.height, size.width, 3)
-    return rgb
-
-
-def segment(kind: int, content: bytes) -> bytes:
-    return bytes([0xFF, kind]) + struct.pack(">H", len(content) + 2) + content
+    return encoded(Image.fromarray(PHOTO).convert(mode), "JPEG", **options)
 
 
 def test_every_kind_is_as_opencv_decodes_it() -> None:

@@ -13,22 +13,20 @@ from samserve import images
 from samserve.errors import ImageUnreadable
 from samserve.types import EncodedImage
 
+from tests.images import files
+from tests.images.files import LIMITS, over_white
 from tests.support import png
 from tests.support.png import GREY, PALETTE, RGB, Png, chunk
 from tests.support.together import check_all
 
-LIMITS = images.ImageLimits(max_pixels=10_000, max_side=1000)
 HEIGHT, WIDTH = 11, 14
 TURNED = b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
 """An EXIF block that turns by a quarter."""
 
 
 def decoded(file: bytes) -> np.ndarray:
-    image = EncodedImage(file)
-    rgb = images.decode(image, LIMITS)
-    size = images.probe(image, LIMITS)
-    assert rgb.shape == (size.height, size.width, 3)
-    assert images.decode_mask(image, LIMITS).shape == rgb.shape[:2]
+    rgb = files.decoded(file)
+    assert images.decode_mask(EncodedImage(file), LIMITS).shape == rgb.shape[:2]
     return rgb
 
 
@@ -49,12 +47,6 @@ def narrowed(samples: np.ndarray, depth: int, colour: int) -> np.ndarray:
     if depth == 16:
         return (samples + 128) // 257 if colour == GREY else samples >> 8
     return samples * 255 // ((1 << depth) - 1)
-
-
-def over_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Lay colours ``[h, w, 3]`` over white by alpha ``[h, w]``, both 0 to 255."""
-    part = alpha[..., None] / 255
-    return colours * part + 255 * (1 - part)
 
 
 def shown(samples: np.ndarray, depth: int, colour: int) -> np.ndarray:

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import struct
-from io import BytesIO
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 from samserve import images
 from samserve.errors import ImageUnreadable
 from samserve.types import EncodedImage
 
 from tests.core import photos
+from tests.images.files import LIMITS, decoded, encoded, over_white
 from tests.support.together import check_all
 
-LIMITS = images.ImageLimits(max_pixels=100_000, max_side=1000)
 PHOTO = photos.named("chelsea")[:33, :45].copy()
 ALPHA = np.random.default_rng(0).integers(0, 256, PHOTO.shape[:2], dtype=np.uint8)
 RGBA = np.dstack([PHOTO, ALPHA])
 _ALPHA_FLAG, _ANIMATION_FLAG = 16, 2
 
 Part = tuple[bytes, bytes]
-
-
-def webp(pixels: np.ndarray, **options: Any) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, "WEBP", **options)
-    return buffer.getvalue()
 
 
 def parts(file: bytes) -> list[Part]:
@@ -64,18 +55,12 @@ def one_frame() -> bytes:
     return built(extended(_ANIMATION_FLAG, 60, 50), (b"ANIM", b"\xff\0\0\xff\0\0"), frame)
 
 
-LOSSY, LOSSLESS = webp(PHOTO), webp(PHOTO, lossless=True)
-LOSSY_ALPHA, LOSSLESS_ALPHA = webp(RGBA), webp(RGBA, lossless=True, exact=True)
+LOSSY, LOSSLESS = encoded(PHOTO, "WEBP"), encoded(PHOTO, "WEBP", lossless=True)
+LOSSY_ALPHA, LOSSLESS_ALPHA = (
+    encoded(RGBA, "WEBP"),
+    encoded(RGBA, "WEBP", lossless=True, exact=True),
+)
 OTHER = (b"XXXX", b"abc")
-
-
-def decoded(file: bytes) -> np.ndarray:
-    return images.decode(EncodedImage(file), LIMITS)
-
-
-def over_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    part = alpha[..., None] / 255
-    return colours * part + 255 * (1 - part)
 
 
 def test_every_container_shows_what_libwebp_decodes() -> None:
@@ -114,7 +99,7 @@ def test_a_mask_is_what_is_neither_black_nor_transparent() -> None:
     colours = np.zeros((4, 5, 3), np.uint8)
     colours[:, :, 2] = np.arange(5)
     alpha = np.array([0, 1, 255, 0], np.uint8)[:, None] * np.ones((1, 5), np.uint8)
-    file = webp(np.dstack([colours, alpha]), lossless=True, exact=True)
+    file = encoded(np.dstack([colours, alpha]), "WEBP", lossless=True, exact=True)
 
     found = images.decode_mask(EncodedImage(file), LIMITS)
 

@@ -11,7 +11,10 @@ import grpc
 import pytest
 from samserve.app import Running
 from samserve.context import Priority, RequestContext
+from samserve.engines.base import EncoderInput
 from samserve.engines.fake import FakeEngine
+from samserve.memory.slot import Slot
+from samserve.scheduling.fair_semaphore import FairSemaphore
 from samserve.security.principal import WARM_UP
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
@@ -191,18 +194,17 @@ class OneAtATime(FakeEngine):
     def __init__(self) -> None:
         super().__init__()
         self.go = asyncio.Event()
+        self.turns = FairSemaphore(1)
         self.served: list[Priority] = []
 
-    @property
-    def waiting(self) -> int:
-        return self._gate.waiting
-
-    async def _serve(self, context: RequestContext) -> None:
-        if context.principal is WARM_UP:
-            return
-        async with self._gate.hold(context):
-            await self.go.wait()
-            self.served.append(context.priority)
+    async def encode(
+        self, model: str, image: EncoderInput, into: Slot, context: RequestContext
+    ) -> None:
+        if context.principal is not WARM_UP:
+            async with self.turns.hold(context):
+                await self.go.wait()
+                self.served.append(context.priority)
+        await super().encode(model, image, into, context)
 
 
 async def test_what_a_caller_waits_for_goes_before_what_is_fetched_ahead() -> None:
@@ -212,9 +214,9 @@ async def test_what_a_caller_waits_for_goes_before_what_is_fetched_ahead() -> No
         for seed in range(12):
             await client.prefetch(seed)
         # Some at a time: one of them is being served.
-        await until(lambda: engine.waiting == 4 - 1)
+        await until(lambda: engine.turns.waiting == 4 - 1)
         embed = asyncio.ensure_future(client.call(99))
-        await until(lambda: engine.waiting == 4)
+        await until(lambda: engine.turns.waiting == 4)
         engine.go.set()
         await embed
         await client.finished(12 + 1)

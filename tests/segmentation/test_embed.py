@@ -12,6 +12,7 @@ from samserve.engines.fake import FakeEngine
 from samserve.scheduling.thread_pools import Workers
 
 from tests.segmentation.use_cases import UseCases, blank
+from tests.support.waiting import until
 
 
 class SlowHeader(Workers):
@@ -47,3 +48,21 @@ async def test_who_met_a_miss_before_another_published_does_not_encode_again() -
     assert engine.counts["encode_begun"] == 1
     assert (use_cases.store.stats().hits, use_cases.store.stats().misses) == (0, 2)
     await use_cases.aclose()
+
+
+async def test_what_a_prefetch_joins_later_is_no_fact_of_its_call() -> None:
+    engine, go, call = FakeEngine(), asyncio.Event(), RequestContext()
+    use_cases = UseCases(engine)
+    engine.hold(go)
+    embed = use_cases.embeddings.lease(blank(), "", RequestContext())
+    leading = asyncio.create_task(embed.__aenter__())
+    await until(lambda: engine.counts["encode_begun"] == 1)
+    await use_cases.embeddings.prefetch(blank().image, "", call)
+    go.set()
+    await leading
+    await until(lambda: use_cases.embeddings.prefetches.pending == 0)
+    await embed.__aexit__(None, None, None)
+    await use_cases.aclose()
+
+    assert engine.counts["encode_begun"] == 1
+    assert call.facts.cache == "pending"

@@ -10,10 +10,13 @@ import numpy as np
 from samserve.context import RequestContext
 from samserve.engines.base import Engine
 from samserve.images import ImageLimits
+from samserve.scheduling.tenant_limits import TenantLimit
 from samserve.scheduling.thread_pools import Workers
 from samserve.segmentation.automask.generator import AutoMasker
 from samserve.segmentation.embed import EmbeddingService
+from samserve.segmentation.encode import EncodeJobs
 from samserve.segmentation.predict import Predictor
+from samserve.segmentation.prefetch import PrefetchQueue
 from samserve.segmentation.sources import ImageSource
 from samserve.stores.local.store import MemoryStore
 from samserve.types import RawImage, Size
@@ -48,7 +51,10 @@ class UseCases(Generic[E]):
     def __post_init__(self) -> None:
         limits = ImageLimits(10**8, 10**5)
         parts = (self.engine, self.workers, self.prompts_per_run)
-        self.embeddings = EmbeddingService(self.engine, self.store, self.workers, limits, 600)
+        stored = (self.engine, self.store, self.workers, limits)
+        bound = TenantLimit(1 << 30, "prefetches", "prefetch")
+        prefetches = PrefetchQueue(bound, bound, lambda outcome: None)
+        self.embeddings = EmbeddingService(*stored, EncodeJobs(*stored, 600), prefetches)
         self.predictor = Predictor(self.embeddings, *parts)
         self.automasker = AutoMasker(self.embeddings, *parts)
 

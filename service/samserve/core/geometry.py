@@ -1,11 +1,12 @@
 """Sizes, coordinates and crops: how the image, crop and model frames relate.
 
-All resizing is decided once, here, in float64; nobody else computes a resized size.
+All resizing is decided once, here, in float64; no other code computes a resized size.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -20,7 +21,7 @@ CropBox = tuple[int, int, int, int]
 
 
 def resize_longest_side(size: Size, target: int) -> Size:
-    """Give the size at which a picture is placed into a model frame of side *target*.
+    """Return the size at which an image is placed into a model frame of side *target*.
 
     Source: segment-anything utils/transforms.py:93-102.  In float64, because float32 (the
     reference's ONNX path) is one pixel off for some sides above 4096.  A side never becomes 0;
@@ -42,23 +43,13 @@ def points_to_model_frame(points_xy: Array, image: Size, resized: Size) -> Float
     return moved
 
 
-def boxes_to_model_frame(boxes_xyxy: Array, image: Size, resized: Size) -> Float64Array:
-    """Move boxes ``[..., 4]``, XYXY, from the image frame into the model frame, as float64.
-
-    Source: segment-anything utils/transforms.py:47-53.
-    """
-    boxes = np.asarray(boxes_xyxy, dtype=np.float64)
-    corners = boxes.reshape(*boxes.shape[:-1], 2, 2)
-    return points_to_model_frame(corners, image, resized).reshape(boxes.shape)
-
-
 def resize_image(rgb: UInt8Array, resized: Size) -> UInt8Array:
     """Resize uint8 ``[h, w, 3]`` as the model was trained with: Pillow bilinear, antialiased.
 
     Source: segment-anything utils/transforms.py:26-31.  No other resampler gives these bytes.
     """
-    picture = Image.fromarray(np.ascontiguousarray(rgb))
-    smaller = picture.resize((resized.width, resized.height), Image.Resampling.BILINEAR)
+    image = Image.fromarray(np.ascontiguousarray(rgb))
+    smaller = image.resize((resized.width, resized.height), Image.Resampling.BILINEAR)
     return np.asarray(smaller, dtype=np.uint8)
 
 
@@ -66,18 +57,24 @@ def place_top_left(rgb: UInt8Array, side: int) -> UInt8Array:
     """Place uint8 ``[h, w, 3]``, h and w at most *side*, into zeros ``[side, side, 3]``.
 
     The reference pads after normalising (modeling/sam.py:164-174), so the padding must become
-    0 *after* normalisation: whoever normalises this array masks with the resized size.
+    0 *after* normalisation: what normalises this array masks with the resized size.
     """
     placed = np.zeros((side, side, 3), dtype=np.uint8)
     placed[: rgb.shape[0], : rgb.shape[1]] = rgb
     return placed
 
 
+def xyxy_to_xywh(box_xyxy: Sequence[float]) -> tuple[float, float, float, float]:
+    """Write a box as corner and extent; that of extreme pixels has ``w = x_max - x_min``."""
+    x_min, y_min, x_max, y_max = map(float, box_xyxy)
+    return x_min, y_min, x_max - x_min, y_max - y_min
+
+
 def crop_boxes(size: Size, n_layers: int, overlap_ratio: float) -> list[tuple[int, CropBox]]:
     """List the (layer, crop box) pairs of AutoMask: the image, then ``(2**i)**2`` crops of it.
 
     Source: segment-anything utils/amg.py:200-234, the same boxes in the same order, except that
-    crops without a pixel are left out (a picture of very few pixels; the reference fails there).
+    crops without a pixel are left out (an image of very few pixels; the reference fails there).
     """
     boxes: list[tuple[int, CropBox]] = [(0, (0, 0, size.width, size.height))]
     short_side = min(size.height, size.width)
@@ -101,19 +98,6 @@ def _crop_length(length: int, crops: int, overlap: int) -> int:
     return math.ceil((overlap * (crops - 1) + length) / crops)
 
 
-def uncrop_boxes_xyxy(boxes_xyxy: Array, crop_box: CropBox) -> Array:
-    """Move boxes ``[n, 4]`` from the crop frame into the image frame (amg.py:237-243)."""
-    x, y = crop_box[:2]
-    moved: Array = boxes_xyxy + np.array([x, y, x, y], dtype=boxes_xyxy.dtype)
-    return moved
-
-
-def uncrop_points(points_xy: Array, crop_box: CropBox) -> Array:
-    """Move points ``[n, 2]`` from the crop frame into the image frame (amg.py:246-252)."""
-    moved: Array = points_xy + np.array(crop_box[:2], dtype=points_xy.dtype)
-    return moved
-
-
 def near_crop_edge(
     boxes_xyxy: Array, crop_box: CropBox, image: Size, *, atol: float = 20.0
 ) -> BoolArray:
@@ -122,7 +106,8 @@ def near_crop_edge(
     *boxes_xyxy* is ``[n, 4]`` in the crop frame; the answer is bool ``[n]``.
     Source: segment-anything utils/amg.py:78-88.
     """
-    boxes = uncrop_boxes_xyxy(np.asarray(boxes_xyxy, dtype=np.float32), crop_box)
+    x, y = crop_box[:2]
+    boxes = np.asarray(boxes_xyxy, dtype=np.float32) + np.array([x, y, x, y], dtype=np.float32)
     near_crop = np.abs(boxes - np.array(crop_box, dtype=np.float32)) <= atol
     image_box = np.array([0, 0, image.width, image.height], dtype=np.float32)
     near_image = np.abs(boxes - image_box) <= atol

@@ -9,7 +9,7 @@ Float64Array = npt.NDArray[np.float64]
 
 
 def point_grid(n: int) -> Float64Array:
-    """Give the centres of ``n * n`` equal cells: float64 ``[n*n, 2]``, XY in (0, 1), x fastest.
+    """Return the centres of ``n * n`` equal cells: float64 ``[n*n, 2]``, XY in (0, 1), x fastest.
 
     Multiply by (width, height) of the crop for points in its frame.  ``n`` of 0 gives ``[0, 2]``.
     Source: segment-anything utils/amg.py:179-186 (which divides by zero there).
@@ -25,7 +25,7 @@ def point_grid(n: int) -> Float64Array:
 
 
 def layer_grids(n: int, n_layers: int, downscale: int) -> list[Float64Array]:
-    """Give the grids of crop layers 0 to *n_layers*, with ``int(n / downscale**i)`` per side.
+    """Return the grids of crop layers 0 to *n_layers*, with ``int(n / downscale**i)`` per side.
 
     A layer whose count falls to 0 has an empty grid: its crops ask nothing and need no embedding.
     Source: segment-anything utils/amg.py:189-197.

@@ -13,7 +13,6 @@ import numpy as np
 from samserve.core import rle
 from samserve.types import (
     BoolArray,
-    CocoRle,
     MaskFormat,
     PackedMask,
     Segmentation,
@@ -25,13 +24,6 @@ from samserve.types import (
 def write(mask: BoolArray, mask_format: MaskFormat) -> Segmentation:
     """Write bool ``[h, w]`` over the image."""
     return _WRITERS[mask_format](mask)
-
-
-def write_rle(runs: CocoRle, mask_format: MaskFormat) -> Segmentation:
-    """Write a mask of which run lengths are left; see `write`."""
-    if mask_format is MaskFormat.COCO_RLE:
-        return runs
-    return write(rle.decode(runs), mask_format)
 
 
 def _uncompressed(mask: BoolArray) -> UncompressedRle:

@@ -78,8 +78,9 @@ class Upsampling:
 class MaskSummary:
     """What AutoMask asks of a mask before non-maximum suppression.
 
-    *area* in pixels; *box_xyxy* of inclusive extreme pixels, zeros for an empty mask;
-    *stability* in 0..1, or NaN for 0/0.
+    *area* in pixels; *box_xyxy* of inclusive extreme pixels, zeros for an empty mask; *stability*,
+    in 0..1, is the IoU of the masks at the level plus and minus the offset, 0 if both are empty
+    (segment-anything utils/amg.py:156-176, where 0/0 is NaN and no more above a threshold).
     """
 
     area: int
@@ -98,22 +99,6 @@ def upscale_logits(low_res: FloatArray, steps: Upsampling) -> FloatArray:
     return np.concatenate(strips, axis=1)
 
 
-def threshold(logits: FloatArray, level: float) -> BoolArray:
-    """Return the pixels *above* the level, which itself is outside: bool of the same shape."""
-    return np.asarray(logits > level, dtype=np.bool_)
-
-
-def stability_score(logits: FloatArray, level: float, offset: float) -> float:
-    """Return the IoU of the masks at ``level + offset`` and ``level - offset``; 0/0 gives NaN.
-
-    *logits* are at image (or crop) resolution.  AutoMask drops NaN, since it is not ``>=``
-    anything; answers to a prompt report 0.  Source: segment-anything utils/amg.py:156-176.
-    """
-    inner = _count(logits > level + offset)
-    outer = _count(logits > level - offset)
-    return _ratio(inner, outer)
-
-
 def mask_to_box(mask: BoolArray) -> BoxXyxy:
     """Return XYXY of the extreme pixels of a mask ``[h, w]``, both inclusive; empty gives zeros.
 
@@ -127,8 +112,8 @@ def summarize(
 ) -> MaskSummary:
     """Return area, box and stability at image resolution of logits float32 ``[L, L]``.
 
-    The same numbers as ``threshold``, ``mask_to_box`` and ``stability_score`` of
-    ``upscale_logits``, without making the mask.  *offset* is not negative.
+    The same numbers as of the pixels of ``upscale_logits``, without making all of them.  *offset*
+    is not negative.
     """
     area = inner = outer = 0
     in_column = np.zeros(steps.image.width, dtype=np.bool_)
@@ -142,11 +127,14 @@ def summarize(
         in_column[block.columns] = mask.any(axis=0) | (known > 0)
         in_row |= block.inside
         in_row[block.open_rows] |= mask.any(axis=1)
-    return MaskSummary(area, _extent(in_column, in_row), _ratio(inner, outer))
+    return MaskSummary(area, _extent(in_column, in_row), inner / outer if outer else 0.0)
 
 
 def binary_mask(low_res: FloatArray, steps: Upsampling, *, level: float) -> BoolArray:
-    """Return the mask bool ``[h, w]``: ``threshold(upscale_logits(...), level)``, but faster."""
+    """Return the mask bool ``[h, w]``: ``upscale_logits(...) > level``, but faster.
+
+    A pixel at the level itself is outside.
+    """
     mask = np.zeros((steps.image.height, steps.image.width), dtype=np.bool_)
     for block in _blocks(low_res, steps, level, level):
         strip = mask[:, block.columns]
@@ -271,8 +259,3 @@ def _extent(in_column: BoolArray, in_row: BoolArray) -> BoxXyxy:
 def _count(mask: BoolArray) -> int:
     """Count as a plain int."""
     return int(np.count_nonzero(mask))
-
-
-def _ratio(inner: int, outer: int) -> float:
-    """Divide counts; 0/0 is NaN."""
-    return inner / outer if outer else float("nan")

@@ -10,16 +10,8 @@ from samserve.types import Array, FloatArray
 IntArray = npt.NDArray[np.int64]
 
 
-def box_iou(boxes_xyxy: Array, others_xyxy: Array) -> FloatArray:
-    """Give the IoU of every pair: float32 ``[n, m]`` of boxes ``[n, 4]`` and ``[m, 4]``, XYXY.
-
-    Two boxes without area (a mask of one pixel or line has such a box) have IoU NaN.
-    """
-    return _iou(_columns(boxes_xyxy)[:, :, None], _columns(others_xyxy)[:, None, :])
-
-
 def nms(boxes_xyxy: Array, scores: Array, threshold: float) -> IntArray:
-    """Give the indices of the kept boxes, best score first.
+    """Return the indices of the kept boxes, best score first.
 
     A box is dropped if its IoU with a kept one is *above* the threshold; the float32 IoU is
     compared in double precision, and a NaN IoU drops nothing.  Equal scores keep the order of

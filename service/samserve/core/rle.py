@@ -44,11 +44,6 @@ def decode(rle: CocoRle) -> BoolArray:
     return pixels.reshape(rle.size.width, rle.size.height).T
 
 
-def area(rle: CocoRle) -> int:
-    """Count the pixels inside without decoding."""
-    return sum(int(runs[(1 - first) % 2 :: 2].sum()) for first, runs in _runs(rle.size, rle.counts))
-
-
 def uncompressed(rle: CocoRle) -> list[int]:
     """List the run lengths, background first, as the reference's ``uncompressed_rle`` does."""
     return [run for _, runs in _runs(rle.size, rle.counts) for run in runs.tolist()]
@@ -57,7 +52,7 @@ def uncompressed(rle: CocoRle) -> list[int]:
 def validate(size: Size, counts: str) -> None:
     """Raise ``ValueError``, with one line that says why, unless *counts* fits *size* exactly.
 
-    Allocates a few MiB besides a copy of *counts*, whatever *size* says.
+    Allocates a few MiB beside a copy of *counts*, whatever *size* says.
     """
     for _ in _runs(size, counts):
         pass

@@ -76,7 +76,7 @@ class ImageLimits:
 
 
 def probe(image: EncodedImage | RawImage, limits: ImageLimits) -> Size:
-    """Give the size of the image in the image frame (after orientation) from its header.
+    """Return the size of the image in the image frame (after orientation) from its header.
 
     Raises ``ImageUnreadable``, ``ImageTooLarge`` or ``InvalidRequest``, as ``decode`` would;
     but damage of the pixel data is not looked for.
@@ -84,11 +84,9 @@ def probe(image: EncodedImage | RawImage, limits: ImageLimits) -> Size:
     if isinstance(image, RawImage):
         _check_raw(image, limits)
         return image.size
-    with _pillow_errors():
-        file = _open(image.data, limits)
-        sideways = _orientation(file, image.orientation) in _SIDEWAYS
-    size = file.size
-    return Size(size.width, size.height) if sideways else size
+    with _opened(image, limits) as (file, orientation):
+        size = file.size
+        return Size(size.width, size.height) if orientation in _SIDEWAYS else size
 
 
 def decode(image: EncodedImage | RawImage, limits: ImageLimits) -> UInt8Array:
@@ -99,9 +97,7 @@ def decode(image: EncodedImage | RawImage, limits: ImageLimits) -> UInt8Array:
     if isinstance(image, RawImage):
         _check_raw(image, limits)
         return raw.to_rgb(image)
-    with _pillow_errors():
-        file = _open(image.data, limits)
-        orientation = _orientation(file, image.orientation)
+    with _opened(image, limits) as (file, orientation):
         return np.array(_upright(file.rgb(), orientation), dtype=np.uint8)
 
 
@@ -111,17 +107,20 @@ def decode_mask(image: EncodedImage, limits: ImageLimits) -> BoolArray:
     A pixel is marked if it is neither black, at the full depth of the file, nor wholly
     transparent.  Raises ``ImageUnreadable`` or ``ImageTooLarge``.
     """
-    with _pillow_errors():
-        file = _open(image.data, limits)
-        orientation = _orientation(file, image.orientation)
+    with _opened(image, limits) as (file, orientation):
         return np.array(_upright(Image.fromarray(file.marked()), orientation), dtype=np.bool_)
 
 
 @contextmanager
-def _pillow_errors() -> Iterator[None]:
-    """Turn whatever Pillow raises into ``ImageUnreadable``; its text may quote the file."""
+def _opened(image: EncodedImage, limits: ImageLimits) -> Iterator[tuple[Jpeg | Png | Webp, int]]:
+    """Read the header, and the orientation that the pixels need.
+
+    Whatever Pillow raises then becomes ``ImageUnreadable``; its text may quote the file.
+    """
     try:
-        yield
+        file = _open(image.data, limits)
+        ignore = image.orientation is Orientation.IGNORE
+        yield file, exif.UPRIGHT if ignore else exif.orientation(file.exif)
     except _FOREIGN_ERRORS as error:
         raise unreadable("is damaged, cut off or not an image") from error
 
@@ -157,10 +156,6 @@ def _check_size(field: str, size: Size, limits: ImageLimits) -> None:
             text = f"has {actual} pixels {what}, the limit is {limit}"
             metadata = {"limit": str(limit), "actual": str(actual)}
             raise ImageTooLarge(field, text, metadata=metadata)
-
-
-def _orientation(file: Jpeg | Png | Webp, wanted: Orientation) -> int:
-    return exif.UPRIGHT if wanted is Orientation.IGNORE else exif.orientation(file.exif)
 
 
 def _upright(decoded: Image.Image, orientation: int) -> Image.Image:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from io import BytesIO
 
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from samserve.errors import ImageUnreadable
-from samserve.images import jpeg_segments, samples
+from samserve.images import jpeg_segments
 from samserve.images.jpeg_segments import START
 from samserve.images.refusal import unreadable
-from samserve.types import BoolArray, Size
+from samserve.images.samples import PillowFile
+from samserve.types import Size
 
 __all__ = ["START", "Jpeg"]
 
@@ -24,40 +27,20 @@ _LONGEST_RUN = 16
 """Pixel data of an image is never the same byte for so long at its end; what fills a file is."""
 
 
-class Jpeg:
+class Jpeg(PillowFile):
     """A JPEG file whose header has been read."""
-
-    frames = 1
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._file = jpeg_segments.read(data)
-        self._opened = _QuietJpeg(BytesIO(data))
+        self.size = Size(self._opened.height, self._opened.width)
 
-    @property
-    def size(self) -> Size:
-        """Size of the pixels in the file."""
-        return Size(self._opened.height, self._opened.width)
-
-    @property
-    def exif(self) -> bytes | None:
-        """The EXIF block."""
-        exif = self._opened.info.get("exif")
-        return exif if isinstance(exif, bytes) else None
-
-    def rgb(self) -> Image.Image:
-        """Decode to RGB."""
-        return samples.over_white(self._decoded())
-
-    def marked(self) -> BoolArray:
-        """Tell which pixels are not black."""
-        return samples.marked(self._decoded())
+    @cached_property
+    def _opened(self) -> ImageFile:
+        return _QuietJpeg(BytesIO(self._data))
 
     def _decoded(self) -> Image.Image:
-        if not self._file.ended:
-            return self._without_end()
-        self._opened.load()
-        return self._opened
+        return super()._decoded() if self._file.ended else self._without_end()
 
     def _without_end(self) -> Image.Image:
         """Decode a file that lacks its end marker, if it lacks nothing else.

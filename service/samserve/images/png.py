@@ -10,8 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from samserve.images import png_chunks, samples
-from samserve.images.png_chunks import GREY, GREY_ALPHA, SIGNATURE, PngFile
-from samserve.types import BoolArray, Size
+from samserve.images.png_chunks import GREY, GREY_ALPHA, SIGNATURE
+from samserve.types import BoolArray
 
 __all__ = ["SIGNATURE", "Png"]
 
@@ -23,22 +23,8 @@ class Png:
     """A PNG file whose header has been read; the pixels are decoded by each call."""
 
     def __init__(self, data: bytes) -> None:
-        self._file: PngFile = png_chunks.read(data)
-
-    @property
-    def size(self) -> Size:
-        """Size of the pixels in the file."""
-        return self._file.size
-
-    @property
-    def exif(self) -> bytes | None:
-        """The EXIF block."""
-        return self._file.exif
-
-    @property
-    def frames(self) -> int:
-        """How many images there are in the file."""
-        return self._file.frames
+        self._file = file = png_chunks.read(data)
+        self.size, self.exif, self.frames = file.size, file.exif, file.frames
 
     def rgb(self) -> Image.Image:
         """Decode to RGB over white."""

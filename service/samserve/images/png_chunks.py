@@ -62,7 +62,7 @@ class PngFile:
     _pixels: tuple[memoryview, ...] = field(repr=False)
 
     def for_decoder(self, *, header: bytes | None = None) -> bytes:
-        """Give the file without what no pixel depends on; *header* replaces the content of IHDR.
+        """Return the file without what no pixel depends on; *header* replaces the content of IHDR.
 
         Raises ``ImageUnreadable`` if a checksum of the pixel data is wrong.
         """
@@ -80,7 +80,7 @@ class PngFile:
 def read(data: bytes) -> PngFile:
     """Read a file that begins with ``SIGNATURE``.
 
-    Raises ``ImageUnreadable`` for a file whose pixels cannot be told; damage of the pixel data
+    Raises ``ImageUnreadable`` for a file whose pixels cannot be known; damage of the pixel data
     itself is found by ``for_decoder`` and the decoder.
     """
     first, pixels = _sorted(data)
@@ -107,7 +107,7 @@ def read(data: bytes) -> PngFile:
 
 
 def _sorted(data: bytes) -> tuple[Chunks, list[memoryview]]:
-    """Give the first chunk of each kind that counts, and the chunks of pixel data."""
+    """Return the first chunk of each kind that counts, and the chunks of pixel data."""
     first: Chunks = {}
     pixels: list[memoryview] = []
     before = b""
@@ -134,7 +134,7 @@ def _sorted(data: bytes) -> tuple[Chunks, list[memoryview]]:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Give name and bytes, length and checksum among them, of each chunk before IEND."""
+    """Yield name and bytes, length and checksum among them, of each chunk before IEND."""
     view, at = memoryview(data), len(SIGNATURE)
     for _ in range(_MOST_CHUNKS):
         kind = data[at + 4 : at + 8]
@@ -153,7 +153,7 @@ def _is_cut(chunk: memoryview) -> bool:
 
 
 def _content(kind: bytes, chunk: memoryview) -> memoryview:
-    """Check a chunk that pixels depend on, and give its content."""
+    """Check a chunk that pixels depend on, and return its content."""
     if _is_cut(chunk):
         raise unreadable(f"is cut off in its chunk {kind.decode('ascii')}")
     if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
@@ -162,7 +162,7 @@ def _content(kind: bytes, chunk: memoryview) -> memoryview:
 
 
 def _intact(first: Chunks, kind: bytes) -> bytes | None:
-    """Give the content of a chunk that pixels do not depend on; None if damaged or not there."""
+    """Return the content of a chunk that pixels do not depend on; None if damaged or not there."""
     if kind not in first:
         return None
     try:
@@ -185,7 +185,7 @@ def _header(content: memoryview) -> tuple[Size, int, int, bool]:
 
 
 def _palette(first: Chunks) -> list[bytes]:
-    """Give the chunks of the palette and its transparency as they are to be decoded."""
+    """Return the chunks of the palette and its transparency as they are to be decoded."""
     if b"PLTE" not in first:
         raise unreadable("is damaged: a PNG without its palette")
     entries = len(_content(b"PLTE", first[b"PLTE"]))

@@ -1,15 +1,51 @@
-"""From what Pillow has decoded to RGB over white, or to which pixels a mask marks."""
+"""From what Pillow decodes to RGB over white, or to which pixels a mask marks."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
-from samserve.types import BoolArray
+from samserve.types import BoolArray, Size
 
 _WITH_ALPHA = frozenset({"LA", "PA", "RGBA"})
+
+
+class PillowFile(ABC):
+    """A file of 8 bits per sample; *size* is that of the pixels in it."""
+
+    size: Size
+
+    @cached_property
+    @abstractmethod
+    def _opened(self) -> ImageFile: ...
+
+    @property
+    def exif(self) -> bytes | None:
+        """The EXIF block."""
+        exif = self._opened.info.get("exif")
+        return exif if isinstance(exif, bytes) else None
+
+    @property
+    def frames(self) -> int:
+        """How many images there are in the file."""
+        return int(getattr(self._opened, "n_frames", 1))
+
+    def rgb(self) -> Image.Image:
+        """Decode to RGB over white."""
+        return over_white(self._decoded())
+
+    def marked(self) -> BoolArray:
+        """Tell which pixels are neither black nor transparent."""
+        return marked(self._decoded())
+
+    def _decoded(self) -> Image.Image:
+        self._opened.load()
+        return self._opened
 
 
 def over_white(decoded: Image.Image) -> Image.Image:

@@ -6,13 +6,12 @@ import struct
 from functools import cached_property
 from io import BytesIO
 
-from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from samserve.images import samples
 from samserve.images.refusal import unreadable
-from samserve.types import BoolArray, Size
+from samserve.images.samples import PillowFile
+from samserve.types import Size
 
 
 def is_webp(data: bytes) -> bool:
@@ -20,31 +19,12 @@ def is_webp(data: bytes) -> bool:
     return data.startswith(b"RIFF") and data[8:12] == b"WEBP"
 
 
-class Webp:
+class Webp(PillowFile):
     """A WebP file; beyond its size nothing of it is read before it is asked for."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self.size = _size(data)
-
-    @property
-    def exif(self) -> bytes | None:
-        """The EXIF block."""
-        exif = self._opened.info.get("exif")
-        return exif if isinstance(exif, bytes) else None
-
-    @property
-    def frames(self) -> int:
-        """How many images there are in the file."""
-        return int(getattr(self._opened, "n_frames", 1))
-
-    def rgb(self) -> Image.Image:
-        """Decode to RGB over white."""
-        return samples.over_white(self._decoded())
-
-    def marked(self) -> BoolArray:
-        """Tell which pixels are neither black nor transparent."""
-        return samples.marked(self._decoded())
 
     @cached_property
     def _opened(self) -> ImageFile:
@@ -52,10 +32,6 @@ class Webp:
         if Size(opened.height, opened.width) != self.size:
             raise unreadable("is damaged: a WebP file with two sizes")
         return opened
-
-    def _decoded(self) -> Image.Image:
-        self._opened.load()
-        return self._opened
 
 
 def _size(data: bytes) -> Size:

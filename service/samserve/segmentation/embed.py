@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from samserve import images
@@ -47,28 +47,20 @@ from samserve.types import (
 _MAX_ENCODINGS = 3
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class EmbeddingService:
     """Finds embeddings in the store and makes those that are missing."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        store: EmbeddingStore,
-        workers: Workers,
-        limits: images.ImageLimits,
-        encode_deadline_s: float,
-        prefetches: PrefetchQueue | None = None,
-    ) -> None:
-        self._engine = engine
-        self._store = store
-        self._workers = workers
-        self._limits = limits
-        self._jobs = EncodeJobs(engine, store, workers, limits, encode_deadline_s)
-        self._prefetches = prefetches or PrefetchQueue()
+    engine: Engine
+    store: EmbeddingStore
+    workers: Workers
+    limits: images.ImageLimits
+    jobs: EncodeJobs
+    prefetches: PrefetchQueue
 
     def model(self, name: str) -> ModelInfo:
         """Find a model; the empty name means the default.  Raises `ModelNotFound`."""
-        return served.find(self._engine.models, name)
+        return served.find(self.engine.models, name)
 
     def lease(
         self,
@@ -104,11 +96,11 @@ class EmbeddingService:
         job = await self._job(key, image, model, context)
         # It may begin long after this call, and must not bring back what is deleted until then.
         with context.clock.stage("cache_get_miss"):
-            job = replace(job, since=await self._store.epoch(key))
+            job = replace(job, since=await self.store.epoch(key))
         context.facts.cache = "pending"
         clock, facts = context.clock.branch(), CallFacts()
         background = replace(context, priority=Priority.BULK, clock=clock, facts=facts)
-        self._prefetches.start(job, partial(self._complete, context=background))
+        self.prefetches.start(job, partial(self._complete, context=background))
         return PendingEmbedding(key.embedding_id, job.size, model)
 
     async def delete(self, embedding_id: str, context: RequestContext) -> bool:
@@ -117,7 +109,7 @@ class EmbeddingService:
         self._detach(key)
         try:
             with context.clock.stage("cache_delete"):
-                return await self._store.delete(key)
+                return await self.store.delete(key)
         finally:
             # What was begun meanwhile may not have known of it.
             self._detach(key)
@@ -125,7 +117,7 @@ class EmbeddingService:
     async def decode(self, image: EncodedImage | RawImage, context: RequestContext) -> UInt8Array:
         """Decode to uint8 RGB ``[h, w, 3]``; raises as `images.decode` does."""
         with context.clock.stage("decode_image"):
-            return await self._workers.run(context, images.decode, image, self._limits)
+            return await self.workers.run(context, images.decode, image, self.limits)
 
     @asynccontextmanager
     async def unpublished(
@@ -134,17 +126,17 @@ class EmbeddingService:
         """Encode uint8 RGB ``[h, w, 3]`` for this call alone; no other call finds it by *name*."""
         facts = EmbeddingFacts.of(Size(*pixels.shape[:2]), model)
         key = EmbeddingKey(context.tenant, name)
-        slot = await self._store.reserve(key, facts, model.embedding, transient=True)
+        slot = await self.store.reserve(key, facts, model.embedding, transient=True)
         try:
-            await self._jobs.encode_pixels(pixels, model, slot, context)
+            await self.jobs.encode_pixels(pixels, model, slot, context)
             yield slot.as_embedding()
         finally:
-            await self._store.discard(slot)
+            await self.store.discard(slot)
 
     def _detach(self, key: EmbeddingKey) -> None:
         """Keep calls that begin after a deletion from joining work that began before it."""
-        self._jobs.detach(key)
-        self._prefetches.forget(key)
+        self.jobs.detach(key)
+        self.prefetches.forget(key)
 
     @asynccontextmanager
     async def _by_id(
@@ -154,9 +146,9 @@ class EmbeddingService:
         try:
             async with self._pending_or_stored(key, context) as embedding:
                 assert embedding is not None
-                model = served.maker_of(embedding_id, embedding.facts, self._engine.models)
+                model = served.maker_of(embedding_id, embedding.facts, self.engine.models)
                 context.facts.model = model.name
-                served.check_name(model_name, model, self._engine.models)
+                served.check_name(model_name, model, self.engine.models)
                 options.check(embedding.facts.image_size, model)
                 lease = EmbeddingLease(embedding_id, embedding, model, cached=True)
                 yield lease
@@ -165,26 +157,26 @@ class EmbeddingService:
                 # It was being made, and will not be.
                 raise not_found(key) from None
             # Raises `EmbeddingNotFound` if calls with this id will not succeed again.
-            served.maker_of(embedding_id, lease.embedding.facts, self._engine.models)
+            served.maker_of(embedding_id, lease.embedding.facts, self.engine.models)
             raise
 
     def _pending_or_stored(
         self, key: EmbeddingKey, context: RequestContext
     ) -> AbstractAsyncContextManager[Embedding | None]:
-        job = self._prefetches.job(key)
-        if job is not None or self._jobs.is_running(key):
+        job = self.prefetches.job(key)
+        if job is not None or self.jobs.is_running(key):
             return self._pending(key, job, context)
-        return Lookup(self._store.lease(key), context)
+        return Lookup(self.store.lease(key), context)
 
     @asynccontextmanager
     async def _pending(
         self, key: EmbeddingKey, job: EncodeJob | None, context: RequestContext
     ) -> AsyncIterator[Embedding]:
         """Wait for what is being made; a job that only waits for its turn runs at once."""
-        if job is None or self._jobs.is_running(key):
-            making = self._jobs.join(key, context)
+        if job is None or self.jobs.is_running(key):
+            making = self.jobs.join(key, context)
         else:
-            making = self._jobs.encode(job, context)
+            making = self.jobs.encode(job, context)
         async with AsyncExitStack() as stack:
             try:
                 embedding = (await stack.enter_async_context(making)).embedding
@@ -233,14 +225,14 @@ class EmbeddingService:
         job = await self._job(key, image, model, context)
         options.check(job.size, model)
         job = replace(job, keep_pixels=options.keep_pixels)
-        async with self._jobs.encode(job, context) as lease:
+        async with self.jobs.encode(job, context) as lease:
             yield lease
 
     async def _key(self, image: Image, model: ModelInfo, context: RequestContext) -> EmbeddingKey:
         context.facts.model = model.name
         # Without the header: a stored image needs it not, and it takes half as long as the hash.
         with context.clock.stage("hash"):
-            embedding_id = await self._workers.run(context, ids.embedding_id, image, model)
+            embedding_id = await self.workers.run(context, ids.embedding_id, image, model)
         return EmbeddingKey(context.tenant, embedding_id)
 
     def _lookup(
@@ -248,7 +240,7 @@ class EmbeddingService:
     ) -> Lookup:
         """Hold the stored embedding of *image*; a store that is unavailable has none."""
         sent = not isinstance(image, ImageDigest)
-        stored = self._store.lease(key, renew=renew, image_sent=sent)
+        stored = self.store.lease(key, renew=renew, image_sent=sent)
         return Lookup(stored, context, EmbeddingNotFound, StoreUnavailable)
 
     async def _job(
@@ -262,9 +254,9 @@ class EmbeddingService:
             # Also during an outage: a caller that sends the image can go on.
             raise not_found(key)
         context.principal.require(Permission.EMBED)
-        self._store.check_room(context.tenant, model.embedding)
+        self.store.check_room(context.tenant, model.embedding)
         with context.clock.stage("decode_image"):
-            size = await self._workers.run(context, images.probe, image, self._limits)
+            size = await self.workers.run(context, images.probe, image, self.limits)
         context.allowance.check_image(size.pixels)
         return EncodeJob(key, image, model, size)
 
@@ -275,7 +267,7 @@ class EmbeddingService:
         """Hold it where the death of one machine does not lose it."""
         async with leasing as lease, AsyncExitStack() as stack:
             key = EmbeddingKey(context.tenant, lease.embedding_id)
-            stored = self._store.lease(key, durable=True, again=True)
+            stored = self.store.lease(key, durable=True, again=True)
             try:
                 entering = context.clock.entering("cache_put", stored)
                 embedding = await stack.enter_async_context(entering)
@@ -284,5 +276,5 @@ class EmbeddingService:
             yield replace(lease, embedding=embedding)
 
     async def _complete(self, job: EncodeJob, context: RequestContext) -> None:
-        async with self._jobs.encode(job, context):
+        async with self.jobs.encode(job, context):
             pass

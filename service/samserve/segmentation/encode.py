@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -63,31 +63,17 @@ class EmbeddingLease:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Prepared:
-    """A decoded image: its size, the input of the encoder, and the pixels if they are kept."""
-
-    size: Size
-    input: EncoderInput
-    pixels: UInt8Array | None
-
-
 class EncodeJobs:
     """Encodes images, each once however many calls want it at the same time."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        store: EmbeddingStore,
-        workers: Workers,
-        limits: images.ImageLimits,
-        deadline_s: float,
-    ) -> None:
-        self._engine = engine
-        self._store = store
-        self._workers = workers
-        self._limits = limits
-        self._deadline_s = deadline_s
-        self._flights: SingleFlight[EmbeddingKey, EmbeddingLease] = SingleFlight()
+    engine: Engine
+    store: EmbeddingStore
+    workers: Workers
+    limits: images.ImageLimits
+    deadline_s: float
+    _flights: SingleFlight[EmbeddingKey, EmbeddingLease] = field(
+        default_factory=SingleFlight, init=False
+    )
 
     def is_running(self, key: EmbeddingKey) -> bool:
         """Return whether a job for this key runs that a call could join."""
@@ -113,9 +99,8 @@ class EncodeJobs:
             work = context.clock.branch()
             flight = self._flights.join(job.key, partial(self._run, job, context, work))
             async with context.clock.entering("join", flight, work) as (lease, leads):
-                if not leads:
-                    context.facts.cache = "joined"
                 if leads or not lease.embedding.revoked:
+                    context.facts.cache = "miss" if leads else "joined"
                     yield lease
                     return
             # It was deleted after that work had begun, which may be before this call did.
@@ -125,36 +110,32 @@ class EncodeJobs:
     ) -> None:
         """Resize uint8 RGB ``[h, w, 3]`` into the model frame and encode it into *slot*."""
         with context.clock.stage("resize"):
-            prepared = await self._workers.run(context, _resize, pixels, model)
+            prepared = await self.workers.run(context, _resize, pixels, model)
         with context.clock.stage("encode"):
-            await self._engine.encode(model.name, prepared, slot, context)
+            await self.engine.encode(model.name, prepared, slot, context)
 
-    @asynccontextmanager
-    async def _run(
+    def _run(
         self, job: EncodeJob, caller: RequestContext, clock: StageClock
-    ) -> AsyncIterator[EmbeddingLease]:
+    ) -> AbstractAsyncContextManager[EmbeddingLease]:
         """Find or make the embedding and hold it; for all calls that join, not for *caller*."""
-        deadline = caller.now() + self._deadline_s
+        deadline = caller.now() + self.deadline_s
         context = replace(caller, deadline=deadline, clock=clock, facts=CallFacts())
-        async with AsyncExitStack() as stack:
-            with clock.running():
-                lease = await stack.enter_async_context(self._find_or_make(job, context))
-            yield lease
+        return Entering(clock.running(), self._find_or_make(job, context))
 
     @asynccontextmanager
     async def _find_or_make(
         self, job: EncodeJob, context: RequestContext
     ) -> AsyncIterator[EmbeddingLease]:
         with context.clock.stage("cache_get"):
-            since = await self._store.epoch(job.key) if job.since is None else job.since
+            since = await self.store.epoch(job.key) if job.since is None else job.since
         # The caller met a miss, then read the header: another job may have ended meanwhile.
-        stored = self._store.lease(job.key, again=True, image_sent=True)
+        stored = self.store.lease(job.key, again=True, image_sent=True)
         async with Lookup(stored, context, EmbeddingNotFound) as embedding:
             if embedding is not None:
                 yield EmbeddingLease(job.key.embedding_id, embedding, job.model, cached=True)
                 return
         slot, pixels = await self._make(job, since, context)
-        published = self._store.publish(slot)
+        published = self.store.publish(slot)
         async with context.clock.entering("cache_put", published) as embedding:
             yield EmbeddingLease(
                 job.key.embedding_id, embedding, job.model, cached=False, pixels=pixels
@@ -166,17 +147,21 @@ class EncodeJobs:
         """Return a slot that is ready to be published, and the pixels if the job keeps them."""
         clock = context.clock
         with clock.in_thread("decode_image") as thread_clock:
-            prepared = await self._workers.run(context, _prepare, job, self._limits, thread_clock)
+            pixels, prepared = await self.workers.run(
+                context, _prepare, job, self.limits, thread_clock
+            )
+        facts = EmbeddingFacts.of(Size(*pixels.shape[:2]), job.model)
+        kept = pixels if job.keep_pixels else None
+        del pixels  # which may be large, and encoding takes long
         with clock.stage("cache_put"):
-            facts = EmbeddingFacts.of(prepared.size, job.model)
-            slot = await self._store.reserve(job.key, facts, job.model.embedding, since=since)
+            slot = await self.store.reserve(job.key, facts, job.model.embedding, since=since)
         try:
             with clock.stage("encode"):
-                await self._engine.encode(job.model.name, prepared.input, slot, context)
+                await self.engine.encode(job.model.name, prepared, slot, context)
         except BaseException:
-            await self._store.discard(slot)
+            await self.store.discard(slot)
             raise
-        return slot, prepared.pixels
+        return slot, kept
 
 
 class Lookup(Entering[Embedding | None]):
@@ -212,11 +197,13 @@ class Lookup(Entering[Embedding | None]):
         return None if self._embedding is None else await super().__aexit__(*error)
 
 
-def _prepare(job: EncodeJob, limits: images.ImageLimits, clock: StageClock) -> _Prepared:
+def _prepare(
+    job: EncodeJob, limits: images.ImageLimits, clock: StageClock
+) -> tuple[UInt8Array, EncoderInput]:
+    """Decode to uint8 RGB ``[h, w, 3]``, and resize."""
     pixels = images.decode(job.image, limits)
     with clock.running(), clock.stage("resize"):
-        prepared = _resize(pixels, job.model)
-    return _Prepared(Size(*pixels.shape[:2]), prepared, pixels if job.keep_pixels else None)
+        return pixels, _resize(pixels, job.model)
 
 
 def _resize(pixels: UInt8Array, model: ModelInfo) -> EncoderInput:

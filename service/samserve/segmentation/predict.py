@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from samserve.context import RequestContext
-from samserve.core import mask_formats, masks
+from samserve.core import geometry, mask_formats, masks
 from samserve.engines.base import DecoderOutput, Engine
 from samserve.errors import ResponseTooLarge
 from samserve.models import families
@@ -21,7 +19,6 @@ from samserve.segmentation.prompts import PromptGroup, check_prompts, group, wit
 from samserve.segmentation.sources import LeaseOptions, Source
 from samserve.types import (
     BinaryMask,
-    Candidate,
     FloatArray,
     Mask,
     MaskFormat,
@@ -57,6 +54,19 @@ class PredictOptions:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A mask that answers a prompt; ``token_index`` says which of the decoder's.
+
+    ``mask`` is None if only logits were asked for.
+    """
+
+    predicted_iou: float
+    token_index: int
+    mask: Mask | None = None
+    low_res_logits: FloatArray | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
     """Candidates of each prompt, in request order, and the embedding that was used."""
 
@@ -64,20 +74,14 @@ class Prediction:
     lease: EmbeddingLease
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Predictor:
     """Answers prompts with masks."""
 
-    def __init__(
-        self,
-        embeddings: EmbeddingService,
-        engine: Engine,
-        workers: Workers,
-        prompts_per_run: int,
-    ) -> None:
-        self._embeddings = embeddings
-        self._engine = engine
-        self._workers = workers
-        self._prompts_per_run = prompts_per_run
+    embeddings: EmbeddingService
+    engine: Engine
+    workers: Workers
+    prompts_per_run: int
 
     async def predict(
         self,
@@ -96,19 +100,19 @@ class Predictor:
             options.check_logits(len(prompts), chosen)
             check_prompts(prompts, image, chosen)
 
-        leasing = self._embeddings.lease(source, model, context, LeaseOptions(check))
+        leasing = self.embeddings.lease(source, model, context, LeaseOptions(check))
         async with leasing as lease:
             with context.clock.stage("prepare"):
                 family = families.of(lease.model)
                 transform = family.transform(lease.embedding.facts.image_size, lease.model)
-                answer = _Postprocessing(lease.model, family.upsampling(transform), options)
+                answer = _Postprocessing(lease.model, family, transform, options)
                 groups = await self._groups(prompts, family, transform, context)
             results: dict[int, tuple[Candidate, ...]] = {}
             for members in groups:
                 output = await self._decode(members, lease, context)
                 quick = options.mask_format is None and is_quick(items=len(members.indices))
                 with context.clock.stage("postprocess"):
-                    answered = await self._workers.run_unless(
+                    answered = await self.workers.run_unless(
                         quick, context, partial(answer.candidates, members, output)
                     )
                 results.update(zip(members.indices, answered, strict=True))
@@ -124,17 +128,17 @@ class Predictor:
         # One by one: large masks take long, others get their turn between them, and a call that
         # has ended leaves the rest undone.
         ready = [
-            await self._workers.run(context, with_logits, prompt, family, transform)
+            await self.workers.run(context, with_logits, prompt, family, transform)
             if isinstance(prompt.mask, BinaryMask)
             else prompt
             for prompt in prompts
         ]
         points = sum(len(prompt.points) for prompt in prompts)
         quick = is_quick(items=len(prompts), numbers=points)
-        return await self._workers.run_unless(
+        return await self.workers.run_unless(
             quick and all(prompt.mask is None for prompt in prompts),
             context,
-            lambda: list(group(tuple(ready), family, transform, self._prompts_per_run)),
+            lambda: list(group(tuple(ready), family, transform, self.prompts_per_run)),
         )
 
     async def _decode(
@@ -142,7 +146,7 @@ class Predictor:
     ) -> DecoderOutput:
         context.check_deadline()
         with context.clock.stage("decode"):
-            return await self._engine.decode(
+            return await self.engine.decode(
                 lease.model.name, lease.embedding, members.batch, context
             )
 
@@ -152,14 +156,15 @@ class _Postprocessing:
     """How logits of one image become candidates."""
 
     model: ModelInfo
-    upsampling: masks.Upsampling
+    family: Family
+    transform: ImageTransform
     options: PredictOptions
 
     def candidates(
         self, members: PromptGroup, output: DecoderOutput
     ) -> list[tuple[Candidate, ...]]:
         """Choose among the masks of each prompt, and write them; takes long for a large image."""
-        choose = families.of(self.model).answered_tokens
+        choose = self.family.answered_tokens
         return [
             tuple(
                 self._candidate(logits[token], float(iou[token]), token)
@@ -181,15 +186,14 @@ class _Postprocessing:
         )
 
     def _mask(self, low_res: FloatArray, iou: float, mask_format: MaskFormat) -> Mask:
-        family = families.of(self.model)
+        family, upsampling = self.family, self.family.upsampling(self.transform)
         level, offset = family.mask_threshold, family.automask.stability_score_offset
-        summary = masks.summarize(low_res, self.upsampling, level=level, offset=offset)
-        x_min, y_min, x_max, y_max = summary.box_xyxy
-        pixels = masks.binary_mask(low_res, self.upsampling, level=level)
+        summary = masks.summarize(low_res, upsampling, level=level, offset=offset)
+        pixels = masks.binary_mask(low_res, upsampling, level=level)
         return Mask(
             segmentation=mask_formats.write(pixels, mask_format),
             area=summary.area,
-            bbox=(float(x_min), float(y_min), float(x_max - x_min), float(y_max - y_min)),
+            bbox=geometry.xyxy_to_xywh(summary.box_xyxy),
             predicted_iou=iou,
-            stability_score=0.0 if np.isnan(summary.stability) else summary.stability,
+            stability_score=summary.stability,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, TypeAlias
 
 import structlog
@@ -31,12 +32,12 @@ class PrefetchQueue:
 
     def __init__(
         self,
-        jobs: TenantLimit | None = None,
-        nbytes: TenantLimit | None = None,
-        ended: Callable[[str], None] = lambda outcome: None,
+        jobs: TenantLimit,
+        nbytes: TenantLimit,
+        ended: Callable[[str], None],
     ) -> None:
-        self._jobs = jobs or TenantLimit(64, "prefetches", "prefetch")
-        self._nbytes = nbytes or TenantLimit(256 << 20, "bytes of prefetches", "prefetch_bytes")
+        self._jobs = jobs
+        self._nbytes = nbytes
         self._ended = ended
         self._turns = FairSemaphore(_AT_A_TIME)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,19 +57,10 @@ class PrefetchQueue:
         with ExitStack() as stack:
             stack.enter_context(self._jobs.hold(job.key.tenant))
             stack.enter_context(self._nbytes.hold(job.key.tenant, len(job.image.data)))
-            held = stack.pop_all()
-        task = asyncio.create_task(self._run(job, work))
+            task = asyncio.create_task(self._run(job, work))
+            task.add_done_callback(partial(self._end, job, stack.pop_all()))
         self._tasks.add(task)
         self._pending[job.key] = job
-
-        def end(task: asyncio.Task[None]) -> None:
-            held.close()
-            self._tasks.discard(task)
-            if self._pending.get(job.key) is job:
-                del self._pending[job.key]
-            self._record(task)
-
-        task.add_done_callback(end)
 
     def job(self, key: EmbeddingKey) -> EncodeJob | None:
         """Find the job that is pending for *key*."""
@@ -89,7 +81,11 @@ class PrefetchQueue:
         async with self._turns.hold_for(job.key.tenant, Priority.BULK):
             await work(job)
 
-    def _record(self, task: asyncio.Task[None]) -> None:
+    def _end(self, job: EncodeJob, held: ExitStack, task: asyncio.Task[None]) -> None:
+        held.close()
+        self._tasks.discard(task)
+        if self._pending.get(job.key) is job:
+            del self._pending[job.key]
         error = None if task.cancelled() else task.exception()
         self._ended("cancelled" if task.cancelled() else "failed" if error is not None else "ok")
         if isinstance(error, SamserveError):

@@ -10,8 +10,18 @@ import numpy as np
 from samserve.core import rle
 from samserve.engines.base import PromptBatch
 from samserve.errors import InvalidRequest, Violations
+from samserve.models import families
 from samserve.models.families.base import Family, ImageTransform
-from samserve.types import BinaryMask, Box, FloatArray, LogitsMask, ModelInfo, Prompt, Size
+from samserve.types import (
+    Array,
+    BinaryMask,
+    Box,
+    FloatArray,
+    LogitsMask,
+    ModelInfo,
+    Prompt,
+    Size,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +43,11 @@ class _SparsePrompt:
 def check_prompts(prompts: tuple[Prompt, ...], image: Size, model: ModelInfo) -> None:
     """Raise `InvalidRequest` with all that does not fit the image or the model."""
     violations = Violations()
+    taken = families.of(model).capabilities
     for i, prompt in enumerate(prompts):
+        _check_kind(violations, f"prompts[{i}].points", prompt.points, taken.points, model)
+        _check_kind(violations, f"prompts[{i}].box", prompt.box, taken.boxes, model)
+        _check_kind(violations, f"prompts[{i}].mask", prompt.mask, taken.masks, model)
         for j, point in enumerate(prompt.points):
             place = f"prompts[{i}].points[{j}]"
             _check_coordinate(violations, f"{place}.x", point.x, image.width, "width")
@@ -47,6 +61,13 @@ def check_prompts(prompts: tuple[Prompt, ...], image: Size, model: ModelInfo) ->
             place, size = f"prompts[{i}].mask.low_res_logits", Size(*prompt.mask.logits.shape)
             _check_mask_size(violations, place, size, Size(model.mask_size, model.mask_size))
     violations.check()
+
+
+def _check_kind(
+    violations: Violations, field: str, value: object, taken: bool, model: ModelInfo
+) -> None:
+    if value and not taken:
+        violations.add(InvalidRequest(field, f"is not taken by model {model.name!r}"))
 
 
 def check_box_inside(field: str, box: Box, image: Size) -> None:
@@ -98,21 +119,20 @@ def group(
         groups.setdefault((len(sparse.labels), sparse.mask is not None), []).append(sparse)
     for members in groups.values():
         for start in range(0, len(members), most):
-            yield _batch(members[start : start + most], transform.mask_side)
+            yield _batch(members[start : start + most], transform)
 
 
 def _sparse_prompt(
     index: int, prompt: Prompt, family: Family, transform: ImageTransform
 ) -> _SparsePrompt:
     points = np.array([(p.x, p.y) for p in prompt.points], dtype=np.float64).reshape(-1, 2)
-    coords, labels = family.prompt(
-        transform.points_to_model(points),
-        [point.label for point in prompt.points],
-        None if prompt.box is None else transform.box_to_model(np.array(astuple(prompt.box))),
-    )
+    labels = [point.label for point in prompt.points]
+    corners = None if prompt.box is None else np.array(astuple(prompt.box)).reshape(2, 2)
+    box = None if corners is None else transform.points_to_model(corners).ravel()
+    coords, values = family.prompt(transform.points_to_model(points), labels, box)
     assert not isinstance(prompt.mask, BinaryMask)
     mask = None if prompt.mask is None else prompt.mask.logits
-    return _SparsePrompt(index, coords, labels, mask)
+    return _SparsePrompt(index, coords, values, mask)
 
 
 def with_logits(prompt: Prompt, family: Family, transform: ImageTransform) -> Prompt:
@@ -123,14 +143,23 @@ def with_logits(prompt: Prompt, family: Family, transform: ImageTransform) -> Pr
     return replace(prompt, mask=LogitsMask(family.mask_prompt(mask, transform)))
 
 
-def _batch(members: list[_SparsePrompt], mask_side: int) -> PromptGroup:
+def grid_batch(points: Array, family: Family, transform: ImageTransform) -> PromptBatch:
+    """Make a prompt of each AutoMask point, XY ``[P, 2]`` in image (or crop) pixels."""
+    coords, labels = family.grid_prompts(transform.points_to_model(points))
+    return PromptBatch(coords, labels, _no_masks(transform))
+
+
+def _no_masks(transform: ImageTransform) -> FloatArray:
+    return np.zeros((0, transform.mask_side, transform.mask_side), dtype=np.float32)
+
+
+def _batch(members: list[_SparsePrompt], transform: ImageTransform) -> PromptGroup:
     masks = [member.mask for member in members if member.mask is not None]
-    empty = np.zeros((0, mask_side, mask_side), dtype=np.float32)
     return PromptGroup(
         indices=tuple(member.index for member in members),
         batch=PromptBatch(
             point_coords=np.stack([member.coords for member in members]),
             point_labels=np.stack([member.labels for member in members]),
-            mask_input=np.stack(masks) if masks else empty,
+            mask_input=np.stack(masks) if masks else _no_masks(transform),
         ),
     )

@@ -7,10 +7,11 @@ from functools import partial
 import numpy as np
 
 from samserve.context import RequestContext
-from samserve.engines.base import EncoderInput, Engine, PromptBatch
+from samserve.engines.base import EncoderInput, Engine
 from samserve.errors import DeadlineExceeded, EngineUnavailable, Overloaded, WeightsChanged
 from samserve.models import families
 from samserve.security.principal import WARM_UP
+from samserve.segmentation.prompts import grid_batch
 from samserve.stores.base import EmbeddingStore
 from samserve.system.startup_retry import StartupRetry
 from samserve.types import EmbeddingFacts, EmbeddingKey, Size
@@ -54,9 +55,8 @@ async def _warm_up_model(name: str, engine: Engine, store: EmbeddingStore) -> No
     try:
         blank = np.zeros((transform.model_side, transform.model_side, 3), dtype=np.uint8)
         await engine.encode(model.name, EncoderInput(blank, transform.resized), slot, context)
-        coords, labels = family.grid_prompts(np.full((1, 2), transform.model_side / 2))
-        no_masks = np.zeros((0, transform.mask_side, transform.mask_side), dtype=np.float32)
-        click = PromptBatch(coords, labels, no_masks)
+        centre = np.array([[transform.image.width / 2, transform.image.height / 2]])
+        click = grid_batch(centre, family, transform)
         await engine.decode(model.name, slot.as_embedding(), click, context)
     finally:
         await store.discard(slot)

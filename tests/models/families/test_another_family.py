@@ -39,6 +39,7 @@ from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests.conftest import serving
+from tests.rpc.errors import failure_of
 from tests.support.engines import SMALL_MODEL
 
 MODEL = replace(SMALL_MODEL, family="stretched")
@@ -252,6 +253,24 @@ async def test_models_say_what_their_family_can_and_takes_for_left_out_options(
     assert (model.capabilities.points, model.capabilities.masks) == (True, False)
     assert answer.automask_defaults.points_per_side == 2
     assert answer.automask_defaults.crop_n_layers == 0
+
+
+async def test_what_a_family_cannot_do_is_refused_with_the_field(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = Capabilities(points=False, boxes=False, masks=False, automask=False)
+    monkeypatch.setattr(Stretched, "capabilities", nothing)
+    counts = rle.encode(np.ones((64, 128), dtype=bool)).counts
+    mask = pb.MaskInput(binary=pb.CocoRle(size=pb.ImageSize(height=64, width=128), counts=counts))
+    box = pb.Box(x_min=32, y_min=16, x_max=96, y_max=48)
+    prompts = [pb.Prompt(points=[MIDDLE], box=box), pb.Prompt(mask=mask)]
+
+    predict = await failure_of(served[1].Predict(pb.PredictRequest(image=IMAGE, prompts=prompts)))
+    search = await failure_of(served[1].AutoMask(pb.AutoMaskRequest(image=IMAGE)))
+
+    assert predict.fields == ["prompts[0].points", "prompts[0].box", "prompts[1].mask"]
+    assert search.fields == ["model"]
+    assert len(served[0].images) == 1  # that of the warm-up
 
 
 def test_a_model_of_an_unknown_family_is_refused() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from samserve.types import AutoMaskRecord
+from samserve.segmentation.automask.events import AutoMaskRecord
 
 from tests.oracle.generator import FilterCounts
 from tests.segmentation.automask.replay import mask_of

@@ -11,8 +11,8 @@ from samserve.context import RequestContext
 from samserve.core import rle
 from samserve.engines.base import DecoderOutput, EncoderInput, Engine, PromptBatch
 from samserve.memory.slot import Slot
-from samserve.segmentation.automask.events import FilterCount, Records, Summary
-from samserve.types import AutoMaskRecord, CocoRle, Embedding, ModelInfo
+from samserve.segmentation.automask.events import AutoMaskRecord, FilterCount, Records, Summary
+from samserve.types import CocoRle, Embedding, ModelInfo
 
 from tests.segmentation.use_cases import UseCases, image_of
 

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from samserve import images
 from samserve.context import RequestContext
+from samserve.engines.base import DecoderOutput, PromptBatch
 from samserve.engines.fake import FakeEngine
 from samserve.errors import InvalidRequest
 from samserve.segmentation.automask import filters, generator
-from samserve.segmentation.automask.events import Event, Records
+from samserve.segmentation.automask.events import AutoMaskRecord, Event, Records
 from samserve.segmentation.sources import EmbeddingRef, Source
-from samserve.types import AutoMaskRecord
+from samserve.types import Embedding
 
 from tests.segmentation.use_cases import NotedWorkers, UseCases, blank
 from tests.support.waiting import until
@@ -31,9 +32,12 @@ class HeldDecoder(FakeEngine):
         super().__init__()
         self._runs = runs
 
-    async def _serve(self, context: RequestContext) -> None:
-        if self.counts["decode_begun"] > self._runs:
+    async def decode(
+        self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
+    ) -> DecoderOutput:
+        if self.counts["decode_finished"] == self._runs:
             await asyncio.Event().wait()
+        return await super().decode(model, embedding, prompts, context)
 
 
 class HeldFilter(NotedWorkers):
@@ -162,15 +166,15 @@ async def test_a_caller_that_leaves_gives_back_the_memory_of_a_crop() -> None:
     use_cases = UseCases(HeldDecoder(5), prompts_per_run=1)
     embedding_bytes = use_cases.embeddings.model("").embedding_bytes
     search = asyncio.create_task(events(use_cases, blank(), CROPS))
-    await until(lambda: use_cases.engine.counts["decode_begun"] == 6)
-    during = use_cases.store.stats().bytes
+    await until(lambda: use_cases.engine.counts["decode_finished"] == 5)
+    await until(lambda: use_cases.store.stats().bytes == 2 * embedding_bytes)
     search.cancel()
     await asyncio.gather(search, return_exceptions=True)
     after = use_cases.store.stats().bytes
     await use_cases.aclose()
 
     assert search.cancelled()
-    assert (during, after) == (2 * embedding_bytes, embedding_bytes)
+    assert after == embedding_bytes
 
 
 async def test_crops_need_the_image(use_cases: UseCases[FakeEngine]) -> None:

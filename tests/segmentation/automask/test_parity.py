@@ -24,8 +24,8 @@ from samserve.core import geometry, grid, masks, nms, regions
 from samserve.engines.onnx import OnnxEngine
 from samserve.models.families import SAM1
 from samserve.segmentation.automask import crops, filters, generator
+from samserve.segmentation.automask.events import AutoMaskRecord
 from samserve.telemetry.metrics import Metrics
-from samserve.types import AutoMaskRecord
 
 from tests.oracle.generator import FilterCounts, reference_auto_mask
 from tests.segmentation.automask.comparison import differences, kept_by
@@ -167,7 +167,8 @@ def one_step_upsampling(original: Any) -> Any:
 def low_res_stability(original: Any) -> Any:
     def summarize(low_res: Any, steps: Any, *, level: float = 0.0, offset: float = 1.0) -> Any:
         summary = original(low_res, steps, level=level, offset=offset)
-        return replace(summary, stability=masks.stability_score(low_res, level, offset))
+        inner, outer = ((low_res > bound).sum() for bound in (level + offset, level - offset))
+        return replace(summary, stability=inner / outer if outer else 0.0)
 
     return summarize
 

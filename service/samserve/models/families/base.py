@@ -63,10 +63,6 @@ class ImageTransform:
         """Move points ``[..., 2]``, XY, from the image into the model frame, as float64."""
         return geometry.points_to_model_frame(points_xy, self.image, self.resized)
 
-    def box_to_model(self, box_xyxy: Array) -> Array:
-        """Move a box ``[4]``, XYXY, from the image into the model frame, as float64."""
-        return geometry.boxes_to_model_frame(box_xyxy, self.image, self.resized)
-
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:

@@ -27,13 +27,7 @@ class CropPlan:
     @property
     def origin(self) -> tuple[int, int]:
         """Top-left corner (x, y) in image pixels."""
-        return self.box[0], self.box[1]
-
-    @property
-    def box_xywh(self) -> tuple[float, float, float, float]:
-        """The box by corner and extent."""
-        x_min, y_min, x_max, y_max = self.box
-        return float(x_min), float(y_min), float(x_max - x_min), float(y_max - y_min)
+        return self.box[:2]
 
 
 def plan_crops(image: Size, options: AutoMaskOptions) -> list[CropPlan]:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from samserve.segmentation.encode import EmbeddingLease
-from samserve.types import AutoMaskRecord
+from samserve.types import Mask
 
 
 @dataclass(frozen=True, slots=True)
-class FilterCount:
+class AutoMaskRecord:
+    """A mask found by AutoMask, with the fields of an SA-1B annotation (all in image pixels)."""
+
+    mask: Mask
+    point: tuple[float, float]
+    crop_box: tuple[float, float, float, float]
+
+
+class FilterCount(NamedTuple):
     """How many candidates one filter was given, and how many it kept."""
 
     name: str
@@ -18,23 +27,13 @@ class FilterCount:
     count_out: int
 
 
-class FilterCounts:
-    """Sums of what the filters did, in the order in which they first ran."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, FilterCount] = {}
-
-    def add(self, counts: Iterable[FilterCount]) -> None:
-        """Add one application of filters."""
-        for new in counts:
-            old = self._counts.get(new.name, FilterCount(new.name, 0, 0))
-            self._counts[new.name] = FilterCount(
-                new.name, old.count_in + new.count_in, old.count_out + new.count_out
-            )
-
-    def listed(self) -> tuple[FilterCount, ...]:
-        """Return the sums so far."""
-        return tuple(self._counts.values())
+def sum_counts(counts: Iterable[FilterCount]) -> tuple[FilterCount, ...]:
+    """Add up what each filter did, in the order in which they first ran."""
+    sums: dict[str, FilterCount] = {}
+    for name, count_in, count_out in counts:
+        _, sum_in, sum_out = sums.get(name, (name, 0, 0))
+        sums[name] = FilterCount(name, sum_in + count_in, sum_out + count_out)
+    return tuple(sums.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,10 @@ from samserve.core import geometry, mask_formats, masks, nms, regions, rle
 from samserve.engines.base import DecoderOutput
 from samserve.models.families.base import Family
 from samserve.segmentation.automask.crops import CropPlan
-from samserve.segmentation.automask.events import FilterCount
+from samserve.segmentation.automask.events import AutoMaskRecord, FilterCount
 from samserve.segmentation.automask.options import AutoMaskOptions
 from samserve.types import (
     Array,
-    AutoMaskRecord,
     BoolArray,
     CocoRle,
     FloatArray,
@@ -75,9 +74,9 @@ class Candidate:
 
     def segmentation(self, mask_format: MaskFormat) -> Segmentation:
         """Write the mask over the image."""
-        if isinstance(self.pixels, CocoRle):
-            return mask_formats.write_rle(self.pixels, mask_format)
-        return mask_formats.write(self.pixels.image_mask(), mask_format)
+        if isinstance(self.pixels, CocoRle) and mask_format is MaskFormat.COCO_RLE:
+            return self.pixels
+        return mask_formats.write(self.mask(), mask_format)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +133,7 @@ def _passes_iou(iou: FloatArray, family: Family, options: AutoMaskOptions) -> Bo
 def _passes_stability(stability: float, family: Family, options: AutoMaskOptions) -> bool:
     if options.stability_score_thresh <= 0:
         return True
-    # In float32, as the reference compares; NaN, an empty mask, never passes.
+    # In float32, as the reference compares.
     threshold = np.float32(options.stability_score_thresh)
     return bool(family.stability_passes(np.float32(stability), threshold))
 
@@ -157,7 +156,7 @@ def _candidate(
         box=(float(x_min + x), float(y_min + y), float(x_max + x), float(y_max + y)),
         area=summary.area,
         predicted_iou=iou,
-        stability_score=0.0 if np.isnan(summary.stability) else summary.stability,
+        stability_score=summary.stability,
         point=(float(point[0] + x), float(point[1] + y)),
         crop=view.plan,
         # A copy: a view would keep the logits of the whole batch alive.
@@ -236,17 +235,16 @@ def keep_best(candidates: Sequence[Candidate], options: AutoMaskOptions) -> list
 
 def record(candidate: Candidate, mask_format: MaskFormat) -> AutoMaskRecord:
     """Finish a candidate: its pixels in a format, and the fields of an SA-1B annotation."""
-    x_min, y_min, x_max, y_max = candidate.box
     return AutoMaskRecord(
         mask=Mask(
             segmentation=candidate.segmentation(mask_format),
             area=candidate.area,
-            bbox=(x_min, y_min, x_max - x_min, y_max - y_min),
+            bbox=geometry.xyxy_to_xywh(candidate.box),
             predicted_iou=candidate.predicted_iou,
             stability_score=candidate.stability_score,
         ),
         point=candidate.point,
-        crop_box=candidate.crop.box_xywh,
+        crop_box=geometry.xyxy_to_xywh(candidate.crop.box),
     )
 
 
