@@ -90,30 +90,18 @@ def decoder_onnx(decoder: MaskDecoder) -> bytes:
     return serialized(trace(ServedDecoder(decoder), examples, interface))
 
 
-def write_files(folder: Path, name: str, encoder: bytes, decoder: bytes) -> None:
-    """Write two plain files, each replaced in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, data in (("encoder", encoder), ("decoder", decoder)):
-        partial = folder / f"{name}_{part}.onnx.partial"
-        partial.write_bytes(data)
-        partial.replace(folder / f"{name}_{part}.onnx")
-
-
 def main() -> None:
     """Read the command line and export."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--name", default="sam_tiny")
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--repository", type=Path, help="Triton model repository to write into")
-    target.add_argument("--files", type=Path, help="folder for two plain .onnx files instead")
+    parser.add_argument(
+        "--repository", type=Path, required=True, help="Triton model repository to write into"
+    )
     options = parser.parse_args()
     model = load_model(options.checkpoint)
-    encoder, decoder = encoder_onnx(model.encoder), decoder_onnx(model.decoder)
-    if options.files is not None:
-        write_files(options.files, options.name, encoder, decoder)
-        return
-    models = {"encoder": parsed(encoder), "decoder": parsed(decoder)}
+    graphs = {"encoder": encoder_onnx(model.encoder), "decoder": decoder_onnx(model.decoder)}
+    models = {role: parsed(graph) for role, graph in graphs.items()}
     write_bundle(options.repository, options.name, models, Description(DESCRIPTION))
 
 

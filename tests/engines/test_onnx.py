@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +14,15 @@ from samserve.app import default_repository
 from samserve.context import RequestContext
 from samserve.engines.base import EncoderInput, PromptBatch
 from samserve.engines.onnx import OnnxEngine
-from samserve.errors import EngineFailure, EngineUnavailable, WeightsChanged
+from samserve.errors import EngineUnavailable, WeightsChanged
 from samserve.export.stamp import stamp
 from samserve.memory.slot import Slot
-from samserve.models.digest import stamp_bytes
 from samserve.stores.local.store import MemoryStore
 from samserve.telemetry.metrics import Metrics
 from samserve.types import EmbeddingFacts, EmbeddingKey, Size
 
 from tests import pictures
-from tests.engines.weights import Versions, versions_of, write_version
-from tests.export.config_check import age
+from tests.export.config_check import age, copied, unstamped
 
 NAME = "sam_tiny"
 
@@ -68,19 +65,6 @@ async def test_what_lies_outside_the_picture_does_not_matter(engine: OnnxEngine)
         assert np.isfinite(tensor.astype(np.float32)).all()
 
 
-async def test_equal_runs_give_equal_bits(engine: OnnxEngine) -> None:
-    slot = await encoded(engine, Size(1024, 640))
-    outputs = [
-        await engine.decode(NAME, slot.as_embedding(), clicks(3), RequestContext())
-        for _ in range(2)
-    ]
-
-    assert np.array_equal(outputs[0].low_res_logits, outputs[1].low_res_logits)
-    assert np.array_equal(outputs[0].predicted_iou, outputs[1].predicted_iou)
-    assert outputs[0].low_res_logits.shape == (3, 4, 256, 256)
-    assert outputs[0].predicted_iou.shape == (3, 4)
-
-
 async def test_a_prompt_does_not_depend_on_its_neighbours(engine: OnnxEngine) -> None:
     slot = await encoded(engine, Size(1024, 640))
     together = await engine.decode(NAME, slot.as_embedding(), clicks(5), RequestContext())
@@ -95,61 +79,30 @@ async def test_a_prompt_does_not_depend_on_its_neighbours(engine: OnnxEngine) ->
     assert np.allclose(together.low_res_logits[3], alone.low_res_logits[0], atol=1e-3)
 
 
-async def test_a_failing_run_is_an_engine_failure(engine: OnnxEngine) -> None:
-    slot = await encoded(engine, Size(1024, 640))
-    wrong = PromptBatch(
-        np.zeros((1, 2, 3), dtype=np.float32),
-        np.zeros((1, 2), dtype=np.float32),
-        np.zeros((0, 256, 256), dtype=np.float32),
-    )
-
-    with pytest.raises(EngineFailure):
-        await engine.decode(NAME, slot.as_embedding(), wrong, RequestContext())
-
-
-def copied(tmp_path: Path) -> Path:
-    repository = tmp_path / "repository"
-    shutil.copytree(default_repository(), repository)
-    return repository
-
-
 def test_an_empty_repository_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable, match="no model"):
         open_engine(tmp_path)
 
 
-def test_a_decoder_of_another_encoder_is_refused(tmp_path: Path) -> None:
-    repository = copied(tmp_path)
-    config = repository / f"{NAME}_decoder" / "config.pbtxt"
-    encoder = open_engine(repository).models[NAME].encoder_digest
-    config.write_text(config.read_text().replace(encoder, "0" * 64))
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("decoder/1/model.onnx", None, r"model\.onnx is missing"),
+        ("encoder/1/model.onnx", b"not a graph", "cannot be loaded"),
+        ("encoder/config.pbtxt", b"name: [", r"config\.pbtxt is not a model configuration"),
+    ],
+    ids=["missing graph", "broken graph", "broken configuration"],
+)
+def test_files_that_cannot_be_read_are_refused(
+    tmp_path: Path, file: str, content: bytes | None, message: str
+) -> None:
+    path = copied(tmp_path) / f"{NAME}_{file}"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
 
-    with pytest.raises(EngineUnavailable, match=f"'{NAME}_decoder' is of other weights"):
-        open_engine(repository)
-
-
-def test_a_missing_graph_is_refused(tmp_path: Path) -> None:
-    repository = copied(tmp_path)
-    (repository / f"{NAME}_decoder" / "1" / "model.onnx").unlink()
-
-    with pytest.raises(EngineUnavailable, match=r"model\.onnx"):
-        open_engine(repository)
-
-
-def test_a_broken_graph_is_refused(tmp_path: Path) -> None:
-    repository = copied(tmp_path)
-    (repository / f"{NAME}_encoder" / "1" / "model.onnx").write_bytes(b"not a graph")
-
-    with pytest.raises(EngineUnavailable, match="cannot be loaded"):
-        open_engine(repository)
-
-
-def test_a_broken_configuration_is_refused(tmp_path: Path) -> None:
-    repository = copied(tmp_path)
-    (repository / f"{NAME}_encoder" / "config.pbtxt").write_text("name: [")
-
-    with pytest.raises(EngineUnavailable, match=r"config\.pbtxt"):
-        open_engine(repository)
+    with pytest.raises(EngineUnavailable, match=message):
+        open_engine(tmp_path / "models")
 
 
 def test_a_default_model_that_is_not_there_is_refused() -> None:
@@ -157,27 +110,19 @@ def test_a_default_model_that_is_not_there_is_refused() -> None:
         open_engine(default_repository(), default_model="sam_vit_h")
 
 
-@pytest.mark.parametrize("role", ["encoder", "decoder"])
-def test_a_graph_that_does_not_say_its_weights_is_refused(tmp_path: Path, role: str) -> None:
-    repository = copied(tmp_path)
-    path = repository / f"{NAME}_{role}" / "1" / "model.onnx"
-    path.write_bytes(path.read_bytes()[: -stamp_bytes(path)])
-
-    with pytest.raises(EngineUnavailable, match=f"{NAME}.*upgrade {repository}$"):
-        open_engine(repository)
-
-
+@pytest.mark.parametrize("digest", ["", "ab" * 32], ids=["none", "another"])
 @pytest.mark.parametrize("role", ["encoder", "decoder"])
 def test_a_graph_of_other_weights_than_its_configuration_is_refused(
-    tmp_path: Path, role: str
+    tmp_path: Path, role: str, digest: str
 ) -> None:
     repository = copied(tmp_path)
-    digest = "ab" * 32
     path = repository / f"{NAME}_{role}" / "1" / "model.onnx"
-    path.write_bytes(path.read_bytes()[: -stamp_bytes(path)])
-    stamp(path, digest)
+    path.write_bytes(unstamped(path))
+    if digest:
+        stamp(path, digest)
 
-    with pytest.raises(EngineUnavailable, match=f"{NAME}.*says the digest {digest[:12]}"):
+    said = digest[:12] or "none"
+    with pytest.raises(EngineUnavailable, match=f"{NAME}.*digest {said},.*upgrade {repository}$"):
         open_engine(repository)
 
 
@@ -212,20 +157,6 @@ async def test_models_of_the_previous_export_give_the_same_masks(
 
     assert np.array_equal(outputs[0].low_res_logits, outputs[1].low_res_logits)
     assert slots[1].facts.encoder_digest == engine.models[NAME].digest
-
-
-async def test_a_new_decoder_of_the_same_encoder_takes_embeddings_that_are_there(
-    tmp_path: Path,
-) -> None:
-    for folder, encoder, decoder in (("old", 1, 1), ("decoder", 1, 2), ("both", 2, 2)):
-        write_version(tmp_path / folder, NAME, encoder, decoder=decoder)
-    old, new_decoder, new = (open_engine(tmp_path / each) for each in ("old", "decoder", "both"))
-    slot = await encoded(old, Size(1024, 640))
-    output = await new_decoder.decode(NAME, slot.as_embedding(), clicks(1), RequestContext())
-    with pytest.raises(WeightsChanged):
-        await new.decode(NAME, slot.as_embedding(), clicks(1), RequestContext())
-
-    assert versions_of(dict(enumerate(output.predicted_iou[0]))) == Versions(1, 2)
 
 
 class Lying:

@@ -74,16 +74,18 @@ def write_version(
     precision: str = "float16",
     *,
     decoder: int | None = None,
+    mask_size: int = 256,
 ) -> ModelInfo:
     """Write, or replace, the model *name* by one of these weights; return what it is.
 
     *precision* is that of the embedding: ``float16`` or ``float``.  *decoder* is the version of the
-    decoder, where it is another one than the encoder's.
+    decoder, where it is another one than the encoder's; that is the one which the model describes.
     """
     graphs = {
         role: onnx.parser.parse_model(
             text.replace("VERSION", str(number))
             .replace("float16", precision)
+            .replace("256,256", f"{mask_size},{mask_size}")
             .replace("Cast <to = 10>", f"Cast <to = {_TYPES[precision]}>")
         )
         for role, text, number in (
@@ -91,7 +93,7 @@ def write_version(
             ("decoder", DECODER, decoder or version),
         )
     }
-    write_bundle(repository, name, graphs, Description(f"version {version}"))
+    write_bundle(repository, name, graphs, Description(f"version {decoder or version}"))
     return next(model.info for model in discover(repository) if model.info.name == name)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import onnx
 from google.protobuf import text_format
+from samserve.app import default_repository
 from samserve.export.stamp import stamp
 from samserve.models.digest import DIGEST_OUTPUT, stamp_bytes
+from samserve.models.repository import Bundle, discover
 from tritonclient.grpc import model_config_pb2
 
 TRITON_TYPE = {
@@ -16,6 +19,22 @@ TRITON_TYPE = {
     onnx.TensorProto.FLOAT: model_config_pb2.TYPE_FP32,
     onnx.TensorProto.FLOAT16: model_config_pb2.TYPE_FP16,
 }
+
+
+def copied(folder: Path) -> Path:
+    """Copy the default model's repository into a folder."""
+    return shutil.copytree(default_repository(), folder / "models")
+
+
+def only(repository: Path) -> Bundle[Path]:
+    """The one model of a repository."""
+    (model,) = discover(repository)
+    return model
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, by their paths in it."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def read_config(folder: Path) -> model_config_pb2.ModelConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +14,12 @@ from samserve.export.triton_repository import Description, write_bundle
 from samserve.models.digest import bundle_digest, graph_digests
 from samserve.models.repository import discover
 
-from tests.export.config_check import unstamped
+from tests.export.config_check import contents, unstamped
 from tests.export.conftest import Pair, session, small_only
 
 pytestmark = small_only
 
 SMALL = 1_000_000
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-
-
-def read(path: Path) -> onnx.ModelProto:
-    return onnx.load(path)
 
 
 @pytest.fixture
@@ -40,7 +31,7 @@ def folders(tmp_path: Path) -> list[Path]:
 
 
 def test_weights_beside_the_model_give_the_same_answers(pair: Pair, folders: list[Path]) -> None:
-    path = save(read(pair.decoder_path), folders[0], largest=SMALL)
+    path = save(onnx.load(pair.decoder_path), folders[0], largest=SMALL)
     random = np.random.default_rng(0)
     feeds = {
         "image_embedding": random.normal(size=(1, 256, pair.grid, pair.grid)).astype("f2"),
@@ -61,13 +52,13 @@ def test_weights_beside_the_model_give_the_same_answers(pair: Pair, folders: lis
 
 def test_the_same_model_gives_the_same_files(pair: Pair, folders: list[Path]) -> None:
     for folder in folders:
-        save(read(pair.decoder_path), folder, largest=SMALL)
+        save(onnx.load(pair.decoder_path), folder, largest=SMALL)
 
     assert contents(folders[0]) == contents(folders[1])
 
 
 def test_what_fits_stays_in_one_file(pair: Pair, folders: list[Path]) -> None:
-    path = save(without_stamp(read(pair.decoder_path)), folders[0])
+    path = save(without_stamp(onnx.load(pair.decoder_path)), folders[0])
 
     assert list(contents(folders[0])) == ["model.onnx"]
     assert path.read_bytes() == unstamped(pair.decoder_path)
@@ -77,7 +68,7 @@ def test_the_digest_is_that_of_all_files(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(save, "__kwdefaults__", {"largest": SMALL})
-    models = {"encoder": read(pair.encoder_path), "decoder": read(pair.decoder_path)}
+    models = {"encoder": onnx.load(pair.encoder_path), "decoder": onnx.load(pair.decoder_path)}
     write_bundle(tmp_path, "split", models, Description("split"))
     (files,) = discover(tmp_path)
     data = files.graphs["decoder"].with_name(onnx_file.DATA_FILE)

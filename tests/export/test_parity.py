@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from samserve.export.checkpoint import load_sam
+from samserve.export.checkpoint import open_sam
 from samserve.export.onnx_export import export_decoder, export_encoder
 from samserve.export.onnx_file import serialized
 
@@ -32,19 +32,12 @@ KINDS = ["points1", "points3", "box", "points1+box", "points2+box+mask", "mask"]
 
 @every_encoder
 @pytest.mark.parametrize("index", range(3), ids=[make.__name__ for make in PICTURES])
-def test_embedding_before_its_cast_is_the_originals(pair: Pair, index: int) -> None:
-    view = pair.views[index]
+def test_embedding_is_the_originals_and_is_rounded_once(pair: Pair, index: int) -> None:
+    view, other = pair.views[index], pair.views[index - 1]
 
     assert relative_l2(view.uncast, view.original) < 1e-4
-
-
-@every_encoder
-@pytest.mark.parametrize("index", range(3), ids=[make.__name__ for make in PICTURES])
-def test_stored_embedding_is_the_originals_rounded_once(pair: Pair, index: int) -> None:
-    view = pair.views[index]
-
+    assert relative_l2(other.original, view.original) > 0.1
     assert view.stored.dtype == np.float16
-    assert relative_l2(view.stored, view.original) < 5e-4
     np.testing.assert_array_equal(view.stored, view.uncast.astype(np.float16))
 
 
@@ -58,14 +51,6 @@ def test_pictures_embedded_together_are_as_if_embedded_alone(pair: Pair) -> None
 
     for row, view in zip(uncast, views, strict=True):
         assert relative_l2(row, view.uncast[0]) < 1e-5
-
-
-@every_encoder
-def test_pictures_have_different_embeddings(pair: Pair) -> None:
-    first, second, third = (view.original for view in pair.views)
-
-    assert relative_l2(first, second) > 0.1
-    assert relative_l2(second, third) > 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -166,7 +151,7 @@ def test_an_extra_padding_point_changes_the_answer(pair: Pair) -> None:
 
 @every_encoder
 def test_exporting_again_gives_the_same_bytes(pair: Pair) -> None:
-    sam = load_sam(pair.checkpoint)
+    sam = open_sam(pair.checkpoint)[0]
 
     assert serialized(export_decoder(sam)) == unstamped(pair.decoder_path)
     assert serialized(export_encoder(sam)) == unstamped(pair.encoder_path)

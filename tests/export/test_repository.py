@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 from onnx import ModelProto
-from samserve.export import triton_repository as repository_module
 from samserve.export.errors import ExportError
 from samserve.export.onnx_file import parsed, serialized
 from samserve.export.triton_repository import Description, write_bundle
 from samserve.models.digest import bundle_digest, graph_digests
 
 from tests.export import graphs
-from tests.export.config_check import actual, declared, parameters, read_config, read_graph
+from tests.export.config_check import contents, parameters, read_config
 
 ROLES = ("encoder", "decoder")
 
@@ -36,79 +35,6 @@ def written(tmp_path: Path) -> Path:
     """A repository with one model, ``toy``."""
     write(tmp_path, description='A "toy" é \\ model')
     return tmp_path
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-@pytest.mark.parametrize("role", ROLES)
-def test_config_declares_the_tensors_of_its_graph(written: Path, role: str) -> None:
-    config = read_config(written / f"toy_{role}")
-    model = read_graph(written / f"toy_{role}")
-
-    assert declared(config.input) == actual(model.graph.input)
-    assert declared(config.output) == actual(model.graph.output)
-    assert config.name == f"toy_{role}"
-    assert config.backend == "onnxruntime"
-
-
-def test_encoder_batches_plainly(written: Path) -> None:
-    config = read_config(written / "toy_encoder")
-
-    assert config.max_batch_size == 4
-    assert config.HasField("dynamic_batching")
-    assert config.dynamic_batching.ByteSize() == 0
-    assert [(group.count, group.kind) for group in config.instance_group] == [(1, 0)]
-
-
-def test_decoder_has_two_priorities_and_two_instances_of_any_kind(written: Path) -> None:
-    config = read_config(written / "toy_decoder")
-
-    assert config.max_batch_size == 8
-    assert config.dynamic_batching.priority_levels == 2
-    assert config.dynamic_batching.default_priority_level == 2
-    assert [(group.count, group.kind) for group in config.instance_group] == [(2, 0)]
-
-
-def test_decoder_takes_timeouts_of_requests_and_bounds_its_queues(written: Path) -> None:
-    policy = read_config(written / "toy_decoder").dynamic_batching.default_queue_policy
-
-    assert policy.timeout_action == policy.REJECT
-    assert policy.allow_timeout_override
-    # Triton ignores the timeout of a request that is not below this one.
-    assert policy.default_timeout_microseconds == 60_000_000
-    assert policy.max_queue_size == 256
-
-
-@pytest.mark.parametrize("role", ROLES)
-def test_warm_up_is_a_valid_request_of_zeros(written: Path, role: str) -> None:
-    config = read_config(written / f"toy_{role}")
-    (warm_up,) = config.model_warmup
-
-    assert warm_up.batch_size == 1
-    assert set(warm_up.inputs) == {tensor.name for tensor in config.input}
-    for tensor in config.input:
-        value = warm_up.inputs[tensor.name]
-        assert value.zero_data
-        assert value.data_type == tensor.data_type
-        pairs = zip(tensor.dims, value.dims, strict=True)
-        assert all(wanted in (given, -1) for wanted, given in pairs)
-
-
-def test_warm_up_of_the_decoder_is_a_click_without_a_mask(written: Path) -> None:
-    (warm_up,) = read_config(written / "toy_decoder").model_warmup
-
-    assert {name: list(value.dims) for name, value in warm_up.inputs.items()} == {
-        "image_embedding": [256, 64, 64],
-        "point_coords": [1, 2, 2],
-        "point_labels": [1, 2],
-        "mask_input": [0, 256, 256],
-    }
 
 
 def test_parameters_say_what_the_gateway_must_know(written: Path) -> None:
@@ -147,16 +73,6 @@ def test_digest_changes_with_every_file(tmp_path: Path) -> None:
     assert len(digests) == 12
 
 
-def test_same_arguments_write_the_same_bytes(tmp_path: Path) -> None:
-    for folder in ("one", "two"):
-        write(tmp_path / folder)
-
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert set(contents(tmp_path / "one")) == {
-        f"toy_{role}/{file}" for role in ROLES for file in ("config.pbtxt", "1/model.onnx")
-    }
-
-
 def test_writing_again_replaces_the_pair_and_leaves_others_alone(written: Path) -> None:
     write(written, "other")
     before = contents(written / "other_encoder")
@@ -167,24 +83,6 @@ def test_writing_again_replaces_the_pair_and_leaves_others_alone(written: Path) 
     assert found["samserve.description"] == "New"
     assert contents(written / "other_encoder") == before
     assert len(list(written.iterdir())) == 4
-
-
-def test_failing_half_way_leaves_the_old_pair(
-    written: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = contents(written)
-    original = repository_module.config_text
-
-    def fail_on_decoder(config: repository_module.ModelConfig) -> str:
-        if config.name.endswith("decoder"):
-            raise OSError("disk full")
-        return original(config)
-
-    monkeypatch.setattr(repository_module, "config_text", fail_on_decoder)
-
-    with pytest.raises(OSError, match="disk full"):
-        write(written, description="New")
-    assert contents(written) == before
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,13 @@ from samserve.models.digest import (
     graph_digests,
     stamp_bytes,
 )
-from samserve.models.repository import Bundle, discover
+from samserve.models.repository import discover
 from samserve.segmentation.ids import embedding_id
 from samserve.types import EncodedImage
 
 from tests.cli.conftest import Command, samserve
 from tests.export import graphs
-from tests.export.config_check import age, read_config
+from tests.export.config_check import age, contents, copied, only, read_config
 
 __all__ = ["samserve"]
 
@@ -58,13 +58,8 @@ def feeds(role: str, batch: int) -> dict[str, np.ndarray]:
     }
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def aged(folder: Path, *, stamped: bool) -> Path:
-    repository = folder / "models"
-    shutil.copytree(default_repository(), repository)
+    repository = copied(folder)
     age(repository, NAME, stamped=stamped)
     return repository
 
@@ -79,11 +74,6 @@ def old(tmp_path: Path) -> Path:
 def previous(tmp_path: Path) -> Path:
     """A repository with the default model as exported when graphs said those of the model."""
     return aged(tmp_path, stamped=True)
-
-
-def only(repository: Path) -> Bundle[Path]:
-    (model,) = discover(repository)
-    return model
 
 
 def digests(repository: Path) -> tuple[str, str]:
@@ -147,8 +137,7 @@ def test_models_of_the_previous_export_are_served_under_their_ids_until_they_are
 
 
 def test_a_new_decoder_beside_its_encoder_needs_no_upgrade(tmp_path: Path) -> None:
-    repository = tmp_path / "models"
-    shutil.copytree(default_repository(), repository)
+    repository = copied(tmp_path)
     decoder = onnx.load(path_of(repository, "decoder"))
     decoder.doc_string = "other weights"
     models = {"encoder": onnx.load(path_of(repository, "encoder")), "decoder": decoder}
@@ -222,8 +211,7 @@ def only_digest(repository: Path) -> str:
 
 
 def test_a_graph_that_another_program_has_written_is_stamped_again(tmp_path: Path) -> None:
-    repository = tmp_path / "models"
-    shutil.copytree(default_repository(), repository)
+    repository = copied(tmp_path)
     before = contents(repository)
     for role in ROLES:
         path = path_of(repository, role)

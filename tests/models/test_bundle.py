@@ -7,26 +7,22 @@ from pathlib import Path
 
 import pytest
 from samserve.app import default_repository
+from samserve.errors import EngineUnavailable
 from samserve.export.upgrade import upgrade
 from samserve.models.digest import bundle_digest, graph_digests
-from samserve.models.repository import Bundle, MixedWeights, discover
+from samserve.models.repository import MixedWeights, discover
 from samserve.types import EmbeddingFacts, Size
 
 from tests.engines.weights import write_version
+from tests.export.config_check import age, copied, only
 
 NAME = "sam_tiny"
-
-
-def only(repository: Path) -> Bundle[Path]:
-    (model,) = discover(repository)
-    return model
 
 
 @pytest.fixture
 def with_text(tmp_path: Path) -> Path:
     """The default model with a third graph, which another version of samserve may know."""
-    repository = tmp_path / "models"
-    shutil.copytree(default_repository(), repository)
+    repository = copied(tmp_path)
     text = repository / f"{NAME}_text"
     shutil.copytree(repository / f"{NAME}_decoder", text)
     config = text / "config.pbtxt"
@@ -62,6 +58,24 @@ def test_every_graph_has_to_belong_to_the_encoder_that_is_there(with_text: Path,
     )
 
 
+@pytest.mark.parametrize("first", ["encoder", "decoder"])
+def test_a_model_that_is_upgraded_in_part_is_refused_with_the_command(
+    tmp_path: Path, first: str
+) -> None:
+    repository = copied(tmp_path)
+    age(repository, NAME, stamped=True)
+    # As when the command was killed between the two folders.
+    folder = f"{NAME}_{first}"
+    shutil.copytree(default_repository() / folder, repository / folder, dirs_exist_ok=True)
+    with pytest.raises(MixedWeights, match="upgraded in part") as refused:
+        discover(repository)
+    (model,) = upgrade(repository)
+
+    assert str(refused.value).endswith(f": samserve models upgrade {repository}")
+    assert model.digest == model.before
+    assert only(repository).info == only(default_repository()).info
+
+
 def test_graphs_of_models_whose_names_begin_alike_are_kept_apart(tmp_path: Path) -> None:
     names = ["sam", "sam_decoder", "sam_encoder"]
     for name in names:
@@ -80,3 +94,12 @@ def test_an_embedding_belongs_to_its_encoder_and_not_to_a_decoder(tmp_path: Path
     assert len({old.digest, other_decoder.digest, other_encoder.digest}) == 3
     assert embedding.made_by(other_decoder)
     assert not embedding.made_by(other_encoder)
+
+
+def test_a_model_for_another_preprocessing_is_refused(tmp_path: Path) -> None:
+    repository = copied(tmp_path)
+    config = repository / f"{NAME}_encoder" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"sam1-1"', '"sam1-0"'))
+
+    with pytest.raises(EngineUnavailable, match="'sam1-0'; this version of samserve has 'sam1-1'"):
+        discover(repository)

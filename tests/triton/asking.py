@@ -91,6 +91,11 @@ def metric(server: TritonServer, name: str, model: str) -> int:
     return int(match[1])
 
 
+def is_queued(server: TritonServer, model: str, count: int) -> bool:
+    """Whether so many requests wait for a model."""
+    return metric(server, "nv_inference_pending_request_count", model) == count
+
+
 def settled_metric(server: TritonServer, name: str, model: str, at_least: int) -> int:
     """Wait until the counter has arrived at a value, and return it."""
     until_sync(lambda: metric(server, name, model) >= at_least)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.export import ServedDecoder, decoder_onnx, encoder_onnx, write_files
+from training.export import ServedDecoder, decoder_onnx, encoder_onnx
 from training.model import SamTiny
 from training.runtime import OnnxPair
 
@@ -31,9 +31,11 @@ def graphs(model: SamTiny) -> tuple[bytes, bytes]:
 @pytest.fixture(scope="module")
 def pair(graphs: tuple[bytes, bytes], tmp_path_factory: pytest.TempPathFactory) -> OnnxPair:
     folder: Path = tmp_path_factory.mktemp("pair")
-    write_files(folder, "tiny", *graphs)
+    encoder, decoder = (folder / f"tiny_{role}.onnx" for role in ("encoder", "decoder"))
+    encoder.write_bytes(graphs[0])
+    decoder.write_bytes(graphs[1])
     # More threads would wait for each other on a busy machine.
-    return OnnxPair(folder / "tiny_encoder.onnx", folder / "tiny_decoder.onnx", threads=1)
+    return OnnxPair(encoder, decoder, threads=1)
 
 
 def test_an_export_is_small(graphs: tuple[bytes, bytes]) -> None:

@@ -19,7 +19,6 @@ from samserve.errors import EngineFailure
 from samserve.memory.anonymous import AnonymousMemory, Memory
 from samserve.memory.slot import Slot
 from samserve.models import families
-from samserve.scheduling.fair_semaphore import FairSemaphore
 from samserve.types import (
     Array,
     Embedding,
@@ -49,28 +48,18 @@ _IOUS = (0.90, 0.95, 0.92, 0.89)
 class FakeEngine:
     """Draws masks from prompts alone, for a model of up to four mask tokens.
 
-    *held_by* makes every encode wait until it is set, so that a test decides when work ends;
-    *service_s* makes every run take that long, one after the other, as a real engine would;
     ``counts`` tells how often each kind of work was begun, finished and cancelled.
     """
 
-    def __init__(
-        self,
-        *,
-        held_by: asyncio.Event | None = None,
-        service_s: float = 0.0,
-        model: ModelInfo = MODEL,
-    ) -> None:
-        self._held_by = held_by
-        self._service_s = service_s
-        self._gate = FairSemaphore(1)
+    def __init__(self, *, model: ModelInfo = MODEL) -> None:
+        self._held_by: asyncio.Event | None = None
         self._model = model
         tokens = families.of(model).mask_tokens
         self._radii, self._ious = _RADII[:tokens], _IOUS[:tokens]
         self.counts: Counter[str] = Counter()
 
     def hold(self, until: asyncio.Event) -> None:
-        """Make every later encode wait until the event is set."""
+        """Make every later encode wait until the event is set, so that a test decides when."""
         self._held_by = until
 
     @property
@@ -95,7 +84,6 @@ class FakeEngine:
         try:
             if self._held_by is not None:
                 await self._held_by.wait()
-            await self._serve(context)
         except asyncio.CancelledError:
             self.counts["encode_cancelled"] += 1
             raise
@@ -111,15 +99,9 @@ class FakeEngine:
         given = tuple(TensorSpec(name, t.dtype, t.shape) for name, t in embedding.tensors.items())
         if given != self._model.embedding:
             raise EngineFailure(f"the decoder does not take {given}")
-        await self._serve(context)
         output = await asyncio.to_thread(self._draw_all, prompts)
         self.counts["decode_finished"] += 1
         return output
-
-    async def _serve(self, context: RequestContext) -> None:
-        if self._service_s:
-            async with self._gate.hold(context):
-                await asyncio.sleep(self._service_s)
 
     def _draw_all(self, prompts: PromptBatch) -> DecoderOutput:
         masks = list(prompts.mask_input) or [None] * len(prompts.point_labels)

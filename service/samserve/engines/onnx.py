@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -40,14 +39,6 @@ _ORT_ERRORS = (
 )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Network:
-    """One of the two kinds of work: its gate, and its name in metrics."""
-
-    name: str
-    gate: FairSemaphore
-
-
 class OnnxEngine:
     """Runs one encoder and one decoder at a time, each on all its threads.
 
@@ -63,10 +54,9 @@ class OnnxEngine:
         names = default_first(found, default_model)
         self._bundles = {name: _open(found[name], threads) for name in names}
         self._metrics = metrics.engine
-        self._encoders = _Network("encoder", FairSemaphore(1))
-        self._decoders = _Network("decoder", FairSemaphore(1))
-        for network in (self._encoders, self._decoders):
-            self._metrics.register_queue(network.name, partial(getattr, network.gate, "waiting"))
+        self._gates = {"encoder": FairSemaphore(1), "decoder": FairSemaphore(1)}
+        for network, gate in self._gates.items():
+            self._metrics.register_queue(network, partial(getattr, gate, "waiting"))
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="engine")
 
     @property
@@ -109,7 +99,7 @@ class OnnxEngine:
             session.run_with_iobinding(binding, options)
             check_weights(said[0], into.facts)
 
-        await self._run(self._encoders, model, context, call)
+        await self._run("encoder", model, context, call)
 
     async def decode(
         self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
@@ -128,7 +118,7 @@ class OnnxEngine:
             check_weights(said[0], embedding.facts)
             return DecoderOutput(logits[0], iou[0])
 
-        return await self._run(self._decoders, model, context, call)
+        return await self._run("decoder", model, context, call)
 
     async def ready(self) -> bool:
         """See `Engine.ready`; models in this process are ready as soon as they are loaded."""
@@ -140,16 +130,16 @@ class OnnxEngine:
 
     async def _run(
         self,
-        network: _Network,
+        network: str,
         model: str,
         context: RequestContext,
         call: Callable[[ort.RunOptions], T],
     ) -> T:
-        async with network.gate.hold(context):
-            with self._metrics.run(network.name, model):
+        async with self._gates[network].hold(context):
+            with self._metrics.run(network, model):
                 return await self._run_alone(network, call)
 
-    async def _run_alone(self, network: _Network, call: Callable[[ort.RunOptions], T]) -> T:
+    async def _run_alone(self, network: str, call: Callable[[ort.RunOptions], T]) -> T:
         options = ort.RunOptions()
         running = asyncio.get_running_loop().run_in_executor(self._pool, call, options)
         try:
@@ -160,7 +150,7 @@ class OnnxEngine:
             await _settled(running)
             raise
         except _ORT_ERRORS as error:
-            raise EngineFailure(f"the {network.name} failed") from error
+            raise EngineFailure(f"the {network} failed") from error
 
 
 async def _settled(running: asyncio.Future[T]) -> None:

@@ -24,11 +24,6 @@ def open_sam(spec: str | Path, revision: str | None = None) -> tuple[Sam, Source
     return sam_from(tensors), source
 
 
-def load_sam(path: Path) -> Sam:
-    """Load a SAM from a file or a directory.  Raises `ExportError`."""
-    return open_sam(path)[0]
-
-
 def sam_from(state: Mapping[str, Tensor]) -> Sam:
     """Build the SAM whose tensors are given under the names of the original checkpoints.
 

@@ -23,30 +23,26 @@ class GraphTensor:
 
 @dataclass(frozen=True, slots=True)
 class GraphInterface:
-    """The tensors that go into and come out of a graph, in its order, and its main opset."""
+    """The tensors that go into and come out of a graph, in its order."""
 
     inputs: tuple[GraphTensor, ...]
     outputs: tuple[GraphTensor, ...]
-    opset: int
 
     def input(self, name: str) -> GraphTensor:
-        """Find an input by name."""
-        return _find(self.inputs, name, "input")
-
-    def output(self, name: str) -> GraphTensor:
-        """Find an output by name."""
-        return _find(self.outputs, name, "output")
+        """Find an input by name.  Raises `ExportError`."""
+        for tensor in self.inputs:
+            if tensor.name == name:
+                return tensor
+        raise ExportError(f"the graph has no input {name!r}")
 
 
 def read_interface(model: onnx.ModelProto) -> GraphInterface:
     """Read the interface of a model."""
     # Old files repeat the weights among the inputs; only what has no value must be sent.
     weights = {initializer.name for initializer in model.graph.initializer}
-    opsets = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     return GraphInterface(
         inputs=tuple(_tensor(value) for value in model.graph.input if value.name not in weights),
         outputs=tuple(_tensor(value) for value in model.graph.output),
-        opset=max(opsets, default=0),
     )
 
 
@@ -56,10 +52,3 @@ def _tensor(value: onnx.ValueInfoProto) -> GraphTensor:
         dim.dim_value if dim.WhichOneof("value") == "dim_value" else ANY for dim in tensor.shape.dim
     )
     return GraphTensor(value.name, tensor.elem_type, dims)
-
-
-def _find(tensors: tuple[GraphTensor, ...], name: str, what: str) -> GraphTensor:
-    for tensor in tensors:
-        if tensor.name == name:
-            return tensor
-    raise ExportError(f"the graph has no {what} {name!r}")

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from samserve.export.errors import ExportError
 from samserve.export.graph import ANY, GraphTensor, read_interface
+from samserve.export.onnx_file import serialized
 from samserve.models.digest import (
     DIGEST_OUTPUT,
     DIGEST_WORDS,
@@ -57,7 +58,7 @@ def remove_stamp(path: Path) -> None:
     model = onnx.load(path, load_external_data=False)
     if _names_digest(model):
         # Another program has written the file since it was stamped.
-        path.write_bytes(bytes(_bare(model).SerializeToString(deterministic=True)))
+        path.write_bytes(serialized(_bare(model)))
 
 
 def without_stamp(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -89,8 +90,8 @@ def _stamp(model: onnx.ModelProto, digest: str) -> bytes:
     added = onnx.ModelProto(graph=_graph(model, digest))
     # Of a fixed length, and last: it is found without reading the model.
     note = added.metadata_props.add(key=STAMP_KEY, value=stamp_note(digest, 0))
-    note.value = stamp_note(digest, len(_serialized(added)))
-    return _serialized(added)
+    note.value = stamp_note(digest, len(serialized(added)))
+    return serialized(added)
 
 
 def _graph(model: onnx.ModelProto, digest: str) -> onnx.GraphProto:
@@ -129,7 +130,3 @@ def _graph(model: onnx.ModelProto, digest: str) -> onnx.GraphProto:
     )
     graph.output.append(output)
     return graph
-
-
-def _serialized(model: onnx.ModelProto) -> bytes:
-    return bytes(model.SerializeToString(deterministic=True))

@@ -98,9 +98,9 @@ def bundle_of(
     *repository* is what an error calls the place where they lie.
     """
     graphs = graphs_of(encoder, configs)
-    _check_encoder(graphs)
+    _check_encoder(graphs, repository)
     info = model_info(encoder, graphs["decoder"])
-    families.of(info)
+    _check_preprocessing(info)
     if not all(says_digest(config) for config in graphs.values()):
         raise EngineUnavailable(
             f"model {info.name!r} does not say with its answers which weights made them; "
@@ -109,15 +109,32 @@ def bundle_of(
     return Bundle(info, {role: config.name for role, config in graphs.items()})
 
 
-def _check_encoder(graphs: Mapping[str, ModelConfig]) -> None:
-    there = encoder_digest(graphs["encoder"])
+def _check_preprocessing(info: ModelInfo) -> None:
+    """Refuse a model that was exported for another preprocessing than that of this version."""
+    ours = families.of(info).preprocessing
+    if info.preprocessing != ours:
+        raise EngineUnavailable(
+            f"model {info.name!r} needs preprocessing {info.preprocessing!r}; this version of "
+            f"samserve has {ours!r}"
+        )
+
+
+def _check_encoder(graphs: Mapping[str, ModelConfig], repository: str | Path) -> None:
+    encoder = graphs["encoder"]
+    there, digest = encoder_digest(encoder), parameter(encoder, "digest")
     for role, config in graphs.items():
         wanted = encoder_digest(config)
-        if wanted != there:
+        if wanted == there:
+            continue
+        if parameter(config, "digest") == digest and digest in (wanted, there):
             raise MixedWeights(
-                f"{config.name!r} is of other weights: this {role} belongs to the encoder "
-                f"{wanted[:12]}, not to {there[:12]}"
+                f"model {parameter(encoder, 'model')!r} is upgraded in part: load all of its "
+                f"graphs again, or do the rest by: samserve models upgrade {repository}"
             )
+        raise MixedWeights(
+            f"{config.name!r} is of other weights: this {role} belongs to the encoder "
+            f"{wanted[:12]}, not to {there[:12]}"
+        )
 
 
 def encoder_digest(config: ModelConfig) -> str:
@@ -153,7 +170,8 @@ def default_first(names: Iterable[str], default_model: str) -> list[str]:
 def model_info(encoder: ModelConfig, decoder: ModelConfig) -> ModelInfo:
     """Read what the configurations say about a model.
 
-    The digest of the model is the decoder's to say, which may change while its encoder stays.
+    What belongs to the whole model, and to masks, is the decoder's to say, which may be replaced
+    while its encoder stays.
 
     Raises `EngineUnavailable` if that is not enough to serve it.
     """
@@ -161,7 +179,8 @@ def model_info(encoder: ModelConfig, decoder: ModelConfig) -> ModelInfo:
         return _model_info(encoder, decoder)
     except (KeyError, ValueError) as error:
         raise EngineUnavailable(
-            f"the configuration of {encoder.name!r} is incomplete or of a kind not served: {error}"
+            f"the configuration of {encoder.name!r} or {decoder.name!r} is incomplete or of a kind "
+            f"not served: {error}"
         ) from error
 
 
@@ -176,10 +195,10 @@ def _model_info(encoder: ModelConfig, decoder: ModelConfig) -> ModelInfo:
         encoder_digest=of_encoder,
         preprocessing=parameter(encoder, "preprocessing"),
         image_size=int(parameter(encoder, "image_size")),
-        mask_size=int(parameter(encoder, "mask_size")),
+        mask_size=int(parameter(decoder, "mask_size")),
         embedding=_specs(encoder.output),
-        description=parameter(encoder, "description"),
-        card=card.from_parameters(_parameters(encoder)),
+        description=parameter(decoder, "description"),
+        card=card.from_parameters(_parameters(decoder)),
     )
 
 
@@ -199,8 +218,7 @@ def _file(repository: Path, model: str) -> Path:
 
 def parameter(config: ModelConfig, key: str) -> str:
     """Read one of samserve's parameters, without their prefix; empty if it is not there."""
-    name = f"samserve.{key}"
-    return str(config.parameters[name].string_value) if name in config.parameters else ""
+    return _parameters(config).get(key, "")
 
 
 def _parameters(config: ModelConfig) -> dict[str, str]:

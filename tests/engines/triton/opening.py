@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from samserve.app import Running, running
-from samserve.engines.base import EncoderInput, PromptBatch
+from samserve.context import RequestContext
+from samserve.engines.base import EncoderInput, Engine, PromptBatch
 from samserve.engines.triton.engine import TritonEngine
 from samserve.memory.slot import Slot
 from samserve.settings import Settings, TritonSettings, load
@@ -22,6 +23,7 @@ from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import pictures
 from tests.conftest import FREE_PORTS, UNLIMITED
+from tests.engines.drawing import HELD_CLICK
 from tests.samples import total
 from tests.support.waiting import until
 
@@ -60,11 +62,18 @@ def picture(seed: int = 0, height: int = SIDE, width: int = SIDE) -> EncoderInpu
     return EncoderInput(pixels, Size(height, width))
 
 
-def clicks(count: int = 1, seed: int = 0, points: int = 1, masks: int = 0) -> PromptBatch:
-    """Random clicks of *points* points each, with the padding point of the reference."""
+def clicks(
+    count: int = 1, seed: int = 0, points: int = 1, masks: int = 0, *, held: bool = False
+) -> PromptBatch:
+    """Random clicks of *points* points each, with the padding point of the reference.
+
+    A run of those that are *held* takes until the test lets it go on.
+    """
     numbers = np.random.default_rng(seed)
     coords = np.zeros((count, points + 1, 2), dtype=np.float32)
     coords[:, :points] = numbers.random((count, points, 2)) * SIDE
+    if held:
+        coords[0, 0, 0] = HELD_CLICK
     labels = np.full((count, points + 1), -1, dtype=np.float32)
     labels[:, :points] = numbers.integers(0, 2, (count, points))
     labels[:, 0] = 1
@@ -72,11 +81,27 @@ def clicks(count: int = 1, seed: int = 0, points: int = 1, masks: int = 0) -> Pr
     return PromptBatch(coords, labels, mask)
 
 
-async def reserved(engine: TritonEngine, store: MemoryStore, name: str, model: str = "") -> Slot:
-    """Take a slot for an embedding of the model, the default one if none is named."""
-    info = engine.models[model or next(iter(engine.models))]
+async def reserved(engine: Engine, store: MemoryStore, name: str = "x") -> Slot:
+    """Take a slot for an embedding of the default model."""
+    info = next(iter(engine.models.values()))
     facts = EmbeddingFacts.of(Size(SIDE, SIDE), info)
     return await store.reserve(EmbeddingKey("t", name), facts, info.embedding)
+
+
+async def encoded(
+    engine: Engine, store: MemoryStore, name: str = "x", image: EncoderInput | None = None
+) -> Slot:
+    """Encode an image, a random one if none is given, by the default model."""
+    slot = await reserved(engine, store, name)
+    await engine.encode(slot.facts.model_name, image or picture(), slot, RequestContext())
+    return slot
+
+
+def holds(slot: Slot, image: EncoderInput) -> bool:
+    """Whether a slot holds what the encoder that draws makes of an image: means of its cells."""
+    cells = image.pixels.reshape(64, 16, 64, 16, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
+    written = slot.tensors["image_embedding"].astype(np.float32)
+    return np.allclose(written[:3], cells, atol=0.1) and not written[3:].any()
 
 
 def settings_for(

@@ -48,10 +48,6 @@ def picture(seed: int, *, held: bool = False) -> pb.Image:
     return pb.Image(raw=pb.RawImage(size=size, layout=pb.RAW_LAYOUT_RGB, data=pixels.tobytes()))
 
 
-def is_queued(triton: TritonServer, count: int) -> bool:
-    return asking.metric(triton, "nv_inference_pending_request_count", DECODER) == count
-
-
 def cancellations(triton: TritonServer) -> int:
     """Count the cancellations that Triton has noticed; no metric says so before the queue ends."""
     assert triton.log is not None
@@ -113,7 +109,7 @@ async def test_clients_that_leave_take_their_requests_along(
     before, long = await busy(service, holding, embedding_id)
     calls = [stub.Predict(request(embedding_id, 50.0 + x)) for x in range(QUEUED)]
     waiting = [asyncio.ensure_future(result(call)) for call in calls]
-    await until(partial(is_queued, triton, QUEUED))
+    await until(partial(asking.is_queued, triton, DECODER, QUEUED))
     assert under_way(service, "decoder") == 2 + QUEUED
     assert not any(call.done() for call in [*long, *waiting])
     with asking.verbose(triton):

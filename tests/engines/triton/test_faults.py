@@ -39,16 +39,11 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 @pytest.fixture(scope="module")
-def _triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A Triton that the test may harm: the next one finds it running."""
     log = tmp_path_factory.mktemp("faults") / "log"
     with TritonServer(chosen.drawing_repository(), log=log) as server:
         yield server
-
-
-@pytest.fixture
-def triton(_triton: TritonServer) -> TritonServer:
-    """A Triton that the test may harm: the next one finds it running."""
-    return _triton.revive()
 
 
 @asynccontextmanager

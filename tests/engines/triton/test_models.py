@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from samserve.context import RequestContext
 from samserve.errors import EngineUnavailable
 from samserve.v1 import samserve_pb2 as pb
 from structlog.testing import capture_logs
@@ -15,10 +14,13 @@ from structlog.testing import capture_logs
 from harness.triton.server import TritonServer
 from tests import pictures
 from tests.engines.drawing import write_drawing_pair
-from tests.engines.triton.opening import clicks, gateway, is_healthy, opened, picture, reserved
+from tests.engines.triton.opening import (
+    gateway,
+    is_healthy,
+    opened,
+)
 from tests.rpc.errors import failure_of
 from tests.support.waiting import until
-from tests.triton import asking
 
 
 def write_models(repository: Path, *names: str, weights: str = "") -> None:
@@ -37,7 +39,12 @@ def edit(model: Path, pattern: str, replacement: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def _several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """Two models, and three that cannot be served.
+
+    The decoder of ``unfit`` says that it belongs to another encoder, the encoder of ``odd`` does
+    not say how large images are, and the decoder of ``aged`` not which weights made an answer.
+    """
     folder = tmp_path_factory.mktemp("several")
     models = folder / "models"
     write_models(models, "fake", "other", "unfit", "odd", "aged")
@@ -46,16 +53,6 @@ def _several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]
     edit(models / "aged_decoder", r",\n.*samserve_digest.*", "")
     with TritonServer(models, log=folder / "log") as server:
         yield server
-
-
-@pytest.fixture
-def several(_several: TritonServer) -> TritonServer:
-    """Two models, and three that cannot be served.
-
-    The decoder of ``unfit`` says that it belongs to another encoder, the encoder of ``odd`` does
-    not say how large images are, and the decoder of ``aged`` not which weights made an answer.
-    """
-    return _several.revive()
 
 
 async def test_models_are_served_side_by_side_and_embed_selects_one(several: TritonServer) -> None:
@@ -156,29 +153,6 @@ async def test_a_triton_that_is_not_there_is_given_up_in_time() -> None:
     with pytest.raises(EngineUnavailable, match="cannot be reached"):
         async with opened("127.0.0.1:1", startup_s=0.5):
             pass
-
-
-async def test_weights_that_are_replaced_under_a_running_triton_are_noticed(
-    tmp_path: Path,
-) -> None:
-    models = tmp_path / "models"
-    write_models(models, "fake")
-    control = ["--model-control-mode=explicit", "--load-model=*"]
-    with TritonServer(models, log=tmp_path / "log", extra_args=control) as server:
-        async with opened(server.grpc_address) as (engine, store):
-            slot = await reserved(engine, store, "old")
-            await engine.encode("fake", picture(), slot, RequestContext())
-            digest = engine.models["fake"].digest
-            write_models(models, "fake", weights="new")
-            with asking.client(server) as client:
-                for network in ("encoder", "decoder"):
-                    client.load_model(f"fake_{network}")
-            await until(lambda: engine.models and engine.models["fake"].digest != digest)
-            with pytest.raises(EngineUnavailable):
-                await engine.decode("fake", slot.as_embedding(), clicks(), RequestContext())
-            fresh = await reserved(engine, store, "new")
-            await engine.encode("fake", picture(), fresh, RequestContext())
-            await engine.decode("fake", fresh.as_embedding(), clicks(), RequestContext())
 
 
 async def test_the_watch_goes_on_after_an_unexpected_error(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -17,20 +16,21 @@ from samserve.engines.onnx import OnnxEngine
 from samserve.memory.slot import Slot
 from samserve.stores.local.store import MemoryStore
 from samserve.telemetry.metrics import Metrics
-from samserve.types import Embedding, Size
+from samserve.types import Size
 
 from harness.triton.server import TritonServer
 from tests import photos
-from tests.engines.triton.opening import SIDE, clicks, opened, reserved
+from tests.engines.triton.opening import SIDE, clicks, encoded, opened
 from tests.triton import asking, servers
 from tests.triton.repositories import write_unbatched
 
 THREADS = 2
 MODEL = "sam_tiny"
+Local = tuple[OnnxEngine, MemoryStore]
 
 
 @pytest.fixture(scope="module")
-def _unbatched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def unbatched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """The default model with batching off and as many threads as the in-process engine has."""
     folder = tmp_path_factory.mktemp("unbatched")
     for network in ("encoder", "decoder"):
@@ -40,30 +40,15 @@ def _unbatched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServe
 
 
 @pytest.fixture
-def unbatched(_unbatched: TritonServer) -> TritonServer:
-    return _unbatched.revive()
-
-
-@dataclass
-class InProcess:
-    engine: OnnxEngine
-    store: MemoryStore
-
-    async def encode(self, image: EncoderInput) -> Slot:
-        info = self.engine.models[MODEL]
-        slot = await reserved(self.engine, self.store, str(id(image)), info.name)  # type: ignore[arg-type]  # any engine does
-        await self.engine.encode(MODEL, image, slot, RequestContext())
-        return slot
-
-    async def decode(self, embedding: Embedding, prompts: PromptBatch) -> DecoderOutput:
-        return await self.engine.decode(MODEL, embedding, prompts, RequestContext())
-
-
-@pytest.fixture
-async def local() -> AsyncIterator[InProcess]:
+async def local() -> AsyncIterator[Local]:
+    """The in-process engine."""
     engine = OnnxEngine(default_repository(), THREADS, Metrics(CollectorRegistry()))
-    yield InProcess(engine, MemoryStore(64 << 20, ttl_s=60))
+    yield engine, MemoryStore(64 << 20, ttl_s=60)
     await engine.aclose()
+
+
+async def decoded(local: Local, slot: Slot, batch: PromptBatch) -> DecoderOutput:
+    return await local[0].decode(MODEL, slot.as_embedding(), batch, RequestContext())
 
 
 @cache
@@ -87,25 +72,24 @@ PROMPTS = [
 ]
 
 
-async def test_without_batching_every_bit_is_equal(
-    unbatched: TritonServer, local: InProcess
-) -> None:
+async def test_without_batching_every_bit_is_equal(unbatched: TritonServer, local: Local) -> None:
     async with (
         opened(unbatched.grpc_address, shared_memory="required") as shared,
         opened(unbatched.grpc_address, shared_memory="off") as in_messages,
     ):
         for index, image in enumerate(photographs()[:2]):
-            expected_slot = await local.encode(image)
+            expected_slot = await encoded(*local, str(index), image)
             slots = []
             for engine, store in (shared, in_messages):
-                slot = await reserved(engine, store, str(index))
+                slot = await encoded(engine, store, str(index), image)
                 slots.append(slot)
-                await engine.encode(MODEL, image, slot, RequestContext())
                 ours = slot.tensors["image_embedding"]
                 assert ours.astype(np.float32).std() > 0.1
                 assert np.array_equal(ours, expected_slot.tensors["image_embedding"])
             for batch in PROMPTS if index == 0 else PROMPTS[:1]:
-                expected = await local.decode(expected_slot.as_embedding(), batch)
+                expected = await local[0].decode(
+                    MODEL, expected_slot.as_embedding(), batch, RequestContext()
+                )
                 for (engine, _), slot in zip((shared, in_messages), slots, strict=True):
                     embedding = slot.as_embedding()
                     output = await engine.decode(MODEL, embedding, batch, RequestContext())
@@ -113,14 +97,13 @@ async def test_without_batching_every_bit_is_equal(
                     assert np.array_equal(output.predicted_iou, expected.predicted_iou)
 
 
-async def test_eight_clients_are_batched_and_each_gets_its_own_answer(local: InProcess) -> None:
+async def test_eight_clients_are_batched_and_each_gets_its_own_answer(local: Local) -> None:
     server = servers.default()
     decoder = f"{MODEL}_decoder"
     async with opened(server.grpc_address) as (engine, store):
         slots = []
         for seed in range(8):
-            slot = await reserved(engine, store, str(seed))
-            await engine.encode(MODEL, _tinted(seed), slot, RequestContext())
+            slot = await encoded(engine, store, str(seed), _tinted(seed))
             slots.append(slot)
         batches = [clicks(1, seed=seed) for seed in range(8)]
         before = [asking.metric(server, name, decoder) for name in COUNTERS]
@@ -140,7 +123,7 @@ async def test_eight_clients_are_batched_and_each_gets_its_own_answer(local: InP
             if executions < requests:
                 break
         for slot, batch, output in zip(slots, batches, outputs, strict=True):
-            assert_right(output, await local.decode(slot.as_embedding(), batch))
+            assert_right(output, await decoded(local, slot, batch))
         assert_each_is_its_own(outputs)
 
     assert requests == rounds * 8

@@ -9,9 +9,7 @@ from samserve.context import Priority, RequestContext
 from samserve.engines.base import PromptBatch
 from samserve.engines.fake import MODEL
 
-from harness.triton.server import TritonServer
-from tests.engines.drawing import HELD_CLICK
-from tests.engines.triton.opening import clicks, opened, picture, reserved
+from tests.engines.triton.opening import clicks, encoded, opened
 from tests.support.waiting import until
 from tests.triton import asking
 from tests.triton.servers import Holding
@@ -20,21 +18,10 @@ SEARCHES = 12
 DECODER = f"{MODEL.name}_decoder"
 
 
-def held(count: int) -> PromptBatch:
-    batch = clicks(count)
-    batch.point_coords[0, 0, 0] = HELD_CLICK
-    return batch
-
-
-def is_queued(triton: TritonServer, count: int) -> bool:
-    return asking.metric(triton, "nv_inference_pending_request_count", DECODER) == count
-
-
 async def test_a_click_overtakes_searches_that_wait_in_triton(holding: Holding) -> None:
     triton = holding.server
     async with opened(triton.grpc_address) as (engine, store):
-        slot = await reserved(engine, store, "x")
-        await engine.encode(MODEL.name, picture(), slot, RequestContext())
+        slot = await encoded(engine, store)
         embedding = slot.as_embedding()
         done: list[str] = []
 
@@ -45,7 +32,7 @@ async def test_a_click_overtakes_searches_that_wait_in_triton(holding: Holding) 
 
         # Both instances are at work; neighbours differ in shape, so that none are batched.
         busy = [
-            asyncio.create_task(decode("busy", held(count), Priority.INTERACTIVE))
+            asyncio.create_task(decode("busy", clicks(count, held=True), Priority.INTERACTIVE))
             for count in (4, 5)
         ]
         await holding.hold.begun(2)
@@ -53,9 +40,9 @@ async def test_a_click_overtakes_searches_that_wait_in_triton(holding: Holding) 
             asyncio.create_task(decode("search", clicks(1 + 2 * (number % 2)), Priority.BULK))
             for number in range(SEARCHES)
         ]
-        await until(partial(is_queued, triton, SEARCHES))
+        await until(partial(asking.is_queued, triton, DECODER, SEARCHES))
         click = asyncio.create_task(decode("click", clicks(2), Priority.INTERACTIVE))
-        await until(partial(is_queued, triton, SEARCHES + 1))
+        await until(partial(asking.is_queued, triton, DECODER, SEARCHES + 1))
         assert done == []
         # One instance only, so that answers come in the order in which they were computed.
         holding.hold.release(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,12 +17,20 @@ from samserve.context import RequestContext
 from samserve.engines.base import EncoderInput, PromptBatch
 from samserve.engines.fake import MODEL, FakeEngine
 from samserve.engines.triton.engine import TritonEngine
-from samserve.errors import EngineFailure, EngineUnavailable
-from samserve.memory.slot import Slot
+from samserve.errors import EngineFailure, EngineUnavailable, WeightsChanged
 from samserve.stores.local.store import MemoryStore
 
-from tests.engines.drawing import HELD_CLICK, held_pixels
-from tests.engines.triton.opening import clicks, looked_again, opened, picture, reserved, under_way
+from tests.engines.drawing import held_pixels
+from tests.engines.triton.opening import (
+    clicks,
+    encoded,
+    holds,
+    looked_again,
+    opened,
+    picture,
+    reserved,
+    under_way,
+)
 from tests.support.waiting import until
 from tests.triton.servers import Holding
 
@@ -46,12 +55,6 @@ def held_picture() -> EncoderInput:
     return image
 
 
-def held_click() -> PromptBatch:
-    batch = clicks(2, seed=7)
-    batch.point_coords[0, 0, 0] = HELD_CLICK
-    return batch
-
-
 async def give_up(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
@@ -60,16 +63,6 @@ async def give_up(tasks: list[asyncio.Task[None]]) -> None:
 
 def is_under_way(engine: TritonEngine, network: str, count: int) -> bool:
     return under_way(engine._metrics, network) == count
-
-
-def cells(image: EncoderInput) -> np.ndarray:
-    """What the encoder that draws writes into the first three channels."""
-    return image.pixels.reshape(64, 16, 64, 16, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
-
-
-def holds(slot: Slot, image: EncoderInput) -> bool:
-    written = slot.tensors["image_embedding"][:3].astype(np.float32)
-    return np.allclose(written, cells(image), atol=0.1)
 
 
 async def test_a_slot_is_not_used_again_while_a_lost_encode_may_write(
@@ -106,10 +99,11 @@ async def test_a_slot_is_not_used_again_while_a_lost_encode_may_write(
 
 async def test_logits_do_not_change_when_a_lost_decode_writes(pair: Pair, holding: Holding) -> None:
     engine, store = pair
-    slot = await reserved(engine, store, "x")
-    await engine.encode(NAME, picture(), slot, RequestContext())
+    slot = await encoded(engine, store)
     embedding = slot.as_embedding()
-    task = asyncio.create_task(engine.decode(NAME, embedding, held_click(), RequestContext()))
+    task = asyncio.create_task(
+        engine.decode(NAME, embedding, clicks(2, seed=7, held=True), RequestContext())
+    )
     await holding.hold.begun()
     await give_up([task])
     batches = [clicks(2, seed=10 + seed) for seed in range(4)]
@@ -129,14 +123,17 @@ async def test_logits_do_not_change_when_a_lost_decode_writes(pair: Pair, holdin
 
 async def test_a_request_that_triton_refuses_holds_nothing(pair: Pair) -> None:
     engine, store = pair
-    slot = await reserved(engine, store, "x")
-    await engine.encode(NAME, picture(), slot, RequestContext())
+    slot = await encoded(engine, store)
     good = clicks(2)
     wrong = PromptBatch(good.point_coords[..., :1], good.point_labels, good.mask_input)
     for _ in range(3):
         with pytest.raises(EngineFailure):
             await engine.decode(NAME, slot.as_embedding(), wrong, RequestContext())
         assert engine._regions.retired_bytes == 0
+    # These are for a decoder that was replaced by one with masks of another size.
+    smaller = replace(good, mask_input=np.zeros((0, 128, 128), dtype=np.float32))
+    with pytest.raises(WeightsChanged):
+        await engine.decode(NAME, slot.as_embedding(), smaller, RequestContext())
     before = engine._pool._bytes
     await engine.decode(NAME, slot.as_embedding(), good, RequestContext())
 
@@ -148,8 +145,7 @@ async def test_a_request_that_a_stopped_triton_has_yet_to_read_harms_nobody(
 ) -> None:
     triton = holding.server
     engine, store = pair
-    slot = await reserved(engine, store, "x")
-    await engine.encode(NAME, picture(), slot, RequestContext())
+    slot = await encoded(engine, store)
     embedding = slot.as_embedding()
     fake = FakeEngine()
     for _ in range(2):
@@ -200,6 +196,5 @@ async def test_what_a_lost_request_holds_ends_with_the_triton_that_held_it(
     await until(lambda: store.stats().quarantined_bytes == 0)
     await until(lambda: engine._monitor.healthy)
     image = picture(3)
-    slot = await reserved(engine, store, "z")
-    await engine.encode(NAME, image, slot, RequestContext())
+    slot = await encoded(engine, store, "z", image)
     assert holds(slot, image)

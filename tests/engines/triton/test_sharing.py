@@ -20,21 +20,16 @@ from samserve.types import Transport
 from structlog.testing import capture_logs
 
 from harness.triton.server import TritonServer
-from tests.engines.triton.opening import clicks, opened, picture, reserved
+from tests.engines.triton.opening import clicks, encoded, opened, picture, reserved
 from tests.triton import nobody, servers
 
 SHARED_GROUP, OTHER_GROUP = 54321, 54322
 
 
 @pytest.fixture(scope="module")
-def _triton_of_nobody() -> Iterator[TritonServer]:
+def triton_of_nobody() -> Iterator[TritonServer]:
     with nobody.serving([SHARED_GROUP]) as server:
         yield server
-
-
-@pytest.fixture
-def triton_of_nobody(_triton_of_nobody: TritonServer) -> TritonServer:
-    return _triton_of_nobody.revive()
 
 
 @asynccontextmanager
@@ -80,8 +75,7 @@ async def test_a_triton_elsewhere_is_sent_messages_and_the_log_says_so() -> None
     with capture_logs() as logs:
         async with opened(server.grpc_address, shared_memory="auto") as (engine, store):
             assert engine.transport is Transport.MESSAGE
-            slot = await reserved(engine, store, "x")
-            await engine.encode("fake", picture(), slot, RequestContext())
+            slot = await encoded(engine, store)
             output = await engine.decode("fake", slot.as_embedding(), clicks(), RequestContext())
             assert output.low_res_logits.any()
 

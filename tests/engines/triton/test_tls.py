@@ -27,8 +27,8 @@ from samserve.types import Embedding, Transport
 from structlog.testing import capture_logs
 
 from harness.triton.server import TritonServer
-from tests.engines.drawing import HELD_CLICK, Hold, write_drawing_pair
-from tests.engines.triton.opening import clicks, looked_again, opened, picture, reserved
+from tests.engines.drawing import Hold, write_drawing_pair
+from tests.engines.triton.opening import clicks, encoded, looked_again, opened
 from tests.secrecy import secret
 from tests.support.certificates import Issuer, Mounted
 from tests.support.waiting import BOUND_S, until
@@ -79,7 +79,8 @@ def tls_arguments(folder: Path, issuer: Issuer, clients: str = "", host: str = H
 
 
 @pytest.fixture(scope="module")
-def _closed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def closed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A Triton with a certificate, and all but its health for those with a header."""
     folder = tmp_path_factory.mktemp("closed")
     protocols = "inference,model-repository,model-config,shared-memory"
     arguments = [
@@ -90,24 +91,13 @@ def _closed(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield server
 
 
-@pytest.fixture
-def closed(_closed: TritonServer) -> TritonServer:
-    """A Triton with a certificate, and all but its health for those with a header."""
-    return _closed.revive()
-
-
 @pytest.fixture(scope="module")
-def _mutual(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def mutual(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A Triton that wants certificates of two issuers of clients."""
     folder = tmp_path_factory.mktemp("mutual")
     arguments = tls_arguments(folder, SERVERS, CLIENTS.pem + NEW_CLIENTS.pem)
     with TritonServer(models, log=folder / "triton.log", extra_args=arguments) as server:
         yield server
-
-
-@pytest.fixture
-def mutual(_mutual: TritonServer) -> TritonServer:
-    """A Triton that wants certificates of two issuers of clients."""
-    return _mutual.revive()
 
 
 def header(value: str = VALUE) -> str:
@@ -137,9 +127,7 @@ async def refusal(url: str, **settings: Any) -> SamserveError:
 
 
 async def embedded(engine: TritonEngine, store: MemoryStore, name: str = "x") -> Embedding:
-    slot = await reserved(engine, store, name)
-    await engine.encode(NAME, picture(), slot, RequestContext())
-    return slot.as_embedding()
+    return (await encoded(engine, store, name)).as_embedding()
 
 
 async def test_the_right_ca_and_header_let_everything_work(
@@ -158,16 +146,27 @@ async def test_the_right_ca_and_header_let_everything_work(
         assert engine.transport is Transport.SHARED_MEMORY
 
 
-@pytest.mark.parametrize("ca", [STRANGERS.pem, ""], ids=["another CA", "the system's CAs"])
-async def test_a_certificate_that_nobody_trusted_has_signed_is_refused(
-    closed: TritonServer, tmp_path: Path, ca: str
-) -> None:
-    mount = Mounted(tmp_path / "files", ca=ca, headers=header())
-    names = ("ca", "headers") if ca else ("headers",)
-    error = await refusal(closed.grpc_address, **settings_for(mount, *names))
+NOT_SIGNED = "not signed by a CA of triton.ca_file"
+NOT_ADMITTED = "triton.headers_file has not what it expects"
+REFUSALS: dict[str, tuple[dict[str, str], type[SamserveError], str]] = {
+    "another CA": ({"ca": STRANGERS.pem, "headers": header()}, Unreachable, NOT_SIGNED),
+    "the system's CAs": ({"headers": header()}, Unreachable, NOT_SIGNED),
+    "no header": ({"ca": SERVERS.pem}, Refused, NOT_ADMITTED),
+    "another value": ({"ca": SERVERS.pem, "headers": header(WRONG_VALUE)}, Refused, NOT_ADMITTED),
+    "another name": ({"ca": SERVERS.pem, "headers": f"another: {VALUE}"}, Refused, NOT_ADMITTED),
+}
 
-    assert isinstance(error, EngineUnavailable)
-    assert "not signed by a CA of triton.ca_file" in str(error)
+
+@pytest.mark.parametrize("case", REFUSALS)
+async def test_what_triton_or_the_gateway_does_not_trust_is_refused(
+    closed: TritonServer, tmp_path: Path, case: str
+) -> None:
+    files, kind, text = REFUSALS[case]
+    mount = Mounted(tmp_path / "files", **files)
+    error = await refusal(closed.grpc_address, **settings_for(mount, *files))
+
+    assert isinstance(error, kind)
+    assert text in str(error)
 
 
 async def test_a_certificate_for_another_name_is_refused(tmp_path: Path) -> None:
@@ -201,22 +200,6 @@ async def test_a_file_that_cannot_be_used_ends_the_start_at_once(
 
     assert isinstance(error, Misconfigured)
     assert str(mount.path("ca")) in str(error)
-
-
-@pytest.mark.parametrize(
-    "headers",
-    ["", header(WRONG_VALUE), f"another: {VALUE}"],
-    ids=["none", "another value", "another name"],
-)
-async def test_a_restricted_protocol_wants_the_header(
-    closed: TritonServer, tmp_path: Path, headers: str
-) -> None:
-    mount = Mounted(tmp_path / "files", ca=SERVERS.pem, headers=headers)
-    names = ("ca", "headers") if headers else ("ca",)
-    error = await refusal(closed.grpc_address, **settings_for(mount, *names))
-
-    assert isinstance(error, Refused)
-    assert "triton.headers_file" in str(error)
 
 
 async def test_mutual_tls_wants_a_certificate_of_the_right_issuer(
@@ -266,8 +249,7 @@ class Load:
             number = next(self._numbers)
             try:
                 if number % 8 == 0:
-                    slot = await reserved(self._engine, self._store, f"new {number}")
-                    await self._engine.encode(NAME, picture(), slot, RequestContext())
+                    slot = await encoded(self._engine, self._store, f"new {number}")
                     await self._store.discard(slot)
                 assert np.array_equal(await self._decode(embedding), self._expected)
             except SamserveError as error:
@@ -363,13 +345,13 @@ async def test_a_call_that_is_under_way_goes_on_over_the_old_channel(
 ) -> None:
     mount = Mounted(tmp_path / "files", ca=SERVERS.pem, **shown(CLIENTS))
     settings = settings_for(mount, "ca", "cert", "key")
-    slow = clicks(2)
-    slow.point_coords[0, 0, 0] = HELD_CLICK
     async with opened(mutual.grpc_address, **settings, **QUICKLY) as (engine, store):
         embedding = await embedded(engine, store)
         before = now(engine)
         # One only: the other instance of the decoder is for the others.
-        call = asyncio.create_task(engine.decode(NAME, embedding, slow, RequestContext()))
+        call = asyncio.create_task(
+            engine.decode(NAME, embedding, clicks(2, held=True), RequestContext())
+        )
         await hold.begun()
         mount.swap(**shown(NEW_CLIENTS))
         await until(lambda: now(engine) is not before)

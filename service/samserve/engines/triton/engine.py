@@ -146,6 +146,9 @@ class TritonEngine:
         """See `Engine.decode`."""
         count = len(prompts.point_labels)
         async with self._admitted("decoder", model, embedding.facts, context) as bundle:
+            if prompts.mask_input.shape[-1] != bundle.info.mask_size:
+                # Another decoder of the same encoder was found since the call chose the model.
+                raise weights_changed(model)
             scratch = await self._take_scratch("decoder", DecoderAnswer.nbytes(bundle.info, count))
             answer = DecoderAnswer(bundle.info, count, scratch)
             try:
@@ -205,6 +208,7 @@ class TritonEngine:
 
         Yields the model as it is then: another one may have been found during the wait.
         """
+        bundle: Bundle[str] | None = None
         try:
             async with self._gates[network][model].hold(context):
                 bundle = self._bundle(model, facts)
@@ -216,21 +220,17 @@ class TritonEngine:
         except EngineFailure as error:
             # Other weights may have other tensors, which Triton refuses without running them.
             await self._look_again(model, facts, context)
-            if self._serves(model, facts):
+            if self._monitor.bundles.get(model) == bundle:
                 raise
             raise weights_changed(model) from error
 
     async def _look_again(self, model: str, facts: EmbeddingFacts, context: RequestContext) -> None:
         """Have what is known of Triton's models be newer than a run that went wrong."""
-        if not self._serves(model, facts):
-            return
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._monitor.look_again(), context.remaining_s)
-
-    def _serves(self, model: str, facts: EmbeddingFacts) -> bool:
-        """Tell whether Triton was last seen to have the encoder that these facts name."""
         known = self._monitor.models.get(model)
-        return known is not None and known.encoder_digest == facts.encoder_digest
+        # Else it is known already that the encoder is not there any more.
+        if known is not None and known.encoder_digest == facts.encoder_digest:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._monitor.look_again(), context.remaining_s)
 
     async def _take_scratch(self, network: str, nbytes: int) -> SharedSegment | None:
         scratch = await self._pool.take(nbytes)

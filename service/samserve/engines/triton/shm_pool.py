@@ -6,6 +6,7 @@ import asyncio
 import mmap
 import weakref
 from collections import defaultdict
+from contextlib import suppress
 
 from samserve.engines.triton.shm_regions import ShmRegions
 from samserve.errors import MemoryExhausted
@@ -66,20 +67,16 @@ class ShmPool:
         except OSError:
             self._bytes -= size
             return None
+        taken = False
         try:
-            # Clearing megabytes of pages takes milliseconds.
-            await asyncio.to_thread(segment.commit, 0, segment.nbytes)
-            taken = await self._regions.add(segment)
-        except MemoryExhausted:
-            self.retire(segment)
-            return None
-        except BaseException:
-            self.retire(segment)
-            raise
-        if not taken:
-            self.retire(segment)
-            return None
-        return segment
+            with suppress(MemoryExhausted):
+                # Clearing megabytes of pages takes milliseconds.
+                await asyncio.to_thread(segment.commit, 0, segment.nbytes)
+                taken = await self._regions.add(segment)
+        finally:
+            if not taken:
+                self.retire(segment)
+        return segment if taken else None
 
     def _drop_idle_of_others(self, size: int) -> None:
         """Make room, for the next request of this size at the latest."""

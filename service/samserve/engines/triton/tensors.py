@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from tritonclient.utils import np_to_triton_dtype
@@ -18,25 +20,34 @@ _LOGITS, _IOU = "low_res_logits", "predicted_iou"
 
 def encoder_inputs(image: EncoderInput, scratch: SharedSegment | None) -> list[InferInput]:
     """Put the image into *scratch*, or into the message if there is none."""
-    pixels = image.pixels[None]
+    pixels, place = image.pixels[None], None
     size = np.array([[image.valid.height, image.valid.width]], dtype=np.int32)
-    if scratch is None:
-        return [_inline("image", pixels), _inline("image_size", size)]
-    scratch.array[: pixels.nbytes] = pixels.reshape(-1)
-    return [_at("image", pixels, Location(scratch.key, 0)), _inline("image_size", size)]
+    if scratch is not None:
+        scratch.array[: pixels.nbytes] = pixels.reshape(-1)
+        place = Location(scratch.key, 0)
+    return [_input("image", pixels, place), _input("image_size", size)]
 
 
 def decoder_inputs(
     embedding: Embedding, prompts: PromptBatch, shared: SharedMemory | None
 ) -> list[InferInput]:
     """Name the embedding where it lies in *shared*; prompts are small and go in the message."""
+    places = _places(embedding.tensors, shared)
     return [
-        *(_input(name, tensor[None], shared) for name, tensor in embedding.tensors.items()),
-        _inline("point_coords", prompts.point_coords[None]),
-        _inline("point_labels", prompts.point_labels[None]),
+        *(_input(name, each[None], places[name]) for name, each in embedding.tensors.items()),
+        _input("point_coords", prompts.point_coords[None]),
+        _input("point_labels", prompts.point_labels[None]),
         # In the message also because Triton refuses a region for zero bytes.
-        _inline("mask_input", prompts.mask_input[None]),
+        _input("mask_input", prompts.mask_input[None]),
     ]
+
+
+def _places(
+    tensors: Mapping[str, Array], shared: SharedMemory | None
+) -> dict[str, Location | None]:
+    return {
+        name: None if shared is None else shared.locate(tensor) for name, tensor in tensors.items()
+    }
 
 
 def said_weights(result: InferResult) -> Array:
@@ -50,26 +61,20 @@ class EncoderAnswer:
 
     def __init__(self, slot: Slot, shared: SharedMemory | None) -> None:
         self._slot = slot
-        located = {
-            name: shared.locate(tensor) if shared is not None else None
-            for name, tensor in slot.tensors.items()
-        }
-        self._located = {name: place for name, place in located.items() if place is not None}
+        self._places = _places(slot.tensors, shared)
 
     def outputs(self) -> list[InferRequestedOutput]:
         """Say where Triton is to write."""
+        tensors = self._slot.tensors.items()
         return [
-            *(
-                _output(name, tensor.nbytes, self._located.get(name))
-                for name, tensor in self._slot.tensors.items()
-            ),
+            *(_output(name, tensor.nbytes, self._places[name]) for name, tensor in tensors),
             _output(DIGEST_OUTPUT, 0, None),
         ]
 
     def read(self, result: InferResult) -> None:
         """Copy what came in the message into the slot."""
         for name, tensor in self._slot.tensors.items():
-            if name not in self._located:
+            if self._places[name] is None:
                 tensor[...] = result.as_numpy(name)[0]
 
 
@@ -79,6 +84,10 @@ class DecoderAnswer:
     def __init__(self, model: ModelInfo, prompts: int, scratch: SharedSegment | None) -> None:
         self._iou_shape = (prompts, families.of(model).mask_tokens)
         self._logits_shape = (*self._iou_shape, model.mask_size, model.mask_size)
+        self._sizes = {
+            _LOGITS: int(np.prod(self._logits_shape)) * 4,
+            _IOU: int(np.prod(self._iou_shape)) * 4,
+        }
         self._scratch = scratch
 
     @staticmethod
@@ -88,13 +97,17 @@ class DecoderAnswer:
 
     def outputs(self) -> list[InferRequestedOutput]:
         """Say where Triton is to write."""
-        places: tuple[Location | None, Location | None] = (None, None)
-        if self._scratch is not None:
-            key = self._scratch.key
-            places = (Location(key, 0), Location(key, self._logits_bytes))
+        scratch = self._scratch
+        places = (
+            {}
+            if scratch is None
+            else {
+                _LOGITS: Location(scratch.key, 0),
+                _IOU: Location(scratch.key, self._sizes[_LOGITS]),
+            }
+        )
         return [
-            _output(_LOGITS, self._logits_bytes, places[0]),
-            _output(_IOU, self._iou_bytes, places[1]),
+            *(_output(name, nbytes, places.get(name)) for name, nbytes in self._sizes.items()),
             _output(DIGEST_OUTPUT, 0, None),
         ]
 
@@ -102,32 +115,17 @@ class DecoderAnswer:
         """Return the outputs; the logits are a view of the scratch segment if there is one."""
         if self._scratch is None:
             return DecoderOutput(result.as_numpy(_LOGITS)[0], result.as_numpy(_IOU)[0])
-        iou = self._scratch.view(self._logits_bytes, self._iou_shape).copy()
+        iou = self._scratch.view(self._sizes[_LOGITS], self._iou_shape).copy()
         return DecoderOutput(self._scratch.view(0, self._logits_shape), iou)
 
-    @property
-    def _logits_bytes(self) -> int:
-        return int(np.prod(self._logits_shape)) * 4
 
-    @property
-    def _iou_bytes(self) -> int:
-        return int(np.prod(self._iou_shape)) * 4
-
-
-def _input(name: str, array: Array, shared: SharedMemory | None) -> InferInput:
-    location = shared.locate(array) if shared is not None else None
-    return _inline(name, array) if location is None else _at(name, array, location)
-
-
-def _inline(name: str, array: Array) -> InferInput:
+def _input(name: str, array: Array, location: Location | None = None) -> InferInput:
+    """Name where a tensor lies, or put it into the message."""
     tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    tensor.set_data_from_numpy(array)
-    return tensor
-
-
-def _at(name: str, array: Array, location: Location) -> InferInput:
-    tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-    tensor.set_shared_memory(location.region, array.nbytes, offset=location.offset)
+    if location is None:
+        tensor.set_data_from_numpy(array)
+    else:
+        tensor.set_shared_memory(location.region, array.nbytes, offset=location.offset)
     return tensor
 
 

@@ -47,65 +47,44 @@ _SHARED = "shared_image_embedding.positional_embedding"
 _TIED = "prompt_encoder.shared_embedding.positional_embedding"
 """One tensor with two names in the transformers library, which has saved either or both."""
 
-_TRANSFORMERS: tuple[tuple[str, str], ...] = (
-    (r"shared_image_embedding\.positional_embedding", "prompt_encoder.pe_layer.{gaussian}"),
-    (r"vision_encoder\.pos_embed", "image_encoder.pos_embed"),
-    (r"vision_encoder\.patch_embed\.projection\.(\w+)", r"image_encoder.patch_embed.proj.\1"),
-    (
-        r"vision_encoder\.layers\.(\d+)\.layer_norm([12])\.(\w+)",
-        r"image_encoder.blocks.\1.norm\2.\3",
-    ),
-    (r"vision_encoder\.layers\.(\d+)\.(attn|mlp)\.([\w.]+)", r"image_encoder.blocks.\1.\2.\3"),
-    (r"vision_encoder\.neck\.conv1\.(\w+)", r"image_encoder.neck.0.\1"),
-    (r"vision_encoder\.neck\.layer_norm1\.(\w+)", r"image_encoder.neck.1.\1"),
-    (r"vision_encoder\.neck\.conv2\.(\w+)", r"image_encoder.neck.2.\1"),
-    (r"vision_encoder\.neck\.layer_norm2\.(\w+)", r"image_encoder.neck.3.\1"),
-    (r"prompt_encoder\.mask_embed\.conv1\.(\w+)", r"prompt_encoder.mask_downscaling.0.\1"),
-    (r"prompt_encoder\.mask_embed\.layer_norm1\.(\w+)", r"prompt_encoder.mask_downscaling.1.\1"),
-    (r"prompt_encoder\.mask_embed\.conv2\.(\w+)", r"prompt_encoder.mask_downscaling.3.\1"),
-    (r"prompt_encoder\.mask_embed\.layer_norm2\.(\w+)", r"prompt_encoder.mask_downscaling.4.\1"),
-    (r"prompt_encoder\.mask_embed\.conv3\.(\w+)", r"prompt_encoder.mask_downscaling.6.\1"),
-    (r"prompt_encoder\.point_embed\.(\d+)\.weight", r"prompt_encoder.point_embeddings.\1.weight"),
-    (r"prompt_encoder\.(no_mask_embed|not_a_point_embed)\.weight", r"prompt_encoder.\1.weight"),
-    (r"mask_decoder\.(iou_token|mask_tokens)\.weight", r"mask_decoder.\1.weight"),
-    (
-        r"mask_decoder\.transformer\.layers\.(\d+)\.layer_norm([1-4])\.(\w+)",
-        r"mask_decoder.transformer.layers.\1.norm\2.\3",
-    ),
-    (
-        r"mask_decoder\.transformer\.layers\.(\d+)\.((?:self|cross)_attn\w*|mlp)\.(\w+)\.(\w+)",
-        r"mask_decoder.transformer.layers.\1.\2.\3.\4",
-    ),
-    (
-        r"mask_decoder\.transformer\.final_attn_token_to_image\.(\w+)\.(\w+)",
-        r"mask_decoder.transformer.final_attn_token_to_image.\1.\2",
-    ),
-    (
-        r"mask_decoder\.transformer\.layer_norm_final_attn\.(\w+)",
-        r"mask_decoder.transformer.norm_final_attn.\1",
-    ),
-    (r"mask_decoder\.upscale_conv1\.(\w+)", r"mask_decoder.output_upscaling.0.\1"),
-    (r"mask_decoder\.upscale_layer_norm\.(\w+)", r"mask_decoder.output_upscaling.1.\1"),
-    (r"mask_decoder\.upscale_conv2\.(\w+)", r"mask_decoder.output_upscaling.3.\1"),
-    (
-        r"mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.proj_in\.(\w+)",
-        r"mask_decoder.\1.layers.0.\2",
-    ),
-    (
-        r"mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.layers\.0\.(\w+)",
-        r"mask_decoder.\1.layers.1.\2",
-    ),
-    (
-        r"mask_decoder\.(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.proj_out\.(\w+)",
-        r"mask_decoder.\1.layers.2.\2",
-    ),
-)
-"""Names of the transformers library and the original ones."""
+_WHOLE = {
+    _SHARED: "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    "vision_encoder.pos_embed": "image_encoder.pos_embed",
+}
+_MLPS = r"(mask_decoder.(?:output_hypernetworks_mlps.\d+|iou_prediction_head))"
+_BEFORE_LAST: Mapping[str, str] = {
+    r"vision_encoder.patch_embed.projection": r"image_encoder.patch_embed.proj",
+    r"vision_encoder.layers.(\d+).layer_norm([12])": r"image_encoder.blocks.\1.norm\2",
+    r"vision_encoder.layers.(\d+).(attn|mlp)([\w.]*)": r"image_encoder.blocks.\1.\2\3",
+    r"vision_encoder.neck.conv1": r"image_encoder.neck.0",
+    r"vision_encoder.neck.layer_norm1": r"image_encoder.neck.1",
+    r"vision_encoder.neck.conv2": r"image_encoder.neck.2",
+    r"vision_encoder.neck.layer_norm2": r"image_encoder.neck.3",
+    r"prompt_encoder.mask_embed.conv1": r"prompt_encoder.mask_downscaling.0",
+    r"prompt_encoder.mask_embed.layer_norm1": r"prompt_encoder.mask_downscaling.1",
+    r"prompt_encoder.mask_embed.conv2": r"prompt_encoder.mask_downscaling.3",
+    r"prompt_encoder.mask_embed.layer_norm2": r"prompt_encoder.mask_downscaling.4",
+    r"prompt_encoder.mask_embed.conv3": r"prompt_encoder.mask_downscaling.6",
+    r"prompt_encoder.point_embed.(\d+)": r"prompt_encoder.point_embeddings.\1",
+    r"(prompt_encoder.(?:no_mask|not_a_point)_embed)": r"\1",
+    r"(mask_decoder.(?:iou_token|mask_tokens))": r"\1",
+    r"(mask_decoder.transformer.layers.\d+).layer_norm([1-4])": r"\1.norm\2",
+    r"(mask_decoder.transformer.layers.\d+.(?:(?:self|cross)_attn\w*|mlp).\w+)": r"\1",
+    r"(mask_decoder.transformer.final_attn_token_to_image.\w+)": r"\1",
+    r"mask_decoder.transformer.layer_norm_final_attn": r"mask_decoder.transformer.norm_final_attn",
+    r"mask_decoder.upscale_conv1": r"mask_decoder.output_upscaling.0",
+    r"mask_decoder.upscale_layer_norm": r"mask_decoder.output_upscaling.1",
+    r"mask_decoder.upscale_conv2": r"mask_decoder.output_upscaling.3",
+    rf"{_MLPS}.proj_in": r"\1.layers.0",
+    rf"{_MLPS}.layers.0": r"\1.layers.1",
+    rf"{_MLPS}.proj_out": r"\1.layers.2",
+}
+"""Names of the transformers library and the original ones, some of them but for the last part."""
 
-_RENAMES = tuple(
-    (re.compile(pattern), name.replace("{gaussian}", "positional_encoding_gaussian_matrix"))
-    for pattern, name in _TRANSFORMERS
-)
+_RENAMES = [
+    (re.compile(pattern.replace(".", r"\.") + r"(?P<last>\.\w+)"), rf"{name}\g<last>")
+    for pattern, name in _BEFORE_LAST.items()
+]
 
 
 def original_names(tensors: Mapping[str, Tensor]) -> tuple[Naming, State]:
@@ -151,6 +130,8 @@ def _untie(state: State) -> None:
 
 
 def _renamed(key: str) -> str:
+    if key in _WHOLE:
+        return _WHOLE[key]
     for pattern, name in _RENAMES:
         match = pattern.fullmatch(key)
         if match:
