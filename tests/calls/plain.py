@@ -34,6 +34,7 @@ class PlainTransport:
     request: bytes = b"request"
     certificate: tuple[str, ...] = ()
     request_id: str = ""
+    was_read: bool = False
     answer: list[bytes] = field(default_factory=list)
     failure: Failure | None = None
 
@@ -44,6 +45,7 @@ class PlainTransport:
         self.request_id = request_id
 
     async def read(self) -> bytes:
+        self.was_read = True
         return self.request
 
     async def write(self, data: bytes) -> None:
@@ -71,12 +73,10 @@ class Service:
 
     def __init__(self, **settings: Any) -> None:
         self.settings: Settings = load(settings)
-        security = open_security(self.settings)
+        self.security = security = open_security(self.settings)
         self.registry = CollectorRegistry()
         kinds = {method.name: method.kind for method in METHODS}
-        self.admission = Admission(
-            self.settings.admission, shared=lambda: security.authenticator.required
-        )
+        self.admission = Admission(self.settings.admission, shared=security.has_tenants)
         self._pipeline = CallPipeline(
             security.authenticator,
             Quotas(security.policy),

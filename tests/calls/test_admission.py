@@ -26,8 +26,8 @@ def admitted(admit: Admit, stack: ExitStack, tenant: str) -> int:
     [
         ("embed", lambda admission: lambda tenant: admission.admit("Embed", tenant)),
         ("other", lambda admission: lambda tenant: admission.admit("ListModels", tenant)),
-        ("slow_requests", lambda admission: admission.slow_request),
-        ("slow_answers", lambda admission: admission.slow_answer),
+        ("slow_requests", lambda admission: admission.slow_requests.hold),
+        ("slow_answers", lambda admission: admission.slow_answers.hold),
     ],
 )
 def test_places_are_shared_again_and_again(

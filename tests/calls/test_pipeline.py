@@ -63,23 +63,33 @@ async def test_credentials_say_who_calls(tmp_path: Path) -> None:
     assert (context.tenant, context.principal.subject) == ("acme", f"key:{key.split('_')[1]}")
     assert without.outcome == twice.outcome == ("UNAUTHENTICATED", "UNAUTHENTICATED")
     assert without.answer == []
+    assert not without.was_read
 
 
 async def test_the_certificate_that_a_transport_has_verified_is_a_credential(
     tmp_path: Path,
 ) -> None:
     rules = '[identities."client.acme"]\ntenant = "acme"\nroles = ["embed"]'
-    policy = files(tmp_path, KeyFile(tmp_path / "keys.toml"), rules)["policy_file"]
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f"version = 1\n{rules}")
     authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
     pem = write_pem(tmp_path, authority.issue_cert("localhost"))
     tls = pem.settings(client_ca_file=ca_file(tmp_path, authority))
     service = Service(auth={"policy_file": policy}, tls=tls)
 
-    context = await context_of(service, "Embed", PlainTransport(certificate=("client.acme",)))
+    known = ("client.acme",)
+    context = await context_of(service, "Embed", PlainTransport(certificate=known))
+    forbidden = await service.call("Predict", PlainTransport(certificate=known))
     other = await service.call("Embed", PlainTransport(certificate=("client.other",)))
+    # A policy that has lost its identities lets nobody in.
+    policy.write_text("version = 1")
+    for file in service.security.watched:
+        file.refresh()
+    later = await service.call("Embed", PlainTransport(certificate=known))
 
     assert context.principal.subject == "certificate:client.acme"
-    assert other.outcome == ("UNAUTHENTICATED", "UNAUTHENTICATED")
+    assert forbidden.outcome == ("PERMISSION_DENIED", "PERMISSION_DENIED")
+    assert other.outcome == later.outcome == ("UNAUTHENTICATED", "UNAUTHENTICATED")
 
 
 async def test_a_caller_needs_the_permission_of_the_method(tmp_path: Path) -> None:
@@ -92,6 +102,7 @@ async def test_a_caller_needs_the_permission_of_the_method(tmp_path: Path) -> No
     assert refused.outcome == ("PERMISSION_DENIED", "PERMISSION_DENIED")
     assert refused.failure is not None
     assert refused.failure.metadata["permission"] == "predict"
+    assert not refused.was_read
     assert (await service.call("Embed", PlainTransport(metadata=caller))).failure is None
 
 
@@ -107,6 +118,7 @@ async def test_a_call_over_the_limit_is_refused_until_another_has_ended() -> Non
     assert refused.outcome == ("RESOURCE_EXHAUSTED", "OVERLOADED")
     assert refused.failure is not None
     assert refused.failure.retry_after_s == 1.0
+    assert not refused.was_read
     assert (await service.call("Embed")).failure is None
     assert not service.admission.busy()
 
@@ -142,6 +154,8 @@ async def test_a_tenant_is_held_to_its_quota(tmp_path: Path) -> None:
     assert refused.failure is not None
     assert refused.failure.quota_subject == "tenant:acme"
     assert refused.failure.metadata["quota"] == "embed"
+    assert refused.failure.message == "1 Embed calls of this tenant are in flight, its quota"
+    assert not refused.was_read
     assert context.allowance.prompts == 2
     assert others.failure is None
 
@@ -191,6 +205,7 @@ async def test_metadata_over_the_limit_is_refused_before_it_is_read() -> None:
 
     assert refused.outcome == ("INVALID_ARGUMENT", "METADATA_TOO_LARGE")
     assert refused.request_id != "given"
+    assert not refused.was_read
 
 
 async def broken(request: bytes, context: RequestContext) -> bytes:
@@ -301,6 +316,22 @@ async def test_a_slow_answer_gives_its_place_to_another_call(
     assert slow.answer == [b"request"]
     assert refused.failure is not None
     assert refused.failure.metadata["resource"] == "slow_answers"
+
+
+async def test_an_answer_that_may_still_be_taken_at_once_keeps_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slow_clients, "PROMPT_S", 600.0)
+    service, slow = Service(admission={"embed": 1}), SlowClient(sends=True, takes=False)
+    first = asyncio.create_task(service.call("Embed", slow))
+    await slow.writing.wait()
+    await pass_on_the_loop(5)
+
+    refused = await service.call("Embed")
+    slow.takes.set()
+    await first
+
+    assert refused.outcome == ("RESOURCE_EXHAUSTED", "OVERLOADED")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
-"""Reading what an error says to a client."""
+"""How calls end: their answers, and what an error says to a client."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +24,21 @@ class Failure:
     quota_subject: str
 
 
-async def failure_of(call: Awaitable[Any]) -> Failure:
+async def finish(call: Any) -> Any:
+    """Await a call, or read a stream; returns the answer, or all messages."""
+    return [message async for message in call] if hasattr(call, "__aiter__") else await call
+
+
+async def refused(call: Any) -> grpc.aio.AioRpcError:
+    """Await a call, or read a stream, that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await finish(call)
+    return caught.value
+
+
+async def failure_of(call: Any) -> Failure:
     """Await a call that must fail and read its error."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return read(caught.value)
-
-
-async def stream_failure_of(call: Any) -> Failure:
-    """Read a stream that must fail and read its error."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in call:
-            pass
-    return read(caught.value)
+    return read(await refused(call))
 
 
 def read(error: grpc.aio.AioRpcError) -> Failure:

@@ -16,11 +16,7 @@ import grpc
 import pytest
 from samserve.app import Running
 from samserve.calls import access_log
-from samserve.context import RequestContext
-from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.fake import FakeEngine
-from samserve.errors import EngineUnavailable
-from samserve.memory.slot import Slot
 from samserve.rpc.methods import SERVICE
 from samserve.scheduling.single_flight import SingleFlight
 from samserve.settings import LogSettings
@@ -32,6 +28,8 @@ from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import pictures
 from tests.conftest import UNLIMITED, serving, settings_with
+from tests.rpc.errors import finish
+from tests.rpc.moody import DECODE_S, ENCODE_S, Moody, click, embed, grid, named
 from tests.samples import total
 from tests.security import http2
 from tests.security.credentials import KeyFile, bearer
@@ -45,8 +43,6 @@ FIELDS = {
     *("tenant", "caller", "request_id", "trace_id"),
 }
 TRACE = "0af7651916cd43dd8448eb211c80319c"
-# What the engine takes by the clock of calls, which stands still otherwise.
-ENCODE_S, DECODE_S = 1.25, 0.5
 
 Caught = Callable[[], list[str]]
 
@@ -57,44 +53,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(access_log, "_now", clock)
     return clock
-
-
-class Moody(FakeEngine):
-    """Does what the request id says; where it is not said, it takes its time and works."""
-
-    def __init__(self, clock: Clock | None = None) -> None:
-        super().__init__()
-        self._clock = clock or Clock()
-        self.endless: set[str] = set()
-        self._decoded: set[str] = set()
-
-    async def encode(
-        self, model: str, image: EncoderInput, into: Slot, context: RequestContext
-    ) -> None:
-        await self._behave(context.request_id)
-        self._clock.now += ENCODE_S
-        await super().encode(model, image, into, context)
-
-    async def decode(
-        self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
-    ) -> DecoderOutput:
-        await self._behave(context.request_id)
-        self._clock.now += DECODE_S
-        return await super().decode(model, embedding, prompts, context)
-
-    async def _behave(self, request_id: str) -> None:
-        if request_id.startswith("endless"):
-            self.endless.add(request_id)
-            await asyncio.Event().wait()
-        if request_id.startswith("breaks"):
-            raise RuntimeError('secret of the house\n{"event": "call"}')
-        if request_id.startswith("away") and request_id in self._decoded:
-            raise EngineUnavailable("the model server cannot be reached")
-        self._decoded.add(request_id)
-
-    async def stuck(self, request_id: str) -> None:
-        """Wait until a call has come to what never ends."""
-        await until(lambda: request_id in self.endless)
 
 
 def caught(capsys: pytest.CaptureFixture[str], **settings: Any) -> Caught:
@@ -126,22 +84,7 @@ async def handled(service: Running, count: int) -> None:
 async def ended(call: Any) -> None:
     """Wait for the end of a call, whatever it is; of a stream, read all of it."""
     with suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
-        if isinstance(call, grpc.aio.UnaryStreamCall):
-            async for _ in call:
-                pass
-        else:
-            await call
-
-
-def grid(embedding_id: str) -> pb.AutoMaskRequest:
-    request = pb.AutoMaskRequest(embedding_id=embedding_id)
-    request.options.points_per_side = 8
-    request.options.points_per_batch = 16
-    return request
-
-
-def click(embedding_id: str) -> pb.PredictRequest:
-    return pb.PredictRequest(embedding_id=embedding_id, prompts=[pictures.click()])
+        await finish(call)
 
 
 # By request id.
@@ -172,32 +115,26 @@ class Script:
     key: str
 
     async def run(self) -> None:
-        stub, image = self.stub, pictures.image
-        embed = pb.EmbedRequest(image=image())
-        embedded = await stub.Embed(embed, **self.named("well"))
-        click_on = click(embedded.embedding.id)
+        stub, how = self.stub, self.named
+        embedded = (await stub.Embed(embed(), **how("well"))).embedding.id
+        many = click(embedded)
+        many.prompts.extend([pictures.click()] * 2)
+        deletion = pb.DeleteEmbeddingRequest(embedding_id=embedded)
         rubbish = pb.EmbedRequest(image=pb.Image(encoded=b"rubbish"))
-        await ended(stub.Embed(rubbish, **self.named("no-picture")))
-        await ended(stub.Predict(click("f" * 64), **self.named("no-embedding")))
-        await ended(stub.ListModels(pb.ListModelsRequest(), **self.named("stranger", key="")))
-        deletion = pb.DeleteEmbeddingRequest(embedding_id=embedded.embedding.id)
-        await ended(stub.DeleteEmbedding(deletion, **self.named("forbidden")))
-        many = pb.PredictRequest(embedding_id=embedded.embedding.id)
-        many.prompts.extend([pictures.click()] * 3)
-        await ended(stub.Predict(many, **self.named("too-much")))
-        await ended(stub.Predict(click_on, **self.named("breaks")))
-        await ended(stub.AutoMask(grid(embedded.embedding.id), **self.named("away-midway")))
+        await ended(stub.Embed(rubbish, **how("no-picture")))
+        await ended(stub.Predict(click("f" * 64), **how("no-embedding")))
+        await ended(stub.ListModels(pb.ListModelsRequest(), **how("stranger", key="")))
+        await ended(stub.DeleteEmbedding(deletion, **how("forbidden")))
+        await ended(stub.Predict(many, **how("too-much")))
+        await ended(stub.Predict(click(embedded), **how("breaks")))
+        await ended(stub.AutoMask(grid(embedded), **how("away-midway")))
         await self._raw("no-message")
         await self._raw("no-request", b"\xff\xff")
-        await self._leave(stub.AutoMask(grid(embedded.embedding.id), **self.named("endless-left")))
-        cancelled = stub.Embed(
-            pb.EmbedRequest(image=image(seed=1)), **self.named("endless-cancelled")
-        )
-        await self.engine.stuck("endless-cancelled")
-        cancelled.cancel()
-        await ended(cancelled)
-        late = {**self.named("endless-late"), "timeout": None}
-        await ended(stub.Embed(pb.EmbedRequest(image=image(seed=2)), **late))
+        leaving = stub.AutoMask(grid(embedded), **how("endless-left"))
+        await leaving.read()
+        await self._cancel(leaving, "endless-left")
+        await self._cancel(stub.Embed(embed(1), **how("endless-cancelled")), "endless-cancelled")
+        await ended(stub.Embed(embed(2), **{**how("endless-late"), "timeout": None}))
 
     def named(self, request_id: str, key: str | None = None) -> dict[str, Any]:
         """How a call is made: the deadlines of the server are for those who have none."""
@@ -212,9 +149,8 @@ class Script:
         await call.done_writing()
         await call.code()
 
-    async def _leave(self, call: Any) -> None:
-        await call.read()
-        await self.engine.stuck("endless-left")
+    async def _cancel(self, call: Any, request_id: str) -> None:
+        await self.engine.stuck(request_id)
         call.cancel()
         with suppress(asyncio.CancelledError):
             await call.code()
@@ -251,9 +187,9 @@ async def test_a_call_leaves_one_line_whatever_its_end(
         known = line["request_id"] != "stranger"
         assert line["tenant"] == ("acme" if known else None)
         assert (line["caller"] is not None) == known
-    assert by_id["well"]["stages_ms"]["encode"] == by_id["well"]["duration_ms"] == 1250.0
+    assert by_id["well"]["stages_ms"]["encode"] == by_id["well"]["duration_ms"] == ENCODE_S * 1000
     # One decode went well, the next did not.
-    assert by_id["away-midway"]["stages_ms"]["decode"] == 500.0
+    assert by_id["away-midway"]["stages_ms"]["decode"] == DECODE_S * 1000
     sent = {each for each, line in by_id.items() if line["sent_bytes"]}
     assert sent == {"well", "away-midway", "endless-left"}
 
@@ -265,7 +201,7 @@ async def test_a_message_over_the_limit_looks_like_a_client_that_has_left(
     logged = caught(capsys)
     async with serving(settings_with(limits={"request_bytes": 1000})) as (service, stub):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.Embed(pb.EmbedRequest(image=pictures.image()))
+            await stub.Embed(embed())
         await handled(service, 1)
 
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -279,7 +215,7 @@ async def test_a_line_says_what_was_asked_and_answered(
     key = keys.add("acme", "embed", "predict", "automask")
     (key_id,) = re.findall(r'id = "(\w+)"', keys.path.read_text())
     credential = {"metadata": bearer(key)}
-    wish = pb.EmbedRequest(image=pictures.image())
+    wish = embed()
     logged = caught(capsys)
     async with serving(settings_with(auth={"keys_file": keys.path})) as (service, stub):
         embedded = await stub.Embed(wish, **credential)
@@ -330,42 +266,39 @@ class SharedStore(MemoryStore):
 
 
 @pytest.fixture
-def boarded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Who has come to wait for an encode, by the method of `SingleFlight` that was called."""
-    noted: list[str] = []
-    for name in ("join", "join_existing"):
-        board = getattr(SingleFlight, name)
+def joined(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set once somebody waits for an encode by its id."""
+    event, join = asyncio.Event(), SingleFlight.join_existing
 
-        def note(*words: Any, name: str = name, board: Any = board) -> Any:
-            noted.append(name)
-            return board(*words)
+    def note(*words: Any) -> Any:
+        event.set()
+        return join(*words)
 
-        monkeypatch.setattr(SingleFlight, name, note)
-    return noted
+    monkeypatch.setattr(SingleFlight, "join_existing", note)
+    return event
 
 
 async def test_a_line_says_where_the_embedding_was(
-    capsys: pytest.CaptureFixture[str], boarded: list[str]
+    capsys: pytest.CaptureFixture[str], joined: asyncio.Event
 ) -> None:
     engine, go = FakeEngine(), asyncio.Event()
     logged = caught(capsys)
-    first = pb.EmbedRequest(image=pictures.image(seed=1))
-    other = pb.EmbedRequest(image=pictures.image(seed=2), prefetch=True)
+    first, other = embed(1), embed(2, prefetch=True)
     async with serving(engine=engine) as (service, stub):
         embedded = await stub.Embed(first, **named("miss"))
-        await stub.Embed(first, **named("memory again"))
-        await stub.Predict(click(embedded.embedding.id), **named("memory by id"))
-        await ended(stub.Predict(click("f" * 64), **named("miss by id")))
+        await stub.Embed(first, **named("memory-again"))
+        await stub.Predict(click(embedded.embedding.id), **named("memory-by-id"))
+        await ended(stub.Predict(click("f" * 64), **named("miss-by-id")))
         engine.hold(go)
         pending = await stub.Embed(other, **named("pending"))
-        waiting = stub.Predict(click(pending.embedding.id), **named("joined by id"))
-        await until(lambda: "join_existing" in boarded)
+        waiting = stub.Predict(click(pending.embedding.id), **named("joined-by-id"))
+        await joined.wait()
         go.set()
         await waiting
         await handled(service, 6)
     async with serving(store=SharedStore(64 << 20, 60)) as (service, stub):
-        embedded = await stub.Embed(first, **named("miss in both"))
-        await stub.Predict(click(embedded.embedding.id), **named("shared by id"))
+        embedded = await stub.Embed(first, **named("miss-in-both"))
+        await stub.Predict(click(embedded.embedding.id), **named("shared-by-id"))
         await handled(service, 2)
 
     lines = calls(logged())
@@ -377,33 +310,6 @@ async def test_a_line_says_where_the_embedding_was(
         "joined-by-id": "joined",
         "shared-by-id": "shared",
     }
-
-
-def named(words: str) -> dict[str, Any]:
-    return {"metadata": (("x-request-id", words.replace(" ", "-")),)}
-
-
-async def test_who_is_given_what_another_embed_makes_has_joined(
-    capsys: pytest.CaptureFixture[str], boarded: list[str]
-) -> None:
-    engine, go = FakeEngine(), asyncio.Event()
-    logged = caught(capsys)
-    wish = pb.EmbedRequest(image=pictures.image(seed=1))
-    async with serving(engine=engine) as (service, stub):
-        engine.hold(go)
-        pair = [asyncio.ensure_future(_answer(stub.Embed(wish))) for _ in range(2)]
-        await until(lambda: len(boarded) == 2)
-        go.set()
-        await asyncio.gather(*pair)
-        await handled(service, 2)
-
-    lines = calls(logged())
-    assert sorted("join" in line["stages_ms"] for line in lines) == [False, True]
-    assert sorted(line["cache"] for line in lines) == ["joined", "miss"]
-
-
-async def _answer(call: Any) -> Any:
-    return await call
 
 
 async def test_the_ids_that_a_client_sends_are_in_the_line(
@@ -427,8 +333,8 @@ async def test_the_console_s_lines_are_for_people(capsys: pytest.CaptureFixture[
     logged = caught(capsys, format="console")
     async with serving() as (service, stub):
         logged()  # what an engine has said of its start
-        await stub.Embed(pb.EmbedRequest(image=pictures.image()), **named("for people"))
-        await ended(stub.Embed(pb.EmbedRequest(), **named("for others")))
+        await stub.Embed(embed(), **named("for-people"))
+        await ended(stub.Embed(pb.EmbedRequest(), **named("for-others")))
         await handled(service, 2)
 
     well, failed = logged()
@@ -446,7 +352,7 @@ async def test_calls_are_left_out_above_info_but_not_what_is_wrong(
 ) -> None:
     logged = caught(capsys, level="warning")
     async with serving(engine=Moody()) as (service, stub):
-        embedded = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
+        embedded = await stub.Embed(embed())
         await ended(stub.Predict(click(embedded.embedding.id), **named("breaks")))
         await handled(service, 2)
 
@@ -498,6 +404,7 @@ async def test_neither_pictures_nor_credentials_are_logged(
 
     text = "\n".join(logged())
     assert text.count("secret of the house") >= 2
+    assert "Traceback" in text
     assert text.count("UNAUTHENTICATED") >= 3 * 7
     for picture in (PATTERN.decode(), PATTERN.hex(), base64.b64encode(PATTERN).decode()):
         assert picture.lower() not in text.lower()
@@ -532,14 +439,11 @@ async def test_nobody_forges_lines(format_: str, capsys: pytest.CaptureFixture[s
         for given in PRINTABLE:
             metadata = (("x-request-id", given), ("user-agent", "FORGED"), ("model", "FORGED"))
             await stub.ListModels(pb.ListModelsRequest(), metadata=metadata)
-        embed = pb.EmbedRequest(image=pictures.image(), model=FORGED)
-        await ended(stub.Embed(embed))
-        embedded = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
+        await ended(stub.Embed(embed(model=FORGED)))
+        embedded = await stub.Embed(embed())
         for embedding_id in (FORGED, embedded.embedding.id):
             await ended(stub.Predict(pb.PredictRequest(embedding_id=embedding_id, model=FORGED)))
-            wish = click(embedding_id)
-            wish.model = FORGED
-            await ended(stub.Predict(wish))
+            await ended(stub.Predict(click(embedding_id, model=FORGED)))
             await ended(stub.AutoMask(pb.AutoMaskRequest(embedding_id=embedding_id, model=FORGED)))
         await ended(stub.DeleteEmbedding(pb.DeleteEmbeddingRequest(embedding_id=FORGED)))
         count = len(CONTROLS) + len(PRINTABLE) + 9
@@ -583,6 +487,6 @@ async def test_a_log_that_cannot_be_written_fails_no_call(monkeypatch: pytest.Mo
     monkeypatch.setattr("sys.stderr", FullDisk())
     logs.configure(LogSettings())
     async with serving() as (_, stub):
-        embedded = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
+        embedded = await stub.Embed(embed())
 
     assert embedded.embedding.id

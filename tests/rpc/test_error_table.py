@@ -31,7 +31,7 @@ from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub as Stub
 from harness.triton.ports import free_ports
 from tests import pictures
 from tests.conftest import UNLIMITED, serving, settings_with, stub_of
-from tests.rpc.errors import Failure, read
+from tests.rpc.errors import Failure, finish, read, refused
 from tests.security.credentials import KeyFile, channel_credentials, write_pem
 from tests.support.engines import BrokenEngine, HeldEngine, encodes_begun
 
@@ -131,10 +131,8 @@ async def test_a_row_with_a_reason_is_as_it_says(row: Row, kit: Kit) -> None:
             assert failure.retry_after_s, provocation.__name__
         if "BadRequest" in row.advice:
             assert failure.fields
-        if "`permission`" in row.advice:
-            assert failure.metadata["permission"]
-        if "`stage`" in row.advice:
-            assert failure.metadata["stage"]
+        for name in ("permission", "stage"):
+            assert f"`{name}`" not in row.advice or failure.metadata[name]
 
 
 @pytest.mark.parametrize("row", GRPCS, ids=names(GRPCS))
@@ -171,19 +169,6 @@ def test_every_error_of_the_package_has_a_row() -> None:
     assert known == {(code_of(kind.__new__(kind)).name, kind.reason) for kind in kinds - at_start}
 
 
-async def refused(call: Any) -> grpc.aio.AioRpcError:
-    """Await a call, or read a stream, that fails."""
-    try:
-        if hasattr(call, "__aiter__"):
-            async for _ in call:
-                pass
-        else:
-            await call
-    except grpc.aio.AioRpcError as error:
-        return error
-    raise AssertionError("the call did not fail")
-
-
 def embed(seed: int = 0, **fields: Any) -> pb.EmbedRequest:
     return pb.EmbedRequest(image=pictures.image(seed=seed), **fields)
 
@@ -206,8 +191,11 @@ async def channel_of(
 async def answer(request: Any, *, engine: FakeEngine | None = None, **sections: Any) -> Any:
     """Send one request to a service of its own."""
     async with serving(settings_with(**sections), engine=engine or FakeEngine()) as (_, stub):
-        method = type(request).__name__.removesuffix("Request")
-        return await refused(getattr(stub, method)(request))
+        return await refused(sent(stub, request))
+
+
+def sent(stub: Stub, request: Any) -> Any:
+    return getattr(stub, type(request).__name__.removesuffix("Request"))(request)
 
 
 def answered(
@@ -246,17 +234,28 @@ for code, said, error in [
     answered(code, said, embed(), engine=partial(BrokenEngine, error, encode=True))
 
 
-@provokes("INVALID_ARGUMENT", "INVALID_ARGUMENT")
-async def _bytes(_: Kit) -> Any:
-    async with channel_of() as channel:
-        call = channel.unary_unary("/samserve.v1.SegmentationService/Embed")
-        return await refused(call(b"\xff"))
+def over_a_channel(code: str, said: str, call: Callable[[grpc.aio.Channel], Any]) -> None:
+    """Provoke an error with one call to a service of its own."""
+
+    async def provoke(_: Kit) -> Any:
+        async with channel_of() as channel:
+            return await refused(call(channel))
+
+    provoke.__name__ = f"{code} {said}"
+    provokes(code, said)(provoke)
 
 
-@provokes("INVALID_ARGUMENT", "METADATA_TOO_LARGE")
-async def _metadata(_: Kit) -> Any:
-    async with serving(engine=FakeEngine()) as (_service, stub):
-        return await refused(stub.ListModels(LIST, metadata=(("a", "x" * 20_000),)))
+EMBED, CHECK = "/samserve.v1.SegmentationService/Embed", "/grpc.health.v1.Health/Check"
+MUCH = {"metadata": (("a", "x" * 20_000),)}
+INVALID = "INVALID_ARGUMENT"
+for said, call in [
+    ("INVALID_ARGUMENT", lambda channel: channel.unary_unary(EMBED)(b"\xff")),
+    ("METADATA_TOO_LARGE", lambda channel: Stub(channel).ListModels(LIST, **MUCH)),
+    ("server.metadata_bytes allows", lambda channel: channel.unary_unary(CHECK)(b"", **MUCH)),
+    ("the request is missing", lambda channel: channel.stream_unary(CHECK)(iter(()))),
+    ("not a message of this method", lambda channel: channel.unary_unary(CHECK)(b"\xff")),
+]:
+    over_a_channel(INVALID, said, call)
 
 
 @provokes("INVALID_ARGUMENT", "RESPONSE_TOO_LARGE")
@@ -290,13 +289,14 @@ def quota(name: str, value: str, *requests: Any) -> None:
         policy.write_text(f"version = 1\n[quotas.default]\n{name} = {value}\n")
         settings = settings_with(auth={"policy_file": policy})
         async with serving(settings, engine=FakeEngine()) as (_service, stub):
-            *before, last = [
-                getattr(stub, type(request).__name__.removesuffix("Request"))
-                for request in requests
-            ]
-            for call, request in zip(before, requests, strict=False):
-                await call(request)
-            return await refused(last(requests[-1]))
+            for request in requests[:-1]:
+                await sent(stub, request)
+            failed = await refused(sent(stub, requests[-1]))
+        failure = read(failed)
+        assert failure.metadata["quota"] == name
+        # Waiting helps with a rate only.
+        assert (failure.retry_after_s is not None) is (name == "requests_per_s")
+        return failed
 
     provoke.__name__ = name
     provokes("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")(provoke)
@@ -315,7 +315,7 @@ def overloaded(resource: str, request: Any, then: Any, **sections: Any) -> None:
         engine, held = FakeEngine(), asyncio.Event()
         async with serving(settings_with(**sections), engine=engine) as (_service, stub):
             engine.hold(held)
-            first = asyncio.ensure_future(_finish(stub.Embed(request)))
+            first = asyncio.create_task(finish(stub.Embed(request)))
             await encodes_begun(engine, 1)
             failed = await refused(stub.Embed(then))
             held.set()
@@ -325,10 +325,6 @@ def overloaded(resource: str, request: Any, then: Any, **sections: Any) -> None:
 
     provoke.__name__ = resource
     provokes("RESOURCE_EXHAUSTED", "OVERLOADED")(provoke)
-
-
-async def _finish(call: Any) -> None:
-    await call
 
 
 overloaded("calls", embed(), embed(1), admission={"embed": 1})
@@ -380,12 +376,6 @@ async def _much_metadata(_: Kit) -> Any:
         return await refused(stub.ListModels(LIST, metadata=(("a", "x" * 60_000),)))
 
 
-async def checked(**options: Any) -> grpc.aio.AioRpcError:
-    """Ask for the health, which fails."""
-    async with channel_of() as channel:
-        return await refused(health_pb2_grpc.HealthStub(channel).Check(HEALTH, **options))
-
-
 @provokes("RESOURCE_EXHAUSTED", "are kept for other tenants")
 async def _many_watches(kit: Kit) -> Any:
     kit.patch.setattr(public_services, "MAX_CALLS", 8)
@@ -395,23 +385,6 @@ async def _many_watches(kit: Kit) -> Any:
         for watch in watches:
             await watch.read()
         return await refused(stub.Watch(HEALTH))
-
-
-@provokes("INVALID_ARGUMENT", "server.metadata_bytes allows")
-async def _health_metadata(_: Kit) -> Any:
-    return await checked(metadata=(("a", "x" * 20_000),))
-
-
-@provokes("INVALID_ARGUMENT", "the request is missing")
-async def _no_request(_: Kit) -> Any:
-    async with channel_of() as channel:
-        return await refused(channel.stream_unary("/grpc.health.v1.Health/Check")(iter(())))
-
-
-@provokes("INVALID_ARGUMENT", "not a message of this method")
-async def _no_message(_: Kit) -> Any:
-    async with channel_of() as channel:
-        return await refused(channel.unary_unary("/grpc.health.v1.Health/Check")(b"\xff"))
 
 
 @provokes("UNAVAILABLE", "Connection refused")

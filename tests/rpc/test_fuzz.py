@@ -15,6 +15,7 @@ from samserve.v1 import samserve_pb2 as pb
 
 from tests import pictures
 from tests.conftest import serving, settings_with
+from tests.rpc.errors import finish
 from tests.support.examples import examples
 
 BROKEN = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE}
@@ -114,13 +115,8 @@ class Session:
         return self.loop.run_until_complete(self._code(method, request))
 
     async def _code(self, method: str, request: Any) -> grpc.StatusCode:
-        call = getattr(self.stub, method)(request)
         try:
-            if hasattr(call, "__aiter__"):
-                async for _ in call:
-                    pass
-            else:
-                await call
+            await finish(getattr(self.stub, method)(request))
         except grpc.aio.AioRpcError as error:
             return error.code()
         return grpc.StatusCode.OK

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.rpc import error_details_pb2
@@ -46,22 +47,24 @@ async def test_reflection_lists_the_service_and_its_methods(
         *("curl", "--protocol", "grpc", "--http2-prior-knowledge", *only, "--list-methods", url)
     )
 
-    methods = {
-        f"samserve.v1.SegmentationService/{name}" for name in ("Embed", "Predict", "AutoMask")
+    assert {
+        *(f"samserve.v1.SegmentationService/{name}" for name in ("Embed", "Predict", "AutoMask")),
+        "grpc.health.v1.Health/Check",
+        "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    } <= set(listed.split())
+
+
+def click(x: float) -> dict[str, Any]:
+    """A Predict in JSON."""
+    return {
+        "image": {"encoded": base64.b64encode(pictures.png()).decode()},
+        "prompts": [{"points": [{"x": x, "y": 24, "label": "LABEL_FOREGROUND"}]}],
     }
-    assert methods <= set(listed.split())
-    assert "grpc.health.v1.Health/Check" in listed
-    for package in ("grpc.reflection.v1", "grpc.reflection.v1alpha"):
-        assert f"{package}.ServerReflection/ServerReflectionInfo" in listed.split()
 
 
 async def test_predict_answers_json(service: tuple[Running, SegmentationServiceStub]) -> None:
-    body = {
-        "image": {"encoded": base64.b64encode(pictures.png()).decode()},
-        "prompts": [{"points": [{"x": 32, "y": 24, "label": "LABEL_FOREGROUND"}]}],
-    }
-
-    status, out, err = await curl(service[0], "Predict", body)
+    status, out, err = await curl(service[0], "Predict", click(32))
 
     assert (status, err) == (0, "")
     answer = json.loads(out)
@@ -71,12 +74,7 @@ async def test_predict_answers_json(service: tuple[Running, SegmentationServiceS
 async def test_a_bad_request_prints_a_structured_error(
     service: tuple[Running, SegmentationServiceStub],
 ) -> None:
-    body = {
-        "image": {"encoded": base64.b64encode(pictures.png()).decode()},
-        "prompts": [{"points": [{"x": 999, "y": 24, "label": "LABEL_FOREGROUND"}]}],
-    }
-
-    status, _, err = await curl(service[0], "Predict", body)
+    status, _, err = await curl(service[0], "Predict", click(999))
 
     assert status != 0
     error = json.loads(err)

@@ -25,10 +25,10 @@ from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import pictures
 from tests.conftest import UNLIMITED, serving, settings_with
-from tests.rpc.errors import failure_of, stream_failure_of
+from tests.rpc.errors import failure_of, finish
 from tests.samples import total
 from tests.support.clock import Clock, pass_on_the_loop
-from tests.support.engines import HeldEngine, UnavailableEngine, encodes_begun
+from tests.support.engines import HeldEngine, UnavailableEngine
 from tests.support.waiting import BOUND_S, until
 
 Code = grpc.StatusCode
@@ -36,10 +36,10 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def health(address: str, name: str) -> int:
+async def health(address: str, name: str, **options: Any) -> int:
     async with grpc.aio.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), **options)
         return int(answer.status)
 
 
@@ -80,7 +80,9 @@ async def test_nothing_is_ready_before_the_warm_up_has_inferred(
     monkeypatch.setattr(app, "ApiServer", Listening)
 
     async def run() -> None:
-        async with running(settings_with(), engine=FakeEngine(held_by=hold)):
+        engine = FakeEngine()
+        engine.hold(hold)
+        async with running(settings_with(), engine=engine):
             started.set()
             await stop.wait()
 
@@ -101,11 +103,7 @@ async def serves(address: str) -> bool:
 
 
 async def eventually_health(address: str, name: str) -> int:
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        request = health_pb2.HealthCheckRequest(service=name)
-        answer = await stub.Check(request, wait_for_ready=True, timeout=BOUND_S)
-        return int(answer.status)
+    return await health(address, name, wait_for_ready=True, timeout=BOUND_S)
 
 
 async def test_the_admin_listener_tells_liveness_readiness_and_metrics(
@@ -162,20 +160,6 @@ async def test_the_default_deadline_ends_a_call_and_names_the_stage() -> None:
     assert failure.metadata["stage"] == "encode"
 
 
-async def test_the_default_deadline_ends_a_stream_too() -> None:
-    engine = HeldEngine()
-    settings = settings_with(deadlines={"automask_s": 50})
-    async with serving(settings, engine=engine) as (service, stub):
-        call = stub.AutoMask(pb.AutoMaskRequest(image=pictures.image()))
-        failing = asyncio.create_task(stream_failure_of(call))
-        await engine.waiting.wait()
-        await pass_on_the_loop(100)
-        failure = await failing
-        await until(lambda: not service.store.stats().bytes)
-
-    assert (failure.code, failure.metadata["stage"]) == (Code.DEADLINE_EXCEEDED, "encode")
-
-
 async def test_a_call_that_outlives_its_client_s_deadline_is_counted_as_such(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -230,7 +214,7 @@ async def test_shutdown_lets_running_calls_finish() -> None:
     service = await server.__aenter__()
     async with grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel:
         stub, image = SegmentationServiceStub(channel), pictures.image()
-        pending = asyncio.ensure_future(_result(stub.Embed(pb.EmbedRequest(image=image))))
+        pending = asyncio.create_task(finish(stub.Embed(pb.EmbedRequest(image=image))))
         await engine.waiting.wait()
         watch = health_pb2_grpc.HealthStub(channel).Watch(
             health_pb2.HealthCheckRequest(service=SERVICE)
@@ -249,10 +233,6 @@ async def test_shutdown_lets_running_calls_finish() -> None:
         await health(service.address, "")
 
 
-async def _result(call: object) -> pb.EmbedResponse:
-    return await call  # type: ignore[misc,no-any-return]  # a call object of grpc
-
-
 async def test_a_port_in_use_is_one_clear_error(
     service: tuple[Running, SegmentationServiceStub],
 ) -> None:
@@ -262,22 +242,3 @@ async def test_a_port_in_use_is_one_clear_error(
     with pytest.raises(Unavailable, match=refusal):
         async with running(settings_with(server={"port": port}), engine=FakeEngine()):
             pass
-
-
-async def test_cancelling_the_only_caller_stops_the_encode() -> None:
-    engine = FakeEngine()
-    hold = asyncio.Event()
-    async with serving(engine=engine) as (service, stub):
-        engine.hold(hold)
-        call = stub.Embed(pb.EmbedRequest(image=pictures.image()))
-        pending = asyncio.ensure_future(_result(call))
-        await encodes_begun(engine, 1)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await pending
-        await until(lambda: engine.counts["encode_cancelled"])
-        await until(lambda: not service.store.stats().bytes)
-        labels = {"grpc_method": "Embed", "grpc_code": "CANCELLED"}
-        await until(lambda: total(service.metrics.registry, "grpc_server_handled_total", **labels))
-
-    assert engine.counts["encode_finished"] == 1

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import subprocess
-import sys
 
 import psutil
 import pytest
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
+from harness.gateway import GatewayServer
 from tests import pictures
 from tests.conftest import stub_of
 
@@ -32,22 +30,11 @@ ALLOCATOR = 64 * MIB  # freed, but not yet returned to the system
 IN_FLIGHT = REQUESTS + IMAGES + RUNS + ACTIVATIONS + DEFERRED + ALLOCATOR
 
 
-async def start() -> tuple[asyncio.subprocess.Process, str]:
-    settings = {
-        "server.port": 0,
-        "server.admin_port": 0,
-        "store.capacity_bytes": CACHE,
-        "engine.prompts_per_run": PROMPTS_PER_RUN,
-    }
-    flags = [f"--set={name}={value}" for name, value in settings.items()]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "samserve", "serve", *flags), stderr=subprocess.PIPE
-    )
-    assert process.stderr is not None
-    async for line in process.stderr:
-        if found := re.search(r"address=(\S+)", line.decode()):
-            return process, found[1]
-    raise AssertionError("the server did not start")
+SETTINGS = {
+    "store.capacity_bytes": CACHE,
+    "engine.kind": "onnx",
+    "engine.prompts_per_run": PROMPTS_PER_RUN,
+}
 
 
 async def load(stub: SegmentationServiceStub, seed: int) -> None:
@@ -62,17 +49,13 @@ async def load(stub: SegmentationServiceStub, seed: int) -> None:
 
 @pytest.mark.slow
 async def test_resident_memory_stays_under_its_stated_bounds() -> None:
-    process, address = await start()
-    try:
-        server = psutil.Process(process.pid)
+    with GatewayServer(SETTINGS) as gateway:
+        server = psutil.Process(gateway.pid)
         base = server.memory_info().rss
-        async with stub_of(address) as stub:
+        async with stub_of(gateway.target) as stub:
             for first in range(0, ROUNDS * CALLERS, CALLERS):
                 await asyncio.gather(*(load(stub, first + caller) for caller in range(CALLERS)))
         grown = server.memory_info().rss - base
-    finally:
-        process.terminate()
-        await process.communicate()
 
     # Twice as many embeddings were made as the cache holds.
     assert ROUNDS * CALLERS * 2 * MIB == 2 * CACHE

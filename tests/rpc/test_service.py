@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,8 +30,26 @@ def mask_of(message: pb.Mask) -> np.ndarray:
     return rle.decode(CocoRle(Size(size.height, size.width), message.coco_rle.counts))
 
 
+async def predict(
+    stub: SegmentationServiceStub, *prompts: pb.Prompt, **fields: Any
+) -> pb.PredictResponse:
+    """Predict on a small picture, or on the source that is given."""
+    source = {} if {"image", "embedding_id"} & fields.keys() else {"image": pictures.image()}
+    request = pb.PredictRequest(prompts=prompts or [pictures.click()], **source, **fields)
+    answer: pb.PredictResponse = await stub.Predict(request)
+    return answer
+
+
+async def embed(stub: SegmentationServiceStub, **fields: Any) -> pb.EmbedResponse:
+    """Embed a small picture, or the one that is given."""
+    answer: pb.EmbedResponse = await stub.Embed(
+        pb.EmbedRequest(**{"image": pictures.image(), **fields})
+    )
+    return answer
+
+
 async def test_embed_tells_id_size_model_and_expiry(stub: SegmentationServiceStub) -> None:
-    answer = await stub.Embed(pb.EmbedRequest(image=pictures.image(48, 64)))
+    answer = await embed(stub)
 
     embedding = answer.embedding
     assert len(embedding.id) == 64
@@ -38,29 +57,18 @@ async def test_embed_tells_id_size_model_and_expiry(stub: SegmentationServiceStu
     assert (embedding.model, embedding.cached) == ("fake", False)
     assert embedding.expire_time.seconds > 0
     assert [timing.stage for timing in answer.timings] == [
-        "admit",
-        "receive",
-        "prepare",
-        "hash",
-        "cache_get_miss",
-        "decode_image",
-        "resize",
-        "cache_put",
-        "encode",
-        "other",
+        *("admit", "receive", "prepare", "hash", "cache_get_miss", "decode_image", "resize"),
+        *("cache_put", "encode", "other"),
     ]
 
 
 async def test_a_repeated_embed_is_cached_and_encodes_nothing(service: Service) -> None:
     running, stub = service
-    first = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
-    second = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
+    first, second = [(await embed(stub)).embedding for _ in range(2)]
 
-    assert second.embedding.id == first.embedding.id
-    assert second.embedding.cached
-    assert (
-        second.embedding.expire_time.ToNanoseconds() >= first.embedding.expire_time.ToNanoseconds()
-    )
+    assert second.id == first.id
+    assert second.cached
+    assert second.expire_time.ToNanoseconds() >= first.expire_time.ToNanoseconds()
     assert encodes(running) == 1
 
 
@@ -73,10 +81,10 @@ async def test_a_known_image_is_found_by_the_hash_of_its_file(
     stub: SegmentationServiceStub,
 ) -> None:
     data = pictures.png()
-    first = await stub.Embed(pb.EmbedRequest(image=pb.Image(encoded=data)))
+    first = await embed(stub, image=pb.Image(encoded=data))
     digest = pb.Image(encoded_sha256=hashlib.sha256(data).digest())
-    second = await stub.Embed(pb.EmbedRequest(image=digest))
-    predicted = await stub.Predict(pb.PredictRequest(image=digest, prompts=[pictures.click()]))
+    second = await embed(stub, image=digest)
+    predicted = await predict(stub, image=digest)
 
     assert second.embedding.id == predicted.embedding.id == first.embedding.id
     assert second.embedding.cached
@@ -84,10 +92,9 @@ async def test_a_known_image_is_found_by_the_hash_of_its_file(
 
 async def test_predict_heals_a_lost_embedding_from_the_image(service: Service) -> None:
     running, stub = service
-    request = pb.PredictRequest(image=pictures.image(), prompts=[pictures.click()])
-    first = await stub.Predict(request)
+    first = await predict(stub)
     await stub.DeleteEmbedding(pb.DeleteEmbeddingRequest(embedding_id=first.embedding.id))
-    second = await stub.Predict(request)
+    second = await predict(stub)
 
     assert [first.embedding.cached, second.embedding.cached] == [False, False]
     assert first.results == second.results
@@ -101,17 +108,13 @@ async def test_coordinates_are_those_of_the_picture_as_people_see_it(
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by a quarter
     Image.fromarray(pictures.noise(48, 64)).save(buffer, "JPEG", exif=exif)
-    turned = await stub.Embed(pb.EmbedRequest(image=pb.Image(encoded=buffer.getvalue())))
-    stored = await stub.Embed(
-        pb.EmbedRequest(
-            image=pb.Image(encoded=buffer.getvalue(), orientation=pb.ORIENTATION_IGNORE)
-        )
-    )
-
-    sizes = [
-        (e.embedding.image_size.height, e.embedding.image_size.width) for e in (turned, stored)
+    turned, stored = [
+        (await embed(stub, image=pb.Image(encoded=buffer.getvalue(), orientation=orientation)))
+        for orientation in (pb.ORIENTATION_UNSPECIFIED, pb.ORIENTATION_IGNORE)
     ]
-    assert sizes == [(64, 48), (48, 64)]
+
+    assert turned.embedding.image_size == pb.ImageSize(height=64, width=48)
+    assert stored.embedding.image_size == pb.ImageSize(height=48, width=64)
     assert turned.embedding.id != stored.embedding.id
 
 
@@ -120,66 +123,40 @@ async def test_raw_pixels_and_a_png_of_them_give_the_same_masks(
 ) -> None:
     pixels = pictures.noise(48, 64)
     size = pb.ImageSize(height=48, width=64)
-    sources = [
-        pb.Image(encoded=pictures.file_of(pixels)),
-        pb.Image(raw=pb.RawImage(size=size, layout=pb.RAW_LAYOUT_RGB, data=pixels.tobytes())),
-        pb.Image(
-            raw=pb.RawImage(size=size, layout=pb.RAW_LAYOUT_BGR, data=pixels[..., ::-1].tobytes())
-        ),
+    raws = [
+        pb.RawImage(size=size, layout=pb.RAW_LAYOUT_RGB, data=pixels.tobytes()),
+        pb.RawImage(size=size, layout=pb.RAW_LAYOUT_BGR, data=pixels[..., ::-1].tobytes()),
     ]
-    answers = [
-        await stub.Predict(pb.PredictRequest(image=source, prompts=[pictures.click()]))
-        for source in sources
-    ]
+    sources = [pb.Image(encoded=pictures.file_of(pixels)), *(pb.Image(raw=raw) for raw in raws)]
+    answers = [await predict(stub, image=source) for source in sources]
 
     assert answers[0].results == answers[1].results == answers[2].results
     assert len({answer.embedding.id for answer in answers}) == 3
 
 
-@pytest.mark.parametrize(
-    ("mode", "prompt", "tokens"),
-    [
-        pytest.param(pb.MULTIMASK_ALL, pictures.click(), [1, 2, 3], id="all"),
-        pytest.param(pb.MULTIMASK_SINGLE, pictures.click(), [0], id="single"),
-        pytest.param(pb.MULTIMASK_AUTO, pictures.click(), [1], id="auto, one click"),
-        pytest.param(pb.MULTIMASK_UNSPECIFIED, pictures.click(), [1], id="unset, one click"),
-        pytest.param(
-            pb.MULTIMASK_AUTO,
-            pb.Prompt(box=pb.Box(x_min=1, y_min=1, x_max=20, y_max=20)),
-            [1],
-            id="auto, box",
-        ),
-        pytest.param(
-            pb.MULTIMASK_AUTO,
-            pb.Prompt(points=[pb.Point(x=5, y=5, label=1), pb.Point(x=9, y=9, label=2)]),
-            [0],
-            id="auto, two clicks",
-        ),
-        pytest.param(
-            pb.MULTIMASK_AUTO,
-            pb.Prompt(
-                points=[pb.Point(x=5, y=5, label=1)],
-                box=pb.Box(x_min=1, y_min=1, x_max=20, y_max=20),
-            ),
-            [0],
-            id="auto, click and box",
-        ),
-    ],
-)
-async def test_multimask_chooses_the_tokens(
-    mode: pb.Multimask, prompt: pb.Prompt, tokens: list[int], stub: SegmentationServiceStub
-) -> None:
-    answer = await stub.Predict(
-        pb.PredictRequest(image=pictures.image(), prompts=[prompt], multimask=mode)
-    )
+BOX = pb.Box(x_min=1, y_min=1, x_max=20, y_max=20)
+CLICKS = [pb.Point(x=5, y=5, label=1), pb.Point(x=9, y=9, label=2)]
+TOKENS = {
+    "all": (pb.MULTIMASK_ALL, pictures.click(), [1, 2, 3]),
+    "single": (pb.MULTIMASK_SINGLE, pictures.click(), [0]),
+    "auto, one click": (pb.MULTIMASK_AUTO, pictures.click(), [1]),
+    "unset, one click": (pb.MULTIMASK_UNSPECIFIED, pictures.click(), [1]),
+    "auto, box": (pb.MULTIMASK_AUTO, pb.Prompt(box=BOX), [1]),
+    "auto, two clicks": (pb.MULTIMASK_AUTO, pb.Prompt(points=CLICKS), [0]),
+    "auto, click and box": (pb.MULTIMASK_AUTO, pb.Prompt(points=CLICKS[:1], box=BOX), [0]),
+}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+async def test_multimask_chooses_the_tokens(name: str, stub: SegmentationServiceStub) -> None:
+    mode, prompt, tokens = TOKENS[name]
+    answer = await predict(stub, prompt, multimask=mode)
 
     assert [mask.token_index for mask in answer.results[0].masks] == tokens
 
 
 async def test_a_mask_says_its_area_box_and_scores(stub: SegmentationServiceStub) -> None:
-    answer = await stub.Predict(
-        pb.PredictRequest(image=pictures.image(480, 640), prompts=[pictures.click(320, 240)])
-    )
+    answer = await predict(stub, pictures.click(320, 240), image=pictures.image(480, 640))
     mask = answer.results[0].masks[0]
     rows, columns = np.nonzero(mask_of(mask))
 
@@ -198,11 +175,7 @@ async def test_the_output_modes_say_the_same_pixels(stub: SegmentationServiceStu
         pb.OUTPUT_MODE_UNCOMPRESSED_RLE,
         pb.OUTPUT_MODE_BINARY_MASK,
     ):
-        answer = await stub.Predict(
-            pb.PredictRequest(
-                image=pictures.image(50, 70), prompts=[pictures.click()], output_mode=mode
-            )
-        )
+        answer = await predict(stub, image=pictures.image(50, 70), output_mode=mode)
         masks[mode] = answer.results[0].masks[0]
     expected = mask_of(masks[pb.OUTPUT_MODE_COCO_RLE])
     runs = masks[pb.OUTPUT_MODE_UNCOMPRESSED_RLE].uncompressed_rle
@@ -217,20 +190,12 @@ async def test_the_output_modes_say_the_same_pixels(stub: SegmentationServiceStu
 async def test_low_res_logits_come_on_request_and_go_back_as_a_mask_prompt(
     stub: SegmentationServiceStub,
 ) -> None:
-    image = pictures.image(480, 640)
-    first = await stub.Predict(
-        pb.PredictRequest(
-            image=image, prompts=[pictures.click(320, 240)], include_low_res_logits=True
-        )
-    )
+    image, prompt = pictures.image(480, 640), pictures.click(320, 240)
+    first = await predict(stub, prompt, image=image, include_low_res_logits=True)
     logits = first.results[0].masks[0].low_res_logits
-    refined = await stub.Predict(
-        pb.PredictRequest(
-            embedding_id=first.embedding.id,
-            prompts=[pb.Prompt(mask=pb.MaskInput(low_res_logits=logits))],
-            multimask=pb.MULTIMASK_ALL,
-        )
-    )
+    mask = pb.Prompt(mask=pb.MaskInput(low_res_logits=logits))
+    by_id = {"embedding_id": first.embedding.id}
+    refined = await predict(stub, mask, multimask=pb.MULTIMASK_ALL, **by_id)
 
     assert len(logits) == 256 * 256 * 4
     assert [mask.low_res_logits for mask in refined.results[0].masks] == [b""] * 3
@@ -240,16 +205,10 @@ async def test_low_res_logits_come_on_request_and_go_back_as_a_mask_prompt(
 async def test_an_answer_may_be_low_res_logits_and_nothing_else(
     stub: SegmentationServiceStub,
 ) -> None:
-    request = pb.PredictRequest(
-        image=pictures.image(480, 640),
-        prompts=[pictures.click(320, 240), pictures.click(100, 100)],
-        multimask=pb.MULTIMASK_ALL,
-        include_low_res_logits=True,
-    )
-    full = await stub.Predict(request)
-    request.include_low_res_logits = False
-    request.output_mode = pb.OUTPUT_MODE_LOW_RES_LOGITS
-    bare = await stub.Predict(request)
+    prompts = [pictures.click(320, 240), pictures.click(100, 100)]
+    of = {"image": pictures.image(480, 640), "multimask": pb.MULTIMASK_ALL}
+    full = await predict(stub, *prompts, include_low_res_logits=True, **of)
+    bare = await predict(stub, *prompts, output_mode=pb.OUTPUT_MODE_LOW_RES_LOGITS, **of)
 
     for with_pixels, without in zip(full.results, bare.results, strict=True):
         for expected, mask in zip(with_pixels.masks, without.masks, strict=True):
@@ -265,13 +224,9 @@ async def test_an_ordinary_mask_is_taken_as_a_prompt(stub: SegmentationServiceSt
     mask = np.zeros((480, 640), dtype=bool)
     mask[100:300, 200:500] = True
     coco = pb.CocoRle(size=pb.ImageSize(height=480, width=640), counts=rle.encode(mask).counts)
-    answer = await stub.Predict(
-        pb.PredictRequest(
-            image=pictures.image(480, 640),
-            prompts=[pb.Prompt(mask=pb.MaskInput(binary=coco))],
-            multimask=pb.MULTIMASK_ALL,
-        )
-    )
+    prompt = pb.Prompt(mask=pb.MaskInput(binary=coco))
+    image = pictures.image(480, 640)
+    answer = await predict(stub, prompt, image=image, multimask=pb.MULTIMASK_ALL)
     found = mask_of(answer.results[0].masks[0])
 
     assert np.count_nonzero(found & mask) / np.count_nonzero(found | mask) > 0.95
@@ -290,16 +245,14 @@ async def test_prompts_of_many_kinds_are_answered_in_order_as_if_alone(
         pb.Prompt(points=[pb.Point(x=150, y=150, label=1)], box=box),
         *[pictures.click(20 * index + 5, 200) for index in range(30)],
     ]
-    together = await stub.Predict(pb.PredictRequest(image=image, prompts=prompts))
-    alone = [
-        await stub.Predict(pb.PredictRequest(image=image, prompts=[prompt])) for prompt in prompts
-    ]
+    together = await predict(stub, *prompts, image=image)
+    alone = [await predict(stub, prompt, image=image) for prompt in prompts]
 
     assert list(together.results) == [answer.results[0] for answer in alone]
 
 
 async def test_delete_forgets_and_is_safe_to_repeat(stub: SegmentationServiceStub) -> None:
-    embedded = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
+    embedded = await embed(stub)
     request = pb.DeleteEmbeddingRequest(embedding_id=embedded.embedding.id)
 
     deleted = [(await stub.DeleteEmbedding(request)).deleted for _ in range(2)]
@@ -308,12 +261,8 @@ async def test_delete_forgets_and_is_safe_to_repeat(stub: SegmentationServiceStu
 
 
 async def test_an_id_may_be_used_with_the_name_of_its_model(stub: SegmentationServiceStub) -> None:
-    embedded = await stub.Embed(pb.EmbedRequest(image=pictures.image(), model="fake"))
-    answer = await stub.Predict(
-        pb.PredictRequest(
-            embedding_id=embedded.embedding.id, model="fake", prompts=[pictures.click()]
-        )
-    )
+    embedded = await embed(stub, model="fake")
+    answer = await predict(stub, embedding_id=embedded.embedding.id, model="fake")
 
     assert answer.embedding.cached
 
@@ -327,6 +276,8 @@ async def test_list_models_tells_capabilities_limits_and_defaults(
     assert (model.name, model.family, model.default) == ("fake", "sam1", True)
     assert (model.image_side, model.mask_side, model.embedding_bytes) == (1024, 256, 2 << 20)
     assert (model.capabilities.points, model.capabilities.text) == (True, False)
+    transports = {"triton": pb.TRANSPORT_SHARED_MEMORY, "triton-message": pb.TRANSPORT_MESSAGE}
+    assert model.transport == transports.get(chosen.kind, pb.TRANSPORT_IN_PROCESS)
     assert answer.limits.max_prompts == 256
     assert answer.automask_defaults == pb.AutoMaskOptions(
         points_per_side=32,
@@ -350,22 +301,14 @@ async def test_every_option_of_the_message_is_known() -> None:
     assert fields == {field.name for field in dataclasses.fields(AutoMaskOptions)}
 
 
-async def test_list_models_tells_the_transport_in_force(stub: SegmentationServiceStub) -> None:
-    answer = await stub.ListModels(pb.ListModelsRequest())
-
-    expected = {"triton": pb.TRANSPORT_SHARED_MEMORY, "triton-message": pb.TRANSPORT_MESSAGE}
-    assert answer.models[0].transport == expected.get(chosen.kind, pb.TRANSPORT_IN_PROCESS)
-
-
 async def test_an_expired_embedding_is_embedded_again_under_the_same_id() -> None:
     times = [1000.0]
     store = MemoryStore(64 << 20, ttl_s=60, now=lambda: times[0])
     async with serving(store=store) as (_, stub):
-        first = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
+        first = await embed(stub)
         times[0] += 61
-        request = pb.PredictRequest(embedding_id=first.embedding.id, prompts=[pictures.click()])
-        expired = await failure_of(stub.Predict(request))
-        second = await stub.Embed(pb.EmbedRequest(image=pictures.image()))
+        expired = await failure_of(predict(stub, embedding_id=first.embedding.id))
+        second = await embed(stub)
 
     assert first.embedding.expire_time.seconds == 1060
     assert expired.reason == "EMBEDDING_NOT_FOUND"

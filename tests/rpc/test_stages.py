@@ -34,6 +34,7 @@ from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import pictures
 from tests.conftest import UNLIMITED, serving, settings_with
+from tests.rpc.errors import finish
 from tests.support.engines import encodes_begun
 from tests.support.waiting import until
 
@@ -223,7 +224,7 @@ async def test_waiting_for_a_turn_is_a_stage_of_its_own(
         engine.may.clear()
         records.clear()
         wish = pb.PredictRequest(embedding_id=embedded.embedding.id, prompts=[CLICK])
-        calls = [asyncio.ensure_future(_answer(stub.Predict(wish))) for _ in range(2)]
+        calls = [asyncio.create_task(finish(stub.Predict(wish))) for _ in range(2)]
         await until(lambda: engine.gate.waiting == 1)
         moved.delay()
         engine.may.set()
@@ -234,10 +235,6 @@ async def test_waiting_for_a_turn_is_a_stage_of_its_own(
 
 def late_stages(call: CallRecord) -> list[str]:
     return [name for name, took in call.stages.items() if took > DELAY_S / 2]
-
-
-async def _answer(call: Any) -> Any:
-    return await call
 
 
 async def test_who_waits_for_another_s_encode_is_told_so(
@@ -251,15 +248,16 @@ async def test_who_waits_for_another_s_encode_is_told_so(
     async with serving(engine=engine) as (_, stub):
         engine.hold(go)
         wish = pb.EmbedRequest(image=pictures.image(40, 50))
-        first = asyncio.ensure_future(_answer(stub.Embed(wish)))
+        first = asyncio.create_task(finish(stub.Embed(wish)))
         await encodes_begun(engine, 1)
-        second = asyncio.ensure_future(_answer(stub.Embed(wish)))
+        second = asyncio.create_task(finish(stub.Embed(wish)))
         await until(lambda: len(boarded) == 2)
         moved.delay()
         go.set()
         await asyncio.gather(first, second)
 
     assert sorted(name for call in records for name in late_stages(call)) == ["encode", "join"]
+    assert sorted(call.facts.cache for call in records) == ["joined", "miss"]
 
 
 async def test_the_stages_of_a_call_add_up_to_its_time(

@@ -19,6 +19,7 @@ from samserve.errors import Misconfigured
 from samserve.settings import LogSettings, TraceSettings
 from samserve.telemetry import logs
 from samserve.telemetry.tracing import open_tracing, otel
+from samserve.v1 import samserve_pb2 as pb
 
 from harness.otlp import Receiver
 from tests import pictures
@@ -128,8 +129,6 @@ async def test_the_client_s_trace_goes_on(exporter: InMemorySpanExporter) -> Non
 async def test_who_decides_what_is_sampled(
     exporter: InMemorySpanExporter, flag: str, follow: bool, ratio: float, recorded: bool
 ) -> None:
-    from samserve.v1 import samserve_pb2 as pb  # noqa: PLC0415
-
     settings = {"endpoint": "http://localhost:4317", "ratio": ratio}
     async with serving(settings_with(trace={**settings, "follow_clients": follow})) as (_, stub):
         metadata = (("traceparent", PARENT + flag),)

@@ -13,7 +13,7 @@ from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests import pictures
-from tests.rpc.errors import failure_of, stream_failure_of
+from tests.rpc.errors import failure_of
 
 NAN = float("nan")
 
@@ -64,7 +64,7 @@ async def test_all_options_of_a_search_are_told(stub: SegmentationServiceStub) -
         embedding_id="x", options=options, output_mode=pb.OUTPUT_MODE_LOW_RES_LOGITS
     )
 
-    failure = await stream_failure_of(stub.AutoMask(request))
+    failure = await failure_of(stub.AutoMask(request))
 
     assert failure.fields == [
         *("output_mode", "options.points_per_side", "options.pred_iou_thresh"),
@@ -93,18 +93,17 @@ CHOICES: dict[str, tuple[Callable[[int], Any], str]] = {
     "output_mode": (lambda value: predict(output_mode=value), "OUTPUT_MODE_COCO_RLE"),
     "orientation": (lambda value: embed(encoded=b"x", orientation=value), "ORIENTATION_IGNORE"),
     "layout": (lambda value: embed(raw=pb.RawImage(layout=value)), "RAW_LAYOUT_BGR"),  # type: ignore[arg-type]
-    "durability": (
-        lambda value: requests.embed(
-            pb.EmbedRequest(image=pictures.image(), durability=value)  # type: ignore[arg-type]
-        ),
-        "DURABILITY_DURABLE",
-    ),
+    "durability": (lambda value: requests.embed(durably(value)), "DURABILITY_DURABLE"),
 }
 
 
 def predict(**fields: Any) -> requests.PredictCall:
     request = pb.PredictRequest(embedding_id="x", prompts=[pictures.click()], **fields)
     return requests.predict(request, LimitSettings())
+
+
+def durably(value: Any) -> pb.EmbedRequest:
+    return pb.EmbedRequest(image=pictures.image(), durability=value)
 
 
 def embed(**fields: Any) -> requests.EmbedCall:

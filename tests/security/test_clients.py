@@ -53,19 +53,31 @@ def target(service: Running) -> str:
     return service.address.replace("127.0.0.1", "localhost")
 
 
-def reload(service: Running) -> None:
-    for watched in service.watched:
-        watched.refresh()
+@pytest.fixture
+def key_of(service: Running, key_file: KeyFile) -> Callable[..., str]:
+    """Makes a key that the server knows."""
+
+    def add(tenant: str, *roles: str) -> str:
+        key = key_file.add(tenant, *roles)
+        for watched in service.watched:
+            watched.refresh()
+        return key
+
+    return add
+
+
+@pytest.fixture
+def connect(service: Running, authority: trustme.CA) -> Callable[..., Client]:
+    """Makes a client with a token."""
+    return lambda token: Client(
+        target(service), credentials=channel_credentials(authority), token=token
+    )
 
 
 async def test_the_client_calls_with_a_key(
-    service: Running, authority: trustme.CA, key_file: KeyFile
+    connect: Callable[..., Client], key_of: Callable[..., str]
 ) -> None:
-    key = key_file.add("acme", "embed", "predict", "embeddings_admin")
-    reload(service)
-    async with Client(
-        target(service), credentials=channel_credentials(authority), token=key
-    ) as client:
+    async with connect(key_of("acme", "embed", "predict", "embeddings_admin")) as client:
         embedding = await client.embed(pictures.png())
         answer = await client.predict(embedding, [CLICK])
         assert await client.delete_embedding(embedding)
@@ -82,26 +94,19 @@ async def test_the_client_calls_with_a_key(
 
 
 async def test_a_token_may_be_asked_for_at_each_call(
-    service: Running, authority: trustme.CA, key_file: KeyFile
+    connect: Callable[..., Client], key_of: Callable[..., str]
 ) -> None:
-    keys = [key_file.add("acme", "embed"), secret("samserve_aaaaaaaaaaaa_" + "x" * 43)]
-    reload(service)
-    given = iter(keys)
-    credentials = channel_credentials(authority)
-    async with Client(target(service), credentials=credentials, token=lambda: next(given)) as it:
-        await it.models()
+    given = iter([key_of("acme", "embed"), secret("samserve_aaaaaaaaaaaa_" + "x" * 43)])
+    async with connect(lambda: next(given)) as client:
+        await client.models()
         with pytest.raises(Unauthenticated):
-            await it.models()
+            await client.models()
 
 
 async def test_a_rate_tells_when_to_come_back(
-    service: Running, authority: trustme.CA, key_file: KeyFile
+    connect: Callable[..., Client], key_of: Callable[..., str]
 ) -> None:
-    key = key_file.add("slow", "embed")
-    reload(service)
-    async with Client(
-        target(service), credentials=channel_credentials(authority), token=key
-    ) as client:
+    async with connect(key_of("slow", "embed")) as client:
         await client.models()
         with pytest.raises(QuotaExceeded) as over:
             await client.models()
@@ -174,10 +179,9 @@ def test_a_command_does_not_send_it_either(
 
 
 async def test_the_blocking_client_has_a_token_too(
-    service: Running, authority: trustme.CA, key_file: KeyFile
+    service: Running, authority: trustme.CA, key_of: Callable[..., str]
 ) -> None:
-    key = key_file.add("acme", "embed")
-    reload(service)
+    key = key_of("acme", "embed")
 
     def call() -> str:
         credentials = channel_credentials(authority)
@@ -208,14 +212,12 @@ def commands(
 
 
 async def test_a_command_reads_its_key_from_a_file_or_the_environment(
-    service: Running,
     commands: Callable[..., Awaitable[tuple[int, str]]],
-    key_file: KeyFile,
+    key_of: Callable[..., str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    key = key_file.add("acme", "embed")
-    reload(service)
+    key = key_of("acme", "embed")
     token_file = secret_file(tmp_path / "token.txt")
     token_file.write_text(f"{key}\n")
 

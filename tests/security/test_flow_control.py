@@ -17,7 +17,6 @@ from samserve.v1 import samserve_pb2 as pb
 
 from tests import pictures
 from tests.conftest import UNLIMITED, settings_with, stub_of
-from tests.rpc.errors import failure_of
 from tests.samples import total
 from tests.security import http2
 from tests.support.waiting import BOUND_S, until
@@ -82,41 +81,6 @@ async def test_answers_that_are_not_taken_hold_no_place(monkeypatch: pytest.Monk
         await until(lambda: total(registry, "samserve_inflight_requests") == 0)
         started = total(registry, "grpc_server_started_total")
         assert started - total(registry, "grpc_server_handled_total") == 3
-
-
-async def test_answers_that_are_not_taken_are_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slow_clients, "PROMPT_S", 0.05)
-    settings = settings_with(
-        server=PATIENT, deadlines={"predict_s": 600}, admission={"slow_answers": 2}
-    )
-    async with running(settings) as service, AsyncExitStack() as stack:
-
-        def refused() -> float:
-            labels = {"grpc_method": "Predict", "grpc_code": "RESOURCE_EXHAUSTED"}
-            return total(service.metrics.registry, "grpc_server_handled_total", **labels)
-
-        for _ in range(5):
-            await stack.enter_async_context(shut(service.address, PREDICT, PICTURE))
-        await until(lambda: refused() == 3)
-        # Whoever takes an answer at once needs no such place; a busy machine may take longer.
-        await until(lambda: predicts(service.address))
-
-
-async def test_an_answer_that_may_still_be_taken_at_once_keeps_its_place(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(slow_clients, "PROMPT_S", 600.0)
-    settings = settings_with(
-        server=PATIENT, deadlines={"predict_s": 600}, admission={"predict": 1, "slow_answers": 8}
-    )
-    async with running(settings) as service, AsyncExitStack() as stack:
-        await stack.enter_async_context(shut(service.address, PREDICT, PICTURE))
-        await until(lambda: total(service.metrics.registry, "grpc_server_started_total") == 1)
-        async with stub_of(service.address) as stub:
-            failure = await failure_of(stub.Predict(PICTURE))
-
-    # As long as it may still be prompt, it has its place.
-    assert failure.reason == "OVERLOADED"
 
 
 async def test_an_answer_that_is_never_taken_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,14 +77,6 @@ async def test_metadata_far_over_the_limit_is_always_refused_by_grpc() -> None:
         assert caught.value.code() is Code.RESOURCE_EXHAUSTED
 
 
-async def test_the_limit_is_a_setting() -> None:
-    async with serving(settings_with(server={"metadata_bytes": 8192})) as (_, stub):
-        metadata = (("authorization", "x" * 8192),)
-        failure = await failure_of(stub.ListModels(pb.ListModelsRequest(), metadata=metadata))
-
-    assert failure.metadata["limit"] == "8192"
-
-
 @pytest.mark.parametrize(
     "path", ["/samserve.v1.SegmentationService/ListModels", "/grpc.health.v1.Health/Check"]
 )

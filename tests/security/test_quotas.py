@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def quotas(policy: str, clock: Callable[[], float]) -> Quotas:
 
 def passes(held: Quotas, tenant: str = "a", calls: str = "embed") -> bool:
     try:
-        with held.admit(calls, tenant):
+        with held.admit(calls, tenant, "Embed"):
             return True
     except QuotaExceeded:
         return False
@@ -70,7 +70,7 @@ def test_the_wait_that_is_told_is_long_enough_and_no_longer() -> None:
     while passes(held):
         pass
 
-    with pytest.raises(QuotaExceeded) as refused, held.admit("embed", "a"):
+    with pytest.raises(QuotaExceeded) as refused, held.admit("embed", "a", "Embed"):
         pass
 
     assert refused.value.retry_after_s == pytest.approx(0.25)
@@ -90,7 +90,7 @@ def test_a_tenant_that_is_refused_takes_nothing_from_the_server() -> None:
     assert [passes(held, "a") for _ in range(10)].count(True) == 2
     assert [passes(held, "b") for _ in range(10)].count(True) == 2
     assert [passes(held, "c") for _ in range(10)].count(True) == 1
-    with pytest.raises(QuotaExceeded) as refused, held.admit("embed", "d"):
+    with pytest.raises(QuotaExceeded) as refused, held.admit("embed", "d", "Embed"):
         pass
     assert refused.value.subject == "server"
     # What the server refused has not cost the tenant a token.
@@ -101,7 +101,7 @@ def test_a_tenant_that_is_refused_takes_nothing_from_the_server() -> None:
 def test_concurrent_calls_are_counted_by_tenant_and_method() -> None:
     held = quotas("[quotas.default]\nembed = 2\npredict = 1", Clock())
 
-    with held.admit("embed", "a"), held.admit("embed", "a"):
+    with held.admit("embed", "a", "Embed"), held.admit("embed", "a", "Embed"):
         assert not passes(held, "a", "embed")
         assert passes(held, "a", "predict")
         assert passes(held, "b", "embed")
@@ -139,32 +139,34 @@ def test_a_smaller_burst_holds_at_once() -> None:
     assert passes(held)
 
 
-@asynccontextmanager
-async def guarded(
-    key_file: KeyFile, tmp_path: Path, policy: str, engine: FakeEngine | None = None, **more: Any
-) -> AsyncIterator[tuple[Running, dict[str, Any]]]:
-    """A server with a policy, and the metadata of each tenant's calls."""
-    policy_file = tmp_path / "policy.toml"
-    policy_file.write_text(f"version = 1\n{policy}")
-    tenants = {tenant: bearer(key_file.add(tenant, *ROLES)) for tenant in TENANTS}
-    auth = {"keys_file": key_file.path, "policy_file": policy_file}
-    settings = settings_with(auth=auth, log={"level": "error"}, **more)
-    async with running(settings, engine=engine) as service:
-        yield service, tenants
+Guarded = Callable[..., AbstractAsyncContextManager[tuple[Running, dict[str, Any], list[Stub]]]]
 
 
-@asynccontextmanager
-async def stubs(service: Running, count: int) -> AsyncIterator[list[Stub]]:
-    """Clients with a connection each."""
-    async with AsyncExitStack() as stack:
-        channels = [
-            await stack.enter_async_context(
-                grpc.aio.insecure_channel(service.address, options=UNLIMITED)
-            )
-            for _ in range(count)
-        ]
-        await asyncio.gather(*(channel.channel_ready() for channel in channels))
-        yield [Stub(channel) for channel in channels]
+@pytest.fixture
+def guarded(key_file: KeyFile, tmp_path: Path) -> Guarded:
+    """Makes a server with a policy, the metadata of each tenant's calls, and clients of it."""
+
+    @asynccontextmanager
+    async def run(
+        policy: str = "", engine: FakeEngine | None = None, *, clients: int = 1, **more: Any
+    ) -> AsyncIterator[tuple[Running, dict[str, Any], list[Stub]]]:
+        policy_file = tmp_path / "policy.toml"
+        policy_file.write_text(f"version = 1\n{policy}")
+        tenants = {tenant: bearer(key_file.add(tenant, *ROLES)) for tenant in TENANTS}
+        auth = {"keys_file": key_file.path, "policy_file": policy_file}
+        settings = settings_with(auth=auth, log={"level": "error"}, **more)
+        async with running(settings, engine=engine) as service, AsyncExitStack() as stack:
+            # A connection each.
+            channels = [
+                await stack.enter_async_context(
+                    grpc.aio.insecure_channel(service.address, options=UNLIMITED)
+                )
+                for _ in range(clients)
+            ]
+            await asyncio.gather(*(channel.channel_ready() for channel in channels))
+            yield service, tenants, [Stub(channel) for channel in channels]
+
+    return run
 
 
 @pytest.fixture
@@ -188,9 +190,15 @@ async def answered(stub: Stub, metadata: Any) -> int:
         count += 1
 
 
-async def test_rates_hold_for_200_clients_of_5_tenants(
-    key_file: KeyFile, tmp_path: Path, clock: Clock
-) -> None:
+async def all_insist(tenants: dict[str, Any], clients: list[Stub]) -> dict[str, int]:
+    """Have all clients call as often as they are let, and tell what passed of each tenant."""
+    counts = await asyncio.gather(
+        *(answered(stub, tenants[TENANTS[n % 5]]) for n, stub in enumerate(clients))
+    )
+    return {name: sum(counts[n::5]) for n, name in enumerate(TENANTS)}
+
+
+async def test_rates_hold_for_200_clients_of_5_tenants(guarded: Guarded, clock: Clock) -> None:
     """In any time, what passes is the burst and what the rate gives, whoever else calls."""
     rates = dict(zip(TENANTS, (20, 30, 40, 50, 60), strict=True))
     policy = "\n".join(
@@ -198,40 +206,22 @@ async def test_rates_hold_for_200_clients_of_5_tenants(
         f'[tenants.{name}]\nquota = "{name}"'
         for name, rate in rates.items()
     )
-    async with (
-        guarded(key_file, tmp_path, policy) as (service, tenants),
-        stubs(service, 200) as clients,
-    ):
-
-        async def all_insist() -> dict[str, int]:
-            counts = await asyncio.gather(
-                *(answered(stub, tenants[TENANTS[n % 5]]) for n, stub in enumerate(clients))
-            )
-            return {name: sum(counts[n::5]) for n, name in enumerate(TENANTS)}
-
-        burst = await all_insist()
+    async with guarded(policy, clients=200) as (_, tenants, clients):
+        burst = await all_insist(tenants, clients)
         clock.now += 0.5
-        half_a_second = await all_insist()
+        half_a_second = await all_insist(tenants, clients)
 
     assert burst == rates
     assert half_a_second == {name: rate / 2 for name, rate in rates.items()}
 
 
-async def test_the_rate_of_the_whole_server_holds(
-    key_file: KeyFile, tmp_path: Path, clock: Clock
-) -> None:
+async def test_the_rate_of_the_whole_server_holds(guarded: Guarded, clock: Clock) -> None:
     policy = "[server]\nrequests_per_s = 60\nburst = 60"
-    async with (
-        guarded(key_file, tmp_path, policy) as (service, tenants),
-        stubs(service, 10) as clients,
-    ):
+    async with guarded(policy, clients=10) as (_, tenants, clients):
         passed = []
         for waited_s in (0.0, 0.5, 5.0):
             clock.now += waited_s
-            counts = await asyncio.gather(
-                *(answered(stub, tenants[TENANTS[n % 5]]) for n, stub in enumerate(clients))
-            )
-            passed.append(sum(counts))
+            passed.append(sum((await all_insist(tenants, clients)).values()))
 
     assert passed == [60, 30, 60]
 
@@ -245,18 +235,15 @@ class Embeds:
     refused: list[Failure] = field(default_factory=list)
 
     async def call(self, stub: Stub, number: int, tenant: str) -> None:
-        # Pictures differ: equal ones would share one encode.
-        request = pb.EmbedRequest(image=pb.Image(encoded=picture(number)))
         try:
-            await stub.Embed(request, metadata=self.tenants[tenant])
+            # Pictures differ: equal ones would share one encode.
+            await stub.Embed(picture(number), metadata=self.tenants[tenant])
             self.passed[tenant] += 1
         except grpc.aio.AioRpcError as error:
             self.refused.append(read(error))
 
 
-async def test_concurrency_holds_for_200_clients_of_5_tenants(
-    key_file: KeyFile, tmp_path: Path
-) -> None:
+async def test_concurrency_holds_for_200_clients_of_5_tenants(guarded: Guarded) -> None:
     """Each tenant gets exactly its places, whoever else wants some."""
     limits = dict(zip(TENANTS, (1, 2, 3, 5, 8), strict=True))
     policy = "\n".join(
@@ -265,8 +252,7 @@ async def test_concurrency_holds_for_200_clients_of_5_tenants(
     )
     engine, go = FakeEngine(model=SMALL_MODEL), asyncio.Event()
     async with (
-        guarded(key_file, tmp_path, policy, engine) as (service, tenants),
-        stubs(service, 200) as clients,
+        guarded(policy, engine, clients=200) as (_, tenants, clients),
         asyncio.TaskGroup() as calls,
     ):
         engine.hold(go)
@@ -283,29 +269,24 @@ async def test_concurrency_holds_for_200_clients_of_5_tenants(
     assert failure.retry_after_s
 
 
-def picture(number: int) -> bytes:
-    return pictures.file_of(pictures.noise(8, 8, seed=number), "PNG")
+def picture(number: int = 0, height: int = 8, width: int = 8) -> pb.EmbedRequest:
+    return pb.EmbedRequest(image=pictures.image(height, width, seed=number))
 
 
-async def embedded(stub: Stub, metadata: Any) -> str:
-    request = pb.EmbedRequest(image=pb.Image(encoded=pictures.png()))
-    return (await stub.Embed(request, metadata=metadata)).embedding.id
+async def embedded(stub: Stub, metadata: Any, number: int = 0) -> str:
+    answer: pb.EmbedResponse = await stub.Embed(picture(number), metadata=metadata)
+    return answer.embedding.id
 
 
-async def serve_under_load(
-    key_file: KeyFile, tmp_path: Path, clients_of: dict[str, int], runs: int
-) -> BusyEngine:
+async def serve_under_load(guarded: Guarded, clients_of: dict[str, int], runs: int) -> BusyEngine:
     """Serve so many runs while every client wants one all the time, and give the engine."""
     engine = BusyEngine(clients=sum(clients_of.values()))
-    async with (
-        guarded(key_file, tmp_path, "", engine, admission=PLENTY) as (service, tenants),
-        stubs(service, 8) as channels,
-    ):
+    async with guarded("", engine, admission=PLENTY, clients=8) as (_, tenants, channels):
         ids = {name: await embedded(channels[0], tenants[name]) for name in clients_of}
         engine.under_load = True
 
         async def keep_clicking(stub: Stub, tenant: str) -> None:
-            request = pb.PredictRequest(embedding_id=ids[tenant], prompts=[pictures.click(32, 24)])
+            request = pb.PredictRequest(embedding_id=ids[tenant], prompts=[pictures.click(1, 1)])
             while engine.under_load:
                 await stub.Predict(request, metadata=tenants[tenant])
 
@@ -318,16 +299,14 @@ async def serve_under_load(
     return engine
 
 
-async def test_a_storm_makes_others_wait_for_no_more_than_their_share(
-    key_file: KeyFile, tmp_path: Path
-) -> None:
+async def test_a_storm_makes_others_wait_for_no_more_than_their_share(guarded: Guarded) -> None:
     """With n tenants, a call waits for n runs at most: one of each other, and the one under way.
 
     So with a service time of S a tenant's only call is answered after (n + 1) S, its own run
     counted, whether the storm has one client or a thousand.
     """
     clients_of = {"ants": 60, **dict.fromkeys(TENANTS[1:], 1)}
-    engine = await serve_under_load(key_file, tmp_path, clients_of, runs=100)
+    engine = await serve_under_load(guarded, clients_of, runs=100)
 
     # The storm is one: it waits for itself, scores of runs each time.
     assert max(engine.overtaken["ants"][:20]) > 50
@@ -336,23 +315,20 @@ async def test_a_storm_makes_others_wait_for_no_more_than_their_share(
         assert max(engine.overtaken[tenant]) <= len(TENANTS), tenant
 
 
-async def test_tenants_that_all_want_more_get_equal_parts(
-    key_file: KeyFile, tmp_path: Path
-) -> None:
+async def test_tenants_that_all_want_more_get_equal_parts(guarded: Guarded) -> None:
     """40 clients, most of them of one tenant: each tenant gets a fifth of the runs."""
     clients_of = {"ants": 24, **dict.fromkeys(TENANTS[1:], 4)}
-    engine = await serve_under_load(key_file, tmp_path, clients_of, runs=100)
+    engine = await serve_under_load(guarded, clients_of, runs=100)
 
     assert engine.shares(slice(20, 100)) == dict.fromkeys(TENANTS, 16)
 
 
-async def test_a_storm_leaves_places_for_others(key_file: KeyFile, tmp_path: Path) -> None:
+async def test_a_storm_leaves_places_for_others(guarded: Guarded) -> None:
     """Without any quota, one tenant gets three quarters of the places, two get 3/7 each."""
     engine, go = FakeEngine(model=SMALL_MODEL), asyncio.Event()
     places = {"ants": 21, "bees": 6, "cats": 1}
     async with (
-        guarded(key_file, tmp_path, "", engine, admission={"embed": 28}) as (service, tenants),
-        stubs(service, 2) as clients,
+        guarded("", engine, admission={"embed": 28}, clients=2) as (_, tenants, clients),
         asyncio.TaskGroup() as calls,
     ):
         engine.hold(go)
@@ -369,28 +345,20 @@ async def test_a_storm_leaves_places_for_others(key_file: KeyFile, tmp_path: Pat
     assert {failure.reason for failure in embeds.refused} == {"OVERLOADED"}
 
 
-async def test_what_a_request_may_contain_is_a_quota_too(key_file: KeyFile, tmp_path: Path) -> None:
+async def test_what_a_request_may_contain_is_a_quota_too(guarded: Guarded) -> None:
     policy = "[quotas.default]\nimage_megapixels = 0.002\nprompts = 2"
     engine = FakeEngine()
-    async with (
-        guarded(key_file, tmp_path, policy, engine) as (service, tenants),
-        stubs(service, 1) as (stub,),
-    ):
+    async with guarded(policy, engine) as (_, tenants, (stub,)):
         metadata = tenants["ants"]
-        small, large = (
-            pb.Image(encoded=pictures.file_of(pictures.noise(*size), "PNG"))
-            for size in ((40, 50), (40, 51))
-        )
-        embedded_ = await stub.Embed(pb.EmbedRequest(image=small), metadata=metadata)
+        small, large = (picture(0, *size) for size in ((40, 50), (40, 51)))
+        embedded_ = await stub.Embed(small, metadata=metadata)
         limits = (await stub.ListModels(pb.ListModelsRequest(), metadata=metadata)).limits
         begun = dict(engine.counts)
         too_many = pb.PredictRequest(
             embedding_id=embedded_.embedding.id, prompts=[pictures.click(1, 1)] * 3
         )
         refusals = {
-            "image_megapixels": await failure_of(
-                stub.Embed(pb.EmbedRequest(image=large), metadata=metadata)
-            ),
+            "image_megapixels": await failure_of(stub.Embed(large, metadata=metadata)),
             "prompts": await failure_of(stub.Predict(too_many, metadata=metadata)),
         }
 
@@ -408,22 +376,15 @@ def assert_quota(failure: Failure, name: str) -> None:
     assert failure.quota_subject == "tenant:ants"
 
 
-async def test_stored_bytes_drive_out_the_tenants_own_oldest_only(
-    key_file: KeyFile, tmp_path: Path
-) -> None:
+async def test_stored_bytes_drive_out_the_tenants_own_oldest_only(guarded: Guarded) -> None:
     slot = 2 << 20
     policy = f"[quotas.default]\nstored_bytes = {3 * slot}"
-    async with (
-        guarded(key_file, tmp_path, policy) as (service, tenants),
-        stubs(service, 1) as (stub,),
-    ):
+    async with guarded(policy) as (service, tenants, (stub,)):
         other = await embedded(stub, tenants["bees"])
         ids = []
         # What is used again is not the oldest any more.
         for number in (0, 1, 2, 0, 3, 4):
-            request = pb.EmbedRequest(image=pb.Image(encoded=picture(number)))
-            answer = await stub.Embed(request, metadata=tenants["ants"])
-            ids.append(answer.embedding.id)
+            ids.append(await embedded(stub, tenants["ants"], number))
 
         there = [await known(stub, id_, tenants["ants"]) for id_ in ids]
         assert there == [True, False, False, True, True, True]
@@ -431,20 +392,16 @@ async def test_stored_bytes_drive_out_the_tenants_own_oldest_only(
         assert service.store.stats().bytes == 4 * slot
 
 
-async def test_a_flood_drives_out_its_own(key_file: KeyFile, tmp_path: Path) -> None:
+async def test_a_flood_drives_out_its_own(guarded: Guarded) -> None:
     """Without any quota: who holds less than others loses nothing to them."""
     slot = 2 << 20
     store = {"capacity_bytes": 6 * slot}
-    async with (
-        guarded(key_file, tmp_path, "", store=store) as (service, tenants),
-        stubs(service, 1) as (stub,),
-    ):
+    async with guarded("", store=store) as (_, tenants, (stub,)):
         others = {name: await embedded(stub, tenants[name]) for name in TENANTS[1:4]}
         for number in range(12):
-            request = pb.EmbedRequest(image=pb.Image(encoded=picture(number)))
-            last = await stub.Embed(request, metadata=tenants["ants"])
+            last = await embedded(stub, tenants["ants"], number)
 
-        assert await known(stub, last.embedding.id, tenants["ants"])
+        assert await known(stub, last, tenants["ants"])
         for name, embedding_id in others.items():
             assert await known(stub, embedding_id, tenants[name]), name
 
@@ -482,21 +439,6 @@ async def there(store: MemoryStore, key: EmbeddingKey) -> bool:
         return False
 
 
-async def test_a_quota_below_one_embedding_tells_that_waiting_is_in_vain(
-    key_file: KeyFile, tmp_path: Path
-) -> None:
-    policy = "[quotas.default]\nstored_bytes = 1000"
-    # The server starts all the same: its own warm-up has no quota.
-    async with (
-        guarded(key_file, tmp_path, policy) as (service, tenants),
-        stubs(service, 1) as (stub,),
-    ):
-        failure = await failure_of(embedded(stub, tenants["ants"]))
-
-    assert_quota(failure, "stored_bytes")
-    assert failure.retry_after_s is None
-
-
 async def known(stub: Stub, embedding_id: str, metadata: Any) -> bool:
     request = pb.PredictRequest(embedding_id=embedding_id, prompts=[pictures.click(1, 1)])
     try:
@@ -508,20 +450,13 @@ async def known(stub: Stub, embedding_id: str, metadata: Any) -> bool:
     return True
 
 
-async def test_stored_bytes_that_are_all_in_use_refuse_before_any_work(
-    key_file: KeyFile, tmp_path: Path
-) -> None:
+async def test_stored_bytes_that_are_all_in_use_refuse_before_any_work(guarded: Guarded) -> None:
     policy = f"[quotas.default]\nstored_bytes = {2 << 20}"
     engine = FakeEngine()
-    async with (
-        guarded(key_file, tmp_path, policy, engine) as (service, tenants),
-        stubs(service, 1) as (stub,),
-    ):
+    async with guarded(policy, engine) as (_, tenants, (stub,)):
         let_go = asyncio.Event()
         engine.hold(let_go)
-        first = stub.Embed(
-            pb.EmbedRequest(image=pb.Image(encoded=picture(1))), metadata=tenants["ants"]
-        )
+        first = stub.Embed(picture(), metadata=tenants["ants"])
         await encodes_begun(engine, 1)
         # No image at all: it is refused before anything looks at it.
         nothing = pb.EmbedRequest(image=pb.Image(encoded=b"nothing"))

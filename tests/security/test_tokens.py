@@ -13,7 +13,7 @@ from samserve.errors import Misconfigured, Unauthenticated
 from samserve.security.tokens import TokenRules, parse_jwks
 
 from tests.secrecy import secret
-from tests.security.credentials import AUDIENCE, ISSUER, algorithm, jwk, jwks, signing_key, token
+from tests.security.credentials import AUDIENCE, ISSUER, jwk, jwks, signing_key, token
 
 RULES = TokenRules(issuer=ISSUER, audience=AUDIENCE, leeway_s=5)
 KEYS = parse_jwks(jwks(jwk()))
@@ -55,7 +55,7 @@ WRONG_CLAIMS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", WRONG_CLAIMS)
 def test_a_token_that_says_something_else_does_not(name: str) -> None:
     made, problem = WRONG_CLAIMS[name]
-    bad = signed(**made)
+    bad = token(**made)
 
     with pytest.raises(Unauthenticated, match=problem) as refused:
         RULES.verify(bad, KEYS)
@@ -63,23 +63,6 @@ def test_a_token_that_says_something_else_does_not(name: str) -> None:
     assert bad not in str(refused.value)
     # A log would print what an error came from, and that may quote the token.
     assert refused.value.__context__ is None or refused.value.__suppress_context__
-
-
-def signed(*, tenant: Any = "acme", roles: Any = ("embed",), **more: Any) -> str:
-    """A token with claims of any type."""
-    kind = more.pop("kind", "ec")
-    headers = {"kid": "one", **more.pop("headers", {})}
-    payload = {
-        "iss": ISSUER,
-        "aud": AUDIENCE,
-        "exp": int(time.time()) + 600,
-        "tenant": tenant,
-        "roles": roles,
-    } | more
-    payload = {name: value for name, value in payload.items() if value is not None}
-    if payload.get("iss") is None:
-        payload.pop("iss", None)
-    return secret(jwt.encode(payload, signing_key(kind), algorithm(kind), headers=headers))
 
 
 def test_a_token_without_a_signature_does_not_hold() -> None:

@@ -80,21 +80,16 @@ class CallRecorder:
     @contextmanager
     def recording(self, method: Method, metadata: Metadata) -> Iterator[OpenCall]:
         """Record a call for the length of the block, in which its clock runs."""
-        call = self.open(method, metadata)
+        self.metrics.started(method.name).inc()
+        trace = self._tracing.begin(self._service, method.name, metadata)
+        call = OpenCall(method, trace, StageClock(_now, trace.span), request_id(metadata))
         try:
             with call.clock.running():
                 yield call
         finally:
-            self.close(call)
+            self._publish(call)
 
-    def open(self, method: Method, metadata: Metadata) -> OpenCall:
-        """Count the call as started, and begin its part of a trace."""
-        self.metrics.started(method.name).inc()
-        trace = self._tracing.begin(self._service, method.name, metadata)
-        return OpenCall(method, trace, StageClock(_now, trace.span), request_id(metadata))
-
-    def close(self, call: OpenCall) -> None:
-        """Publish the record, once the clock has stopped."""
+    def _publish(self, call: OpenCall) -> None:
         seconds = _now() - call.started
         stages, facts, trace = call.clock.seconds, call.facts, call.trace
         self.metrics.record(

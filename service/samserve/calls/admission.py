@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 from samserve.calls.methods import METHODS
 from samserve.errors import Overloaded
@@ -20,36 +21,25 @@ class Admission:
     def __init__(self, settings: AdmissionSettings, *, shared: Callable[[], bool]) -> None:
         self.limits = {method.name: method.max_in_flight(settings) for method in METHODS}
         """Calls of each method that may be in flight."""
+        limit = partial(TenantLimit, shared=shared)
         self._calls = {
-            name: TenantLimit(limit, f"{name} calls", "calls", shared=shared)
-            for name, limit in self.limits.items()
+            name: limit(most, f"{name} calls", "calls") for name, most in self.limits.items()
         }
-        self._slow_requests, self._slow_answers = (
-            TenantLimit(limit, f"slow {what}", f"slow_{what}", shared=shared)
-            for what, limit in [
-                ("requests", settings.slow_requests),
-                ("answers", settings.slow_answers),
-            ]
-        )
+        self.slow_requests = limit(settings.slow_requests, "slow requests", "slow_requests")
+        """Requests that do not arrive at once."""
+        self.slow_answers = limit(settings.slow_answers, "slow answers", "slow_answers")
+        """Answers that are not taken at once."""
         self._byte_limit = settings.request_bytes
         self._bytes = 0
 
     def busy(self) -> bool:
         """Whether any call is in flight."""
-        limits = (*self._calls.values(), self._slow_requests, self._slow_answers)
+        limits = (*self._calls.values(), self.slow_requests, self.slow_answers)
         return any(limit.taken for limit in limits)
 
     def admit(self, method: str, tenant: str) -> AbstractContextManager[None]:
         """Count a call in for the length of the block.  Raises `Overloaded`."""
         return self._calls[method].hold(tenant)
-
-    def slow_request(self, tenant: str) -> AbstractContextManager[None]:
-        """Count a request that did not arrive at once, likewise."""
-        return self._slow_requests.hold(tenant)
-
-    def slow_answer(self, tenant: str) -> AbstractContextManager[None]:
-        """Count an answer that was not taken at once, likewise."""
-        return self._slow_answers.hold(tenant)
 
     @contextmanager
     def holding(self, nbytes: int) -> Iterator[None]:

@@ -17,13 +17,11 @@ _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 _ENTRY_BYTES = 32
 
 
-def size_of(metadata: Metadata) -> int:
-    """Count the bytes of names and values, and 32 for each entry."""
-    return sum(len(name) + len(value) + _ENTRY_BYTES for name, value in metadata)
-
-
-def too_large(nbytes: int, max_bytes: int) -> MetadataTooLarge:
-    """Build the error for so many bytes."""
+def size_error(metadata: Metadata, max_bytes: int) -> MetadataTooLarge | None:
+    """Build the error for metadata of more bytes: of names and values, and 32 for each entry."""
+    nbytes = sum(len(name) + len(value) + _ENTRY_BYTES for name, value in metadata)
+    if nbytes <= max_bytes:
+        return None
     return MetadataTooLarge(
         "metadata",
         f"{nbytes} bytes of names and values, with {_ENTRY_BYTES} for each entry; "

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from samserve.calls.access_log import CallRecorder, OpenCall
 from samserve.calls.admission import Admission
-from samserve.calls.metadata import Metadata, size_of, texts, too_large
+from samserve.calls.metadata import Metadata, size_error, texts
 from samserve.calls.methods import Method
 from samserve.calls.slow_clients import SlowClientTimeout
 from samserve.calls.status import Code, Failure
@@ -33,32 +33,25 @@ class Transport(Protocol):
     @property
     def metadata(self) -> Metadata:
         """Names and values that the client sent, the same object at each use."""
-        ...
 
     @property
     def remaining_s(self) -> float | None:
         """Seconds until the deadline that the client has set; None if it has set none."""
-        ...
 
     def certificate_names(self) -> tuple[str, ...]:
         """Return the names in the verified client certificate; empty if there is none."""
-        ...
 
     def begin(self, request_id: str) -> None:
         """Let the answer carry the id of the request, whatever it will be."""
-        ...
 
     async def read(self) -> bytes:
         """Wait for the whole request.  Raises `InvalidRequest` if the client sends none."""
-        ...
 
     async def write(self, data: bytes) -> None:
         """Send a message of the answer, and wait until the client has taken it."""
-        ...
 
     async def fail(self, failure: Failure) -> None:
         """End the call with *failure*; may raise."""
-        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -112,11 +105,11 @@ class Call:
         # There is next to nothing in it to wait for.
         if self.method.small_request:
             raise deadline_exceeded("receive")
-        return self._admission.slow_request(self.context.tenant)
+        return self._admission.slow_requests.hold(self.context.tenant)
 
     @contextmanager
     def _slow_answer(self) -> Iterator[None]:
-        with self._admission.slow_answer(self.context.tenant):
+        with self._admission.slow_answers.hold(self.context.tenant):
             self._held.close()
             yield
 
@@ -144,7 +137,7 @@ class CallPipeline:
         self, method: Method, transport: Transport, serve: Callable[[Call], Awaitable[None]]
     ) -> None:
         """Let *serve* answer one call; whatever it raises ends the call with the right status."""
-        refusal = self._metadata_error(transport.metadata)
+        refusal = size_error(transport.metadata, self._server.metadata_bytes)
         metadata = () if refusal else transport.metadata
         with self._recorder.recording(method, metadata) as record:
             remaining_s = transport.remaining_s
@@ -162,10 +155,6 @@ class CallPipeline:
                 raise
             except Exception as error:  # the only catch-all: nothing internal may reach a client
                 await self._fail(error, record, transport)
-
-    def _metadata_error(self, metadata: Metadata) -> MetadataTooLarge | None:
-        nbytes, max_bytes = size_of(metadata), self._server.metadata_bytes
-        return too_large(nbytes, max_bytes) if nbytes > max_bytes else None
 
     def _admit(
         self,
@@ -186,7 +175,7 @@ class CallPipeline:
             method, tenant = record.method, principal.tenant
             principal.require(*sorted(method.permissions))
             held.enter_context(self._admission.admit(method.name, tenant))
-            held.enter_context(self._quotas.admit(method.limits, tenant))
+            held.enter_context(self._quotas.admit(method.limits, tenant, method.name))
             # With the places, so that what is counted is what the limit is about.
             held.enter_context(self._recorder.metrics.in_flight(method.name))
             return RequestContext(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from samserve.errors import InvalidRequest, Violations
-from samserve.rpc.request_fields import box
+from samserve.rpc.request_fields import box, out_of_bounds
 from samserve.segmentation.automask.options import PointGrid
 from samserve.settings import LimitSettings
 from samserve.v1 import samserve_pb2 as pb
@@ -62,12 +62,8 @@ def options(message: pb.AutoMaskRequest, limits: LimitSettings) -> dict[str, Any
 
 def _check_crops(message: pb.AutoMaskRequest, layers: int) -> None:
     if layers > 0 and message.WhichOneof("source") == "embedding_id":
-        raise InvalidRequest(
-            "options.crop_n_layers",
-            f"must be 0 with an embedding_id, because crops are encoded from the image; "
-            f"got {layers}",
-            metadata={"limit": "0", "value": str(layers)},
-        )
+        text = "must be 0 with an embedding_id, because crops are encoded from the image"
+        raise out_of_bounds("options.crop_n_layers", text, 0, layers)
 
 
 def _ranges(limits: LimitSettings) -> dict[str, _Range]:
@@ -95,11 +91,7 @@ def _scalar(given: pb.AutoMaskOptions, name: str, allowed: _Range) -> dict[str, 
         return {}
     value = getattr(given, name)
     if not allowed.holds(value):
-        raise InvalidRequest(
-            f"options.{name}",
-            f"must be {allowed}; got {value:g}",
-            metadata={"limit": str(allowed), "value": f"{value:g}"},
-        )
+        raise out_of_bounds(f"options.{name}", f"must be {allowed}", allowed, f"{value:g}")
     return {name: value}
 
 
@@ -109,11 +101,8 @@ def _grids(given: pb.AutoMaskOptions, layers: int, limits: LimitSettings) -> tup
             "options.point_grids", "set either points_per_side or point_grids, not both"
         )
     if len(given.point_grids) != layers:
-        raise InvalidRequest(
-            "options.point_grids",
-            f"must have one grid for each of {layers} layers; got {len(given.point_grids)}",
-            metadata={"limit": str(layers), "value": str(len(given.point_grids))},
-        )
+        text = f"must have one grid for each of {layers} layers"
+        raise out_of_bounds("options.point_grids", text, layers, len(given.point_grids))
     most = limits.points_per_side**2
     violations = Violations()
     grids: list[PointGrid] = []
@@ -127,11 +116,7 @@ def _grids(given: pb.AutoMaskOptions, layers: int, limits: LimitSettings) -> tup
 def _grid(field: str, grid: pb.PointGrid, most: int) -> PointGrid:
     count = len(grid.points)
     if not 1 <= count <= most:
-        raise InvalidRequest(
-            f"{field}.points",
-            f"must have from 1 to {most} entries; got {count}",
-            metadata={"limit": str(most), "value": str(count)},
-        )
+        raise out_of_bounds(f"{field}.points", f"must have from 1 to {most} entries", most, count)
     points = np.array([(point.x, point.y) for point in grid.points], dtype=np.float64)
     # Written so that NaN counts as outside.
     outside = np.flatnonzero(~((points >= 0) & (points <= 1)).all(axis=1))

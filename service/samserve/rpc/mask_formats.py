@@ -1,16 +1,12 @@
-"""The formats of masks in the protocol: a row to ask for each, and a case to write it."""
+"""The formats of masks in the protocol: the values that ask for them, and a case to write each."""
 
 from __future__ import annotations
 
+from samserve.rpc.request_fields import choices
 from samserve.types import CocoRle, MaskFormat, PackedMask, Segmentation, Size, UncompressedRle
 from samserve.v1 import samserve_pb2 as pb
 
-FORMATS: dict[int, MaskFormat] = {
-    pb.OUTPUT_MODE_UNSPECIFIED: MaskFormat.COCO_RLE,
-    pb.OUTPUT_MODE_COCO_RLE: MaskFormat.COCO_RLE,
-    pb.OUTPUT_MODE_UNCOMPRESSED_RLE: MaskFormat.UNCOMPRESSED_RLE,
-    pb.OUTPUT_MODE_BINARY_MASK: MaskFormat.BINARY_MASK,
-}
+FORMATS = choices(pb.OutputMode, "OUTPUT_MODE", MaskFormat, MaskFormat.COCO_RLE)
 
 
 def write(message: pb.Mask, segmentation: Segmentation) -> None:

@@ -15,12 +15,6 @@ from samserve.settings import LimitSettings
 from samserve.types import ModelCard, ModelInfo, Transport
 from samserve.v1 import samserve_pb2 as pb
 
-_TRANSPORTS = {
-    Transport.IN_PROCESS: pb.TRANSPORT_IN_PROCESS,
-    Transport.SHARED_MEMORY: pb.TRANSPORT_SHARED_MEMORY,
-    Transport.MESSAGE: pb.TRANSPORT_MESSAGE,
-}
-
 
 def model_list(
     models: Iterable[ModelInfo],
@@ -74,7 +68,7 @@ def _model(info: ModelInfo, transport: Transport, *, default: bool) -> pb.Model:
         embedding_bytes=info.embedding_bytes,
         capabilities=_capabilities(families.of(info)),
         default=default,
-        transport=_TRANSPORTS[transport],
+        transport=pb.Transport.Value(f"TRANSPORT_{transport.name}"),
         card=_card(info.card),
         encoder_digest=info.encoder_digest,
     )

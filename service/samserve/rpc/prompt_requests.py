@@ -8,7 +8,7 @@ import numpy as np
 
 from samserve.core import rle
 from samserve.errors import InvalidRequest, Violations
-from samserve.rpc.request_fields import box, choice, finite, out_of_bounds
+from samserve.rpc.request_fields import box, choice, choices, finite, out_of_bounds
 from samserve.settings import LimitSettings
 from samserve.types import (
     BinaryMask,
@@ -23,10 +23,7 @@ from samserve.types import (
 )
 from samserve.v1 import samserve_pb2 as pb
 
-_LABELS = {
-    pb.Point.LABEL_FOREGROUND: Label.FOREGROUND,
-    pb.Point.LABEL_BACKGROUND: Label.BACKGROUND,
-}
+_LABELS = choices(pb.Point.Label, "LABEL", Label)
 
 
 def prompts(message: pb.PredictRequest, limits: LimitSettings) -> tuple[Prompt, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from samserve.calls.metadata import size_of, too_large
+from samserve.calls.metadata import size_error
 from samserve.calls.slow_clients import PROMPT_S
 from samserve.errors import Overloaded
 from samserve.rpc.methods import SERVICE
@@ -54,7 +54,7 @@ class PublicServiceLimits(grpc.aio.ServerInterceptor):
         if handler is None or details.method.startswith(f"/{SERVICE}/"):
             return handler
 
-        nbytes = size_of(details.invocation_metadata or ())
+        too_large = size_error(details.invocation_metadata or (), self._max_metadata)
         limit = self._limits.get(details.method)
         if limit is None:
             what = f"{details.method} calls"
@@ -62,9 +62,8 @@ class PublicServiceLimits(grpc.aio.ServerInterceptor):
             self._limits[details.method] = limit
 
         async def handle(_: Any, rpc: Any) -> None:
-            if nbytes > self._max_metadata:
-                error = too_large(nbytes, self._max_metadata)
-                await rpc.abort(grpc.StatusCode.INVALID_ARGUMENT, error.message)
+            if too_large is not None:
+                await rpc.abort(grpc.StatusCode.INVALID_ARGUMENT, too_large.message)
             try:
                 with limit.hold(rpc.peer()):
                     await self._answer(handler, rpc)

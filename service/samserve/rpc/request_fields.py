@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, TypeVar
 
 from samserve.errors import InvalidRequest, Violations
@@ -21,17 +22,20 @@ from samserve.types import (
 from samserve.v1 import samserve_pb2 as pb
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Enum)
 
-_ORIENTATIONS = {
-    pb.ORIENTATION_UNSPECIFIED: Orientation.EXIF,
-    pb.ORIENTATION_EXIF: Orientation.EXIF,
-    pb.ORIENTATION_IGNORE: Orientation.IGNORE,
-}
-_LAYOUTS = {
-    pb.RAW_LAYOUT_RGB: RawLayout.RGB,
-    pb.RAW_LAYOUT_BGR: RawLayout.BGR,
-    pb.RAW_LAYOUT_GRAY: RawLayout.GRAY,
-}
+
+def choices(enum: Any, prefix: str, kind: type[E], unset: E | None = None) -> dict[int, E]:
+    """Map numbers of a protobuf *enum* to the members of *kind* with the names after *prefix*.
+
+    Number 0 is *unset*, and is no choice without it.
+    """
+    named = {enum.Value(f"{prefix}_{member.name}"): member for member in kind}
+    return named if unset is None else {0: unset, **named}
+
+
+_ORIENTATIONS = choices(pb.Orientation, "ORIENTATION", Orientation, Orientation.EXIF)
+_LAYOUTS = choices(pb.RawLayout, "RAW_LAYOUT", RawLayout)
 _SHA256_BYTES = 32
 # Ids are 64 characters; more is not worth a look-up, nor a line in the log.
 _MAX_ID = 128
@@ -92,11 +96,8 @@ def box(field: str, message: pb.Box) -> Box:
 
 def _increasing(field: str, axis: str, low: float, high: float) -> None:
     if low >= high:
-        raise InvalidRequest(
-            f"{field}.{axis}_max",
-            f"must be greater than {axis}_min, {low:g}; got {high:g}",
-            metadata={"limit": f"{low:g}", "value": f"{high:g}"},
-        )
+        text = f"must be greater than {axis}_min, {low:g}"
+        raise out_of_bounds(f"{field}.{axis}_max", text, f"{low:g}", f"{high:g}")
 
 
 def finite(field: str, value: float) -> float:
@@ -120,8 +121,8 @@ def choice(field: str, value: int, choices: Mapping[Any, T], enum: Any) -> T:
     return choices[value]
 
 
-def out_of_bounds(field: str, text: str, limit: int, value: int) -> InvalidRequest:
-    """Build the error for a number or a length that is over its limit."""
+def out_of_bounds(field: str, text: str, limit: object, value: object) -> InvalidRequest:
+    """Build the error for a number or a length that is not within its limit."""
     return InvalidRequest(
         field, f"{text}; got {value}", metadata={"limit": str(limit), "value": str(value)}
     )

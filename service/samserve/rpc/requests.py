@@ -14,7 +14,7 @@ from samserve.context import RequestContext
 from samserve.errors import InvalidRequest, Violations
 from samserve.rpc import automask_requests, prompt_requests
 from samserve.rpc.mask_formats import FORMATS
-from samserve.rpc.request_fields import choice, embedding_id, image, source
+from samserve.rpc.request_fields import choice, choices, embedding_id, image, source
 from samserve.scheduling.offload import is_quick
 from samserve.scheduling.thread_pools import Workers
 from samserve.segmentation.predict import PredictOptions
@@ -24,12 +24,7 @@ from samserve.types import Image, MaskFormat, Multimask, Prompt
 from samserve.v1 import samserve_pb2 as pb
 
 _DURABILITIES = {pb.DURABILITY_UNSPECIFIED: False, pb.DURABILITY_DURABLE: True}
-_MULTIMASKS = {
-    pb.MULTIMASK_UNSPECIFIED: Multimask.AUTO,
-    pb.MULTIMASK_AUTO: Multimask.AUTO,
-    pb.MULTIMASK_ALL: Multimask.ALL,
-    pb.MULTIMASK_SINGLE: Multimask.SINGLE,
-}
+_MULTIMASKS = choices(pb.Multimask, "MULTIMASK", Multimask, Multimask.AUTO)
 # None: logits alone, without pixels.
 _OUTPUT_MODES: dict[int, MaskFormat | None] = {**FORMATS, pb.OUTPUT_MODE_LOW_RES_LOGITS: None}
 

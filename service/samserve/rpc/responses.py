@@ -13,13 +13,19 @@ from samserve.errors import ResponseTooLarge
 from samserve.rpc import mask_formats
 from samserve.scheduling.offload import is_quick
 from samserve.scheduling.thread_pools import Workers
-from samserve.segmentation.automask.events import Event, Progress, Records, Summary
+from samserve.segmentation.automask.events import (
+    AutoMaskRecord,
+    Event,
+    Progress,
+    Records,
+    Summary,
+)
 from samserve.segmentation.encode import EmbeddingLease
-from samserve.segmentation.predict import Prediction
+from samserve.segmentation.predict import Candidate, Prediction
 from samserve.segmentation.sources import PendingEmbedding
 from samserve.settings import LimitSettings
 from samserve.stages import StageClock
-from samserve.types import AutoMaskRecord, Candidate, Mask, UncompressedRle
+from samserve.types import Mask, UncompressedRle
 from samserve.v1 import samserve_pb2 as pb
 
 M = TypeVar("M", bound=Message)
@@ -61,9 +67,7 @@ class ResponseWriter:
             case Summary():
                 facts = context.facts
                 facts.masks = event.mask_count
-                facts.filters = tuple(
-                    (each.name, each.count_in, each.count_out) for each in event.filters
-                )
+                facts.filters = event.filters
                 return (self._checked(summary(event, context.clock)),)
             case Records():
                 with context.clock.stage("encode_masks"):

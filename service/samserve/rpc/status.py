@@ -5,21 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from samserve.calls.status import Code, Failure
+from samserve.calls.status import Failure
 
 DOMAIN = "samserve"
 _LONGEST_RETRY_S = 7 * 24 * 3600.0
-_STATUS_CODES = {code: grpc.StatusCode[code.name] for code in Code}
-
-
-def status_code(code: Code) -> grpc.StatusCode:
-    """Return gRPC's name for a code."""
-    return _STATUS_CODES[code]
 
 
 def status_of(failure: Failure) -> status_pb2.Status:

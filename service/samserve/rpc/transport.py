@@ -10,7 +10,7 @@ import grpc
 from samserve.calls.metadata import REQUEST_ID, Metadata
 from samserve.calls.status import Failure
 from samserve.errors import InvalidRequest
-from samserve.rpc.status import status_code, status_of
+from samserve.rpc.status import status_of
 from samserve.security.certificates import names_of_peer
 
 Rpc = grpc.aio.ServicerContext[Any, Any]
@@ -70,9 +70,10 @@ class GrpcTransport:
         """See `Transport.fail`; always raises, which is how gRPC ends a handler."""
         details = status_of(failure).SerializeToString()
         trailing = (*self._trailing, (_DETAILS, details))
+        code = grpc.StatusCode[failure.code.name]
         try:
             async with asyncio.timeout(_ABORT_S):
-                await self._rpc.abort(status_code(failure.code), failure.message, trailing)
+                await self._rpc.abort(code, failure.message, trailing)
         except TimeoutError:
             # It waits behind an answer that is not taken; what holds the place ends with the task.
             raise asyncio.CancelledError from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -38,7 +37,7 @@ class Principal:
         """Raise `PermissionDenied` unless one of the permissions is held."""
         if not self.permissions.isdisjoint(any_of):
             return
-        needed = _listed(any_of)
+        needed = " or ".join(any_of)
         raise PermissionDenied(
             f"this needs the permission {needed}, which the caller's roles do not give",
             metadata={"permission": needed},
@@ -80,7 +79,3 @@ ANYBODY = Principal()
 """The caller of a server that asks nobody for credentials."""
 NOBODY = Principal(tenant="", permissions=frozenset(), subject="")
 """Who calls, as long as that is not known."""
-
-
-def _listed(permissions: Iterable[Permission]) -> str:
-    return " or ".join(permission.value for permission in permissions)

@@ -124,16 +124,24 @@ class Quotas:
         return [(*of, ratio) for of, ratio in most.items()]
 
     @contextmanager
-    def admit(self, limits: str, tenant: str) -> Iterator[None]:
-        """Count a call, whose method has *limits* of that name, for the length of the block.
+    def admit(self, limits: str, tenant: str, method: str) -> Iterator[None]:
+        """Count a call of *method*, whose quota has the name *limits*, for the length of the block.
 
         Raises `QuotaExceeded`, and counts nothing then.
         """
         policy = self._policy()
         quota = policy.quota(tenant)
         use = self._use(tenant, policy)
-        _check_concurrent(limits, tenant, use, quota)
-        _check_rate(use.bucket, quota, f"tenant:{tenant}")
+        subject = f"tenant:{tenant}"
+        limit = quota.concurrent(limits)
+        if limit is not None and use.calls[limits] >= limit:
+            raise QuotaExceeded(
+                f"{limit} {method} calls of this tenant are in flight, its quota",
+                subject=subject,
+                retry_after_s=1.0,
+                metadata={"quota": limits, "limit": str(limit)},
+            )
+        _check_rate(use.bucket, quota, subject)
         _check_rate(self._server, policy.server, _SERVER)
         use.bucket.take(quota)
         self._server.take(policy.server)
@@ -164,18 +172,6 @@ class Quotas:
                 retry_after_s=1.0,
                 metadata={"quota": "tenants", "limit": str(_MOST_TENANTS)},
             )
-
-
-def _check_concurrent(name: str, tenant: str, use: _Use, quota: Quota) -> None:
-    limit = quota.concurrent(name)
-    if limit is None or use.calls[name] < limit:
-        return
-    raise QuotaExceeded(
-        f"{limit} {name} calls of this tenant are in flight, its quota",
-        subject=f"tenant:{tenant}",
-        retry_after_s=1.0,
-        metadata={"quota": name, "limit": str(limit)},
-    )
 
 
 def _check_rate(bucket: TokenBucket, quota: RateQuota, subject: str) -> None:
