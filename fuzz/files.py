@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from tests.support.png import CHANNELS, END, PALETTE, SIGNATURE, Png, chunk
+
 _HEIGHT, _WIDTH = 6, 9
 
 
@@ -34,14 +35,9 @@ def tiff(orientation: int, *, order: str = "<", entries: int = 1, at: int = 8) -
     return head + struct.pack(f"{order}I", at) + struct.pack(f"{order}H", entries) + entry
 
 
-def chunk(kind: bytes, body: bytes) -> bytes:
-    """Write a PNG chunk with its checksum."""
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
 def sealed(file: bytes) -> bytes:
     """Put the checksums of a PNG file right, so that what is behind them is reached."""
-    changed, at = bytearray(file), len(PNG_SIGNATURE)
+    changed, at = bytearray(file), len(SIGNATURE)
     while at + 12 <= len(changed):
         end = at + 8 + int.from_bytes(changed[at : at + 4], "big")
         if end + 4 <= len(changed):
@@ -52,25 +48,14 @@ def sealed(file: bytes) -> bytes:
 
 def unpacked(header: bytes, rows: bytes) -> bytes:
     """Write a PNG of any header, 13 bytes, and of rows that are compressed here."""
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    return PNG_SIGNATURE + b"".join(chunk(kind, body) for kind, body in chunks)
+    return SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + END
 
 
-def png(height: int, width: int, depth: int, colour: int, interlace: int = 0) -> bytes:
+def png(height: int, width: int, depth: int, colour: int, interlaced: bool = False) -> bytes:
     """Write a PNG of zeros in any format, also those that Pillow does not write."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
-    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
-    row = 1 + (width * channels * depth + 7) // 8
-    # Interlaced rows come to no more than twice as many bytes.
-    body = zlib.compress(bytes(row * height * (1 + interlace)))
-    palette = chunk(b"PLTE", bytes(range(48))) if colour == 3 else b""
-    return (
-        PNG_SIGNATURE
-        + chunk(b"IHDR", header)
-        + palette
-        + chunk(b"IDAT", body)
-        + chunk(b"IEND", b"")
-    )
+    samples = np.zeros((height, width, CHANNELS[colour]), np.uint16)
+    palette = (chunk(b"PLTE", bytes(range(48))),) if colour == PALETTE else ()
+    return Png(samples, depth, colour, interlaced, before=palette).file()
 
 
 def jpegs() -> list[bytes]:
@@ -104,7 +89,7 @@ def pngs() -> list[bytes]:
     rgb = Image.fromarray(noise())
     deep = Image.fromarray(noise(channels=1)[:, :, 0].astype(np.uint16) * 257)
     frames = [rgb.rotate(180)]
-    written = [png(5, 7, depth, 0, interlace) for depth in (1, 2, 4, 8, 16) for interlace in (0, 1)]
+    written = [png(5, 7, depth, 0, each) for depth in (1, 2, 4, 8, 16) for each in (False, True)]
     written += [png(5, 7, depth, colour) for depth in (8, 16) for colour in (2, 4, 6)]
     # The transparent colour comes behind signature and header.
     keyed = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import shutil
 import signal
 import socket
@@ -11,11 +10,12 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
+from harness.child import Child
 from harness.errors import HarnessError
 from harness.triton import processes
 from harness.triton.ports import free_ports
@@ -28,11 +28,10 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _START_ATTEMPTS = 3
 _POLL_S = 0.02
 _ANSWER_TIMEOUT_S = 10.0
-_LOG_TAIL = 2000
 _PORT_TAKEN = "already in use"
 
 
-class Program(ABC):
+class Program(Child):
     """A context manager, in which the program runs and answers.  It ends at once, by SIGKILL."""
 
     _name: ClassVar[str]
@@ -50,9 +49,10 @@ class Program(ABC):
         self.port = port
         self._chosen_port = port
         self._log = log
-        self._log_start = 0
         self._folder: Path | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+
+    def __str__(self) -> str:
+        return self._name
 
     def __enter__(self) -> Self:
         self.start()
@@ -70,18 +70,6 @@ class Program(ABC):
     def url(self) -> str:
         """Where it answers over HTTP."""
         return f"http://{self.address}"
-
-    @property
-    def pid(self) -> int:
-        """Process id, which is its session too."""
-        if self._process is None:
-            raise HarnessError(f"{self._name} is not running")
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        """Whether it runs; it may have ended by itself."""
-        return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
         """Return when it answers; raise `HarnessError` with the log's end otherwise."""
@@ -124,22 +112,10 @@ class Program(ABC):
         self._folder = Path(tempfile.mkdtemp(prefix=f"samserve-{self._name}-"))
         atexit.register(self.kill)
         try:
-            self._process = self._spawn(self._folder)
+            self._process = self._spawn(self._command(self._folder), self._folder, self._env)
         except BaseException:
             self.kill()
             raise
-
-    def log_tail(self) -> str:
-        """Return the end of what it has logged since it was started."""
-        return self._log_text()[-_LOG_TAIL:]
-
-    def _log_text(self) -> str:
-        path = self._log_path()
-        if not path.is_file():
-            return "" if not path.exists() else f"(see {path})"
-        with path.open("rb") as log:
-            log.seek(self._log_start)
-            return log.read().decode(errors="replace")
 
     @abstractmethod
     def _command(self, folder: Path) -> list[str]:
@@ -160,21 +136,6 @@ class Program(ABC):
         except BaseException:
             self.kill()
             raise
-
-    def _spawn(self, folder: Path) -> subprocess.Popen[bytes]:
-        command = self._command(folder)
-        with self._log_path().open("ab") as log:
-            # A pipe or a terminal has no place to go back to.
-            self._log_start = log.seek(0, os.SEEK_END) if log.seekable() else 0
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                env=self._env,
-                start_new_session=True,
-            )
 
     def _log_path(self) -> Path:
         if self._log is not None:

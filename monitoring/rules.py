@@ -30,7 +30,7 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """A condition that somebody has to know about after it has held ``lasting``.
+    """A condition that an operator has to know about after it has held ``lasting``.
 
     ``severity`` is ``critical`` (wake somebody), ``warning`` (today) or ``info``.  ``labels`` tell
     apart alerts of one name.
@@ -38,10 +38,10 @@ class Alert:
 
     name: str
     expr: str
-    lasting: str
-    severity: str
     summary: str
     description: str
+    lasting: str = "5m"
+    severity: str = "warning"
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from training.photographs import COINS, SCIKIT_IMAGE, automask_all, photographs, score_coins
 from training.pictures import write_extremes
@@ -29,7 +30,6 @@ from training.scoring import (
     Scores,
     measure,
     measure_ambiguity,
-    spearman,
 )
 
 Array = NDArray[Any]
@@ -68,7 +68,7 @@ def knowledge(prompt: str, judged: Judged) -> Figures:
     """Rank correlation, mean absolute difference and mean difference of predicted and true IoU."""
     predicted, true = np.array(judged.predicted), np.array(judged.true)
     return {
-        f"predicted IoU, {prompt}, Spearman": spearman(predicted, true),
+        f"predicted IoU, {prompt}, Spearman": float(spearmanr(predicted, true).statistic),
         f"predicted IoU, {prompt}, mean absolute difference": float(abs(predicted - true).mean()),
         f"predicted IoU, {prompt}, mean difference": float((predicted - true).mean()),
     }

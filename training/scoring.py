@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from training.data import enlarged
 from training.prompts import (
@@ -167,17 +168,8 @@ def measure_ambiguity(pair: OnnxPair, scenes: int, prompts: int) -> Scores:
 
 def matched(pairs: Array) -> int:
     """Size of the largest one-to-one matching in bool ``[3,3]``."""
-    if not pairs.any():
-        return 0
-    row, rest = pairs[0], pairs[1:]
-    if not len(rest):
-        return 1
-    without = matched(rest)
-    used = [
-        1 + matched(np.delete(rest, column, 1)) if rest.shape[1] > 1 else 1
-        for column in np.flatnonzero(row)
-    ]
-    return max([without, *used])
+    chosen = linear_sum_assignment(pairs, maximize=True)
+    return int(pairs[chosen].sum())
 
 
 def _subparts(scene: Scene, most: int) -> list[Target]:
@@ -260,15 +252,3 @@ def widest_error(mask: Array, goal: Array) -> tuple[tuple[float, float], int]:
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
     x, y = (float(value + 0.5) * PIXELS_PER_LOGIT for value in (column, row))
     return (x, y), int(goal[row, column])
-
-
-def spearman(first: Array, second: Array) -> float:
-    """Rank correlation; equal values share the mean of their ranks."""
-    ranks = [_ranks(values) for values in (first, second)]
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _ranks(values: Array) -> Array:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[place])

@@ -147,7 +147,11 @@ def _admit(parsed: policy.Policy) -> None:
     """Three calls at once, at the same moment; a refusal must have a status."""
     quotas = Quotas(lambda: parsed, now=lambda: 0.0)
     for tenant in ("nobody", *parsed.tenants):
-        with _only(QuotaExceeded), quotas.admit("embed", tenant), quotas.admit("embed", tenant):
+        with (
+            _only(QuotaExceeded),
+            quotas.admit("embed", tenant, "Embed"),
+            quotas.admit("embed", tenant, "Embed"),
+        ):
             quotas.allowance(tenant)
 
 

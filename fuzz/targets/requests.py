@@ -45,12 +45,10 @@ _CONTENTS = (
 
 
 class _NoStore:
-    """Stands for the store and the workers, which are not reached."""
+    """Stands for all but the engine, which is not reached."""
 
 
-_EMBEDDINGS = EmbeddingService(
-    FakeEngine(model=_MODEL), cast(Any, _NoStore()), cast(Any, _NoStore()), _IMAGE_LIMITS, 1.0
-)
+_EMBEDDINGS = EmbeddingService(FakeEngine(model=_MODEL), *cast(Any, [_NoStore()] * 5))
 
 
 def run(data: bytes) -> None:

@@ -34,7 +34,6 @@ def run(data: bytes) -> None:
     runs = rle.uncompressed(given)
     assert min(runs) >= 0
     assert sum(runs) == given.size.pixels
-    assert sum(runs[1::2]) == rle.area(given)
     if given.size.pixels <= _MOST_PIXELS:
         _check_mask(given)
 
@@ -56,7 +55,7 @@ def _check_mask(given: CocoRle) -> None:
     mask = rle.decode(given)
     assert mask.dtype == np.bool_
     assert mask.shape == (given.size.height, given.size.width)
-    assert int(mask.sum()) == rle.area(given)
+    assert int(mask.sum()) == sum(rle.uncompressed(given)[1::2])
     assert np.array_equal(_by_pycocotools(given), mask)
     again = rle.encode(mask)
     assert again.size == given.size

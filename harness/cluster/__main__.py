@@ -3,52 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import signal
 import sys
 from typing import get_args
 
 from harness.cluster.binaries import Flavour
 from harness.cluster.cluster import MAXMEMORY, Cluster
-from harness.cluster.errors import HarnessError
+from harness.foreground import in_foreground
 
 _HELP = "Ctrl-C ends the cluster. Point the gateway at it:"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> int:
     """Return the exit status: zero if it was ended by Ctrl-C or SIGTERM."""
     options = _parser().parse_args()
-    # SIGINT too: a shell starts what runs in the background with it ignored.
-    for number in _SIGNALS:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        with contextlib.suppress(KeyboardInterrupt), _cluster(options) as cluster:
-            print(_greeting(cluster), flush=True)
-            _wait()
-    except HarnessError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return in_foreground(lambda: _serve(options))
 
 
-def _cluster(options: argparse.Namespace) -> Cluster:
-    return Cluster(
-        options.masters,
-        options.replicas,
-        options.flavour,
-        maxmemory=options.maxmemory,
-        port=options.port,
-    )
-
-
-def _wait() -> None:
-    """Return at a signal, after which further ones do not disturb the end."""
-    try:
-        signal.pause()
-    finally:
-        for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+def _serve(options: argparse.Namespace) -> None:
+    """Run until a signal, after which further ones do not disturb the end."""
+    with Cluster(**vars(options)) as cluster:
+        print(_greeting(cluster), flush=True)
+        try:
+            signal.pause()
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
 
 
 def _greeting(cluster: Cluster) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Iterator
 
-from harness.cluster.errors import HarnessError
+from harness.errors import HarnessError
 
 EVERYTHING = "~* &* +@all"
 _OWN = "harness"

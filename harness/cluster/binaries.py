@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Literal
 
-from harness.cluster.errors import HarnessError
+from harness.errors import HarnessError
 
 Flavour = Literal["valkey", "redis"]
 

@@ -17,10 +17,11 @@ from harness.cluster import forming
 from harness.cluster.accounts import EVERYTHING, Accounts
 from harness.cluster.binaries import Flavour, server_binary
 from harness.cluster.bus import Bus
-from harness.cluster.errors import HarnessError, NotYetError, PortTakenError, wait_for
+from harness.cluster.errors import NotYetError, PortTakenError, wait_for
 from harness.cluster.node import Node
 from harness.cluster.ports import BUS_OFFSET, HIGHEST, Ports
 from harness.cluster.resharding import SlotMove
+from harness.errors import HarnessError
 from harness.triton import processes
 
 READY_TIMEOUT_S = 90.0
@@ -164,7 +165,7 @@ class Cluster:
 
     def kill(self) -> None:
         """SIGKILL all nodes, at one moment."""
-        running = [node.pid for node in self.nodes if node.running]
+        running = [node.pid for node in self.nodes if node.alive]
         processes.signal_all(running, signal.SIGKILL)
         for node in self.nodes:
             node.kill()
@@ -189,7 +190,7 @@ class Cluster:
 
     def start_again(self) -> None:
         """Start every node that does not run, and wait until the cluster is whole again."""
-        dead = [node for node in self.nodes if not node.running]
+        dead = [node for node in self.nodes if not node.alive]
         for node in dead:
             node.launch()
         for node in dead:

@@ -8,12 +8,10 @@ from typing import TypeVar
 
 import redis
 
+from harness.errors import HarnessError
+
 _POLL_S = 0.02
 _Found = TypeVar("_Found")
-
-
-class HarnessError(Exception):
-    """A server is not installed, did not start, or the cluster did not become what it should."""
 
 
 class PortTakenError(HarnessError):

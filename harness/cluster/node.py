@@ -5,27 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from harness.child import Child
 from harness.cluster import view
 from harness.cluster.accounts import Accounts
-from harness.cluster.errors import HarnessError, NotYetError, PortTakenError, wait_for
+from harness.cluster.errors import NotYetError, PortTakenError, wait_for
+from harness.errors import HarnessError
 from harness.triton import processes
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 COMMAND_TIMEOUT_S = 10.0
 
-_LOG_TAIL = 1500
 _PORT_TAKEN = "Address already in use"
 # The kernel ends a node when the thread that started it ends.  This one lives as long as the
 # program, whatever becomes of the thread of a test.
@@ -35,7 +35,7 @@ _TIED = ("setpriv", "--pdeathsig", "KILL")
 
 
 @dataclass(eq=False)
-class Node:
+class Node(Child):
     """A server that can be killed and started again, as who it was, with what it had on disk.
 
     It ends with this program, also if that is killed.
@@ -53,13 +53,15 @@ class Node:
     """Where clients are told to find it."""
     bus_port: int
     """Where other nodes are told to find it."""
-    _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _paused: bool = field(default=False, init=False, repr=False)
     _client: redis.Redis | None = field(default=None, init=False, repr=False)
     _id: str = field(default="", init=False)
-    _log_start: int = field(default=0, init=False, repr=False)
 
     host = HOST
+    _tail_length: ClassVar[int] = 1500
+
+    def __str__(self) -> str:
+        return self.address
 
     @property
     def address(self) -> str:
@@ -72,31 +74,14 @@ class Node:
         return f"{HOST}:{self.announced_port}"
 
     @property
-    def pid(self) -> int:
-        """Process id, which is its session too."""
-        if self._process is None:
-            raise HarnessError(f"{self.address} is not running")
-        return self._process.pid
-
-    @property
     def id(self) -> str:
         """Its name in the cluster, 40 hexadecimal digits; known once it has started."""
         return self._id
 
     @property
-    def running(self) -> bool:
-        """Whether the process lives, be it paused; it may have crashed."""
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def paused(self) -> bool:
-        """Whether `stop_process` holds it."""
-        return self._paused
-
-    @property
     def answering(self) -> bool:
         """Whether it lives and is not paused."""
-        return self.running and not self._paused
+        return self.alive and not self._paused
 
     @property
     def client(self) -> redis.Redis:
@@ -132,11 +117,12 @@ class Node:
 
     def launch(self) -> None:
         """Start the process, without waiting for anything."""
-        if self.running:
+        if self.alive:
             raise HarnessError(f"{self.address} is running already")
         self._write_configuration()
         try:
-            self._process = _SPAWNER.submit(self._spawn).result()
+            command = [*_TIED, str(self.binary), str(self._configuration)]
+            self._process = _SPAWNER.submit(self._spawn, command, self.folder).result()
         except FileNotFoundError as error:
             raise HarnessError(f"no {_TIED[0]}, which is in util-linux") from error
 
@@ -173,7 +159,7 @@ class Node:
 
     def lose_data(self) -> None:
         """Remove what it has on disk, while it does not run; it is still who it was."""
-        if self.running:
+        if self.alive:
             raise HarnessError(f"{self.address} is running")
         shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)
         (self.folder / "appendonly.aof").unlink(missing_ok=True)
@@ -185,19 +171,7 @@ class Node:
             self._client.close()
             self._client = None
 
-    def log_tail(self) -> str:
-        """Return the end of what it has logged since it was started last."""
-        return self._log_text()[-_LOG_TAIL:]
-
-    def _log_text(self) -> str:
-        if not self._log.exists():
-            return ""
-        with self._log.open("rb") as log:
-            log.seek(self._log_start)
-            return log.read().decode(errors="replace")
-
-    @property
-    def _log(self) -> Path:
+    def _log_path(self) -> Path:
         return self.folder / "server.log"
 
     @property
@@ -208,20 +182,8 @@ class Node:
         lines = [f"{name} {value}" for name, value in self.options.items()]
         self._configuration.write_text("\n".join([*lines, *self.accounts.directives(), ""]))
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        with self._log.open("ab") as log:
-            self._log_start = log.seek(0, os.SEEK_END)
-            return subprocess.Popen(
-                [*_TIED, str(self.binary), str(self._configuration)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.folder,
-                start_new_session=True,
-            )
-
     def _check_up(self) -> None:
-        if not self.running:
+        if not self.alive:
             raise HarnessError("it ended")
         info = self.client.info("server")
         # Another server may have the port, and ours is about to find that out.

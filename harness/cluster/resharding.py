@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.cluster.errors import HarnessError
 from harness.cluster.node import COMMAND_TIMEOUT_S, HOST, Node
+from harness.errors import HarnessError
 
 BATCH = 10
 """Keys that are moved at once, during which both nodes answer nobody."""

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from harness.envoy.process import Envoy, address
 from harness.errors import HarnessError
 
-_HTTP = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3"
-_ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+CONFIG = Path(__file__).with_name("proxy.yaml")
 _ENDPOINTS = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
-_PROTOCOL = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 class EnvoyProxy(Envoy):
@@ -54,67 +54,10 @@ class EnvoyProxy(Envoy):
         news.rename(folder / "endpoints.json")
 
     def _config(self, folder: Path) -> dict[str, Any]:
-        return {
-            "node": {"id": "samserve", "cluster": "samserve"},
-            "admin": {"address": address(self.port)},
-            "static_resources": {"listeners": [self._listener()], "clusters": [_cluster(folder)]},
-        }
-
-    def _listener(self) -> dict[str, Any]:
-        route = {
-            "cluster": "gateways",
-            # The caller's own deadline counts.
-            "timeout": "0s",
-            "max_stream_duration": {"grpc_timeout_header_max": "0s"},
-            "retry_policy": {
-                "retry_on": "connect-failure,refused-stream,unavailable",
-                "num_retries": 3,
-                "retry_host_predicate": [
-                    {
-                        "name": "envoy.retry_host_predicates.previous_hosts",
-                        "typed_config": {
-                            "@type": "type.googleapis.com/envoy.extensions.retry.host"
-                            ".previous_hosts.v3.PreviousHostsPredicate"
-                        },
-                    }
-                ],
-            },
-        }
-        manager = {
-            "@type": f"{_HTTP}.HttpConnectionManager",
-            "stat_prefix": "api",
-            "codec_type": "HTTP2",
-            "route_config": {
-                "virtual_hosts": [
-                    {
-                        "name": "samserve",
-                        "domains": ["*"],
-                        "routes": [{"match": {"prefix": "/"}, "route": route}],
-                    }
-                ]
-            },
-            "http_filters": [
-                {"name": "envoy.filters.http.router", "typed_config": {"@type": _ROUTER}}
-            ],
-        }
-        filters = [
-            {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
-        ]
-        return {"address": address(self._api_port), "filter_chains": [{"filters": filters}]}
-
-
-def _cluster(folder: Path) -> dict[str, Any]:
-    source = {"path_config_source": {"path": str(folder / "endpoints.json")}}
-    return {
-        "name": "gateways",
-        "type": "EDS",
-        "eds_cluster_config": {"eds_config": source},
-        "connect_timeout": "1s",
-        "lb_policy": "ROUND_ROBIN",
-        "typed_extension_protocol_options": {
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": _PROTOCOL,
-                "explicit_http_config": {"http2_protocol_options": {}},
-            }
-        },
-    }
+        config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+        config["admin"]["address"] = address(self.port)
+        (listener,), (cluster,) = config["static_resources"].values()
+        listener["address"] = address(self._api_port)
+        source = cluster["eds_cluster_config"]["eds_config"]["path_config_source"]
+        source["path"] = str(folder / "endpoints.json")
+        return config

@@ -22,10 +22,6 @@ _NAMESPACE = {"namespace": "samserve"}
 _QUERY_TIMEOUT_S = 30.0
 
 
-class QueryError(Exception):
-    """Prometheus refused a query; the text is its own."""
-
-
 class PrometheusServer(Program):
     """The real Prometheus on loopback; its history is empty and ends with it, unless given."""
 
@@ -59,14 +55,10 @@ class PrometheusServer(Program):
     def query(self, expr: str, time: float | None = None) -> list[Series]:
         """Evaluate at one time, in seconds since the epoch; None is now.
 
-        Raises `QueryError`, as the others do, if Prometheus refuses.  The result of a scalar is one
-        series without labels.
+        Raises `HarnessError`, as the others do, with what Prometheus says if it refuses.
         """
         at = {} if time is None else {"time": str(time)}
-        data = self._get("query", {"query": expr, **at})
-        if data["resultType"] in ("scalar", "string"):
-            return [{"metric": {}, "value": data["result"]}]
-        return cast("list[Series]", data["result"])
+        return cast("list[Series]", self._get("query", {"query": expr, **at})["result"])
 
     def query_range(self, expr: str, start: float, end: float, step: float) -> list[Series]:
         """Evaluate from ``start`` to ``end``, every ``step`` seconds."""
@@ -85,11 +77,6 @@ class PrometheusServer(Program):
     def rules(self) -> list[dict[str, Any]]:
         """Return the rules of all groups, with their ``health`` and ``lastError``."""
         return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
-
-    def targets(self) -> list[dict[str, Any]]:
-        """Return what is scraped, with its ``health`` and ``lastError``."""
-        active = self._get("targets", {"state": "active"})["activeTargets"]
-        return cast("list[dict[str, Any]]", active)
 
     def exemplars(self, expr: str, start: float, end: float) -> list[dict[str, Any]]:
         """Return the exemplars of the series that an expression selects, by series."""
@@ -126,24 +113,12 @@ class PrometheusServer(Program):
         }
 
     def _get(self, path: str, parameters: Mapping[str, str] | None = None) -> Any:
-        return get(self.url, path, parameters)
-
-
-def get(url: str, path: str, parameters: Mapping[str, str] | None = None) -> Any:
-    """Return the ``data`` of one answer of the API of the Prometheus at ``url``."""
-    query = urllib.parse.urlencode(parameters or {})
-    try:
-        with DIRECT.open(f"{url}/api/v1/{path}?{query}", timeout=_QUERY_TIMEOUT_S) as answer:
-            return json.load(answer)["data"]
-    except urllib.error.HTTPError as error:
-        raise QueryError(_reason(error)) from error
-    except OSError as error:
-        raise HarnessError(f"Prometheus does not answer on {url}: {error}") from error
-
-
-def _reason(error: urllib.error.HTTPError) -> str:
-    text = error.read().decode(errors="replace")
-    try:
-        return str(json.loads(text)["error"])
-    except (ValueError, KeyError, TypeError):
-        return f"{error}: {text}"
+        """Return the ``data`` of one answer of the API."""
+        asked = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters or {})}"
+        try:
+            with DIRECT.open(asked, timeout=_QUERY_TIMEOUT_S) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            raise HarnessError(f"{error}: {error.read().decode(errors='replace')}") from error
+        except OSError as error:
+            raise HarnessError(f"Prometheus does not answer on {self.url}: {error}") from error

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
 import sys
 from pathlib import Path
 
-from harness.errors import HarnessError
+from harness.foreground import in_foreground
 from harness.triton.environment import ROOT
 from harness.triton.server import TritonServer
 
@@ -23,24 +21,16 @@ def main() -> int:
         http_port=options.http_port,
         metrics_port=options.metrics_port,
     )
-    # SIGINT too: a shell starts what runs in the background with it ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        with contextlib.suppress(KeyboardInterrupt), server:
-            print(_greeting(server), flush=True)
-            return _served(server)
-    except HarnessError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return in_foreground(lambda: _serve(server))
 
 
-def _served(server: TritonServer) -> int:
-    try:
-        return server.wait()
-    finally:
-        server.stop()
+def _serve(server: TritonServer) -> int:
+    with server:
+        print(_greeting(server), flush=True)
+        try:
+            return server.wait()
+        finally:
+            server.stop()
 
 
 def _greeting(server: TritonServer) -> str:

@@ -21,7 +21,6 @@ def alerts() -> Iterator[Alert]:
             {THRESHOLDS.hit_ratio_before}) and {LOOKUPS}30m * {seconds("30m")} >
             {THRESHOLDS.hit_lookups}""",
         lasting="15m",
-        severity="warning",
         summary="Far fewer embeddings are found than the day before",
         description=f"""{{{{ $value | humanizePercentage }}}} of the embeddings that were looked for
             in the last 30 minutes were found, less than {THRESHOLDS.hit_ratio_part:.0%} of what it
@@ -63,7 +62,6 @@ def _nodes() -> Iterator[Alert]:
         name="SamserveCacheNodeAway",
         expr=f"max {by('node')} ({away}) == 1",
         lasting="1m",
-        severity="warning",
         summary="Node {{ $labels.node }} of the shared cache is left alone",
         description="""At least one gateway gets no answers from {{ $labels.node }} and has opened
             its breaker: calls for keys of that node fail at once with STORE_UNAVAILABLE unless
@@ -79,8 +77,6 @@ def _refusals() -> Iterator[Alert]:
     yield Alert(
         name="SamserveCacheFull",
         expr=failures % "full",
-        lasting="5m",
-        severity="warning",
         summary="The shared cache is full and refuses embeddings",
         description="""Nodes have refused about {{ $value | humanize }} writes in 15 minutes for
             want of memory. New embeddings are kept by one gateway only (STORED_LOCAL), and durable
@@ -89,8 +85,6 @@ def _refusals() -> Iterator[Alert]:
     yield Alert(
         name="SamserveCacheRefuses",
         expr=failures % "refused",
-        lasting="5m",
-        severity="warning",
         summary="The shared cache refuses commands",
         description="""Nodes have refused about {{ $value | humanize }} commands in 15 minutes: the
             user lacks a right, or the cluster is not in order. The log says which.""",
@@ -100,7 +94,6 @@ def _refusals() -> Iterator[Alert]:
         expr=f"""sum {by()} (increase(samserve_cache_requests_total
             {{{GATEWAY},tier="shared",result="damaged"}}[1h])) > 0""",
         lasting="0m",
-        severity="warning",
         summary="Embeddings in the shared cache are damaged",
         description="""About {{ $value | humanize }} embeddings read in the last hour did not fit
             their checksum. They were removed and never used, but something between gateways and

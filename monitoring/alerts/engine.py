@@ -38,8 +38,6 @@ def _failures() -> Iterator[Alert]:
     yield Alert(
         name="SamserveEngineRunsFail",
         expr=f"{failed} / ({runs} > 0) > {THRESHOLDS.failed_runs_ratio}",
-        lasting="5m",
-        severity="warning",
         summary="Runs of the {{ $labels.network }} of {{ $labels.model }} fail",
         description="""{{ $value | humanizePercentage }} of the runs of the {{ $labels.network }} of
             {{ $labels.model }} fail, as the gateways see it, and the calls with them.""",
@@ -54,8 +52,6 @@ def _failures_of_triton() -> Iterator[Alert]:
         name="SamserveTritonFailures",
         expr=f"""{errors} / {on()} group_left () ({all_runs} > 0)
             > {THRESHOLDS.failed_runs_ratio}""",
-        lasting="5m",
-        severity="warning",
         summary="Triton does not answer requests ({{ $labels.kind }})",
         description="""{{ $value | humanizePercentage }} of the requests to Triton end with
             {{ $labels.kind }}. Deadlines that pass in its queue are not counted here.""",
@@ -70,8 +66,6 @@ def _failures_of_triton() -> Iterator[Alert]:
         name="SamserveTritonModelFails",
         expr=f"""{refused} / {on("model")} group_left () ({both} > 0)
             > {THRESHOLDS.failed_runs_ratio}""",
-        lasting="5m",
-        severity="warning",
         summary="Triton fails requests to {{ $labels.model }} ({{ $labels.reason }})",
         description="""{{ $value | humanizePercentage }} of the requests to {{ $labels.model }} fail
             in Triton itself, reason {{ $labels.reason }}; BACKEND is the model.""",
@@ -85,8 +79,6 @@ def _transport() -> Iterator[Alert]:
         name="SamserveSharedMemoryLost",
         expr=f"""{transport % "message"} == 1
             and {on()} max {by()} ({before}) == 1""",
-        lasting="5m",
-        severity="warning",
         summary="Tensors travel in messages instead of shared memory",
         description=f"""{WHERE} sends tensors to Triton in messages, while in the last three days
             memory was shared. Calls are answered, but each picture costs 5 MiB and each click 3 MiB
@@ -115,7 +107,6 @@ def _queue() -> Alert:
         expr=f"""{waited} / 1e6 / ({rates % "nv_inference_request_success"} > 0)
             > {THRESHOLDS.triton_queue_s}""",
         lasting="10m",
-        severity="warning",
         summary="Requests to {{ $labels.model }} wait long in Triton",
         description="""A request to {{ $labels.model }} waits {{ $value | humanizeDuration }} in
             Triton's queue on average, before anything is computed: it gets more work than its

@@ -23,7 +23,6 @@ def alerts() -> Iterator[Alert]:
         expr=f"""process_open_fds{{{GATEWAY}}} / process_max_fds{{{GATEWAY}}}
             > {THRESHOLDS.open_files_ratio}""",
         lasting="10m",
-        severity="warning",
         summary="A gateway is running out of file descriptors",
         description=f"""{WHERE} has {{{{ $value | humanizePercentage }}}} of the files open that the
             system lets it open. Each connection is one: soon new clients, or the connections to
@@ -36,8 +35,6 @@ def _places() -> Iterator[Alert]:
         name="SamserveInFlightNearLimit",
         expr=f"""samserve_inflight_requests{{{GATEWAY}}} / samserve_inflight_limit{{{GATEWAY}}}
             > {THRESHOLDS.in_flight_ratio}""",
-        lasting="5m",
-        severity="warning",
         summary="{{ $labels.grpc_method }} is about to be refused",
         description=f"""{WHERE} has {{{{ $value | humanizePercentage }}}} of the
             {{{{ $labels.grpc_method }}}} calls in flight that it lets in at once. One more than all
@@ -48,8 +45,6 @@ def _places() -> Iterator[Alert]:
     yield Alert(
         name="SamserveOverloaded",
         expr=f"{refused} / ({started} > 0) > {THRESHOLDS.refused_ratio}",
-        lasting="5m",
-        severity="warning",
         summary="{{ $labels.grpc_method }} calls are refused for overload",
         description="""{{ $value | humanizePercentage }} of the {{ $labels.grpc_method }} calls are
             refused with OVERLOADED. Clients try again after RetryInfo, and wait that much
@@ -67,7 +62,6 @@ def _turns() -> Iterator[Alert]:
         name="SamserveQueueLong",
         expr=f"({waited} - {short}) / ({handled} > 0) > {THRESHOLDS.queued_ratio}",
         lasting="10m",
-        severity="warning",
         summary="{{ $labels.grpc_method }} calls wait long for their turn",
         description=f"""{{{{ $value | humanizePercentage }}}} of the {{{{ $labels.grpc_method }}}}
             calls wait longer than {{{{ {THRESHOLDS.queue_s:g} | humanizeDuration }}}} in the
@@ -81,7 +75,6 @@ def _turns() -> Iterator[Alert]:
         expr=f"""({turns} - ignoring (le) {late}) / ({turns} > 0)
             > {THRESHOLDS.late_turns_ratio}""",
         lasting="10m",
-        severity="warning",
         summary="The event loop of a gateway is late",
         description=f"""{{{{ $value | humanizePercentage }}}} of the turns of the event loop of
             {WHERE} come more than {{{{ {THRESHOLDS.loop_lag_s:g} | humanizeDuration }}}} late.
@@ -95,8 +88,6 @@ def _memory() -> Iterator[Alert]:
         name="SamserveNoRoom",
         expr=f"""sum {_BY}
             (increase(samserve_refusals_total{{{GATEWAY},kind="memory"}}[10m])) > 0""",
-        lasting="5m",
-        severity="warning",
         summary="Calls are refused because there is no memory for their embeddings",
         description="""About {{ $value | humanize }} {{ $labels.grpc_method }} calls in 10 minutes
             found no room: all embeddings in memory are in use or in quarantine, or the system has
@@ -108,7 +99,6 @@ def _memory() -> Iterator[Alert]:
             / (samserve_store_capacity_bytes{{{GATEWAY}}} > 0)
             > {THRESHOLDS.quarantined_ratio}""",
         lasting="10m",
-        severity="warning",
         summary="Memory for embeddings waits for runs that Triton does not end",
         description=f"""{{{{ $value | humanizePercentage }}}} of the memory for embeddings of
             {WHERE} may still be written into by requests that were given up. It comes back when

@@ -24,8 +24,6 @@ def alerts() -> Iterator[Alert]:
     yield Alert(
         name="SamserveFileNotInOrder",
         expr=f"samserve_file_in_order{{{GATEWAY}}} == 0",
-        lasting="5m",
-        severity="warning",
         summary="A file was replaced by one that cannot be used",
         description=f"""{WHERE} goes on with the older content of {{{{ $labels.file }}}}. What was
             meant to change has not: a certificate will expire, a key that was revoked may still be
@@ -47,8 +45,6 @@ def _readiness() -> Iterator[Alert]:
         name="SamserveGatewayNotReady",
         expr=f"""samserve_ready{{{GATEWAY}}} == 0
             unless on (namespace, pod, instance) samserve_engine_ready{{{GATEWAY}}} == 0""",
-        lasting="5m",
-        severity="warning",
         summary="A gateway does not become ready",
         description=f"""{WHERE} runs but has said NOT_SERVING for 5 minutes, and it is not for a
             model server that has gone away: it waits for one to start, is warming up, or hangs.
@@ -59,7 +55,6 @@ def _readiness() -> Iterator[Alert]:
         expr=f"""changes(process_start_time_seconds{{{GATEWAY}}}[1h])
             >= {THRESHOLDS.restarts}""",
         lasting="0m",
-        severity="warning",
         summary="A gateway starts again and again",
         description=f"""{WHERE} has started {{{{ $value }}}} times in the last hour. Each end breaks
             its running calls and empties its memory of embeddings.""",
@@ -73,7 +68,6 @@ def _targets() -> Iterator[Alert]:
         # `absent` sees nothing of one release among several: it was there an hour ago.
         expr=f"""absent({info}) or (group {by()} (last_over_time({info}[1h]))
             unless {on()} {info} and on () {info})""",
-        lasting="5m",
         severity="critical",
         summary=f"There are no metrics of any gateway{_OF_RELEASE}",
         description=f"""Prometheus has had no metrics of any gateway{_OF_RELEASE} for 5 minutes.
@@ -82,8 +76,6 @@ def _targets() -> Iterator[Alert]:
     yield Alert(
         name="SamserveTargetDown",
         expr=f'up{{job=~"{any_of(JOBS)}"}} == 0',
-        lasting="5m",
-        severity="warning",
         summary="A target cannot be scraped",
         description="""{{ $labels.instance }} (job {{ $labels.job }}) has not answered Prometheus
             for 5 minutes: it is down, or its port is not reachable. Panels and alerts on it are
@@ -111,7 +103,6 @@ def _calls() -> Iterator[Alert]:
             and {rate}[30m] offset 1h)) > {THRESHOLDS.traffic_before_per_s}
             and {_READY} == 1""",
         lasting="10m",
-        severity="warning",
         summary="Nobody calls any more, although gateways are ready",
         description="""There has been no Embed, Predict or AutoMask for 10 minutes; an hour ago
             there were. Calls that do not arrive fail nowhere here: look at what is between clients
@@ -123,7 +114,6 @@ def _calls() -> Iterator[Alert]:
             (increase(samserve_errors_total{{{GATEWAY},reason="INTERNAL"}}[15m]))
             >= {THRESHOLDS.internal_errors}""",
         lasting="0m",
-        severity="warning",
         summary="{{ $labels.grpc_method }} ends in internal errors",
         description="""About {{ $value | humanize }} {{ $labels.grpc_method }} calls ended with
             INTERNAL in 15 minutes. Each is a defect, or a model that fails on a valid input; the

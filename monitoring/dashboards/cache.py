@@ -20,10 +20,12 @@ def page() -> Dashboard:
         variables=OWNER,
         rows=(
             Row("Are embeddings found?", list(_hits())),
-            Row("Does the memory of gateways hold them?", [*_memory(), *_prefetches()]),
+            Row("Does the memory of gateways hold them?", [*_memory(), *_prefetches()], width=6),
             Row("Do the nodes of the shared cache answer?", list(_nodes())),
             Row("Is what is embedded kept?", list(_writes())),
-            Row("What do the nodes say themselves?", [*_room_of_nodes(), *_load_of_nodes()]),
+            Row(
+                "What do the nodes say themselves?", [*_room_of_nodes(), *_load_of_nodes()], width=6
+            ),
         ),
     )
 
@@ -55,7 +57,7 @@ def _hits() -> Iterator[Panel]:
         miss: not there, or expired. unavailable: a node does not answer. format, model: written by
         another version or model. deleted: somebody asked for that. damaged: see the network.""",
         "ops",
-        [Query(_requests("", "tier, result"), "{{tier}} {{result}}")],
+        Query(_requests("", "tier, result"), "{{tier}} {{result}}"),
     )
     yield Panel(
         "Is that less than the day before?",
@@ -83,7 +85,6 @@ def _memory() -> Iterator[Panel]:
             )
             for what, name in (("bytes", "held"), ("quarantined_bytes", "quarantined"))
         ],
-        width=6,
         steps=[(THRESHOLDS.quarantined_ratio, ORANGE)],
         most=1,
     )
@@ -91,16 +92,14 @@ def _memory() -> Iterator[Panel]:
         "How many embeddings are held?",
         "By gateway. A fall to nothing is a restart: they come back from the shared cache.",
         "short",
-        [Query(f"samserve_store_entries{{{OURS}}}", POD)],
-        width=6,
+        Query(f"samserve_store_entries{{{OURS}}}", POD),
     )
     yield Panel(
         "How many are dropped for room?",
         """A second, by gateway. Together with a low share of memory: store.capacity_bytes is too
         small for what people work on; docs/cache.md, "Sizing".""",
         "ops",
-        [Query(rate("samserve_store_evictions_total", OURS, "namespace, pod, instance"), POD)],
-        width=6,
+        Query(rate("samserve_store_evictions_total", OURS, "namespace, pod, instance"), POD),
     )
 
 
@@ -114,7 +113,6 @@ def _prefetches() -> Iterator[Panel]:
             Query(f"sum(samserve_prefetch_pending{{{OURS}}})", "pending"),
             Query(rate("samserve_prefetches_total", OURS, "outcome"), "{{outcome}} a second"),
         ],
-        width=6,
     )
 
 
@@ -125,7 +123,7 @@ def _nodes() -> Iterator[Panel]:
         for its keys fail at once until it does. One node: that machine. All: network, TLS or
         password.""",
         "none",
-        [Query(f"max by (node) (samserve_cache_node_away{{{OURS}}})", "{{node}}")],
+        f"max by (node) (samserve_cache_node_away{{{OURS}}})",
         Kind.STATES,
         words={"0": ("answers", GREEN), "1": ("left alone", RED)},
     )
@@ -136,7 +134,7 @@ def _nodes() -> Iterator[Panel]:
             that is being filled. All slow: the network, or embeddings are large; see bytes
             below.""",
             "s",
-            [Query(quantile(part, "samserve_cache_node_seconds", OURS, "node"), "{{node}}")],
+            quantile(part, "samserve_cache_node_seconds", OURS, "node"),
         )
 
 
@@ -146,21 +144,21 @@ def _writes() -> Iterator[Panel]:
         """Embeddings offered a second. exists: another gateway was first. deleted: it was deleted
         meanwhile. None at all while Embeds end well: they are kept in one gateway only.""",
         "ops",
-        [Query(rate("samserve_cache_writes_total", OURS, "result"), "{{result}}")],
+        rate("samserve_cache_writes_total", OURS, "result"),
     )
     yield Panel(
         "Which commands fail?",
         """A second. unavailable: no answer, see the nodes. full: out of memory under noeviction.
         refused: the user lacks a right, or the cluster is not in order; the log says which.""",
         "ops",
-        [Query(rate("samserve_cache_failures_total", OURS, "kind"), "{{kind}}")],
+        rate("samserve_cache_failures_total", OURS, "kind"),
     )
     yield Panel(
         "How many bytes of embeddings travel?",
         """out: written, in: read. An embedding of SAM 1 has 2 MiB. Near what the network carries,
         p99 of the nodes grows.""",
         "Bps",
-        [Query(rate("samserve_cache_bytes_total", OURS, "direction"), "{{direction}}")],
+        rate("samserve_cache_bytes_total", OURS, "direction"),
     )
 
 
@@ -171,13 +169,10 @@ def _room_of_nodes() -> Iterator[Panel]:
         noeviction new embeddings are refused then. No data: the nodes are not scraped, or have no
         maxmemory.""",
         "percentunit",
-        [
-            Query(
-                f"redis_memory_used_bytes{{{REDIS}}} / (redis_memory_max_bytes{{{REDIS}}} > 0)",
-                "{{instance}}",
-            )
-        ],
-        width=6,
+        Query(
+            f"redis_memory_used_bytes{{{REDIS}}} / (redis_memory_max_bytes{{{REDIS}}} > 0)",
+            "{{instance}}",
+        ),
         steps=[(0.95, ORANGE)],
     )
     yield Panel(
@@ -190,7 +185,6 @@ def _room_of_nodes() -> Iterator[Panel]:
             Query(rate("redis_keyspace_hits_total", REDIS), "found"),
             Query(rate("redis_keyspace_misses_total", REDIS), "not found"),
         ],
-        width=6,
     )
 
 
@@ -200,8 +194,7 @@ def _load_of_nodes() -> Iterator[Panel]:
         """A second, by node. One node far above the others: a few pictures are asked for by all;
         their keys are there.""",
         "ops",
-        [Query(rate("redis_commands_processed_total", REDIS, "instance"), "{{instance}}")],
-        width=6,
+        rate("redis_commands_processed_total", REDIS, "instance"),
     )
     yield Panel(
         "Who is connected, and how much is there?",
@@ -212,5 +205,4 @@ def _load_of_nodes() -> Iterator[Panel]:
             Query(f"redis_connected_clients{{{REDIS}}}", "connections {{instance}}"),
             Query(f"sum by (instance) (redis_db_keys{{{REDIS}}})", "keys {{instance}}"),
         ],
-        width=6,
     )

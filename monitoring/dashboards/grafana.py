@@ -79,10 +79,11 @@ def _placed(page: Dashboard) -> Iterator[models.Panel | models.RowPanel]:
             number += 1
             drawn = _panel(panel)
             drawn.id_val = number
-            drawn.grid_pos = models.GridPos(x=x, y=y, w=panel.width, h=panel.height)
+            width, height = panel.width or row.width, panel.height or row.height
+            drawn.grid_pos = models.GridPos(x=x, y=y, w=width, h=height)
             yield drawn
-            x = (x + panel.width) % GRID
-            y += 0 if x else panel.height
+            x = (x + width) % GRID
+            y += 0 if x else height
 
 
 def _panel(panel: Panel) -> models.Panel:
@@ -100,7 +101,7 @@ def _panel(panel: Panel) -> models.Panel:
 
 def _target(kind: Kind, query: Query) -> prometheus.Dataquery:
     target = prometheus.Dataquery().expr(tidy(query.expr)).datasource(_PROMETHEUS)
-    target.legend_format(query.legend or "__auto")
+    target.legend_format("__auto" if kind is Kind.TABLE else query.name)
     if kind in LATEST:
         target.instant()
     else:

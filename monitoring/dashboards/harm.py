@@ -28,8 +28,6 @@ def burning() -> Iterator[Panel]:
         "none",
         list(_burns(BAD_RATIO, "1h")),
         Kind.STAT,
-        width=6,
-        height=5,
         steps=_BURNS,
         empty="no calls",
     )
@@ -40,8 +38,6 @@ def burning() -> Iterator[Panel]:
         "none",
         list(_burns(SLOW_RATIO, "1h")),
         Kind.STAT,
-        width=6,
-        height=5,
         steps=_BURNS,
         empty="no calls",
     )
@@ -56,8 +52,6 @@ def harm() -> Iterator[Panel]:
         "percentunit",
         [Query(f"1 - ({query.expr})", query.legend) for query in _burns(BAD_RATIO, PERIOD)],
         Kind.STAT,
-        width=6,
-        height=5,
         steps=_LEFT,
         base=RED,
         empty="no calls",
@@ -66,15 +60,9 @@ def harm() -> Iterator[Panel]:
         "Which alerts fire?",
         "Each has a section of its name in docs/runbook.md. None is good.",
         "none",
-        [
-            Query(
-                "sum by (alertname, severity, grpc_method, namespace, release) "
-                f'(ALERTS{{alertname=~"Samserve.*",alertstate="firing",{HERE}}})'
-            )
-        ],
+        "sum by (alertname, severity, grpc_method, namespace, release) "
+        f'(ALERTS{{alertname=~"Samserve.*",alertstate="firing",{HERE}}})',
         Kind.TABLE,
-        width=6,
-        height=5,
         columns={
             "severity": "Severity",
             "alertname": "Alert",

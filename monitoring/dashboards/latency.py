@@ -35,11 +35,11 @@ def page() -> Dashboard:
             Choose one RPC: the stages of several together say little.""",
         variables=(*OWNER, MODEL, METHOD),
         rows=(
-            Row("Which stage takes the time?", list(_stages())),
+            Row("Which stage takes the time?", list(_stages()), width=12, height=10),
             Row("Are all calls slow, or which?", [*_calls(), *_models()]),
             Row("How long does each stage take, where a call comes to it?", list(_quantiles())),
-            Row("Queue, engine or transport?", [*_engine(), *_triton()]),
-            Row("Client or event loop?", [*_clients(), *_event_loop(), *_size_of_work()]),
+            Row("Queue, engine or transport?", [*_engine(), *_triton()], width=6),
+            Row("Client or event loop?", [*_clients(), *_event_loop(), *_size_of_work()], width=6),
         ),
         traces=True,
     )
@@ -54,10 +54,8 @@ def _stages() -> Iterator[Panel]:
         wait for others; encode and decode contain the way to Triton and back. docs/runbook.md,
         "Which stage is slow", goes on from here.""",
         "s",
-        [Query(f"{spent} / on () group_left () ({calls(OF_CALL)} > 0)", "{{stage}}")],
+        Query(f"{spent} / on () group_left () ({calls(OF_CALL)} > 0)", "{{stage}}"),
         Kind.STACK,
-        width=12,
-        height=10,
         colors=STAGE_COLORS,
     )
     by = "grpc_method, model, stage"
@@ -70,10 +68,8 @@ def _stages() -> Iterator[Panel]:
         two calls are in that stage at any time. What is worth making faster, or getting more
         of.""",
         "short",
-        [Query(longest, "{{grpc_method}} {{model}} {{stage}}")],
+        Query(longest, "{{grpc_method}} {{model}} {{stage}}"),
         Kind.BARS,
-        width=12,
-        height=10,
     )
 
 
@@ -99,14 +95,11 @@ def _calls() -> Iterator[Panel]:
         """How many calls took how long. Two bands: two kinds of calls, such as found and encoded.
         The dots are calls with a trace; click one to see it.""",
         "s",
-        [
-            Query(
-                "sum by (le) (increase("
-                f"samserve_call_seconds_bucket{{{OF_CALL}}}[$__rate_interval]))",
-                "{{le}}",
-                exemplars=True,
-            )
-        ],
+        Query(
+            f"sum by (le) (increase(samserve_call_seconds_bucket{{{OF_CALL}}}[$__rate_interval]))",
+            "{{le}}",
+            exemplars=True,
+        ),
         Kind.HEATMAP,
         traces=True,
     )
@@ -118,12 +111,7 @@ def _models() -> Iterator[Panel]:
         """99th percentile by model. One only: its network, its instances in Triton, or its
         pictures. All: what they share.""",
         "s",
-        [
-            Query(
-                quantile(0.99, "samserve_call_seconds", OF_CALL, "grpc_method, model"),
-                "{{grpc_method}} {{model}}",
-            )
-        ],
+        quantile(0.99, "samserve_call_seconds", OF_CALL, "grpc_method, model"),
     )
 
 
@@ -139,7 +127,7 @@ def _quantiles() -> Iterator[Panel]:
             f"""{words} Of the calls that come to a stage: join and encode are few among Predicts,
             whose embedding is mostly there. Stages of p99 do not add up.""",
             "s",
-            [Query(quantile(part, SECONDS, OF_CALL, "stage"), "{{stage}}", exemplars=part == 0.99)],
+            Query(quantile(part, SECONDS, OF_CALL, "stage"), exemplars=part == 0.99),
             colors=STAGE_COLORS,
         )
 
@@ -150,8 +138,7 @@ def _engine() -> Iterator[Panel]:
         """encoder, decoder: more than triton.encoder_in_flight or .decoder_in_flight are asked for
         (without Triton: more than one run). workers: more pictures and masks than threads.""",
         "short",
-        [Query(f"sum by (queue) (samserve_queue_waiting{{{OURS}}})", "{{queue}}")],
-        width=6,
+        f"sum by (queue) (samserve_queue_waiting{{{OURS}}})",
     )
     runs = "samserve_engine_run_seconds"
     yield Panel(
@@ -166,7 +153,6 @@ def _engine() -> Iterator[Panel]:
             )
             for part in (0.5, 0.99)
         ],
-        width=6,
     )
 
 
@@ -180,15 +166,13 @@ def _triton() -> Iterator[Panel]:
         "s",
         [
             Query(
-                f"{ratio(rate(counter, OF_TRITON, 'model'), asked)} / 1e6",
-                f"{{{{model}}}} {name}",
+                f"{ratio(rate(counter, OF_TRITON, 'model'), asked)} / 1e6", f"{{{{model}}}} {name}"
             )
             for counter, name in (
                 ("nv_inference_queue_duration_us", "queue"),
                 ("nv_inference_compute_infer_duration_us", "compute"),
             )
         ],
-        width=6,
     )
     yield Panel(
         "How long are tensors on their way to Triton and back?",
@@ -196,8 +180,7 @@ def _triton() -> Iterator[Panel]:
         with shared memory; tens of them with messages. If it grows: the page Triton, 'How do
         tensors travel?', then the network and the event loop.""",
         "s",
-        [Query(_transport(), "{{model}} {{network}}")],
-        width=6,
+        Query(_transport(), "{{model}} {{network}}"),
     )
 
 
@@ -221,14 +204,11 @@ def _clients() -> Iterator[Panel]:
         """Mean seconds of a call. It counts for no objective: a slow network, a busy client, or
         very large pictures and answers; the panel beside tells the last apart.""",
         "s",
-        [
-            Query(
-                f"{rate(f'{SECONDS}_sum', client, 'grpc_method, stage')} "
-                f"/ on (grpc_method) group_left () ({calls(OF_CALL, 'grpc_method')} > 0)",
-                "{{grpc_method}} {{stage}}",
-            )
-        ],
-        width=6,
+        Query(
+            f"{rate(f'{SECONDS}_sum', client, 'grpc_method, stage')} "
+            f"/ on (grpc_method) group_left () ({calls(OF_CALL, 'grpc_method')} > 0)",
+            "{{grpc_method}} {{stage}}",
+        ),
     )
     of_method = ',grpc_method=~"$method"'
     yield Panel(
@@ -236,21 +216,16 @@ def _clients() -> Iterator[Panel]:
         """Mean bytes of a call. Answers grow with bitmaps and logits; run lengths are small.
         Pictures that grow make receive, decode_image and resize slower.""",
         "bytes",
-        [
-            Query(
-                ratio(
-                    rate(
-                        "samserve_message_bytes_total",
-                        f"{OURS}{of_method}",
-                        "grpc_method, direction",
-                    ),
-                    rate("grpc_server_handled_total", f"{OF_RPC}{of_method}", "grpc_method"),
-                    "grpc_method",
+        Query(
+            ratio(
+                rate(
+                    "samserve_message_bytes_total", f"{OURS}{of_method}", "grpc_method, direction"
                 ),
-                "{{grpc_method}} {{direction}}",
-            )
-        ],
-        width=6,
+                rate("grpc_server_handled_total", f"{OF_RPC}{of_method}", "grpc_method"),
+                "grpc_method",
+            ),
+            "{{grpc_method}} {{direction}}",
+        ),
     )
 
 
@@ -262,13 +237,10 @@ def _event_loop() -> Iterator[Panel]:
         ms the gateway has too little CPU, or something blocks its loop. Shows in all stages,
         'other' first.""",
         "s",
-        [
-            Query(
-                quantile(0.99, "samserve_event_loop_lag_seconds", OURS, "namespace, pod, instance"),
-                f"p99 {POD}",
-            )
-        ],
-        width=6,
+        Query(
+            quantile(0.99, "samserve_event_loop_lag_seconds", OURS, "namespace, pod, instance"),
+            f"p99 {POD}",
+        ),
         steps=[(bound / 2, ORANGE), (bound, RED)],
     )
 
@@ -286,5 +258,4 @@ def _size_of_work() -> Iterator[Panel]:
             ),
             Query(mean("samserve_masks_per_call", of_rpc, "grpc_method"), "{{grpc_method}} masks"),
         ],
-        width=6,
     )

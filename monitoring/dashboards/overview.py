@@ -48,14 +48,15 @@ def page() -> Dashboard:
             what has run out, what runs.""",
         variables=(*OWNER, MODEL),
         rows=(
-            Row("Is anybody harmed?", [*harm.burning(), *harm.harm()]),
+            Row("Is anybody harmed?", [*harm.burning(), *harm.harm()], width=6, height=5),
             Row("Which stage is slow, for which model, and why?", list(_stages())),
             Row(
                 "How much is asked, how does it end, how long does that take?",
                 [*_calls(), *_ends()],
+                width=6,
             ),
             Row("Has something run out?", [*_places(), *_parts()]),
-            Row("What runs?", [*_gateways(), *_content()]),
+            Row("What runs?", [*_gateways(), *_content()], width=6),
         ),
     )
 
@@ -80,7 +81,7 @@ def _stages() -> Iterator[Panel]:
         makes it slow. Without a day of history only the second column is filled. Calls without a
         model ended before it was known.""",
         "s",
-        [Query(now), Query(before), Query(f"{now} - {before}")],
+        [now, before, f"{now} - {before}"],
         Kind.TABLE,
         width=24,
         columns={
@@ -102,8 +103,7 @@ def _calls() -> Iterator[Panel]:
         """Calls a second by RPC. A fall to nothing while gateways are ready: look between clients
         and gateways.""",
         "reqps",
-        [Query(rate("grpc_server_started_total", OF_RPC, "grpc_method"), "{{grpc_method}}")],
-        width=6,
+        rate("grpc_server_started_total", OF_RPC, "grpc_method"),
     )
     yield Panel(
         "How do calls fail?",
@@ -111,13 +111,7 @@ def _calls() -> Iterator[Panel]:
         docs/operations.md, "Errors", says what each means. OVERLOADED: see 'What is refused for
         what?'.""",
         "reqps",
-        [
-            Query(
-                rate("samserve_errors_total", OURS, "grpc_method, reason"),
-                "{{grpc_method}} {{reason}}",
-            )
-        ],
-        width=6,
+        rate("samserve_errors_total", OURS, "grpc_method, reason"),
     )
 
 
@@ -130,13 +124,7 @@ def _ends() -> Iterator[Panel]:
         and the like: its mistakes. RESOURCE_EXHAUSTED: overload or a quota. The others are
         ours.""",
         "percentunit",
-        [
-            Query(
-                ratio(failed, handled, "grpc_method"),
-                "{{grpc_method}} {{grpc_code}}",
-            )
-        ],
-        width=6,
+        Query(ratio(failed, handled, "grpc_method"), "{{grpc_method}} {{grpc_code}}"),
     )
     yield Panel(
         "How long do the slowest calls take, and did the day before?",
@@ -146,14 +134,9 @@ def _ends() -> Iterator[Panel]:
         + ". Next: the page Latency.",
         "s",
         [
-            Query(
-                quantile(0.99, "samserve_call_seconds", OF_MODEL, "grpc_method"),
-                "{{grpc_method}}",
-                exemplars=True,
-            ),
+            Query(quantile(0.99, "samserve_call_seconds", OF_MODEL, "grpc_method"), exemplars=True),
             Query(f"max by (grpc_method) ({P99}{{{HERE}}} offset 1d)", "{{grpc_method}} before"),
         ],
-        width=6,
     )
 
 
@@ -164,13 +147,8 @@ def _places() -> Iterator[Panel]:
         """Calls in flight, of those that a gateway lets in (admission.*). At 100 % the next one is
         refused with OVERLOADED. Next: if it is high, which stage holds the calls?""",
         "percentunit",
-        [
-            Query(
-                f"max by (grpc_method) (samserve_inflight_requests{{{OURS}}} "
-                f"/ samserve_inflight_limit{{{OURS}}})",
-                "{{grpc_method}}",
-            )
-        ],
+        f"max by (grpc_method) (samserve_inflight_requests{{{OURS}}} "
+        f"/ samserve_inflight_limit{{{OURS}}})",
         steps=[(limit, ORANGE), (1, RED)],
         most=1,
     )
@@ -180,12 +158,7 @@ def _places() -> Iterator[Panel]:
         slow_requests, slow_answers, prefetch, prefetch_bytes, memory: the server's bounds. The
         others are quotas of tenants.""",
         "reqps",
-        [
-            Query(
-                rate("samserve_refusals_total", OURS, "grpc_method, kind"),
-                "{{grpc_method}} {{kind}}",
-            )
-        ],
+        rate("samserve_refusals_total", OURS, "grpc_method, kind"),
     )
     yield Panel(
         "How many pieces of work wait for their turn?",
@@ -193,7 +166,7 @@ def _places() -> Iterator[Panel]:
         workers, bulk_workers: for a thread, so for CPU of the gateway; the bulk ones are
         AutoMask's.""",
         "short",
-        [Query(f"sum by (queue) (samserve_queue_waiting{{{OURS}}})", "{{queue}}")],
+        f"sum by (queue) (samserve_queue_waiting{{{OURS}}})",
     )
 
 
@@ -204,12 +177,7 @@ def _parts() -> Iterator[Panel]:
         """Part of the embeddings looked for that memory or the shared cache had. A fall makes
         Predict encode, or answer NOT_FOUND. Next: the page Cache.""",
         "percentunit",
-        [
-            Query(
-                ratio(hits, rate("samserve_cache_requests_total", f'{OURS},tier="memory"')),
-                "found",
-            )
-        ],
+        Query(ratio(hits, rate("samserve_cache_requests_total", f'{OURS},tier="memory"')), "found"),
         most=1,
     )
     wait = rate("nv_inference_queue_duration_us", OF_TRITON, "model")
@@ -220,7 +188,7 @@ def _parts() -> Iterator[Panel]:
         busy. No data: models run in the gateway, or Triton is not scraped. Next: the page
         Triton.""",
         "s",
-        [Query(f"{ratio(wait, asked)} / 1e6", "{{model}}")],
+        Query(f"{ratio(wait, asked)} / 1e6", "{{model}}"),
         steps=[(THRESHOLDS.triton_queue_s, RED)],
     )
     yield Panel(
@@ -231,8 +199,7 @@ def _parts() -> Iterator[Panel]:
         [
             Query(f"max by (gpu_uuid) (nv_gpu_utilization{{{TRITON}}})", "GPU {{gpu_uuid}}"),
             Query(
-                f"rate(process_cpu_seconds_total{{{OURS}}}[$__rate_interval])",
-                f"cores of {POD}",
+                f"rate(process_cpu_seconds_total{{{OURS}}}[$__rate_interval])", f"cores of {POD}"
             ),
         ],
     )
@@ -245,7 +212,7 @@ def _gateways() -> Iterator[Panel]:
         """One line a gateway. Not ready: see /readyz and the log. Several versions: a roll-out is
         under way, or was left half done.""",
         "none",
-        [Query(f"samserve_build_info{{{OURS}}} * {same} group_left () samserve_ready{{{OURS}}}")],
+        f"samserve_build_info{{{OURS}}} * {same} group_left () samserve_ready{{{OURS}}}",
         Kind.TABLE,
         width=12,
         columns={
@@ -265,12 +232,12 @@ def _gateways() -> Iterator[Panel]:
 def _content() -> Iterator[Panel]:
     yield Panel(
         "Which models are served?",
-        """By how many gateways each. Two digests of one model: gateways disagree, and an embedding
-        of one is not found by the others.""",
+        """By how many gateways each. Two digests of one model: gateways disagree. Unless
+        `samserve models show` tells the same encoder digest of both, an embedding of one is not
+        found by the others.""",
         "none",
-        [Query(f"count by (model, digest) (samserve_model_info{{{OF_MODEL}}})")],
+        f"count by (model, digest) (samserve_model_info{{{OF_MODEL}}})",
         Kind.TABLE,
-        width=6,
         columns={"model": "Model", "digest": "Digest", "Value": "Gateways"},
     )
     yield Panel(
@@ -278,9 +245,8 @@ def _content() -> Iterator[Panel]:
         """Not in order: the file was replaced by one that cannot be used, and the older content is
         in force. The log says why.""",
         "none",
-        [Query(f"min by (file) (samserve_file_in_order{{{OURS}}})")],
+        f"min by (file) (samserve_file_in_order{{{OURS}}})",
         Kind.TABLE,
-        width=6,
         columns={"file": "File", "Value": "State"},
         words={"0": ("not in order", RED), "1": ("in order", GREEN)},
         empty="no files are watched",

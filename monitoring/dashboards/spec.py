@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -30,31 +31,42 @@ LATEST = (Kind.STAT, Kind.BARS, Kind.TABLE)
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """An expression of Prometheus, and the name of each of its series."""
+    """An expression of Prometheus, and the name of each of its series.
+
+    Without a ``legend`` they have the names of the labels that the expression is grouped by.
+    """
 
     expr: str
     legend: str = ""
     exemplars: bool = False
 
+    @property
+    def name(self) -> str:
+        """What Grafana makes a series' name of."""
+        grouped = re.search(r" by \((?:le, )?([\w, ]+)\)", self.expr)
+        labels = grouped[1].split(", ") if grouped else []
+        return self.legend or " ".join(f"{{{{{label}}}}}" for label in labels)
+
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A question, and what answers it.
+    """A question, and what answers it: a query, or several.
 
-    ``description`` says how to read the answer and what to look at next.  ``base`` is the colour
-    below the first of ``steps``, which are lines in a graph.  ``words`` and their colours are shown
-    in place of numbers, and ``empty`` in place of no number.  ``columns`` are the headings of a
-    table by label, in order; ``units`` are by heading, and ``sort`` is the heading whose largest
-    come first.  With ``traces`` there is a link to the traces of slow calls.
+    ``width`` and ``height`` are those of its row unless given.  ``description`` says how to read
+    the answer and what to look at next.  ``base`` is the colour below the first of ``steps``, which
+    are lines in a graph.  ``words`` and their colours are shown in place of numbers, and ``empty``
+    in place of no number.  ``columns`` are the headings of a table by label, in order; ``units``
+    are by heading, and ``sort`` is the heading whose largest come first.  With ``traces`` there is
+    a link to the traces of slow calls.
     """
 
     title: str
     description: str
     unit: str
-    queries: Sequence[Query]
+    asked: str | Query | Sequence[str | Query]
     kind: Kind = Kind.LINES
-    width: int = 8
-    height: int = 8
+    width: int = 0
+    height: int = 0
     steps: Steps = ()
     base: str = GREEN
     most: float | None = None
@@ -66,6 +78,12 @@ class Panel:
     empty: str = ""
     traces: bool = False
 
+    @property
+    def queries(self) -> list[Query]:
+        """What is asked, as queries."""
+        asked = [self.asked] if isinstance(self.asked, str | Query) else self.asked
+        return [Query(each) if isinstance(each, str) else each for each in asked]
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -73,6 +91,8 @@ class Row:
 
     title: str
     panels: Sequence[Panel]
+    width: int = 8
+    height: int = 8
 
 
 @dataclass(frozen=True, slots=True)

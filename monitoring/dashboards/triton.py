@@ -51,10 +51,10 @@ def page() -> Dashboard:
         variables=(*OWNER, MODEL),
         rows=(
             Row("Does it answer?", list(_answers())),
-            Row("How do gateways see it?", [*_runs(), *_transport()]),
-            Row("Does it wait or compute?", list(_time())),
+            Row("How do gateways see it?", [*_runs(), *_transport()], width=6),
+            Row("Does it wait or compute?", list(_time()), width=6),
             Row("Does it batch, and how much waits?", list(_batches())),
-            Row("What do its machine and its GPUs do?", [*_gpus(), *_cpus()]),
+            Row("What do its machine and its GPUs do?", [*_gpus(), *_cpus()], width=6),
         ),
     )
 
@@ -65,7 +65,7 @@ def _answers() -> Iterator[Panel]:
         """Away: the gateway is not ready either, and its calls end with UNAVAILABLE until Triton is
         back; embeddings stay. One gateway only: the network between the two.""",
         "none",
-        [Query(f"samserve_engine_ready{{{OURS}}}", POD)],
+        Query(f"samserve_engine_ready{{{OURS}}}", POD),
         Kind.STATES,
         words={"0": ("away", RED), "1": ("ready", GREEN)},
     )
@@ -73,19 +73,14 @@ def _answers() -> Iterator[Panel]:
         "How many requests does it answer?",
         """A second, by its model. Decoders follow the clicks, encoders the new pictures.""",
         "reqps",
-        [Query(rate("nv_inference_request_success", OF_TRITON, "model"), "{{model}}")],
+        rate("nv_inference_request_success", OF_TRITON, "model"),
     )
     yield Panel(
         "Which requests does it fail?",
         """A second, by reason. CANCELED: a caller has left, as it may. REJECTED: its queue is full.
         BACKEND: the model fails; its log says why.""",
         "reqps",
-        [
-            Query(
-                rate("nv_inference_request_failure", OF_TRITON, "model, reason"),
-                "{{model}} {{reason}}",
-            )
-        ],
+        rate("nv_inference_request_failure", OF_TRITON, "model, reason"),
     )
 
 
@@ -95,13 +90,10 @@ def _runs() -> Iterator[Panel]:
         """A second, by outcome. cancelled: the caller has left. failed: the calls failed too; the
         next panel says of what.""",
         "ops",
-        [
-            Query(
-                rate("samserve_engine_runs_total", OF_MODEL, "network, model, outcome"),
-                "{{model}} {{network}} {{outcome}}",
-            )
-        ],
-        width=6,
+        Query(
+            rate("samserve_engine_runs_total", OF_MODEL, "network, model, outcome"),
+            "{{model}} {{network}} {{outcome}}",
+        ),
     )
     yield Panel(
         "Why does Triton not answer?",
@@ -110,8 +102,7 @@ def _runs() -> Iterator[Panel]:
         has restarted. other_weights: a model was replaced under its name. refused, failed: see its
         log.""",
         "ops",
-        [Query(rate("samserve_triton_errors_total", OURS, "kind"), "{{kind}}")],
-        width=6,
+        rate("samserve_triton_errors_total", OURS, "kind"),
     )
 
 
@@ -122,9 +113,8 @@ def _transport() -> Iterator[Panel]:
         and CPU on both sides; docs/triton.md, "Shared memory", says what it needs. in_process: no
         Triton.""",
         "none",
-        [Query(f"max by (transport) (samserve_engine_transport{{{OURS}}})", "{{transport}}")],
+        f"max by (transport) (samserve_engine_transport{{{OURS}}})",
         Kind.STATES,
-        width=6,
         words={"0": ("no", "#8e8e8e"), "1": ("in force", GREEN)},
     )
     yield Panel(
@@ -134,13 +124,12 @@ def _transport() -> Iterator[Panel]:
         in messages.""",
         "bytes",
         [
-            Query(f"sum by (state) (samserve_triton_scratch_bytes{{{OURS}}})", "{{state}}"),
+            f"sum by (state) (samserve_triton_scratch_bytes{{{OURS}}})",
             Query(
                 rate("samserve_triton_message_fallbacks_total", OURS, "network"),
                 "{{network}} in messages, a second",
             ),
         ],
-        width=6,
         units={f"{name} in messages, a second": "ops" for name in ("encoder", "decoder")},
     )
 
@@ -153,7 +142,7 @@ def _time() -> Iterator[Panel]:
             title,
             description,
             "s",
-            [Query(f"{ratio(spent, asked)} / 1e6", "{{model}}")],
+            Query(f"{ratio(spent, asked)} / 1e6", "{{model}}"),
             width=6,
             steps=[(THRESHOLDS.triton_queue_s, RED)] if part == "queue" else (),
         )
@@ -161,13 +150,7 @@ def _time() -> Iterator[Panel]:
         "How long does a run take as gateways see it?",
         """Mean seconds. What is more than queue and compute beside is the way there and back.""",
         "s",
-        [
-            Query(
-                mean("samserve_engine_run_seconds", OF_MODEL, "model, network"),
-                "{{model}} {{network}}",
-            )
-        ],
-        width=6,
+        mean("samserve_engine_run_seconds", OF_MODEL, "model, network"),
     )
 
 
@@ -177,21 +160,19 @@ def _batches() -> Iterator[Panel]:
         """Mean batch. 1 although requests wait: they differ in points or prompts, or the model does
         not batch. The decoder takes 8 at most.""",
         "short",
-        [
-            Query(
-                ratio(
-                    rate("nv_inference_count", OF_TRITON, "model"),
-                    rate("nv_inference_exec_count", OF_TRITON, "model"),
-                ),
-                "{{model}}",
-            )
-        ],
+        Query(
+            ratio(
+                rate("nv_inference_count", OF_TRITON, "model"),
+                rate("nv_inference_exec_count", OF_TRITON, "model"),
+            ),
+            "{{model}}",
+        ),
     )
     yield Panel(
         "How many requests wait in Triton?",
         """Now, by its model. Near 256 the decoder's queue is full and more are refused.""",
         "short",
-        [Query(f"sum by (model) (nv_inference_pending_request_count{{{OF_TRITON}}})", "{{model}}")],
+        f"sum by (model) (nv_inference_pending_request_count{{{OF_TRITON}}})",
     )
     yield Panel(
         "How many runs are under way or wait in gateways?",
@@ -214,22 +195,17 @@ def _gpus() -> Iterator[Panel]:
         """Part of the time in which a kernel runs. High with a queue: it is the bound. Low with a
         queue: too few instances, or batches are small. No data: Triton runs on CPUs.""",
         "percentunit",
-        [Query(f"nv_gpu_utilization{{{TRITON}}}", "{{gpu_uuid}}")],
-        width=6,
+        Query(f"nv_gpu_utilization{{{TRITON}}}", "{{gpu_uuid}}"),
         most=1,
     )
     yield Panel(
         "Is there GPU memory left?",
         "Part in use. Near 1, loading a model or a large batch fails.",
         "percentunit",
-        [
-            Query(
-                f"nv_gpu_memory_used_bytes{{{TRITON}}} "
-                f"/ (nv_gpu_memory_total_bytes{{{TRITON}}} > 0)",
-                "{{gpu_uuid}}",
-            )
-        ],
-        width=6,
+        Query(
+            f"nv_gpu_memory_used_bytes{{{TRITON}}} / (nv_gpu_memory_total_bytes{{{TRITON}}} > 0)",
+            "{{gpu_uuid}}",
+        ),
         steps=[(0.95, RED)],
         most=1,
     )
@@ -238,8 +214,7 @@ def _gpus() -> Iterator[Panel]:
         """Watts. Falling while the GPU is as busy as before: it is being slowed down for heat or
         power.""",
         "watt",
-        [Query(f"nv_gpu_power_usage{{{TRITON}}}", "{{gpu_uuid}}")],
-        width=6,
+        Query(f"nv_gpu_power_usage{{{TRITON}}}", "{{gpu_uuid}}"),
     )
 
 
@@ -257,6 +232,5 @@ def _cpus() -> Iterator[Panel]:
                 "memory {{instance}}",
             ),
         ],
-        width=6,
         most=1,
     )

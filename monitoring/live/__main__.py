@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 import threading
 import time
@@ -16,8 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from harness.cluster.errors import HarnessError as ClusterError
-from harness.errors import HarnessError
+from harness.foreground import in_foreground
 from monitoring.live.draw import Window, pages
 from monitoring.live.load import Tally, load
 from monitoring.live.stack import Stack, running
@@ -29,17 +27,7 @@ _CONSOLE = Console(highlight=False)
 def main() -> int:
     """Return the exit status."""
     options = _parser().parse_args()
-    # SIGINT too: a shell starts what runs in the background with it ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        _observe(options)
-    except KeyboardInterrupt:
-        _CONSOLE.print("Ended.")
-    except (HarnessError, ClusterError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return in_foreground(lambda: _observe(options))
 
 
 def _observe(options: argparse.Namespace) -> None:

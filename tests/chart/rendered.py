@@ -54,16 +54,22 @@ def _render(values: str, release: str) -> tuple[Object, ...]:
     )
 
 
-def of_kind(objects: list[Object], kind: str) -> list[Object]:
-    return [each for each in objects if each["kind"] == kind]
+def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
+    return [each for each in objects if each["kind"] in kinds]
+
+
+def named(objects: list[Object], kind: str, name: str) -> Object:
+    (found,) = (each for each in of_kind(objects, kind) if each["metadata"]["name"] == name)
+    return found
+
+
+def part(each: Object) -> str:
+    """Return the component that an object is of."""
+    return str(each["metadata"]["labels"]["app.kubernetes.io/component"])
 
 
 def deployment(objects: list[Object], component: str) -> Object:
-    (found,) = (
-        each
-        for each in of_kind(objects, "Deployment")
-        if each["metadata"]["labels"]["app.kubernetes.io/component"] == component
-    )
+    (found,) = (each for each in of_kind(objects, "Deployment") if part(each) == component)
     return found
 
 
@@ -81,13 +87,21 @@ def pods(objects: list[Object]) -> list[Object]:
     """Everything that is a pod or makes some, as metadata and spec."""
     return [
         each["spec"]["template"] if each["kind"] == "Deployment" else each
-        for each in objects
-        if each["kind"] in ("Deployment", "Pod")
+        for each in of_kind(objects, "Deployment", "Pod")
     ]
+
+
+def pod_spec(objects: list[Object], component: str = "gateway") -> Object:
+    found: Object = deployment(objects, component)["spec"]["template"]["spec"]
+    return found
 
 
 def containers(pod: Object) -> list[Object]:
     return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
+
+
+def mounts(pod: Object) -> list[Object]:
+    return [mount for each in containers(pod) for mount in each.get("volumeMounts", [])]
 
 
 def container(objects: list[Object], name: str) -> Object:
@@ -95,15 +109,16 @@ def container(objects: list[Object], name: str) -> Object:
     return found
 
 
+def config_text(objects: list[Object]) -> str:
+    maps = (each.get("data", {}) for each in of_kind(objects, "ConfigMap"))
+    (text,) = (each["config.toml"] for each in maps if "config.toml" in each)
+    return str(text)
+
+
 def config_of(objects: list[Object], folder: Path) -> Path:
     """Write the file that the gateway reads."""
-    (text,) = (
-        each["data"]["config.toml"]
-        for each in of_kind(objects, "ConfigMap")
-        if "config.toml" in each.get("data", {})
-    )
     path = folder / "config.toml"
-    path.write_text(text)
+    path.write_text(config_text(objects))
     return path
 
 

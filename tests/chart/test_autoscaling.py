@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import promql_parser as promql
 import pytest
-import yaml
 
-from harness.prometheus.programs import find
 from tests.chart.rendered import case, of_kind, only, render
 from tests.monitoring.catalogue import LABELS
 from tests.monitoring.promql import selectors
+from tests.monitoring.promtool import evaluate
 
 SPLIT = case("split")
 
@@ -36,14 +34,7 @@ def evaluated(expr: str, series: dict[str, str], expected: float, folder: Path) 
             }
         ],
     }
-    path = folder / "test.yaml"
-    path.write_text(yaml.safe_dump({"evaluation_interval": "15s", "tests": [test]}))
-
-    done = subprocess.run(
-        [find("promtool"), "test", "rules", path], capture_output=True, text=True, check=False
-    )
-
-    assert done.returncode == 0, done.stdout + done.stderr
+    evaluate(folder, test)
 
 
 @pytest.mark.parametrize(

@@ -18,17 +18,48 @@ from tests.chart.rendered import (
     Object,
     case,
     config_of,
+    config_text,
     container,
-    deployment,
     gateways,
-    of_kind,
-    only,
-    pods,
+    named,
+    pod_spec,
     render,
 )
 from tests.support.together import check_all
 
 GIB = 1 << 30
+MOUNTED = "/etc/samserve"
+PRODUCTION = {
+    "server": {"plaintext": False, "reflection": False, "connection_age_s": 300}
+    | {"drain_s": 5, "grace_s": 30},
+    "tls": {
+        "cert_file": f"{MOUNTED}/tls/tls.crt",
+        "client_ca_file": f"{MOUNTED}/client-ca/ca.crt",
+        "client_identities": "annotator.example,spiffe://example/pipeline",
+    },
+    "auth": {
+        "keys_file": f"{MOUNTED}/api-keys/keys.toml",
+        "jwks_file": f"{MOUNTED}/jwks/jwks.json",
+        "jwt_issuer": "https://id.example",
+        "jwt_audience": "samserve",
+        "policy_file": f"{MOUNTED}/policy/policy.toml",
+    },
+    "limits": {"image_pixels": 25_000_000},
+    "engine": {"kind": "triton"},
+    "triton": {"url": "127.0.0.1:8001", "shared_memory": "required", "scratch_bytes": 256 << 20},
+    "store": {"capacity_bytes": 4 * GIB, "ttl_s": 3600},
+    "cache": {
+        "nodes": "valkey-0.valkey:6379,valkey-1.valkey:6379",
+        "username": "samserve",
+        "password_file": f"{MOUNTED}/cache-password/password",
+        "tls": True,
+        "ca_file": f"{MOUNTED}/cache-ca/ca.crt",
+        "cert_file": f"{MOUNTED}/cache-client/tls.crt",
+        "key_file": f"{MOUNTED}/cache-client/tls.key",
+    },
+    "trace": {"endpoint": "http://collector.observability:4317"},
+}
+"""What the values of that shape say, as settings."""
 
 
 def effective(objects: list[Object], folder: Path) -> dict[str, Any]:
@@ -51,34 +82,11 @@ def test_the_gateway_takes_its_file(tmp_path: Path) -> None:
 def test_it_says_what_the_values_say(tmp_path: Path) -> None:
     found = effective(SHAPES["production"], tmp_path)
 
-    assert found["server"]["plaintext"] is False
-    assert found["server"]["reflection"] is False
-    assert found["server"]["drain_s"] == 5
-    assert found["server"]["grace_s"] == 30
-    assert found["server"]["connection_age_s"] == 300
-    assert found["tls"]["cert_file"] == "/etc/samserve/tls/tls.crt"
-    assert found["tls"]["client_ca_file"] == "/etc/samserve/client-ca/ca.crt"
-    assert found["tls"]["client_identities"] == "annotator.example,spiffe://example/pipeline"
-    assert found["auth"]["keys_file"] == "/etc/samserve/api-keys/keys.toml"
-    assert found["auth"]["jwks_file"] == "/etc/samserve/jwks/jwks.json"
-    assert found["auth"]["jwt_issuer"] == "https://id.example"
-    assert found["auth"]["jwt_audience"] == "samserve"
-    assert found["auth"]["policy_file"] == "/etc/samserve/policy/policy.toml"
-    assert found["limits"]["image_pixels"] == 25_000_000
-    assert found["engine"]["kind"] == "triton"
-    assert found["triton"]["url"] == "127.0.0.1:8001"
-    assert found["triton"]["shared_memory"] == "required"
-    assert found["triton"]["scratch_bytes"] == 256 << 20
-    assert found["store"]["capacity_bytes"] == 4 * GIB
-    assert found["store"]["ttl_s"] == 3600
-    assert found["cache"]["nodes"] == "valkey-0.valkey:6379,valkey-1.valkey:6379"
-    assert found["cache"]["username"] == "samserve"
-    assert found["cache"]["password_file"] == "/etc/samserve/cache-password/password"
-    assert found["cache"]["tls"] is True
-    assert found["cache"]["ca_file"] == "/etc/samserve/cache-ca/ca.crt"
-    assert found["cache"]["cert_file"] == "/etc/samserve/cache-client/tls.crt"
-    assert found["cache"]["key_file"] == "/etc/samserve/cache-client/tls.key"
-    assert found["trace"]["endpoint"] == "http://collector.observability:4317"
+    said = {
+        section: {name: found[section][name] for name in values}
+        for section, values in PRODUCTION.items()
+    }
+    assert said == PRODUCTION
 
 
 def test_every_setting_can_be_given_in_one_way(tmp_path: Path) -> None:
@@ -111,12 +119,9 @@ def test_any_text_comes_through(text: str, tmp_path: Path) -> None:
 
 def test_files_that_are_named_are_mounted() -> None:
     objects = SHAPES["production"]
-    (volumes,) = (
-        each["spec"]["volumes"] for each in pods(objects) if "name" not in each["metadata"]
-    )
     content = {
         volume["name"]: {item["path"] for item in volume["secret"]["items"]}
-        for volume in volumes
+        for volume in pod_spec(objects)["volumes"]
         if "secret" in volume
     } | {"policy": {"policy.toml"}}
     mounted = {
@@ -126,8 +131,7 @@ def test_files_that_are_named_are_mounted() -> None:
     }
     named = {
         line.split(" = ")[1].strip('"')
-        for each in of_kind(objects, "ConfigMap")
-        for line in each.get("data", {}).get("config.toml", "").splitlines()
+        for line in config_text(objects).splitlines()
         if "_file = " in line
     }
 
@@ -142,7 +146,7 @@ def share_memory(shape: str, tmp_path: Path) -> None:
     """Raise an error if the containers of a shape could not share memory as they have to."""
     objects = SHAPES[shape]
     settings = load(file=config_of(objects, tmp_path))
-    pod = gateways(objects)["spec"]["template"]["spec"]
+    pod = pod_spec(objects)
     gateway = container(objects, "gateway")
     memory = int(gateway["resources"]["limits"]["memory"])
     if settings.engine.kind != "triton" or shape.startswith("split"):
@@ -173,7 +177,7 @@ def share_memory(shape: str, tmp_path: Path) -> None:
 
 
 def test_triton_starts_before_the_gateway_and_ends_after_it() -> None:
-    pod = only(SHAPES["default"], "Deployment")["spec"]["template"]["spec"]
+    pod = pod_spec(SHAPES["default"])
     names = [each["name"] for each in pod["initContainers"]]
 
     assert names == ["copy-models", "triton"]
@@ -188,7 +192,7 @@ def test_there_is_time_to_end(engine: str, drain: int, grace: int, tmp_path: Pat
     shutdown = {"drainSeconds": drain, "graceSeconds": grace}
     objects = render({"engine": engine, "shutdown": shutdown})
     settings = load(file=config_of(objects, tmp_path)).server
-    pod = only(objects, "Deployment")["spec"]["template"]["spec"]
+    pod = pod_spec(objects)
 
     seconds = pod["terminationGracePeriodSeconds"]
 
@@ -226,8 +230,8 @@ def test_pods_that_are_recreated_know_no_rolling_update() -> None:
 
 
 def test_what_is_for_gpu_nodes_is_not_for_gateways_apart() -> None:
-    spec = gateways(SHAPES["split"])["spec"]["template"]["spec"]
-    triton = deployment(SHAPES["split"], "triton")["spec"]["template"]["spec"]
+    spec = pod_spec(SHAPES["split"])
+    triton = pod_spec(SHAPES["split"], "triton")
 
     assert triton["runtimeClassName"] == "nvidia"
     assert triton["nodeSelector"]
@@ -255,13 +259,11 @@ def test_gpus_are_asked_for_as_told() -> None:
 
 def test_models_come_from_where_they_are_said_to() -> None:
     def volume(objects: list[Object]) -> Object:
-        spec = only(objects, "Deployment")["spec"]["template"]["spec"]
-        (found,) = (each for each in spec["volumes"] if each["name"] == "models")
+        (found,) = (each for each in pod_spec(objects)["volumes"] if each["name"] == "models")
         return found
 
     def names(objects: list[Object]) -> list[str]:
-        spec = only(objects, "Deployment")["spec"]["template"]["spec"]
-        return [each["name"] for each in spec.get("initContainers", [])]
+        return [each["name"] for each in pod_spec(objects).get("initContainers", [])]
 
     copied = SHAPES["production"]
     assert container(copied, "copy-models")["image"] == "registry.example/models:7"
@@ -310,11 +312,7 @@ def test_a_folder_of_a_claim_is_found(path: str) -> None:
 def test_a_triton_of_its_own_is_asked_by_its_name_and_outlived(tmp_path: Path) -> None:
     objects = SHAPES["split"]
     settings = load(file=config_of(objects, tmp_path))
-    (service,) = (
-        each
-        for each in of_kind(objects, "Service")
-        if each["metadata"]["name"] == settings.triton.url.partition(":")[0]
-    )
+    service = named(objects, "Service", settings.triton.url.partition(":")[0])
 
     assert settings.triton.url == "demo-samserve-triton:8001"
     assert 8001 in [port["port"] for port in service["spec"]["ports"]]
@@ -326,16 +324,11 @@ def test_a_triton_of_its_own_is_asked_by_its_name_and_outlived(tmp_path: Path) -
     # Nobody shares memory with it, and nobody may.
     assert "--allow-client-shm=true" not in arguments
     assert any(each.startswith("--grpc-restricted-protocol=shared-memory") for each in arguments)
-    assert "initContainers" not in gateways(objects)["spec"]["template"]["spec"]
+    assert "initContainers" not in pod_spec(objects)
     # No gateway meets two versions of a model at once.
-    (triton,) = (
-        each
-        for each in of_kind(objects, "Deployment")
-        if each["metadata"]["name"] == "demo-samserve-triton"
-    )
+    triton = named(objects, "Deployment", "demo-samserve-triton")
     assert triton["spec"]["strategy"] == {"type": "Recreate"}
-    seconds = triton["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    assert seconds >= 5 + 30
+    assert pod_spec(objects, "triton")["terminationGracePeriodSeconds"] >= 5 + 30
     assert "--exit-timeout-secs=30" in container(objects, "triton")["args"]
 
 

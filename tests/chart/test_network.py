@@ -6,18 +6,13 @@ from typing import Any
 
 import pytest
 
-from tests.chart.rendered import Object, case, container, of_kind, render
+from tests.chart.rendered import Object, case, container, named, render
 
 ON = {"networkPolicy": {"enabled": True}}
 
 
 def policy(values: dict[str, Any], name: str = "demo-samserve") -> dict[str, Any]:
-    (found,) = (
-        each["spec"]
-        for each in of_kind(render(values), "NetworkPolicy")
-        if each["metadata"]["name"] == name
-    )
-    return dict(found)
+    return dict(named(render(values), "NetworkPolicy", name)["spec"])
 
 
 def ports(rules: list[Object]) -> list[tuple[Any, str]]:

@@ -15,8 +15,11 @@ from tests.chart.rendered import (
     container,
     containers,
     in_each_shape,
+    mounts,
+    named,
     of_kind,
     only,
+    part,
     pods,
     render,
 )
@@ -46,10 +49,6 @@ def selects(selector: dict[str, str], each: Object) -> bool:
     return selector.items() <= labels(each).items()
 
 
-def part(each: Object) -> str:
-    return labels(each)["app.kubernetes.io/component"]
-
-
 def ports_of(pod: Object) -> dict[str, int]:
     return {
         port["name"]: port["containerPort"]
@@ -64,13 +63,10 @@ def replicas(objects: list[Object]) -> list[Object]:
 
 @in_each_shape
 def test_selectors_select_the_replicas_and_nothing_else(objects: list[Object]) -> None:
+    by_labels = of_kind(objects, "Deployment", "PodDisruptionBudget")
     selectors: list[dict[str, str]] = [
-        *(each["spec"]["selector"]["matchLabels"] for each in of_kind(objects, "Deployment")),
+        *(each["spec"]["selector"]["matchLabels"] for each in by_labels),
         *(each["spec"]["selector"] for each in of_kind(objects, "Service")),
-        *(
-            each["spec"]["selector"]["matchLabels"]
-            for each in of_kind(objects, "PodDisruptionBudget")
-        ),
         *(each["spec"]["podSelector"]["matchLabels"] for each in of_kind(objects, "NetworkPolicy")),
         *(
             constraint["labelSelector"]["matchLabels"]
@@ -120,9 +116,9 @@ def test_every_port_that_is_named_is_a_containers(objects: list[Object]) -> None
         (pod,) = (each for each in replicas(objects) if part(each) == part(service))
         ports = ports_of(pod)
         # Named ports of sidecars are known to Services from Kubernetes 1.32 on only.
-        named = {port["name"] for each in pod["spec"]["containers"] for port in each["ports"]}
+        declared = {port["name"] for each in pod["spec"]["containers"] for port in each["ports"]}
         for port in service["spec"]["ports"]:
-            assert port["targetPort"] in named | set(ports.values())
+            assert port["targetPort"] in declared | set(ports.values())
     for monitor in of_kind(objects, "ServiceMonitor"):
         services = [
             each
@@ -136,11 +132,7 @@ def test_every_port_that_is_named_is_a_containers(objects: list[Object]) -> None
     for route in of_kind(objects, "GRPCRoute"):
         for rule in route["spec"]["rules"]:
             for ref in rule["backendRefs"]:
-                (service,) = (
-                    each
-                    for each in of_kind(objects, "Service")
-                    if each["metadata"]["name"] == ref["name"]
-                )
+                service = named(objects, "Service", ref["name"])
                 assert ref["port"] in [port["port"] for port in service["spec"]["ports"]]
 
 
@@ -162,9 +154,8 @@ def test_probes_ask_ports_that_are_served(objects: list[Object]) -> None:
 def test_every_mount_has_a_volume_and_every_volume_a_mount(objects: list[Object]) -> None:
     for pod in pods(objects):
         volumes = [each["name"] for each in pod["spec"]["volumes"]]
-        mounts = [mount for each in containers(pod) for mount in each.get("volumeMounts", [])]
         assert len(volumes) == len(set(volumes))
-        assert {mount["name"] for mount in mounts} == set(volumes)
+        assert {mount["name"] for mount in mounts(pod)} == set(volumes)
         for each in containers(pod):
             paths = [mount["mountPath"] for mount in each.get("volumeMounts", [])]
             assert len(paths) == len(set(paths))
@@ -189,15 +180,8 @@ def test_every_reference_is_to_something_that_exists(objects: list[Object]) -> N
                 assert volume["persistentVolumeClaim"]["claimName"] in CLAIMS
             else:
                 assert "emptyDir" in volume
-    for scaler in (
-        *of_kind(objects, "HorizontalPodAutoscaler"),
-        *of_kind(objects, "ScaledObject"),
-    ):
-        (deployment,) = (
-            each
-            for each in of_kind(objects, "Deployment")
-            if each["metadata"]["name"] == scaler["spec"]["scaleTargetRef"]["name"]
-        )
+    for scaler in of_kind(objects, "HorizontalPodAutoscaler", "ScaledObject"):
+        deployment = named(objects, "Deployment", scaler["spec"]["scaleTargetRef"]["name"])
         assert "replicas" not in deployment["spec"]
         assert scaler["kind"] != "ScaledObject" or "triton" in str(deployment)
 
@@ -205,14 +189,7 @@ def test_every_reference_is_to_something_that_exists(objects: list[Object]) -> N
 @in_each_shape
 def test_files_in_mounts_are_never_single_ones(objects: list[Object]) -> None:
     """A subPath would keep the old certificate for ever."""
-    mounts = [
-        mount
-        for pod in pods(objects)
-        for each in containers(pod)
-        for mount in each.get("volumeMounts", [])
-    ]
-
-    assert not any("subPath" in mount for mount in mounts)
+    assert not any("subPath" in mount for pod in pods(objects) for mount in mounts(pod))
 
 
 @in_each_shape

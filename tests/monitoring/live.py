@@ -9,19 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.request import ProxyHandler, build_opener
 
 import promql_parser as promql
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from harness.program import DIRECT
 from harness.prometheus.server import PrometheusServer, Series
 from monitoring.live.load import Tally, load
 from monitoring.live.stack import Stack, chart_rules
 from tests.support.waiting import until_sync
 
 _OPERATORS = {"Equal": "=", "NotEqual": "!=", "Re": "=~", "NotRe": "!~"}
-_DIRECT = build_opener(ProxyHandler({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ def plain(selector: promql.VectorSelector) -> str:
 
 def exported(stack: Stack, name: str, *labels: str) -> dict[tuple[str, ...], float]:
     """Return what the gateway exports now under a name: values by those labels."""
-    with _DIRECT.open(f"{stack.gateway.url}/metrics") as answer:
+    with DIRECT.open(f"{stack.gateway.url}/metrics") as answer:
         text = answer.read().decode()
     return {
         tuple(sample.labels[label] for label in labels): sample.value

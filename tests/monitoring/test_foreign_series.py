@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.prometheus.programs import find
 from harness.prometheus.server import PrometheusServer
 from monitoring import alerts, recording
 from monitoring.queries import dashboards, queries, substitute
@@ -29,6 +27,7 @@ from tests.monitoring.foreign_series import (
     speed,
     written,
 )
+from tests.monitoring.promtool import evaluate, promtool
 from tests.support.together import check_all
 
 CASES = {
@@ -96,17 +95,9 @@ def check_rules(folder: Path, test: dict[str, Any]) -> None:
     recorded = dict.fromkeys(needed([rule.expr for rule in about]))
     groups = [Group("needed", "1m", [*recorded, *about])]
     (folder / "rules.yaml").write_text(rule_file(groups))
-    content = {
-        "rule_files": ["rules.yaml"],
-        "evaluation_interval": "1m",
-        "tests": [beside(test, another_release=not names & SEES_ALL)],
-    }
-    (folder / "test.yaml").write_text(yaml.safe_dump(content))
-    command = [find("promtool"), "test", "rules", folder / "test.yaml"]
 
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-
-    assert result.returncode == 0, result.stdout + result.stderr
+    crowded = beside(test, another_release=not names & SEES_ALL)
+    evaluate(folder, crowded, rules=["rules.yaml"], interval="1m")
 
 
 @pytest.mark.slow
@@ -152,8 +143,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prome
     folder = tmp_path_factory.mktemp("others")
     now = int(time.time()) // STEP_S * STEP_S
     (folder / "history").write_text("\n".join(history(now)) + "\n")
-    blocks = ("tsdb", "create-blocks-from", "openmetrics", folder / "history", folder / "data")
-    subprocess.run([find("promtool"), *blocks], check=True, capture_output=True)
+    promtool("tsdb", "create-blocks-from", "openmetrics", folder / "history", folder / "data")
     server = PrometheusServer({}, log=folder / "log")
     server.history = folder / "data"
     with server:

@@ -7,17 +7,15 @@ while a model of the Python backend multiplied matrices on it; only the GPU's na
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from harness.prometheus.programs import find
 from monitoring.queries import queries, substitute
 from tests.monitoring.catalogue import LABELS
+from tests.monitoring.promtool import evaluate
 
 RECORDED = {path.stem: path.read_text() for path in Path(__file__).parent.glob("gpu/*.txt")}
 QUERIES = [query for query in queries() if "nv_gpu_" in query.expr]
@@ -49,14 +47,8 @@ def test_panels_about_gpus_are_answered(tmp_path: Path) -> None:
         "input_series": [{"series": name, "values": values} for name, values in series],
         "promql_expr_test": asked,
     }
-    path = tmp_path / "test.yaml"
-    path.write_text(yaml.safe_dump({"evaluation_interval": "15s", "tests": [test]}))
 
-    done = subprocess.run(
-        [find("promtool"), "test", "rules", path], capture_output=True, text=True, check=False
-    )
-
-    assert done.returncode == 0, done.stdout + done.stderr
+    evaluate(tmp_path, test)
 
 
 def _labels(labels: Mapping[str, str]) -> str:

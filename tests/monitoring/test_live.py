@@ -4,7 +4,8 @@ and rules ask is answered, and is about what is really exported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import promql_parser as promql
@@ -155,8 +156,17 @@ def test_nothing_is_named_that_is_not_exported(observed: Observed) -> None:
 def test_codes_are_those_that_clients_have_seen(observed: Observed) -> None:
     handled = exported(observed.stack, "grpc_server_handled_total", "grpc_method", "grpc_code")
 
-    assert {key: count for key, count in handled.items() if count} == dict(observed.tally)
+    assert +_ends(handled) == _ends(observed.tally)
     assert observed.tally.keys() >= ENDS
+
+
+def _ends(counts: Mapping[tuple[str, ...], float]) -> Counter[tuple[str, str]]:
+    """Count both ways of leaving early as one: on a slow machine the server cannot tell which."""
+    found: Counter[tuple[str, str]] = Counter()
+    for (method, code), count in counts.items():
+        left = code in ("CANCELLED", "DEADLINE_EXCEEDED")
+        found[method, "left early" if left else code] += int(count)
+    return found
 
 
 def test_an_exemplar_leads_to_a_trace(observed: Observed) -> None:

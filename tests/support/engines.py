@@ -13,6 +13,7 @@ from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.fake import MODEL, FakeEngine
 from samserve.memory.slot import Slot
+from samserve.scheduling.fair_semaphore import FairSemaphore
 from samserve.security.principal import WARM_UP
 from samserve.types import Embedding
 
@@ -90,19 +91,25 @@ class BusyEngine(FakeEngine):
         self.overtaken: dict[str, list[int]] = {}
         """How many runs went before each, from when it was wanted, by tenant."""
         self._clients = clients
+        self._turns = FairSemaphore(1)
 
-    async def _serve(self, context: RequestContext) -> None:
-        if not self.under_load:
-            return
+    async def decode(
+        self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
+    ) -> DecoderOutput:
+        if self.under_load:
+            await self._take_turn(context)
+        return await super().decode(model, embedding, prompts, context)
+
+    async def _take_turn(self, context: RequestContext) -> None:
         before = len(self.served)
-        async with self._gate.hold(context):
+        async with self._turns.hold(context):
             await until(self._all_others_wait, poll_s=0.001)
             tenant = context.tenant
             self.overtaken.setdefault(tenant, []).append(len(self.served) - before)
             self.served.append(tenant)
 
     def _all_others_wait(self) -> bool:
-        return self._gate.waiting >= self._clients - 1 or not self.under_load
+        return self._turns.waiting >= self._clients - 1 or not self.under_load
 
     def shares(self, runs: slice) -> Counter[str]:
         """Count the runs of each tenant among some of those under load."""

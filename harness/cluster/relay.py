@@ -1,0 +1,107 @@
+"""Relays before the ports of nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import socketserver
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from harness.cluster.node import HOST
+
+_CHUNK = 256 << 10
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+class Relay:
+    """Passes on what comes to a port of its own to another one of loopback, and the answers.
+
+    Each connection has a thread, and lasts until one side ends it.
+    """
+
+    def __init__(self, target: int) -> None:
+        """Listen at ``port``."""
+        self.target = target
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        relay = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                with contextlib.suppress(OSError):
+                    relay.serve(self.request)
+
+        self._server = _Server((HOST, 0), Handler)
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def serve(self, caller: socket.socket) -> None:
+        """Serve one connection to its end; raise `OSError` where it breaks."""
+        with socket.create_connection((HOST, self.target)) as node:
+            self.pass_on(caller, node)
+
+    def pass_on(
+        self, caller: socket.socket, node: socket.socket, passes: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Pass on in both directions, but lose what comes while it does not pass."""
+        with self._lock:
+            self._open |= {caller, node}
+        try:
+            for data, sink in _received(caller, node):
+                if passes():
+                    sink.sendall(data)
+        finally:
+            with self._lock:
+                self._open -= {caller, node}
+
+    def close_connections(self) -> None:
+        """Cut all connections."""
+        with self._lock:
+            connections, self._open = self._open, set()
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Stop listening, and cut all connections."""
+        self._server.shutdown()
+        self._thread.join()
+        self.close_connections()
+        self._server.server_close()
+
+
+def _received(one: socket.socket, other: socket.socket) -> Iterator[tuple[bytes, socket.socket]]:
+    """Yield what comes from either, with the one that it is for, until one of them ends."""
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(one, selectors.EVENT_READ, other)
+        waiting.register(other, selectors.EVENT_READ, one)
+        while True:
+            for key, _ in waiting.select():
+                source = cast(Any, key.fileobj)
+                while (data := _read(source)) is not None:
+                    if not data:
+                        return
+                    yield data, key.data
+
+
+def _read(source: socket.socket) -> bytes | None:
+    """Return what is there, empty at the end; None if nothing is.
+
+    With TLS there may be more than the socket shows, or nothing although it shows something.
+    """
+    source.setblocking(False)
+    try:
+        return source.recv(_CHUNK)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return None
+    finally:
+        source.setblocking(True)
