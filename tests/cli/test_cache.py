@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -412,6 +413,33 @@ def test_stats_without_a_server_still_show_the_nodes(
     assert {node["address"] for node in json.loads(ended.out)["cluster"]["nodes"]} == {
         *cluster.addresses
     }
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "text"),
+    [("_TIMEOUT_S", 0.1, "timed out"), ("_MOST_BYTES", 100, "is too long for metrics")],
+)
+def test_a_page_without_end_is_given_up(
+    samserve: Command, monkeypatch: pytest.MonkeyPatch, limit: str, value: float, text: str
+) -> None:
+    monkeypatch.setattr(f"samserve.cli.cache.gateway.{limit}", value)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def respond() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+                while True:
+                    connection.sendall(b"#\n")
+
+        thread = threading.Thread(target=respond)
+        thread.start()
+        ended = samserve(
+            "cache", "stats", "--set", f"server.admin_port={listener.getsockname()[1]}"
+        )
+        thread.join()
+
+    assert text in ended.error
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -71,15 +72,21 @@ def ask(server: ServerSettings) -> Gateway:
 
 def _fetch(host: str, port: int) -> str:
     """Get the page without a proxy that the environment may name."""
+    deadline = time.monotonic() + _TIMEOUT_S
     connection = HTTPConnection(host, port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", "/metrics")
         response = connection.getresponse()
         if response.status != 200:
             raise ValueError(f"is answered with {response.status} {response.reason}")
-        content = response.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise ValueError("is too long for metrics")
+        content = b""
+        while chunk := response.read1():
+            content += chunk
+            # The timeout of the connection is that of each read.
+            if time.monotonic() > deadline:
+                raise TimeoutError("timed out")
+            if len(content) > _MOST_BYTES:
+                raise ValueError("is too long for metrics")
         return content.decode()
     finally:
         connection.close()
