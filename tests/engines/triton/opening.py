@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -46,6 +47,7 @@ async def opened(
         Metrics(CollectorRegistry()),
         default_model,
     )
+    others = background_tasks()
     await engine.open()
     store = MemoryStore(capacity_bytes, ttl_s=600, allocate=engine.allocate)
     try:
@@ -53,6 +55,13 @@ async def opened(
     finally:
         await store.aclose()
         await engine.aclose()
+        assert background_tasks() <= others, "a closed engine still watches"
+
+
+def background_tasks() -> set[asyncio.Task[Any]]:
+    """The tasks that `system.background` runs now."""
+    codes = {task: getattr(task.get_coro(), "cr_code", None) for task in asyncio.all_tasks()}
+    return {task for task, code in codes.items() if code and "background.py" in code.co_filename}
 
 
 def picture(seed: int = 0, height: int = SIDE, width: int = SIDE) -> EncoderInput:
