@@ -1,75 +1,75 @@
-# Every target sets up what it needs in .venv; nothing else on the machine is touched.
+# Every target installs what it needs into .venv*; nothing else on the machine is changed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# tritonserver and the Python of its models: they need another numpy.
+# tritonserver and the Python environment of its models, which need a different numpy.
 TRITON := $(VENV)-triton
-# Prometheus, promtool and redis_exporter, which pip does not have.
+# Prometheus, promtool and redis_exporter, which are not on PyPI.
 PROMETHEUS := $(VENV)-prometheus
-# What pip shall do besides, for instance: make test PIP_FLAGS="--extra-index-url ..."
+# Additional flags of pip, for example: make test PIP_FLAGS="--extra-index-url ..."
 PIP_FLAGS ?=
-# Python compiles what it imports, which is a small part of what is installed.
+# --no-compile: Python compiles modules on import, and most are never imported.
 INSTALL := bin/pip install --quiet --no-compile $(PIP_FLAGS)
-# Threads of torch that wait actively take the processor from the other workers.
+# PASSIVE: waiting threads of torch would otherwise spin and slow down the other workers.
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
-# In several processes; tests/conftest.py says what may not run at the same time.
+# In several processes; tests/conftest.py defines which tests must not run concurrently.
 WORKERS := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-# What starts neither tritonserver nor a cluster, on the fake engine.
-FAST := tests/calls tests/core tests/images tests/scheduling tests/segmentation tests/stores tests/memory tests/rpc tests/client \
+# Tests that start neither tritonserver nor a cluster, on the fake engine.
+FAST := tests/calls tests/core tests/images tests/scheduling tests/segmentation tests/cache tests/memory tests/rpc tests/client \
 	tests/models tests/settings tests/system tests/telemetry tests/test_*.py
 
 .DEFAULT_GOAL := help
 
 .PHONY: help
-help: ## Lists the targets.
+help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
 
 .PHONY: demo
-demo: $(VENV)/.demo ## Serves the default model and draws masks on a photograph into demo/.
+demo: $(VENV)/.demo ## Serve the default model and draw masks on a photo into demo/.
 	$(BIN)/python examples/demo.py demo
 
 .PHONY: triton
-triton: $(VENV)/.dev $(TRITON)/.done ## Runs tritonserver on model_repository/ until Ctrl-C.
+triton: $(VENV)/.dev $(TRITON)/.done ## Run tritonserver with model_repository/ until Ctrl-C.
 	$(BIN)/python -m harness.triton
 
 .PHONY: cluster
-cluster: $(VENV)/.dev ## Runs a Valkey Cluster of six nodes on loopback until Ctrl-C.
+cluster: $(VENV)/.dev ## Run a Valkey Cluster of six nodes on loopback until Ctrl-C.
 	$(BIN)/python -m harness.cluster
 
 .PHONY: observe
-observe: $(VENV)/.dev $(TRITON)/.done $(PROMETHEUS)/.done ## Runs it all under load before a real Prometheus.
-	$(BIN)/python -m monitoring.live
+observe: $(VENV)/.dev $(TRITON)/.done $(PROMETHEUS)/.done ## Run the whole system under load, scraped by a real Prometheus.
+	$(BIN)/python -m monitoring.live --faults
 
 .PHONY: dashboards
-dashboards: $(VENV)/.dev ## Generates dashboards and rules for Prometheus from monitoring/.
+dashboards: $(VENV)/.dev ## Generate the Grafana dashboards and Prometheus rules from monitoring/.
 	$(BIN)/python -m monitoring generate
 
 .PHONY: chart
-chart: $(VENV)/.dev ## Generates schema and README of the Helm chart from its values.yaml.
+chart: $(VENV)/.dev ## Generate schema and README of the Helm chart from its values.yaml.
 	$(BIN)/python -m chart generate
 
 .PHONY: test
-test: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done ## Runs the tests, without the slow ones.
+test: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done ## Run the tests, except slow ones.
 	$(PYTEST) $(WORKERS) -m "not slow and not long" --durations=10
 
 .PHONY: test-fast
-test-fast: $(VENV)/.test ## Runs in under a minute what is worth running after every change.
+test-fast: $(VENV)/.test ## Run the fast tests, in under a minute.
 	$(PYTEST) $(WORKERS) -m "not slow and not long" --engine fake $(FAST)
 
 .PHONY: test-all
-test-all: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done ## Runs what `make test` leaves out.
+test-all: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done ## Run the slow tests, which `make test` skips.
 	$(PYTEST) $(WORKERS) -m "(slow or hypothesis) and not long" --hypothesis-profile thorough \
 		--durations=10
 
 .PHONY: test-long
-test-long: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done ## Runs what CI leaves out; takes half an hour.
-	# In processes of their own: what ViT-H takes, 16 GB, leaves no room for what others have kept.
+test-long: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done ## Run the tests that CI skips; takes half an hour.
+	# In separate processes: ViT-H needs 16 GB, so memory that other tests keep must be released first.
 	$(PYTEST) -m long --durations=10 --ignore=tests/export/test_sizes.py
 	$(PYTEST) -m long tests/export/test_sizes.py -k "not vit_h"
 	$(PYTEST) -m long tests/export/test_sizes.py -k vit_h
 
 .PHONY: check
-check: $(VENV)/.dev ## Lints, checks types, and that generated code is up to date.
+check: $(VENV)/.dev ## Lint, check types, and check that generated code is up to date.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -81,19 +81,19 @@ check: $(VENV)/.dev ## Lints, checks types, and that generated code is up to dat
 	$(BIN)/python -m chart check
 
 .PHONY: proto
-proto: $(VENV)/.dev ## Generates the stubs from proto/.
+proto: $(VENV)/.dev ## Generate the stubs from proto/.
 	./scripts/generate-stubs "$(BIN)" service
 
 .PHONY: constraints
-constraints: $(VENV)/.dev ## Pins what the images are made of to what .venv has.
+constraints: $(VENV)/.dev ## Pin the packages of the images to the versions in .venv.
 	$(BIN)/python scripts/pin-images
 
 .PHONY: wheel
-wheel: $(VENV)/.dev ## Builds the wheel, with the default model inside, into dist/.
+wheel: $(VENV)/.dev ## Build the wheel, which contains the default model, into dist/.
 	$(BIN)/pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .
 
 .PHONY: clean
-clean: ## Removes everything that was made, the virtual environments too.
+clean: ## Remove all build outputs and virtual environments.
 	rm -rf $(VENV) $(TRITON) $(PROMETHEUS) build dist demo .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.base:
@@ -107,7 +107,7 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml
 
 $(VENV)/.test: $(VENV)/.base pyproject.toml
 	$(VENV)/$(INSTALL) --editable ".[test]"
-	# For MobileSAM's original encoder; what it asks for, another torch among it, is not needed.
+	# For MobileSAM's original encoder. Its dependencies, a different torch among them, are not needed.
 	$(VENV)/$(INSTALL) --no-deps samexporter==0.5.0
 	touch $@
 
@@ -115,7 +115,7 @@ $(VENV)/.dev: $(VENV)/.test pyproject.toml
 	$(VENV)/$(INSTALL) --editable ".[dev]"
 	touch $@
 
-# The same onnxruntime as in $(VENV), so that a served model computes the same bits.
+# The same onnxruntime as in $(VENV), so that results are bit-identical.
 $(TRITON)/.done: harness/triton/requirements.txt $(VENV)/.test
 	$(PYTHON) -m venv $(TRITON)
 	$(TRITON)/$(INSTALL) --constraint $< \

@@ -1,1 +1,1 @@
-"""Speed, as ratios against baselines of the same run."""
+"""Benchmarks: speed as ratios to baselines of the same run."""

@@ -1,4 +1,4 @@
-"""ViT-B's image encoder with relative positions folded into queries and keys, and added to scores.
+"""ViT-B's image encoder: relative positions folded into queries and keys, or added to scores.
 
 Both graphs have the same seeded random weights and run interleaved in ONNX Runtime.
 """
@@ -27,7 +27,7 @@ Attention = image_encoder.Attention
 
 
 def added(self: Attention, cells: Tensor) -> Tensor:
-    """The baseline, as the reference has it: position terms are added to the scores."""
+    """Compute the baseline as in the reference: position terms are added to the scores."""
     side, heads, width = self.side, self.heads, self.head_width
     split = self.qkv(cells).reshape(-1, side * side, 3, heads, width)
     query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
@@ -41,7 +41,7 @@ def added(self: Attention, cells: Tensor) -> Tensor:
 
 
 def random_sam(variant: str) -> Sam:
-    """Build a SAM with seeded weights, all of which count."""
+    """Build a SAM with seeded random weights, including those that are initialized to zero."""
     torch.manual_seed(0)
     sam = Sam(SamConfig(VARIANTS[variant])).eval().requires_grad_(False)
     for name, parameter in sam.named_parameters():
@@ -51,20 +51,20 @@ def random_sam(variant: str) -> Sam:
 
 
 def session(sam: Sam, forward: Callable[..., Tensor], folder: Path) -> Any:
-    """Export with this attention and open the result on two threads."""
+    """Export with an attention implementation and open the graph with two threads."""
     folder.mkdir()
-    kept, Attention.forward = Attention.forward, forward  # type: ignore[method-assign]
+    original, Attention.forward = Attention.forward, forward  # type: ignore[method-assign]
     try:
         path = save(export_encoder(sam), folder)
     finally:
-        Attention.forward = kept  # type: ignore[method-assign]
+        Attention.forward = original  # type: ignore[method-assign]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", choices=["vit_b", "vit_l"], default="vit_b")
     parser.add_argument("--rounds", type=int, default=10)
@@ -73,16 +73,16 @@ def main() -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 1024, 1024, 3), np.uint8)
     feeds = {"image": image, "image_size": np.array([[1024, 768]], np.int32)}
     with tempfile.TemporaryDirectory() as folder:
-        ways = {
+        sessions = {
             "folded": session(sam, Attention.forward, Path(folder) / "folded"),
             "added": session(sam, added, Path(folder) / "added"),
         }
-        embeddings = {name: way.run(None, feeds)[0] for name, way in ways.items()}
-        spent: dict[str, list[float]] = {name: [] for name in ways}
+        embeddings = {name: each.run(None, feeds)[0] for name, each in sessions.items()}
+        spent: dict[str, list[float]] = {name: [] for name in sessions}
         for _ in range(options.rounds):
-            for name, way in ways.items():
+            for name, each in sessions.items():
                 started = time.perf_counter()
-                way.run(None, feeds)
+                each.run(None, feeds)
                 spent[name].append(time.perf_counter() - started)
     unequal = int(np.count_nonzero(embeddings["folded"] != embeddings["added"]))
     print(f"unequal numbers of the embedding: {unequal} of {embeddings['added'].size}")

@@ -1,10 +1,11 @@
-"""AutoMask of the service against the original generator, interleaved in one run.
+"""AutoMask of the service compared with the original generator, interleaved in one run.
 
 ``python -m benchmarks.automask [--repeats 3] [--points-per-side 32]``
 
-Both run the default model's ONNX files on the same threads and find the same masks: the original
-`SamAutomaticMaskGenerator` in this process, the product through its gRPC server.  The figure is
-the ratio of wall-clock times; this is a machine's own baseline, so it travels between machines.
+Both run the default model's ONNX files on the same number of threads and find the same masks: the
+original `SamAutomaticMaskGenerator` in this process, samserve through its gRPC server.  The result
+is the ratio of wall-clock times; with a baseline on the same machine, it is comparable between
+machines.
 """
 
 from __future__ import annotations
@@ -35,23 +36,23 @@ IMAGES: dict[str, Callable[[], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds of one search and how many masks it found."""
+    """Duration of one AutoMask run and the number of masks it found."""
 
     seconds: float
     masks: int
 
 
-async def product(client: Client, image: np.ndarray, points_per_side: int) -> Run:
-    """Search through the server; the embedding is made anew, as the original does."""
+async def run_service(client: Client, image: np.ndarray, points_per_side: int) -> Run:
+    """Run AutoMask through the server; the image is encoded every time, as by the original."""
     started = time.perf_counter()
-    found = await client.automask_all(image, points_per_side=points_per_side)
+    result = await client.automask_all(image, points_per_side=points_per_side)
     seconds = time.perf_counter() - started
-    await client.delete_embedding(found.summary.embedding.id)
-    return Run(seconds, len(found.records))
+    await client.delete_embedding(result.summary.embedding.id)
+    return Run(seconds, len(result.records))
 
 
-def original(sam: OnnxSam, image: np.ndarray, points_per_side: int) -> Run:
-    """Search with the original generator."""
+def run_original(sam: OnnxSam, image: np.ndarray, points_per_side: int) -> Run:
+    """Run the original generator."""
     started = time.perf_counter()
     records, _ = auto_mask(sam, image, points_per_side=points_per_side, output_mode="coco_rle")
     return Run(time.perf_counter() - started, len(records))
@@ -60,30 +61,30 @@ def original(sam: OnnxSam, image: np.ndarray, points_per_side: int) -> Run:
 async def main() -> None:
     """Measure and print one line for each image."""
     options = common.options(__doc__, repeats=3, points_per_side=32)
-    chosen = settings.load({"server": {"port": 0, "admin_port": 0}, "log": {"level": "warning"}})
-    logs.configure(chosen.log)
+    config = settings.load({"server": {"port": 0, "admin_port": 0}, "log": {"level": "warning"}})
+    logs.configure(config.log)
     threads = core_count()
     torch.set_num_threads(threads)
     repository = app.default_repository()
     graphs = [next(repository.glob(f"*_{role}/1/model.onnx")) for role in ("encoder", "decoder")]
     sam = OnnxSam(*graphs, threads=threads)
-    async with app.running(chosen) as service, Client(service.address) as client:
-        for name, make in IMAGES.items():
-            image = make()
+    async with app.running(config) as service, Client(service.address) as client:
+        for name, load in IMAGES.items():
+            image = load()
             pairs = []
             for _ in range(options.repeats):
-                ours = await product(client, image, options.points_per_side)
-                theirs = await asyncio.to_thread(original, sam, image, options.points_per_side)
-                pairs.append((ours, theirs))
+                ours = await run_service(client, image, options.points_per_side)
+                other = await asyncio.to_thread(run_original, sam, image, options.points_per_side)
+                pairs.append((ours, other))
             report(name, pairs)
 
 
 def report(name: str, pairs: list[tuple[Run, Run]]) -> None:
-    """Print median times and the median of the ratios of neighbouring runs."""
-    ours, theirs = (statistics.median(pair[side].seconds for pair in pairs) for side in (0, 1))
+    """Print median times and the median of the ratios of consecutive runs."""
+    ours, other = (statistics.median(pair[side].seconds for pair in pairs) for side in (0, 1))
     ratio = statistics.median(pair[1].seconds / pair[0].seconds for pair in pairs)
     masks = f"{pairs[0][0].masks} and {pairs[0][1].masks} masks"
-    print(f"{name}: service {ours:.1f} s, original {theirs:.1f} s, ratio {ratio:.2f}, {masks}")
+    print(f"{name}: service {ours:.1f} s, original {other:.1f} s, ratio {ratio:.2f}, {masks}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What benchmarks share: options, time and CPU, and the same allocator in all processes."""
+"""Common parts of the benchmarks: options, wall and CPU time, allocator settings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable
 import psutil
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
-"""Freed blocks of megabytes stay in the process, instead of being mapped and cleared each time."""
+"""Large freed blocks stay in the process, instead of being mapped and cleared each time."""
 
 
 def options(doc: str | None, **defaults: float | str) -> argparse.Namespace:
-    """Read the command line: an option for each default, of its type."""
+    """Parse the command line, with an option for each default, of the same type."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -26,7 +26,7 @@ def options(doc: str | None, **defaults: float | str) -> argparse.Namespace:
 
 
 def restart_with_allocator(module: str) -> None:
-    """Run this program again with the settings, unless it has them: they count at the start."""
+    """Restart this program with `ALLOCATOR` unless it is set; it only takes effect at startup."""
     if all(os.environ.get(name) == value for name, value in ALLOCATOR.items()):
         return
     command = [sys.executable, "-m", module, *sys.argv[1:]]
@@ -34,12 +34,12 @@ def restart_with_allocator(module: str) -> None:
 
 
 async def milliseconds(call: Callable[[], Awaitable[object]]) -> float:
-    """Time one call."""
+    """Return the duration of one call in milliseconds."""
     start = time.perf_counter()
     await call()
     return (time.perf_counter() - start) * 1e3
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU seconds of a process so far, of all its threads."""
+    """Return the CPU seconds that all threads of a process have used so far."""
     return sum(psutil.Process(pid).cpu_times()[:2])

@@ -1,4 +1,4 @@
-"""A pair of models that compute next to nothing, so that what is left is everything else."""
+"""A pair of models that compute almost nothing, to measure the cost of everything else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ constant (uint8[B, 1024, 1024, 3] image, int32[B, 2] image_size)
     image_embedding = Expand(zero, shape)
 }
 """
-"""Answers the same embedding for every image.  Inputs of a graph must be used by it."""
+"""Returns the same embedding for every image.  It uses all inputs, because a graph must."""
 
 _DECODER = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -43,11 +43,11 @@ constant (
     mask_shape = Shape(mask_input)
 }
 """
-"""Answers a fixed disc for every prompt."""
+"""Returns a fixed disc for every prompt."""
 
 
 def write_constant_pair(repository: Path) -> None:
-    """Add the pair, and a pair whose embedding is float32, to a repository."""
+    """Add the pair, and a pair with a float32 embedding, to a repository."""
     for name, dtype in ((MODEL, "float16"), (f"{MODEL}_fp32", "float")):
         models = {"encoder": _model(_ENCODER, dtype), "decoder": _decoder(dtype)}
         write_bundle(repository, name, models, Description("computes nothing"))

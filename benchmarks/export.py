@@ -1,4 +1,4 @@
-"""Time and memory of an export, of a checkpoint with seeded random weights."""
+"""Time and memory of an export of a checkpoint with seeded random weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import torch
-from samserve.export.pictures import SAMPLES
+from samserve.export.images import SAMPLES
 from samserve.export.pipeline import ExportOptions, Precision, export
 from samserve.export.sam.config import VARIANTS
 
@@ -17,7 +17,7 @@ from benchmarks.attention import random_sam
 
 
 def main() -> None:
-    """Export once and print what it took, and how far its masks are from the checkpoint's."""
+    """Export once; print time, memory and the parity of the masks with those of the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variant", choices=list(VARIANTS), default="vit_b")
     parser.add_argument("--precision", choices=list(Precision), default="fp32")
@@ -31,7 +31,7 @@ def main() -> None:
             ExportOptions(
                 Path(folder) / "models",
                 precision=Precision(options.precision),
-                pictures=(SAMPLES / "coffee.jpg",),
+                images=(SAMPLES / "coffee.jpg",),
             ),
             lambda step: print(f"{time.perf_counter() - started:6.1f} s  {step}", flush=True),
         )

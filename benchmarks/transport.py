@@ -1,9 +1,10 @@
-"""What a click costs between gateway and Triton: shared memory against tensors in messages.
+"""Transport cost of a decode between gateway and Triton: shared memory compared with messages.
 
-The time of one decode outside the model, against a real tritonserver whose decoder computes next
-to nothing: by `TritonEngine` with shared memory, by `TritonEngine` with its tensors in messages,
-and the usual way, which sends the embedding as float32 with every click.  The ways take turns in
-short blocks, because machines drift; all processes have the same allocator settings.
+Measures the time of one decode outside the model, with a real tritonserver whose decoder computes
+almost nothing: by `TritonEngine` with shared memory, by `TritonEngine` with tensors in messages,
+and in the conventional way, which sends the embedding as float32 with every request.  The methods
+alternate in short blocks, because the speed of machines drifts; all processes have the same
+allocator settings.
 
 ``python -m benchmarks.transport [--blocks 15] [--calls 30]``
 """
@@ -20,11 +21,11 @@ from pathlib import Path
 
 import numpy as np
 from prometheus_client import CollectorRegistry
+from samserve.cache.local.cache import LocalCache
 from samserve.context import RequestContext
 from samserve.engines.base import EncoderInput, PromptBatch
 from samserve.engines.triton.engine import TritonEngine
 from samserve.settings import TritonSettings
-from samserve.stores.local.store import MemoryStore
 from samserve.telemetry.metrics import Metrics
 from samserve.types import EmbeddingFacts, EmbeddingKey, Size
 from tritonclient.grpc import InferInput, InferRequestedOutput
@@ -40,8 +41,8 @@ Decode = Callable[[], Awaitable[np.ndarray]]
 
 
 @dataclass
-class Way:
-    """One way of decoding, and the milliseconds that it took outside the model, by block."""
+class Method:
+    """One method of decoding, and its milliseconds, in total and outside the model, by block."""
 
     name: str
     model: str
@@ -50,29 +51,29 @@ class Way:
     outside_ms: list[float] = field(default_factory=list)
 
 
-async def engine_way(name: str, url: str, memory: str) -> Way:
-    """Decode one click by the engine of the gateway."""
+async def engine_method(name: str, url: str, memory: str) -> Method:
+    """Decode one point prompt with the engine of the gateway."""
     engine = TritonEngine(
         TritonSettings(url=url, shared_memory=memory), Metrics(CollectorRegistry())
     )
     await engine.open()
-    store = MemoryStore(16 << 20, ttl_s=3600, allocate=engine.allocate)
+    cache = LocalCache(16 << 20, ttl_s=3600, allocate=engine.allocate)
     info = engine.models[MODEL]
     facts = EmbeddingFacts.of(Size(SIDE, SIDE), info)
-    slot = await store.reserve(EmbeddingKey("t", "x"), facts, info.embedding)
+    slot = await cache.reserve(EmbeddingKey("t", "x"), facts, info.embedding)
     image = EncoderInput(np.zeros((SIDE, SIDE, 3), dtype=np.uint8), Size(SIDE, SIDE))
     await engine.encode(MODEL, image, slot, RequestContext())
-    embedding, batch = slot.as_embedding(), click()
+    embedding, batch = slot.as_embedding(), point_prompt()
 
     async def decode() -> np.ndarray:
         output = await engine.decode(MODEL, embedding, batch, RequestContext())
         return output.low_res_logits
 
-    return Way(name, f"{MODEL}_decoder", decode)
+    return Method(name, f"{MODEL}_decoder", decode)
 
 
-async def usual_way(url: str) -> Way:
-    """Decode one click with everything in the message, the embedding as float32."""
+async def conventional_method(url: str) -> Method:
+    """Decode one point prompt with all tensors in the message, the embedding as float32."""
     client = InferenceServerClient(
         url,
         channel_args=[
@@ -81,7 +82,7 @@ async def usual_way(url: str) -> Way:
         ],
     )
     embedding = np.zeros((1, 256, 64, 64), dtype=np.float32)
-    batch = click()
+    batch = point_prompt()
     fixed = {
         "point_coords": batch.point_coords[None],
         "point_labels": batch.point_labels[None],
@@ -96,7 +97,7 @@ async def usual_way(url: str) -> Way:
         )
         return result.as_numpy("low_res_logits")
 
-    return Way("message, fp32", f"{MODEL}_fp32_decoder", decode)
+    return Method("message, fp32", f"{MODEL}_fp32_decoder", decode)
 
 
 def _inline(name: str, array: np.ndarray) -> InferInput:
@@ -104,8 +105,8 @@ def _inline(name: str, array: np.ndarray) -> InferInput:
     return tensor.set_data_from_numpy(array)
 
 
-def click() -> PromptBatch:
-    """One click with its padding point."""
+def point_prompt() -> PromptBatch:
+    """Return one point prompt with its padding point."""
     return PromptBatch(
         np.array([[[300, 200], [0, 0]]], dtype=np.float32),
         np.array([[1, -1]], dtype=np.float32),
@@ -114,74 +115,73 @@ def click() -> PromptBatch:
 
 
 async def model_ms(client: InferenceServerClient, model: str) -> tuple[int, float]:
-    """Requests so far, and the milliseconds that the backend has spent on them."""
-    answer = await client.get_inference_statistics(model)
-    stats = answer.model_stats[0].inference_stats
+    """Return the number of requests so far, and the milliseconds of the backend for them."""
+    response = await client.get_inference_statistics(model)
+    stats = response.model_stats[0].inference_stats
     spent = stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns
     return stats.success.count, spent / 1e6
 
 
-async def measure(ways: list[Way], url: str, blocks: int, calls: int) -> None:
-    """Let the ways take turns, *calls* decodes a block."""
+async def measure(methods: list[Method], url: str, blocks: int, calls: int) -> None:
+    """Alternate between the methods, with *calls* decodes per block."""
     client = InferenceServerClient(url)
-    for way in ways:
+    for method in methods:
         for _ in range(20):
-            await way.decode()
+            await method.decode()
     for _ in range(blocks):
-        for way in ways:
-            await measure_block(way, client, calls)
+        for method in methods:
+            await measure_block(method, client, calls)
     await client.close()
 
 
-async def measure_block(way: Way, client: InferenceServerClient, calls: int) -> None:
-    """Note the median of so many decodes, and what is left of it without the model's mean."""
-    before = await settled(client, way.model)
+async def measure_block(method: Method, client: InferenceServerClient, calls: int) -> None:
+    """Record the median of *calls* decodes, and that median less the mean time of the model."""
+    before = await statistics_after(client, method.model)
     wall = []
     for _ in range(calls):
         start = time.perf_counter()
-        logits = await way.decode()
+        logits = await method.decode()
         wall.append((time.perf_counter() - start) * 1e3)
         assert logits.shape[-3:] == (4, 256, 256)
         del logits
-    after = await settled(client, way.model, before[0] + calls)
+    after = await statistics_after(client, method.model, before[0] + calls)
     model = (after[1] - before[1]) / (after[0] - before[0])
-    way.wall_ms.append(statistics.median(wall))
-    way.outside_ms.append(statistics.median(wall) - model)
+    method.wall_ms.append(statistics.median(wall))
+    method.outside_ms.append(statistics.median(wall) - model)
 
 
-async def settled(
-    client: InferenceServerClient, model: str, at_least: int = 0
+async def statistics_after(
+    client: InferenceServerClient, model: str, requests: int = 0
 ) -> tuple[int, float]:
-    """Statistics lag behind the answers."""
+    """Return `model_ms` once it includes *requests*; statistics lag behind the responses."""
     while True:
         found = await model_ms(client, model)
-        if found[0] >= at_least:
+        if found[0] >= requests:
             return found
         await asyncio.sleep(0.005)
 
 
-def print_ways(ways: list[Way]) -> None:
-    """Print a table; the last way is what the others are compared with."""
-    print(f"{'way':24} {'decode p50 ms':>14} {'outside model ms':>17} {'x cheaper':>10}")
-    for way in ways:
-        ratios = [
-            theirs / ours for ours, theirs in zip(way.outside_ms, ways[-1].outside_ms, strict=True)
-        ]
+def print_methods(methods: list[Method]) -> None:
+    """Print a table; the last method is the baseline."""
+    print(f"{'method':24} {'decode p50 ms':>14} {'outside model ms':>17} {'x faster':>10}")
+    baseline = methods[-1].outside_ms
+    for method in methods:
+        ratios = [base / own for own, base in zip(method.outside_ms, baseline, strict=True)]
         print(
-            f"{way.name:24} {statistics.median(way.wall_ms):14.2f}"
-            f" {statistics.median(way.outside_ms):17.2f} {statistics.median(ratios):10.1f}"
+            f"{method.name:24} {statistics.median(method.wall_ms):14.2f}"
+            f" {statistics.median(method.outside_ms):17.2f} {statistics.median(ratios):10.1f}"
         )
 
 
 async def transport(url: str, blocks: int, calls: int) -> None:
-    """Measure and print the ways."""
-    ways = [
-        await engine_way("shared memory", url, "required"),
-        await engine_way("message, fp16", url, "off"),
-        await usual_way(url),
+    """Measure all methods and print the results."""
+    methods = [
+        await engine_method("shared memory", url, "required"),
+        await engine_method("message, fp16", url, "off"),
+        await conventional_method(url),
     ]
-    await measure(ways, url, blocks, calls)
-    print_ways(ways)
+    await measure(methods, url, blocks, calls)
+    print_methods(methods)
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""What is generated for the Helm chart, and how tests render it."""
+"""Generates the README and the values schema of the Helm chart from its ``values.yaml``."""

@@ -1,4 +1,4 @@
-"""``python -m chart generate`` writes schema and README, ``check`` tells whether they are so."""
+"""``python -m chart generate`` writes schema and README; ``check`` reports outdated files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import yaml
 
-from chart.places import README, README_TEXT, SCHEMA, VALUES
+from chart.paths import README, README_TEXT, SCHEMA, VALUES
 from chart.readme import readme
 from chart.schema import schema
 
 
-def generated() -> dict[Path, str]:
-    """Make every file that is generated."""
+def generate() -> dict[Path, str]:
+    """Return the text of every generated file, by its path."""
     text = VALUES.read_text(encoding="utf-8")
     values = yaml.safe_load(text)
     return {
@@ -24,19 +24,19 @@ def generated() -> dict[Path, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit status."""
+    """Run a command and return the exit status."""
     if arguments not in (["generate"], ["check"]):
         print(__doc__, file=sys.stderr)
         return 2
-    files = generated()
+    files = generate()
     if arguments == ["generate"]:
         for path, text in files.items():
             path.write_text(text, encoding="utf-8")
         return 0
-    stale = [p for p, text in files.items() if not p.exists() or p.read_text("utf-8") != text]
-    for path in stale:
-        print(f"{path} is not what values.yaml says: run make chart", file=sys.stderr)
-    return bool(stale)
+    outdated = [p for p, text in files.items() if not p.exists() or p.read_text("utf-8") != text]
+    for path in outdated:
+        print(f"{path} does not match values.yaml: run make chart", file=sys.stderr)
+    return bool(outdated)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The chart's README: the table of values, from the comments in values.yaml."""
+"""Generates the chart's README: its table of values, from the comments in values.yaml."""
 
 from __future__ import annotations
 
@@ -12,63 +12,70 @@ _KEY = re.compile(r"^( *)([A-Za-z0-9_]+):")
 
 
 class Value(NamedTuple):
-    """A value that can be set."""
+    """A value of the chart that has a description."""
 
     path: str
     default: Any
-    what: str
+    description: str
 
 
 def readme(text: str, values_text: str, defaults: dict[str, Any]) -> str:
-    """Put the table of values into *text*."""
-    return text.replace(MARK, table(documented(values_text, defaults)))
+    """Return *text* with the table of values in place of `MARK`."""
+    return text.replace(MARK, table(documented_values(values_text, defaults)))
 
 
 def table(values: list[Value]) -> str:
-    """Return the values as a table of Markdown."""
-    rows = [f"| `{each.path}` | `{json.dumps(each.default)}` | {each.what} |" for each in values]
-    return "\n".join(["| Value | Default | What |", "|---|---|---|", *rows])
+    """Return the values as a Markdown table."""
+    rows = [
+        f"| `{each.path}` | `{json.dumps(each.default)}` | {each.description} |" for each in values
+    ]
+    return "\n".join(["| Value | Default | Description |", "|---|---|---|", *rows])
 
 
-def documented(values_text: str, defaults: dict[str, Any]) -> list[Value]:
-    """Read what comments say of values.
+def documented_values(values_text: str, defaults: dict[str, Any]) -> list[Value]:
+    """Return the values that have a comment, in the order of the file.
 
-    Raises `ValueError` if a value that has no values below it has no comment either.
+    Raises `ValueError` if neither a value nor any of its parents has a comment.
     """
     found: list[Value] = []
     path: list[tuple[int, str]] = []
-    what: list[str] = []
+    description: list[str] = []
     for line in values_text.splitlines():
         if comment := _COMMENT.match(line):
-            what = [comment[3]] if comment[2] else [*what, comment[3]] if what else []
+            if comment[2]:
+                description = [comment[3]]
+            elif description:
+                description = [*description, comment[3]]
             continue
         if key := _KEY.match(line):
             depth = len(key[1])
             path = [each for each in path if each[0] < depth] + [(depth, key[2])]
             names = [name for _, name in path]
-            if what:
-                found.append(Value(".".join(names), _at(defaults, names), " ".join(what)))
-        what = []
-    _check(found, defaults)
+            if description:
+                found.append(
+                    Value(".".join(names), _lookup(defaults, names), " ".join(description))
+                )
+        description = []
+    _check_complete(found, defaults)
     return found
 
 
-def _at(values: Any, names: list[str]) -> Any:
+def _lookup(values: Any, names: list[str]) -> Any:
     for name in names:
         values = values[name]
     return values
 
 
-def _check(found: list[Value], defaults: dict[str, Any]) -> None:
+def _check_complete(found: list[Value], defaults: dict[str, Any]) -> None:
     paths = {value.path for value in found}
-    silent = [path for path in _leaves(defaults, "") if not _said(path, paths)]
-    if silent:
-        raise ValueError(f"values without a comment: {', '.join(silent)}")
+    missing = [path for path in _leaves(defaults, "") if not _is_documented(path, paths)]
+    if missing:
+        raise ValueError(f"values without a comment: {', '.join(missing)}")
 
 
-def _said(path: str, paths: set[str]) -> bool:
+def _is_documented(path: str, documented: set[str]) -> bool:
     parts = path.split(".")
-    return any(".".join(parts[:count]) in paths for count in range(1, len(parts) + 1))
+    return any(".".join(parts[:count]) in documented for count in range(1, len(parts) + 1))
 
 
 def _leaves(values: Any, path: str) -> list[str]:

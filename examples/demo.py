@@ -1,7 +1,7 @@
-"""The first look: a real server, a real photograph, a click, a box, and everything at once.
+"""A demonstration: a real server and a photo, segmented by a point, by boxes and by AutoMask.
 
 ``make demo`` runs this.  It starts the server of this package with the default model on a free
-loopback port, talks to it over gRPC as any client would, and writes pictures into a folder.
+loopback port, calls it over gRPC like any client, and writes images to a folder.
 """
 
 from __future__ import annotations
@@ -20,55 +20,55 @@ from rich.table import Table
 from samserve import app, settings
 from samserve.cli import overlay
 from samserve.client import AutoMaskRecord, Client, Prompt, Summary
-from samserve.client import Progress as Searched
+from samserve.client import Progress as AutoMaskProgress
 from samserve.telemetry import logs
 
-CLICK = (352.0, 185.0)
+POINT = (352.0, 185.0)
 BOXES = ((193.0, 27.0, 241.0, 74.0), (314.0, 156.0, 382.0, 216.0), (186.0, 163.0, 238.0, 216.0))
 FREE_PORTS = {"server": {"port": 0, "admin_port": 0}, "log": {"level": "warning"}}
 
 
 async def main(folder: Path) -> None:
-    """Write the photograph and three overlays into *folder* and say how long each stage took."""
+    """Write the photo and three overlays to *folder* and print the duration of each stage."""
     console = Console()
     folder.mkdir(parents=True, exist_ok=True)
     photo = folder / "photo.png"
-    picture = np.repeat(skimage.data.coins()[..., None], 3, axis=2)
-    Image.fromarray(picture).save(photo)
-    chosen = settings.load(FREE_PORTS)
-    logs.configure(chosen.log)
-    async with app.running(chosen) as service, Client(service.address) as client:
-        console.print(f"A gRPC server answers on {service.address}.")
-        await show(client, console, folder, picture)
-    console.print(f"\nThe pictures are in [bold]{folder.resolve()}[/bold]:")
+    image = np.repeat(skimage.data.coins()[..., None], 3, axis=2)
+    Image.fromarray(image).save(photo)
+    config = settings.load(FREE_PORTS)
+    logs.configure(config.log)
+    async with app.running(config) as service, Client(service.address) as client:
+        console.print(f"The gRPC server listens on {service.address}.")
+        await segment(client, console, folder, image)
+    console.print(f"\nThe images are in [bold]{folder.resolve()}[/bold]:")
     for path in sorted(folder.glob("*.png")):
         console.print(f"  {path.name}")
 
 
-async def show(client: Client, console: Console, folder: Path, picture: np.ndarray) -> None:
-    """Embed, predict from a click and from a box, search for everything; draw each answer."""
+async def segment(client: Client, console: Console, folder: Path, image: np.ndarray) -> None:
+    """Call Embed, Predict with a point and with boxes, and AutoMask; draw the masks of each."""
     embedding = await client.embed(folder / "photo.png")
     report(console, "Embed", embedding.timings_ms)
 
-    click = [Prompt(points=[CLICK])]
-    clicked = await client.predict(embedding, click, multimask="all")
-    report(console, "Predict from a click", clicked.timings_ms)
-    overlay.draw_prediction(picture, click, clicked.results).save(folder / "click.png")
+    points = [Prompt(points=[POINT])]
+    from_point = await client.predict(embedding, points, multimask="all")
+    report(console, "Predict with a point", from_point.timings_ms)
+    overlay.draw_prediction(image, points, from_point.results).save(folder / "click.png")
 
     boxes = [Prompt(box=box) for box in BOXES]
-    boxed = await client.predict(embedding, boxes)
-    report(console, "Predict from three boxes", boxed.timings_ms)
-    overlay.draw_prediction(picture, boxes, boxed.results).save(folder / "boxes.png")
+    from_boxes = await client.predict(embedding, boxes)
+    report(console, "Predict with three boxes", from_boxes.timings_ms)
+    overlay.draw_prediction(image, boxes, from_boxes.results).save(folder / "boxes.png")
 
-    records, summary = await search(client, console, embedding.id)
+    records, summary = await run_automask(client, console, embedding.id)
     report(console, f"AutoMask, {len(records)} masks", summary.timings_ms)
-    overlay.draw_everything(picture, records).save(folder / "automask.png")
+    overlay.draw_masks(image, records).save(folder / "automask.png")
 
 
-async def search(
+async def run_automask(
     client: Client, console: Console, embedding_id: str
 ) -> tuple[list[AutoMaskRecord], Summary]:
-    """Run AutoMask with its defaults from the stored embedding, behind a progress bar."""
+    """Run AutoMask with its defaults on the cached embedding, with a progress bar."""
     records: list[AutoMaskRecord] = []
     with ProgressBar(console=console, transient=True) as bar:
         task = bar.add_task("AutoMask", total=None)
@@ -76,7 +76,7 @@ async def search(
             match event:
                 case AutoMaskRecord():
                     records.append(event)
-                case Searched():
+                case AutoMaskProgress():
                     bar.update(task, total=event.total_points, completed=event.evaluated_points)
                 case Summary():
                     return records, event
@@ -84,7 +84,7 @@ async def search(
 
 
 def report(console: Console, title: str, timings_ms: Mapping[str, float]) -> None:
-    """Print how long each stage of a call took."""
+    """Print the duration of each stage of a call."""
     table = Table(title=title, title_justify="left", show_header=False, box=None)
     for stage, milliseconds in timings_ms.items():
         table.add_row(f"  {stage}", f"{milliseconds:9.1f} ms")

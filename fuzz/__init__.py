@@ -1,1 +1,1 @@
-"""Coverage-guided fuzzing of everything that reads bytes from outside; see README.md."""
+"""Coverage-guided fuzzing of everything that reads untrusted bytes; see README.md."""

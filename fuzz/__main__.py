@@ -1,4 +1,4 @@
-"""Fuzz each target in processes of its own, and print what came of it."""
+"""Fuzz each target in separate processes and print a summary."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 
 from fuzz import target
 
-MOST_BYTES = 4096
-# Atheris loses up to some thousand bytes with each input (results of comparisons, for one).
-_MOST_INPUTS_OF_A_PROCESS = 50_000
+MAX_BYTES = 4096
+# Atheris leaks up to some thousand bytes per input (results of comparisons, among others).
+_MAX_INPUTS_PER_PROCESS = 50_000
 _LEAKED_MB = 1024
 _ROW = "{:10} {:>9} {:>6} {:>7}  {}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the chosen targets; return 1 if there is a finding."""
+    """Run the selected targets; return 1 if there is a finding."""
     options = _parser().parse_args(arguments)
     names = target.NAMES if "all" in options.targets else tuple(dict.fromkeys(options.targets))
     findings = options.findings or Path(tempfile.mkdtemp(prefix="samserve-fuzz-"))
@@ -43,36 +43,36 @@ def _parser() -> argparse.ArgumentParser:
         "targets", nargs="+", metavar="TARGET", help=f"{', '.join(target.NAMES)} or all"
     )
     parser.add_argument("--inputs", type=int, default=10_000, help="inputs for each target")
-    parser.add_argument("--seed", type=int, default=0, help="where the random numbers begin")
-    parser.add_argument("--workers", type=int, default=1, help="targets at a time")
-    parser.add_argument("--seconds", type=float, default=1.0, help="most time for one input")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers")
+    parser.add_argument("--workers", type=int, default=1, help="targets that run in parallel")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time limit of one input")
     parser.add_argument(
-        "--memory-mb", type=int, default=256, help="most growth of memory by one input"
+        "--memory-mb", type=int, default=256, help="limit of memory growth by one input"
     )
-    parser.add_argument("--findings", type=Path, help="folder for inputs that break a rule")
+    parser.add_argument("--findings", type=Path, help="folder for inputs with findings")
     return parser
 
 
 def _run(name: str, options: argparse.Namespace, findings: Path, folder: Path) -> str:
-    """Run a target, in one process after the other; return the log of the one that failed."""
-    seeds, fixed = _prepare(name, options, findings, folder)
+    """Run a target in successive processes; return the log of a failed one."""
+    seeds, command = _prepare(name, options, findings, folder)
     log, done, seed = "", 0, options.seed
     while not log and done < options.inputs:
-        seed += 1  # libFuzzer takes 0 for a random one
-        share = min(options.inputs - done, _MOST_INPUTS_OF_A_PROCESS)
-        ended = subprocess.run(
-            [*fixed, f"-runs={share}", f"-seed={seed}", str(folder / "corpus")],
+        seed += 1  # libFuzzer treats 0 as a random seed
+        runs = min(options.inputs - done, _MAX_INPUTS_PER_PROCESS)
+        result = subprocess.run(
+            [*command, f"-runs={runs}", f"-seed={seed}", str(folder / "corpus")],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             check=False,
         )
-        output = ended.stdout.decode(errors="replace")
-        if ended.returncode:
-            log = f"\n{name}: the process ended with {ended.returncode}\n{output[-4000:]}"
+        output = result.stdout.decode(errors="replace")
+        if result.returncode:
+            log = f"\n{name}: the process exited with {result.returncode}\n{output[-4000:]}"
         executed = re.search(r"number_of_executed_units: (\d+)", output)
-        done += int(executed[1]) if executed else share
-    kept = len(list((folder / "corpus").iterdir()))
-    print(_ROW.format(name, done, seeds, kept, "yes" if log else "-"), flush=True)
+        done += int(executed[1]) if executed else runs
+    corpus_size = len(list((folder / "corpus").iterdir()))
+    print(_ROW.format(name, done, seeds, corpus_size, "yes" if log else "-"), flush=True)
     return log
 
 
@@ -84,8 +84,8 @@ def _prepare(
     seeds = chosen.seeds()
     (folder / "corpus").mkdir(parents=True)
     for index, seed in enumerate(seeds):
-        (folder / "corpus" / f"seed-{index:03d}").write_bytes(seed[:MOST_BYTES])
-    # libFuzzer refuses a dictionary without entries.
+        (folder / "corpus" / f"seed-{index:03d}").write_bytes(seed[:MAX_BYTES])
+    # libFuzzer rejects a dictionary without entries.
     words = ("".join(f"\\x{byte:02x}" for byte in word) for word in (*chosen.words, b"\0"))
     (folder / "words").write_text("".join(f'"{word}"\n' for word in words))
     return len(seeds), [
@@ -93,7 +93,7 @@ def _prepare(
         *(str(options.seconds), str(options.memory_mb)),
         f"-timeout={math.ceil(5 * options.seconds)}",
         f"-rss_limit_mb={_LEAKED_MB + 2 * options.memory_mb}",
-        f"-max_len={MOST_BYTES}",
+        f"-max_len={MAX_BYTES}",
         f"-dict={folder / 'words'}",
         f"-artifact_prefix={findings.resolve()}/{name}-",
         *("-len_control=0", "-use_value_profile=1", "-print_final_stats=1"),

@@ -1,4 +1,4 @@
-"""Mutations of protobuf messages by their fields, whatever the protocol declares."""
+"""Mutations of the fields of any protobuf message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from fuzz import mutation
 
-_MOST_REPEATED = 80
+_MAX_REPEATED = 80
 
 
 def mutate(message: Message, random: Random, contents: Sequence[bytes]) -> None:
@@ -22,7 +22,7 @@ def mutate(message: Message, random: Random, contents: Sequence[bytes]) -> None:
         message.ClearField(field.name)
     elif field.is_repeated and random.random() < 0.3 and len(value):
         value.extend(
-            [random.choice(value)] * (random.choice((1, 20)) % (_MOST_REPEATED - len(value)))
+            [random.choice(value)] * (random.choice((1, 20)) % (_MAX_REPEATED - len(value)))
         )
     elif field.message_type is None:
         scalar = _scalar(field, value, random, contents)
@@ -34,15 +34,15 @@ def mutate(message: Message, random: Random, contents: Sequence[bytes]) -> None:
         mutate(random.choice(value) if len(value) else value.add(), random, contents)
 
 
-def _scalar(field: FieldDescriptor, now: Any, random: Random, contents: Sequence[bytes]) -> Any:
+def _scalar(field: FieldDescriptor, current: Any, random: Random, contents: Sequence[bytes]) -> Any:
     kind = field.cpp_type
-    if kind == FieldDescriptor.CPPTYPE_STRING:  # bytes, too
+    if kind == FieldDescriptor.CPPTYPE_STRING:  # bytes too
         content = random.choice(contents)
         return content if field.type == FieldDescriptor.TYPE_BYTES else content.decode("latin-1")
     if kind in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):
         return random.choice((*mutation.DOUBLES, random.uniform(-2, 30), random.random()))
     if kind == FieldDescriptor.CPPTYPE_BOOL:
-        return not now
+        return not current
     number = random.choice((*mutation.INTS, random.randrange(5), random.randrange(40)))
     unsigned = kind in (FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64)
     return abs(number) if unsigned else number

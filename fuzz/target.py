@@ -1,4 +1,4 @@
-"""What a fuzzing target is, where targets are found, and how one input is judged."""
+"""Fuzzing targets: definition, loading, and the check of one input."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from samserve.errors import SamserveError
 from samserve.rpc.status import status_of
 
 NAMES = ("requests", "images", "masks", "rle", "policies", "values")
-# A client takes 8 KiB of metadata; the details of an error are a part of them.
-_MOST_STATUS_BYTES = 4096
+# A client accepts 8 KiB of metadata, which contain the details of an error.
+_MAX_STATUS_BYTES = 4096
 
 
-class Refused(Exception):
-    """Raised by a target whose input was refused in the documented way, not by a samserve error.
+class Rejected(Exception):
+    """Raised by a target for an input that was rejected as documented without a samserve error.
 
-    For instance bytes that are no protobuf message, or a documented ``ValueError``.
+    For instance invalid protobuf bytes, or a documented ``ValueError``.
     """
 
 
-class Broken(Exception):
-    """A promise of `README.md` does not hold for an input."""
+class PropertyViolated(Exception):
+    """A property that `README.md` requires does not hold for an input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A function that feeds bytes to the product and checks what comes out.
+    """A function that passes bytes to samserve and checks the result.
 
-    ``run`` returns if the product accepted the input, raises a `SamserveError` or `Refused` if it
-    refused it, and anything else if something is broken.  ``words`` are pieces of its format, and
-    ``mutate`` changes an input whose format bytes alone do not tell.
+    ``run`` returns if samserve accepted the input, raises a `SamserveError` or `Rejected` if it
+    rejected it, and any other exception for a finding.  ``words`` are tokens of the format, and
+    ``mutate`` changes inputs whose structure byte mutations would destroy.
     """
 
     name: str
@@ -47,8 +47,8 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """What one input may take: seconds of wall time, and MiB by which the peak may rise."""
+class Limits:
+    """Limits of one input: seconds of wall time, and MiB of growth of the memory peak."""
 
     seconds: float = 1.0
     memory_mb: int = 256
@@ -61,17 +61,17 @@ def load(name: str) -> Target:
     return Target(name, module.run, module.seeds, words, mutate)
 
 
-def check(target: Target, data: bytes, bounds: Bounds) -> bool:
-    """Run one input; return whether it was accepted, raise `Broken` or what was not documented."""
+def check(target: Target, data: bytes, limits: Limits) -> bool:
+    """Run one input; return whether it was accepted, raise `PropertyViolated` for a finding."""
     peak_mb = _peak_mb()
     accepted, seconds = _timed(target, data)
-    if seconds > bounds.seconds:
-        # Again, because it may have been the machine that was busy.
+    if seconds > limits.seconds:
+        # Again, because the machine may have been busy.
         seconds = min(seconds, _timed(target, data)[1])
-    if seconds > bounds.seconds:
-        raise Broken(f"took {seconds:.2f} s")
-    if (grown_mb := _peak_mb() - peak_mb) > bounds.memory_mb:
-        raise Broken(f"the process grew by {grown_mb} MiB")
+    if seconds > limits.seconds:
+        raise PropertyViolated(f"took {seconds:.2f} s")
+    if (grown_mb := _peak_mb() - peak_mb) > limits.memory_mb:
+        raise PropertyViolated(f"the process grew by {grown_mb} MiB")
     return accepted
 
 
@@ -84,28 +84,28 @@ def _timed(target: Target, data: bytes) -> tuple[bool, float]:
 def _accepts(target: Target, data: bytes) -> bool:
     try:
         target.run(data)
-    except Refused:
+    except Rejected:
         return False
     except SystemExit as error:
-        raise Broken("wants to end the process") from error
+        raise PropertyViolated("raised SystemExit") from error
     except SamserveError as error:
         failure = Failure.of(error, "0" * 32)
         if failure.code is Code.INTERNAL:
             raise
         size = len(status_of(failure).SerializeToString())
-        if size > _MOST_STATUS_BYTES:
-            raise Broken(f"its status has {size} bytes: {str(error)[:200]}") from None
+        if size > _MAX_STATUS_BYTES:
+            raise PropertyViolated(f"its status has {size} bytes: {str(error)[:200]}") from None
         return False
     return True
 
 
 def _peak_mb() -> int:
-    """Return the most that was resident; not from `getrusage`, which inherits the parent's."""
+    """Return the peak of resident memory; not from `getrusage`, which inherits the parent's."""
     found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))
     assert found
     return int(found[1]) // 1024
 
 
-def forget_peak() -> None:
-    """Set the peak of memory back to what is resident now."""
+def reset_peak() -> None:
+    """Reset the peak of memory to the current value."""
     Path("/proc/self/clear_refs").write_text("5")

@@ -1,6 +1,6 @@
-"""One target in a process of its own: libFuzzer ends it after its runs, or at the first finding.
+"""One target in one process, which libFuzzer ends after its runs or at the first finding.
 
-Called with the name of the target, the `Bounds` of one input, and the options of libFuzzer.
+Arguments are the name of the target, the `Limits` of one input, and the options of libFuzzer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from random import Random
 
 import atheris  # type: ignore[import-untyped]
 
-# Only the product is measured for coverage: the rest would only take time.
+# Only samserve is instrumented for coverage: the rest would only cost time.
 with atheris.instrument_imports(include=["samserve"]):
     from fuzz import target
 
@@ -18,19 +18,19 @@ with atheris.instrument_imports(include=["samserve"]):
 
 
 def main() -> None:
-    """Run the target; does not return."""
-    bounds = target.Bounds(float(sys.argv[2]), int(sys.argv[3]))
+    """Run the target; do not return."""
+    limits = target.Limits(float(sys.argv[2]), int(sys.argv[3]))
 
     def check(data: bytes) -> None:
-        target.check(chosen, data, bounds)
+        target.check(chosen, data, limits)
 
-    def mutate(data: bytes, most: int, seed: int) -> bytes:
+    def mutate(data: bytes, max_bytes: int, seed: int) -> bytes:
         random = Random(seed)
         if chosen.mutate is None or random.random() < 0.4:
-            return bytes(atheris.Mutate(data, most))
-        return chosen.mutate(data, random)[:most]
+            return bytes(atheris.Mutate(data, max_bytes))
+        return chosen.mutate(data, random)[:max_bytes]
 
-    target.forget_peak()
+    target.reset_peak()
     atheris.Setup([sys.argv[0], *sys.argv[4:]], check, custom_mutator=mutate)
     atheris.Fuzz()
 

@@ -1,1 +1,1 @@
-"""What development and tests run beside the service; no part of the package."""
+"""Programs that development and tests run next to the service; not part of the package."""

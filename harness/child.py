@@ -1,4 +1,4 @@
-"""A process of ours, with what it says."""
+"""A child process and its log."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from harness.errors import HarnessError
 
 
 class Child(ABC):
-    """A process in a session of its own, whose output is appended to a log.
+    """A process in its own session, whose output is appended to a log.
 
-    It may be started again after it has ended.
+    It can be restarted after it has ended.
     """
 
     _tail_length: ClassVar[int] = 2000
 
     _process: subprocess.Popen[bytes] | None = None
-    # Where the log of its last start begins, in bytes.
+    # Offset in bytes where the log of the last start begins.
     _log_start = 0
 
     @property
     def pid(self) -> int:
-        """Process id, which is its session too."""
+        """The process id, which is also its session id."""
         if self._process is None:
             raise HarnessError(f"{self} is not running")
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether it runs, be it paused; it may have ended by itself."""
+        """Whether the process exists, even if it is paused; it may have ended by itself."""
         return self._process is not None and self._process.poll() is None
 
     def log_tail(self) -> str:
-        """Return the end of what it has logged since it was started last."""
+        """Return the end of the log since the last start."""
         return self._log_text()[-self._tail_length :]
 
     def _log_text(self) -> str:
@@ -50,14 +50,14 @@ class Child(ABC):
 
     @abstractmethod
     def _log_path(self) -> Path:
-        """Return the file that the log is appended to, or a device."""
+        """Return the file or device that the log is appended to."""
 
     def _spawn(
         self, command: Sequence[str], folder: Path, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start *command* in *folder*, with the variables of this process if *env* is None."""
+        """Start *command* in *folder*, with the environment of this process if *env* is None."""
         with self._log_path().open("ab") as log:
-            # A pipe or a terminal has no place to go back to.
+            # A pipe or a terminal has no offset.
             self._log_start = log.seek(0, os.SEEK_END) if log.seekable() else 0
             return subprocess.Popen(
                 command,

@@ -1,7 +1,7 @@
-"""What goes wrong with programs that are run as children."""
+"""Errors of programs that run as child processes."""
 
 from __future__ import annotations
 
 
 class HarnessError(Exception):
-    """A program is not installed, did not start, or does not answer."""
+    """A program is not installed, did not start, or does not respond."""

@@ -10,11 +10,11 @@ from harness.errors import HarnessError
 
 
 def in_foreground(body: Callable[[], int | None]) -> int:
-    """Run *body*, and return the exit status: its own, or 0 if Ctrl-C or SIGTERM ended it.
+    """Run *body* and return the exit status: that of *body*, or 0 if Ctrl-C or SIGTERM ended it.
 
     A `HarnessError` is printed, and the status is 1.
     """
-    # SIGINT too: a shell starts what runs in the background with it ignored.
+    # SIGINT as well: a shell starts background jobs with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:

@@ -1,4 +1,4 @@
-"""A gateway on loopback, as a child of this process."""
+"""A gateway on loopback, as a child process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GRACE_S = 10.0
 
 
 class GatewayServer(Program):
-    """``samserve serve``, which is ready once it runs; ``address`` is that of the admin port."""
+    """``samserve serve``, ready once it has started; ``address`` is that of the admin port."""
 
     _name: ClassVar[str] = "samserve"
     _ready_path: ClassVar[str] = "/readyz"
@@ -30,10 +30,10 @@ class GatewayServer(Program):
         admin_port: int = 0,
         log: Path | None = None,
     ) -> None:
-        """Describe it.
+        """Configure the gateway, without starting it.
 
-        *settings* are by their name with a dot; *program* is what Python is to run, a file that
-        takes the same arguments for instance; a port of 0 chooses a free one.
+        The keys of *settings* are their names with a dot; *program* is what Python runs, for
+        instance a file that accepts the same arguments; a port of 0 chooses a free one.
         """
         super().__init__(port=admin_port, log=log)
         self._settings = dict(settings)
@@ -42,11 +42,11 @@ class GatewayServer(Program):
 
     @property
     def target(self) -> str:
-        """Where clients find it, as ``host:port``; known once it was started."""
+        """The address of the API, as ``host:port``; known once the gateway was started."""
         return f"{HOST}:{self._api_port}"
 
     def kill(self) -> None:
-        """Let it end in good order, for a while, and then by force."""
+        """Terminate the gateway gracefully, or kill it after a timeout."""
         if self._process is not None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

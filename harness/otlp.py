@@ -1,4 +1,4 @@
-"""A receiver of OpenTelemetry traces on loopback: OTLP over gRPC, and as JSON over HTTP."""
+"""An OpenTelemetry trace receiver on loopback: OTLP over gRPC, and as JSON over HTTP."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from harness.program import HOST
 
 
 class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
-    """Collects every span that is sent to it; a context manager, to be used from any thread."""
+    """Collects all received spans; a context manager, usable from any thread."""
 
     def __init__(self, host: str = HOST) -> None:
-        """Take free ports; *host* is where it takes gRPC."""
+        """Bind free ports; *host* is the address of the gRPC listener."""
         self._spans: list[Span] = []
         self._grpc = grpc.server(ThreadPoolExecutor(4))
-        # Which has no types.
+        # The generated function has no types.
         add: Callable[..., None] = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
         add(self, self._grpc)
         self.grpc_address = join(host, self._grpc.add_insecure_port(join(host, 0)))
@@ -39,7 +39,7 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
 
     def __enter__(self) -> Self:
         self._grpc.start()
-        # Polled for the end only.
+        # The poll interval only delays shutdown.
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
@@ -50,17 +50,17 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """All spans so far, in the order of their arrival."""
+        """All received spans, in the order of arrival."""
         return tuple(self._spans)
 
     def clear(self) -> None:
-        """Forget what was collected."""
+        """Remove the collected spans."""
         self._spans.clear()
 
     def Export(  # noqa: N802 - the name is the protocol's
         self, request: ExportTraceServiceRequest, _: object
     ) -> ExportTraceServiceResponse:
-        """Take one request."""
+        """Handle a gRPC request."""
         for resource in request.resource_spans:
             for scope in resource.scope_spans:
                 self._spans.extend(scope.spans)
@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _HttpServer
 
     def do_POST(self) -> None:
-        """Take one request."""
+        """Handle an HTTP request."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         request = ExportTraceServiceRequest()
         document = json.loads(body, object_hook=_with_base64_ids)
@@ -88,12 +88,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is given
-        """Write nothing."""
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the base class
+        """Log nothing."""
 
 
 def _with_base64_ids(fields: dict[str, Any]) -> dict[str, Any]:
-    """Write ids as protobuf's JSON does; that of OTLP has hexadecimal digits."""
+    """Encode ids as base64, as protobuf's JSON does; OTLP's JSON has hexadecimal ids."""
     for name in {"traceId", "spanId", "parentSpanId"} & fields.keys():
         fields[name] = base64.b64encode(bytes.fromhex(fields[name])).decode()
     return fields

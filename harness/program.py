@@ -1,4 +1,4 @@
-"""A program that listens on one port of loopback, as a child of this process."""
+"""A program that listens on one port of loopback, as a child process."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from harness.triton.ports import free_ports
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120.0
-# Requests to loopback must not go to a proxy that the environment names.
+# Requests to loopback must not use a proxy from the environment.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 _START_ATTEMPTS = 3
 _POLL_S = 0.02
-_ANSWER_TIMEOUT_S = 10.0
-_PORT_TAKEN = "already in use"
+_RESPONSE_TIMEOUT_S = 10.0
+_PORT_IN_USE = "already in use"
 
 
 class Program(Child):
-    """A context manager, in which the program runs and answers.  It ends at once, by SIGKILL."""
+    """A context manager during which the program runs and responds.  It is ended by SIGKILL."""
 
     _name: ClassVar[str]
     _ready_path: ClassVar[str]
     _start_timeout_s = START_TIMEOUT_S
-    # None: those of this process.
+    # None: the environment of this process.
     _env: Mapping[str, str] | None = None
 
     def __init__(self, *, port: int, log: Path | None) -> None:
-        """Describe it.
+        """Configure the program, without starting it.
 
         ``port`` 0 chooses a free one.  The log is appended to the file ``log``; if it is None, the
-        log is kept for errors at start alone.
+        log is only kept for errors at startup.
         """
         self.port = port
         self._chosen_port = port
@@ -63,35 +63,38 @@ class Program(Child):
 
     @property
     def address(self) -> str:
-        """``host:port``; known once it was started."""
+        """``host:port``; known once the program was started."""
         return f"{HOST}:{self.port}"
 
     @property
     def url(self) -> str:
-        """Where it answers over HTTP."""
+        """The HTTP URL of the program."""
         return f"http://{self.address}"
 
     def start(self) -> None:
-        """Return when it answers; raise `HarnessError` with the log's end otherwise."""
+        """Start the program and wait until it is ready.
+
+        Raises `HarnessError` with the end of the log if that fails.
+        """
         if self._process is not None:
-            raise HarnessError(f"{self._name} runs already")
+            raise HarnessError(f"{self._name} is already running")
         for left in reversed(range(_START_ATTEMPTS)):
             chosen = self._choose_ports()
             try:
                 self._start_once()
             except HarnessError as error:
-                # Somebody else may take a port before the program does.
-                if not (chosen and left and _PORT_TAKEN in str(error)):
+                # Another process may bind a port before the program does.
+                if not (chosen and left and _PORT_IN_USE in str(error)):
                     raise
             else:
                 return
 
     def terminate(self) -> None:
-        """Send it SIGTERM."""
+        """Send SIGTERM to the program."""
         processes.signal_all([self.pid], signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it, and remove its files."""
+        """Kill the program, and remove its files."""
         if self._process is not None:
             processes.kill_all(self._process.pid)
             self._process.wait()
@@ -102,13 +105,13 @@ class Program(Child):
         atexit.unregister(self.kill)
 
     def wait(self) -> int:
-        """Wait until it ends by itself, and return its exit status."""
+        """Wait until the program ends by itself, and return its exit status."""
         if self._process is None:
             raise HarnessError(f"{self._name} is not running")
         return self._process.wait()
 
     def launch(self) -> None:
-        """Start it once, on the ports that it has, and wait for nothing."""
+        """Start the program once on its current ports, without waiting until it is ready."""
         self._folder = Path(tempfile.mkdtemp(prefix=f"samserve-{self._name}-"))
         atexit.register(self.kill)
         try:
@@ -119,12 +122,12 @@ class Program(Child):
 
     @abstractmethod
     def _command(self, folder: Path) -> list[str]:
-        """Write what the program reads into its folder, and return the command that runs it."""
+        """Write the program's input files into its folder, and return the command that runs it."""
 
     def _choose_ports(self) -> bool:
-        """Choose the ports that are not given; return whether there were any."""
-        if self._chosen_port and _is_taken(self._chosen_port):
-            raise HarnessError(f"port {self._chosen_port} is {_PORT_TAKEN}")
+        """Choose the ports that were not specified; return whether there were any."""
+        if self._chosen_port and _is_in_use(self._chosen_port):
+            raise HarnessError(f"port {self._chosen_port} is {_PORT_IN_USE}")
         self.port = self._chosen_port or free_ports(1)[0]
         return not self._chosen_port
 
@@ -146,8 +149,8 @@ class Program(Child):
 
     def _wait_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self._start_timeout_s
-        # In this order: somebody else may answer on a port that the program could not get.
-        while not (self._answers() and process.poll() is None):
+        # In this order: another process may respond on a port that the program could not bind.
+        while not (self._is_ready() and process.poll() is None):
             if process.poll() is not None:
                 raise HarnessError(f"{self._name} ended at start:\n{self.log_tail()}")
             if time.monotonic() > deadline:
@@ -156,16 +159,16 @@ class Program(Child):
                 )
             time.sleep(_POLL_S)
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         try:
-            with DIRECT.open(self.url + self._ready_path, timeout=_ANSWER_TIMEOUT_S):
+            with DIRECT.open(self.url + self._ready_path, timeout=_RESPONSE_TIMEOUT_S):
                 return True
-        except OSError:  # refused, reset, or answered "not ready"
+        except OSError:  # connection refused or reset, or the response "not ready"
             return False
 
 
-def _is_taken(port: int) -> bool:
-    """Whether somebody listens there, who would be taken for the program."""
+def _is_in_use(port: int) -> bool:
+    """Return whether another process listens there, which would be mistaken for the program."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

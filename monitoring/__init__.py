@@ -1,1 +1,1 @@
-"""What to look at, and when to be woken: objectives, rules for Prometheus, dashboards."""
+"""Service level objectives, recording rules and alerts for Prometheus, Grafana dashboards."""

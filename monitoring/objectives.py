@@ -1,7 +1,7 @@
-"""Every number of service levels and alerts, once.
+"""Service level objectives and alert thresholds; every number is defined here once.
 
-An objective of latency is judged on `samserve_call_seconds`: calls that ended well, without the
-time that the client took.  Its bound has to be one of that histogram's.
+A latency objective is evaluated on `samserve_call_seconds`: calls with status OK, without the time
+of the client.  Its threshold must be a bucket bound of that histogram.
 """
 
 from __future__ import annotations
@@ -9,42 +9,46 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PERIOD = "30d"
-"""Time over which an error budget is counted."""
+"""Period of an error budget."""
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What an RPC promises: the part of its calls that is served, and the part that is quick."""
+    """The objectives of one RPC.
+
+    ``availability`` is the ratio of calls that must succeed, ``latency`` the ratio of successful
+    calls that must take at most ``threshold_s``.
+    """
 
     method: str
-    available: float
-    quick: float
-    within_s: float
+    availability: float
+    latency: float
+    threshold_s: float
 
     @property
     def error_budget(self) -> float:
-        """The part of the calls that may fail."""
-        return round(1 - self.available, 9)
+        """The ratio of calls that may fail."""
+        return round(1 - self.availability, 9)
 
     @property
-    def slow_budget(self) -> float:
-        """The part of the calls that may take longer than ``within_s``."""
-        return round(1 - self.quick, 9)
+    def latency_budget(self) -> float:
+        """The ratio of successful calls that may take longer than ``threshold_s``."""
+        return round(1 - self.latency, 9)
 
 
 OBJECTIVES = (
-    Objective("Embed", available=0.999, quick=0.99, within_s=2.5),
-    Objective("Predict", available=0.999, quick=0.99, within_s=0.25),
-    Objective("AutoMask", available=0.995, quick=0.95, within_s=30),
+    Objective("Embed", availability=0.999, latency=0.99, threshold_s=2.5),
+    Objective("Predict", availability=0.999, latency=0.99, threshold_s=0.25),
+    Objective("AutoMask", availability=0.995, latency=0.95, threshold_s=30),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Burn:
-    """A rate at which a budget may not be used up, 1 being the one that uses it up in `PERIOD`.
+class BurnRate:
+    """A burn rate that raises an alert; at rate 1 the budget is used up in exactly `PERIOD`.
 
-    It has to be exceeded in both windows: the long one says that it matters, the short one that it
-    goes on.
+    The rate must be exceeded in both windows: the long one shows that it is significant, the short
+    one that it still continues.
     """
 
     factor: float
@@ -53,69 +57,71 @@ class Burn:
 
 
 # "Alerting on SLOs", chapter 5 of The Site Reliability Workbook, "Multiwindow, Multi-Burn-Rate
-# Alerts".  At these rates 2 % of the budget of 30 days are gone in an hour, 5 % in six hours, 10 %
-# in a day, and 10 % in three days.
-FAST_BURNS = (Burn(14.4, "1h", "5m"), Burn(6, "6h", "30m"))
-SLOW_BURNS = (Burn(3, "1d", "2h"), Burn(1, "3d", "6h"))
-LEAST_BAD_CALLS = 10
-"""Calls in the long window that have to be bad; fewer are bad luck where traffic is small."""
+# Alerts".  These rates use up 2 % of a budget of 30 days in an hour, 5 % in six hours, 10 % in a
+# day, and 10 % in three days.
+FAST_BURN_RATES = (BurnRate(14.4, "1h", "5m"), BurnRate(6, "6h", "30m"))
+SLOW_BURN_RATES = (BurnRate(3, "1d", "2h"), BurnRate(1, "3d", "6h"))
+MIN_BAD_CALLS = 10
+"""Least number of failed or slow calls in the long window; with little traffic, fewer are noise."""
 
 # Long windows cost more to evaluate, and change slowly.
-QUICK_WINDOWS = ("5m", "30m", "1h", "2h", "6h")
-SLOW_WINDOWS = ("1d", "3d", PERIOD)
+SHORT_WINDOWS = ("5m", "30m", "1h", "2h", "6h")
+LONG_WINDOWS = ("1d", "3d", PERIOD)
 
-BAD_CODES = ("INTERNAL", "UNAVAILABLE", "UNKNOWN", "DATA_LOSS", "DEADLINE_EXCEEDED")
-"""Ends of a call that are the server's doing."""
-BAD_REASONS = ("OVERLOADED", "MEMORY_EXHAUSTED")
-"""Refusals that are the server's doing; the others of RESOURCE_EXHAUSTED are quotas."""
+ERROR_CODES = ("INTERNAL", "UNAVAILABLE", "UNKNOWN", "DATA_LOSS", "DEADLINE_EXCEEDED")
+"""Status codes that count as server errors."""
+ERROR_REASONS = ("OVERLOADED", "MEMORY_EXHAUSTED")
+"""Reasons of RESOURCE_EXHAUSTED that count as server errors; the others are quotas."""
 IGNORED_CODES = ("CANCELLED",)
-"""Ends that say nothing: the client has lost interest."""
+"""Status codes that count neither as success nor as failure: the client cancelled the call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Numbers of the other alerts.  Ratios are 0 to 1; times in seconds are bounds of histograms
-    where they are compared with one.
+    """Thresholds of the other alerts.
+
+    Ratios are 0 to 1.  Times are in seconds, and bucket bounds where they are compared with a
+    histogram.
     """
 
     in_flight_ratio: float = 0.9
-    """Calls in flight, of those that are let in."""
-    refused_ratio: float = 0.01
-    """Calls that are refused for overload."""
+    """Calls in flight relative to the limit."""
+    rejected_ratio: float = 0.01
+    """Calls that are rejected with OVERLOADED."""
     queue_s: float = 1
-    """A wait for a turn that is long for a person who clicks."""
+    """A queue time that is long for an interactive user."""
     queued_ratio: float = 0.05
-    """Embeds and Predicts that wait longer than that."""
+    """Embed and Predict calls with a longer queue time."""
     loop_lag_s: float = 0.1
-    """A turn of the event loop that is late for everybody."""
-    late_turns_ratio: float = 0.05
-    """Turns that are later than that."""
+    """A lag of the event loop that delays every call noticeably."""
+    loop_lag_ratio: float = 0.05
+    """Measurements of the event loop with a longer lag."""
     triton_queue_s: float = 0.5
-    """Mean wait of a request in Triton."""
+    """Mean time of a request in Triton's queue."""
     quarantined_ratio: float = 0.25
-    """Memory for embeddings that lost runs may still write into."""
+    """Local cache memory that requests without a response may still write to."""
     open_files_ratio: float = 0.8
-    """Files that are open, of those that may be."""
+    """Open file descriptors relative to the limit."""
     failed_runs_ratio: float = 0.01
-    """Runs of a network that fail."""
+    """Failed inferences, and failed requests to Triton."""
     fallbacks_ratio: float = 0.05
-    """Runs that send messages for want of shared memory."""
+    """Inferences sent in messages because the shared memory pool is exhausted."""
     internal_errors: int = 5
-    """INTERNAL errors in a quarter of an hour: each is a defect, or a broken model."""
+    """INTERNAL errors in 15 minutes: each is a defect, or a broken model."""
     restarts: int = 3
     """Starts of a gateway in an hour."""
     failed_prefetches_ratio: float = 0.1
-    """Prefetches that fail; nobody is told of those."""
+    """Failed prefetches, which no client sees."""
     cache_unavailable_ratio: float = 0.9
-    """Lookups in the shared cache without an answer: it is as good as not there."""
-    hit_ratio_part: float = 0.5
-    """What is left of yesterday's hit ratio."""
-    hit_ratio_before: float = 0.2
-    """A hit ratio from which there is something to lose."""
-    hit_lookups: int = 100
-    """Lookups in half an hour that make a ratio meaningful."""
-    traffic_before_per_s: float = 0.1
-    """Calls a second, an hour ago, whose absence is strange."""
+    """Lookups in the shared cache without a response: it is effectively down."""
+    hit_ratio_drop: float = 0.5
+    """Hit ratio relative to that of the day before."""
+    min_hit_ratio: float = 0.2
+    """Hit ratio of the day before from which a drop matters."""
+    min_lookups: int = 100
+    """Lookups in 30 minutes that make a ratio significant."""
+    min_traffic_per_s: float = 0.1
+    """Calls per second an hour ago from which their absence is unexpected."""
 
 
 THRESHOLDS = Thresholds()

@@ -1,4 +1,4 @@
-"""What the dashboards ask Prometheus, read from the files that Grafana gets."""
+"""The Prometheus queries of the dashboards, read from the generated Grafana files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CHOICES = ("namespace", "release", "model", "method")
-"""What a viewer may choose at the top of a page."""
+VARIABLES = ("namespace", "release", "model", "method")
+"""Variables that a viewer may set at the top of a dashboard."""
 FOLDER = Path(__file__).parents[1] / "helm" / "samserve" / "files" / "dashboards"
 
 
@@ -18,8 +18,8 @@ FOLDER = Path(__file__).parents[1] / "helm" / "samserve" / "files" / "dashboards
 class Query:
     """One expression of a panel, with Grafana's variables in it, see `substitute`.
 
-    ``dashboard`` is the title of the page, ``legend`` names its series, ``is_instant`` tells that
-    only the newest values are shown.
+    ``dashboard`` is the title of the dashboard, ``legend`` names its series, ``is_instant`` is true
+    if only the latest values are shown.
     """
 
     dashboard: str
@@ -29,7 +29,7 @@ class Query:
     is_instant: bool
 
     @property
-    def looks_back(self) -> bool:
+    def uses_offset(self) -> bool:
         """Whether it compares with another time, and so is empty until there is a history."""
         return " offset " in self.expr
 
@@ -41,7 +41,7 @@ def dashboards(folder: Path = FOLDER) -> Iterator[dict[str, Any]]:
 
 
 def panels(dashboard: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the panels of a dashboard that show something, also those in rows that are closed."""
+    """Yield the panels of a dashboard that contain data, including those in collapsed rows."""
     for panel in dashboard["panels"]:
         if panel["type"] == "row":
             yield from panel["panels"]
@@ -50,7 +50,7 @@ def panels(dashboard: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def queries(folder: Path = FOLDER) -> Iterator[Query]:
-    """Yield what all panels ask."""
+    """Yield the queries of all panels."""
     for dashboard in dashboards(folder):
         for panel in panels(dashboard):
             for target in panel["targets"]:
@@ -64,12 +64,12 @@ def queries(folder: Path = FOLDER) -> Iterator[Query]:
 
 
 def substitute(expr: str, *, rate_interval: str = "15s", window: str = "1h", **chosen: str) -> str:
-    """Put values in the place of Grafana's variables, as it does; *window* is the time shown.
+    """Replace Grafana's variables with values, as Grafana does; *window* is the time range.
 
-    *chosen* are values by the name of a choice; what is not among them has what a viewer sees who
-    chooses nothing.  Raises `ValueError` for a variable that no dashboard has.
+    *chosen* are values by the name of the variable; all others get the value of "All".  Raises
+    `ValueError` for a variable that no dashboard has.
     """
-    values = dict.fromkeys(CHOICES, ".*") | {
+    values = dict.fromkeys(VARIABLES, ".*") | {
         **chosen,
         "__rate_interval": rate_interval,
         "__range": window,
@@ -78,7 +78,7 @@ def substitute(expr: str, *, rate_interval: str = "15s", window: str = "1h", **c
 
     def value(match: re.Match[str]) -> str:
         name = match["plain"] or match["braced"]
-        # "$1" is a group of label_replace, and Grafana leaves it alone.
+        # "$1" is a group of label_replace, which Grafana does not replace.
         if name.isdigit():
             return match[0]
         if name not in values:

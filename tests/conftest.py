@@ -1,6 +1,6 @@
-"""The real server over a real channel, and which tests may run at the same time.
+"""The real server over a real channel, and the groups of tests that share a worker.
 
-The engine is what `tests.chosen` says, unless a test brings its own or asks for the default model.
+The engine is that of `tests.engine_choice`, unless a test has its own or uses the default model.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 import grpc
 import pytest
 from samserve.app import Running, running
+from samserve.cache.base import EmbeddingCache
 from samserve.engines.base import Engine
 from samserve.settings import LogSettings, Settings, load
-from samserve.stores.base import EmbeddingStore
 from samserve.telemetry import logs
 from samserve.v1 import samserve_pb2_grpc
 
-from tests import chosen
+from tests import engine_choice
 from tests.support.examples import register_profiles
 
 register_profiles()
-pytest_plugins = ["tests.secrecy", "tests.triton.crashes", "pytester"]
+pytest_plugins = ["tests.secret_leaks", "tests.triton.crashes", "pytester"]
 
 GROUPS = {
     # One tritonserver and one cluster at a time.
@@ -47,23 +47,25 @@ GROUPS = {
         "training/tests/test_train",
     ),
 }
-"""Tests that share what one machine has room for once, by the start of their path."""
+"""Tests that need a resource of which one machine has one, by the start of their path."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--engine", choices=chosen.ENGINES, help="run all tests on this engine only")
+    parser.addoption(
+        "--engine", choices=engine_choice.ENGINES, help="run all tests on this engine only"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    chosen.kind = config.getoption("--engine") or chosen.kind
+    engine_choice.kind = config.getoption("--engine") or engine_choice.kind
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run tests of behaviour on every engine; what is slow already runs on one."""
+    """Run tests of behaviour on every engine; slow tests run on one."""
     config, definition = metafunc.config, metafunc.definition
     if config.getoption("--engine") or definition.get_closest_marker("slow"):
         return
-    engines = chosen.engines_of(_path_of(definition))
+    engines = engine_choice.engines_of(_path_of(definition))
     if engines:
         marked = [
             pytest.param(name, marks=[pytest.mark.slow] * slow) for name, slow in engines.items()
@@ -73,26 +75,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _engine(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Choose the engine of a test."""
-    before = chosen.kind
-    chosen.kind = getattr(request, "param", before)
+    """Select the engine of a test."""
+    before = engine_choice.kind
+    engine_choice.kind = getattr(request, "param", before)
     yield
-    chosen.kind = before
+    engine_choice.kind = before
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every test the group whose tests run in one worker, one after another.
+    """Assign every test to a group, whose tests run in one worker, one after another.
 
-    Groups that take longest come first: what is short fills the gaps at the end.
+    The longest groups run first: short ones fill the gaps at the end.
     """
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group_of(item)))
-    items.sort(key=lambda item: _start_of(_group_of(item)))
+    items.sort(key=lambda item: _position_of(_group_of(item)))
 
 
 def _group_of(item: pytest.Item) -> str:
-    """Name the group of a test: what it needs that may run once at a time, or its file."""
+    """Return the group of a test: the resource that it needs exclusively, or its file."""
     path = _path_of(item)
     callspec = getattr(item, "callspec", None)
     engine = callspec.params.get("_engine") if callspec else None
@@ -108,37 +110,39 @@ def _path_of(item: pytest.Item) -> str:
     return item.path.relative_to(item.config.rootpath).as_posix()
 
 
-def _start_of(group: str) -> int:
+def _position_of(group: str) -> int:
     names = list(GROUPS)
     return names.index(group) if group in names else len(names)
 
 
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector thousands of tests and what they import.
+    """Exclude thousands of tests and their imports from garbage collection.
 
-    Looking through them took it a third of a second, in which no server of a test answered.
+    A collection took a third of a second, during which no server of a test responded.
     """
     gc.collect()
     gc.freeze()
 
 
-FREE_PORTS = {"port": 0, "admin_port": 0, "grace_s": 5.0}
+FREE_PORTS = {"port": 0, "admin_port": 0, "grace_period_s": 5.0}
 UNLIMITED = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # Channels of one process would otherwise share a connection.
+    # Otherwise, channels of one process would share a connection.
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
 
 def settings_with(**sections: dict[str, Any]) -> Settings:
-    """Build settings on free ports; each argument is a section."""
+    """Return settings with free ports; each argument is a section."""
     server = {**FREE_PORTS, **sections.pop("server", {})}
-    return load({"server": server, **_merged(chosen.drawing(), sections)})
+    return load({"server": server, **_merged(engine_choice.drawing_settings(), sections)})
 
 
-def _merged(sections: chosen.Sections, changes: chosen.Sections) -> chosen.Sections:
-    """Change single settings of sections."""
+def _merged(
+    sections: engine_choice.Sections, changes: engine_choice.Sections
+) -> engine_choice.Sections:
+    """Return *sections* with single settings replaced by those of *changes*."""
     return {
         name: {**sections.get(name, {}), **changes.get(name, {})}
         for name in sections.keys() | changes.keys()
@@ -147,7 +151,7 @@ def _merged(sections: chosen.Sections, changes: chosen.Sections) -> chosen.Secti
 
 @asynccontextmanager
 async def stub_of(address: str) -> AsyncIterator[samserve_pb2_grpc.SegmentationServiceStub]:
-    """Connect to a service."""
+    """Connect to a service and yield a stub."""
     async with grpc.aio.insecure_channel(address, options=UNLIMITED) as channel:
         yield samserve_pb2_grpc.SegmentationServiceStub(channel)
 
@@ -157,11 +161,11 @@ async def serving(
     settings: Settings | None = None,
     *,
     engine: Engine | None = None,
-    store: EmbeddingStore | None = None,
+    cache: EmbeddingCache | None = None,
 ) -> AsyncIterator[tuple[Running, samserve_pb2_grpc.SegmentationServiceStub]]:
-    """Run the service with the chosen engine, or the given one, and connect to it."""
+    """Run the service with the current engine, or the given one, and connect to it."""
     async with (
-        running(settings or settings_with(), engine=engine, store=store) as service,
+        running(settings or settings_with(), engine=engine, cache=cache) as service,
         stub_of(service.address) as stub,
     ):
         yield service, stub
@@ -173,21 +177,23 @@ async def serving_models(
 ) -> AsyncIterator[tuple[Running, samserve_pb2_grpc.SegmentationServiceStub]]:
     """Run the service with the default model and connect to it."""
     async with (
-        running(settings_with(**_merged(chosen.default_model(), sections))) as service,
+        running(
+            settings_with(**_merged(engine_choice.default_model_settings(), sections))
+        ) as service,
         stub_of(service.address) as stub,
     ):
         yield service, stub
 
 
 @pytest.fixture(autouse=True)
-def _plain_logs() -> None:
-    """Log as a server does, whatever a command configured in a test before."""
+def _default_logs() -> None:
+    """Reset logging, which a command in an earlier test may have configured."""
     logs.configure(LogSettings())
 
 
 @pytest.fixture
 async def service() -> AsyncIterator[tuple[Running, samserve_pb2_grpc.SegmentationServiceStub]]:
-    """A running service with the chosen engine, and a stub for it."""
+    """A running service with the current engine, and a stub."""
     async with serving() as pair:
         yield pair
 
@@ -196,5 +202,5 @@ async def service() -> AsyncIterator[tuple[Running, samserve_pb2_grpc.Segmentati
 async def stub(
     service: tuple[Running, samserve_pb2_grpc.SegmentationServiceStub],
 ) -> samserve_pb2_grpc.SegmentationServiceStub:
-    """A stub for a running service with the chosen engine."""
+    """A stub for a running service with the current engine."""
     return service[1]

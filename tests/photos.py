@@ -12,7 +12,7 @@ from PIL import Image
 
 @cache
 def files() -> tuple[bytes, ...]:
-    """Give three small photographs as JPEG files: a person, a cup of coffee, a cat."""
+    """Return three small photographs as JPEG files: a person, a cup of coffee, a cat."""
     return tuple(
         _jpeg(pixels)
         for pixels in (skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea())
@@ -26,5 +26,5 @@ def _jpeg(pixels: np.ndarray) -> bytes:
 
 
 def pixels(data: bytes) -> np.ndarray:
-    """Read a file as uint8 RGB ``[h, w, 3]``."""
+    """Decode a file to uint8 RGB ``[h, w, 3]``."""
     return np.asarray(Image.open(BytesIO(data)).convert("RGB"))

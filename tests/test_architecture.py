@@ -1,4 +1,4 @@
-"""The shape of the code: who may import whom, and how large things may become."""
+"""Architecture rules: permitted imports, and limits of size and nesting."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.parent.name != "v1" and path.stat().st_size
 )
 
-# What each part of the package may import of the others, as prefixes.  A part is a module of the
-# root or a folder; a longer name is a stricter rule for a part of it.  The order is the direction:
-# a part imports only what stands above it, so there are no cycles between parts.
+# What each part of the package may import from other parts, as prefixes.  A part is a module of the
+# root or a folder; a longer name is a stricter rule for a subpackage.  The order is the direction:
+# a part imports only from parts above it, so there are no cycles between parts.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
     "types": (),
@@ -41,14 +41,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *("context", "errors", "memory", "models", "scheduling", "security.pem", "settings"),
         *("system", "telemetry.metrics", "types"),
     ),
-    "stores.base": ("errors", "memory", "types"),
-    "stores": (
+    "cache.base": ("errors", "memory", "types"),
+    "cache": (
         *("errors", "memory", "scheduling", "security.pem", "settings", "system"),
         *("telemetry.metrics", "types"),
     ),
     "segmentation": (
         *("context", "core", "engines.base", "errors", "images", "memory", "models.families"),
-        *("scheduling", "security.principal", "stages", "stores.base", "system.startup_retry"),
+        *("scheduling", "security.principal", "stages", "cache.base", "system.startup_retry"),
         "types",
     ),
     "calls": ("context", "errors", "scheduling", "security", "settings", "stages", "telemetry"),
@@ -59,13 +59,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "admin": ("engines.base", "errors", "rpc.server", "system"),
     "app": (
         *("admin", "calls", "context", "engines", "images", "rpc", "scheduling", "security"),
-        *("segmentation", "settings", "stores", "system", "telemetry"),
+        *("segmentation", "settings", "cache", "system", "telemetry"),
     ),
     "client": ("core", "models.card", "system.addresses", "types"),
     "export": ("core", "errors", "images", "models", "types"),
     "cli": (
         *("app", "client", "errors", "export", "images", "models", "security", "settings"),
-        *("stores", "system", "telemetry", "types"),
+        *("cache", "system", "telemetry", "types"),
     ),
     "__main__": ("cli.main",),
 }
@@ -94,14 +94,14 @@ RESERVED = {
     "tritonclient": ("engines", "models.repository"),
     "typer": ("cli",),
     "prometheus_client": ("telemetry.metrics", "admin.http", "app", "cli.cache"),
-    "redis": ("stores.shared.redis.connection",),
-    "xxhash": ("stores.shared.value_format",),
+    "redis": ("cache.shared.redis.connection",),
+    "xxhash": ("cache.shared.value_format",),
 }
 
 # Other packages of this repository: no module of theirs imports one that imports it.
 OTHERS = ("training", "harness", "monitoring", "benchmarks", "fuzz", "chart")
 
-MOST_LINES, MOST_FUNCTION_LINES, MOST_NESTING = 350, 50, 3
+MAX_LINES, MAX_FUNCTION_LINES, MAX_NESTING = 350, 50, 3
 
 
 def name_of(path: Path) -> str:
@@ -120,7 +120,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every imported module, also those imported inside functions."""
+    """Yield every imported module, including imports inside functions."""
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -132,7 +132,7 @@ def imports(path: Path) -> Iterator[str]:
 
 @functools.cache
 def modules() -> dict[str, Path]:
-    """The modules of all packages of this repository by name."""
+    """Return the modules of all packages of this repository by name."""
     folders = [PACKAGE, *(ROOT / name for name in OTHERS)]
     return {
         ".".join(path.relative_to(folder.parent).with_suffix("").parts).removesuffix(".__init__"): (
@@ -144,12 +144,12 @@ def modules() -> dict[str, Path]:
 
 
 def rule_for(name: str) -> tuple[str, ...]:
-    """The most specific rule."""
+    """Return the most specific rule."""
     return ALLOWED[max((prefix for prefix in ALLOWED if within(name, prefix)), key=len)]
 
 
-def test_parts_import_only_what_stands_above_them() -> None:
-    wrong = [
+def test_parts_import_only_from_permitted_parts() -> None:
+    violations = [
         (name_of(path), module)
         for path in MODULES
         if name_of(path)
@@ -162,12 +162,12 @@ def test_parts_import_only_what_stands_above_them() -> None:
     ]
 
     assert len(MODULES) > 100
-    assert wrong == []
+    assert violations == []
 
 
-def test_the_rules_name_every_part_in_the_order_of_the_direction() -> None:
+def test_rules_name_every_part_in_order_of_dependency() -> None:
     parts = list(dict.fromkeys(part_of(name) for name in ALLOWED))
-    upward = [
+    violations = [
         (name, prefix)
         for name, prefixes in ALLOWED.items()
         for prefix in prefixes
@@ -175,23 +175,23 @@ def test_the_rules_name_every_part_in_the_order_of_the_direction() -> None:
     ]
 
     assert {part_of(name_of(path)) for path in MODULES if name_of(path)} == set(parts)
-    assert upward == []
+    assert violations == []
 
 
-def test_modules_do_not_import_each_other_in_circles() -> None:
-    graph = {name: {*imports(path)} & {*modules()} - {name} for name, path in modules().items()}
+def test_modules_have_no_import_cycles() -> None:
+    imported = {name: {*imports(path)} & {*modules()} - {name} for name, path in modules().items()}
 
-    assert len(graph) > 200
-    assert all(any(within(name, package) for name in graph) for package in OTHERS)
-    graphlib.TopologicalSorter(graph).prepare()
+    assert len(imported) > 200
+    assert all(any(within(name, package) for name in imported) for package in OTHERS)
+    graphlib.TopologicalSorter(imported).prepare()
 
 
 def part_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def test_libraries_stay_in_the_parts_that_own_them() -> None:
-    wrong = [
+def test_libraries_are_imported_only_by_their_owners() -> None:
+    violations = [
         (name_of(path), module)
         for path in MODULES
         for module in imports(path)
@@ -199,11 +199,11 @@ def test_libraries_stay_in_the_parts_that_own_them() -> None:
         if within(module, library) and not any(within(name_of(path), owner) for owner in owners)
     ]
 
-    assert wrong == []
+    assert violations == []
 
 
-def test_only_what_opens_the_shared_cache_knows_its_client() -> None:
-    client = "stores.shared.redis"
+def test_redis_client_is_imported_only_by_its_owners() -> None:
+    client = "cache.shared.redis"
     users = {
         name_of(path)
         for path in MODULES
@@ -211,19 +211,19 @@ def test_only_what_opens_the_shared_cache_knows_its_client() -> None:
     }
 
     assert {each for each in users if not within(each, client)} == {
-        *("cli.cache.stats", "stores.opening", "stores.shared.diagnosis"),
+        *("cli.cache.stats", "cache.factory", "cache.shared.diagnosis"),
     }
 
 
-def test_modules_and_functions_stay_small_and_flat() -> None:
-    long = [path.name for path in MODULES if len(path.read_text().splitlines()) > MOST_LINES]
+def test_modules_and_functions_are_within_size_and_nesting_limits() -> None:
+    long = [path.name for path in MODULES if len(path.read_text().splitlines()) > MAX_LINES]
     deep = []
     for path in MODULES:
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 name = f"{name_of(path)}.{node.name}"
-                long += [name] if lines(node) > MOST_FUNCTION_LINES else []
-                deep += [name] if nesting(node) > MOST_NESTING else []
+                long += [name] if lines(node) > MAX_FUNCTION_LINES else []
+                deep += [name] if nesting(node) > MAX_NESTING else []
 
     assert (long, deep) == ([], [])
 
@@ -233,7 +233,7 @@ def lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def nesting(node: ast.AST, depth: int = 0) -> int:
-    """Depth of blocks inside a function; a nested function begins again."""
+    """Return the depth of blocks inside a function; a nested function starts at 0."""
     blocks = ast.For | ast.AsyncFor | ast.While | ast.If | ast.With | ast.AsyncWith | ast.Try
     deepest = depth
     for child in ast.iter_child_nodes(node):
@@ -248,7 +248,7 @@ def _is_elif(parent: ast.AST, child: ast.AST) -> bool:
     return isinstance(parent, ast.If) and isinstance(child, ast.If) and parent.orelse == [child]
 
 
-def test_only_calls_and_background_tasks_catch_everything() -> None:
+def test_only_calls_and_background_tasks_catch_all_exceptions() -> None:
     catchers = [
         name_of(path)
         for path in MODULES
@@ -264,9 +264,9 @@ def test_only_calls_and_background_tasks_catch_everything() -> None:
 
 def test_every_error_has_a_status() -> None:
     def leaves(kind: type[errors.SamserveError]) -> Iterator[type[errors.SamserveError]]:
-        below = kind.__subclasses__()
-        yield from (leaf for sub in below for leaf in leaves(sub))
-        if not below:
+        subclasses = kind.__subclasses__()
+        yield from (leaf for sub in subclasses for leaf in leaves(sub))
+        if not subclasses:
             yield kind
 
     from_table = {
@@ -278,8 +278,8 @@ def test_every_error_has_a_status() -> None:
     assert len(from_table) >= 9
 
 
-def test_options_of_grpc_are_known_to_it() -> None:
-    """gRPC ignores an option that it does not know; its core has the names of all that it does."""
+def test_grpc_options_are_supported() -> None:
+    """gRPC ignores unknown options; its core library contains the names of all known ones."""
     core = Path(cygrpc.__file__).read_bytes()
     named = {
         node.value

@@ -1,4 +1,4 @@
-"""What documents tell people to put into files is what those files take."""
+"""Snippets, settings and options in the documentation are valid and complete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 from samserve.cli.main import main
-from samserve.settings import CacheSettings, TritonSettings
+from samserve.settings import SharedCacheSettings, TritonSettings
 from tritonclient.grpc import model_config_pb2
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +18,7 @@ SNIPPETS = re.findall(r"```protobuf\n(.*?)```", TRITON, re.DOTALL)
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
 @pytest.mark.parametrize("model", ["sam_tiny_encoder", "sam_tiny_decoder"])
-def test_changes_to_configurations_fit_them(snippet: str, model: str) -> None:
+def test_triton_configuration_snippets_can_be_merged(snippet: str, model: str) -> None:
     text = (ROOT / "model_repository" / model / "config.pbtxt").read_text(encoding="utf-8")
     change = text_format.Parse(snippet, model_config_pb2.ModelConfig())
     config = text_format.Parse(text, model_config_pb2.ModelConfig())
@@ -30,7 +30,7 @@ def test_changes_to_configurations_fit_them(snippet: str, model: str) -> None:
     assert text_format.Parse(text_format.MessageToString(config), type(config)()) == config
 
 
-def test_there_are_changes_for_what_is_promised() -> None:
+def test_snippets_cover_tensorrt_and_gpus() -> None:
     assert len(SNIPPETS) == 3
     assert "tensorrt" in "".join(SNIPPETS)
     assert "gpus" in "".join(SNIPPETS)
@@ -46,26 +46,26 @@ def test_every_setting_of_triton_is_documented() -> None:
 def test_every_setting_of_the_cache_is_documented() -> None:
     text = (ROOT / "docs" / "cache.md").read_text(encoding="utf-8")
 
-    for name in CacheSettings.model_fields:
-        assert f"`cache.{name}`" in text or f"`.{name}`" in text, name
+    for name in SharedCacheSettings.model_fields:
+        assert f"`cache.shared.{name}`" in text or f"`.{name}`" in text, name
 
 
-def test_every_option_of_the_export_that_documents_name_exists(
+def test_documented_export_options_exist(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     texts = [ROOT / "README.md", ROOT / "docs" / "models.md", ROOT / "docs" / "triton.md"]
     named = set()
     for path in texts:
         text = path.read_text(encoding="utf-8")
-        # The options of other programs, of the benchmarks for instance, are their own.
+        # Options of other programs, such as the benchmarks, are excluded.
         lines = re.sub(r"`python -m [^`]*`", "", text).splitlines()
-        about = [line for line in lines if "samserve export" in line or "models pull" in line]
-        about += lines if path.name == "models.md" else []
-        named |= set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", "\n".join(about)))
-    there = set()
+        relevant = [line for line in lines if "samserve export" in line or "models pull" in line]
+        relevant += lines if path.name == "models.md" else []
+        named |= set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", "\n".join(relevant)))
+    existing = set()
     for command in (("export",), ("models",), ("models", "pull"), ("serve",)):
         assert main([*command, "--help"]) == 0
-        there |= set(re.findall(r"--[a-z][a-z0-9-]+", capsys.readouterr().out))
+        existing |= set(re.findall(r"--[a-z][a-z0-9-]+", capsys.readouterr().out))
 
     assert len(named) > 10
-    assert named <= there
+    assert named <= existing

@@ -1,4 +1,4 @@
-"""The fuzzing targets over inputs that are always the same, and the fuzzing program itself."""
+"""The fuzzing targets on deterministic inputs, and the fuzzing program."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from fuzz import mutation, target
 
 ROOT = Path(__file__).parents[1]
 INPUTS = 3000
-# The machine may be busy; the program itself allows 1 s.
-BOUNDS = target.Bounds(seconds=10)
+# The machine may be busy; the program's own limit is 1 s.
+LIMITS = target.Limits(seconds=10)
 
 needs_atheris = pytest.mark.skipif(
-    importlib.util.find_spec("atheris") is None, reason="atheris is not there for this platform"
+    importlib.util.find_spec("atheris") is None, reason="atheris is not available for this platform"
 )
 
 
 @pytest.mark.parametrize("name", target.NAMES)
-def test_no_input_breaks_a_rule(name: str) -> None:
+def test_inputs_satisfy_the_properties_of_the_target(name: str) -> None:
     chosen = target.load(name)
     inputs = list(mutation.inputs(chosen, INPUTS, 0, 4096))
-    target.forget_peak()
+    target.reset_peak()
 
-    accepted = sum(target.check(chosen, data, BOUNDS) for data in inputs)
+    accepted = sum(target.check(chosen, data, LIMITS) for data in inputs)
 
-    # Otherwise the mutations are too wild, or too tame, to find anything.
+    # Otherwise the mutations are too strong or too weak to be useful.
     assert INPUTS // 50 < accepted < INPUTS - INPUTS // 50
-    assert inputs == list(mutation.inputs(chosen, INPUTS, 0, 4096)), "always the same"
+    assert inputs == list(mutation.inputs(chosen, INPUTS, 0, 4096)), "deterministic"
 
 
 def program(*arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -48,7 +48,7 @@ def program(*arguments: str, path: Path = ROOT) -> subprocess.CompletedProcess[s
 
 @needs_atheris
 @pytest.mark.slow
-def test_the_program_runs_a_target(tmp_path: Path) -> None:
+def test_program_runs_a_target(tmp_path: Path) -> None:
     done = program("rle", "--inputs", "2000", "--seconds", "10", "--findings", str(tmp_path))
 
     assert done.returncode == 0, done.stdout + done.stderr
@@ -59,11 +59,11 @@ def test_the_program_runs_a_target(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-BROKEN = {
+BROKEN_TARGETS = {
     "raises": ("raise ValueError('not documented')", "ValueError"),
-    "exits": ("raise SystemExit", "wants to end the process"),
+    "exits": ("raise SystemExit", "raised SystemExit"),
     "internal": ("raise errors.EngineFailure('')", "EngineFailure"),
-    "tells": ("raise errors.InvalidRequest('x' * 9000, '')", "its status has"),
+    "long_status": ("raise errors.InvalidRequest('x' * 9000, '')", "its status has"),
     "sleeps": ("time.sleep(0.3)", "took"),
     "allocates": ("bytearray(b'x') * (128 << 20)", "the process grew"),
     "hangs": ("time.sleep(3600)", "timeout"),
@@ -73,10 +73,11 @@ BROKEN = {
 
 @needs_atheris
 @pytest.mark.parametrize(
-    "what", [pytest.param(what, marks=[pytest.mark.slow] * (what != "raises")) for what in BROKEN]
+    "what",
+    [pytest.param(what, marks=[pytest.mark.slow] * (what != "raises")) for what in BROKEN_TARGETS],
 )
-def test_the_program_notices(what: str, tmp_path: Path) -> None:
-    code, said = BROKEN[what]
+def test_program_reports_findings(what: str, tmp_path: Path) -> None:
+    code, expected = BROKEN_TARGETS[what]
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / f"{what}.py").write_text(
         "import os, time\n"
@@ -92,6 +93,6 @@ def test_the_program_notices(what: str, tmp_path: Path) -> None:
     done = program(f"broken.{what}", "--inputs", "10", *limits, path=tmp_path)
 
     assert done.returncode == 1, done.stdout + done.stderr
-    assert said in done.stdout
+    assert expected in done.stdout
     assert str(findings) in done.stdout
     assert b"evil" in [file.read_bytes() for file in findings.iterdir()]

@@ -1,4 +1,4 @@
-"""Tests of one group run in one worker: the versions of pytest and pytest-xdist agree on that."""
+"""Tests of one group run in one worker, with the installed pytest and pytest-xdist."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 @pytest.mark.xdist_group("one")
 @pytest.mark.parametrize("number", range(6))
 def test_it(number):
-    # Long enough for the other worker to take tests.
+    # Long enough for the other worker to start tests.
     time.sleep(0.05)
     with open(os.environ["PYTEST_XDIST_WORKER"], "w"):
         pass
 """
 
 
-def test_a_group_runs_in_one_worker(pytester: pytest.Pytester) -> None:
+def test_group_runs_in_one_worker(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_a=TEST, test_b=TEST)
 
     result = pytester.runpytest_subprocess("-n", "2", "--dist", "loadgroup")

@@ -1,4 +1,4 @@
-"""The clock of a call: what its threads and its waits are charged to."""
+"""The clock of a call: the stages that threads and waits are charged to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from samserve.stages import OTHER, StageClock
 from tests.support.clock import Clock
 
 
-def test_the_stages_of_a_thread_become_those_of_the_call() -> None:
+def test_stages_of_a_thread_are_charged_to_the_call() -> None:
     now = Clock()
     clock = StageClock(now)
     with clock.running():
@@ -24,7 +24,7 @@ def test_the_stages_of_a_thread_become_those_of_the_call() -> None:
     assert clock.seconds == {"decode_image": 10, "resize": 4, OTHER: 1}
 
 
-def test_what_a_thread_does_after_its_caller_has_left_is_not_charged() -> None:
+def test_work_of_a_thread_after_its_caller_has_left_is_not_charged() -> None:
     now = Clock()
     clock = StageClock(now)
     with clock.running():
@@ -36,7 +36,7 @@ def test_what_a_thread_does_after_its_caller_has_left_is_not_charged() -> None:
     assert clock.seconds == {"decode_image": 1, OTHER: 2}
 
 
-async def test_entering_is_charged_and_the_block_is_not() -> None:
+async def test_entry_is_charged_and_the_block_is_not() -> None:
     now = Clock()
     clock = StageClock(now)
 

@@ -1,4 +1,4 @@
 """Reproducible training of ``sam_tiny``, the demonstration model that samserve ships.
 
-The serving package never imports this one: it needs torch, which serving does not.
+The serving package never imports this one, which requires torch.
 """

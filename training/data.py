@@ -1,4 +1,4 @@
-"""Batches of scenes and prompts, made on the fly by worker processes."""
+"""Batches of scenes and prompts, generated on the fly by worker processes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from training.scenes import LAYERED, TRAINING, Scene, Seed, generate_scene, vari
 from training.schedule import Schedule, Shape
 
 ENLARGEMENTS = {384: (1.0, 1.0, 1.5), 512: (1.0, 1.0, 1.6), 1024: (1.0, 1.6, 2.0, 2.67)}
-"""How many times larger a scene becomes after painting, as small photographs do for the model."""
+"""Factors by which a painted scene is enlarged, as small photos are for the model."""
 SCENE_STREAM, PROMPTS_STREAM, SETTINGS_STREAM = 0, 1, 2
-"""Last word of a seed, so that no two generators share one."""
+"""Last number of a seed, so that no two generators have the same."""
 
 
 @dataclass
@@ -37,12 +37,12 @@ class Batch:
     boxed: Tensor
 
     def to(self, device: str) -> Batch:
-        """The same on this device."""
+        """Return the batch on this device."""
         return Batch(*(getattr(self, item.name).to(device) for item in fields(self)))
 
 
 class SceneBatches(Dataset[Batch]):
-    """Item ``step`` is the batch of that training step: the same for the same seed."""
+    """Dataset whose item ``step`` is the batch of that training step, determined by the seed."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
@@ -60,14 +60,14 @@ class SceneBatches(Dataset[Batch]):
 
 
 def batches(schedule: Schedule, steps: range, workers: int) -> DataLoader[Batch]:
-    """The batches of these steps in order, painted ahead by worker processes if there are any."""
-    ahead = 6 if workers else None
+    """Return a loader of these steps' batches in order, prefetched by any worker processes."""
+    prefetch = 6 if workers else None
     scenes = Subset(SceneBatches(schedule), steps)
-    return DataLoader(scenes, None, num_workers=workers, prefetch_factor=ahead)
+    return DataLoader(scenes, None, num_workers=workers, prefetch_factor=prefetch)
 
 
 def make_pair(seed: Seed, shape: Shape) -> tuple[Scene, PromptSet]:
-    """A scene and its prompts; some scenes are painted smaller and enlarged."""
+    """Return a scene and its prompts; some scenes are painted smaller and enlarged."""
     rng = np.random.default_rng((*seed, PROMPTS_STREAM))
     factor = float(rng.choice(ENLARGEMENTS[shape.side])) if shape.side in ENLARGEMENTS else 1.0
     layered = shape.layered > 0 and rng.random() < shape.layered
@@ -81,7 +81,7 @@ def make_pair(seed: Seed, shape: Shape) -> tuple[Scene, PromptSet]:
 
 
 def enlarged(scene: Scene, side: int) -> Scene:
-    """The scene as if a small photograph had been resized for the model."""
+    """Return the scene enlarged, as a small photo is for the model."""
     factor = side / scene.image.shape[0]
     levels = [
         cv2.resize(level, (side, side), interpolation=cv2.INTER_NEAREST) for level in scene.levels
@@ -94,7 +94,9 @@ def enlarged(scene: Scene, side: int) -> Scene:
 def collate(scenes: list[Scene], prompts: list[PromptSet]) -> Batch:
     """Stack arrays into tensors."""
     stacked = {
-        item.name: torch.from_numpy(np.stack([getattr(one, item.name) for one in prompts]))
+        item.name: torch.from_numpy(
+            np.stack([getattr(prompt_set, item.name) for prompt_set in prompts])
+        )
         for item in fields(PromptSet)
     }
     image = torch.from_numpy(np.stack([scene.image for scene in scenes]))

@@ -1,7 +1,7 @@
 """The mask decoder: prompt maps over the embedding grid, a small U-Net, four masks per prompt.
 
-A convolutional decoder instead of SAM's two-way transformer: it learns "which object" in minutes
-on a CPU and serves a prompt in milliseconds.
+A convolutional decoder instead of SAM's two-way transformer: it learns to select an object in
+minutes on a CPU and decodes a prompt in milliseconds.
 """
 
 from __future__ import annotations
@@ -10,35 +10,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training import hints
 from training.encoder import CELL, EMBEDDING_CHANNELS
-from training.iou import TOKENS, IouHead, MaskJudge
+from training.iou import TOKENS, IouHead, MaskIouHead
 from training.layers import PromptBlock
+from training.prompt_maps import (
+    Points,
+    box_maps,
+    gaussian_maps,
+    hat_weights,
+    mask_maps,
+    read_points,
+)
 
 HEADS, HEAD_WIDTH = 8, 16
 QUERY = HEADS * HEAD_WIDTH
 SUBCELLS = 16
 """Low-res mask pixels in one embedding cell: 4 x 4."""
 BASIS = 12
-"""Sub-cell patterns per cell that the image offers and a prompt combines."""
+"""Sub-cell patterns per cell, computed from the image and combined by a prompt."""
 LOGIT_GAIN = 8.0
-"""Logits reach about 8, and Adam moves a weight by its rate per step: saves hundreds of steps."""
+"""Logits reach about 8, and Adam changes a weight by its rate per step: saves hundreds of steps."""
 COSINE_GAIN = 3.0
-HINTS = 3 * HEADS + 3 + 3 + 6 + 1 + SUBCELLS
+MAP_CHANNELS = 3 * HEADS + 3 + 3 + 6 + 1 + SUBCELLS
 WIDTHS = (48, 80, 112)
 
 
 class MaskDecoder(nn.Module):
-    """Decode P prompts on each of B images; no prompt sees another one."""
+    """Decodes P prompts on each of B images, independently of each other."""
 
-    def __init__(self, iou_head: type[IouHead | MaskJudge] = IouHead) -> None:
+    def __init__(self, iou_head: type[IouHead | MaskIouHead] = IouHead) -> None:
         super().__init__()
         fine, middle, deep = WIDTHS
         self.feature = nn.Conv2d(EMBEDDING_CHANNELS, fine, 1)
         self.key = nn.Conv2d(EMBEDDING_CHANNELS, QUERY, 1)
         self.query = nn.Conv2d(EMBEDDING_CHANNELS, QUERY, 1)
         self.basis = nn.Conv2d(EMBEDDING_CHANNELS, BASIS * SUBCELLS, 1)
-        self.fuse = nn.Conv2d(HINTS, fine, 1)
+        self.fuse = nn.Conv2d(MAP_CHANNELS, fine, 1)
         self.down32 = nn.Conv2d(fine, middle, 3, 2, 1)
         self.block32 = PromptBlock(middle)
         self.down16 = nn.Conv2d(middle, deep, 3, 2, 1)
@@ -50,10 +57,10 @@ class MaskDecoder(nn.Module):
         self.join32 = PromptBlock(middle)
         self.up64 = nn.Conv2d(middle, fine, 1)
         self.join64 = PromptBlock(fine)
-        self.mask_head = nn.Conv2d(fine + HINTS, TOKENS * (SUBCELLS + BASIS), 1)
-        # A prompt must stand out against the image, and cosines are small numbers.
+        self.mask_head = nn.Conv2d(fine + MAP_CHANNELS, TOKENS * (SUBCELLS + BASIS), 1)
+        # A prompt must have an effect beside the image features, and cosines are small.
         nn.init.normal_(self.fuse.weight, std=0.25)
-        # Start from the rate of foreground: the first steps need not learn that masks are small.
+        # Start at the rate of foreground, so the first steps need not learn that masks are small.
         nn.init.normal_(self.mask_head.weight, std=0.01)
         nn.init.constant_(self.mask_head.bias, -2.0 / LOGIT_GAIN)  # type: ignore[arg-type]
         self.iou_head = iou_head(fine, deep)
@@ -72,7 +79,7 @@ class MaskDecoder(nn.Module):
         image = self.feature(embedding).unsqueeze(1)
         image = image.expand(batch, prompts, WIDTHS[0], rows, columns).flatten(0, 1)
         fine, deep = self.reason(torch.relu(image + self.fuse(maps)), focus)
-        # The hints also reach the head directly: a box is nearly its mask from the first step on.
+        # The head has the prompt maps too: from the first step, a box is nearly its mask.
         cells = self.cell_logits(torch.cat([fine, maps], 1), embedding, batch)
         iou = self.iou_head(fine, deep, cells).reshape(batch, -1, TOKENS)
         planes = cells.flatten(1, 2).reshape(-1, TOKENS * SUBCELLS, rows, columns)
@@ -82,24 +89,22 @@ class MaskDecoder(nn.Module):
     def prompt_maps(
         self, embedding: Tensor, coords: Tensor, labels: Tensor, mask_input: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Stack all hints ``[B*P,HINTS,h,w]`` and the prompt's query vectors ``[B*P,256]``."""
+        """Return prompt maps ``[B*P,MAP_CHANNELS,h,w]`` and query vectors ``[B*P,256]``."""
         rows, columns = embedding.shape[2], embedding.shape[3]
-        points = hints.read_points(coords, labels, CELL)
-        boxes = hints.box_maps(points, rows, columns)
-        masks, has_mask = hints.mask_maps(mask_input, coords.shape[1], rows)
+        points = read_points(coords, labels, CELL)
+        boxes = box_maps(points, rows, columns)
+        masks, has_mask = mask_maps(mask_input, coords.shape[1], rows)
         inside = torch.relu(masks.mean(2)) * has_mask + boxes[:, :, 0] * (1 - has_mask)
         correlations, focus = self.correlate(embedding, points, inside)
         flag = has_mask.unsqueeze(2).expand(-1, -1, 1, rows, columns)
-        bumps = [hints.gaussian_maps(points, label, rows, columns) for label in (1, 0)]
+        bumps = [gaussian_maps(points, label, rows, columns) for label in (1, 0)]
         return torch.cat([correlations, *bumps, boxes, flag, masks], 2).flatten(0, 1), focus
 
-    def correlate(
-        self, embedding: Tensor, points: hints.Points, inside: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Compare what was pointed at with every cell.
+    def correlate(self, embedding: Tensor, points: Points, inside: Tensor) -> tuple[Tensor, Tensor]:
+        """Compare the prompted cells with every cell.
 
-        ``inside`` ``[B,P,h,w]`` weighs the box or the previous mask. Returns cosines
-        ``[B,P,3*HEADS,h,w]`` for foreground clicks, background clicks and the inside, and the mean
+        ``inside`` ``[B,P,h,w]`` weights the box or the previous mask. Returns cosines
+        ``[B,P,3*HEADS,h,w]`` for foreground points, background points and the inside, and the mean
         foreground and inside queries ``[B*P,2*QUERY]``.
         """
         batch, prompts = points.x.shape[:2]
@@ -109,21 +114,21 @@ class MaskDecoder(nn.Module):
         source = self.query(embedding).flatten(2).transpose(1, 2)
         area = inside.flatten(2)
         area = area / (area.sum(2, keepdim=True) + 1e-3)
-        weights = torch.cat([hints.hat_weights(points, rows, columns), area.unsqueeze(2)], 2)
+        weights = torch.cat([hat_weights(points, rows, columns), area.unsqueeze(2)], 2)
         query = (weights.flatten(1, 2) @ source).reshape(batch, -1, HEADS, HEAD_WIDTH)
         unit = COSINE_GAIN * functional.normalize(query, dim=3, eps=1e-4).transpose(1, 2)
         cosine = (unit @ key).reshape(batch, HEADS, prompts, -1, rows * columns)
-        clicks = cosine[:, :, :, :-1]
-        strongest = [_strongest(clicks, points.role(label)) for label in (1, 0)]
+        point_cosines = cosine[:, :, :, :-1]
+        strongest = [_strongest(point_cosines, points.role(label)) for label in (1, 0)]
         maps = torch.cat([*strongest, cosine[:, :, :, -1]], 1)
         maps = maps.reshape(batch, 3 * HEADS, -1, rows, columns).transpose(1, 2)
         vectors = query.reshape(batch, prompts, -1, QUERY)
         role = points.role(1).unsqueeze(-1)
-        clicked = (vectors[:, :, :-1] * role).sum(2) / (role.sum(2) + 1e-3)
-        return maps, torch.cat([clicked, vectors[:, :, -1]], 2).flatten(0, 1)
+        point_query = (vectors[:, :, :-1] * role).sum(2) / (role.sum(2) + 1e-3)
+        return maps, torch.cat([point_query, vectors[:, :, -1]], 2).flatten(0, 1)
 
     def reason(self, fine: Tensor, focus: Tensor) -> tuple[Tensor, Tensor]:
-        """U-Net over the grid: fine features ``[B*P,48,h,w]`` and a global vector ``[B*P,112]``."""
+        """Return the U-Net's fine features ``[B*P,48,h,w]`` and a global vector ``[B*P,112]``."""
         middle = self.block32(torch.relu(self.down32(fine)))
         deep = torch.relu(self.down16(middle))
         shift = self.focus(focus) + self.context(deep.mean((2, 3)))
@@ -133,10 +138,10 @@ class MaskDecoder(nn.Module):
         return fine, deep.mean((2, 3))
 
     def cell_logits(self, state: Tensor, embedding: Tensor, batch: int) -> Tensor:
-        """Logits per token, sub-cell and cell: ``[B*P,4,16,h,w]``.
+        """Return the logits per token, sub-cell and cell: ``[B*P,4,16,h,w]``.
 
-        The image offers BASIS sub-cell patterns per cell, computed once for all prompts; a prompt
-        only combines them. That gives edges finer than the 64 x 64 grid at next to no cost.
+        BASIS sub-cell patterns per cell are computed once per image; a prompt only combines them.
+        This gives edges finer than the 64 x 64 grid at almost no cost.
         """
         rows, columns = state.shape[2], state.shape[3]
         head = self.mask_head(state).reshape(-1, TOKENS, SUBCELLS + BASIS, rows * columns)
@@ -149,7 +154,7 @@ class MaskDecoder(nn.Module):
 
 
 def _strongest(cosine: Tensor, role: Tensor) -> Tensor:
-    """Maximum over the points with this role: ``[B,H,P,T,hw]``, ``[B,P,T]`` to ``[B,H,P,hw]``."""
+    """Return the maximum over the points with a role: ``[B,H,P,T,hw]`` to ``[B,H,P,hw]``."""
     present = role.unsqueeze(1).unsqueeze(-1)
     best = (cosine - 4 * COSINE_GAIN * (1 - present)).amax(3)
     return best * present.amax(3)

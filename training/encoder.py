@@ -16,7 +16,7 @@ CELL = 16
 
 
 class ImageEncoder(nn.Module):
-    """``image`` uint8 ``[B,S,S,3]`` and ``image_size`` int32 ``[B,2]`` to ``[B,256,S/16,S/16]``."""
+    """Embeds images uint8 ``[B,S,S,3]`` of sizes int32 ``[B,2]`` to ``[B,256,S/16,S/16]``."""
 
     mean: Tensor
     std: Tensor
@@ -42,14 +42,14 @@ class ImageEncoder(nn.Module):
         self.project = conv_bn(128, EMBEDDING_CHANNELS, 1)
 
     def forward(self, image: Tensor, image_size: Tensor) -> Tensor:
-        """Embed images whose valid top-left ``image_size`` (h, w) pixels may have any padding."""
+        """Embed images of ``image_size`` (h, w) at the top left; the padding may be anything."""
         at4 = self.stem(self.normalise(image, image_size))
         at8 = self.stage8(at4)
         at16 = self.stage16(at8)
         at32 = self.stage32(at16)
         context = functional.interpolate(self.stage64(at32), scale_factor=2.0, mode="nearest")
         coarse = torch.relu(self.from32(at32) + context)
-        # Unshuffling keeps sub-cell positions as channels, so that edges survive the stride.
+        # Unshuffling keeps sub-cell positions as channels, so that edges are preserved.
         fine4 = functional.pixel_unshuffle(torch.relu(self.squeeze4(at4)), 4)
         fine8 = functional.pixel_unshuffle(torch.relu(self.squeeze8(at8)), 2)
         merged = self.from4(fine4) + self.from8(fine8) + self.from16(at16)

@@ -14,7 +14,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """Convolution and batch normalisation, which fold into one node at export."""
+    """Return convolution and batch normalisation, which are folded into one node at export."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
         nn.BatchNorm2d(outputs, momentum=0.03),
@@ -22,12 +22,12 @@ def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.S
 
 
 def channels_last(module: Module) -> Module:
-    """Weights in the order in which CPUs convolve fastest."""
+    """Convert weights to the memory format in which CPUs convolve fastest."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Normalisation inside one prompt: batch statistics would mix prompts of different rounds."""
+    """Return a norm within one prompt: batch statistics would mix prompts of different rounds."""
     return nn.GroupNorm(8, channels)
 
 

@@ -1,4 +1,4 @@
-"""The whole model: what a training run optimises and a checkpoint holds."""
+"""The model that a training run optimises and a checkpoint contains."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import nn
 
 from training.decoder import MaskDecoder
 from training.encoder import ImageEncoder
-from training.iou import IouHead, MaskJudge
+from training.iou import IouHead, MaskIouHead
 
 
 class SamTiny(nn.Module):
-    """Encoder and decoder together; see the two classes for tensors and frames.
+    """Encoder and decoder; see the two classes for tensors and frames.
 
-    ``judged``: with the larger head for predicted IoU, as after `training.judging`.
+    With ``mask_iou_head`` it has the larger head for predicted IoU, as after `training.iou_fit`.
     """
 
-    def __init__(self, judged: bool = False) -> None:
+    def __init__(self, mask_iou_head: bool = False) -> None:
         super().__init__()
         self.encoder = ImageEncoder()
-        self.decoder = MaskDecoder(MaskJudge if judged else IouHead)
+        self.decoder = MaskDecoder(MaskIouHead if mask_iou_head else IouHead)
 
 
 def load_model(checkpoint: Path) -> SamTiny:
-    """Averaged weights of ``final.pt`` or of a checkpoint on the way there, for inference."""
+    """Load the averaged weights of ``final.pt`` or an earlier checkpoint, for inference."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    judged = "decoder.iou_head.see.weight" in state["average"]
-    model = SamTiny(judged)
+    mask_iou_head = "decoder.iou_head.see.weight" in state["average"]
+    model = SamTiny(mask_iou_head)
     model.load_state_dict(state["average"])
     return model.eval()

@@ -1,8 +1,8 @@
 """Two optimisers at one rate: Muon for matrices, AdamW for the rest.
 
 Muon (Jordan and others, 2024) makes each update of a matrix orthogonal. With it 200 steps reached
-what AdamW reached after 300. PyTorch's takes two-dimensional parameters only, so that it gets the
-convolutions as views ``[outputs, inputs * kernel]`` of their weights.
+what AdamW reached after 300. PyTorch's Muon accepts only two-dimensional parameters, so
+convolutions are passed as views ``[outputs, inputs * kernel]`` of their weights.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ NOT_MATRICES = (
     "model.decoder.iou_head.",
     "dense.",
 )
-"""First and last layers learn by AdamW, as Muon's authors advise."""
+"""First and last layers are trained by AdamW, as Muon's authors recommend."""
 
 
 class Optimiser:
-    """Changes the parameters of a model whose weights are in channels-last format."""
+    """Updates the parameters of a model whose weights are in channels-last format."""
 
     def __init__(self, model: nn.Module) -> None:
         matrices: list[nn.Parameter] = []
@@ -41,26 +41,26 @@ class Optimiser:
         self._muon = torch.optim.Muon(self._views, MATRIX_RATE, weight_decay=MATRIX_DECAY)
         self._adam = torch.optim.AdamW(rest, REST_RATE, weight_decay=REST_DECAY, fused=True)
 
-    def step(self, share: float) -> None:
-        """Update from the parameters' gradients at this share of the peak rates."""
+    def step(self, scale: float) -> None:
+        """Update from the parameters' gradients at *scale* times the peak rates."""
         for view, matrix in zip(self._views, self._matrices, strict=True):
             view.grad = None if matrix.grad is None else _flat(matrix.grad)
         for optimiser, peak in ((self._muon, MATRIX_RATE), (self._adam, REST_RATE)):
             for group in optimiser.param_groups:
-                group["lr"] = peak * share
+                group["lr"] = peak * scale
             optimiser.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return the state for a checkpoint."""
         return {"muon": self._muon.state_dict(), "adam": self._adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Restore the state of a checkpoint."""
         self._muon.load_state_dict(state["muon"])
         self._adam.load_state_dict(state["adam"])
 
 
 def _flat(weight: Tensor) -> Tensor:
-    """Rows of outputs; a view where the weight lies in channels-last order."""
+    """Return rows of outputs; a view if the weight is in channels-last order."""
     weight = weight.detach()
     return weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight.flatten(1)

@@ -1,7 +1,7 @@
-"""What the service makes of real photographs, asked over gRPC with the defaults of its API.
+"""AutoMask of the service on photographs, over gRPC with the API's defaults.
 
-The outlines of scikit-image's ``coins`` can be had without a model: `coin_masks` finds all 24 by
-classical means, and they were checked by eye.
+The outlines of scikit-image's ``coins`` do not need a model: `coin_masks` finds all 24 by classical
+segmentation; they were checked by eye.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from skimage import filters, measure, morphology, segmentation
 Array = NDArray[Any]
 COINS = "coins"
 SCIKIT_IMAGE = ("astronaut", "coffee", "chelsea", "rocket", "camera")
-"""Pictures that the package of scikit-image carries itself."""
-FOUND = 0.75
-"""IoU from which a mask counts as one of the coins."""
-DARK, BRIGHT, SMALLEST_COIN = 30, 150, 200
+"""Photos that are part of the scikit-image package."""
+MIN_COIN_IOU = 0.75
+"""Minimum IoU of a mask that counts as one of the coins."""
+DARK, BRIGHT, MIN_COIN_AREA = 30, 150, 200
 
 
 @dataclass(frozen=True)
 class CoinScore:
-    """How many of the ``coins`` some mask matches, and how many masks match no coin."""
+    """Number of ``coins``, of those that a mask matches, and of masks that match no coin."""
 
     coins: int
     found: int
@@ -42,34 +42,35 @@ class CoinScore:
 
 
 def coin_masks() -> list[Array]:
-    """The 24 coins, bool ``[303,384]`` each.
+    """Return the 24 coins, bool ``[303,384]`` each.
 
-    Watershed of the Sobel gradient from what is surely table and surely coin, after "Comparing
-    edge-based and region-based segmentation" in scikit-image's gallery, opened to drop whiskers.
+    Watershed of the Sobel gradient from certain background and certain coin pixels, after
+    "Comparing edge-based and region-based segmentation" in scikit-image's gallery, with a
+    morphological opening to remove thin artefacts.
     """
-    picture = skimage.data.coins()
-    markers = np.where(picture < DARK, 1, np.where(picture > BRIGHT, 2, 0))
-    regions = segmentation.watershed(filters.sobel(picture), markers)
+    image = skimage.data.coins()
+    markers = np.where(image < DARK, 1, np.where(image > BRIGHT, 2, 0))
+    regions = segmentation.watershed(filters.sobel(image), markers)
     solid = ndimage.binary_fill_holes(regions == 2)
     labels = measure.label(morphology.opening(solid, morphology.disk(3)))
     areas = np.bincount(labels.ravel())
-    return [labels == label for label in range(1, len(areas)) if areas[label] > SMALLEST_COIN]
+    return [labels == label for label in range(1, len(areas)) if areas[label] > MIN_COIN_AREA]
 
 
 def score_coins(masks: Sequence[Array]) -> CoinScore:
-    """Compare masks ``[303,384]`` with the coins."""
+    """Return the score of masks ``[303,384]`` against the coins."""
     coins = np.array(coin_masks()).reshape(-1, 303 * 384).astype(np.float32)
     if not masks:
         return CoinScore(len(coins), 0, 0)
     flat = np.array(masks).reshape(len(masks), -1).astype(np.float32)
-    common = flat @ coins.T
-    iou = common / (flat.sum(1)[:, None] + coins.sum(1) - common)
-    hits = iou >= FOUND
-    return CoinScore(len(coins), int(hits.any(0).sum()), int((~hits.any(1)).sum()))
+    overlap = flat @ coins.T
+    iou = overlap / (flat.sum(1)[:, None] + coins.sum(1) - overlap)
+    matches = iou >= MIN_COIN_IOU
+    return CoinScore(len(coins), int(matches.any(0).sum()), int((~matches.any(1)).sum()))
 
 
 def photographs(names: Sequence[str], folder: Path | None) -> dict[str, Array]:
-    """Uint8 RGB ``[h,w,3]`` by name: some of scikit-image's and the JPEGs of a folder."""
+    """Return uint8 RGB ``[h,w,3]`` by name: photos of scikit-image and the JPEGs of a folder."""
     found = {name: _rgb(getattr(skimage.data, name)()) for name in names}
     for path in sorted(folder.glob("*.jpg")) if folder else ():
         found[path.stem] = np.asarray(Image.open(path).convert("RGB"))
@@ -77,9 +78,9 @@ def photographs(names: Sequence[str], folder: Path | None) -> dict[str, Array]:
 
 
 def automask_all(
-    repository: Path, pictures: dict[str, Array], out: Path
+    repository: Path, images: dict[str, Array], out: Path
 ) -> dict[str, list[AutoMaskRecord]]:
-    """Serve the models of a repository, ask for everything in each picture, draw the answers."""
+    """Serve the models of a repository, run AutoMask on each image, and draw the masks."""
     chosen = settings.load(
         {
             "server": {"port": 0, "admin_port": 0},
@@ -88,23 +89,23 @@ def automask_all(
         }
     )
     logs.configure(chosen.log)
-    return asyncio.run(_automask_all(chosen, pictures, out))
+    return asyncio.run(_automask_all(chosen, images, out))
 
 
 async def _automask_all(
-    chosen: settings.Settings, pictures: dict[str, Array], out: Path
+    chosen: settings.Settings, images: dict[str, Array], out: Path
 ) -> dict[str, list[AutoMaskRecord]]:
-    answers = {}
+    records = {}
     async with app.running(chosen) as service, Client(service.address) as client:
-        for name, picture in pictures.items():
+        for name, image in images.items():
             path = out / f"{name}.png"
-            Image.fromarray(picture).save(path)
+            Image.fromarray(image).save(path)
             embedding = await client.embed(path)
             events = [event async for event in client.automask(embedding.id)]
-            answers[name] = [event for event in events if isinstance(event, AutoMaskRecord)]
-            overlay.draw_everything(picture, answers[name]).save(path)
-    return answers
+            records[name] = [event for event in events if isinstance(event, AutoMaskRecord)]
+            overlay.draw_masks(image, records[name]).save(path)
+    return records
 
 
-def _rgb(picture: Array) -> Array:
-    return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
+def _rgb(image: Array) -> Array:
+    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)

@@ -1,4 +1,4 @@
-"""What a camera does to a scene: light, blur, noise, colour, resolution, compression."""
+"""Effects of light and camera on a scene: blur, noise, colour, resolution, compression."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Array = NDArray[Any]
 
 
 def photograph(rng: np.random.Generator, image: Array, strength: float) -> Array:
-    """Degrade a float32 RGB ``[h,w,3]`` scene into a uint8 one; ``strength`` scales the effects."""
+    """Apply the effects to float32 RGB ``[h,w,3]``, return uint8; ``strength`` scales them."""
     image = _illuminate(rng, image, strength)
     image = _colour(rng, image, strength)
-    image = _soften(rng, image)
+    image = _blur(rng, image)
     if rng.random() < 0.6:
         sigma = rng.exponential(5) * strength
         grain = rng.standard_normal(image.shape[:2], np.float32)
@@ -25,9 +25,9 @@ def photograph(rng: np.random.Generator, image: Array, strength: float) -> Array
 
 
 def _illuminate(rng: np.random.Generator, image: Array, strength: float) -> Array:
-    """Multiply by a slow light field: lamps, vignettes, soft shadows across everything."""
-    most = 0.18 if rng.random() < 0.75 else 0.45
-    field = rng.standard_normal((3, 3), np.float32) * np.float32(most * strength * rng.random())
+    """Multiply by a smooth light field: lamps, vignettes, soft shadows."""
+    scale = 0.18 if rng.random() < 0.75 else 0.45
+    field = rng.standard_normal((3, 3), np.float32) * np.float32(scale * strength * rng.random())
     light = cv2.resize(field, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
     return np.asarray(image * np.exp(light)[..., None], np.float32)
 
@@ -42,8 +42,8 @@ def _colour(rng: np.random.Generator, image: Array, strength: float) -> Array:
     return np.asarray(image, np.float32)
 
 
-def _soften(rng: np.random.Generator, image: Array) -> Array:
-    """Blur by optics, or by an enlarged small image as photos below the model's size are."""
+def _blur(rng: np.random.Generator, image: Array) -> Array:
+    """Blur as optics do, or by enlarging a small image, as for photos below the model's size."""
     height, width = image.shape[:2]
     choice = rng.random()
     if choice < 0.3:
@@ -51,18 +51,18 @@ def _soften(rng: np.random.Generator, image: Array) -> Array:
         small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
         return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR))
     if choice < 0.36:
-        return _shake(rng, image)
+        return _motion_blur(rng, image)
     if choice < 0.7:
         return np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.3)))
     return image
 
 
-def _shake(rng: np.random.Generator, image: Array) -> Array:
+def _motion_blur(rng: np.random.Generator, image: Array) -> Array:
     """Blur along a line of a few pixels."""
-    reach = int(rng.integers(1, 4))
-    kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
-    ends = rng.integers(0, 2 * reach + 1, 2)
-    cv2.line(kernel, (0, int(ends[0])), (2 * reach, int(ends[1])), 1.0)
+    radius = int(rng.integers(1, 4))
+    kernel = np.zeros((2 * radius + 1, 2 * radius + 1), np.float32)
+    ends = rng.integers(0, 2 * radius + 1, 2)
+    cv2.line(kernel, (0, int(ends[0])), (2 * radius, int(ends[1])), 1.0)
     kernel = kernel if rng.random() < 0.5 else kernel.T.copy()
     return np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()))
 

@@ -1,7 +1,7 @@
-"""The canvas that a scene is painted on, with its ground truth.
+"""The canvas on which a scene is painted, with its ground truth.
 
-Windows are (rows, columns) slices of the canvas; a coverage ``[h,w]`` in 0..1 and a surface
-``[h,w,3]`` RGB in 0..255, both float32, lie over one.
+Windows are (rows, columns) slices of the canvas; a window has a coverage ``[h,w]`` in 0..1 and a
+surface ``[h,w,3]`` RGB in 0..255, both float32.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class Painter:
         self.next_id = 1
 
     def take_id(self) -> int:
-        """Hand out ids in order of painting."""
+        """Return the next id; ids are in order of painting."""
         self.next_id += 1
         return self.next_id - 1
 
     def paint(
         self, window: Window, alpha: Array, surface: Array, level: int, owner: int = 0
     ) -> int:
-        """Put a surface over the window and return its id; finer levels below it are erased.
+        """Paint a surface over the window and return its id; finer levels below it are erased.
 
-        Parts stay inside the ``owner``, which is an id of the next coarser level.
+        Parts are clipped to the ``owner``, an id of the next coarser level.
         """
         view = self.image[window]
         view += (surface - view) * alpha[..., None]
@@ -58,7 +58,7 @@ class Painter:
         return identity
 
     def clip(self, alpha: Array, top: int, left: int) -> tuple[Window, Array]:
-        """The part of a coverage placed at (top, left) that lies on the canvas."""
+        """Return the window and part of a coverage at (top, left) that lie on the canvas."""
         bottom, right = top + alpha.shape[0], left + alpha.shape[1]
         rows = slice(*np.clip((top, bottom), 0, self.size).tolist())
         columns = slice(*np.clip((left, right), 0, self.size).tolist())
@@ -69,7 +69,7 @@ class Painter:
         return (rows, columns), alpha[inner]
 
     def colour_over(self, window: Window) -> Array:
-        """A colour for something painted here, sometimes hard to tell from what is there."""
+        """Return a colour for something painted here, sometimes of low contrast to the canvas."""
         if self.rng.random() > self.settings.low_contrast:
             return random_colour(self.rng)
         below = self.image[window].mean((0, 1))

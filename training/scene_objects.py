@@ -14,13 +14,13 @@ from training.scene_shapes import random_shape
 from training.scene_textures import material
 
 Array = NDArray[Any]
-SMALLEST_WINDOW = 10
-"""Pixels left on the canvas below which nothing is painted."""
-SMALLEST_PART = 20
+MIN_WINDOW = 10
+"""Minimum side in pixels of a window; smaller ones are not painted."""
+MIN_PART = 20
 
 
 def add_object(painter: Painter, side: float) -> None:
-    """One object of this longest side with parts and subparts at a random place."""
+    """Paint one object of this longest side with parts and subparts at a random position."""
     rng = painter.rng
     aspect = rng.uniform(0.4, 1.0)
     height, width = (side, side * aspect) if rng.random() < 0.5 else (side * aspect, side)
@@ -28,15 +28,15 @@ def add_object(painter: Painter, side: float) -> None:
     top = int(rng.uniform(-0.02, 1.02) * painter.valid[0] - 0.5 * alpha.shape[0])
     left = int(rng.uniform(-0.02, 1.02) * painter.valid[1] - 0.5 * alpha.shape[1])
     window, alpha = painter.clip(alpha, top, left)
-    if min(alpha.shape) < SMALLEST_WINDOW:
+    if min(alpha.shape) < MIN_WINDOW:
         return
-    owner = put(painter, window, alpha, _surface(painter, window, alpha))
-    if rng.random() < painter.settings.part_chance and min(alpha.shape) > 2 * SMALLEST_PART:
+    owner = paint_object(painter, window, alpha, _surface(painter, window, alpha))
+    if rng.random() < painter.settings.part_chance and min(alpha.shape) > 2 * MIN_PART:
         _add_parts(painter, window, alpha, owner, PART)
 
 
-def put(painter: Painter, window: Window, alpha: Array, surface: Array) -> int:
-    """Shadow first, then the object, with a hard or a soft edge; returns its id."""
+def paint_object(painter: Painter, window: Window, alpha: Array, surface: Array) -> int:
+    """Paint a shadow, then the object with a hard or soft edge; return its id."""
     rng = painter.rng
     if rng.random() < 0.4:
         _cast_shadow(painter, window, alpha)
@@ -46,7 +46,7 @@ def put(painter: Painter, window: Window, alpha: Array, surface: Array) -> int:
 
 
 def _surface(painter: Painter, window: Window, alpha: Array) -> Array:
-    """A lit surface for a silhouette."""
+    """Return a shaded surface for a silhouette."""
     rng = painter.rng
     colour = painter.colour_over(window)
     height, width = alpha.shape
@@ -57,13 +57,13 @@ def _surface(painter: Painter, window: Window, alpha: Array) -> Array:
 
 
 def _cast_shadow(painter: Painter, window: Window, alpha: Array) -> None:
-    """Darken below and beside the object."""
+    """Darken the canvas below and beside the object."""
     rng = painter.rng
-    reach = 0.02 * painter.size * rng.uniform(0.2, 1.5) + 0.04 * max(alpha.shape)
-    margin = int(2 * reach) + 2
+    offset = 0.02 * painter.size * rng.uniform(0.2, 1.5) + 0.04 * max(alpha.shape)
+    margin = int(2 * offset) + 2
     top, left = window[0].start - margin, window[1].start - margin
     wide = np.pad(alpha, margin)
-    shift = rng.uniform(-1, 1, 2) * reach
+    shift = rng.uniform(-1, 1, 2) * offset
     move = np.array([[1, 0, shift[0]], [0, 1, shift[1]]], np.float32)
     dark = cv2.warpAffine(wide, move, wide.shape[1::-1])
     dark = cv2.blur(dark, (margin // 2 + 1, margin // 2 + 1))
@@ -72,15 +72,15 @@ def _cast_shadow(painter: Painter, window: Window, alpha: Array) -> None:
 
 
 def _add_parts(painter: Painter, window: Window, parent: Array, owner: int, level: int) -> None:
-    """Distinct areas clipped inside the parent, and theirs in turn."""
+    """Paint parts clipped to the parent, and their subparts."""
     rng = painter.rng
     if painter.settings.inset_chance and rng.random() < painter.settings.inset_chance:
         _add_part(painter, window, _inset(rng, parent), owner, level)
         return
     height, width = parent.shape
     for _ in range(int(rng.integers(1, 5 if level == PART else 3))):
-        rows = int(max(SMALLEST_PART, height * rng.uniform(0.2, 0.7)))
-        columns = int(max(SMALLEST_PART, width * rng.uniform(0.2, 0.7)))
+        rows = int(max(MIN_PART, height * rng.uniform(0.2, 0.7)))
+        columns = int(max(MIN_PART, width * rng.uniform(0.2, 0.7)))
         if rows >= height or columns >= width:
             return
         top, left = int(rng.integers(0, height - rows)), int(rng.integers(0, width - columns))
@@ -94,15 +94,15 @@ def _add_parts(painter: Painter, window: Window, parent: Array, owner: int, leve
 
 
 def _add_part(painter: Painter, window: Window, alpha: Array, owner: int, level: int) -> None:
-    """One part over the window, and perhaps subparts in it."""
+    """Paint one part over the window, and possibly subparts in it."""
     part = painter.paint(window, alpha, _surface(painter, window, alpha), level, owner)
-    deeper = level == PART and min(alpha.shape) > 2 * SMALLEST_PART
+    deeper = level == PART and min(alpha.shape) > 2 * MIN_PART
     if deeper and painter.rng.random() < painter.settings.subpart_chance:
         _add_parts(painter, window, alpha, part, SUBPART)
 
 
 def _inset(rng: np.random.Generator, parent: Array) -> Array:
-    """The same silhouette, smaller, somewhere inside."""
+    """Return the same silhouette, smaller, somewhere inside."""
     height, width = parent.shape
     scale = rng.uniform(0.45, 0.85)
     shift = 0.5 + rng.uniform(-0.25, 0.25, 2)

@@ -1,4 +1,4 @@
-"""Light on surfaces that are not flat."""
+"""Shading of surfaces with relief."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 
 def shade(rng: np.random.Generator, surface: Array, alpha: Array) -> Array:
-    """Fake relief: light from one side on the blurred silhouette taken as a height field."""
+    """Shade with light from one side; the blurred silhouette is the height field."""
     height, width = alpha.shape
     quarter = max(8, width // 4), max(8, height // 4)
     small = cv2.resize(alpha, quarter, interpolation=cv2.INTER_AREA)
@@ -30,9 +30,9 @@ def shade(rng: np.random.Generator, surface: Array, alpha: Array) -> Array:
 
 
 def emboss(rng: np.random.Generator, surface: Array, alpha: Array) -> Array:
-    """Raised figures and a rim that light rakes over, as on coins, buttons and mouldings.
+    """Shade raised figures and a rim, as on coins, buttons and mouldings.
 
-    They are no parts: nothing but their edges differs from the rest.
+    They are not parts: only their edges differ from the rest.
     """
     height, width = alpha.shape
     field = noise(rng, height, width, max(height, width) / 4, 0.6) * rng.uniform(0, 0.5)
@@ -53,7 +53,7 @@ def emboss(rng: np.random.Generator, surface: Array, alpha: Array) -> Array:
 
 
 def _slope(rng: np.random.Generator, field: Array) -> Array:
-    """Slope of a height field towards a random direction, scaled into -1..1."""
+    """Return the slope of a height field in a random direction, scaled to -1..1."""
     down, across = np.gradient(field)
     angle = rng.uniform(0, 2 * np.pi)
     slope = across * np.cos(angle) + down * np.sin(angle)

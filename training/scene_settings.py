@@ -1,4 +1,4 @@
-"""What scenes look like: the settings of a scene, and those of training and evaluation."""
+"""Settings of synthetic scenes, and the ones of training and evaluation."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """What scenes look like.
+    """Settings of a scene; ``*_chance`` are probabilities.
 
-    Objects have a longest side from ``smallest`` pixels (1.5 cells of the embedding grid) to the
-    share ``largest`` of the scene's side. ``inset_chance`` is that of a part in the form of its
+    Objects have a longest side from ``smallest`` pixels (1.5 cells of the embedding grid) to
+    ``largest`` times the scene's side. ``inset_chance`` is that of a part with the shape of its
     owner, only smaller: a rim, a pane, an iris.
     """
 
@@ -49,7 +49,7 @@ LAYERED = SceneSettings(
     inset_chance=0.4,
     group_chance=0.0,
 )
-"""More training scenes: nearly everything has parts and subparts."""
+"""Further training scenes, in which nearly every object has parts and subparts."""
 NESTED = replace(
     HELD_OUT,
     objects=(2, 6),
@@ -59,15 +59,15 @@ NESTED = replace(
     inset_chance=0.5,
     group_chance=0.0,
 )
-"""Held-out scenes for the question of ambiguity: large objects, all with parts and subparts."""
+"""Held-out scenes for ambiguous prompts: large objects, all with parts and subparts."""
 
 
 def varied(settings: SceneSettings, rng: np.random.Generator) -> SceneSettings:
-    """Other settings around these: emptier and fuller, plainer and harder to look at."""
-    fewest, most = settings.objects
+    """Return random settings around these: fewer or more objects, lower or higher contrast."""
+    min_objects, max_objects = settings.objects
     return replace(
         settings,
-        objects=(fewest, fewest + int(rng.integers(3, 2 * (most - fewest)))),
+        objects=(min_objects, min_objects + int(rng.integers(3, 2 * (max_objects - min_objects)))),
         part_chance=settings.part_chance * rng.uniform(0.5, 1.0),
         litter_chance=rng.uniform(0.1, 0.4),
         low_contrast=rng.uniform(0.05, 0.25),

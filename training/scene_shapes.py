@@ -1,4 +1,4 @@
-"""Silhouettes of synthetic objects: float32 coverage ``[h,w]`` in 0..1 on a canvas of their own."""
+"""Silhouettes of synthetic objects: float32 coverage ``[h,w]`` in 0..1 on their own canvas."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def fill(height: int, width: int, *contours: Array) -> Array:
     return canvas.astype(np.float32) / 255
 
 
-def _place(outline: Array, rng: np.random.Generator, height: int, width: int) -> Array:
-    """Turn a unit outline (within -1..1) and stretch it to fill the canvas."""
+def _fit(outline: Array, rng: np.random.Generator, height: int, width: int) -> Array:
+    """Rotate a unit outline (within -1..1) and stretch it to fill the canvas."""
     angle = rng.uniform(0, 2 * np.pi)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    turned = outline @ turn.T
-    low, high = turned.min(0), turned.max(0)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    rotated = outline @ rotation.T
+    low, high = rotated.min(0), rotated.max(0)
     scale = (np.array([width, height]) - 4) / np.maximum(high - low, 1e-3)
-    return np.asarray((turned - low) * scale + 2, np.float32)
+    return np.asarray((rotated - low) * scale + 2, np.float32)
 
 
 def _angles(count: int) -> Array:
@@ -37,7 +37,7 @@ def _angles(count: int) -> Array:
 
 
 def ellipse_outline(rng: np.random.Generator) -> Array:
-    """Superellipse: from a diamond-like to a rounded rectangle."""
+    """Return a superellipse: from a diamond to a rounded rectangle."""
     power = rng.choice([1.0, 1.0, 0.6, 0.35])
     angle, aspect = _angles(72), rng.uniform(0.35, 1)
     c, s = np.cos(angle), np.sin(angle)
@@ -46,7 +46,7 @@ def ellipse_outline(rng: np.random.Generator) -> Array:
 
 
 def blob_outline(rng: np.random.Generator) -> Array:
-    """Smooth closed curve with a few lobes."""
+    """Return a smooth closed curve with a few lobes."""
     angle, radius = _angles(96), np.ones(96)
     for order in range(1, 7):
         size = rng.normal(0, 0.32 / order**0.9)
@@ -56,7 +56,7 @@ def blob_outline(rng: np.random.Generator) -> Array:
 
 
 def polygon_outline(rng: np.random.Generator) -> Array:
-    """Star-shaped polygon of 3 to 9 corners."""
+    """Return a star-shaped polygon of 3 to 9 corners."""
     count = int(rng.integers(3, 10))
     angle = np.sort(_angles(count) + rng.uniform(-1.2, 1.2, count) / count)
     radius = rng.uniform(0.45, 1, count)
@@ -64,13 +64,13 @@ def polygon_outline(rng: np.random.Generator) -> Array:
 
 
 def box_outline(rng: np.random.Generator) -> Array:
-    """Rectangle or trapezoid."""
+    """Return a rectangle or trapezoid."""
     aspect, taper = rng.uniform(0.15, 1), rng.uniform(0.6, 1)
     return np.array([[-1, -aspect], [1, -aspect * taper], [1, aspect * taper], [-1, aspect]])
 
 
 def profile_outline(rng: np.random.Generator) -> Array:
-    """Turned silhouette, symmetric about an axis: bottles, vases, leaves, lamps."""
+    """Return a silhouette that is symmetric about an axis: bottles, vases, leaves, lamps."""
     t = np.linspace(-1, 1, 40)
     knots = rng.uniform(0.12, 0.6, 6)
     half = np.interp(t, np.linspace(-1, 1, 6), knots)
@@ -84,13 +84,13 @@ OUTLINES = (ellipse_outline, blob_outline, polygon_outline, box_outline, profile
 
 
 def plain(rng: np.random.Generator, height: int, width: int) -> Array:
-    """One outline, filled."""
+    """Return one filled outline."""
     outline = OUTLINES[int(rng.choice(5, p=[0.26, 0.3, 0.12, 0.18, 0.14]))](rng)
-    return fill(height, width, _place(outline, rng, height, width))
+    return fill(height, width, _fit(outline, rng, height, width))
 
 
 def disc(rng: np.random.Generator, height: int, width: int) -> Array:
-    """Circle or nearly: coins, plates, balls, wheels."""
+    """Return a circle or nearly one: coins, plates, balls, wheels."""
     squeeze = rng.uniform(0.8, 1) if rng.random() < 0.4 else 1.0
     radius = (min(height, width) - 3) / 2
     angle = _angles(72)
@@ -99,15 +99,15 @@ def disc(rng: np.random.Generator, height: int, width: int) -> Array:
 
 
 def ring(rng: np.random.Generator, height: int, width: int) -> Array:
-    """Outline with a hole of the same or an elliptic form."""
-    outline = _place(OUTLINES[int(rng.integers(0, 4))](rng), rng, height, width)
+    """Return an outline with a hole of the same shape."""
+    outline = _fit(OUTLINES[int(rng.integers(0, 4))](rng), rng, height, width)
     centre = outline.mean(0)
     hole = centre + (outline - centre) * rng.uniform(0.35, 0.8)
     return fill(height, width, outline, hole)
 
 
 def stroke(rng: np.random.Generator, height: int, width: int) -> Array:
-    """Thin curve: a rope, stem, pole or wire, at least 5 pixels thick."""
+    """Return a thin curve: a rope, stem, pole or wire, at least 5 pixels thick."""
     t = np.linspace(0, 1, 30)
     knots = rng.uniform(0.08, 0.92, (int(rng.integers(2, 5)), 2)) * (width, height)
     line = np.stack([np.interp(t, np.linspace(0, 1, len(knots)), knots[:, i]) for i in (0, 1)], 1)
@@ -121,16 +121,16 @@ def stroke(rng: np.random.Generator, height: int, width: int) -> Array:
 
 
 def compound(rng: np.random.Generator, height: int, width: int) -> Array:
-    """Union of a body and two to five limbs: animals, tools, vehicles."""
+    """Return the union of a body and two to five limbs: animals, tools, vehicles."""
     canvas = np.zeros((height, width), np.float32)
     for limb in range(int(rng.integers(3, 7))):
-        share = rng.uniform(0.5, 0.75, 2) if limb == 0 else rng.uniform(0.18, 0.55, 2)
-        rows, columns = (int(max(10, v)) for v in share * (height, width))
+        ratio = rng.uniform(0.5, 0.75, 2) if limb == 0 else rng.uniform(0.18, 0.55, 2)
+        rows, columns = (int(max(10, v)) for v in ratio * (height, width))
         rows, columns = min(rows, height), min(columns, width)
         centre = 0.5 if limb == 0 else rng.uniform(0, 1, 2)
         top, left = (np.array([height - rows, width - columns]) * centre).astype(int)
-        piece = canvas[top : top + rows, left : left + columns]
-        np.maximum(piece, plain(rng, rows, columns), out=piece)
+        region = canvas[top : top + rows, left : left + columns]
+        np.maximum(region, plain(rng, rows, columns), out=region)
     return canvas
 
 
@@ -138,6 +138,6 @@ SHAPES: tuple[Shape, ...] = (plain, ring, stroke, compound, disc)
 
 
 def random_shape(rng: np.random.Generator, height: int, width: int) -> Array:
-    """A silhouette on a canvas of ``height`` x ``width``."""
+    """Return a random silhouette on a canvas of ``height`` x ``width``."""
     shape = SHAPES[int(rng.choice(5, p=[0.53, 0.07, 0.1, 0.24, 0.06]))]
     return shape(rng, height, width)

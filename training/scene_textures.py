@@ -14,7 +14,7 @@ Texture = Callable[[np.random.Generator, int, int, Array, Array], Array]
 
 
 def random_colour(rng: np.random.Generator) -> Array:
-    """A colour ``[3]``; saturations lean to the low side, as in photographs."""
+    """Return a colour ``[3]``; low saturations are more frequent, as in photos."""
     hue, value = rng.uniform(0, 6), rng.uniform(0.06, 0.98)
     saturation = rng.beta(1.1, 2.4)
     wheel = np.clip(np.abs((hue + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
@@ -22,13 +22,13 @@ def random_colour(rng: np.random.Generator) -> Array:
 
 
 def near_colour(rng: np.random.Generator, colour: Array, distance: float) -> Array:
-    """A colour about ``distance`` away from another one, in 0..255 units."""
+    """Return a colour at about ``distance`` from another one, in 0..255 units."""
     direction = rng.normal(0, 0.4, 3) + rng.choice([-1.0, 1.0])
     return np.asarray(np.clip(colour + distance * direction, 0, 255), np.float32)
 
 
 def noise(rng: np.random.Generator, height: int, width: int, coarse: float, decay: float) -> Array:
-    """Multi-octave noise ``[h,w]`` float32, mean about 0 and deviation about 1.
+    """Return multi-octave noise ``[h,w]`` float32, mean about 0 and deviation about 1.
 
     ``coarse`` is the largest feature in pixels; ``decay`` the amplitude ratio between octaves.
     """
@@ -49,8 +49,8 @@ def _blend(first: Array, second: Array, weight: Array) -> Array:
     return np.asarray(first + (second - first) * weight[..., None], np.float32)
 
 
-def _turned(rng: np.random.Generator, height: int, width: int) -> tuple[Array, Array]:
-    """Pixel coordinates in a randomly turned and slightly bent frame."""
+def _rotated(rng: np.random.Generator, height: int, width: int) -> tuple[Array, Array]:
+    """Return pixel coordinates in a randomly rotated and slightly bent frame."""
     angle, bend = rng.uniform(0, np.pi), rng.uniform(0, 8) * (rng.random() < 0.4)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     along = x * np.cos(angle) + y * np.sin(angle)
@@ -60,7 +60,7 @@ def _turned(rng: np.random.Generator, height: int, width: int) -> tuple[Array, A
 
 
 def solid(rng: np.random.Generator, height: int, width: int, first: Array, second: Array) -> Array:
-    """One colour with barely visible unevenness."""
+    """Return one colour with barely visible variation."""
     weight = rng.uniform(0, 0.12) * noise(rng, height, width, rng.uniform(30, 200), 0.5)
     return _blend(first, second, weight)
 
@@ -68,8 +68,8 @@ def solid(rng: np.random.Generator, height: int, width: int, first: Array, secon
 def gradient(
     rng: np.random.Generator, height: int, width: int, first: Array, second: Array
 ) -> Array:
-    """Linear change between two colours."""
-    along, _ = _turned(rng, height, width)
+    """Return a linear gradient between two colours."""
+    along, _ = _rotated(rng, height, width)
     low, high = float(along.min()), float(along.max())
     return _blend(first, second, (along - low) / (high - low + 1))
 
@@ -77,28 +77,28 @@ def gradient(
 def stripes(
     rng: np.random.Generator, height: int, width: int, first: Array, second: Array
 ) -> Array:
-    """Parallel bands, sharp or soft, sometimes bent."""
-    _, across = _turned(rng, height, width)
+    """Return parallel bands, sharp or soft, sometimes bent."""
+    _, across = _rotated(rng, height, width)
     wave = np.sin(across * (2 * np.pi / rng.uniform(6, 48)))
     return _blend(first, second, np.clip(wave * rng.uniform(0.7, 6) + rng.uniform(0, 1), 0, 1))
 
 
 def checks(rng: np.random.Generator, height: int, width: int, first: Array, second: Array) -> Array:
-    """Checkerboard or weave."""
-    along, across = _turned(rng, height, width)
+    """Return a checkerboard or weave."""
+    along, across = _rotated(rng, height, width)
     period = 2 * np.pi / rng.uniform(8, 50)
     wave = np.sin(along * period) * np.sin(across * period * rng.uniform(0.5, 2))
     return _blend(first, second, np.clip(wave * rng.uniform(1, 8) + 0.5, 0, 1))
 
 
 def clouds(rng: np.random.Generator, height: int, width: int, first: Array, second: Array) -> Array:
-    """Soft multi-octave noise: foliage, stone, fabric."""
+    """Return soft multi-octave noise: foliage, stone, fabric."""
     field = noise(rng, height, width, float(np.exp(rng.uniform(1.5, 5))), rng.uniform(0.4, 0.95))
     return _blend(first, second, np.clip(0.5 + field * rng.uniform(0.2, 1.2), -0.2, 1.2))
 
 
 def fibres(rng: np.random.Generator, height: int, width: int, first: Array, second: Array) -> Array:
-    """Stretched noise: fur, wood, brushed metal."""
+    """Return stretched noise: fur, wood, brushed metal."""
     stretch = int(rng.integers(3, 14))
     field = noise(rng, height // stretch + 2, width, rng.uniform(2, 10), 0.8)
     field = cv2.resize(field, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -108,7 +108,7 @@ def fibres(rng: np.random.Generator, height: int, width: int, first: Array, seco
 def speckles(
     rng: np.random.Generator, height: int, width: int, first: Array, second: Array
 ) -> Array:
-    """Blotches with sharp borders: pebbles, leaves, print."""
+    """Return blotches with sharp borders: pebbles, leaves, print."""
     field = noise(rng, height, width, rng.uniform(4, 30), 0.4)
     return _blend(first, second, np.clip((field - rng.uniform(-0.5, 1)) * 4, 0, 1))
 
@@ -122,7 +122,7 @@ WEIGHTS = np.array([0.34, 0.18, 0.05, 0.03, 0.24, 0.10, 0.06])
 def material(
     rng: np.random.Generator, height: int, width: int, base: Array, contrast: float
 ) -> Array:
-    """A surface around ``base``: a texture of two near colours, with fine grain on top."""
+    """Return a surface around ``base``: a texture of two near colours, with fine grain."""
     second = near_colour(rng, base, contrast * float(rng.uniform(5, 110)))
     texture = TEXTURES[int(rng.choice(len(TEXTURES), p=WEIGHTS))]
     surface = texture(rng, height, width, base, second)

@@ -1,8 +1,8 @@
 """Synthetic scenes with exact ground truth at three nested levels.
 
-A scene is a photograph-like picture of overlapping objects on one to three background regions.
+A scene is a photo-like image of overlapping objects on one to three background regions.
 Ground truth is three id maps (object, part, subpart); an id's visible pixels are a mask.
-Everything follows from the seed.
+The seed determines everything.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def generate_scene(seed: Seed | int, size: int = 512, settings: SceneSettings = 
     painter.levels[OBJECT] = painter.take_id()
     _split_background(painter)
     if rng.random() < settings.litter_chance:
-        _litter(painter)
+        _add_litter(painter)
     regions = painter.next_id - 1
     _add_objects(painter)
     image = photograph(rng, painter.image, settings.camera)
@@ -62,13 +62,13 @@ def generate_scene(seed: Seed | int, size: int = 512, settings: SceneSettings = 
 
 
 def _valid_size(rng: np.random.Generator, size: int) -> tuple[int, int]:
-    """Photographs are rarely square: shorten one side in most scenes."""
+    """Return a valid size; most scenes are not square, like most photos."""
     short = int(size * rng.uniform(0.6, 1.0))
     return [(size, size), (size, short), (short, size)][int(rng.choice(3, p=[0.4, 0.3, 0.3]))]
 
 
 def _split_background(painter: Painter) -> None:
-    """Zero to two more regions, each below a wavy line: horizons, table edges, walls."""
+    """Paint zero to two more regions, each below a wavy line: horizons, table edges, walls."""
     rng, size = painter.rng, painter.size
     for _ in range(int(rng.choice(3, p=[0.45, 0.37, 0.18]))):
         angle = rng.choice([0.0, 0.0, np.pi / 2, rng.uniform(0, 6.3)])
@@ -76,15 +76,15 @@ def _split_background(painter: Painter) -> None:
         wave = rng.uniform(-0.3, 0.3) + t * rng.normal(0, 0.1)
         wave += rng.uniform(0, 0.08) * np.sin(t * rng.uniform(1, 12))
         edge = np.concatenate([np.stack([t, wave], 1), [[1.5, 2.0], [-1.5, 2.0]]])
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        alpha = fill(size, size, (edge @ turn.T + 0.5) * size)
+        rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        alpha = fill(size, size, (edge @ rotation.T + 0.5) * size)
         whole = (slice(0, size), slice(0, size))
         surface = material(rng, size, size, random_colour(rng), painter.settings.texture_contrast)
         painter.paint(whole, alpha, surface, OBJECT)
 
 
-def _litter(painter: Painter) -> None:
-    """Crumbs, scratches and specks too small to ask for: they belong to what they lie on."""
+def _add_litter(painter: Painter) -> None:
+    """Paint crumbs, scratches and specks; they have no ids and belong to what they lie on."""
     rng = painter.rng
     for _ in range(int(rng.integers(20, 160))):
         centre, axes = rng.integers(0, painter.size, 2), rng.integers(1, 7, 2)
@@ -96,7 +96,7 @@ def _litter(painter: Painter) -> None:
 
 
 def _add_objects(painter: Painter) -> None:
-    """Single objects of all sizes, mostly the larger ones first, and sometimes a group."""
+    """Paint single objects of all sizes, mostly the larger ones first, and sometimes a group."""
     rng, settings = painter.rng, painter.settings
     count = int(rng.integers(settings.objects[0], settings.objects[1] + 1))
     grouped = rng.random() < settings.group_chance
@@ -113,6 +113,6 @@ def _add_objects(painter: Painter) -> None:
 
 
 def _random_side(painter: Painter) -> float:
-    """Longest side of an object in pixels, log-uniform."""
+    """Return the longest side of an object in pixels, log-uniform."""
     low, high = painter.settings.smallest, painter.settings.largest * painter.size
     return float(np.exp(painter.rng.uniform(np.log(low), np.log(high))))

@@ -1,8 +1,8 @@
-"""What each training step does: how large its batch is and how fast it learns.
+"""Batch shape and learning rate of each training step.
 
-A long stationary part, in which every step draws its shape by chance and the rate is constant, then
-a cool-down on larger images in which the rate falls to nothing. Until the cool-down begins, a run
-is the same for any number of steps in all, so that a longer run may continue a shorter one.
+In a long stationary part, every step draws its shape at random and the rate is constant. In the
+cool-down on larger images the rate falls to 0. Until the cool-down begins, a run is the same for
+any total number of steps, so that a longer run can continue a shorter one.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-JUDGING_SHARE = 0.1
-"""Steps after the last one, in which only the predicted IoU is fitted (`training.judging`)."""
-COOLDOWN = 0.3
-"""Share of the steps, at the end."""
+IOU_FIT_RATIO = 0.1
+"""Additional steps, as a ratio, in which only predicted IoU is fitted (`training.iou_fit`)."""
+COOLDOWN_RATIO = 0.3
+"""Ratio of the steps, at the end."""
 WARMUP_STEPS = 100
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One step's batch: its size, the share of layered scenes, and whether settings vary.
+    """One step's batch: its size, the ratio of layered scenes, and whether settings vary.
 
-    ``kinds`` are the shares of `training.prompts.KINDS`.
+    ``kinds`` are the probabilities of `training.prompts.KINDS`.
     """
 
     images: int
@@ -34,7 +34,7 @@ class Shape:
 
 
 MORE_BOXES = (0.44, 0.34, 0.08, 0.14)
-MORE_CLICKS = (0.7, 0.14, 0.04, 0.12)
+MORE_POINTS = (0.7, 0.14, 0.04, 0.12)
 
 EARLY_STEPS = 4200
 EARLY = ((0.75, Shape(3, 12, 384)), (0.25, Shape(2, 12, 512)))
@@ -43,18 +43,18 @@ FINAL = (
     (0.4, Shape(2, 12, 512, 0.4, True, MORE_BOXES)),
     (0.6, Shape(1, 16, 1024, 0.4, True, MORE_BOXES)),
 )
-JUDGING = (
-    (0.5, Shape(2, 16, 512, 0.2, True, MORE_CLICKS)),
-    (0.5, Shape(1, 20, 1024, 0.2, True, MORE_CLICKS)),
+IOU_FIT = (
+    (0.5, Shape(2, 16, 512, 0.2, True, MORE_POINTS)),
+    (0.5, Shape(1, 20, 1024, 0.2, True, MORE_POINTS)),
 )
-"""Shares and shapes. Small images teach most for their cost; what is hardest, meanings within each
-other and scenes of every kind, comes after the first steps, and the served size last. Boxes need
-the longest; what single clicks mean is hardest to judge."""
+"""Probabilities and shapes. Small images are the most efficient; the hardest data (nested levels,
+scenes of every kind) comes after the first steps, and the served size last. Boxes need the most
+training; the IoU of single points is the hardest to predict."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """``steps`` in all from one ``seed``."""
+    """Schedule of ``steps`` training steps from one ``seed``."""
 
     steps: int
     seed: int
@@ -62,24 +62,24 @@ class Schedule:
     @property
     def cooldown_start(self) -> int:
         """First step of the cool-down."""
-        return self.steps - round(COOLDOWN * self.steps)
+        return self.steps - round(COOLDOWN_RATIO * self.steps)
 
     @property
-    def judging_steps(self) -> int:
-        """Steps after the last one."""
-        return max(1, round(JUDGING_SHARE * self.steps))
+    def iou_fit_steps(self) -> int:
+        """Number of steps of the IoU fit, after the last training step."""
+        return max(1, round(IOU_FIT_RATIO * self.steps))
 
     def shape(self, step: int) -> Shape:
-        """Batch of this step."""
+        """Return the batch shape of this step."""
         choices = EARLY if step < EARLY_STEPS else STATIONARY
         if step >= self.cooldown_start:
-            choices = FINAL if step < self.steps else JUDGING
-        shares = [share for share, _ in choices]
-        drawn = np.random.default_rng((self.seed, step, 1)).choice(len(choices), p=shares)
+            choices = FINAL if step < self.steps else IOU_FIT
+        probabilities = [probability for probability, _ in choices]
+        drawn = np.random.default_rng((self.seed, step, 1)).choice(len(choices), p=probabilities)
         return choices[int(drawn)][1]
 
     def rate(self, step: int) -> float:
-        """Learning rate of this step as a share of the peak."""
-        warm = min(1.0, (step + 1) / WARMUP_STEPS)
-        left = (self.steps - step) / max(1, self.steps - self.cooldown_start)
-        return warm * min(1.0, left)
+        """Return the learning rate of this step relative to the peak."""
+        warmup = min(1.0, (step + 1) / WARMUP_STEPS)
+        cooldown = (self.steps - step) / max(1, self.steps - self.cooldown_start)
+        return warmup * min(1.0, cooldown)

@@ -1,7 +1,7 @@
-"""Ask an exported pair about held-out scenes: other seeds and other generator settings.
+"""Evaluate exported graphs on held-out scenes: other seeds and other generator settings.
 
-Every IoU is between thresholded low-res logits and the truth at the same resolution, 256 x 256 for
-an image of 1024 pixels; both are exact there, so that a perfect mask scores 1.
+Every IoU is between thresholded low-res logits and the ground truth at the same resolution,
+256 x 256 for an image of 1024 pixels; both are exact there, so that a perfect mask scores 1.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from scipy.optimize import linear_sum_assignment
 
 from training.data import enlarged
 from training.prompts import (
+    MIN_EVALUATED_AREA,
     PADDING,
-    SMALLEST_MEASURED,
     PromptSet,
     Sampler,
     Target,
@@ -30,18 +30,18 @@ from training.scenes import HELD_OUT, NESTED, SUBPART, Scene, SceneSettings, gen
 
 Array = NDArray[Any]
 HELD_OUT_SEED, NESTED_SEED = 900_000_000, 950_000_000
-"""No training run draws them: its seeds have four words."""
+"""Not drawn in training, whose seeds have four numbers."""
 ENLARGED_SIDE = 512
 PIXELS_PER_LOGIT = 4
-ASKED = ("centre", "click", "box", "exact box")
-BOXES = {"box": "exact box", "box by hand": "box"}
-"""Names of questions: the bounding box of the truth, and one that misses it as a hand does."""
+PROMPT_KINDS = ("centre", "point", "box", "exact box")
+BOXES = {"box": "exact box", "hand-drawn box": "box"}
+"""Names of measures: the bounding box of the ground truth, and one with hand-drawn errors."""
 REFINEMENTS = 2
-"""Correcting clicks after the first one."""
-CLICK, BOX, CORRECTED = "one click (three masks)", "box", "corrected by clicks"
-"""Kinds of prompts by which predicted IoU is told."""
-CHOICE = "one click (own choice)"
-"""Among the three masks."""
+"""Correcting points after the first one."""
+POINT, BOX, CORRECTED = "one point (three masks)", "box", "corrected by points"
+"""Kinds of prompts by which predicted IoU is reported."""
+CHOICE = "one point (highest predicted IoU)"
+"""The one of the three masks that has the highest predicted IoU."""
 TWO_LEVELS, TINY = "two levels or more at IoU", ", subparts under 1.5 cells"
 COVERED = (0.5, 0.75)
 """IoUs from which an output counts as covering a level."""
@@ -51,7 +51,7 @@ SIZES = {"up to 4 cells": 64.0, "up to 10 cells": 160.0, "larger": float("inf")}
 
 @dataclass
 class Case:
-    """One click for the pictures: image, point (x, y), chosen mask and target ``[256,256]``."""
+    """One point for the contact sheets: image, point (x, y), mask and target ``[256,256]``."""
 
     image: Array
     point: Array
@@ -61,7 +61,7 @@ class Case:
 
 
 @dataclass
-class Judged:
+class IouPairs:
     """Predicted and true IoU and stability of the same masks."""
 
     predicted: list[float] = field(default_factory=list)
@@ -71,39 +71,39 @@ class Judged:
 
 @dataclass
 class Scores:
-    """IoUs by question, what the model thought of its answers by kind of prompt, and clicks."""
+    """Values by measure, predicted and true IoUs by kind of prompt, and points."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
-    judged: dict[str, Judged] = field(default_factory=dict)
+    iou_pairs: dict[str, IouPairs] = field(default_factory=dict)
     cases: list[Case] = field(default_factory=list)
 
-    def add(self, question: str, values: Array) -> None:
+    def add(self, measure_name: str, values: Array) -> None:
         """Append one value per prompt."""
-        self.values.setdefault(question, []).extend(float(value) for value in values)
+        self.values.setdefault(measure_name, []).extend(float(value) for value in values)
 
-    def judge(self, prompt: str, logits: Array, predicted: Array, true: Array) -> None:
-        """Remember masks ``[...,256,256]`` with their predicted and true IoU ``[...]``."""
-        judged = self.judged.setdefault(prompt, Judged())
-        judged.predicted.extend(predicted.ravel().tolist())
-        judged.true.extend(true.ravel().tolist())
-        judged.stability.extend(stability(logits).ravel().tolist())
+    def add_ious(self, prompt: str, logits: Array, predicted: Array, true: Array) -> None:
+        """Record masks ``[...,256,256]`` with their predicted and true IoU ``[...]``."""
+        iou_pairs = self.iou_pairs.setdefault(prompt, IouPairs())
+        iou_pairs.predicted.extend(predicted.ravel().tolist())
+        iou_pairs.true.extend(true.ravel().tolist())
+        iou_pairs.stability.extend(stability(logits).ravel().tolist())
 
-    def keep(self, scene: Scene, prompts: PromptSet, masks: Array, iou: Array) -> None:
-        """Remember clicks for the pictures."""
-        goals, points = _goal(prompts), prompts.coords[:, 0]
+    def add_cases(self, scene: Scene, prompts: PromptSet, masks: Array, iou: Array) -> None:
+        """Record points for the contact sheets."""
+        goals, points = _target_masks(prompts), prompts.coords[:, 0]
         for mask, goal, point, value in zip(masks, goals, points, iou, strict=True):
             self.cases.append(Case(scene.image, point, mask, goal, float(value)))
 
 
 def mask_iou(masks: Array, goals: Array) -> Array:
-    """IoU of logits or masks (set where above 0) and goals, broadcast, over the last two axes."""
+    """Return the IoU of logits or masks (above 0) and goals, broadcast, over the last two axes."""
     chosen, goal = masks > 0, goals > 0
     common = (chosen & goal).sum((-2, -1))
     return np.asarray(common / np.maximum((chosen | goal).sum((-2, -1)), 1))
 
 
 def held_out_scenes(count: int, first: int, settings: SceneSettings) -> Iterator[Scene]:
-    """Every second scene is painted at 512 pixels and enlarged, as small photographs are."""
+    """Yield scenes; every second one is painted at 512 pixels and enlarged, as small photos are."""
     for seed in range(first, first + count):
         if seed % 2:
             yield generate_scene(seed, SIDE, settings)
@@ -112,13 +112,13 @@ def held_out_scenes(count: int, first: int, settings: SceneSettings) -> Iterator
 
 
 def measure(pair: OnnxPair, scenes: int, prompts: int) -> Scores:
-    """Ask for ``prompts`` objects of every scene: by clicks, by boxes, by three clicks.
+    """Measure ``prompts`` objects of every scene: by one point, boxes, and up to three points.
 
-    A first click is either at the object's centre, as in the evaluation of the SAM paper, or as
-    in training anywhere on it. Three clicks begin at the centre.
+    A first point is either at the object's centre, as in the SAM paper's evaluation, or anywhere
+    on it, as in training. Sequences of points begin at the centre.
 
-    Objects are drawn without replacement with a weight that grows with the square root of their
-    area (`training.prompts`), parts and subparts among them.
+    Objects, parts and subparts are drawn without replacement with a weight that grows with the
+    square root of their area (`training.prompts`).
     """
     scores = Scores()
     for index, scene in enumerate(held_out_scenes(scenes, HELD_OUT_SEED, HELD_OUT)):
@@ -127,26 +127,30 @@ def measure(pair: OnnxPair, scenes: int, prompts: int) -> Scores:
         embedding = pair.embed(scene.image, scene.size)
 
         def decode(
-            asked: PromptSet, masks: Array | None = None, source: Array = embedding
+            prompts: PromptSet, masks: Array | None = None, source: Array = embedding
         ) -> tuple[Array, Array]:
-            return pair.decode(source, asked.coords, asked.labels, masks)
+            return pair.decode(source, prompts.coords, prompts.labels, masks)
 
-        asked = {kind: prompts_for(sampler, targets, [kind] * len(targets)) for kind in ASKED}
-        _score_clicks(scores, "centre", asked["centre"], *decode(asked["centre"]))
-        choice, known = _score_clicks(scores, "anywhere", asked["click"], *decode(asked["click"]))
-        scores.keep(scene, asked["click"], choice, known)
+        prompt_sets = {
+            kind: prompts_for(sampler, targets, [kind] * len(targets)) for kind in PROMPT_KINDS
+        }
+        _score_points(scores, "centre", prompt_sets["centre"], *decode(prompt_sets["centre"]))
+        choice, best_iou = _score_points(
+            scores, "anywhere", prompt_sets["point"], *decode(prompt_sets["point"])
+        )
+        scores.add_cases(scene, prompt_sets["point"], choice, best_iou)
         for name, kind in BOXES.items():
-            _score_boxes(scores, name, asked[kind], *decode(asked[kind]))
-        _score_refinement(scores, asked["centre"], decode)
+            _score_boxes(scores, name, prompt_sets[kind], *decode(prompt_sets[kind]))
+        _score_refinement(scores, prompt_sets["centre"], decode)
     return scores
 
 
 def measure_ambiguity(pair: OnnxPair, scenes: int, prompts: int) -> Scores:
-    """Click subparts of nested scenes and count the levels that the three outputs cover.
+    """Place points on subparts of nested scenes and count the levels that the three outputs cover.
 
-    A click lies on an object, its part and its subpart. Output and level are matched one to one:
-    two levels need two outputs. Subparts below the smallest size that `measure` asks for are told
-    apart.
+    A point lies on an object, its part and its subpart. Outputs and levels are matched one to one:
+    two levels need two outputs. Subparts below the minimum size of `measure` are reported
+    separately.
     """
     scores = Scores()
     for index, scene in enumerate(held_out_scenes(scenes, NESTED_SEED, NESTED)):
@@ -154,64 +158,68 @@ def measure_ambiguity(pair: OnnxPair, scenes: int, prompts: int) -> Scores:
         sampler, targets = Sampler(scene, rng), _subparts(scene, prompts)
         if not targets:
             continue
-        clicks = prompts_for(sampler, targets, ["click"] * len(targets))
-        logits, _ = pair.decode(pair.embed(scene.image, scene.size), clicks.coords, clicks.labels)
-        iou = mask_iou(logits[:, 1:, None], clicks.masks[:, None])
+        prompt_set = prompts_for(sampler, targets, ["point"] * len(targets))
+        logits, _ = pair.decode(
+            pair.embed(scene.image, scene.size), prompt_set.coords, prompt_set.labels
+        )
+        iou = mask_iou(logits[:, 1:, None], prompt_set.masks[:, None])
         areas = np.array([sampler.mask(*target).sum() for target in targets])
-        groups = {"": areas >= SMALLEST_MEASURED, TINY: areas < SMALLEST_MEASURED}
+        groups = {"": areas >= MIN_EVALUATED_AREA, TINY: areas < MIN_EVALUATED_AREA}
         for threshold in COVERED:
             two = np.array([matched(one >= threshold) >= 2 for one in iou])
             for name, group in groups.items():
-                scores.add(f"{TWO_LEVELS} {threshold}{name}", two[clicks.valid.all(1) & group])
+                scores.add(f"{TWO_LEVELS} {threshold}{name}", two[prompt_set.valid.all(1) & group])
     return scores
 
 
 def matched(pairs: Array) -> int:
-    """Size of the largest one-to-one matching in bool ``[3,3]``."""
+    """Return the size of the largest one-to-one matching in bool ``[3,3]``."""
     chosen = linear_sum_assignment(pairs, maximize=True)
     return int(pairs[chosen].sum())
 
 
-def _subparts(scene: Scene, most: int) -> list[Target]:
+def _subparts(scene: Scene, count: int) -> list[Target]:
     identities, areas = np.unique(scene.levels[SUBPART], return_counts=True)
     largest = np.argsort(-areas, kind="stable")
     found = [int(identities[index]) for index in largest if identities[index] > 0]
-    return [(SUBPART, identity) for identity in found[:most]]
+    return [(SUBPART, identity) for identity in found[:count]]
 
 
-def _goal(prompts: PromptSet) -> Array:
+def _target_masks(prompts: PromptSet) -> Array:
     return prompts.masks[np.arange(len(prompts.target)), prompts.target]
 
 
-def _score_clicks(
-    scores: Scores, where: str, prompts: PromptSet, logits: Array, predicted: Array
+def _score_points(
+    scores: Scores, position: str, prompts: PromptSet, logits: Array, predicted: Array
 ) -> tuple[Array, Array]:
-    """One click: all tokens, the model's own choice, and how well it knows.
+    """Score one point: all tokens, the mask of highest predicted IoU, and the predicted IoUs.
 
-    Returns the chosen masks ``[Q,256,256]`` and their IoUs with the nearest valid meaning.
+    Returns the chosen masks ``[Q,256,256]`` and their IoUs with the nearest valid level.
     """
-    goal, rows = _goal(prompts), np.arange(len(logits))
+    goal, rows = _target_masks(prompts), np.arange(len(logits))
     iou = mask_iou(logits, goal[:, None])
     best = iou[:, 1:].max(1)
-    meanings = mask_iou(logits[:, :, None], prompts.masks[:, None]) * prompts.valid[:, None]
+    level_iou = mask_iou(logits[:, :, None], prompts.masks[:, None]) * prompts.valid[:, None]
     choice = 1 + predicted[:, 1:].argmax(1)
-    known = meanings.max(2)
-    scores.add(f"one click {where}, best of three", best)
-    scores.add(f"one click {where}, own choice", iou[rows, choice])
-    scores.add(f"one click {where}, own choice, any valid meaning", known[rows, choice])
-    scores.add(f"one click {where}, token 0", iou[:, 0])
+    best_iou = level_iou.max(2)
+    scores.add(f"one point {position}, best of three", best)
+    scores.add(f"one point {position}, highest predicted IoU", iou[rows, choice])
+    scores.add(
+        f"one point {position}, highest predicted IoU, any valid level", best_iou[rows, choice]
+    )
+    scores.add(f"one point {position}, token 0", iou[:, 0])
     side, smallest = PIXELS_PER_LOGIT * np.sqrt(goal.sum((1, 2))), 0.0
     for name, largest in SIZES.items():
         group = (side > smallest) & (side <= largest)
-        scores.add(f"one click {where}, best of three, {name}", best[group])
+        scores.add(f"one point {position}, best of three, {name}", best[group])
         smallest = largest
-    scores.judge(CLICK, logits[:, 1:], predicted[:, 1:], known[:, 1:])
-    scores.judge(CHOICE, logits[rows, choice], predicted[rows, choice], known[rows, choice])
-    return logits[rows, choice] > 0, known[rows, choice]
+    scores.add_ious(POINT, logits[:, 1:], predicted[:, 1:], best_iou[:, 1:])
+    scores.add_ious(CHOICE, logits[rows, choice], predicted[rows, choice], best_iou[rows, choice])
+    return logits[rows, choice] > 0, best_iou[rows, choice]
 
 
 def stability(logits: Array) -> Array:
-    """AutoMask's stability score of logits, over the last two axes."""
+    """Return AutoMask's stability score of logits, over the last two axes."""
     narrow, wide = (logits > 1).sum((-2, -1)), (logits > -1).sum((-2, -1))
     return np.asarray(narrow / np.maximum(wide, 1))
 
@@ -219,32 +227,34 @@ def stability(logits: Array) -> Array:
 def _score_boxes(
     scores: Scores, name: str, prompts: PromptSet, logits: Array, predicted: Array
 ) -> None:
-    """A box alone: token 0 (`MULTIMASK_SINGLE`), and the best predicted of 1..3 (the default)."""
-    goal = _goal(prompts)
+    """Score boxes: token 0 (`MULTIMASK_SINGLE`), and the best predicted of 1..3 (the default)."""
+    goal = _target_masks(prompts)
     choice, iou = 1 + predicted[:, 1:].argmax(1), mask_iou(logits[:, 0], goal)
     scores.add(name, iou)
-    scores.judge(BOX, logits[:, 0], predicted[:, 0], iou)
-    scores.add(f"{name}, own choice", mask_iou(logits[np.arange(len(goal)), choice], goal))
+    scores.add_ious(BOX, logits[:, 0], predicted[:, 0], iou)
+    scores.add(
+        f"{name}, highest predicted IoU", mask_iou(logits[np.arange(len(goal)), choice], goal)
+    )
 
 
 def _score_refinement(
     scores: Scores, prompts: PromptSet, decode: Callable[..., tuple[Array, Array]]
 ) -> None:
-    """Correct token 0 by clicks in its widest error, feeding the logits back."""
-    goal = _goal(prompts)
+    """Score corrections of token 0 by points in its widest error, with logits fed back."""
+    goal = _target_masks(prompts)
     logits, _ = decode(prompts)
-    for turn in range(REFINEMENTS):
+    for step in range(REFINEMENTS):
         for row in range(len(goal)):
             point, label = widest_error(logits[row, 0] > 0, goal[row] > 0)
-            prompts.coords[row, 1 + turn], prompts.labels[row, 1 + turn] = point, label
+            prompts.coords[row, 1 + step], prompts.labels[row, 1 + step] = point, label
         logits, predicted = decode(prompts, logits[:, 0])
         iou = mask_iou(logits[:, 0], goal)
-        scores.add(f"{2 + turn} clicks", iou)
-        scores.judge(CORRECTED, logits[:, 0], predicted[:, 0], iou)
+        scores.add(f"{2 + step} points", iou)
+        scores.add_ious(CORRECTED, logits[:, 0], predicted[:, 0], iou)
 
 
 def widest_error(mask: Array, goal: Array) -> tuple[tuple[float, float], int]:
-    """Centre (x, y in model pixels) of a low-res mask's widest error, and what belongs there."""
+    """Return the centre (x, y in model pixels) of a mask's widest error, and the true label."""
     wrong = np.pad(mask != goal, 1).astype(np.uint8)
     depth = cv2.distanceTransform(wrong, cv2.DIST_L2, 3)[1:-1, 1:-1]
     if not depth.any():

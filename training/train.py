@@ -1,4 +1,4 @@
-"""Train ``sam_tiny`` from nothing on synthetic scenes.
+"""Train ``sam_tiny`` from scratch on synthetic scenes.
 
 ``python -m training.train --out runs/x [--steps 8000] [--seed 0] [--resume]``
 """
@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from training.asking import rounds
 from training.data import Batch, batches
 from training.dense import DenseHeads
-from training.judging import Judging
+from training.interactive import rounds
+from training.iou_fit import IouFit
 from training.layers import channels_last
 from training.losses import Result, prompt_loss
 from training.model import SamTiny
@@ -27,14 +27,14 @@ from training.schedule import Schedule
 STEPS = 8000
 AVERAGING = 0.999
 STATIONARY_END = "stationary.pt"
-"""The state when the cool-down begins, from which a longer run could go on."""
+"""Checkpoint at the start of the cool-down, from which a longer run can continue."""
 CHECKPOINT_SECONDS = 150.0
 REPORT_STEPS = 50
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to learn, and with what."""
+    """Schedule and resources of a run."""
 
     schedule: Schedule
     workers: int
@@ -42,7 +42,7 @@ class Plan:
 
 
 class Trainer:
-    """Model, averaged model and optimiser, and what is needed to continue a run."""
+    """Model, averaged model, optimiser, and the state that is needed to continue a run."""
 
     def __init__(self, plan: Plan, out: Path) -> None:
         torch.manual_seed(plan.schedule.seed)
@@ -50,13 +50,13 @@ class Trainer:
         self.model = channels_last(SamTiny()).to(plan.device)
         self.average = copy.deepcopy(self.model).eval()
         self.dense = channels_last(DenseHeads()).to(plan.device)
-        self.learning = nn.ModuleDict({"model": self.model, "dense": self.dense})
-        self.optimiser = Optimiser(self.learning)
+        self.trainable = nn.ModuleDict({"model": self.model, "dense": self.dense})
+        self.optimiser = Optimiser(self.trainable)
         self.step, self.seconds = 0, 0.0
         self.totals: dict[str, float] = {}
 
     def save(self, name: str = "last.pt") -> None:
-        """Write a checkpoint so that a reader never sees half of it."""
+        """Write a checkpoint atomically."""
         state = {
             "model": self.model.state_dict(),
             "dense": self.dense.state_dict(),
@@ -80,14 +80,14 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the last step."""
-        schedule, saved, before = self.plan.schedule, time.monotonic(), time.monotonic()
+        schedule, saved, previous = self.plan.schedule, time.monotonic(), time.monotonic()
         for batch in batches(schedule, range(self.step, schedule.steps), self.plan.workers):
             if self.step == schedule.cooldown_start:
                 self.save(STATIONARY_END)
-            self._learn(batch.to(self.plan.device))
+            self._train_step(batch.to(self.plan.device))
             self.step += 1
             now = time.monotonic()
-            self.seconds, before = self.seconds + now - before, now
+            self.seconds, previous = self.seconds + now - previous, now
             if self.step % REPORT_STEPS == 0:
                 self._report()
             if now - saved > CHECKPOINT_SECONDS:
@@ -95,37 +95,39 @@ class Trainer:
                 saved = now
         self.save()
 
-    def _learn(self, batch: Batch) -> None:
-        """One optimiser step: a first round on all prompts, more rounds on some."""
-        # Rounds draw numbers; by step, so that a resumed run draws the same ones.
+    def _train_step(self, batch: Batch) -> None:
+        """Run one optimiser step: a first round on all prompts, more rounds on some."""
+        # Rounds draw random numbers; seeded by step, so that a resumed run draws the same ones.
         torch.manual_seed(self.plan.schedule.seed * 1_000_003 + self.step)
-        self.learning.zero_grad(set_to_none=True)
+        self.trainable.zero_grad(set_to_none=True)
         with torch.autocast(self.plan.device, torch.bfloat16):
             embedding = self.model.encoder(batch.image, batch.size)
             dense = self.dense(self.model.decoder, embedding, batch.levels)
-            asked = list(rounds(self.model.decoder, embedding, batch, prompt_loss))
-            loss = sum((one.weight * one.result.loss for one in asked), dense)
+            all_rounds = list(rounds(self.model.decoder, embedding, batch, prompt_loss))
+            loss = sum((round_.weight * round_.result.loss for round_ in all_rounds), dense)
         self._add("dense", float(dense.detach()), 1)
-        for one in asked:
-            self._note("again" if one.boxed is None else "first", one.result, one.boxed)
+        for round_ in all_rounds:
+            self._record_round(
+                "refined" if round_.boxed is None else "first", round_.result, round_.boxed
+            )
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.learning.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.trainable.parameters(), 1.0)
         if torch.isfinite(norm):
             self.optimiser.step(self.plan.schedule.rate(self.step))
         self._update_average()
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        """Follow the weights with an exponential average, quickly at first."""
-        keep = min(AVERAGING, (1 + self.step) / (10 + self.step))
-        slow, fast = self.average.state_dict(), self.model.state_dict()
-        counters = [name for name, value in slow.items() if not value.is_floating_point()]
+        """Update the exponential average of the weights, faster at first."""
+        decay = min(AVERAGING, (1 + self.step) / (10 + self.step))
+        averaged, current = self.average.state_dict(), self.model.state_dict()
+        counters = [name for name, value in averaged.items() if not value.is_floating_point()]
         for name in counters:
-            slow.pop(name).copy_(fast.pop(name))
-        torch._foreach_lerp_(list(slow.values()), list(fast.values()), 1 - keep)
+            averaged.pop(name).copy_(current.pop(name))
+        torch._foreach_lerp_(list(averaged.values()), list(current.values()), 1 - decay)
 
-    def _note(self, name: str, result: Result, boxed: Tensor | None) -> None:
-        """Add a round's figures to the running totals."""
+    def _record_round(self, name: str, result: Result, boxed: Tensor | None) -> None:
+        """Add a round's measures to the running totals."""
         tokens = {"single": result.target_iou[:, 0], "best": result.iou[:, 1:].amax(1)}
         groups = {"": slice(None)} if boxed is None else {"": ~boxed, " box": boxed}
         self._add(f"{name} loss", float(result.loss.detach()), 1)
@@ -152,10 +154,10 @@ class Trainer:
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
-    parser.add_argument("--steps", type=int, default=STEPS, help="length of the whole run")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoints")
+    parser.add_argument("--steps", type=int, default=STEPS, help="total number of training steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=1, help="processes that paint scenes")
+    parser.add_argument("--workers", type=int, default=1, help="processes that generate scenes")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--resume", action="store_true", help="continue from OUT/last.pt")
     options = parser.parse_args()
@@ -165,9 +167,9 @@ def main() -> None:
     if options.resume:
         trainer.resume(options.out / "last.pt")
     trainer.run()
-    judging = Judging(trainer.average, schedule, options.device)
-    judging.run(options.workers)
-    judging.save(options.out / "final.pt")
+    fit = IouFit(trainer.average, schedule, options.device)
+    fit.run(options.workers)
+    fit.save(options.out / "final.pt")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""One module for each part that reads bytes from outside."""
+"""One module for each part that reads untrusted bytes."""

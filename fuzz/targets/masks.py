@@ -1,7 +1,7 @@
 """Masks as prompts: from the bytes of a message to the decoder's logits.
 
 An input is one byte of flags, height and width of the image, two bytes each, and the content:
-logits, or the counts of a mask, whose own size is written before them if a flag says so.
+logits, or the counts of a mask.  With a flag, the mask has its own size, before the counts.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _MODELS = (
     replace(MODEL, image_size=64, mask_size=16),
     replace(MODEL, image_size=256, mask_size=31),
 )
-_MOST_SIDE = 2048
-_MOST_PIXELS = 1 << 15
+_MAX_SIDE = 2048
+_MAX_PIXELS = 1 << 15
 _LIMITS = LimitSettings()
 
 
 def run(data: bytes) -> None:
-    """Read the mask, fit it to an image and a model, and look at the tensor."""
+    """Parse the mask, convert it for an image and a model, and check the tensor."""
     flags, image, content = _parsed(data)
     model = _MODELS[bool(flags & _LARGE_MODEL)]
     request = pb.PredictRequest(prompts=[pb.Prompt(mask=_message(flags, image, content))])
@@ -43,7 +43,7 @@ def run(data: bytes) -> None:
     prompting.check_prompts(prompts, image, model)
     transform = SAM1.transform(image, model)
     ready = tuple(prompting.with_logits(prompt, SAM1, transform) for prompt in prompts)
-    groups = list(prompting.group(ready, SAM1, transform, 16))
+    groups = list(prompting.batch_prompts(ready, SAM1, transform, 16))
     assert len(groups) == 1
     logits = groups[0].batch.mask_input
     assert logits.dtype == np.float32
@@ -53,7 +53,7 @@ def run(data: bytes) -> None:
 
 
 def _check_range(prompt: Prompt, logits: np.ndarray) -> None:
-    """An ordinary mask becomes -10 to 10; nothing of it is lost, and nothing is added."""
+    """Check the logits of a binary mask: -10 to 10, and empty only for an empty mask."""
     if not isinstance(prompt.mask, BinaryMask):
         return
     assert logits.min() >= -10
@@ -63,8 +63,8 @@ def _check_range(prompt: Prompt, logits: np.ndarray) -> None:
 
 def _parsed(data: bytes) -> tuple[int, Size, bytes]:
     flags, height, width = _HEADER.unpack(data[: _HEADER.size].ljust(_HEADER.size, b"\0"))
-    height = height % _MOST_SIDE + 1
-    width = width % min(_MOST_SIDE, max(1, _MOST_PIXELS // height)) + 1
+    height = height % _MAX_SIDE + 1
+    width = width % min(_MAX_SIDE, max(1, _MAX_PIXELS // height)) + 1
     return flags, Size(height, width), data[_HEADER.size :]
 
 
@@ -78,26 +78,26 @@ def _message(flags: int, image: Size, content: bytes) -> pb.MaskInput:
     return pb.MaskInput(binary=pb.CocoRle(size=size, counts=content.decode("latin-1")))
 
 
-def packed(flags: int, image: Size, content: bytes) -> bytes:
-    """Write an input."""
+def encode_input(flags: int, image: Size, content: bytes) -> bytes:
+    """Return an input."""
     return (
         _HEADER.pack(flags & 255, (image.height - 1) & 0xFFFF, (image.width - 1) & 0xFFFF) + content
     )
 
 
 def seeds() -> list[bytes]:
-    """Return masks and logits that fit, and logits with every special number."""
+    """Return valid masks and logits, and logits with every special number."""
     random = Random(0)
     inputs = []
     for size in (Size(1, 1), Size(5, 7), Size(16, 24), Size(1, 2048), Size(2048, 1), Size(60, 70)):
         mask = rle.random_mask(size, random)
-        inputs += [packed(flags, size, mask.counts.encode()) for flags in (0, _LARGE_MODEL)]
-        other = rle.packed(size, mask.counts)
-        inputs.append(packed(_OTHER_SIZE, Size(16, 24), other))
+        inputs += [encode_input(flags, size, mask.counts.encode()) for flags in (0, _LARGE_MODEL)]
+        other = rle.encode_input(size, mask.counts)
+        inputs.append(encode_input(_OTHER_SIZE, Size(16, 24), other))
     for value in mutation.DOUBLES:
-        inputs.append(packed(_LOGITS, Size(16, 24), _floats(value, 16 * 16)))
-    inputs.append(packed(_LOGITS | _LARGE_MODEL, Size(16, 24), _floats(0.5, 31 * 31)))
-    inputs.append(packed(_LOGITS, Size(16, 24), _floats(0.5, 15 * 15)))
+        inputs.append(encode_input(_LOGITS, Size(16, 24), _floats(value, 16 * 16)))
+    inputs.append(encode_input(_LOGITS | _LARGE_MODEL, Size(16, 24), _floats(0.5, 31 * 31)))
+    inputs.append(encode_input(_LOGITS, Size(16, 24), _floats(0.5, 15 * 15)))
     return inputs
 
 

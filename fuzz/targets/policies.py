@@ -1,6 +1,6 @@
-"""Files that say who may do what, and the credentials that callers send.
+"""Files of policy and keys, and the credentials of callers.
 
-An input is one byte that chooses what is read, and the file or the credential.
+An input is one byte that selects the parser, and the file or the credential.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _ISSUER, _AUDIENCE = "https://issuer.example", "samserve"
 _NEVER = 4102444800
 _CURVE_KEY = ec.derive_private_key(12345, ec.SECP256R1())
 _EDWARDS_KEY = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))
-# A modulus needs no known factors to be read.
+# A modulus can be parsed without known factors.
 _MODULUS = base64.urlsafe_b64encode(b"\xc5" * 256).decode().rstrip("=")
 
 
 def _entry(key: str) -> keys.KeyEntry:
-    """Keep a key with a salt that is always the same."""
+    """Return the entry of a key, hashed with a constant salt."""
     hashed = keys._write_hash(bytes(16), keys._digest(bytes(16), key))
     return keys.KeyEntry(id=key[9:21], tenant="acme", roles=("predict",), hash=hashed, created=_NOW)
 
@@ -68,10 +68,10 @@ roles = ["annotator"]
 requests_per_s = 50.5
 burst = 100
 [quotas.small]
-embed = 2
-stored_bytes = 1000000
-image_megapixels = 10.0
-prompts = 16
+max_concurrent_embed = 2
+max_cached_bytes = 1000000
+max_image_megapixels = 10.0
+max_prompts = 16
 [server]
 requests_per_s = 100
 [identities."client.example"]
@@ -79,7 +79,7 @@ tenant = "acme"
 roles = ["annotator"]
 """
 _PARSED_POLICY = policy.parse_policy(_POLICY)
-_KEYS = (_entry(_KEY).toml() + _entry(_OTHER_KEY).toml()).encode()
+_KEYS = (_entry(_KEY).to_toml() + _entry(_OTHER_KEY).to_toml()).encode()
 _JWKS = json.dumps(_jwks()).encode()
 _CLAIMS = {
     "iss": _ISSUER,
@@ -93,7 +93,13 @@ _CLAIMS = {
 }
 WORDS = (
     *(b"[roles]", b"[quotas.default]", b"[tenants.x]", b'[identities."x"]', b"[[keys]]", b"[a.b]"),
-    *(b'quota = "small"\n', b'roles = ["embed"]\n', b"burst = 1\n", b"prompts = 0\n", b"version"),
+    *(
+        b'quota = "small"\n',
+        b'roles = ["embed"]\n',
+        b"burst = 1\n",
+        b"max_prompts = 0\n",
+        b"version",
+    ),
     *(b"1e-320", b"inf", b"nan", b"1e9", b"[" * 700, b"0001-01-01T00:00:00Z", b"2030-01-01"),
     *(b'note = "\\u007f\\n"\n', b"2030-01-01T00:00:00+00:00:30", b"sha256:AAAA:AAAA", b"9" * 4400),
     *(b'"kty"', b'"alg"', b'"kid"', b'"use"', b'"crv"', b'"d"', b'"k"', b'"x5c"', b'"key_ops"'),
@@ -102,28 +108,28 @@ WORDS = (
 )
 
 
-def _watched(value: Any) -> Any:
-    """Stand for a file that has been read."""
+def _reloadable(value: Any) -> Any:
+    """Return a stand-in for a reloadable file with this content."""
     return SimpleNamespace(value=value)
 
 
 _AUTHENTICATOR = Authenticator(
-    _watched(_PARSED_POLICY),
-    keys=_watched(keys.parse_keys(_KEYS)),
-    tokens=Tokens(_watched(tokens.parse_jwks(_JWKS)), tokens.TokenRules(_ISSUER, _AUDIENCE)),
+    _reloadable(_PARSED_POLICY),
+    keys=_reloadable(keys.parse_keys(_KEYS)),
+    tokens=Tokens(_reloadable(tokens.parse_jwks(_JWKS)), tokens.TokenRules(_ISSUER, _AUDIENCE)),
     now=lambda: _NOW,
 )
 
 
 def run(data: bytes) -> None:
-    """Read the file, or let the caller in or not."""
+    """Parse the file, or authenticate the caller."""
     kind, content = (data[0] if data else 0), data[1:]
     _KINDS[kind % len(_KINDS)](content)
 
 
 @contextmanager
 def _only(*documented: type[SamserveError]) -> Iterator[None]:
-    """Let only these errors pass, and none of their subclasses' relatives."""
+    """Fail for any samserve error other than the *documented* ones."""
     try:
         yield
     except SamserveError as error:
@@ -135,18 +141,18 @@ def _only(*documented: type[SamserveError]) -> Iterator[None]:
 def _policy(content: bytes) -> None:
     with _only(Misconfigured):
         parsed = policy.parse_policy(content)
-    for tenant in ("acme", "nobody", *parsed.tenants):
+    for tenant in ("acme", "unknown", *parsed.tenants):
         quota = parsed.quota(tenant)
         assert quota.bucket_size >= 1
-        assert quota.image_pixels is None or quota.image_pixels >= 0
+        assert quota.max_image_pixels is None or quota.max_image_pixels >= 0
         parsed.permissions(parsed.roles_of(tenant, ()))
     _admit(parsed)
 
 
 def _admit(parsed: policy.Policy) -> None:
-    """Three calls at once, at the same moment; a refusal must have a status."""
+    """Admit two concurrent calls per tenant; only `QuotaExceeded` may be raised."""
     quotas = Quotas(lambda: parsed, now=lambda: 0.0)
-    for tenant in ("nobody", *parsed.tenants):
+    for tenant in ("unknown", *parsed.tenants):
         with (
             _only(QuotaExceeded),
             quotas.admit("embed", tenant, "Embed"),
@@ -160,14 +166,14 @@ def _keys(content: bytes) -> None:
         ring = keys.parse_keys(content)
     for entry in ring.entries:
         with _only():
-            (again,) = keys.parse_keys(entry.toml().encode()).entries
+            (parsed,) = keys.parse_keys(entry.to_toml().encode()).entries
         for name in ("id", "tenant", "roles", "hash", "note"):
-            assert getattr(again, name) == getattr(entry, name)
-    _refused(lambda: ring.find(_KEY, _NOW))
+            assert getattr(parsed, name) == getattr(entry, name)
+    _ignore_unauthenticated(lambda: ring.find(_KEY, _NOW))
 
 
-def _refused(function: Callable[[], object]) -> None:
-    """Call what may refuse a caller without spoiling that the file itself was accepted."""
+def _ignore_unauthenticated(function: Callable[[], object]) -> None:
+    """Call *function* and ignore `Unauthenticated`: the file itself was accepted."""
     try:
         function()
     except Unauthenticated:
@@ -179,7 +185,7 @@ def _key_set(content: bytes) -> None:
         parsed = tokens.parse_jwks(content)
     rules = tokens.TokenRules(_ISSUER, _AUDIENCE)
     for token in _TOKENS:
-        _refused(lambda token=token: rules.verify(token, parsed))  # type: ignore[misc]
+        _ignore_unauthenticated(lambda token=token: rules.verify(token, parsed))  # type: ignore[misc]
 
 
 def _header(content: bytes) -> None:
@@ -191,20 +197,20 @@ def _credential(content: bytes) -> None:
 
 
 def _token(content: bytes) -> None:
-    """Any header, payload and signature, divided by zeros."""
+    """Check a token of any header, payload and signature, separated by zeros."""
     parts = (base64.urlsafe_b64encode(part).rstrip(b"=") for part in content.split(b"\0"))
     _credential(b".".join(parts))
 
 
 def _signed(content: bytes) -> None:
-    """Any payload, under a signature that holds."""
+    """Check a token of any payload with a valid signature."""
     key, algorithm, kid = _SIGNERS[len(content) % len(_SIGNERS)]
     token = jwt.PyJWS().encode(content, cast(Any, key), algorithm, {"kid": kid})
     _authenticate([f"Bearer {token}"])
 
 
 def _certificate(content: bytes) -> None:
-    _authenticate([], certificates.names_of_peer({"x509_common_name": [content]}))
+    _authenticate([], certificates.peer_names({"x509_common_name": [content]}))
 
 
 def _chain(content: bytes) -> None:
@@ -230,19 +236,19 @@ _KINDS: tuple[Callable[[bytes], None], ...] = (
 
 
 def seeds() -> list[bytes]:
-    """Return what is good of every kind, and what is empty."""
+    """Return valid inputs of every kind, and empty ones."""
     pem, private = _certificate_files()
-    alone = json.dumps({"keys": [{**_jwks()["keys"][0], "kid": ""}]}).encode()
-    good = [
+    single_key = json.dumps({"keys": [{**_jwks()["keys"][0], "kid": ""}]}).encode()
+    valid = [
         *(_seed(_policy, _POLICY), _seed(_keys, _KEYS), _seed(_key_set, _JWKS)),
-        *(_seed(_policy, b"version = 1"), _seed(_key_set, alone)),
+        *(_seed(_policy, b"version = 1"), _seed(_key_set, single_key)),
         *(_seed(_header, f"bearer {text}".encode()) for text in (_KEY, *_TOKENS)),
         *(_seed(_credential, text.encode()) for text in (_KEY, _OTHER_KEY, *_TOKENS)),
         *(_seed(_token, _unpacked(text)) for text in _TOKENS),
         *(_seed(_signed, json.dumps(_CLAIMS).encode() + b" " * pad) for pad in range(2)),
         *(_seed(_certificate, b"client.example"), _seed(_chain, pem + b"\0" + private)),
     ]
-    return good + [bytes([kind]) for kind in range(len(_KINDS))]
+    return valid + [bytes([kind]) for kind in range(len(_KINDS))]
 
 
 def _unpacked(token: str) -> bytes:
@@ -250,7 +256,7 @@ def _unpacked(token: str) -> bytes:
 
 
 def _certificate_files() -> tuple[bytes, bytes]:
-    """Sign a certificate; with Ed25519 the signature is always the same."""
+    """Return a certificate and its key; with Ed25519 the signature is deterministic."""
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "samserve")])
     builder = x509.CertificateBuilder(name, name, _EDWARDS_KEY.public_key(), 1, _NOW, _NOW)
     certificate = builder.sign(_EDWARDS_KEY, None)

@@ -1,6 +1,6 @@
-"""Messages of the protocol: parsing, and all that the service does before a model runs.
+"""Messages of the protocol: parsing, and everything that the service does before an inference.
 
-An input is one byte that chooses the call, and the serialized request.
+An input is one byte that selects the call, and the serialized request.
 """
 
 from __future__ import annotations
@@ -31,12 +31,16 @@ from fuzz import files, protobufs
 from fuzz.targets import rle
 
 _LIMITS = LimitSettings(
-    prompts=16, points=8, points_per_side=12, crop_n_layers=2, response_bytes=1 << 14
+    max_prompts=16,
+    max_points=8,
+    max_points_per_side=12,
+    max_crop_n_layers=2,
+    max_response_bytes=1 << 14,
 )
 _IMAGE_LIMITS = images.ImageLimits(max_pixels=5000, max_side=100)
-_STORED = Size(16, 24)
+_CACHED_SIZE = Size(16, 24)
 _MODEL = replace(MODEL, image_size=64, mask_size=16)
-_MOST_PER_RUN = 4
+_MAX_PROMPTS_PER_BATCH = 4
 _CONTENTS = (
     *(files.jpegs()[0], files.pngs()[0], files.webps()[0], b"", b"fake", b"A" * 129, b"a" * 64),
     *(bytes(size) for size in (31, 32, 54, 162, 900, 1024)),
@@ -44,18 +48,18 @@ _CONTENTS = (
 )
 
 
-class _NoStore:
-    """Stands for all but the engine, which is not reached."""
+class _NoCache:
+    """Placeholder for all parts but the engine, none of which is used."""
 
 
-_EMBEDDINGS = EmbeddingService(FakeEngine(model=_MODEL), *cast(Any, [_NoStore()] * 5))
+_EMBEDDINGS = EmbeddingService(FakeEngine(model=_MODEL), *cast(Any, [_NoCache()] * 5))
 
 
 def run(data: bytes) -> None:
-    """Parse the message and do with it what the servicer does."""
+    """Parse the message and process it as the servicer does."""
     call = (_embed, _predict, _automask, _delete)[data[0] % 4 if data else 0]
     request = _message(data)
-    # Whoever counts fields takes whatever protobuf takes.
+    # The counter of fields accepts every message that protobuf accepts.
     assert field_limit.count_fields(request.DESCRIPTOR, memoryview(data[1:]), 1 << 14) > 0
     call(cast(Any, request))
 
@@ -77,12 +81,12 @@ def _predict(request: pb.PredictRequest) -> None:
     requests.prompts_are_quick(request)
     call = requests.predict(request, _LIMITS)
     prompts = call.prompts
-    size, model = _sized(call.source, call.model)
+    size, model = _image_size(call.source, call.model)
     call.options.check_logits(len(prompts), model)
     prompting.check_prompts(prompts, size, model)
     transform = SAM1.transform(size, model)
     ready = tuple(prompting.with_logits(prompt, SAM1, transform) for prompt in prompts)
-    groups = list(prompting.group(ready, SAM1, transform, _MOST_PER_RUN))
+    groups = list(prompting.batch_prompts(ready, SAM1, transform, _MAX_PROMPTS_PER_BATCH))
     indices = sorted(index for group in groups for index in group.indices)
     assert indices == list(range(len(prompts)))
     for group in groups:
@@ -90,9 +94,9 @@ def _predict(request: pb.PredictRequest) -> None:
 
 
 def _check_group(group: prompting.PromptGroup, model: ModelInfo) -> None:
-    """Look at the tensors that the decoder would get."""
+    """Check the tensors for the decoder."""
     batch, count = group.batch, len(group.indices)
-    assert 1 <= count <= _MOST_PER_RUN
+    assert 1 <= count <= _MAX_PROMPTS_PER_BATCH
     assert batch.point_labels.shape == batch.point_coords.shape[:2]
     assert batch.point_coords.shape[0] == count
     assert batch.point_coords.shape[2] == 2
@@ -108,7 +112,7 @@ def _check_group(group: prompting.PromptGroup, model: ModelInfo) -> None:
 def _automask(request: pb.AutoMaskRequest) -> None:
     call = requests.automask(request, _LIMITS)
     options = AutoMaskOptions.of(SAM1, call.options)
-    size, _ = _sized(call.source, call.model)
+    size, _ = _image_size(call.source, call.model)
     if options.region_of_interest is not None:
         prompting.check_box_inside("options.region_of_interest", options.region_of_interest, size)
     crops = plan_crops(size, options)
@@ -126,57 +130,57 @@ def _delete(request: pb.DeleteEmbeddingRequest) -> None:
     requests.delete(request)
 
 
-def _sized(source: Source, model: str) -> tuple[Size, ModelInfo]:
-    """Find the size of the image; what would be in the store has always the same."""
+def _image_size(source: Source, model: str) -> tuple[Size, ModelInfo]:
+    """Return the size of the image; a cached one always has the same size."""
     chosen = _EMBEDDINGS.model(model)
     if isinstance(source, EmbeddingRef):
-        return _STORED, chosen
+        return _CACHED_SIZE, chosen
     ids.embedding_id(source.image, chosen)
     if isinstance(source.image, ImageDigest):
-        return _STORED, chosen
+        return _CACHED_SIZE, chosen
     return images.probe(source.image, _IMAGE_LIMITS), chosen
 
 
 @functools.cache
 def seeds() -> list[bytes]:
-    """Return requests of every kind that are good, and the empty ones."""
+    """Return valid requests of every kind, and empty ones."""
     image = pb.Image(encoded=files.pngs()[0])
     size = pb.ImageSize(height=6, width=9)
     raw = pb.Image(raw=pb.RawImage(size=size, layout=pb.RAW_LAYOUT_RGB, data=bytes(162)))
     digest = pb.Image(encoded_sha256=bytes(32))
     sources = (image, raw, digest)
-    embeds = [_packed(0, pb.EmbedRequest(image=each, model="fake")) for each in sources]
+    embeds = [_input(0, pb.EmbedRequest(image=source, model="fake")) for source in sources]
     predicts = [
-        _packed(1, pb.PredictRequest(image=each, prompts=_prompts(measured)))
-        for each, measured in zip(sources, (Size(6, 9), Size(6, 9), _STORED), strict=True)
+        _input(1, pb.PredictRequest(image=source, prompts=_prompts(measured)))
+        for source, measured in zip(sources, (Size(6, 9), Size(6, 9), _CACHED_SIZE), strict=True)
     ]
-    by_id = pb.PredictRequest(embedding_id="a" * 64, prompts=_prompts(_STORED))
+    by_id = pb.PredictRequest(embedding_id="a" * 64, prompts=_prompts(_CACHED_SIZE))
     by_id.output_mode = pb.OUTPUT_MODE_LOW_RES_LOGITS
     automasks = [
-        _packed(2, pb.AutoMaskRequest(image=each, options=options))
-        for each in sources
+        _input(2, pb.AutoMaskRequest(image=source, options=options))
+        for source in sources
         for options in _options()
     ]
-    other = [_packed(1, by_id), _packed(2, pb.AutoMaskRequest(embedding_id="a" * 64))]
-    delete = _packed(3, pb.DeleteEmbeddingRequest(embedding_id="a" * 64))
+    other = [_input(1, by_id), _input(2, pb.AutoMaskRequest(embedding_id="a" * 64))]
+    delete = _input(3, pb.DeleteEmbeddingRequest(embedding_id="a" * 64))
     return [*embeds, *predicts, *automasks, *other, delete, *(bytes([kind]) for kind in range(4))]
 
 
-def _packed(kind: int, request: Message) -> bytes:
+def _input(kind: int, request: Message) -> bytes:
     return bytes([kind]) + request.SerializeToString()
 
 
 def _prompts(image: Size) -> list[pb.Prompt]:
-    click = pb.Point(x=1, y=2, label=pb.Point.LABEL_FOREGROUND)
+    point = pb.Point(x=1, y=2, label=pb.Point.LABEL_FOREGROUND)
     box = pb.Box(x_min=0, y_min=0, x_max=image.width, y_max=image.height)
     size = pb.ImageSize(height=image.height, width=image.width)
     counts = rle.random_mask(image, Random(0)).counts
     return [
-        pb.Prompt(points=[click]),
-        pb.Prompt(points=[click, click], box=box),
+        pb.Prompt(points=[point]),
+        pb.Prompt(points=[point, point], box=box),
         pb.Prompt(box=box),
         pb.Prompt(mask=pb.MaskInput(binary=pb.CocoRle(size=size, counts=counts))),
-        pb.Prompt(points=[click], mask=pb.MaskInput(low_res_logits=bytes(1024))),
+        pb.Prompt(points=[point], mask=pb.MaskInput(low_res_logits=bytes(1024))),
     ]
 
 
@@ -203,4 +207,4 @@ def mutate(data: bytes, random: Random) -> bytes:
         return random.choice(seeds())
     for _ in range(random.randrange(1, 4)):
         protobufs.mutate(request, random, _CONTENTS)
-    return _packed(data[0] % 4 if data else 0, request)
+    return _input(data[0] % 4 if data else 0, request)

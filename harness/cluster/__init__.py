@@ -1,1 +1,1 @@
-"""A real cluster of Valkey or Redis on loopback, for trying and for tests."""
+"""A real Valkey or Redis Cluster on loopback, for tests and for trying out samserve."""

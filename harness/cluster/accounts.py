@@ -1,4 +1,4 @@
-"""Who may use the nodes: one account for clients, and the harness's own."""
+"""ACL users of the nodes: one for clients, and one for the harness."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _OWN = "harness"
 
 
 class Accounts:
-    """Accounts that the nodes start with; without a password anybody may do anything.
+    """The initial ACL users of the nodes; without a password, any client may do anything.
 
-    With one, the default user is off (unless it is the one with the password), and the harness and
-    the replication use an account of their own.  So a change of passwords does not reach them.
+    With a password, the default user is disabled (unless the password is its own), and the harness
+    and the replication use a separate user.  So a password change in a test does not affect them.
     """
 
     def __init__(self, user: str | None, password: str | None, rules: str = EVERYTHING) -> None:
@@ -25,13 +25,13 @@ class Accounts:
         self._rules = rules
         self._hashes: dict[str, str] = {}
         self.own: tuple[str, str] | None = None
-        """Name and password of the harness's own account."""
+        """Name and password of the harness's user."""
         if password is not None:
             self._hashes[user or "default"] = _hash(password)
             self.own = (_OWN, secrets.token_hex(16))
 
     def directives(self) -> Iterator[str]:
-        """Yield lines for the configuration of a node."""
+        """Yield the lines for the configuration of a node."""
         if self.own is None:
             return
         name, password = self.own
@@ -45,5 +45,5 @@ class Accounts:
 
 
 def _hash(password: str) -> str:
-    """As ACL rules have it; a hash needs no quoting."""
+    """Return the password as an ACL rule; a hash needs no quoting."""
     return f"#{hashlib.sha256(password.encode()).hexdigest()}"

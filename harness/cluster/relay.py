@@ -1,4 +1,4 @@
-"""Relays before the ports of nodes."""
+"""Relays in front of the ports of nodes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class _Server(socketserver.ThreadingTCPServer):
 
 
 class Relay:
-    """Passes on what comes to a port of its own to another one of loopback, and the answers.
+    """Forwards connections on its own port to another port on loopback, in both directions.
 
-    Each connection has a thread, and lasts until one side ends it.
+    Each connection has a thread, and lasts until one side closes it.
     """
 
     def __init__(self, target: int) -> None:
-        """Listen at ``port``."""
+        """Listen on a free port, which is ``port``."""
         self.target = target
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -44,27 +44,27 @@ class Relay:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
 
-    def serve(self, caller: socket.socket) -> None:
-        """Serve one connection to its end; raise `OSError` where it breaks."""
+    def serve(self, client: socket.socket) -> None:
+        """Serve one connection until it is closed.  Raises `OSError` if it fails."""
         with socket.create_connection((HOST, self.target)) as node:
-            self.pass_on(caller, node)
+            self.forward(client, node)
 
-    def pass_on(
-        self, caller: socket.socket, node: socket.socket, passes: Callable[[], bool] = lambda: True
+    def forward(
+        self, client: socket.socket, node: socket.socket, passes: Callable[[], bool] = lambda: True
     ) -> None:
-        """Pass on in both directions, but lose what comes while it does not pass."""
+        """Forward data in both directions; drop it while *passes* returns False."""
         with self._lock:
-            self._open |= {caller, node}
+            self._open |= {client, node}
         try:
-            for data, sink in _received(caller, node):
+            for data, sink in _received(client, node):
                 if passes():
                     sink.sendall(data)
         finally:
             with self._lock:
-                self._open -= {caller, node}
+                self._open -= {client, node}
 
     def close_connections(self) -> None:
-        """Cut all connections."""
+        """Close all connections."""
         with self._lock:
             connections, self._open = self._open, set()
         for connection in connections:
@@ -72,7 +72,7 @@ class Relay:
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Stop listening, and cut all connections."""
+        """Stop listening, and close all connections."""
         self._server.shutdown()
         self._thread.join()
         self.close_connections()
@@ -80,7 +80,7 @@ class Relay:
 
 
 def _received(one: socket.socket, other: socket.socket) -> Iterator[tuple[bytes, socket.socket]]:
-    """Yield what comes from either, with the one that it is for, until one of them ends."""
+    """Yield data from either socket, with the socket to send it to, until one is closed."""
     with selectors.DefaultSelector() as waiting:
         waiting.register(one, selectors.EVENT_READ, other)
         waiting.register(other, selectors.EVENT_READ, one)
@@ -94,9 +94,9 @@ def _received(one: socket.socket, other: socket.socket) -> Iterator[tuple[bytes,
 
 
 def _read(source: socket.socket) -> bytes | None:
-    """Return what is there, empty at the end; None if nothing is.
+    """Return the available data, empty at the end of the stream; None if there is none.
 
-    With TLS there may be more than the socket shows, or nothing although it shows something.
+    With TLS, data may be buffered although the socket is not readable, and vice versa.
     """
     source.setblocking(False)
     try:

@@ -1,4 +1,4 @@
-"""Moving slots between masters while clients use them, as ``redis-cli --cluster reshard`` does."""
+"""Moves slots between masters while clients use them, like ``redis-cli --cluster reshard``."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from harness.cluster.node import COMMAND_TIMEOUT_S, HOST, Node
 from harness.errors import HarnessError
 
 BATCH = 10
-"""Keys that are moved at once, during which both nodes answer nobody."""
+"""Keys that are moved at once; meanwhile both nodes respond to no client."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotMove:
-    """One slot on its way; a test may look at the cluster between the steps, which go in order."""
+    """The consecutive steps of moving one slot; a test may use the cluster between them."""
 
     slot: int
     source: Node
     target: Node
     masters: Sequence[Node]
-    """All that answer, source and target among them."""
+    """All responding masters, including source and target."""
 
     def begin(self) -> None:
-        """From now on the source answers ASK for keys that it does not have."""
+        """Start the migration: the source replies ASK for keys that it does not have."""
         self._set_slot(self.target, "IMPORTING", self.source.id)
         self._set_slot(self.source, "MIGRATING", self.target.id)
 
     def move_keys(self, batch: int = BATCH) -> int:
-        """Move up to ``batch`` keys, and return how many that were."""
+        """Move at most ``batch`` keys; return their number."""
         keys = self.source.command("CLUSTER", "GETKEYSINSLOT", self.slot, batch)
         if keys:
             timeout_ms = int(COMMAND_TIMEOUT_S * 1000)
@@ -41,22 +41,23 @@ class SlotMove:
         return len(keys)
 
     def finish(self) -> None:
-        """Give the slot, which must be empty at the source, to the target.
+        """Assign the slot, which must be empty at the source, to the target.
 
-        To the target first: if it ended with the slot still importing, nobody would own the slot.
+        The target is informed first: if it failed while still importing, the slot would have no
+        owner.
         """
         others = [node for node in self.masters if node not in (self.source, self.target)]
         for node in (self.target, self.source, *others):
             self._set_slot(node, "NODE", self.target.id)
 
     def run(self) -> None:
-        """All steps."""
+        """Run all steps."""
         self.begin()
         while self.move_keys():
             pass
         self.finish()
 
     def _set_slot(self, node: Node, state: str, node_id: str) -> None:
-        answer = node.command("CLUSTER", "SETSLOT", self.slot, state, node_id)
-        if answer != b"OK":
-            raise HarnessError(f"SETSLOT {self.slot} {state} at {node.address}: {answer!r}")
+        reply = node.command("CLUSTER", "SETSLOT", self.slot, state, node_id)
+        if reply != b"OK":
+            raise HarnessError(f"SETSLOT {self.slot} {state} at {node.address}: {reply!r}")

@@ -1,4 +1,4 @@
-"""TLS in front of nodes, because the servers in the wheels are built without it."""
+"""TLS proxies in front of nodes, because the servers in the wheels are built without TLS."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from typing import Self
 
 from harness.cluster.relay import Relay
 
-_HANDSHAKE_S, _FAREWELL_S = 5.0, 1.0
+_HANDSHAKE_TIMEOUT_S, _CLOSE_TIMEOUT_S = 5.0, 1.0
 
 
-class TlsFronts:
-    """Ends TLS for every node of a cluster, each at a port of its own on loopback.
+class TlsProxies:
+    """Terminates TLS for every node of a cluster, each on its own port on loopback.
 
-    ``Cluster(announce=fronts.announce)``; a context manager, to be entered before the cluster and
-    left after it.  With a ``client_ca`` a client must have a certificate of it.  Connections in the
-    clear fail.  A client of a node that is down is connected, and then cut off.
+    ``Cluster(announce=proxies.announce)``; a context manager that must be entered before the
+    cluster and exited after it.  With a ``client_ca``, clients need a certificate of it.
+    Unencrypted connections fail.  For a stopped node, connections are accepted and then closed.
     """
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None) -> None:
-        """Take files in PEM, which are read now; ``certificate`` has the chain."""
+        """Read PEM files; ``certificate`` contains the chain."""
         self._client_ca = client_ca
-        self._fronts: list[Relay] = []
+        self._proxies: list[Relay] = []
         self.use(certificate, key)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for front in self._fronts:
-            front.close()
+        for proxy in self._proxies:
+            proxy.close()
 
     def announce(self, node_port: int) -> int:
-        """Put a front before a node, and return its port."""
-        front = _Front(self, node_port)
-        self._fronts.append(front)
-        return front.port
+        """Start a proxy in front of a node, and return its port."""
+        proxy = _TlsProxy(self, node_port)
+        self._proxies.append(proxy)
+        return proxy.port
 
     def use(self, certificate: Path, key: Path) -> None:
-        """Show this certificate to those who connect from now on, at every front."""
+        """Use this certificate for new connections to all nodes."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
         if self._client_ca is not None:
@@ -50,26 +50,26 @@ class TlsFronts:
         self.context = context
 
 
-class _Front(Relay):
-    def __init__(self, fronts: TlsFronts, target: int) -> None:
-        self._fronts = fronts
+class _TlsProxy(Relay):
+    def __init__(self, proxies: TlsProxies, target: int) -> None:
+        self._owner = proxies
         super().__init__(target)
 
-    def serve(self, caller: socket.socket) -> None:
-        context = self._fronts.context
-        with context.wrap_socket(caller, server_side=True, do_handshake_on_connect=False) as client:
-            client.settimeout(_HANDSHAKE_S)
+    def serve(self, client: socket.socket) -> None:
+        context = self._owner.context
+        with context.wrap_socket(client, server_side=True, do_handshake_on_connect=False) as tls:
+            tls.settimeout(_HANDSHAKE_TIMEOUT_S)
             try:
-                client.do_handshake()
+                tls.do_handshake()
             except ssl.SSLError:
-                _let_it_hear(client)
+                _drain(tls)
                 raise
-            super().serve(client)
+            super().serve(tls)
 
 
-def _let_it_hear(client: ssl.SSLSocket) -> None:
-    """Read on to the end: to close with bytes unread would overtake the alert."""
-    client.settimeout(_FAREWELL_S)
+def _drain(client: ssl.SSLSocket) -> None:
+    """Read to the end: with unread bytes, a close would reset the connection before the alert."""
+    client.settimeout(_CLOSE_TIMEOUT_S)
     with contextlib.suppress(OSError):
         client.shutdown(socket.SHUT_WR)
         while client.recv(1 << 16):

@@ -1,4 +1,4 @@
-"""What a node says about the cluster: the answer to CLUSTER NODES."""
+"""A node's view of the cluster: the reply to CLUSTER NODES."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ SLOTS = 16384
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One node, as another (or it itself) sees it."""
+    """One node in the view of another node or of itself."""
 
     id: str
     port: int
-    """The one announced to clients."""
+    """The port announced to clients."""
     flags: frozenset[str]
     master: str | None
-    """The id of its master; None: it is a master."""
+    """The id of its master; None if it is a master."""
     epoch: int
-    """Of its configuration: of two that claim a slot the later one owns it."""
+    """The configuration epoch: of two nodes that claim a slot, the one with the later owns it."""
     slots: tuple[range, ...]
 
     @property
     def is_master(self) -> bool:
-        """Whether it has slots, or could have some; not what failed and was replaced."""
+        """Whether it owns slots or could own some; False for failed nodes after a failover."""
         return self.master is None and (bool(self.slots) or "fail" not in self.flags)
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All nodes, as one of them sees them."""
+    """All nodes in the view of one of them."""
 
     members: tuple[Member, ...]
 
     @property
     def epoch(self) -> int:
-        """The latest in it: of two views, the one with the later epoch knows more."""
+        """The latest epoch: of two views, the one with the later epoch is newer."""
         return max(member.epoch for member in self.members)
 
     @property
     def owners(self) -> tuple[Member, ...]:
-        """Those that have slots."""
+        """The nodes that own slots."""
         return tuple(member for member in self.members if member.slots)
 
     def roles(self) -> frozenset[tuple[str, str | None, tuple[range, ...]]]:
-        """Return what nodes must agree about: ids, their masters, and slots.
+        """Return what nodes must agree on: ids, their masters, and slots.
 
-        Without those that have failed and were replaced, which new nodes do not hear of.
+        Failed nodes after a failover are excluded, because new nodes do not know them.
         """
         return frozenset(
             (member.id, member.master, member.slots)
@@ -57,20 +57,20 @@ class View:
         )
 
     def owner(self, slot: int) -> str | None:
-        """Return the id of the node that has the slot."""
+        """Return the id of the owner of a slot, None without one."""
         for member in self.members:
             if any(slot in slots for slots in member.slots):
                 return member.id
         return None
 
     def get(self, node_id: str) -> Member | None:
-        """Return the node with this id, if it is known."""
+        """Return the node with this id, None if it is unknown."""
         return next((member for member in self.members if member.id == node_id), None)
 
 
-def parse(answer: bytes) -> View:
-    """Read the answer to CLUSTER NODES."""
-    return View(tuple(_member(line.split(" ")) for line in answer.decode().splitlines()))
+def parse(reply: bytes) -> View:
+    """Parse the reply to CLUSTER NODES."""
+    return View(tuple(_member(line.split(" ")) for line in reply.decode().splitlines()))
 
 
 def _member(fields: list[str]) -> Member:
@@ -88,7 +88,7 @@ def _member(fields: list[str]) -> Member:
 
 def _ranges(fields: Iterable[str]) -> Iterable[range]:
     for field in fields:
-        # In brackets: slots that are being moved, which are still where they were.
+        # In brackets: slots that are being moved, which still belong to their owner.
         if not field.startswith("["):
             first, _, last = field.partition("-")
             yield range(int(first), int(last or first) + 1)

@@ -1,1 +1,1 @@
-"""The real Envoy on loopback, before several gateways."""
+"""Envoy on loopback, in front of one or several gateways."""

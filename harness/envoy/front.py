@@ -1,4 +1,4 @@
-"""The Envoy whose configuration users are given, on ports and with a certificate of a test."""
+"""Envoy with the example configuration, on ports and with a certificate of a test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONFIG = Path(__file__).parents[2] / "examples" / "envoy.yaml"
 
 
 class EnvoyFront(Envoy):
-    """``examples/envoy.yaml``; ``target`` is where clients call, ``address`` is its admin port."""
+    """Envoy with ``examples/envoy.yaml``; clients call ``target``, ``address`` is for admin."""
 
     def __init__(
         self,
@@ -21,21 +21,21 @@ class EnvoyFront(Envoy):
         certificate: Path,
         key: Path,
         *,
-        idle_s: float | None = None,
+        idle_timeout_s: float | None = None,
         log: Path | None = None,
     ) -> None:
-        """Describe it.
+        """Configure it.
 
-        *port* is samserve's, on loopback; the certificate and its key are PEM files.  *idle_s*
-        replaces the time in which nothing may move on a call.
+        *port* is that of samserve, on loopback; the certificate and its key are PEM files.
+        *idle_timeout_s* replaces the timeout of calls without progress.
         """
         super().__init__(log=log)
         self._gateway_port = port
         self._certificate, self._key = certificate, key
-        self._idle_s = idle_s
+        self._idle_timeout_s = idle_timeout_s
 
     def _config(self, folder: Path) -> dict[str, Any]:
-        """Change what is this machine's, and nothing else."""
+        """Return the example with the ports and files of this test, otherwise unchanged."""
         config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
         listener = config["static_resources"]["listeners"][0]
         cluster = config["static_resources"]["clusters"][0]
@@ -47,7 +47,7 @@ class EnvoyFront(Envoy):
         (pair,) = tls["common_tls_context"]["tls_certificates"]
         pair["certificate_chain"]["filename"] = str(self._certificate.absolute())
         pair["private_key"]["filename"] = str(self._key.absolute())
-        if self._idle_s is not None:
+        if self._idle_timeout_s is not None:
             (manager,) = listener["filter_chains"][0]["filters"]
-            manager["typed_config"]["stream_idle_timeout"] = f"{self._idle_s}s"
+            manager["typed_config"]["stream_idle_timeout"] = f"{self._idle_timeout_s}s"
         return config

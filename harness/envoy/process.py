@@ -1,4 +1,4 @@
-"""What every Envoy of the harness has: its program, its start and its two ports."""
+"""Base class of Envoy processes: the program, its start and its two ports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.triton.ports import free_ports
 
 
 class Envoy(Program):
-    """The real Envoy; ``target`` is where clients call, ``address`` is its admin port."""
+    """An Envoy process; clients call ``target``, ``address`` is its admin port."""
 
     _name: ClassVar[str] = "envoy"
     _ready_path: ClassVar[str] = "/ready"
@@ -25,7 +25,7 @@ class Envoy(Program):
 
     @property
     def target(self) -> str:
-        """Where clients call, as ``host:port``; known once it was started."""
+        """The address for clients as ``host:port``; available once it has started."""
         return f"{HOST}:{self._api_port}"
 
     def _command(self, folder: Path) -> list[str]:
@@ -40,9 +40,9 @@ class Envoy(Program):
 
     @abstractmethod
     def _config(self, folder: Path) -> dict[str, Any]:
-        """Return the configuration, with the ports; *folder* is deleted when it ends."""
+        """Return the configuration with the ports; *folder* is deleted at the end."""
 
 
 def address(port: int) -> dict[str, Any]:
-    """Return a port of loopback as Envoy's configuration writes it."""
+    """Return a port on loopback in the format of Envoy's configuration."""
     return {"socket_address": {"address": HOST, "port_value": port}}

@@ -1,4 +1,4 @@
-"""An Envoy that balances gRPC calls over gateways, as an ingress of a cluster does."""
+"""Envoy as a load balancer of gRPC calls over gateways, like an ingress of a cluster."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ _ENDPOINTS = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment
 
 
 class EnvoyProxy(Envoy):
-    """The real Envoy; ``target`` is where clients call, ``address`` is its admin port.
+    """A load-balancing Envoy; clients call ``target``, ``address`` is its admin port.
 
-    It is told of the gateways as Kubernetes tells of the endpoints of a Service, and tries a call
-    elsewhere where a gateway could not be reached or refused it.
+    It gets endpoints dynamically, like those of a Kubernetes Service, and retries a call at another
+    gateway if a gateway was unreachable or refused it.
     """
 
     def __init__(self, ports: Sequence[int], *, log: Path | None = None) -> None:
-        """Describe it; *ports* are those of the gateways, on loopback."""
+        """Configure it; *ports* are those of the gateways, on loopback."""
         super().__init__(log=log)
         self._ports = list(ports)
         self._version = 0
 
     def use(self, ports: Sequence[int]) -> None:
-        """Balance over these from now on; calls under way elsewhere go on."""
+        """Balance over these gateways from now on; running calls of others continue."""
         if self._folder is None:
             raise HarnessError("envoy is not running")
         self._ports = list(ports)
-        self._tell(self._folder)
+        self._write_endpoints(self._folder)
 
     def _command(self, folder: Path) -> list[str]:
-        self._tell(folder)
+        self._write_endpoints(folder)
         return super()._command(folder)
 
-    def _tell(self, folder: Path) -> None:
-        """Write the endpoints; Envoy looks for files that are moved there."""
+    def _write_endpoints(self, folder: Path) -> None:
+        """Write the endpoints; Envoy detects files that are moved to the path."""
         self._version += 1
         endpoints = [{"endpoint": {"address": address(port)}} for port in self._ports]
         resource = {
@@ -49,9 +49,11 @@ class EnvoyProxy(Envoy):
             "cluster_name": "gateways",
             "endpoints": [{"lb_endpoints": endpoints}],
         }
-        news = folder / "endpoints.new"
-        news.write_text(json.dumps({"version_info": str(self._version), "resources": [resource]}))
-        news.rename(folder / "endpoints.json")
+        new_file = folder / "endpoints.new"
+        new_file.write_text(
+            json.dumps({"version_info": str(self._version), "resources": [resource]})
+        )
+        new_file.rename(folder / "endpoints.json")
 
     def _config(self, folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())

@@ -1,5 +1,5 @@
-"""A pod of the Helm chart, run as processes of this machine as the kubelet would run it.
+"""Runs a pod of the Helm chart as processes of this machine, in the way the kubelet would.
 
-What cannot be had without a container runtime is not there: images, users, limits of memory.  What
-stands in for images is in `images`, volumes are folders, ports are free ones.
+Images, users and memory limits need a container runtime and are not emulated. `images` replaces the
+images, volumes are directories, and ports are free ones of this machine.
 """

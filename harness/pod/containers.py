@@ -20,10 +20,10 @@ _REFERENCE = re.compile(r"\$\(([A-Z_]+)\)")
 
 
 class Container:
-    """A container of a pod; *facts* are what its environment may ask of the pod."""
+    """A container of a pod; *pod_fields* are the values of its `fieldRef` variables."""
 
     def __init__(
-        self, spec: Mapping[str, Any], volumes: Volumes, folder: Path, facts: Mapping[str, str]
+        self, spec: Mapping[str, Any], volumes: Volumes, folder: Path, pod_fields: Mapping[str, str]
     ) -> None:
         self.name: str = spec["name"]
         self.log = folder / f"{self.name}.log"
@@ -33,76 +33,77 @@ class Container:
         self._mounts: list[Mapping[str, Any]] = spec.get("volumeMounts", [])
         self._environment = {
             each["name"]: (
-                volumes.text(each["value"], self._mounts)
+                volumes.translate(each["value"], self._mounts)
                 if "value" in each
-                else facts[each["valueFrom"]["fieldRef"]["fieldPath"]]
+                else pod_fields[each["valueFrom"]["fieldRef"]["fieldPath"]]
             )
             for each in spec.get("env", [])
         }
 
     def probe(self, kind: str, host: str) -> Probe | None:
-        """Return its probe of a kind, ``startupProbe`` for instance, of a pod at *host*."""
+        """Return its probe of a kind, such as ``startupProbe``; *host* is the pod's address."""
         if kind not in self._spec:
             return None
         name = self._spec[kind]["httpGet"]["port"]
         (port,) = (p["containerPort"] for p in self._spec["ports"] if p["name"] == name)
         return Probe(self._spec[kind], self._volumes.port(port), host)
 
-    def _arguments(self, given: list[str]) -> list[str]:
-        expanded = (_REFERENCE.sub(lambda m: self._environment[m[1]], each) for each in given)
-        return [self._volumes.text(each, self._mounts) for each in expanded]
+    def _local_arguments(self, arguments: list[str]) -> list[str]:
+        expanded = (_REFERENCE.sub(lambda m: self._environment[m[1]], each) for each in arguments)
+        return [self._volumes.translate(each, self._mounts) for each in expanded]
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the process runs."""
         return self._program is not None and self._program.alive
 
     async def start(self) -> None:
-        """Start it, without waiting for more."""
-        self._program = self._make()
+        """Start the process, without waiting for its probes."""
+        self._program = self._create_program()
         await asyncio.to_thread(self._program.launch)
 
     def terminate(self) -> None:
-        """Send it SIGTERM."""
-        self._running().terminate()
+        """Send SIGTERM."""
+        self._started_program().terminate()
 
-    async def ended(self) -> int:
-        """Wait until it has ended, and return its exit status."""
-        return await asyncio.to_thread(self._running().wait)
+    async def wait(self) -> int:
+        """Wait until the process has ended, and return its exit status."""
+        return await asyncio.to_thread(self._started_program().wait)
 
     async def kill(self) -> None:
-        """End it by force, and remove what it leaves behind."""
+        """Kill the process and remove its files."""
         if self._program is not None:
             await asyncio.to_thread(self._program.kill)
 
     async def execute(self, command: list[str]) -> tuple[int, str]:
-        """Run a command in it, as `kubectl exec` does; return its exit status and what it says."""
+        """Run a command as `kubectl exec` does; return its exit status and output."""
         process = await asyncio.create_subprocess_exec(
-            *images.program(self._arguments(command)),
+            *images.local_command(self._local_arguments(command)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env={"PATH": os.defpath, **self._environment},
         )
-        said, _ = await process.communicate()
-        return await process.wait(), said.decode()
+        output, _ = await process.communicate()
+        return await process.wait(), output.decode()
 
-    def _make(self) -> Program:
+    def _create_program(self) -> Program:
         for mount in self._mounts:
             config = Path(self._volumes.path(mount["mountPath"], self._mounts)) / "config.toml"
             if mount["name"] == "config":
                 self._volumes.translate_config(config, self._mounts)
-        given = [*self._spec.get("command", []), *self._spec.get("args", [])]
-        return _Command(images.program(self._arguments(given)), self._environment, self.log)
+        command = [*self._spec.get("command", []), *self._spec.get("args", [])]
+        local = images.local_command(self._local_arguments(command))
+        return _Command(local, self._environment, self.log)
 
-    def _running(self) -> Program:
+    def _started_program(self) -> Program:
         if self._program is None:
             raise HarnessError(f"{self.name} was not started")
         return self._program
 
 
 class _Command(Program):
-    """A command of the gateway's image."""
+    """A command of the gateway image."""
 
     _name: ClassVar[str] = "container"
 
@@ -118,10 +119,10 @@ class _Command(Program):
 class Triton(Container):
     """The harness's tritonserver, with the arguments of the production image."""
 
-    def _make(self) -> Program:
-        command = self._arguments([*self._spec["command"], *self._spec["args"]])
-        given = images.given_to_triton(command, self._environment)
-        arguments = images.triton_arguments(given)
+    def _create_program(self) -> Program:
+        command = self._local_arguments([*self._spec["command"], *self._spec["args"]])
+        resolved = images.resolve_triton_args(command, self._environment)
+        arguments = images.supported_triton_args(resolved)
         options = dict(each.removeprefix("--").split("=", 1) for each in arguments)
         return TritonServer(
             Path(options["model-repository"]),
@@ -134,10 +135,10 @@ class Triton(Container):
         )
 
 
-def container(
-    spec: Mapping[str, Any], volumes: Volumes, folder: Path, facts: Mapping[str, str]
+def create_container(
+    spec: Mapping[str, Any], volumes: Volumes, folder: Path, pod_fields: Mapping[str, str]
 ) -> Container:
-    """Make the container that *spec* describes."""
+    """Return the container that *spec* describes."""
     starts_triton = images.starts_triton([*spec["command"], *spec.get("args", [])])
     kind = Triton if starts_triton else Container
-    return kind(spec, volumes, folder, facts)
+    return kind(spec, volumes, folder, pod_fields)

@@ -1,4 +1,4 @@
-"""What stands in for the images: their commands, as commands of this checkout and its harness."""
+"""Replaces the container images: maps their commands to commands of this checkout."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ from harness.errors import HarnessError
 
 ROOT = Path(__file__).parents[2]
 
-FILES: Mapping[str, Path] = {
-    # The default model lies there in the gateway's image.
+IMAGE_PATHS: Mapping[str, Path] = {
+    # The default model in the gateway image.
     "/opt/samserve/models": ROOT / "model_repository",
 }
-"""What an image holds, by its path there."""
+"""Local paths of files in an image, by their path in the image."""
 
-# What an image with Python has besides, and the documents tell people to run in one.
+# Other programs in the Python image that the documentation runs in a container.
 _TOOLS = ("cp", "df", "sh")
-# The version that the harness runs is older than this flag, and shares memory without it.
-_UNKNOWN_TO_TRITON = ("--allow-client-shm=",)
+# The harness's Triton is older than this flag and allows shared memory without it.
+_UNSUPPORTED_FLAGS = ("--allow-client-shm=",)
 
 
-def program(command: Sequence[str]) -> list[str]:
-    """Return the command that does here what *command* does in the gateway's image."""
+def local_command(command: Sequence[str]) -> list[str]:
+    """Return the local equivalent of a command in the gateway image."""
     name, *arguments = command
     if name == "samserve":
         return [sys.executable, "-m", "samserve", *arguments]
     if name in _TOOLS:
         return [shutil.which(name) or name, *arguments]
-    raise HarnessError(f"no image of the chart is known to have {name}")
+    raise HarnessError(f"{name} is not known to be in any image of the chart")
 
 
 def starts_triton(command: Sequence[str]) -> bool:
-    """Whether a container's command ends as a tritonserver."""
+    """Return whether a container's command starts tritonserver."""
     return any("tritonserver" in each for each in command)
 
 
-def given_to_triton(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the arguments that the shell command of a container starts Triton with."""
+def resolve_triton_args(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Return the arguments with which a container's shell command starts tritonserver."""
     with tempfile.TemporaryDirectory() as folder:
-        shown = Path(folder) / "tritonserver"
-        shown.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
-        shown.chmod(0o755)
-        told = subprocess.run(
+        stub = Path(folder) / "tritonserver"
+        stub.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+        stub.chmod(0o755)
+        done = subprocess.run(
             list(command),
             env={**environment, "PATH": f"{folder}:{os.defpath}"},
             capture_output=True,
             text=True,
             check=False,
         )
-    if told.returncode:
-        raise HarnessError(f"the command of Triton ends with {told.returncode}: {told.stderr}")
-    return told.stdout.splitlines()
+    if done.returncode:
+        raise HarnessError(f"Triton's command exited with status {done.returncode}: {done.stderr}")
+    return done.stdout.splitlines()
 
 
-def triton_arguments(arguments: Sequence[str]) -> list[str]:
-    """Leave out of tritonserver's arguments what the harness's does not know."""
-    return [each for each in arguments if not each.startswith(_UNKNOWN_TO_TRITON)]
+def supported_triton_args(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without those that the harness's tritonserver does not support."""
+    return [each for each in arguments if not each.startswith(_UNSUPPORTED_FLAGS)]

@@ -1,4 +1,4 @@
-"""The life of a pod: init containers in turn, sidecars, the others, and the end of them all."""
+"""The life cycle of a pod: init containers in sequence, sidecars, main containers, termination."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from pathlib import Path
 from typing import Any, Self
 
 from harness.errors import HarnessError
-from harness.pod.containers import Container, Triton, container
-from harness.pod.volumes import Volumes, World, ports_of
+from harness.pod.containers import Container, Triton, create_container
+from harness.pod.volumes import References, Volumes, ports_of
 from harness.program import HOST
 from harness.triton.ports import free_ports
 
 _LOG_TAIL = 2000
-# The kubelet would try for ever.
+# The kubelet retries a readiness probe without limit.
 _READY_TRIES = 60
-# Where a spec says nothing.
+# The default of Kubernetes.
 _GRACE_S = 30.0
 
 
 class Pod:
-    """Runs a pod's spec; ``async with`` starts it and ends it by force.
+    """Runs a pod spec; ``async with`` starts it and kills it at the end.
 
-    Sidecars are init containers that restart always: the next container starts once they have, and
-    they are told to end when the others have ended.  Nothing is restarted here: a container that
-    ends is an error.
+    Sidecars are init containers with ``restartPolicy: Always``: the next container starts when
+    their startup probe has succeeded, and they are terminated after the main containers. Nothing is
+    restarted: a container that ends early is an error.
     """
 
-    def __init__(self, spec: Mapping[str, Any], world: World, *, host: str = HOST) -> None:
-        """Describe it; *host* is its address, of loopback, where the kubelet's probes ask."""
+    def __init__(
+        self, spec: Mapping[str, Any], references: References, *, host: str = HOST
+    ) -> None:
+        """Configure the pod; *host* is its address, on loopback, which the probes use."""
         self._host = host
         self._spec = spec
-        self._world = world
+        self._references = references
         self._ports: dict[int, int] = {}
         self._sidecars: list[Container] = []
         self._main: list[Container] = []
@@ -54,12 +56,12 @@ class Pod:
         await self.kill()
 
     def port(self, port: int) -> int:
-        """Where a port of the pod is."""
+        """Return the local port of a container port."""
         return self._ports[port]
 
     @property
     def grace_s(self) -> float:
-        """Time to end in."""
+        """The termination grace period."""
         return float(self._spec.get("terminationGracePeriodSeconds", _GRACE_S))
 
     async def start(self) -> None:
@@ -67,94 +69,95 @@ class Pod:
         self._folder = Path(tempfile.mkdtemp(prefix="samserve-pod-"))
         ports = ports_of(self._spec)
         self._ports = dict(zip(ports, free_ports(len(ports)), strict=True))
-        volumes = Volumes(self._spec["volumes"], self._world, self._folder, self._ports)
-        facts = {"metadata.uid": str(uuid.uuid4()), "status.podIP": self._host}
+        volumes = Volumes(self._spec["volumes"], self._references, self._folder, self._ports)
+        pod_fields = {"metadata.uid": str(uuid.uuid4()), "status.podIP": self._host}
 
-        def made(spec: Mapping[str, Any]) -> Container:
+        def create(spec: Mapping[str, Any]) -> Container:
             assert self._folder is not None
-            return container(spec, volumes, self._folder, facts)
+            return create_container(spec, volumes, self._folder, pod_fields)
 
         for spec in self._spec.get("initContainers", []):
-            one = made(spec)
+            container = create(spec)
             if spec.get("restartPolicy") == "Always":
-                self._sidecars.append(one)
-                await self._started(one)
+                self._sidecars.append(container)
+                await self._start(container)
             else:
-                await self._completed(one)
-        self._main = [made(spec) for spec in self._spec["containers"]]
-        for one in self._main:
-            await self._started(one)
-        for one in self._main:
-            await self._passes(one, "readinessProbe", tries=_READY_TRIES)
+                await self._run_to_completion(container)
+        self._main = [create(spec) for spec in self._spec["containers"]]
+        for container in self._main:
+            await self._start(container)
+        for container in self._main:
+            await self._wait_for_probe(container, "readinessProbe", tries=_READY_TRIES)
 
-    async def completed(self) -> str:
-        """Wait until its containers have done their work; give what they have said."""
-        for one in self._main:
-            status = await one.ended()
-            if status:
-                raise HarnessError(f"{one.name} ended with {status}:\n{self._tail(one)}")
-        return "".join(one.log.read_text() for one in self._main)
+    async def wait_completed(self) -> str:
+        """Wait until the main containers have succeeded; return their output."""
+        for container in self._main:
+            await self._wait_succeeded(container)
+        return "".join(container.log.read_text() for container in self._main)
 
     async def terminate(self) -> float:
-        """End it as the kubelet does, and give the seconds that it took.
+        """Terminate the pod as the kubelet does; return the seconds that this took.
 
-        Raises `HarnessError` if it took more than its grace period, or a container failed.
+        Raises `HarnessError` if it exceeded the grace period, or if a container failed.
         """
         began = time.monotonic()
         try:
             async with asyncio.timeout(self.grace_s):
-                await self._end(self._main)
-                await self._end(self._sidecars)
+                await self._terminate(self._main)
+                await self._terminate(self._sidecars)
         except TimeoutError:
             alive = [each for each in (*self._main, *self._sidecars) if each.alive]
             names = ", ".join(each.name for each in alive)
-            raise HarnessError(f"after {self.grace_s:g} s there is still {names}") from None
+            raise HarnessError(f"still running after {self.grace_s:g} s: {names}") from None
         return time.monotonic() - began
 
     async def kill(self) -> None:
-        """End what is left, and remove its files."""
-        for one in (*self._main, *self._sidecars):
-            await one.kill()
+        """Kill the remaining processes and remove the pod's files."""
+        for container in (*self._main, *self._sidecars):
+            await container.kill()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     async def execute(self, command: list[str]) -> tuple[int, str]:
-        """Run a command in its main container; return its exit status and what it has said."""
+        """Run a command in the main container; return its exit status and output."""
         (main,) = self._main
         if isinstance(main, Triton):
-            raise HarnessError(f"{main.name} is Triton's: the harness has no image of it")
+            raise HarnessError(f"{main.name} runs Triton, whose image the harness does not have")
         return await main.execute(command)
 
     def logs(self) -> dict[str, str]:
-        """Return what each container has said."""
+        """Return the output of each container."""
         return {each.name: each.log.read_text() for each in (*self._main, *self._sidecars)}
 
-    async def _end(self, containers: list[Container]) -> None:
-        for one in containers:
-            one.terminate()
-        for one in containers:
-            status = await one.ended()
-            if status:
-                raise HarnessError(f"{one.name} ended with {status}:\n{self._tail(one)}")
+    async def _terminate(self, containers: list[Container]) -> None:
+        for container in containers:
+            container.terminate()
+        for container in containers:
+            await self._wait_succeeded(container)
 
-    async def _started(self, one: Container) -> None:
-        await one.start()
-        await self._passes(one, "startupProbe")
+    async def _start(self, container: Container) -> None:
+        await container.start()
+        await self._wait_for_probe(container, "startupProbe")
 
-    async def _completed(self, one: Container) -> None:
-        await one.start()
-        status = await one.ended()
+    async def _run_to_completion(self, container: Container) -> None:
+        await container.start()
+        await self._wait_succeeded(container)
+
+    async def _wait_succeeded(self, container: Container) -> None:
+        status = await container.wait()
         if status:
-            raise HarnessError(f"{one.name} ended with {status}:\n{self._tail(one)}")
+            tail = self._log_tail(container)
+            raise HarnessError(f"{container.name} exited with status {status}:\n{tail}")
 
-    async def _passes(self, one: Container, kind: str, tries: int = 0) -> None:
-        probe = one.probe(kind, self._host)
+    async def _wait_for_probe(self, container: Container, kind: str, tries: int = 0) -> None:
+        probe = container.probe(kind, self._host)
         if probe is None:
             return
         try:
-            await probe.passed(lambda: one.alive, tries=tries)
+            await probe.wait(lambda: container.alive, tries=tries)
         except HarnessError as error:
-            raise HarnessError(f"{one.name}: {error}\n{self._tail(one)}") from None
+            tail = self._log_tail(container)
+            raise HarnessError(f"{container.name}: {error}\n{tail}") from None
 
-    def _tail(self, one: Container) -> str:
-        return one.log.read_text()[-_LOG_TAIL:] if one.log.exists() else ""
+    def _log_tail(self, container: Container) -> str:
+        return container.log.read_text()[-_LOG_TAIL:] if container.log.exists() else ""

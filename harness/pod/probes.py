@@ -1,4 +1,4 @@
-"""Probes, as the kubelet makes them, but more often."""
+"""HTTP probes as the kubelet runs them, at a shorter interval."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _POLL_S = 0.1
 class Probe:
     """An HTTP probe of a container.
 
-    It is made every tenth of a second, for as long as the kubelet would try.
+    It runs every 0.1 s, for as long as the kubelet would retry.
     """
 
     def __init__(self, spec: Mapping[str, Any], port: int, host: str) -> None:
@@ -28,27 +28,28 @@ class Probe:
         self.period_s: float = spec.get("periodSeconds", 10)
         self.failures: int = spec.get("failureThreshold", 3)
 
-    async def passes(self) -> bool:
-        """Ask once."""
-        return await asyncio.to_thread(self._ask)
+    async def succeeds(self) -> bool:
+        """Run the probe once; return whether it succeeds."""
+        return await asyncio.to_thread(self._request)
 
-    async def passed(self, alive: Callable[[], bool], *, tries: int = 0) -> None:
-        """Wait until it passes; raise `HarnessError` where the kubelet would give up.
+    async def wait(self, alive: Callable[[], bool], *, tries: int = 0) -> None:
+        """Wait until the probe succeeds.
 
-        It does not give up on readiness: for that, say how many *tries* there are.
+        Raises `HarnessError` after the probe's failure threshold, or after *tries* periods. The
+        kubelet retries a readiness probe without limit, so that one requires *tries*.
         """
         deadline = time.monotonic() + self.period_s * (tries or self.failures)
         while True:
-            if await self.passes():
+            if await self.succeeds():
                 return
             if not alive() or time.monotonic() > deadline:
                 break
             await asyncio.sleep(min(_POLL_S, self.period_s))
-        raise HarnessError(f"{self._url} did not pass")
+        raise HarnessError(f"the probe of {self._url} failed")
 
-    def _ask(self) -> bool:
+    def _request(self) -> bool:
         try:
-            with DIRECT.open(self._url, timeout=self._timeout_s) as answer:
-                return bool(200 <= answer.status < 400)
+            with DIRECT.open(self._url, timeout=self._timeout_s) as response:
+                return bool(200 <= response.status < 400)
         except (URLError, OSError):
             return False

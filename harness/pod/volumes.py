@@ -1,4 +1,4 @@
-"""Volumes as folders, and what that changes in the texts that a container reads."""
+"""Volumes as directories; translates container paths and ports in arguments and settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,20 @@ from typing import Any
 from samserve.system.addresses import join, split
 
 from harness.errors import HarnessError
-from harness.pod.images import FILES
+from harness.pod.images import IMAGE_PATHS
 
 Object = Mapping[str, Any]
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
-# A port of the pod, as its own containers ask for it.
-_OWN = re.compile(r"(127\.0\.0\.1|\[::1\]|localhost):(\d+)")
-# Where a setting of the gateway holds a port, alone or after a host.
-_PORTS = {("server", "port"), ("server", "admin_port"), ("triton", "url")}
+# A port of the pod, in the form in which its own containers connect to it.
+_LOOPBACK = re.compile(r"(127\.0\.0\.1|\[::1\]|localhost):(\d+)")
+# Settings of the gateway with a port, alone or after a host.
+_PORT_SETTINGS = {"server.port", "server.admin_port", "triton.url"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
-    """What a pod refers to: ConfigMaps and Secrets by name, claims, addresses of services."""
+class References:
+    """What a pod refers to: ConfigMaps and Secrets by name, claims, addresses of Services."""
 
     config_maps: Mapping[str, Object] = field(default_factory=dict)
     secrets: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
@@ -35,87 +35,98 @@ class World:
     services: Mapping[str, str] = field(default_factory=dict)
 
     def content(self, volume: Object) -> dict[str, bytes]:
-        """Return the files of a volume that is made from a ConfigMap or a Secret."""
+        """Return the files of a ConfigMap or Secret volume."""
         if "secret" in volume:
             keys = self.secrets[volume["secret"]["secretName"]]
             return {item["path"]: keys[item["key"]] for item in volume["secret"]["items"]}
-        given = self.config_maps[volume["configMap"]["name"]]
-        texts = {name: text.encode() for name, text in given.get("data", {}).items()}
-        binary = given.get("binaryData", {})
+        source = self.config_maps[volume["configMap"]["name"]]
+        texts = {name: text.encode() for name, text in source.get("data", {}).items()}
+        binary = source.get("binaryData", {})
         return texts | {name: base64.b64decode(text) for name, text in binary.items()}
 
 
 class Volumes:
-    """The folders of a pod's volumes, and its ports."""
+    """The directories of a pod's volumes, and its ports."""
 
-    def __init__(self, volumes: list[Object], world: World, folder: Path, ports: dict[int, int]):
-        """Make them; *ports* are those of the containers, each with the one that it has here."""
-        self._world = world
+    def __init__(
+        self, volumes: list[Object], references: References, folder: Path, ports: dict[int, int]
+    ) -> None:
+        """Create the directories; *ports* maps each container port to its local port."""
+        self._references = references
         self._ports = ports
-        self._folders = {each["name"]: self._make(each, folder) for each in volumes}
+        self._folders = {each["name"]: self._create(each, folder) for each in volumes}
 
     def port(self, port: int) -> int:
-        """Where a port of a container is."""
+        """Return the local port of a container port."""
         return self._ports[port]
 
-    def text(self, text: str, mounts: list[Object]) -> str:
-        """Return an argument, or a value of an environment, with the paths and ports of here."""
+    def translate(self, text: str, mounts: list[Object]) -> str:
+        """Return an argument or environment value with local paths and ports."""
         name, equals, value = text.partition("=") if text.startswith("--") else ("", "", text)
         if name.endswith("-port"):
             return f"{name}={self.port(int(value))}"
-        own = _OWN.fullmatch(value)
-        if own is not None and int(own[2]) in self._ports:
-            return f"{name}{equals}{join(own[1], self.port(int(own[2])))}"
+        loopback = _LOOPBACK.fullmatch(value)
+        if loopback is not None and int(loopback[2]) in self._ports:
+            return f"{name}{equals}{join(loopback[1], self.port(int(loopback[2])))}"
         return f"{name}{equals}{self._service(self.path(value, mounts))}"
 
     def path(self, path: str, mounts: list[Object]) -> str:
-        """Return the path that *path* of a container has here; what is no path stays as it is."""
-        places = {each["mountPath"]: self._folders[each["name"]] for each in mounts}
-        for start, folder in [*places.items(), *FILES.items()]:
-            if path == start or path.startswith(f"{start}/"):
-                return f"{folder}{path.removeprefix(start)}"
+        """Return the local path of a container path; other text is returned unchanged."""
+        folders = {each["mountPath"]: self._folders[each["name"]] for each in mounts}
+        for prefix, folder in [*folders.items(), *IMAGE_PATHS.items()]:
+            if path == prefix or path.startswith(f"{prefix}/"):
+                return f"{folder}{path.removeprefix(prefix)}"
         return path
 
     def _service(self, text: str) -> str:
-        return self._world.services.get(text, text)
+        return self._references.services.get(text, text)
 
-    def _make(self, volume: Object, folder: Path) -> Path:
+    def _create(self, volume: Object, folder: Path) -> Path:
         if volume.get("emptyDir", {}).get("medium") == "Memory":
-            # Ours has no size of its own: segments have the names that they would have.
+            # Not a directory of its own: shared memory segments have the same names as in a pod.
             return Path(SHARED_MEMORY)
         if "persistentVolumeClaim" in volume:
-            return self._world.claims[volume["persistentVolumeClaim"]["claimName"]]
-        made = folder / str(volume["name"])
-        made.mkdir()
+            return self._references.claims[volume["persistentVolumeClaim"]["claimName"]]
+        created = folder / str(volume["name"])
+        created.mkdir()
         if "emptyDir" not in volume:
-            for name, content in self._world.content(volume).items():
-                (made / name).write_bytes(content)
-        return made
+            for name, content in self._references.content(volume).items():
+                (created / name).write_bytes(content)
+        return created
 
     def translate_config(self, path: Path, mounts: list[Object]) -> None:
-        """Return the gateway's settings in *path* the paths and ports of here."""
+        """Rewrite the gateway's settings file *path* with local paths and ports."""
         settings = tomllib.loads(path.read_text())
-        lines = []
-        for section, values in settings.items():
-            lines.append(f"[{section}]")
-            for name, value in values.items():
-                here = self._setting((section, name), value, mounts)
-                lines.append(f"{name} = {json.dumps(here)}")
+        lines = [
+            line
+            for section, values in settings.items()
+            for line in self._section(section, values, mounts)
+        ]
         path.write_text("\n".join(lines))
 
-    def _setting(self, name: tuple[str, str], value: Any, mounts: list[Object]) -> Any:
-        if name in _PORTS and isinstance(value, int):
+    def _section(self, section: str, values: Object, mounts: list[Object]) -> Iterator[str]:
+        yield f"[{section}]"
+        tables = {name: value for name, value in values.items() if isinstance(value, dict)}
+        for name, value in values.items():
+            if name not in tables:
+                local = self._setting(f"{section}.{name}", value, mounts)
+                yield f"{name} = {json.dumps(local)}"
+        for name, table in tables.items():
+            yield from self._section(f"{section}.{name}", table, mounts)
+
+    def _setting(self, name: str, value: Any, mounts: list[Object]) -> Any:
+        if name in _PORT_SETTINGS and isinstance(value, int):
             return self.port(value)
-        if value in self._world.services:
+        if value in self._references.services:
             return self._service(value)
-        if name in _PORTS:
+        if name in _PORT_SETTINGS:
             host, port = split(value)
             return join(host, self.port(port))
         return self.path(value, mounts) if isinstance(value, str) else value
 
 
 def ports_of(spec: Object) -> list[int]:
-    """Return the ports that containers declare, and Triton's, which are not declared."""
+    """Return the ports that containers declare, and Triton's gRPC port, which is not declared."""
     containers = [*spec.get("initContainers", []), *spec["containers"]]
     ports = [port["containerPort"] for each in containers for port in each.get("ports", [])]
     if len(ports) != len(set(ports)):

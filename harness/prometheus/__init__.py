@@ -1,1 +1,1 @@
-"""The real Prometheus, and the exporter for Valkey and Redis, on loopback."""
+"""A real Prometheus, and the exporter for Valkey and Redis, on loopback."""

@@ -1,4 +1,4 @@
-"""The exporter that tells Prometheus about one node of Valkey or Redis."""
+"""The exporter with the metrics of one Valkey or Redis node for Prometheus."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class RedisExporter(Program):
     _ready_path: ClassVar[str] = "/health"
 
     def __init__(self, redis_address: str, *, port: int = 0, log: Path | None = None) -> None:
-        """Describe it; ``redis_address`` is ``host:port``, without a password."""
+        """Configure the exporter; ``redis_address`` is ``host:port``, without a password."""
         super().__init__(port=port, log=log)
         self._redis_address = redis_address
 

@@ -1,4 +1,4 @@
-"""Where the programs are."""
+"""Locations of the programs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ BINARIES = Path(__file__).parents[2] / ".venv-prometheus" / "bin"
 
 
 def find(name: str) -> str:
-    """Return the program of that name: what ``make`` got, or else what is on the PATH."""
-    found = shutil.which(name, path=BINARIES) or shutil.which(name)
-    if found is None:
-        raise HarnessError(f"no {name} was found: make .venv-prometheus/.done")
-    return str(Path(found).absolute())
+    """Return the path of a program: the one installed by ``make``, or else one on the PATH."""
+    path = shutil.which(name, path=BINARIES) or shutil.which(name)
+    if path is None:
+        raise HarnessError(f"{name} not found: run `make .venv-prometheus/.done`")
+    return str(Path(path).absolute())

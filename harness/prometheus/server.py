@@ -1,4 +1,4 @@
-"""A Prometheus that scrapes what it is told to, and answers queries."""
+"""A Prometheus server with given scrape targets, and its query API."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _QUERY_TIMEOUT_S = 30.0
 
 
 class PrometheusServer(Program):
-    """The real Prometheus on loopback; its history is empty and ends with it, unless given."""
+    """A real Prometheus on loopback; without `history` its storage is empty and temporary."""
 
     _name: ClassVar[str] = "prometheus"
     _ready_path: ClassVar[str] = "/-/ready"
 
     history: Path | None = None
-    """Folder with the blocks of a history, for those who set it before the start."""
+    """Folder with the blocks of a history; to be set before the start."""
 
     def __init__(
         self,
@@ -41,10 +41,10 @@ class PrometheusServer(Program):
         port: int = 0,
         log: Path | None = None,
     ) -> None:
-        """Describe it.
+        """Configure the server, without starting it.
 
-        ``targets`` are ``host:port`` by job, all with these ``labels``.  It scrapes every
-        ``interval_s`` seconds, and evaluates as often the rules that name no interval.
+        ``targets`` are ``host:port`` by job, all with the given ``labels``.  ``interval_s`` is the
+        scrape interval, and the evaluation interval of rules that do not define one.
         """
         super().__init__(port=port, log=log)
         self._jobs = {job: list(addresses) for job, addresses in targets.items()}
@@ -53,21 +53,21 @@ class PrometheusServer(Program):
         self._interval = f"{round(interval_s * 1000)}ms"
 
     def query(self, expr: str, time: float | None = None) -> list[Series]:
-        """Evaluate at one time, in seconds since the epoch; None is now.
+        """Evaluate an expression at one time, in seconds since the epoch; None is now.
 
-        Raises `HarnessError`, as the others do, with what Prometheus says if it refuses.
+        Raises `HarnessError`, like the other methods, with the error text of Prometheus.
         """
         at = {} if time is None else {"time": str(time)}
         return cast("list[Series]", self._get("query", {"query": expr, **at})["result"])
 
     def query_range(self, expr: str, start: float, end: float, step: float) -> list[Series]:
-        """Evaluate from ``start`` to ``end``, every ``step`` seconds."""
+        """Evaluate an expression from ``start`` to ``end``, every ``step`` seconds."""
         when = {"start": str(start), "end": str(end), "step": str(step)}
         data = self._get("query_range", {"query": expr, **when})
         return cast("list[Series]", data["result"])
 
     def series(self, match: str) -> list[dict[str, str]]:
-        """Return the labels of all series that the selector finds."""
+        """Return the labels of all series that match the selector."""
         return cast("list[dict[str, str]]", self._get("series", {"match[]": match}))
 
     def alerts(self) -> list[dict[str, Any]]:
@@ -113,12 +113,12 @@ class PrometheusServer(Program):
         }
 
     def _get(self, path: str, parameters: Mapping[str, str] | None = None) -> Any:
-        """Return the ``data`` of one answer of the API."""
-        asked = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters or {})}"
+        """Return the ``data`` of one response of the API."""
+        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters or {})}"
         try:
-            with DIRECT.open(asked, timeout=_QUERY_TIMEOUT_S) as answer:
-                return json.load(answer)["data"]
+            with DIRECT.open(url, timeout=_QUERY_TIMEOUT_S) as response:
+                return json.load(response)["data"]
         except urllib.error.HTTPError as error:
             raise HarnessError(f"{error}: {error.read().decode(errors='replace')}") from error
         except OSError as error:
-            raise HarnessError(f"Prometheus does not answer on {self.url}: {error}") from error
+            raise HarnessError(f"Prometheus does not respond on {self.url}: {error}") from error

@@ -1,1 +1,1 @@
-"""The real tritonserver on a machine without a GPU, and without NVIDIA's ONNX Runtime backend."""
+"""A real tritonserver for machines without a GPU and without NVIDIA's ONNX Runtime backend."""

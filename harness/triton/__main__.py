@@ -12,7 +12,7 @@ from harness.triton.server import TritonServer
 
 
 def main() -> int:
-    """Return the exit status: zero if it was ended by Ctrl-C or SIGTERM."""
+    """Run the command and return its exit status: zero after Ctrl-C or SIGTERM."""
     options = _parser().parse_args()
     server = TritonServer(
         options.model_repository,
@@ -36,7 +36,7 @@ def _serve(server: TritonServer) -> int:
 def _greeting(server: TritonServer) -> str:
     return (
         f"Triton listens on {server.grpc_address} (HTTP {server.http_port}, "
-        f"metrics {server.metrics_port}); Ctrl-C ends it. Point the gateway at it: "
+        f"metrics {server.metrics_port}); Ctrl-C stops it. Start a gateway that uses it: "
         f"samserve serve --set engine.kind=triton --set triton.url={server.grpc_address}"
     )
 

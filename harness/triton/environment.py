@@ -1,4 +1,4 @@
-"""Where tritonserver and the Python of its models are, and the folder of backends they make."""
+"""The installation of tritonserver, the Python of its models, and its folder of backends."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ROOT = Path(__file__).parents[2]
 BACKEND = Path(__file__).parent / "backend" / "model.py"
 HOME_VARIABLE = "SAMSERVE_TRITON_HOME"
 BACKEND_VARIABLE = "SAMSERVE_TRITON_BACKEND"
-"""Names a folder that `scripts/build-triton-backend` has made, to use NVIDIA's own backend."""
+"""A folder created by `scripts/build-triton-backend`, to use NVIDIA's backend."""
 
 
 @dataclass(frozen=True, slots=True)
 class TritonHome:
-    """An environment made by ``make .venv-triton/.done``."""
+    """An environment created by ``make .venv-triton/.done``."""
 
     path: Path
     libraries: Path
@@ -30,31 +30,31 @@ class TritonHome:
     packages: Path
     """Folder of the environment's packages."""
     python: str
-    """Minor version of Python, like ``3.11``: there is a stub for each."""
+    """Minor version of Python, for instance ``3.11``: each has its own stub."""
 
     @property
     def server(self) -> Path:
-        """The program."""
+        """The tritonserver executable."""
         return self._triton / "bin" / "tritonserver"
 
-    def variables(self, given: Mapping[str, str]) -> dict[str, str]:
-        """Environment variables for the server; ``given`` are those of this process."""
+    def variables(self, base: Mapping[str, str]) -> dict[str, str]:
+        """Return environment variables for the server; ``base`` are those of this process."""
         bundled = self.packages / "nvidia_pytriton.libs"
         return {
-            **given,
+            **base,
             # The processes of the models find their packages by the first python3 on the PATH.
-            "PATH": f"{self.path / 'bin'}:{given.get('PATH', os.defpath)}",
+            "PATH": f"{self.path / 'bin'}:{base.get('PATH', os.defpath)}",
             "LD_LIBRARY_PATH": f"{self.libraries}:{bundled}",
             "PYTHONNOUSERSITE": "1",
-            # Nothing here computes with numpy; its thread pools only cost time at start.
+            # The backend does not compute with numpy; its thread pools would only delay the start.
             "OPENBLAS_NUM_THREADS": "1",
         }
 
     def copy_backends(self, folder: Path) -> None:
-        """Fill ``folder`` as tritonserver wants its backends: ours, and the Python one under it.
+        """Copy the backends into ``folder``: that of the harness, and the Python one it runs on.
 
-        It refuses links that lead out of the folder.  Where BACKEND_VARIABLE names NVIDIA's
-        backend, that one takes the place of ours.
+        They are copied because tritonserver rejects links that lead out of the folder.  If
+        BACKEND_VARIABLE names NVIDIA's backend, it replaces that of the harness.
         """
         python = folder / "python"
         python.mkdir(parents=True)
@@ -63,27 +63,27 @@ class TritonHome:
             shutil.copy(bundled / name, python)
         stub = "triton_python_backend_stub"
         shutil.copy(self._triton / "python_backend_stubs" / self.python / stub, python)
-        own = own_backend()
-        if own is not None:
-            shutil.copytree(own, folder / "onnxruntime")
+        nvidia = nvidia_backend()
+        if nvidia is not None:
+            shutil.copytree(nvidia, folder / "onnxruntime")
             return
-        ours = folder / "onnxruntime"
-        ours.mkdir()
-        shutil.copy(BACKEND, ours)
+        target = folder / "onnxruntime"
+        target.mkdir()
+        shutil.copy(BACKEND, target)
 
     @property
     def _triton(self) -> Path:
         return self.packages / "pytriton" / "tritonserver"
 
 
-def own_backend() -> Path | None:
-    """Return the folder of NVIDIA's own backend, if BACKEND_VARIABLE names one."""
-    named = os.environ.get(BACKEND_VARIABLE)
-    return Path(named) if named else None
+def nvidia_backend() -> Path | None:
+    """Return the folder of NVIDIA's backend, if BACKEND_VARIABLE names one."""
+    folder = os.environ.get(BACKEND_VARIABLE)
+    return Path(folder) if folder else None
 
 
 def find_home() -> TritonHome:
-    """Return the environment that SAMSERVE_TRITON_HOME names, or the one that make makes."""
+    """Return the environment in SAMSERVE_TRITON_HOME, or the one created by make."""
     return _inspect(Path(os.environ.get(HOME_VARIABLE) or ROOT / ".venv-triton").absolute())
 
 
@@ -99,8 +99,8 @@ def _inspect(path: Path) -> TritonHome:
         "import json, sys, sysconfig as s; print(json.dumps([s.get_config_var('LIBDIR'), "
         "s.get_path('purelib'), '{}.{}'.format(*sys.version_info[:2])]))"
     )
-    answer = subprocess.run([python, "-c", query], check=True, capture_output=True, text=True)
-    libraries, packages, version = json.loads(answer.stdout)
+    result = subprocess.run([python, "-c", query], check=True, capture_output=True, text=True)
+    libraries, packages, version = json.loads(result.stdout)
     home = TritonHome(path, Path(libraries), Path(packages), version)
     if not home.server.exists():
         raise HarnessError(f"no nvidia-pytriton in {path}: run `make .venv-triton/.done`")

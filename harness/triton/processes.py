@@ -1,4 +1,4 @@
-"""The processes of a session (in the sense of setsid), however they came to be orphaned."""
+"""The processes of a session (see setsid), including orphaned ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HALTED = set("TtZX")
 
 
 def members(session: int) -> list[int]:
-    """Process ids of the living members, the leader first; zombies are not among them."""
+    """Return the process ids of the members, the leader first, without zombies."""
     found = [
         int(folder.name)
         for folder in Path("/proc").iterdir()
@@ -30,17 +30,17 @@ def send(session: int, number: signal.Signals) -> None:
 
 
 def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
-    """Send a signal to processes; those that are gone are passed over."""
+    """Send a signal to processes; those that have ended are ignored."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def pause(pids: Collection[int], timeout_s: float = 10.0) -> None:
-    """SIGSTOP, and wait until every thread has stopped.
+    """Send SIGSTOP, and wait until every thread has stopped.
 
-    The kernel lets one thread take the signal and stops the others from there: until that thread
-    has its turn, which takes a while on a busy machine, the others go on and answer.
+    One thread handles the signal and stops the others: until that thread is scheduled, which takes
+    a while on a busy machine, the others continue and respond.
     """
     signal_all(pids, signal.SIGSTOP)
     deadline = time.monotonic() + timeout_s
@@ -51,12 +51,12 @@ def pause(pids: Collection[int], timeout_s: float = 10.0) -> None:
 
 
 def kill_all(session: int, timeout_s: float = 10.0) -> None:
-    """SIGKILL until no member is left: one may have started another in the meantime."""
+    """Send SIGKILL until no member is left: one may have started another in the meantime."""
     deadline = time.monotonic() + timeout_s
     while members(session):
         send(session, signal.SIGKILL)
         if time.monotonic() > deadline:
-            raise TimeoutError(f"processes {members(session)} outlive SIGKILL")
+            raise TimeoutError(f"processes {members(session)} still exist after SIGKILL")
         time.sleep(0.01)
 
 
@@ -72,10 +72,10 @@ def _thread_states(pid: int) -> Iterator[str]:
 
 
 def _fields(folder: Path) -> list[str] | None:
-    """What ``stat`` says behind the name of the program; None if the process is gone."""
+    """Return the fields of ``stat`` after the program name; None if the process has ended."""
     try:
         text = (folder / "stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The name stands in parentheses and may contain anything.
+    # The name is in parentheses and may contain any character.
     return text.rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""A tritonserver as a child of this process, for tests and for ``python -m harness.triton``."""
+"""A tritonserver as a child process, for tests and for ``python -m harness.triton``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from harness.triton.ports import free_ports
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
 _SHM_PREFIX = "triton_python_backend_shm_region_"
 DRAIN_S = 5
-"""How long a server that is asked to stop waits for running requests."""
+"""How long a server that is being stopped waits for running requests."""
 
-# The processes of models say twice as often that they are well.
+# The processes of models report their health twice as often.
 _HEALTH_S = 0.6
 _LOG_ERRORS, _LOG_TAIL = 10, 1000
 _ERROR = re.compile(r"E\d{4} |error: ")
@@ -30,10 +30,10 @@ _CRASHES = (-signal.SIGSEGV, -signal.SIGABRT)
 
 
 class TritonServer(Program):
-    """The real tritonserver on a model repository; it can be started again after it ended.
+    """A real tritonserver on a model repository; it can be restarted after it has ended.
 
-    It listens on loopback only.  All its processes form one session, which is how they are found
-    again: the Python processes of its models ignore SIGTERM and outlive a killed server.
+    It listens on loopback only.  All its processes form one session, so that they can be found: the
+    Python processes of its models ignore SIGTERM and survive a killed server.
     """
 
     _name: ClassVar[str] = "tritonserver"
@@ -52,11 +52,11 @@ class TritonServer(Program):
         env: Mapping[str, str] | None = None,
         start_timeout_s: float = 60.0,
     ) -> None:
-        """Describe it.
+        """Configure the server, without starting it.
 
-        A port of 0 chooses a free one, which a restart keeps.  Of two values for an option in
-        *extra_args* the server takes the last.  *user*, with the group of that number and further
-        *groups*, takes root; *env* are variables to add.
+        A port of 0 chooses a free one, which is kept after a restart.  *extra_args* override
+        earlier values of the same options.  *user*, with the group of the same number and
+        additional *groups*, requires root; *env* are additional variables.
         """
         super().__init__(port=0, log=log)
         self.log = log
@@ -65,7 +65,7 @@ class TritonServer(Program):
         self._repository = model_repository.absolute()
         self._extra_args = tuple(extra_args)
         self._user, self._groups = user, groups
-        self._more_env = dict(env or {})
+        self._extra_env = dict(env or {})
         self._start_timeout_s = start_timeout_s
         self._paused = False
 
@@ -76,16 +76,16 @@ class TritonServer(Program):
 
     @property
     def grpc_address(self) -> str:
-        """``host:port`` for clients; known once the server was started, and kept afterwards."""
+        """``host:port`` for clients; known once the server was started, and stable afterwards."""
         return f"{HOST}:{self.grpc_port}"
 
     def launch(self) -> None:
-        """Start the server once, on the ports that it was given, and wait for nothing."""
+        """Start the server once on its current ports, without waiting until it is ready."""
         super().launch()
         _launched.add(self)
 
     def stop(self) -> None:
-        """Ask the server to end, and kill what is left of it."""
+        """Stop the server gracefully, and kill remaining processes."""
         if self._process is None:
             return
         self.resume()
@@ -95,7 +95,7 @@ class TritonServer(Program):
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL the server and the processes of its models, and remove what they leave behind."""
+        """Kill the server and the processes of its models, and remove their leftover files."""
         if self._process is not None:
             processes.kill_all(self._process.pid)
             self._process.wait()
@@ -107,11 +107,11 @@ class TritonServer(Program):
             leftover.unlink(missing_ok=True)
         super().kill()
 
-    def revive(self) -> Self:
-        """Have it running: start it if it has ended, resume it if it is paused.
+    def ensure_running(self) -> Self:
+        """Start the server if it has ended, resume it if it is paused.
 
-        24.10 crashes now and then when requests are cancelled, and a test that fails may leave it
-        paused: whatever shares a server calls this before each use.
+        24.10 sometimes crashes when requests are cancelled, and a failing test may leave it paused:
+        users of a shared server call this before each use.
         """
         if not self.alive:
             self.kill()
@@ -121,16 +121,16 @@ class TritonServer(Program):
         return self
 
     def pause(self) -> None:
-        """Stop all its processes in their tracks, like a machine that hangs."""
+        """Pause all its processes, like a machine that hangs."""
         processes.pause(processes.members(self.pid))
         self._paused = True
 
     def resume(self) -> None:
-        """Let paused processes go on: those of the models first, the server a moment later.
+        """Resume paused processes: those of the models first, the server a moment later.
 
-        Otherwise the server may find them unhealthy, which it looks for all the time, and replace
-        them while their answers are under way; 24.10 was then seen to answer wrongly.  NVIDIA's
-        ONNX Runtime backend has no processes of its own.
+        Otherwise the server's health checks may consider them unhealthy and replace them while
+        their responses are in flight; in that case 24.10 has returned wrong results.  NVIDIA's ONNX
+        Runtime backend has no processes of its own.
         """
         processes.signal_all(processes.members(self.pid)[1:], signal.SIGCONT)
         if self._paused:
@@ -139,7 +139,7 @@ class TritonServer(Program):
         self._paused = False
 
     def shared_files(self) -> list[Path]:
-        """The files in shared memory that it exchanges tensors with its models through."""
+        """Return the files in shared memory through which it exchanges tensors with its models."""
         if self._folder is None:
             return []
         return list(SHARED_MEMORY.glob(f"{_shm_prefix(self._folder)}*"))
@@ -149,7 +149,7 @@ class TritonServer(Program):
         return _get(self.metrics_port, "/metrics")
 
     def log_tail(self) -> str:
-        """Return errors and the end of what the server has logged since it was started."""
+        """Return the errors and the end of the log since the last start."""
         text = self._log_text()
         errors = [line for line in text.splitlines() if _ERROR.match(line)]
         return "\n".join([*errors[:_LOG_ERRORS], "...", text[-_LOG_TAIL:]])
@@ -167,11 +167,11 @@ class TritonServer(Program):
         home = find_home()
         folder.chmod(0o755)  # for another user
         home.copy_backends(folder / "backends")
-        self._env = home.variables(os.environ) | self._more_env
+        self._env = home.variables(os.environ) | self._extra_env
         options = {
             "model-repository": self._repository,
             "backend-directory": folder / "backends",
-            # Its own names, so that what a killed server leaves behind can be told from others'.
+            # Unique names, which identify the leftover files of a killed server.
             "backend-config": f"python,shm-region-prefix-name={_shm_prefix(folder)}",
             "grpc-address": HOST,
             "grpc-port": self.grpc_port,
@@ -188,17 +188,17 @@ class TritonServer(Program):
             *self._as_user(),
             str(home.server),
             *[f"--{name}={value}" for name, value in options.items()],
-            # Room for one request; it grows for larger ones, a megabyte at a time if this is small.
+            # Large enough for one request; otherwise it grows by one megabyte at a time.
             f"--backend-config=python,shm-default-byte-size={16 << 20}",
-            # The configurations are complete, and completing costs one more process for each model.
+            # The configurations are complete; auto-completion would start one process per model.
             "--disable-auto-complete-config",
             *self._extra_args,
         ]
 
     def _as_user(self) -> list[str]:
-        """Change the user in the new process, by util-linux.
+        """Return the command of util-linux that changes the user in the new process.
 
-        Popen would do it between fork and exec, where the threads of a forked gRPC come to life.
+        Popen would do it between fork and exec, where a forked gRPC resumes its threads.
         """
         if self._user is None:
             return []
@@ -208,22 +208,22 @@ class TritonServer(Program):
             f"--groups={groups}" if groups else "--clear-groups",
         ]
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         try:
             _get(self.http_port, "/v2/health/ready")
             # The last interface that the server opens.
             _get(self.metrics_port, "/metrics")
-        except OSError:  # refused, reset, or answered "not ready"
+        except OSError:  # connection refused or reset, or the response "not ready"
             return False
         return True
 
 
-def crashes() -> list[str]:
-    """Return what each server of this process that has crashed said last."""
+def crash_logs() -> list[str]:
+    """Return the log tail of each server of this process that has crashed."""
     return [*_crashes, *(server.log_tail() for server in _launched if server.crashed)]
 
 
-# Of servers that have been cleaned up, and those that have not.
+# Logs of crashed servers that have been cleaned up, and the servers that have not.
 _crashes: list[str] = []
 _launched: set[TritonServer] = set()
 
@@ -231,8 +231,8 @@ _PORTS = ("grpc_port", "http_port", "metrics_port")
 
 
 def _get(port: int, path: str) -> str:
-    with DIRECT.open(f"http://{HOST}:{port}{path}", timeout=5.0) as answer:
-        text: str = answer.read().decode()
+    with DIRECT.open(f"http://{HOST}:{port}{path}", timeout=5.0) as response:
+        text: str = response.read().decode()
         return text
 
 

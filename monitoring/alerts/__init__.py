@@ -9,7 +9,7 @@ from monitoring.rules import Group
 
 
 def groups() -> Iterator[Group]:
-    """Yield all alerts."""
+    """Yield all groups of alerts."""
     yield Group("samserve.budgets", "30s", list(budgets.alerts()))
     yield Group("samserve.server", "30s", list(server.alerts()))
     yield Group("samserve.saturation", "30s", list(saturation.alerts()))

@@ -1,4 +1,4 @@
-"""Alerts on the embedding cache: both tiers, the nodes of the shared one, and prefetches."""
+"""Alerts on the embedding cache: both tiers, the nodes of the shared tier, and prefetches."""
 
 from __future__ import annotations
 
@@ -12,90 +12,93 @@ from monitoring.series import GATEWAY, by
 
 
 def alerts() -> Iterator[Alert]:
-    """Yield them, the worst first."""
+    """Yield them, the most severe first."""
     yield from _nodes()
-    yield from _refusals()
+    yield from _errors()
     yield Alert(
-        name="SamserveHitRatioCollapse",
-        expr=f"""{HIT_RATIO}30m < {THRESHOLDS.hit_ratio_part} * ({HIT_RATIO}1d offset 1h >
-            {THRESHOLDS.hit_ratio_before}) and {LOOKUPS}30m * {seconds("30m")} >
-            {THRESHOLDS.hit_lookups}""",
-        lasting="15m",
-        summary="Far fewer embeddings are found than the day before",
-        description=f"""{{{{ $value | humanizePercentage }}}} of the embeddings that were looked for
-            in the last 30 minutes were found, less than {THRESHOLDS.hit_ratio_part:.0%} of what it
-            was over the day before. Each miss costs an encode, or tells a client to send its
-            picture again.""",
+        name="SamserveCacheHitRatioLow",
+        expr=f"""{HIT_RATIO}30m < {THRESHOLDS.hit_ratio_drop} * ({HIT_RATIO}1d offset 1h >
+            {THRESHOLDS.min_hit_ratio}) and {LOOKUPS}30m * {seconds("30m")} >
+            {THRESHOLDS.min_lookups}""",
+        for_="15m",
+        summary="The cache hit ratio is far below that of the day before",
+        description=f"""The cache hit ratio of the last 30 minutes is {{{{ $value |
+            humanizePercentage }}}}, less than {THRESHOLDS.hit_ratio_drop:.0%} of that of the day
+            before. Each miss costs an encode, or returns NOT_FOUND so that the client sends its
+            image again.""",
     )
     ended = f"sum {by()} (rate(samserve_prefetches_total{{{GATEWAY}%s}}[15m]))"
     failed = ended % ',outcome="failed"'
     yield Alert(
-        name="SamservePrefetchesFail",
+        name="SamservePrefetchFailures",
         expr=f"{failed} / ({ended % ''} > 0) > {THRESHOLDS.failed_prefetches_ratio}",
-        lasting="15m",
+        for_="15m",
         severity="info",
-        summary="Pictures that were to be prefetched are not encoded",
-        description="""{{ $value | humanizePercentage }} of the prefetches fail. No client is told:
-            its first click on the picture is answered with NOT_FOUND, or waits for an encode.""",
+        summary="Prefetches fail",
+        description="""{{ $value | humanizePercentage }} of the prefetches fail. No error is
+            returned to the client: its first Predict for the image returns NOT_FOUND, or waits for
+            an encode.""",
     )
 
 
 def _nodes() -> Iterator[Alert]:
     lookups = f"sum {by()} (rate(samserve_cache_requests_total{{{GATEWAY},%s}}[5m]))"
-    lost = lookups % 'tier="shared",result="unavailable"'
-    every = lookups % 'tier="shared"'
-    away = f"samserve_cache_node_away{{{GATEWAY}}}"
+    unavailable = lookups % 'tier="shared",result="unavailable"'
+    total = lookups % 'tier="shared"'
+    up = f"samserve_cache_shared_node_up{{{GATEWAY}}}"
     yield Alert(
-        name="SamserveCacheAway",
+        name="SamserveSharedCacheUnavailable",
         # A gateway that has never reached the cluster knows of no nodes.
-        expr=f"""min {by()} ({away}) == 1
-            or {lost} / ({every} > 0) > {THRESHOLDS.cache_unavailable_ratio}""",
-        lasting="1m",
+        expr=f"""max {by()} ({up}) == 0
+            or {unavailable} / ({total} > 0) > {THRESHOLDS.cache_unavailable_ratio}""",
+        for_="1m",
         severity="critical",
-        summary="The shared cache is away",
-        description="""No node of the shared cache answers any gateway. Clicks on embeddings that a
-            gateway does not have in memory end with UNAVAILABLE, STORE_UNAVAILABLE, and after
-            cache.unconfirmed_s those on all that are in the cluster; clicks that send the image are
-            answered. New embeddings are kept by one gateway only.""",
+        summary="The shared cache is unavailable",
+        description="""No node of the shared cache responds to any gateway. Predict calls by
+            embedding id that miss the local cache end with UNAVAILABLE, CACHE_UNAVAILABLE; after
+            cache.shared.stale_if_error_s so do those for every embedding stored in the cluster.
+            Predict calls with an image succeed. New embeddings are stored by one gateway
+            only.""",
     )
     yield Alert(
-        name="SamserveCacheNodeAway",
-        expr=f"max {by('node')} ({away}) == 1",
-        lasting="1m",
-        summary="Node {{ $labels.node }} of the shared cache is left alone",
-        description="""At least one gateway gets no answers from {{ $labels.node }} and has opened
-            its breaker: calls for keys of that node fail at once with STORE_UNAVAILABLE unless
-            memory has them, and after cache.unconfirmed_s those as well. The other nodes' keys are
-            untouched.""",
+        name="SamserveSharedCacheNodeUnavailable",
+        expr=f"min {by('node')} ({up}) == 0",
+        for_="1m",
+        summary="Node {{ $labels.node }} of the shared cache is unavailable",
+        description="""The circuit breaker of at least one gateway for {{ $labels.node }} is open:
+            calls for keys of this node fail at once with CACHE_UNAVAILABLE unless the local cache
+            has them, and after cache.shared.stale_if_error_s those fail as well. Keys of other
+            nodes are not affected.""",
     )
 
 
-def _refusals() -> Iterator[Alert]:
-    failures = (
-        f'sum {by()} (increase(samserve_cache_failures_total{{{GATEWAY},kind="%s"}}[15m])) > 0'
+def _errors() -> Iterator[Alert]:
+    errors = (
+        f'sum {by()} (increase(samserve_cache_shared_errors_total{{{GATEWAY},kind="%s"}}[15m])) > 0'
     )
     yield Alert(
-        name="SamserveCacheFull",
-        expr=failures % "full",
-        summary="The shared cache is full and refuses embeddings",
-        description="""Nodes have refused about {{ $value | humanize }} writes in 15 minutes for
-            want of memory. New embeddings are kept by one gateway only (STORED_LOCAL), and durable
-            ones are refused.""",
+        name="SamserveSharedCacheFull",
+        expr=errors % "full",
+        summary="The shared cache is full and rejects writes",
+        description="""Nodes of the shared cache have rejected about {{ $value | humanize }} writes
+            in 15 minutes because they are out of memory. New embeddings are stored by one gateway
+            only (STORED_LOCAL), and durable Embed calls fail.""",
     )
     yield Alert(
-        name="SamserveCacheRefuses",
-        expr=failures % "refused",
-        summary="The shared cache refuses commands",
-        description="""Nodes have refused about {{ $value | humanize }} commands in 15 minutes: the
-            user lacks a right, or the cluster is not in order. The log says which.""",
+        name="SamserveSharedCacheCommandErrors",
+        expr=errors % "command_error",
+        summary="Commands to the shared cache fail",
+        description="""Nodes of the shared cache have rejected about {{ $value | humanize }}
+            commands in 15 minutes: the user lacks a permission, or the cluster is not
+            healthy. The log has the reason.""",
     )
     yield Alert(
-        name="SamserveCacheDamaged",
+        name="SamserveSharedCacheCorruption",
         expr=f"""sum {by()} (increase(samserve_cache_requests_total
-            {{{GATEWAY},tier="shared",result="damaged"}}[1h])) > 0""",
-        lasting="0m",
-        summary="Embeddings in the shared cache are damaged",
-        description="""About {{ $value | humanize }} embeddings read in the last hour did not fit
-            their checksum. They were removed and never used, but something between gateways and
-            nodes damages data.""",
+            {{{GATEWAY},tier="shared",result="corrupt"}}[1h])) > 0""",
+        for_="0m",
+        summary="Embeddings in the shared cache are corrupt",
+        description="""About {{ $value | humanize }} embeddings read in the last hour failed their
+            checksum. They were removed and not used, but data is corrupted somewhere between
+            gateways and nodes.""",
     )

@@ -1,8 +1,8 @@
 """Dashboards for Grafana 10 and later.
 
-An engineer who has never read the code opens one during an incident and knows within a minute which
-stage is slow, for which model, and why: queue, encode, decode, cache, transport or client.  So each
-title is a question, and each description says how to read the answer and where to go on.
+They let an engineer who does not know the code find out within a minute which stage is slow, for
+which model, and why: queue, encode, decode, cache, transport or client.  Each description says how
+to read the panel and what to check next.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 
 with warnings.catch_warnings():
-    # Importing it says that a newer format is to be preferred, which needs Grafana 12.
+    # The import warns that a newer format is preferred; that format needs Grafana 12.
     warnings.simplefilter("ignore", DeprecationWarning)
     import grafana_foundation_sdk.builders.dashboard
     import grafana_foundation_sdk.builders.prometheus
@@ -20,7 +20,7 @@ from monitoring.dashboards import cache, latency, overview, triton
 from monitoring.dashboards.grafana import to_json
 
 
-def made() -> dict[str, str]:
-    """Make every dashboard, by the name of its file."""
+def render() -> dict[str, str]:
+    """Return the text of every dashboard by the name of its file."""
     pages = (overview.page(), latency.page(), cache.page(), triton.page())
     return {f"{page.uid}.json": to_json(page) for page in pages}

@@ -1,205 +1,222 @@
-"""The embedding cache: whether it finds what is looked for, and what the nodes behind it do."""
+"""The embedding cache: hit ratio, both tiers, and the nodes of the shared tier."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from monitoring.dashboards.spec import GREEN, ORANGE, RED, Dashboard, Kind, Panel, Query, Row
-from monitoring.dashboards.variables import HERE, OURS, OWNER, POD, REDIS, quantile, rate, ratio
+from monitoring.dashboards.variables import (
+    GATEWAY,
+    POD,
+    REDIS,
+    SCOPE,
+    SCOPE_VARIABLES,
+    quantile,
+    rate,
+    ratio,
+)
 from monitoring.objectives import THRESHOLDS
 from monitoring.recording import HIT_RATIO
 
 
 def page() -> Dashboard:
-    """Make the page."""
+    """Return the dashboard."""
     return Dashboard(
         name="cache",
         title="samserve / Cache",
-        description="""Whether embeddings are found, in which tier, and why not. What memory and the
-            shared cache are: docs/cache.md.""",
-        variables=OWNER,
+        description="""Hit ratio of the embedding cache by tier, reasons for misses, and the state
+            of both tiers. docs/cache.md describes the local and the shared tier.""",
+        variables=SCOPE_VARIABLES,
         rows=(
-            Row("Are embeddings found?", list(_hits())),
-            Row("Does the memory of gateways hold them?", [*_memory(), *_prefetches()], width=6),
-            Row("Do the nodes of the shared cache answer?", list(_nodes())),
-            Row("Is what is embedded kept?", list(_writes())),
-            Row(
-                "What do the nodes say themselves?", [*_room_of_nodes(), *_load_of_nodes()], width=6
-            ),
+            Row("Hit ratio", list(_lookups())),
+            Row("Local tier and prefetches", [*_local_tier(), *_prefetches()], width=6),
+            Row("Nodes of the shared tier", list(_nodes())),
+            Row("Writes and errors of the shared tier", list(_writes())),
+            Row("Redis metrics", [*_node_memory(), *_node_load()], width=6),
         ),
     )
 
 
 def _requests(labels: str = "", by: str = "") -> str:
-    return rate("samserve_cache_requests_total", f"{OURS}{labels}", by)
+    return rate("samserve_cache_requests_total", f"{GATEWAY}{labels}", by)
 
 
-def _hits() -> Iterator[Panel]:
-    memory, shared = ',tier="memory"', ',tier="shared"'
-    every = _requests(memory)
+def _lookups() -> Iterator[Panel]:
+    local, shared = ',tier="local"', ',tier="shared"'
+    total = _requests(local)
     yield Panel(
-        "Which part is found, and where?",
-        """Of all embeddings looked for. Both together fall: new pictures, or something was lost;
-        compare with the day before. memory falls and shared grows: memory is too small, or clients
-        change gateways.""",
+        "Hit ratio by tier",
+        """Ratio of all lookups with a hit in each tier. The sum drops: new images, or the cache
+        lost data; compare with the day before. local drops and shared grows: the local tier is too
+        small, or clients switch between gateways.""",
         "percentunit",
         [
-            Query(ratio(_requests(f'{memory},result="hit"'), every), "memory"),
-            Query(ratio(_requests(f'{shared},result="hit"'), every), "shared cache"),
+            Query(ratio(_requests(f'{local},result="hit"'), total), "local"),
+            Query(ratio(_requests(f'{shared},result="hit"'), total), "shared"),
         ],
         Kind.STACK,
-        most=1,
-        colors={"memory": "#73bf69", "shared cache": "#5794f2"},
+        maximum=1,
+        colors={"local": "#73bf69", "shared": "#5794f2"},
     )
     yield Panel(
-        "What comes of lookups?",
-        """Lookups a second by tier and result; what memory misses goes on to the shared cache.
-        miss: not there, or expired. unavailable: a node does not answer. format, model: written by
-        another version or model. deleted: somebody asked for that. damaged: see the network.""",
+        "Lookups by result",
+        """Lookups per second by tier and result; a miss in the local tier is followed by a lookup
+        in the shared tier. miss: never stored, or expired. unavailable: a node does not respond.
+        format_mismatch, model_mismatch: written by another version or model. deleted: deleted by a
+        client. corrupt: checksum error, check node and network.""",
         "ops",
         Query(_requests("", "tier, result"), "{{tier}} {{result}}"),
     )
     yield Panel(
-        "Is that less than the day before?",
-        """Part found in the last half hour, beside the last day as it was an hour ago. The alert
-        SamserveHitRatioCollapse compares the two.""",
+        "Hit ratio compared with the day before",
+        """Hit ratio of the last 30 minutes, and of 24 hours as of one hour ago. The alert
+        SamserveCacheHitRatioLow compares the two.""",
         "percentunit",
         [
-            Query(f"max({HIT_RATIO}30m{{{HERE}}})", "the last 30 minutes"),
-            Query(f"max({HIT_RATIO}1d{{{HERE}}} offset 1h)", "the day before"),
+            Query(f"max({HIT_RATIO}30m{{{SCOPE}}})", "last 30 minutes"),
+            Query(f"max({HIT_RATIO}1d{{{SCOPE}}} offset 1h)", "day before"),
         ],
-        most=1,
+        maximum=1,
     )
 
 
-def _memory() -> Iterator[Panel]:
+def _local_tier() -> Iterator[Panel]:
+    capacity = f"samserve_cache_local_capacity_bytes{{{GATEWAY}}}"
     yield Panel(
-        "How full is memory?",
-        """Of store.capacity_bytes. Full is as it should be: the oldest make room. Quarantined
-        memory waits for runs in Triton that were given up; over a quarter is too much.""",
+        "Local tier utilization",
+        """Bytes relative to cache.local.capacity_bytes. Full is normal: the least recently used
+        embeddings are evicted. Quarantined memory is reserved for abandoned requests that Triton
+        has not ended; over 25 % is too much.""",
         "percentunit",
         [
             Query(
-                f"samserve_store_{what}{{{OURS}}} / (samserve_store_capacity_bytes{{{OURS}}} > 0)",
+                f"samserve_cache_local_{what}{{{GATEWAY}}} / ({capacity} > 0)",
                 f"{name} {POD}",
             )
-            for what, name in (("bytes", "held"), ("quarantined_bytes", "quarantined"))
+            for what, name in (("bytes", "used"), ("quarantined_bytes", "quarantined"))
         ],
-        steps=[(THRESHOLDS.quarantined_ratio, ORANGE)],
-        most=1,
+        thresholds=[(THRESHOLDS.quarantined_ratio, ORANGE)],
+        maximum=1,
     )
     yield Panel(
-        "How many embeddings are held?",
-        "By gateway. A fall to nothing is a restart: they come back from the shared cache.",
+        "Entries in the local tier",
+        """Embeddings by gateway. A drop to 0 is a restart: embeddings are read from the shared tier
+        again.""",
         "short",
-        Query(f"samserve_store_entries{{{OURS}}}", POD),
+        Query(f"samserve_cache_local_entries{{{GATEWAY}}}", POD),
     )
     yield Panel(
-        "How many are dropped for room?",
-        """A second, by gateway. Together with a low share of memory: store.capacity_bytes is too
-        small for what people work on; docs/cache.md, "Sizing".""",
+        "Evictions per second",
+        """Evictions from the local tier, by gateway. Together with a low hit ratio of the local
+        tier: cache.local.capacity_bytes is too small for the working set; see docs/cache.md,
+        section Sizing.""",
         "ops",
-        Query(rate("samserve_store_evictions_total", OURS, "namespace, pod, instance"), POD),
+        Query(
+            rate("samserve_cache_local_evictions_total", GATEWAY, "namespace, pod, instance"), POD
+        ),
     )
 
 
 def _prefetches() -> Iterator[Panel]:
     yield Panel(
-        "Do prefetches get done?",
-        """Pending ones, and ends a second by outcome. failed: nobody is told but the log. Pending
-        ones near admission.prefetch: more are refused.""",
+        "Prefetches",
+        """Pending prefetches, and finished prefetches per second by outcome. failed: reported in
+        the log only. If pending is near admission.max_prefetches, further prefetches are
+        rejected.""",
         "short",
         [
-            Query(f"sum(samserve_prefetch_pending{{{OURS}}})", "pending"),
-            Query(rate("samserve_prefetches_total", OURS, "outcome"), "{{outcome}} a second"),
+            Query(f"sum(samserve_prefetch_pending{{{GATEWAY}}})", "pending"),
+            Query(rate("samserve_prefetches_total", GATEWAY, "outcome"), "{{outcome}} per second"),
         ],
     )
 
 
 def _nodes() -> Iterator[Panel]:
     yield Panel(
-        "Which nodes are left alone?",
-        """By node, as any gateway sees it. Left alone: it did not answer in cache.timeout_s; calls
-        for its keys fail at once until it does. One node: that machine. All: network, TLS or
-        password.""",
+        "Node availability",
+        """By node, the worst state of all gateways. unavailable: the node did not respond within
+        cache.shared.timeout_s, and the circuit breaker is open; calls for its keys fail at once
+        until it responds. One node: its machine. All nodes: network, TLS or password.""",
         "none",
-        f"max by (node) (samserve_cache_node_away{{{OURS}}})",
+        f"min by (node) (samserve_cache_shared_node_up{{{GATEWAY}}})",
         Kind.STATES,
-        words={"0": ("answers", GREEN), "1": ("left alone", RED)},
+        mappings={"1": ("up", GREEN), "0": ("unavailable", RED)},
     )
-    for part in (0.5, 0.99):
+    for q in (0.5, 0.99):
         yield Panel(
-            f"How long do nodes take to answer (p{part * 100:g})?",
-            """By node, on the network and in the node. One node slow: its machine, or a replica
-            that is being filled. All slow: the network, or embeddings are large; see bytes
-            below.""",
+            f"Node response time p{q * 100:g}",
+            """By node, including the network. One node is slow: its machine, or a replica that is
+            being synchronized. All nodes are slow: the network, or large embeddings; see "Shared
+            tier throughput".""",
             "s",
-            quantile(part, "samserve_cache_node_seconds", OURS, "node"),
+            quantile(q, "samserve_cache_shared_node_seconds", GATEWAY, "node"),
         )
 
 
 def _writes() -> Iterator[Panel]:
     yield Panel(
-        "What comes of writes?",
-        """Embeddings offered a second. exists: another gateway was first. deleted: it was deleted
-        meanwhile. None at all while Embeds end well: they are kept in one gateway only.""",
+        "Writes by result",
+        """Writes of embeddings per second. exists: another gateway has stored it before. deleted:
+        the embedding was deleted before the write. No writes while Embed calls succeed: embeddings
+        are stored in one gateway only.""",
         "ops",
-        rate("samserve_cache_writes_total", OURS, "result"),
+        rate("samserve_cache_shared_writes_total", GATEWAY, "result"),
     )
     yield Panel(
-        "Which commands fail?",
-        """A second. unavailable: no answer, see the nodes. full: out of memory under noeviction.
-        refused: the user lacks a right, or the cluster is not in order; the log says which.""",
+        "Command errors by kind",
+        """Errors per second. unavailable: no response, see "Node availability". full: out of memory
+        with noeviction. command_error: the user lacks a permission, or the cluster is not healthy;
+        the log has the reason. corrupt: corrupt data was read again.""",
         "ops",
-        rate("samserve_cache_failures_total", OURS, "kind"),
+        rate("samserve_cache_shared_errors_total", GATEWAY, "kind"),
     )
     yield Panel(
-        "How many bytes of embeddings travel?",
-        """out: written, in: read. An embedding of SAM 1 has 2 MiB. Near what the network carries,
-        p99 of the nodes grows.""",
+        "Shared tier throughput",
+        """Bytes of embeddings per second. out: written, in: read. An embedding of SAM 1 has 2 MiB.
+        Near the capacity of the network, the p99 response time of the nodes grows.""",
         "Bps",
-        rate("samserve_cache_bytes_total", OURS, "direction"),
+        rate("samserve_cache_shared_bytes_total", GATEWAY, "direction"),
     )
 
 
-def _room_of_nodes() -> Iterator[Panel]:
+def _node_memory() -> Iterator[Panel]:
     yield Panel(
-        "How full are the nodes?",
-        """Of maxmemory, from redis_exporter. Full is as it should be with allkeys-lru; under
-        noeviction new embeddings are refused then. No data: the nodes are not scraped, or have no
+        "Memory utilization by node",
+        """Memory relative to maxmemory, from redis_exporter. Full is normal with allkeys-lru; with
+        noeviction new embeddings are rejected. No data: the nodes are not scraped, or have no
         maxmemory.""",
         "percentunit",
         Query(
             f"redis_memory_used_bytes{{{REDIS}}} / (redis_memory_max_bytes{{{REDIS}}} > 0)",
             "{{instance}}",
         ),
-        steps=[(0.95, ORANGE)],
+        thresholds=[(0.95, ORANGE)],
     )
     yield Panel(
-        "What do nodes drop, and what do they find?",
-        """A second, over all nodes. Dropped while the hit ratio falls: the cluster is too small for
-        what is embedded within store.ttl_s.""",
+        "Evictions, hits and misses of nodes",
+        """Per second, over all nodes. Evictions while the hit ratio drops: the cluster is too small
+        for the embeddings created within cache.ttl_s.""",
         "ops",
         [
-            Query(rate("redis_evicted_keys_total", REDIS), "dropped for room"),
-            Query(rate("redis_keyspace_hits_total", REDIS), "found"),
-            Query(rate("redis_keyspace_misses_total", REDIS), "not found"),
+            Query(rate("redis_evicted_keys_total", REDIS), "evictions"),
+            Query(rate("redis_keyspace_hits_total", REDIS), "hits"),
+            Query(rate("redis_keyspace_misses_total", REDIS), "misses"),
         ],
     )
 
 
-def _load_of_nodes() -> Iterator[Panel]:
+def _node_load() -> Iterator[Panel]:
     yield Panel(
-        "How many commands do nodes serve?",
-        """A second, by node. One node far above the others: a few pictures are asked for by all;
-        their keys are there.""",
+        "Commands per second by node",
+        """Commands that each node serves. One node far above the others: a few images are requested
+        by many clients, and their keys are on this node.""",
         "ops",
         rate("redis_commands_processed_total", REDIS, "instance"),
     )
     yield Panel(
-        "Who is connected, and how much is there?",
-        """Connections by node: up to cache.connections for each gateway, and one that listens. Keys
-        by node: embeddings, and tokens of deleted ones.""",
+        "Connections and keys by node",
+        """Connections: up to cache.shared.max_connections_per_node for each gateway, and one for
+        its subscription. Keys: embeddings, and deletion markers.""",
         "short",
         [
             Query(f"redis_connected_clients{{{REDIS}}}", "connections {{instance}}"),

@@ -1,4 +1,4 @@
-"""From what a dashboard is made of to Grafana's format."""
+"""Conversion of dashboards to Grafana's format."""
 
 from __future__ import annotations
 
@@ -15,14 +15,22 @@ from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models.common import DataSourceRef
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from monitoring.dashboards.looks import look
-from monitoring.dashboards.spec import GRID, LATEST, Dashboard, Kind, Panel, Query, Variable
-from monitoring.dashboards.variables import HERE, OURS
-from monitoring.rules import tidy
+from monitoring.dashboards.spec import (
+    GRID_COLUMNS,
+    INSTANT_KINDS,
+    Dashboard,
+    Kind,
+    Panel,
+    Query,
+    Variable,
+)
+from monitoring.dashboards.style import styled_panel
+from monitoring.dashboards.variables import GATEWAY, SCOPE
+from monitoring.rules import one_line
 
 _PROMETHEUS = DataSourceRef(type_val="prometheus", uid="${datasource}")
 _TAG = "samserve"
-# What is found in a Tempo when somebody asks for the slow calls of the time that is shown.
+# The search of Tempo for slow calls in the time range of the dashboard.
 _TRACES = {
     "samserve": {
         "datasource": "${tempo}",
@@ -39,60 +47,65 @@ _TRACES = {
 
 
 def to_json(page: Dashboard) -> str:
-    """Write *page* as Grafana imports it; equal pages give equal text."""
+    """Return *page* as Grafana imports it; equal pages give equal text."""
     draft = (
         build.Dashboard(page.title)
         .uid(page.uid)
-        .description(tidy(page.description))
+        .description(one_line(page.description))
         .tags([_TAG])
         .timezone("browser")
         .time("now-1h", "now")
         .refresh("30s")
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
         .readonly()
-        .links([_link_to_others()])
+        .links([_dashboard_links()])
         .annotations(list(_annotations()))
     )
     for variable in _variables(page):
         draft.with_variable(variable)
     content = draft.build()
-    content.panels = list(_placed(page))
+    content.panels = list(_layout(page))
     return json.dumps(content, cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
 
 
-def read_again(text: str) -> str:
-    """Read a dashboard as Grafana's types and write it: what they do not know is lost."""
+def round_trip(text: str) -> str:
+    """Parse a dashboard into Grafana's types and serialize it; unknown fields are lost."""
     register_default_plugins()
     content = models.Dashboard.from_json(json.loads(text))
     return json.dumps(content, cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
 
 
-def _placed(page: Dashboard) -> Iterator[models.Panel | models.RowPanel]:
-    """Yield rows and panels with their numbers and places: from left to right, line by line."""
+def _layout(page: Dashboard) -> Iterator[models.Panel | models.RowPanel]:
+    """Yield rows and panels with ids and grid positions, from left to right, line by line."""
     number, y = 0, 0
     for row in page.rows:
         number += 1
-        place = models.GridPos(x=0, y=y, w=GRID, h=1)
-        yield models.RowPanel(id_val=number, title=row.title, grid_pos=place, panels=[])
+        position = models.GridPos(x=0, y=y, w=GRID_COLUMNS, h=1)
+        yield models.RowPanel(id_val=number, title=row.title, grid_pos=position, panels=[])
         x, y = 0, y + 1
         for panel in row.panels:
             number += 1
-            drawn = _panel(panel)
-            drawn.id_val = number
+            built = _panel(panel)
+            built.id_val = number
             width, height = panel.width or row.width, panel.height or row.height
-            drawn.grid_pos = models.GridPos(x=x, y=y, w=width, h=height)
-            yield drawn
-            x = (x + width) % GRID
+            built.grid_pos = models.GridPos(x=x, y=y, w=width, h=height)
+            yield built
+            x = (x + width) % GRID_COLUMNS
             y += 0 if x else height
 
 
 def _panel(panel: Panel) -> models.Panel:
-    draft = look(panel).title(panel.title).description(tidy(panel.description)).unit(panel.unit)
+    draft = (
+        styled_panel(panel)
+        .title(panel.title)
+        .description(one_line(panel.description))
+        .unit(panel.unit)
+    )
     draft.datasource(_PROMETHEUS)
     for name, query in zip(ascii_uppercase, panel.queries, strict=False):
         draft.with_target(_target(panel.kind, query).ref_id(name))
-    if panel.empty:
-        draft.no_value(panel.empty)
+    if panel.no_value:
+        draft.no_value(panel.no_value)
     if panel.traces:
         draft.links([_link_to_traces()])
     built: models.Panel = draft.build()
@@ -100,9 +113,9 @@ def _panel(panel: Panel) -> models.Panel:
 
 
 def _target(kind: Kind, query: Query) -> prometheus.Dataquery:
-    target = prometheus.Dataquery().expr(tidy(query.expr)).datasource(_PROMETHEUS)
-    target.legend_format("__auto" if kind is Kind.TABLE else query.name)
-    if kind in LATEST:
+    target = prometheus.Dataquery().expr(one_line(query.expr)).datasource(_PROMETHEUS)
+    target.legend_format("__auto" if kind is Kind.TABLE else query.legend_format)
+    if kind in INSTANT_KINDS:
         target.instant()
     else:
         target.range().exemplar(query.exemplars)
@@ -118,11 +131,11 @@ def _variables(page: Dashboard) -> Iterator[Any]:
     if page.traces:
         yield build.DatasourceVariable("tempo").label("Traces").type("tempo")
     for variable in page.variables:
-        yield _choice(variable)
+        yield _query_variable(variable)
 
 
-def _choice(variable: Variable) -> build.QueryVariable:
-    everything = models.VariableOption(selected=True, text="All", value="$__all")
+def _query_variable(variable: Variable) -> build.QueryVariable:
+    all_values = models.VariableOption(selected=True, text="All", value="$__all")
     return (
         build.QueryVariable(variable.name)
         .label(variable.label)
@@ -134,20 +147,20 @@ def _choice(variable: Variable) -> build.QueryVariable:
         .multi(True)
         .include_all(True)
         .all_value(".*")
-        .current(everything)
+        .current(all_values)
     )
 
 
 def _annotations() -> Sequence[Any]:
-    """Mark when gateways started and alerts fired: what changed is the first thing to ask."""
-    marks = (
+    """Return annotations for starts of gateways and for firing alerts."""
+    annotations = (
         (
             *("Gateways started", "#5794f2", "{{pod}} {{instance}}"),
-            f"changes(process_start_time_seconds{{{OURS}}}[2m]) > 0",
+            f"changes(process_start_time_seconds{{{GATEWAY}}}[2m]) > 0",
         ),
         (
             *("Alerts fired", "red", "{{alertname}} {{grpc_method}}"),
-            f'ALERTS{{alertname=~"Samserve.*",alertstate="firing",{HERE}}}',
+            f'ALERTS{{alertname=~"Samserve.*",alertstate="firing",{SCOPE}}}',
         ),
     )
     return [
@@ -158,11 +171,11 @@ def _annotations() -> Sequence[Any]:
         .icon_color(color)
         .expr(expr)
         .text_format(text)
-        for name, color, text, expr in marks
+        for name, color, text, expr in annotations
     ]
 
 
-def _link_to_others() -> build.DashboardLink:
+def _dashboard_links() -> build.DashboardLink:
     return (
         build.DashboardLink("samserve")
         .type(models.DashboardLinkType.DASHBOARDS)
@@ -176,7 +189,7 @@ def _link_to_others() -> build.DashboardLink:
 def _link_to_traces() -> build.DashboardLink:
     panes = json.dumps(_TRACES, separators=(",", ":"))
     return (
-        build.DashboardLink("Calls of more than a second in the traces")
+        build.DashboardLink("Traces of calls over one second")
         .type(models.DashboardLinkType.LINK)
         .url(f"/explore?schemaVersion=1&panes={panes}")
         .target_blank(True)

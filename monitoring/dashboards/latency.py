@@ -1,4 +1,4 @@
-"""Where the time of calls goes: by stage, by model, in Triton, on the way and at clients."""
+"""Latency by stage and by model, in Triton, in transport, and at clients."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from monitoring.dashboards.spec import ORANGE, RED, Dashboard, Kind, Panel, Query, Row
 from monitoring.dashboards.stages import SECONDS, STAGE_COLORS, calls
 from monitoring.dashboards.variables import (
-    METHOD,
-    MODEL,
-    OF_CALL,
-    OF_MODEL,
-    OF_RPC,
-    OF_TRITON,
-    OURS,
-    OWNER,
+    GATEWAY,
+    GATEWAY_CALL,
+    GATEWAY_MODEL,
+    METHOD_VARIABLE,
+    MODEL_VARIABLE,
     POD,
+    RPC,
+    SCOPE_VARIABLES,
+    TRITON_MODEL,
     mean,
     quantile,
     rate,
@@ -23,80 +23,85 @@ from monitoring.dashboards.variables import (
 )
 from monitoring.objectives import OBJECTIVES, THRESHOLDS
 
-_OBJECTIVES = ", ".join(f"{each.method} {each.within_s:g} s" for each in OBJECTIVES)
+_OBJECTIVES = ", ".join(f"{each.method} {each.threshold_s:g} s" for each in OBJECTIVES)
 
 
 def page() -> Dashboard:
-    """Make the page."""
+    """Return the dashboard."""
     return Dashboard(
         name="latency",
         title="samserve / Latency",
-        description="""Which stage takes the time of calls, for the RPC and the model chosen above.
-            Choose one RPC: the stages of several together say little.""",
-        variables=(*OWNER, MODEL, METHOD),
+        description="""Latency of calls by stage, for the RPC and the model chosen above. Choose one
+            RPC: stages of several RPCs together are hard to interpret.""",
+        variables=(*SCOPE_VARIABLES, MODEL_VARIABLE, METHOD_VARIABLE),
         rows=(
-            Row("Which stage takes the time?", list(_stages()), width=12, height=10),
-            Row("Are all calls slow, or which?", [*_calls(), *_models()]),
-            Row("How long does each stage take, where a call comes to it?", list(_quantiles())),
-            Row("Queue, engine or transport?", [*_engine(), *_triton()], width=6),
-            Row("Client or event loop?", [*_clients(), *_event_loop(), *_size_of_work()], width=6),
+            Row("Latency by stage", list(_stages()), width=12, height=10),
+            Row("Call latency", [*_calls(), *_models()]),
+            Row("Stage latency percentiles", list(_quantiles())),
+            Row("Queue, engine and transport", [*_engine(), *_triton()], width=6),
+            Row(
+                "Clients, event loop and workload",
+                [*_clients(), *_event_loop(), *_workload()],
+                width=6,
+            ),
         ),
         traces=True,
     )
 
 
 def _stages() -> Iterator[Panel]:
-    spent = rate(f"{SECONDS}_sum", OF_CALL, "stage")
+    spent = rate(f"{SECONDS}_sum", GATEWAY_CALL, "stage")
     yield Panel(
-        "Which stage takes the time of a call?",
-        """Mean seconds of a call on its critical path, by stage; the height is the whole call. The
-        colour that grows is the stage to look at. receive and send are the client's; queue and join
-        wait for others; encode and decode contain the way to Triton and back. docs/runbook.md,
-        "Which stage is slow", goes on from here.""",
+        "Mean latency by stage",
+        """Which stage takes the time of a call? Mean seconds on the critical path of a call; the
+        height is the whole call. receive and send are the client's; queue and join are waiting
+        times; encode and decode include the transport to Triton and back. Next: docs/runbook.md,
+        section Slow stages.""",
         "s",
-        Query(f"{spent} / on () group_left () ({calls(OF_CALL)} > 0)", "{{stage}}"),
+        Query(f"{spent} / on () group_left () ({calls(GATEWAY_CALL)} > 0)", "{{stage}}"),
         Kind.STACK,
         colors=STAGE_COLORS,
     )
     by = "grpc_method, model, stage"
-    longest = f"topk(12, {rate(f'{SECONDS}_sum', OF_CALL, by)})".replace(
+    largest = f"topk(12, {rate(f'{SECONDS}_sum', GATEWAY_CALL, by)})".replace(
         "$__rate_interval", "$__range"
     )
     yield Panel(
-        "Which stage of which model takes most of all the time?",
-        """Seconds of calls a second, over the whole time shown, the twelve largest: 2 means that
-        two calls are in that stage at any time. What is worth making faster, or getting more
-        of.""",
+        "Total time by method, model and stage",
+        """Which stage is worth optimizing or scaling? Seconds of calls per second over the whole
+        time range, the twelve largest: 2 means that on average two calls are in this stage.""",
         "short",
-        Query(longest, "{{grpc_method}} {{model}} {{stage}}"),
+        Query(largest, "{{grpc_method}} {{model}} {{stage}}"),
         Kind.BARS,
     )
 
 
 def _calls() -> Iterator[Panel]:
     yield Panel(
-        "How long do calls take?",
-        f"""Calls that ended well, without the time that clients took to send and to receive.
-        Objectives: {_OBJECTIVES}. p50 up: all are slower. Only p99 up: some wait; look at queue and
-        at the heatmap.""",
+        "Latency percentiles",
+        f"""Successful calls, without the time that clients take to send and to receive. Objectives:
+        {_OBJECTIVES}. If p50 grows, all calls are slower. If only p99 grows, some calls wait: check
+        queue and the latency distribution.""",
         "s",
         [
             Query(
-                quantile(part, "samserve_call_seconds", OF_CALL, "grpc_method"),
-                f"{{{{grpc_method}}}} p{part * 100:g}",
+                quantile(q, "samserve_call_seconds", GATEWAY_CALL, "grpc_method"),
+                f"{{{{grpc_method}}}} p{q * 100:g}",
                 exemplars=True,
             )
-            for part in (0.5, 0.95, 0.99)
+            for q in (0.5, 0.95, 0.99)
         ],
         traces=True,
     )
     yield Panel(
-        "Are all calls slow, or some?",
-        """How many calls took how long. Two bands: two kinds of calls, such as found and encoded.
-        The dots are calls with a trace; click one to see it.""",
+        "Latency distribution",
+        """Are all calls slow, or only some? Number of calls by latency. Two bands are two kinds of
+        calls, for example with a cache hit and with an encode. Dots are calls with a trace; click
+        one to open it.""",
         "s",
         Query(
-            f"sum by (le) (increase(samserve_call_seconds_bucket{{{OF_CALL}}}[$__rate_interval]))",
+            f"sum by (le) (increase(samserve_call_seconds_bucket{{{GATEWAY_CALL}}}"
+            "[$__rate_interval]))",
             "{{le}}",
             exemplars=True,
         ),
@@ -107,66 +112,68 @@ def _calls() -> Iterator[Panel]:
 
 def _models() -> Iterator[Panel]:
     yield Panel(
-        "Which model is slow?",
-        """99th percentile by model. One only: its network, its instances in Triton, or its
-        pictures. All: what they share.""",
+        "Latency p99 by model",
+        """99th percentile by RPC and model. One model only: its network, its instances in Triton,
+        or its images. All models: a shared resource.""",
         "s",
-        quantile(0.99, "samserve_call_seconds", OF_CALL, "grpc_method, model"),
+        quantile(0.99, "samserve_call_seconds", GATEWAY_CALL, "grpc_method, model"),
     )
 
 
 def _quantiles() -> Iterator[Panel]:
-    meaning = {
-        0.5: "The usual call. A stage that is slow here is slow for everybody.",
-        0.95: "One call in twenty takes longer. Beside p99 it tells a trend from bad luck.",
-        0.99: "One call in a hundred takes longer. Stages that wait (queue, join) show here first.",
+    help_texts = {
+        0.5: "The typical call. A stage that is slow here is slow for every client.",
+        0.95: "One call in twenty takes longer. If it follows p99, the slowdown is no outlier.",
+        0.99: "One call in a hundred takes longer. Waiting (queue, join) appears here first.",
     }
-    for part, words in meaning.items():
+    for q, text in help_texts.items():
         yield Panel(
-            f"How long does each stage take (p{part * 100:g})?",
-            f"""{words} Of the calls that come to a stage: join and encode are few among Predicts,
-            whose embedding is mostly there. Stages of p99 do not add up.""",
+            f"Stage latency p{q * 100:g}",
+            f"""{text} Over the calls that enter the stage: few Predict calls enter join and encode,
+            because their embedding is usually cached. Percentiles of stages do not add up.""",
             "s",
-            Query(quantile(part, SECONDS, OF_CALL, "stage"), exemplars=part == 0.99),
+            Query(quantile(q, SECONDS, GATEWAY_CALL, "stage"), exemplars=q == 0.99),
             colors=STAGE_COLORS,
         )
 
 
 def _engine() -> Iterator[Panel]:
     yield Panel(
-        "How much work waits in the gateways?",
-        """encoder, decoder: more than triton.encoder_in_flight or .decoder_in_flight are asked for
-        (without Triton: more than one run). workers: more pictures and masks than threads.""",
+        "Queue depth",
+        """Queued work in the gateways. encoder, decoder: more requests than
+        triton.max_concurrent_encoder_requests or triton.max_concurrent_decoder_requests (without
+        Triton: more than one inference). workers: more images and masks than threads.""",
         "short",
-        f"sum by (queue) (samserve_queue_waiting{{{OURS}}})",
+        f"sum by (queue) (samserve_queue_depth{{{GATEWAY}}})",
     )
     runs = "samserve_engine_run_seconds"
     yield Panel(
-        "How long does a run of a network take?",
-        """As the gateway sees it: with Triton, the way there, its queue, the computing, and the way
-        back. Compare with the two panels beside.""",
+        "Inference time",
+        """Time of one inference as measured by the gateway. With Triton it includes transport,
+        Triton's queue and the computation. Compare with the next two panels.""",
         "s",
         [
             Query(
-                quantile(part, runs, OF_MODEL, "network, model"),
-                f"{{{{model}}}} {{{{network}}}} p{part * 100:g}",
+                quantile(q, runs, GATEWAY_MODEL, "network, model"),
+                f"{{{{model}}}} {{{{network}}}} p{q * 100:g}",
             )
-            for part in (0.5, 0.99)
+            for q in (0.5, 0.99)
         ],
     )
 
 
 def _triton() -> Iterator[Panel]:
-    asked = rate("nv_inference_request_success", OF_TRITON, "model")
+    requests = rate("nv_inference_request_success", TRITON_MODEL, "model")
     yield Panel(
-        "Does Triton wait or compute?",
-        """Mean seconds of a request inside Triton, by model. Queue grows: more requests than its
-        instances serve. Compute grows: larger batches, a busy GPU, or another model version. No
-        data: there is no Triton, or it is not scraped.""",
+        "Triton queue and compute time",
+        """Mean seconds of a request inside Triton, by Triton model. Queue grows: more requests than
+        its instances can serve. Compute grows: larger batches, a busy GPU, or another model
+        version. No data: Triton is not used, or not scraped.""",
         "s",
         [
             Query(
-                f"{ratio(rate(counter, OF_TRITON, 'model'), asked)} / 1e6", f"{{{{model}}}} {name}"
+                f"{ratio(rate(counter, TRITON_MODEL, 'model'), requests)} / 1e6",
+                f"{{{{model}}}} {name}",
             )
             for counter, name in (
                 ("nv_inference_queue_duration_us", "queue"),
@@ -175,53 +182,57 @@ def _triton() -> Iterator[Panel]:
         ],
     )
     yield Panel(
-        "How long are tensors on their way to Triton and back?",
-        """Mean run as the gateway sees it, less what Triton says the request took. Milliseconds
-        with shared memory; tens of them with messages. If it grows: the page Triton, 'How do
-        tensors travel?', then the network and the event loop.""",
+        "Transport overhead",
+        """Mean inference time as measured by the gateway, minus the mean request time as measured
+        by Triton. Milliseconds with shared memory, tens of milliseconds with messages. If it grows,
+        check "Tensor transport" on the dashboard Triton, then the network and the event loop.""",
         "s",
-        Query(_transport(), "{{model}} {{network}}"),
+        Query(_overhead(), "{{model}} {{network}}"),
     )
 
 
-def _transport() -> str:
-    """Write the mean run less the mean request, whose model is ours with the network's name."""
+def _overhead() -> str:
+    """Return the mean inference time minus Triton's mean request time, by model and network."""
     parts = '"model", "(.*)_(encoder|decoder)"'
     inside = ratio(
-        rate("nv_inference_request_duration_us", OF_TRITON, "model"),
-        rate("nv_inference_request_success", OF_TRITON, "model"),
+        rate("nv_inference_request_duration_us", TRITON_MODEL, "model"),
+        rate("nv_inference_request_success", TRITON_MODEL, "model"),
     )
-    named = f'label_replace({inside} / 1e6, "network", "$2", {parts})'
-    ours = f'label_replace({named}, "model", "$1", {parts})'
-    run = mean("samserve_engine_run_seconds", OF_MODEL, "model, network")
-    return f"clamp_min({run} - on (model, network) {ours}, 0)"
+    with_network = f'label_replace({inside} / 1e6, "network", "$2", {parts})'
+    by_network = f'label_replace({with_network}, "model", "$1", {parts})'
+    run = mean("samserve_engine_run_seconds", GATEWAY_MODEL, "model, network")
+    return f"clamp_min({run} - on (model, network) {by_network}, 0)"
 
 
 def _clients() -> Iterator[Panel]:
-    client = f'{OF_CALL},stage=~"receive|send"'
+    client = f'{GATEWAY_CALL},stage=~"receive|send"'
     yield Panel(
-        "How long do clients take to send and to receive?",
-        """Mean seconds of a call. It counts for no objective: a slow network, a busy client, or
-        very large pictures and answers; the panel beside tells the last apart.""",
+        "Client send and receive time",
+        """Mean seconds of a call in which the client sends its request or receives its response. It
+        does not count for objectives. Causes: a slow network, a busy client, or very large images
+        and responses; see "Message size".""",
         "s",
         Query(
             f"{rate(f'{SECONDS}_sum', client, 'grpc_method, stage')} "
-            f"/ on (grpc_method) group_left () ({calls(OF_CALL, 'grpc_method')} > 0)",
+            f"/ on (grpc_method) group_left () ({calls(GATEWAY_CALL, 'grpc_method')} > 0)",
             "{{grpc_method}} {{stage}}",
         ),
     )
     of_method = ',grpc_method=~"$method"'
     yield Panel(
-        "How large are requests and answers?",
-        """Mean bytes of a call. Answers grow with bitmaps and logits; run lengths are small.
-        Pictures that grow make receive, decode_image and resize slower.""",
+        "Message size",
+        """Mean bytes of a call, requests received and responses sent. Responses grow with bitmaps
+        and logits; run-length encoding is small. Larger images make receive, decode_image and
+        resize slower.""",
         "bytes",
         Query(
             ratio(
                 rate(
-                    "samserve_message_bytes_total", f"{OURS}{of_method}", "grpc_method, direction"
+                    "samserve_message_bytes_total",
+                    f"{GATEWAY}{of_method}",
+                    "grpc_method, direction",
                 ),
-                rate("grpc_server_handled_total", f"{OF_RPC}{of_method}", "grpc_method"),
+                rate("grpc_server_handled_total", f"{RPC}{of_method}", "grpc_method"),
                 "grpc_method",
             ),
             "{{grpc_method}} {{direction}}",
@@ -230,32 +241,35 @@ def _clients() -> Iterator[Panel]:
 
 
 def _event_loop() -> Iterator[Panel]:
-    bound = THRESHOLDS.loop_lag_s
+    threshold = THRESHOLDS.loop_lag_s
     yield Panel(
-        "Is the event loop late?",
-        """How late the loop comes to what is due; every call of that gateway waits for it. Over 100
-        ms the gateway has too little CPU, or something blocks its loop. Shows in all stages,
+        "Event loop lag",
+        """Delay of scheduled work on the event loop, which delays every call of this gateway. Over
+        100 ms the gateway has too little CPU, or something blocks its loop. It affects all stages,
         'other' first.""",
         "s",
         Query(
-            quantile(0.99, "samserve_event_loop_lag_seconds", OURS, "namespace, pod, instance"),
+            quantile(0.99, "samserve_event_loop_lag_seconds", GATEWAY, "namespace, pod, instance"),
             f"p99 {POD}",
         ),
-        steps=[(bound / 2, ORANGE), (bound, RED)],
+        thresholds=[(threshold / 2, ORANGE), (threshold, RED)],
     )
 
 
-def _size_of_work() -> Iterator[Panel]:
-    of_rpc = f'{OURS},grpc_method=~"$method"'
+def _workload() -> Iterator[Panel]:
+    of_method = f'{GATEWAY},grpc_method=~"$method"'
     yield Panel(
-        "How much is asked in one call?",
-        """Mean prompts of a call and mean masks of an answer. decode, postprocess and encode_masks
-        grow with them: slower may be more work.""",
+        "Prompts and masks per call",
+        """Mean prompts of a request and mean masks of a response. decode, postprocess and
+        encode_masks grow with them: higher latency may be caused by more work per call.""",
         "short",
         [
             Query(
-                mean("samserve_prompts_per_call", of_rpc, "grpc_method"), "{{grpc_method}} prompts"
+                mean("samserve_prompts_per_call", of_method, "grpc_method"),
+                "{{grpc_method}} prompts",
             ),
-            Query(mean("samserve_masks_per_call", of_rpc, "grpc_method"), "{{grpc_method}} masks"),
+            Query(
+                mean("samserve_masks_per_call", of_method, "grpc_method"), "{{grpc_method}} masks"
+            ),
         ],
     )

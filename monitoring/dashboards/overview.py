@@ -1,10 +1,10 @@
-"""The first page in an incident: is anybody harmed, where is the time, what has run out."""
+"""The overview: error budgets and alerts, latency by cause, traffic, saturation, deployment."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from monitoring.dashboards import harm
+from monitoring.dashboards import error_budget
 from monitoring.dashboards.spec import (
     GREEN,
     ORANGE,
@@ -16,17 +16,17 @@ from monitoring.dashboards.spec import (
     Query,
     Row,
 )
-from monitoring.dashboards.stages import COLORS, READING, by_cause
+from monitoring.dashboards.stages import CAUSE_COLORS, CAUSES_HELP, by_cause
 from monitoring.dashboards.variables import (
-    HERE,
-    MODEL,
-    OF_MODEL,
-    OF_RPC,
-    OF_TRITON,
-    OURS,
-    OWNER,
+    GATEWAY,
+    GATEWAY_MODEL,
+    MODEL_VARIABLE,
     POD,
+    RPC,
+    SCOPE,
+    SCOPE_VARIABLES,
     TRITON,
+    TRITON_MODEL,
     quantile,
     rate,
     ratio,
@@ -36,27 +36,29 @@ from monitoring.recording import P99, STAGE_MEAN
 from monitoring.rules import any_of
 
 _METHODS = any_of(each.method for each in OBJECTIVES)
-_RPC = f'{OF_RPC},grpc_method=~"{_METHODS}"'
+_CALLS = f'{RPC},grpc_method=~"{_METHODS}"'
+_OBJECTIVES = ", ".join(f"{each.method} {each.threshold_s:g} s" for each in OBJECTIVES)
 
 
 def page() -> Dashboard:
-    """Make the page."""
+    """Return the dashboard."""
     return Dashboard(
         name="overview",
         title="samserve / Overview",
-        description="""Start here. From the top: is anybody harmed, which stage is slow and why,
-            what has run out, what runs.""",
-        variables=(*OWNER, MODEL),
+        description="""Start here. From top to bottom: user impact, latency by cause, traffic and
+            errors, saturation, deployment.""",
+        variables=(*SCOPE_VARIABLES, MODEL_VARIABLE),
         rows=(
-            Row("Is anybody harmed?", [*harm.burning(), *harm.harm()], width=6, height=5),
-            Row("Which stage is slow, for which model, and why?", list(_stages())),
             Row(
-                "How much is asked, how does it end, how long does that take?",
-                [*_calls(), *_ends()],
+                "Error budgets and alerts",
+                [*error_budget.burn_rate_panels(), *error_budget.budget_and_alert_panels()],
                 width=6,
+                height=5,
             ),
-            Row("Has something run out?", [*_places(), *_parts()]),
-            Row("What runs?", [*_gateways(), *_content()], width=6),
+            Row("Latency by cause", list(_stages())),
+            Row("Traffic, errors and latency", [*_traffic(), *_results()], width=6),
+            Row("Saturation", [*_admission(), *_dependencies()]),
+            Row("Deployment", [*_gateways(), *_models_and_files()], width=6),
         ),
     )
 
@@ -64,22 +66,23 @@ def page() -> Dashboard:
 def _stages() -> Iterator[Panel]:
     for method in ("Predict", "Embed", "AutoMask"):
         yield Panel(
-            f"Where does the time of {'an' if method[0] in 'AE' else 'a'} {method} go?",
-            f"""Mean seconds of a call by cause; the height is the whole call. {READING} Next: the
-            table below says which stage and model, the page Latency shows each stage.""",
+            f"{method} latency by cause",
+            f"""Where does the time of a call go? Mean seconds by cause; the height is the whole
+            call. {CAUSES_HELP} Next: the table below has stage and model, the dashboard Latency has
+            each stage.""",
             "s",
             list(by_cause(method)),
             Kind.STACK,
-            colors=COLORS,
+            colors=CAUSE_COLORS,
         )
-    change = f'sum by (grpc_method, model, stage) ({STAGE_MEAN}{{{HERE},model=~"$model"}}%s)'
+    change = f'sum by (grpc_method, model, stage) ({STAGE_MEAN}{{{SCOPE},model=~"$model"}}%s)'
     now, before = change % "", change % " offset 1d"
     yield Panel(
-        "Which stage takes longer than the day before, for which model?",
-        """Mean seconds that a call spends in each stage, now and at the same time the day before,
-        what has grown most on top: that is where to look. docs/runbook.md says of each stage what
-        makes it slow. Without a day of history only the second column is filled. Calls without a
-        model ended before it was known.""",
+        "Stage latency compared with the day before",
+        """Which stage takes longer than the day before, for which model? Mean seconds that a call
+        spends in each stage, now and 24 hours ago; the largest growth is on top. docs/runbook.md
+        lists what makes each stage slow. Without a day of history only the column "Now" has values.
+        Calls without a model ended before it was known.""",
         "s",
         [now, before, f"{now} - {before}"],
         Kind.TABLE,
@@ -89,117 +92,127 @@ def _stages() -> Iterator[Panel]:
             "model": "Model",
             "stage": "Stage",
             "Value #A": "Now",
-            "Value #B": "The day before",
+            "Value #B": "Day before",
             "Value #C": "Growth",
         },
         sort="Growth",
-        steps=[(0.01, YELLOW), (0.1, RED)],
+        thresholds=[(0.01, YELLOW), (0.1, RED)],
     )
 
 
-def _calls() -> Iterator[Panel]:
+def _traffic() -> Iterator[Panel]:
     yield Panel(
-        "How many calls come in?",
-        """Calls a second by RPC. A fall to nothing while gateways are ready: look between clients
-        and gateways.""",
+        "Request rate by method",
+        """Calls per second. If it drops to 0 while gateways are ready, check the network, proxies
+        and load balancers between clients and gateways.""",
         "reqps",
-        rate("grpc_server_started_total", OF_RPC, "grpc_method"),
+        rate("grpc_server_started_total", RPC, "grpc_method"),
     )
     yield Panel(
-        "How do calls fail?",
-        """Calls a second that did not end well, by the reason that clients are told.
-        docs/operations.md, "Errors", says what each means. OVERLOADED: see 'What is refused for
-        what?'.""",
+        "Errors by reason",
+        """Failed and rejected calls per second, by the reason returned to the client.
+        docs/operations.md, section Errors, explains each reason. OVERLOADED: see "Rejected calls by
+        limit".""",
         "reqps",
-        rate("samserve_errors_total", OURS, "grpc_method, reason"),
+        rate("samserve_errors_total", GATEWAY, "grpc_method, reason"),
     )
 
 
-def _ends() -> Iterator[Panel]:
-    handled = rate("grpc_server_handled_total", _RPC, "grpc_method")
-    failed = rate("grpc_server_handled_total", f'{_RPC},grpc_code!="OK"', "grpc_method, grpc_code")
+def _results() -> Iterator[Panel]:
+    handled = rate("grpc_server_handled_total", _CALLS, "grpc_method")
+    failed = rate(
+        "grpc_server_handled_total", f'{_CALLS},grpc_code!="OK"', "grpc_method, grpc_code"
+    )
     yield Panel(
-        "Which part of the calls ends how?",
-        """By status code, without OK. CANCELLED: the client has left. INVALID_ARGUMENT, NOT_FOUND
-        and the like: its mistakes. RESOURCE_EXHAUSTED: overload or a quota. The others are
-        ours.""",
+        "Error ratio by status code",
+        """Ratio of calls that end with each status code other than OK. CANCELLED: cancelled by the
+        client. INVALID_ARGUMENT, NOT_FOUND and similar codes: client errors. RESOURCE_EXHAUSTED:
+        overload or a quota. All others are server errors.""",
         "percentunit",
         Query(ratio(failed, handled, "grpc_method"), "{{grpc_method}} {{grpc_code}}"),
+        no_value="no errors",
     )
     yield Panel(
-        "How long do the slowest calls take, and did the day before?",
-        """99th percentile without the client's part, of calls that ended well, and the same a day
-        before. Objectives: """
-        + ", ".join(f"{each.method} {each.within_s:g} s" for each in OBJECTIVES)
-        + ". Next: the page Latency.",
+        "Latency p99",
+        f"""99th percentile of successful calls without the client's part, now and 24 hours ago.
+        Objectives: {_OBJECTIVES}. Next: the dashboard Latency.""",
         "s",
         [
-            Query(quantile(0.99, "samserve_call_seconds", OF_MODEL, "grpc_method"), exemplars=True),
-            Query(f"max by (grpc_method) ({P99}{{{HERE}}} offset 1d)", "{{grpc_method}} before"),
+            Query(
+                quantile(0.99, "samserve_call_seconds", GATEWAY_MODEL, "grpc_method"),
+                exemplars=True,
+            ),
+            Query(
+                f"max by (grpc_method) ({P99}{{{SCOPE}}} offset 1d)", "{{grpc_method}} day before"
+            ),
         ],
     )
 
 
-def _places() -> Iterator[Panel]:
+def _admission() -> Iterator[Panel]:
     limit = THRESHOLDS.in_flight_ratio
     yield Panel(
-        "How close are gateways to refusing calls?",
-        """Calls in flight, of those that a gateway lets in (admission.*). At 100 % the next one is
-        refused with OVERLOADED. Next: if it is high, which stage holds the calls?""",
+        "In-flight calls relative to limit",
+        """How close are gateways to rejecting calls? Calls in flight relative to the limit
+        (admission.*) of the busiest gateway. At 100 % further calls are rejected with OVERLOADED.
+        Next: if it is high, check which stage takes the time.""",
         "percentunit",
-        f"max by (grpc_method) (samserve_inflight_requests{{{OURS}}} "
-        f"/ samserve_inflight_limit{{{OURS}}})",
-        steps=[(limit, ORANGE), (1, RED)],
-        most=1,
+        f"max by (grpc_method) (samserve_inflight_requests{{{GATEWAY}}} "
+        f"/ samserve_inflight_limit{{{GATEWAY}}})",
+        thresholds=[(limit, ORANGE), (1, RED)],
+        maximum=1,
     )
     yield Panel(
-        "What is refused for what?",
-        """Calls a second that were refused, by what was exhausted. calls, request_bytes,
-        slow_requests, slow_answers, prefetch, prefetch_bytes, memory: the server's bounds. The
-        others are quotas of tenants.""",
+        "Rejected calls by limit",
+        """Calls per second that were rejected, by the exhausted limit. calls, request_bytes,
+        slow_requests, slow_responses, prefetches, prefetch_bytes, memory: limits of the gateway.
+        All others are quotas of tenants.""",
         "reqps",
-        rate("samserve_refusals_total", OURS, "grpc_method, kind"),
+        rate("samserve_rejected_total", GATEWAY, "grpc_method, kind"),
     )
     yield Panel(
-        "How many pieces of work wait for their turn?",
-        """encoder, decoder: for the model runtime; the page Triton says whether it is busy.
-        workers, bulk_workers: for a thread, so for CPU of the gateway; the bulk ones are
-        AutoMask's.""",
+        "Queue depth",
+        """Queued work in the gateways. encoder, decoder: waiting for the engine; the dashboard
+        Triton shows whether it is busy. workers, bulk_workers: waiting for a thread, that is for
+        CPU of the gateway; bulk_workers run AutoMask.""",
         "short",
-        f"sum by (queue) (samserve_queue_waiting{{{OURS}}})",
+        f"sum by (queue) (samserve_queue_depth{{{GATEWAY}}})",
     )
 
 
-def _parts() -> Iterator[Panel]:
-    hits = rate("samserve_cache_requests_total", f'{OURS},result="hit"')
+def _dependencies() -> Iterator[Panel]:
+    hits = rate("samserve_cache_requests_total", f'{GATEWAY},result="hit"')
+    lookups = rate("samserve_cache_requests_total", f'{GATEWAY},tier="local"')
     yield Panel(
-        "Are embeddings found?",
-        """Part of the embeddings looked for that memory or the shared cache had. A fall makes
-        Predict encode, or answer NOT_FOUND. Next: the page Cache.""",
+        "Cache hit ratio",
+        """Ratio of lookups with a hit in the local or the shared cache. After a drop, Predict calls
+        encode again, or return NOT_FOUND. Next: the dashboard Cache.""",
         "percentunit",
-        Query(ratio(hits, rate("samserve_cache_requests_total", f'{OURS},tier="memory"')), "found"),
-        most=1,
+        Query(ratio(hits, lookups), "hit ratio"),
+        maximum=1,
     )
-    wait = rate("nv_inference_queue_duration_us", OF_TRITON, "model")
-    asked = rate("nv_inference_request_success", OF_TRITON, "model")
+    wait = rate("nv_inference_queue_duration_us", TRITON_MODEL, "model")
+    requests = rate("nv_inference_request_success", TRITON_MODEL, "model")
     yield Panel(
-        "How long do requests wait in Triton?",
-        """Mean seconds in Triton's queue, by its model. It grows when instances or the GPU are
-        busy. No data: models run in the gateway, or Triton is not scraped. Next: the page
-        Triton.""",
+        "Triton queue time",
+        """Mean seconds of a request in Triton's queue, by Triton model. It grows when instances or
+        the GPU are busy. No data: models run in the gateway, or Triton is not scraped. Next: the
+        dashboard Triton.""",
         "s",
-        Query(f"{ratio(wait, asked)} / 1e6", "{{model}}"),
-        steps=[(THRESHOLDS.triton_queue_s, RED)],
+        Query(f"{ratio(wait, requests)} / 1e6", "{{model}}"),
+        thresholds=[(THRESHOLDS.triton_queue_s, RED)],
     )
     yield Panel(
-        "How busy are GPUs and gateways?",
-        """GPUs: part of the time in which a kernel runs. Gateways: cores in use; one that stays at
-        about 1 while calls wait is bound by Python's event loop. No GPU, no line.""",
+        "GPU and CPU utilization",
+        """GPUs: ratio of time in which a kernel runs. Gateways: CPU cores in use; a gateway that
+        stays near 1 core while calls wait is limited by Python's event loop. Without a GPU there is
+        no GPU series.""",
         "short",
         [
             Query(f"max by (gpu_uuid) (nv_gpu_utilization{{{TRITON}}})", "GPU {{gpu_uuid}}"),
             Query(
-                f"rate(process_cpu_seconds_total{{{OURS}}}[$__rate_interval])", f"cores of {POD}"
+                f"rate(process_cpu_seconds_total{{{GATEWAY}}}[$__rate_interval])",
+                f"CPU cores {POD}",
             ),
         ],
     )
@@ -208,11 +221,11 @@ def _parts() -> Iterator[Panel]:
 def _gateways() -> Iterator[Panel]:
     same = "on (namespace, pod, instance)"
     yield Panel(
-        "Which gateways are ready, of which version?",
-        """One line a gateway. Not ready: see /readyz and the log. Several versions: a roll-out is
-        under way, or was left half done.""",
+        "Gateway readiness and version",
+        """One row per gateway. Not ready: see /readyz and the log. Several versions: a rollout is
+        in progress, or was not completed.""",
         "none",
-        f"samserve_build_info{{{OURS}}} * {same} group_left () samserve_ready{{{OURS}}}",
+        f"samserve_build_info{{{GATEWAY}}} * {same} group_left () samserve_ready{{{GATEWAY}}}",
         Kind.TABLE,
         width=12,
         columns={
@@ -225,29 +238,29 @@ def _gateways() -> Iterator[Panel]:
             "python": "Python",
             "Value": "Ready",
         },
-        words={"0": ("not ready", RED), "1": ("ready", GREEN)},
+        mappings={"0": ("not ready", RED), "1": ("ready", GREEN)},
     )
 
 
-def _content() -> Iterator[Panel]:
+def _models_and_files() -> Iterator[Panel]:
     yield Panel(
-        "Which models are served?",
-        """By how many gateways each. Two digests of one model: gateways disagree. Unless
-        `samserve models show` tells the same encoder digest of both, an embedding of one is not
-        found by the others.""",
+        "Served models",
+        """Number of gateways that serve each model. Two digests of one model: gateways serve
+        different versions. Unless `samserve models show` prints the same encoder digest for both,
+        an embedding of one version is not valid for the other.""",
         "none",
-        f"count by (model, digest) (samserve_model_info{{{OF_MODEL}}})",
+        f"count by (model, digest) (samserve_model_info{{{GATEWAY_MODEL}}})",
         Kind.TABLE,
         columns={"model": "Model", "digest": "Digest", "Value": "Gateways"},
     )
     yield Panel(
-        "Are certificates, keys and policies in order?",
-        """Not in order: the file was replaced by one that cannot be used, and the older content is
-        in force. The log says why.""",
+        "Configuration reload status",
+        """State of reloadable files: certificates, keys and policies. Failed: the file on disk is
+        invalid, and the previous content stays in use. The log has the reason.""",
         "none",
-        f"min by (file) (samserve_file_in_order{{{OURS}}})",
+        f"min by (file) (samserve_config_last_reload_successful{{{GATEWAY}}})",
         Kind.TABLE,
         columns={"file": "File", "Value": "State"},
-        words={"0": ("not in order", RED), "1": ("in order", GREEN)},
-        empty="no files are watched",
+        mappings={"0": ("failed", RED), "1": ("ok", GREEN)},
+        no_value="no reloadable files",
     )

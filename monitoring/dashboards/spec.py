@@ -1,4 +1,4 @@
-"""What a dashboard is made of, without anything of Grafana's format."""
+"""The content of a dashboard, independent of Grafana's format."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from enum import Enum
 
 GREEN, YELLOW, ORANGE, RED, GREY = "green", "yellow", "orange", "red", "#8e8e8e"
 
-Steps = Sequence[tuple[float, str]]
-"""Values from which on a colour holds."""
+Thresholds = Sequence[tuple[float, str]]
+"""Values, and the color from each value on."""
 
 
 class Kind(Enum):
-    """How a panel shows its numbers."""
+    """The visualization of a panel."""
 
     LINES = "lines"
     STACK = "stack"
@@ -25,15 +25,15 @@ class Kind(Enum):
     STATES = "states"
 
 
-LATEST = (Kind.STAT, Kind.BARS, Kind.TABLE)
-"""Kinds that show what is now, not how it came about."""
+INSTANT_KINDS = (Kind.STAT, Kind.BARS, Kind.TABLE)
+"""Kinds that show the latest values only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """An expression of Prometheus, and the name of each of its series.
+    """A Prometheus expression and the legend of its series.
 
-    Without a ``legend`` they have the names of the labels that the expression is grouped by.
+    Without a ``legend`` the series have the names of the labels that the expression groups by.
     """
 
     expr: str
@@ -41,8 +41,8 @@ class Query:
     exemplars: bool = False
 
     @property
-    def name(self) -> str:
-        """What Grafana makes a series' name of."""
+    def legend_format(self) -> str:
+        """The legend in Grafana's format."""
         grouped = re.search(r" by \((?:le, )?([\w, ]+)\)", self.expr)
         labels = grouped[1].split(", ") if grouped else []
         return self.legend or " ".join(f"{{{{{label}}}}}" for label in labels)
@@ -50,44 +50,44 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A question, and what answers it: a query, or several.
+    """A panel with one or several queries.
 
     ``width`` and ``height`` are those of its row unless given.  ``description`` says how to read
-    the answer and what to look at next.  ``base`` is the colour below the first of ``steps``, which
-    are lines in a graph.  ``words`` and their colours are shown in place of numbers, and ``empty``
-    in place of no number.  ``columns`` are the headings of a table by label, in order; ``units``
-    are by heading, and ``sort`` is the heading whose largest come first.  With ``traces`` there is
-    a link to the traces of slow calls.
+    the panel and what to check next.  ``base_color`` is the color below the first of
+    ``thresholds``, which are lines in a graph.  ``mappings`` are texts and colors shown in place of
+    values, and ``no_value`` is the text in place of a missing value.  ``columns`` are the headings
+    of a table by label, in this order; ``units`` are by series name, and ``sort`` is the heading to
+    sort by, in descending order.  With ``traces`` there is a link to the traces of slow calls.
     """
 
     title: str
     description: str
     unit: str
-    asked: str | Query | Sequence[str | Query]
+    query: str | Query | Sequence[str | Query]
     kind: Kind = Kind.LINES
     width: int = 0
     height: int = 0
-    steps: Steps = ()
-    base: str = GREEN
-    most: float | None = None
+    thresholds: Thresholds = ()
+    base_color: str = GREEN
+    maximum: float | None = None
     colors: Mapping[str, str] = field(default_factory=dict)
-    words: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    mappings: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
     sort: str = ""
-    empty: str = ""
+    no_value: str = ""
     traces: bool = False
 
     @property
     def queries(self) -> list[Query]:
-        """What is asked, as queries."""
-        asked = [self.asked] if isinstance(self.asked, str | Query) else self.asked
-        return [Query(each) if isinstance(each, str) else each for each in asked]
+        """All queries as objects."""
+        given = [self.query] if isinstance(self.query, str | Query) else self.query
+        return [Query(each) if isinstance(each, str) else each for each in given]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Panels under a heading; their widths add up to whole lines of `GRID`."""
+    """Panels under a heading; their widths add up to whole lines of `GRID_COLUMNS`."""
 
     title: str
     panels: Sequence[Panel]
@@ -97,7 +97,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A choice of the viewer among the values of a label; all of them at first."""
+    """A variable that takes the values of a label; initially all of them are selected."""
 
     name: str
     label: str
@@ -106,7 +106,7 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """One page."""
+    """One dashboard."""
 
     name: str
     title: str
@@ -117,9 +117,9 @@ class Dashboard:
 
     @property
     def uid(self) -> str:
-        """What links and bookmarks name it by; it never changes."""
+        """The identifier in links and bookmarks; it never changes."""
         return f"samserve-{self.name}"
 
 
-GRID = 24
-"""Columns of a page."""
+GRID_COLUMNS = 24
+"""Columns of a dashboard."""

@@ -1,4 +1,4 @@
-"""The stages of a call, and what each is an answer to."""
+"""The stages of a call, grouped by the cause of their latency."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from monitoring.dashboards.spec import GREY, Query
-from monitoring.dashboards.variables import OF_MODEL, rate, ratio
+from monitoring.dashboards.variables import GATEWAY_MODEL, rate, ratio
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Stages that have one reason to be slow."""
+    """Stages that are slow for the same reason."""
 
     name: str
     color: str
@@ -24,35 +24,35 @@ CAUSES = (
     Cause(
         "cache",
         "#5794f2",
-        ("cache_get_memory", "cache_get_shared", "cache_get_miss", "cache_put", "cache_delete"),
+        ("cache_get_local", "cache_get_shared", "cache_get_miss", "cache_put", "cache_delete"),
     ),
-    Cause("picture", "#fade2a", ("hash", "decode_image", "resize")),
+    Cause("image", "#fade2a", ("hash", "decode_image", "resize")),
     Cause("encode", "#ff9830", ("encode",)),
     Cause("decode", "#73bf69", ("decode",)),
     Cause("masks", "#8ab8ff", ("prepare", "postprocess", "filter", "encode_masks", "serialize")),
     Cause("event loop", GREY, ("other",)),
 )
-"""All stages, once; in the order in which a call comes to them."""
+"""All stages, each once, in the order in which a call enters them."""
 
-COLORS = {cause.name: cause.color for cause in CAUSES}
+CAUSE_COLORS = {cause.name: cause.color for cause in CAUSES}
 STAGE_COLORS = {stage: cause.color for cause in CAUSES for stage in cause.stages}
 
 SECONDS = "samserve_stage_seconds"
-READING = """client: it sends or takes slowly. queue: waits for a turn, or for another call with the
-    same picture. cache: either tier. picture: reading and resizing it. encode and decode: the two
-    networks, with the way to Triton and back. masks: CPU work on prompts and masks. event loop:
-    what has no name; grows when the gateway has too little CPU."""
+CAUSES_HELP = """client: slow to send or to receive. queue: waiting for a slot, or for another call
+    that encodes the same image. cache: either tier. image: decoding and resizing. encode and
+    decode: the two networks, including the transport to Triton and back. masks: CPU work on prompts
+    and masks. event loop: unattributed time; it grows when the gateway has too little CPU."""
 """How to read a panel by cause."""
 
 
 def calls(labels: str, by: str = "") -> str:
-    """Write the rate of calls, by the labels of their stages: every call has to be let in."""
+    """Return the rate of calls by the labels of their stages: every call passes admission."""
     return rate(f"{SECONDS}_count", f'{labels},stage="admit"', by)
 
 
 def by_cause(method: str) -> Iterator[Query]:
-    """Yield the seconds that calls of *method* spend on each cause, on average."""
-    labels = f'{OF_MODEL},grpc_method="{method}"'
+    """Yield the mean seconds that a call of *method* spends on each cause."""
+    labels = f'{GATEWAY_MODEL},grpc_method="{method}"'
     for cause in CAUSES:
         of_cause = f'{labels},stage=~"{"|".join(cause.stages)}"'
         yield Query(ratio(rate(f"{SECONDS}_sum", of_cause), calls(labels)), cause.name)

@@ -1,189 +1,196 @@
-"""Triton: what it does with each model, and how the gateways see it."""
+"""Triton: its own metrics by model, and inferences as measured by the gateways."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from monitoring.dashboards.spec import GREEN, RED, Dashboard, Kind, Panel, Query, Row
+from monitoring.dashboards.spec import GREEN, GREY, RED, Dashboard, Kind, Panel, Query, Row
 from monitoring.dashboards.variables import (
-    MODEL,
-    OF_MODEL,
-    OF_TRITON,
-    OURS,
-    OWNER,
+    GATEWAY,
+    GATEWAY_MODEL,
+    MODEL_VARIABLE,
     POD,
+    SCOPE_VARIABLES,
     TRITON,
+    TRITON_MODEL,
     mean,
     rate,
     ratio,
 )
 from monitoring.objectives import THRESHOLDS
 
-# Parts of the time of a request inside Triton, as its counters name them.
-_INSIDE = {
+# Parts of the time of a request inside Triton, by the name in its counters.
+_REQUEST_PARTS = {
     "queue": (
-        "How long does a request wait in its queue?",
-        """Mean seconds. More work than instances serve: more instances, another GPU, or fewer
-        requests at once (triton.encoder_in_flight, .decoder_in_flight). AutoMask waits behind
-        clicks by design.""",
+        "Queue time",
+        """Mean seconds in Triton's queue. The load exceeds the capacity of the instances: add
+        instances or a GPU, or lower the concurrency (triton.max_concurrent_encoder_requests,
+        triton.max_concurrent_decoder_requests). AutoMask has a lower priority than Predict by
+        design.""",
     ),
     "compute_input": (
-        "How long does it take to fetch inputs?",
-        """Mean seconds. Copies into the model's memory: grows with messages instead of shared
-        memory, and with batches.""",
+        "Input copy time",
+        """Mean seconds to copy inputs into the model's memory. It grows with messages instead of
+        shared memory, and with the batch size.""",
     ),
     "compute_infer": (
-        "How long does a run compute?",
-        """Mean seconds of the network itself. It grows with the batch; if it grows at the same
-        batch, the GPU or CPU is busy or slow: see the last row.""",
+        "Compute time",
+        """Mean seconds of the network itself. It grows with the batch size; if it grows at the same
+        batch size, the GPU or CPU is busy or slow: see the row Hardware.""",
     ),
 }
 
 
 def page() -> Dashboard:
-    """Make the page."""
+    """Return the dashboard."""
     return Dashboard(
         name="triton",
         title="samserve / Triton",
-        description="""The model runtime, as Triton says of itself and as gateways see it. The
-            second row and the last ones hold without Triton too: there the models run in the
-            gateway.""",
-        variables=(*OWNER, MODEL),
+        description="""Inference, as measured by Triton and by the gateways. The second row and
+            parts of the batching row also work without Triton, where models run in the gateway.""",
+        variables=(*SCOPE_VARIABLES, MODEL_VARIABLE),
         rows=(
-            Row("Does it answer?", list(_answers())),
-            Row("How do gateways see it?", [*_runs(), *_transport()], width=6),
-            Row("Does it wait or compute?", list(_time()), width=6),
-            Row("Does it batch, and how much waits?", list(_batches())),
-            Row("What do its machine and its GPUs do?", [*_gpus(), *_cpus()], width=6),
+            Row("Availability and throughput", list(_availability())),
+            Row("Inferences as measured by gateways", [*_inferences(), *_transport()], width=6),
+            Row("Request time in Triton", list(_request_time()), width=6),
+            Row("Batching and concurrency", list(_batching())),
+            Row("Hardware", [*_gpus(), *_cpus()], width=6),
         ),
     )
 
 
-def _answers() -> Iterator[Panel]:
+def _availability() -> Iterator[Panel]:
     yield Panel(
-        "Is it ready, as each gateway sees it?",
-        """Away: the gateway is not ready either, and its calls end with UNAVAILABLE until Triton is
-        back; embeddings stay. One gateway only: the network between the two.""",
+        "Triton readiness by gateway",
+        """unavailable: the gateway is not ready either, and its calls end with UNAVAILABLE until
+        Triton is back; cached embeddings stay valid. One gateway only: the network between the
+        two.""",
         "none",
-        Query(f"samserve_engine_ready{{{OURS}}}", POD),
+        Query(f"samserve_engine_ready{{{GATEWAY}}}", POD),
         Kind.STATES,
-        words={"0": ("away", RED), "1": ("ready", GREEN)},
+        mappings={"0": ("unavailable", RED), "1": ("ready", GREEN)},
     )
     yield Panel(
-        "How many requests does it answer?",
-        """A second, by its model. Decoders follow the clicks, encoders the new pictures.""",
+        "Request rate by model",
+        """Successful requests per second, by Triton model. Decoders follow the prompts, encoders
+        the new images.""",
         "reqps",
-        rate("nv_inference_request_success", OF_TRITON, "model"),
+        rate("nv_inference_request_success", TRITON_MODEL, "model"),
     )
     yield Panel(
-        "Which requests does it fail?",
-        """A second, by reason. CANCELED: a caller has left, as it may. REJECTED: its queue is full.
-        BACKEND: the model fails; its log says why.""",
+        "Failed requests by reason",
+        """Failed requests per second. CANCELED: the client cancelled its call, which is normal.
+        REJECTED: the queue is full. BACKEND: the model failed; Triton's log has the cause.""",
         "reqps",
-        rate("nv_inference_request_failure", OF_TRITON, "model, reason"),
+        rate("nv_inference_request_failure", TRITON_MODEL, "model, reason"),
     )
 
 
-def _runs() -> Iterator[Panel]:
+def _inferences() -> Iterator[Panel]:
     yield Panel(
-        "How do runs of the networks end?",
-        """A second, by outcome. cancelled: the caller has left. failed: the calls failed too; the
-        next panel says of what.""",
+        "Inferences by outcome",
+        """Inferences per second. cancelled: the client cancelled its call. failed: the calls failed
+        as well; "Triton errors by kind" has the cause.""",
         "ops",
         Query(
-            rate("samserve_engine_runs_total", OF_MODEL, "network, model, outcome"),
+            rate("samserve_engine_runs_total", GATEWAY_MODEL, "network, model, outcome"),
             "{{model}} {{network}} {{outcome}}",
         ),
     )
     yield Panel(
-        "Why does Triton not answer?",
-        """A second. unreachable: it is down, or the network or TLS. not_served: the model is not
-        loaded. no_answer: it hangs. queue_full, queue_timeout: too much work. region_unknown: it
-        has restarted. other_weights: a model was replaced under its name. refused, failed: see its
-        log.""",
+        "Triton errors by kind",
+        """Failed requests to Triton per second. unreachable: it is down, or network or TLS errors.
+        model_not_served: the model is not loaded. timeout: no response in time. queue_full,
+        queue_timeout: overload. region_unregistered: it has restarted. weights_mismatch: a model
+        was replaced under the same name. rejected, failed: see its log.""",
         "ops",
-        rate("samserve_triton_errors_total", OURS, "kind"),
+        rate("samserve_triton_errors_total", GATEWAY, "kind"),
     )
 
 
 def _transport() -> Iterator[Panel]:
     yield Panel(
-        "How do tensors travel?",
-        """By gateway. message where it was shared_memory before: each click costs 3 MiB on the wire
-        and CPU on both sides; docs/triton.md, "Shared memory", says what it needs. in_process: no
-        Triton.""",
+        "Tensor transport",
+        """How tensors are transferred. message where it was shared_memory before: each prompt costs
+        3 MiB of network traffic and CPU on both sides; docs/triton.md, section Shared memory, has
+        the requirements. in_process: no Triton.""",
         "none",
-        f"max by (transport) (samserve_engine_transport{{{OURS}}})",
+        f"max by (transport) (samserve_engine_transport{{{GATEWAY}}})",
         Kind.STATES,
-        words={"0": ("no", "#8e8e8e"), "1": ("in force", GREEN)},
+        mappings={"0": ("inactive", GREY), "1": ("active", GREEN)},
     )
     yield Panel(
-        "Is there enough scratch memory?",
-        """all: shared memory of requests under way, up to triton.scratch_bytes; quarantined: of
-        requests that were given up and not ended by Triton. Where it runs out, single requests go
-        in messages.""",
+        "Shared memory pool",
+        """total: shared memory of requests in flight, up to triton.shared_memory_pool_bytes.
+        quarantined: that of abandoned requests that Triton has not ended. When the pool is
+        exhausted, single requests are sent in messages.""",
         "bytes",
         [
-            f"sum by (state) (samserve_triton_scratch_bytes{{{OURS}}})",
+            f"sum by (state) (samserve_triton_shared_memory_pool_bytes{{{GATEWAY}}})",
             Query(
-                rate("samserve_triton_message_fallbacks_total", OURS, "network"),
-                "{{network}} in messages, a second",
+                rate("samserve_triton_shared_memory_fallbacks_total", GATEWAY, "network"),
+                "{{network}} fallbacks per second",
             ),
         ],
-        units={f"{name} in messages, a second": "ops" for name in ("encoder", "decoder")},
+        units={f"{name} fallbacks per second": "ops" for name in ("encoder", "decoder")},
     )
 
 
-def _time() -> Iterator[Panel]:
-    asked = rate("nv_inference_request_success", OF_TRITON, "model")
-    for part, (title, description) in _INSIDE.items():
-        spent = rate(f"nv_inference_{part}_duration_us", OF_TRITON, "model")
+def _request_time() -> Iterator[Panel]:
+    requests = rate("nv_inference_request_success", TRITON_MODEL, "model")
+    for part, (title, description) in _REQUEST_PARTS.items():
+        spent = rate(f"nv_inference_{part}_duration_us", TRITON_MODEL, "model")
         yield Panel(
             title,
             description,
             "s",
-            Query(f"{ratio(spent, asked)} / 1e6", "{{model}}"),
+            Query(f"{ratio(spent, requests)} / 1e6", "{{model}}"),
             width=6,
-            steps=[(THRESHOLDS.triton_queue_s, RED)] if part == "queue" else (),
+            thresholds=[(THRESHOLDS.triton_queue_s, RED)] if part == "queue" else (),
         )
     yield Panel(
-        "How long does a run take as gateways see it?",
-        """Mean seconds. What is more than queue and compute beside is the way there and back.""",
+        "Inference time in gateways",
+        """Mean seconds of an inference as measured by the gateways. The excess over queue and
+        compute time is the transport there and back.""",
         "s",
-        mean("samserve_engine_run_seconds", OF_MODEL, "model, network"),
+        mean("samserve_engine_run_seconds", GATEWAY_MODEL, "model, network"),
     )
 
 
-def _batches() -> Iterator[Panel]:
+def _batching() -> Iterator[Panel]:
     yield Panel(
-        "How many pictures does one run take?",
-        """Mean batch. 1 although requests wait: they differ in points or prompts, or the model does
-        not batch. The decoder takes 8 at most.""",
+        "Mean batch size",
+        """Requests per execution. 1 although requests are pending: they differ in points or
+        prompts, or the model does not batch. The maximum of the decoder is 8.""",
         "short",
         Query(
             ratio(
-                rate("nv_inference_count", OF_TRITON, "model"),
-                rate("nv_inference_exec_count", OF_TRITON, "model"),
+                rate("nv_inference_count", TRITON_MODEL, "model"),
+                rate("nv_inference_exec_count", TRITON_MODEL, "model"),
             ),
             "{{model}}",
         ),
     )
     yield Panel(
-        "How many requests wait in Triton?",
-        """Now, by its model. Near 256 the decoder's queue is full and more are refused.""",
+        "Pending requests",
+        """Requests waiting in Triton, by Triton model. Near 256 the queue of the decoder is full
+        and further requests are rejected.""",
         "short",
-        f"sum by (model) (nv_inference_pending_request_count{{{OF_TRITON}}})",
+        f"sum by (model) (nv_inference_pending_request_count{{{TRITON_MODEL}}})",
     )
     yield Panel(
-        "How many runs are under way or wait in gateways?",
-        """running near triton.encoder_in_flight or .decoder_in_flight times the gateways, while
-        others wait: the gateways hold back what Triton could not do anyway.""",
+        "Running and queued inferences in gateways",
+        """If running is near triton.max_concurrent_encoder_requests or
+        triton.max_concurrent_decoder_requests times the number of gateways while others are queued,
+        the gateways hold back work for which Triton has no capacity.""",
         "short",
         [
-            Query(f"sum by (network) (samserve_engine_running{{{OURS}}})", "{{network}} running"),
             Query(
-                f'sum by (queue) (samserve_queue_waiting{{{OURS},queue=~"encoder|decoder"}})',
-                "{{queue}} waiting",
+                f"sum by (network) (samserve_engine_running{{{GATEWAY}}})", "{{network}} running"
+            ),
+            Query(
+                f'sum by (queue) (samserve_queue_depth{{{GATEWAY},queue=~"encoder|decoder"}})',
+                "{{queue}} queued",
             ),
         ],
     )
@@ -191,28 +198,28 @@ def _batches() -> Iterator[Panel]:
 
 def _gpus() -> Iterator[Panel]:
     yield Panel(
-        "How busy are the GPUs?",
-        """Part of the time in which a kernel runs. High with a queue: it is the bound. Low with a
-        queue: too few instances, or batches are small. No data: Triton runs on CPUs.""",
+        "GPU utilization",
+        """Ratio of time in which a kernel runs. High with a queue: the GPU is the bottleneck. Low
+        with a queue: too few instances, or small batches. No data: Triton runs on CPUs.""",
         "percentunit",
         Query(f"nv_gpu_utilization{{{TRITON}}}", "{{gpu_uuid}}"),
-        most=1,
+        maximum=1,
     )
     yield Panel(
-        "Is there GPU memory left?",
-        "Part in use. Near 1, loading a model or a large batch fails.",
+        "GPU memory utilization",
+        "Ratio of GPU memory in use. Near 1, loading a model or a large batch fails.",
         "percentunit",
         Query(
             f"nv_gpu_memory_used_bytes{{{TRITON}}} / (nv_gpu_memory_total_bytes{{{TRITON}}} > 0)",
             "{{gpu_uuid}}",
         ),
-        steps=[(0.95, RED)],
-        most=1,
+        thresholds=[(0.95, RED)],
+        maximum=1,
     )
     yield Panel(
-        "What do the GPUs draw?",
-        """Watts. Falling while the GPU is as busy as before: it is being slowed down for heat or
-        power.""",
+        "GPU power",
+        """Power draw in watts. If it drops while the utilization stays the same, the GPU is
+        throttled for heat or power.""",
         "watt",
         Query(f"nv_gpu_power_usage{{{TRITON}}}", "{{gpu_uuid}}"),
     )
@@ -220,9 +227,9 @@ def _gpus() -> Iterator[Panel]:
 
 def _cpus() -> Iterator[Panel]:
     yield Panel(
-        "How busy is the machine of Triton?",
-        """CPU and memory, parts in use. Without a GPU the CPU is what computes; with one, decoding
-        stalls when it is full.""",
+        "CPU and memory utilization",
+        """CPU and memory of Triton's machine. Without a GPU, the CPU runs the networks; with a GPU,
+        a saturated CPU slows down inference as well.""",
         "percentunit",
         [
             Query(f"nv_cpu_utilization{{{TRITON}}}", "CPU {{instance}}"),
@@ -232,5 +239,5 @@ def _cpus() -> Iterator[Panel]:
                 "memory {{instance}}",
             ),
         ],
-        most=1,
+        maximum=1,
     )

@@ -1,1 +1,1 @@
-"""The whole system on one machine, under load, for those who look at its dashboards and alerts."""
+"""The whole system on one machine under load, to observe its dashboards and alerts."""

@@ -1,6 +1,6 @@
-"""Run everything on loopback under load, and say where to look.
+"""Run the whole system on loopback under load, and print its addresses.
 
-``python -m monitoring.live [--seconds 60] [--draw FOLDER] [--once]``
+``python -m monitoring.live [--seconds 60] [--faults] [--draw FOLDER] [--once]``
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from monitoring.live.load import Tally, load
 from monitoring.live.stack import Stack, running
 
 PAGES = ("Overview", "Latency", "Cache", "Triton")
+_WARM_UP_S = 15.0
+# The rate interval of the queries: what is drawn begins when the first interval is complete.
+_LEAD_S = 15.0
 _CONSOLE = Console(highlight=False)
 
 
@@ -33,34 +36,46 @@ def main() -> int:
 def _observe(options: argparse.Namespace) -> None:
     _CONSOLE.print("Starting Valkey (6 nodes), Triton, a gateway and Prometheus ...")
     with running(prometheus_port=options.port) as stack:
-        _where(stack)
+        if options.draw is not None:
+            _warm_up(stack, min(_WARM_UP_S, options.seconds), options.faults)
+        _print_addresses(stack)
         since = time.time()
         with _CONSOLE.status(f"{options.seconds:g} s of load"):
-            tally = asyncio.run(_drive(stack, options.seconds))
-        # So that the last of it is scraped.
+            tally = asyncio.run(_drive(stack, options.seconds, options.faults))
+        # Until the last calls have been scraped.
         time.sleep(2)
         _summary(stack, tally)
         if options.draw is not None:
-            for path in pages(stack.prometheus, Window(since, time.time()), options.draw, PAGES):
+            lead = min(_LEAD_S, options.seconds / 2)
+            window = Window(since + lead, since + options.seconds)
+            for path in pages(stack.prometheus, window, options.draw, PAGES):
                 _CONSOLE.print(f"  {path}")
         if not options.once:
-            _CONSOLE.print("All of it goes on to run, without load; Ctrl-C ends it.")
+            _CONSOLE.print("Everything keeps running, without load; press Ctrl-C to stop.")
             threading.Event().wait()
 
 
-async def _drive(stack: Stack, seconds: float) -> Tally:
-    async with load(stack.gateway.target) as crowd:
-        await crowd.run(seconds)
-        return crowd.tally
+def _warm_up(stack: Stack, seconds: float, faults: bool) -> None:
+    """Run load, then restart Prometheus with an empty history, which has no cold start in it."""
+    with _CONSOLE.status(f"{seconds:g} s of warm-up"):
+        asyncio.run(_drive(stack, seconds, faults))
+    stack.prometheus.kill()
+    stack.prometheus.start()
 
 
-def _where(stack: Stack) -> None:
-    table = Table("What", "Where", box=None, pad_edge=False)
-    table.add_row("Prometheus: graphs, alerts, targets", stack.prometheus.url)
-    table.add_row("the gateway, for gRPC clients", stack.gateway.target)
-    table.add_row("its metrics", f"{stack.gateway.url}/metrics")
-    table.add_row("dashboards, for Grafana: Import", "helm/samserve/files/dashboards/*.json")
-    table.add_row("what to do about an alert", "docs/runbook.md")
+async def _drive(stack: Stack, seconds: float, faults: bool) -> Tally:
+    async with load(stack.gateway.target, faults=faults) as clients:
+        await clients.run(seconds)
+        return clients.tally
+
+
+def _print_addresses(stack: Stack) -> None:
+    table = Table("Service", "Address", box=None, pad_edge=False)
+    table.add_row("Prometheus (graphs, alerts, targets)", stack.prometheus.url)
+    table.add_row("gateway, gRPC API", stack.gateway.target)
+    table.add_row("gateway, metrics", f"{stack.gateway.url}/metrics")
+    table.add_row("dashboards, to import into Grafana", "helm/samserve/files/dashboards/*.json")
+    table.add_row("runbook", "docs/runbook.md")
     table.add_row("logs", str(stack.folder))
     _CONSOLE.print(table)
 
@@ -77,7 +92,7 @@ _SUMMARY = (
 
 
 def _summary(stack: Stack, tally: Tally) -> None:
-    """Print what Prometheus knows of the calls, and how they ended for their clients."""
+    """Print the calls as Prometheus has them, and their status codes as seen by the clients."""
     columns = [
         {
             series["metric"]["grpc_method"]: float(series["value"][1])
@@ -85,16 +100,18 @@ def _summary(stack: Stack, tally: Tally) -> None:
         }
         for _, expr, _ in _SUMMARY
     ]
-    table = Table("RPC", *(name for name, _, _ in _SUMMARY), "most time in", "ended", box=None)
+    table = Table(
+        "RPC", *(name for name, _, _ in _SUMMARY), "slowest stage", "status codes", box=None
+    )
     for method in columns[0]:
         cells = [
             form.format(column[method]) if form else f"{column[method] * 1e3:.0f} ms"
             for column, (_, _, form) in zip(columns, _SUMMARY, strict=True)
         ]
-        ends = " ".join(
+        codes = " ".join(
             f"{code} {count}" for (of, code), count in sorted(tally.items()) if of == method
         )
-        table.add_row(method, *cells, _slowest(stack, method), ends)
+        table.add_row(method, *cells, _slowest(stack, method), codes)
     _CONSOLE.print(table)
     alerts = [
         f"{alert['labels']['alertname']} ({alert['state']})" for alert in stack.prometheus.alerts()
@@ -113,12 +130,20 @@ def _slowest(stack: Stack, method: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m monitoring.live", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="how long there is load")
-    parser.add_argument("--port", type=int, default=0, help="Prometheus's; 0 chooses a free one")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of the load")
     parser.add_argument(
-        "--draw", type=Path, metavar="FOLDER", help=f"draw {', '.join(PAGES)} into PNG files there"
+        "--port", type=int, default=0, help="port of Prometheus; 0 chooses a free one"
     )
-    parser.add_argument("--once", action="store_true", help="end when the load is over")
+    parser.add_argument(
+        "--faults", action="store_true", help="include faulty calls and a burst over the limit"
+    )
+    parser.add_argument(
+        "--draw",
+        type=Path,
+        metavar="FOLDER",
+        help=f"draw {', '.join(PAGES)} as PNG files into FOLDER; history starts after a warm-up",
+    )
+    parser.add_argument("--once", action="store_true", help="exit when the load ends")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""All that is observed, and who observes it: each the real program, on loopback."""
+"""The observed system and its monitoring: real programs on loopback."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ ROOT = Path(__file__).parents[2]
 RULES = ROOT / "helm" / "samserve" / "files" / "rules"
 MODELS = ROOT / "model_repository"
 
-# Room for some embeddings in memory, so that the shared cache is asked too, and for few calls at
-# once, so that a burst is refused.
+# A local cache for a few embeddings, so that the shared cache is used as well, and a low
+# concurrency limit, so that calls of a burst are rejected.
 _SETTINGS: Mapping[str, object] = {
     "engine.kind": "triton",
     "engine.model_repository": MODELS,
-    "store.capacity_bytes": 14 << 20,
-    "admission.predict": 24,
-    "trace.ratio": 0.1,
+    "cache.local.capacity_bytes": 14 << 20,
+    "admission.max_concurrent_predict": 24,
+    "trace.sampling_ratio": 0.1,
     "log.format": "json",
 }
-# Nobody is kept from anything here, but how much of a quota is used is there to be seen.
+# These quotas are never exceeded; they make the metrics of quotas visible.
 _POLICY = """
 version = 1
 
 [quotas.default]
 requests_per_s = 500
 burst = 1000
-embed = 64
-predict = 64
-automask = 8
+max_concurrent_embed = 64
+max_concurrent_predict = 64
+max_concurrent_automask = 8
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What runs; ``folder`` holds the logs, and ends with it."""
+    """The running programs; ``folder`` contains the logs, and is removed at the end."""
 
     folder: Path
     cluster: Cluster
@@ -69,14 +69,16 @@ def running(
 ) -> Iterator[Stack]:
     """Run a Valkey Cluster, Triton, a gateway and Prometheus, which has scraped nothing yet.
 
-    *program* is the gateway, as `GatewayServer` has it; *rules* are files, `quick_rules` by
-    default.
+    *program* starts the gateway, see `GatewayServer`; *rules* are rule files, by default those of
+    `fast_rules`.
     """
-    with ExitStack() as held:
-        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="samserve-observe-")))
-        cluster = held.enter_context(Cluster())
-        receiver = held.enter_context(Receiver())
-        triton = held.enter_context(
+    with ExitStack() as resources:
+        folder = Path(
+            resources.enter_context(tempfile.TemporaryDirectory(prefix="samserve-observe-"))
+        )
+        cluster = resources.enter_context(Cluster())
+        receiver = resources.enter_context(Receiver())
+        triton = resources.enter_context(
             TritonServer(
                 model_repository=MODELS,
                 log=folder / "triton.log",
@@ -85,12 +87,12 @@ def running(
         )
         policy = folder / "policy.toml"
         policy.write_text(_POLICY)
-        gateway = held.enter_context(
+        gateway = resources.enter_context(
             GatewayServer(
                 {
                     **_SETTINGS,
                     "triton.url": triton.grpc_address,
-                    "cache.nodes": ",".join(cluster.addresses[:2]),
+                    "cache.shared.nodes": ",".join(cluster.addresses[:2]),
                     "trace.endpoint": f"http://{receiver.grpc_address}",
                     "auth.policy_file": policy,
                 },
@@ -100,17 +102,17 @@ def running(
             )
         )
         exporters = [
-            held.enter_context(RedisExporter(node.address, log=folder / "exporters.log"))
+            resources.enter_context(RedisExporter(node.address, log=folder / "exporters.log"))
             for node in cluster.nodes
         ]
-        prometheus = held.enter_context(
+        prometheus = resources.enter_context(
             PrometheusServer(
                 {
                     GATEWAY_JOB: [gateway.address],
                     TRITON_JOB: [f"{HOST}:{triton.metrics_port}"],
                     REDIS_JOB: [exporter.address for exporter in exporters],
                 },
-                rules=rules or quick_rules(folder),
+                rules=rules or fast_rules(folder),
                 interval_s=interval_s,
                 port=prometheus_port,
                 log=folder / "prometheus.log",
@@ -120,14 +122,14 @@ def running(
 
 
 def chart_rules() -> list[Path]:
-    """Return the files of the chart's rules."""
+    """Return the rule files of the chart."""
     return sorted(RULES.glob("*.yaml"))
 
 
-def quick_rules(folder: Path) -> list[Path]:
-    """Write the chart's rules into a folder, with all of them evaluated every second.
+def fast_rules(folder: Path) -> list[Path]:
+    """Write the chart's rules into a folder, all evaluated every second.
 
-    Some else take minutes until there is a result for the first time.
+    With their own intervals some have their first result only after minutes.
     """
     paths = []
     for source in chart_rules():
@@ -141,7 +143,7 @@ def quick_rules(folder: Path) -> list[Path]:
 
 
 def _traces(receiver: Receiver) -> Iterator[str]:
-    """Have Triton record what it is told to record, and nothing else."""
+    """Yield a configuration with which Triton traces only requests that carry a trace context."""
     yield "mode=opentelemetry"
     yield "rate=1000000000"
     yield "level=TIMESTAMPS"

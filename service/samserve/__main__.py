@@ -1,4 +1,4 @@
-"""`python -m samserve` is `samserve`."""
+"""The entry point of `python -m samserve`, which is the `samserve` command."""
 
 import sys
 

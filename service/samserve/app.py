@@ -1,4 +1,4 @@
-"""The composition root: builds everything, runs it, and takes it down in reverse order."""
+"""The composition root: builds all components, runs them, and closes them in reverse order."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from prometheus_client import CollectorRegistry
 
 from samserve.admin.http import Admin
 from samserve.admin.readiness import Readiness
+from samserve.cache.base import EmbeddingCache
+from samserve.cache.factory import cache_credentials, open_cache
+from samserve.cache.local.expiry import expiring
 from samserve.calls.access_log import CallRecorder
 from samserve.calls.admission import Admission
 from samserve.calls.methods import METHODS
@@ -27,7 +30,7 @@ from samserve.engines.triton.engine import TritonEngine
 from samserve.images import ImageLimits
 from samserve.rpc.handler import CallHandler
 from samserve.rpc.methods import SERVICE
-from samserve.rpc.server import ApiServer, check_files
+from samserve.rpc.server import ApiServer, check_file_limit
 from samserve.rpc.servicer import SegmentationServicer, UseCases
 from samserve.scheduling.tenant_limits import TenantLimit
 from samserve.scheduling.thread_pools import Workers
@@ -40,9 +43,6 @@ from samserve.segmentation.predict import Predictor
 from samserve.segmentation.prefetch import PrefetchQueue
 from samserve.segmentation.warmup import warm_up
 from samserve.settings import EngineSettings, Settings
-from samserve.stores.base import EmbeddingStore
-from samserve.stores.local.expiry import expiring
-from samserve.stores.opening import cache_credentials, open_store
 from samserve.system import addresses
 from samserve.system.limits import core_count
 from samserve.system.reloading import ReloadableFile, refreshing
@@ -58,71 +58,74 @@ _QUEUES = (("workers", Priority.INTERACTIVE), ("bulk_workers", Priority.BULK))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Running:
-    """A service that answers: where, and its parts for code that runs it in this process."""
+    """A running service: its addresses, and its components for code in the same process.
+
+    ``files`` are those that are reloaded when they change.
+    """
 
     address: str
     admin_address: str
     engine: Engine
-    store: EmbeddingStore
+    cache: EmbeddingCache
     metrics: Metrics
-    watched: Sequence[ReloadableFile[Any]]
+    files: Sequence[ReloadableFile[Any]]
 
 
 @asynccontextmanager
 async def running(
-    settings: Settings, *, engine: Engine | None = None, store: EmbeddingStore | None = None
+    settings: Settings, *, engine: Engine | None = None, cache: EmbeddingCache | None = None
 ) -> AsyncIterator[Running]:
-    """Build the service from *settings*, run it while the block runs, and take it down.
+    """Build the service from *settings*, run it while the block runs, and close it.
 
-    *engine* and *store* replace what the settings would choose.  The service has answered a
-    warm-up inference and says SERVING when the block begins.
+    *engine* and *cache* replace those of the settings.  When the block begins, the warm-up has
+    succeeded and the health service reports SERVING.
     """
-    check_files(settings.server)
+    check_file_limit(settings.server)
     metrics = Metrics(CollectorRegistry())
     retry = _startup_retry(settings)
     security = open_security(settings)
-    access = cache_credentials(settings)
-    watched = security.watched if access is None else (*security.watched, access)
+    credentials = cache_credentials(settings)
+    files = security.files if credentials is None else (*security.files, credentials)
     metrics.server.set_build_info(settings.engine.kind)
-    metrics.server.register_files(watched)
+    metrics.server.register_files(files)
     async with AsyncExitStack() as stack:
         admin = Admin(metrics.registry, asyncio.get_running_loop())
         metrics.server.register_ready(lambda: admin.ready)
         listening = admin.listening(settings.server.admin_host, settings.server.admin_port)
         admin_port = stack.enter_context(listening)
-        runtime = engine or await open_engine(settings, metrics)
-        await stack.enter_async_context(aclosing(runtime))
-        if store is None:
-            allocate, quota = runtime.allocate, security.stored_bytes
-            opening = open_store(settings, allocate, lambda: runtime.models, quota, access, metrics)
-            store = await stack.enter_async_context(opening)
+        engine = engine or await open_engine(settings, metrics)
+        await stack.enter_async_context(aclosing(engine))
+        if cache is None:
+            alloc, quota = engine.allocate, security.max_cached_bytes
+            tiers = open_cache(settings, alloc, lambda: engine.models, quota, credentials, metrics)
+            cache = await stack.enter_async_context(tiers)
         else:
-            await stack.enter_async_context(aclosing(store))
-        await stack.enter_async_context(expiring(store))
-        use_cases = _servicer(settings, runtime, store, security, metrics)
+            await stack.enter_async_context(aclosing(cache))
+        await stack.enter_async_context(expiring(cache))
+        use_cases = _servicer(settings, engine, cache, security, metrics)
         servicer = await stack.enter_async_context(use_cases)
         tracing = await stack.enter_async_context(aclosing(open_tracing(settings.trace)))
         api = _api(settings, security, servicer, metrics, tracing)
-        await stack.enter_async_context(metrics.server.lag_observed())
-        await stack.enter_async_context(refreshing(watched, settings.tls.reload_s))
+        await stack.enter_async_context(metrics.server.observing_lag())
+        await stack.enter_async_context(refreshing(files, settings.tls.reload_interval_s))
         await stack.enter_async_context(api.serving())
-        await warm_up(runtime, store, retry)
-        stack.push_async_callback(asyncio.sleep, settings.server.drain_s)
+        await warm_up(engine, cache, retry)
+        stack.push_async_callback(asyncio.sleep, settings.server.drain_delay_s)
         follows = settings.server.readiness == "engine"
-        readiness = Readiness(runtime, api, admin, metrics.engine.ready.set, follows=follows)
-        await stack.enter_async_context(readiness.followed())
+        readiness = Readiness(engine, api, admin, metrics.engine.ready.set, follows=follows)
+        await stack.enter_async_context(readiness.following())
         yield Running(
             address=addresses.join(settings.server.host, api.port),
             admin_address=addresses.join(settings.server.admin_host, admin_port),
-            engine=runtime,
-            store=store,
+            engine=engine,
+            cache=cache,
             metrics=metrics,
-            watched=watched,
+            files=files,
         )
 
 
 async def serve(settings: Settings) -> None:
-    """Run the service until SIGINT or SIGTERM, which also end it while it starts."""
+    """Run the service until SIGINT or SIGTERM, also during startup."""
     log = structlog.get_logger("samserve")
     with stop_signals() as stop:
         try:
@@ -136,7 +139,7 @@ async def serve(settings: Settings) -> None:
                     transport=service.engine.transport.value,
                 )
                 await stop.requested.wait()
-                log.info("stopping", grace_s=settings.server.grace_s)
+                log.info("stopping", grace_s=settings.server.grace_period_s)
         except asyncio.CancelledError:
             if not stop.requested.is_set():
                 raise
@@ -144,13 +147,13 @@ async def serve(settings: Settings) -> None:
 
 
 def default_repository() -> Path:
-    """Find the models that come with the package, or with the checkout that it runs from."""
+    """Return the folder of the models of the installed package, or of the source checkout."""
     packaged = Path(__file__).parent / "model_repository"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "model_repository"
 
 
 async def open_engine(settings: Settings, metrics: Metrics) -> Engine:
-    """Open the engine that the settings choose.  Raises `EngineUnavailable`."""
+    """Open the configured engine.  Raises `EngineUnavailable`."""
     match settings.engine.kind:
         case "fake":
             return FakeEngine()
@@ -166,9 +169,9 @@ async def open_engine(settings: Settings, metrics: Metrics) -> Engine:
 
 
 def _startup_retry(settings: Settings) -> StartupRetry:
-    """Allow Triton the time to come up; an engine in this process is there or will never be."""
+    """Return the retry policy of the startup: Triton may start later, other engines may not."""
     if settings.engine.kind == "triton":
-        return StartupRetry(settings.triton.startup_s, "triton.startup_s")
+        return StartupRetry(settings.triton.startup_timeout_s, "triton.startup_timeout_s")
     return StartupRetry(0.0)
 
 
@@ -180,20 +183,20 @@ def _open_onnx(settings: EngineSettings, metrics: Metrics) -> Engine:
 
 @asynccontextmanager
 async def _servicer(
-    settings: Settings, engine: Engine, store: EmbeddingStore, security: Security, metrics: Metrics
+    settings: Settings, engine: Engine, cache: EmbeddingCache, security: Security, metrics: Metrics
 ) -> AsyncIterator[SegmentationServicer]:
-    """Run the use cases: threads for their work, and what is encoded in the background."""
-    limits = ImageLimits(settings.limits.image_pixels, settings.limits.image_side)
-    deadline_s, per_run = settings.deadlines.embed_s, settings.engine.prompts_per_run
+    """Run the use cases with their worker threads and their queue of prefetches."""
+    limits = ImageLimits(settings.limits.max_image_pixels, settings.limits.max_image_side)
+    deadline_s, per_run = settings.deadlines.embed_s, settings.engine.max_prompts_per_batch
     with closing(Workers(core_count())) as workers:
         async with aclosing(_prefetches(settings, security, metrics)) as prefetches:
-            metrics.engine.register(lambda: engine.transport, lambda: engine.models)
-            metrics.cache.register_store(store.stats)
+            metrics.engine.register_state(lambda: engine.transport, lambda: engine.models)
+            metrics.cache.register_stats(cache.stats)
             metrics.server.register_prefetches(lambda: prefetches.pending)
             for name, priority in _QUEUES:
                 metrics.engine.register_queue(name, partial(workers.waiting, priority))
-            jobs = EncodeJobs(engine, store, workers, limits, deadline_s)
-            embeddings = EmbeddingService(engine, store, workers, limits, jobs, prefetches)
+            jobs = EncodeJobs(engine, cache, workers, limits, deadline_s)
+            embeddings = EmbeddingService(engine, cache, workers, limits, jobs, prefetches)
             use_cases = UseCases(
                 embeddings,
                 Predictor(embeddings, engine, workers, per_run),
@@ -206,8 +209,8 @@ def _prefetches(settings: Settings, security: Security, metrics: Metrics) -> Pre
     admission = settings.admission
     limit = partial(TenantLimit, shared=security.has_tenants)
     return PrefetchQueue(
-        limit(admission.prefetch, "prefetches", "prefetch"),
-        limit(admission.prefetch_bytes, "bytes of prefetches", "prefetch_bytes"),
+        limit(admission.max_prefetches, "prefetches", "prefetches"),
+        limit(admission.max_prefetch_bytes, "bytes of prefetches", "prefetch_bytes"),
         lambda outcome: metrics.server.prefetches.labels(outcome).inc(),
     )
 
@@ -221,7 +224,7 @@ def _api(
 ) -> ApiServer:
     admission = Admission(settings.admission, shared=security.has_tenants)
     quotas = Quotas(security.policy)
-    metrics.server.register_quotas(quotas.used)
+    metrics.server.register_quotas(quotas.used_ratios)
     calls = CallMetrics(metrics.registry, SERVICE, {each.name: each.kind for each in METHODS})
     for method, limit in admission.limits.items():
         calls.set_limit(method, limit)

@@ -1,4 +1,4 @@
-"""What every call carries with it: who asks, until when, and where the time went."""
+"""The context of a call: its caller, its deadline and its stage clock."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from samserve.errors import DeadlineExceeded
-from samserve.security.principal import ANYBODY, UNLIMITED, Allowance, Principal
+from samserve.security.principal import ANONYMOUS, UNLIMITED, Allowance, Principal
 from samserve.stages import StageClock
 
 
 class Priority(IntEnum):
-    """Order of work that waits for the engine; the smaller goes first (Triton's levels)."""
+    """Priority of work that waits for the engine; smaller runs first (Triton's levels)."""
 
     INTERACTIVE = 1
     BULK = 2
@@ -21,11 +21,11 @@ class Priority(IntEnum):
 
 @dataclass(slots=True)
 class CallFacts:
-    """What is learnt about a call on its way, for metrics, logs and traces.
+    """Attributes of a call that are collected while it runs, for metrics, logs and traces.
 
-    ``model`` is the name of a served model, ``cache`` where the embedding was found: ``memory``,
-    ``shared``, ``miss``, ``joined`` or ``pending``.  ``filters`` are AutoMask's: name, candidates
-    that came, and candidates that were kept.
+    ``model`` is the name of a served model, ``cache`` where the embedding was found: ``local``,
+    ``shared``, ``miss``, ``joined`` or ``pending``.  ``filters`` are AutoMask's: name, number of
+    candidates in, and number of candidates out.
     """
 
     model: str = ""
@@ -41,7 +41,7 @@ class CallFacts:
 class RequestContext:
     """One call: its caller, absolute deadline (seconds of *now*), stage clock and priority."""
 
-    principal: Principal = ANYBODY
+    principal: Principal = ANONYMOUS
     allowance: Allowance = UNLIMITED
     request_id: str = ""
     deadline: float = float("inf")
@@ -52,7 +52,7 @@ class RequestContext:
 
     @property
     def tenant(self) -> str:
-        """Whose embeddings the call sees, and whose turn its work waits for."""
+        """The tenant that owns the embeddings of the call and is scheduled for its work."""
         return self.principal.tenant
 
     @property
@@ -61,11 +61,11 @@ class RequestContext:
         return self.deadline - self.now()
 
     def check_deadline(self) -> None:
-        """Raise `DeadlineExceeded` if the time is over."""
+        """Raise `DeadlineExceeded` if the deadline has passed."""
         if self.remaining_s <= 0:
             raise deadline_exceeded(self.clock.current)
 
 
 def deadline_exceeded(stage: str) -> DeadlineExceeded:
-    """Build the error for a call whose time ended in *stage*."""
+    """Build the error for a call whose deadline passed in *stage*."""
     return DeadlineExceeded(f"deadline exceeded during {stage}", metadata={"stage": stage})

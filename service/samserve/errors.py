@@ -1,31 +1,31 @@
-"""Everything that samserve raises on purpose.
+"""The exceptions that samserve raises.
 
 ::
 
     SamserveError
-    ├── InvalidRequest            the caller must change the request
-    │   ├── ImageUnreadable       the bytes are no image that we read
-    │   ├── ImageTooLarge         the image is over a limit
-    │   ├── ResponseTooLarge      the asked format would not fit into an answer
-    │   └── MetadataTooLarge      what the call carries beside its request is over a limit
+    ├── InvalidRequest            the client must change the request
+    │   ├── ImageUnreadable       the bytes are not an image of a supported format
+    │   ├── ImageTooLarge         the image exceeds a limit
+    │   ├── ResponseTooLarge      the response in the requested format would exceed its limit
+    │   └── MetadataTooLarge      the metadata of the call exceeds its limit
     ├── NotFound
     │   ├── EmbeddingNotFound     unknown, expired, evicted or another tenant's: embed again
     │   └── ModelNotFound         no such model is served
-    ├── Unauthenticated           no credentials, or none that hold
-    ├── PermissionDenied          the caller's roles do not allow it
-    ├── Overloaded                a bound is reached: try again after ``retry_after_s``
-    │   ├── MemoryExhausted       the system has no room for shared memory
-    │   └── QuotaExceeded         a bound of this tenant, or the rate of the whole server
-    ├── Unavailable               a part is not there: try again after ``retry_after_s``
-    │   ├── EngineUnavailable     the model runtime is not there
-    │   │   └── WeightsChanged    it has other weights of the model than those that were asked for
-    │   ├── StoreUnavailable      the embedding store is not there (never said of a miss)
-    │   └── Misconfigured         a file of the server's configuration cannot be used
-    ├── DeadlineExceeded          the call ran out of time
-    └── EngineFailure             the model runtime failed; details are logged, not answered
+    ├── Unauthenticated           missing or invalid credentials
+    ├── PermissionDenied          the caller's roles do not allow the call
+    ├── Overloaded                a limit is reached: retry after ``retry_after_s``
+    │   ├── MemoryExhausted       no shared memory is available
+    │   └── QuotaExceeded         a quota of the tenant, or the rate limit of the server
+    ├── Unavailable               a component is unavailable: retry after ``retry_after_s``
+    │   ├── EngineUnavailable     the engine is unavailable
+    │   │   └── WeightsChanged    the engine serves other weights of the model than requested
+    │   ├── CacheUnavailable      the cache is unavailable (never raised for a miss)
+    │   └── Misconfigured         a configuration file cannot be used
+    ├── DeadlineExceeded          the deadline of the call has passed
+    └── EngineFailure             an inference failed; details are logged, not returned
 
-Each class names its ``reason``; (reason, domain ``samserve``) is what clients may rely on, the
-text may change.  ``calls/status.py`` is the only place that turns these into codes.
+Each class names its ``reason``.  Clients may rely on (reason, domain ``samserve``); the text may
+change.  Only ``calls/status.py`` maps these exceptions to status codes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FieldViolation(NamedTuple):
 
 
 class SamserveError(Exception):
-    """Root of the tree; ``metadata`` repeats every number of the text for programs."""
+    """The root of the tree; ``metadata`` repeats every number of the text for programs."""
 
     reason: ClassVar[str] = "INTERNAL"
 
@@ -52,7 +52,7 @@ class SamserveError(Exception):
 
 
 class InvalidRequest(SamserveError):
-    """A field of the request is wrong; ``violations`` say which and what its limit is."""
+    """A field of the request is invalid; ``violations`` name the fields and their limits."""
 
     reason = "INVALID_ARGUMENT"
 
@@ -64,41 +64,42 @@ class InvalidRequest(SamserveError):
 
 
 class Violations:
-    """Collects what is wrong with a request, so that one answer says all of it.
+    """Collects the violations of a request, so that one response reports all of them.
 
-    Of a request in which very much is wrong it says `MOST`.
+    At most `MAX_VIOLATIONS` are reported.
     """
 
-    MOST = 16
-    _TOLD = 4
+    MAX_VIOLATIONS = 16
+    _MAX_IN_TEXT = 4
 
     def __init__(self) -> None:
         self._found: list[InvalidRequest] = []
 
     def collect(self) -> _Collecting:
-        """Keep an `InvalidRequest` that ends the block, for `check`, and go on after it."""
+        """Catch an `InvalidRequest` that ends the block and keep it for `check`."""
         return _Collecting(self)
 
     def check(self) -> None:
-        """Raise what was collected, as one error."""
+        """Raise the collected errors as one."""
         if not self._found:
             return
         first = self._found[0]
-        violations = [each for error in self._found for each in error.violations][: self.MOST]
+        violations = [each for error in self._found for each in error.violations]
+        violations = violations[: self.MAX_VIOLATIONS]
         if len(violations) == 1:
             raise first
         error = InvalidRequest(*violations[0], metadata=first.metadata)
         error.violations = tuple(violations)
-        texts = [": ".join(violation) for violation in violations[: self._TOLD]]
+        texts = [": ".join(violation) for violation in violations[: self._MAX_IN_TEXT]]
         more = len(violations) - len(texts)
         error.message = "; ".join([*texts, f"and {more} more"] if more else texts)
         error.args = (error.message,)
         raise error
 
     def add(self, error: InvalidRequest) -> None:
-        """Keep an error; raises all of them as soon as there are enough."""
+        """Keep an error; raise all of them once there are `MAX_VIOLATIONS`."""
         self._found.append(error)
-        if sum(len(each.violations) for each in self._found) >= self.MOST:
+        if sum(len(each.violations) for each in self._found) >= self.MAX_VIOLATIONS:
             self.check()
 
 
@@ -114,7 +115,7 @@ class _Collecting:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        # Kinds of their own, an image that cannot be read for instance, are answers of their own.
+        # Subclasses, such as an unreadable image, end the call with an error of their own.
         if type(error) is not InvalidRequest:
             return False
         self._violations.add(error)
@@ -134,23 +135,23 @@ class ImageTooLarge(InvalidRequest):
 
 
 class ResponseTooLarge(InvalidRequest):
-    """The answer in the asked format is over the response limit."""
+    """The response in the requested format exceeds the response limit."""
 
     reason = "RESPONSE_TOO_LARGE"
 
 
 class MetadataTooLarge(InvalidRequest):
-    """The metadata of the call, credentials included, is over the limit."""
+    """The metadata of the call, credentials included, exceeds its limit."""
 
     reason = "METADATA_TOO_LARGE"
 
 
 class NotFound(SamserveError):
-    """Something named in the request is not here."""
+    """The request names something that does not exist."""
 
 
 class EmbeddingNotFound(NotFound):
-    """The id is unknown, expired, evicted or another tenant's; one answer for all four."""
+    """The id is unknown, expired, evicted or another tenant's; one error for all four."""
 
     reason = "EMBEDDING_NOT_FOUND"
 
@@ -162,7 +163,7 @@ class ModelNotFound(NotFound):
 
 
 class Unauthenticated(SamserveError):
-    """The call carries no credentials, or none that hold; what was sent is never repeated."""
+    """The credentials of the call are missing or invalid; the text never repeats them."""
 
     reason = "UNAUTHENTICATED"
 
@@ -174,7 +175,7 @@ class PermissionDenied(SamserveError):
 
 
 class Overloaded(SamserveError):
-    """A bound on concurrent work or memory is reached; nothing was begun.
+    """A limit on concurrent work or memory is reached; no work has begun.
 
     ``retry_after_s`` is None where waiting does not help.
     """
@@ -193,13 +194,13 @@ class Overloaded(SamserveError):
 
 
 class MemoryExhausted(Overloaded):
-    """The system has no room for the memory that was asked for."""
+    """The requested memory is not available on this system."""
 
     reason = "MEMORY_EXHAUSTED"
 
 
 class QuotaExceeded(Overloaded):
-    """A quota is used up; ``subject`` says whose: ``tenant:NAME`` or ``server``."""
+    """A quota is exhausted; ``subject`` names its owner: ``tenant:NAME`` or ``server``."""
 
     reason = "QUOTA_EXCEEDED"
 
@@ -216,47 +217,47 @@ class QuotaExceeded(Overloaded):
 
 
 class Unavailable(SamserveError):
-    """A part that the call needs cannot be reached; the call may be repeated."""
+    """A component that the call needs is unavailable; the call may be retried."""
 
     retry_after_s: ClassVar[float] = 1.0
 
 
 class EngineUnavailable(Unavailable):
-    """The model runtime cannot be reached or is not ready."""
+    """The engine is unreachable or not ready."""
 
     reason = "ENGINE_UNAVAILABLE"
 
 
 class WeightsChanged(EngineUnavailable):
-    """The runtime has other weights of the model than those that the call is about.
+    """The engine serves other weights of the model than those that the call is about.
 
-    What a run of such weights has computed is thrown away.  The engine has looked at its models
-    since: if that shows other weights, the call can be done for these.
+    The result of an inference with such weights is discarded.  The engine has refreshed its list of
+    models since: if the list shows other weights, the call can be repeated with these.
     """
 
 
-class StoreUnavailable(Unavailable):
-    """The embedding store cannot be reached."""
+class CacheUnavailable(Unavailable):
+    """The cache is unavailable."""
 
-    reason = "STORE_UNAVAILABLE"
+    reason = "CACHE_UNAVAILABLE"
 
 
 class Misconfigured(Unavailable):
-    """A file that the server is configured to use is not there or says nothing sensible.
+    """A file that the server is configured to use is missing or invalid.
 
-    Raised at start only; the text names the file and the place in it, never its values.
+    Raised at startup only; the text names the file and the position in it, never its values.
     """
 
     reason = "MISCONFIGURED"
 
 
 class DeadlineExceeded(SamserveError):
-    """The call's time is over; ``stage`` in the metadata says what it was doing."""
+    """The deadline of the call has passed; ``stage`` in the metadata names the current stage."""
 
     reason = "DEADLINE_EXCEEDED"
 
 
 class EngineFailure(SamserveError):
-    """The model runtime failed on a valid input; the cause is chained for the log."""
+    """An inference failed on a valid input; the cause is chained for the log."""
 
     reason = "INTERNAL"

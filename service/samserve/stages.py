@@ -1,4 +1,4 @@
-"""Where the time of a call goes: the stages of its critical path."""
+"""Time measurement of a call: the stages of its critical path."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 T_co = TypeVar("T_co", covariant=True)
 
 OTHER = "other"
-"""The stage of what has no name: the event loop's turns, and code between two stages."""
+"""The stage of unattributed time: waits for the event loop, and code between two stages."""
 
 
 class Span(Protocol):
-    """A part of a trace that is under way."""
+    """An open span of a trace."""
 
     def child(self, name: str) -> Span:
-        """Begin a part of this part."""
+        """Begin a child span."""
         ...
 
     def end(self) -> None:
-        """Note that the part is over."""
+        """End the span."""
         ...
 
     def headers(self) -> Mapping[str, str]:
-        """What makes the work of another process a part of this one."""
+        """Return the headers that make spans of another process children of this one."""
         ...
 
 
 class StageClock:
-    """The critical path of a call: seconds by stage, which add up to the time that it ran.
+    """The critical path of a call: seconds by stage, whose sum is the time that the clock ran.
 
-    While it runs, a clock is in exactly one stage: the innermost that is open, or `OTHER`.  So
-    stages may be nested and repeated, but belong to one task: what runs beside it has a `branch`.
-    With a *span*, stages are its children.
+    While it runs, a clock is in exactly one stage: the innermost open one, or `OTHER`.  Stages may
+    be nested and repeated, but belong to one task: concurrent work has a `branch`.  With a *span*,
+    stages are its children.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic, span: Span | None = None) -> None:
@@ -42,26 +42,26 @@ class StageClock:
         self._span = span
         self._seconds: dict[str, float] = {}
         self._stage = OTHER
-        # When the stage began; None while the clock does not run.
+        # The start of the stage; None while the clock does not run.
         self._since: float | None = None
         self.current = "receive"
-        """The stage that is open, or in which a failure has struck, for errors that tell it."""
+        """The stage that is open, or in which an exception was raised, for error texts."""
 
     def branch(self) -> StageClock:
-        """Make a clock for work that runs beside, as a part of the stage that is open now."""
+        """Create a clock for concurrent work; its spans are children of the stage that is open."""
         return StageClock(self._now, self._span)
 
     def running(self) -> _Running:
-        """Let the clock run while the block does."""
+        """Run the clock for the length of the block."""
         return _Running(self)
 
     def stage(self, name: str) -> _Stage:
-        """Charge the time of the block to *name*, also when it fails."""
+        """Charge the time of the block to *name*, also if it raises."""
         return _Stage(self, name)
 
     @contextmanager
     def following(self, name: str, work: StageClock) -> Iterator[None]:
-        """Charge the block to *name*; if *work* runs in it, what that charges takes its place."""
+        """Charge the block to *name*, or to the stages of *work* if *work* runs during it."""
         before = self._seconds.get(name, 0.0)
         try:
             with self.stage(name):
@@ -86,7 +86,7 @@ class StageClock:
         manager: AbstractAsyncContextManager[T_co],
         work: StageClock | None = None,
     ) -> Entering[T_co]:
-        """Charge to *name* how long it takes to enter *manager*, but not the block.
+        """Charge the time to enter *manager* to *name*, but not the block.
 
         For *work*, see `following`.
         """
@@ -94,9 +94,9 @@ class StageClock:
 
     @contextmanager
     def in_thread(self, name: str) -> Iterator[StageClock]:
-        """Charge the block to *name*, but for stages of the clock that is yielded, for a thread.
+        """Charge the block to *name*, except stages of the yielded clock, which is for a thread.
 
-        A thread that goes on after its caller was cancelled does not touch this clock.
+        A thread that continues after its caller was cancelled does not change this clock.
         """
         work = self.branch()
         try:
@@ -109,13 +109,13 @@ class StageClock:
                     self._add(name, -seconds)
 
     def rename(self, old: str, new: str) -> None:
-        """Charge to *new* what was charged to *old*, as it is known now what that was."""
+        """Charge the time of *old* to *new*, once the stage is known."""
         if old in self._seconds:
             self._add(new, self._seconds.pop(old))
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by stage until now, in the order in which they were left first; `OTHER` last."""
+        """Seconds by stage until now, in the order in which they first ended; `OTHER` last."""
         if self._since is not None:
             self._charge()
         seconds = dict(self._seconds)
@@ -124,13 +124,13 @@ class StageClock:
         return seconds
 
     def headers(self) -> Mapping[str, str]:
-        """What makes the work of another process a part of the stage that is open."""
+        """Return the headers that make spans of another process children of the open stage."""
         return {} if self._span is None else self._span.headers()
 
     def _charge(self) -> None:
         since = self._since
         if since is not None:
-            # Without `_add`: this happens thirty times a call.
+            # Without `_add`: this runs thirty times a call.
             now = self._since = self._now()
             stage, seconds = self._stage, self._seconds
             seconds[stage] = seconds.get(stage, 0.0) + now - since
@@ -195,7 +195,7 @@ class _Stage:
 
 
 class Entering(Generic[T_co]):
-    """A manager, the entering of which is charged to a stage; a class, as are the others."""
+    """A manager whose entry is charged to a stage; a class for the same reason as the others."""
 
     def __init__(
         self, stage: AbstractContextManager[object], manager: AbstractAsyncContextManager[T_co]

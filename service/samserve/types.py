@@ -1,12 +1,12 @@
-"""The values that travel between the layers: frozen, without behaviour that needs I/O.
+"""The values that the layers exchange: frozen, without behaviour that needs I/O.
 
-Frames, used in names all over the package:
+Frames, used in names throughout the package:
 
-* *image*: continuous pixels of the image as people see it (after EXIF orientation), x right,
-  y down, the outer corner of the first pixel at (0, 0).
+* *image*: continuous pixels of the image as displayed (after EXIF orientation), x right, y down,
+  the outer corner of the first pixel at (0, 0).
 * *crop*: the same, relative to a crop of the image.
-* *model*: the square that the encoder sees; the model's family says how an image fills it.
-* *low-res*: the decoder's logits of the model frame, which are fewer.
+* *model*: the square input of the encoder; the model's family defines how an image fills it.
+* *low-res*: the grid of the decoder's logits over the model frame.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Size:
 
 
 class Label(Enum):
-    """Which side of the object a click is on; the values are SAM's point labels."""
+    """Whether a point is on the object; the values are SAM's point labels."""
 
     BACKGROUND = 0
     FOREGROUND = 1
@@ -47,7 +47,7 @@ class Label(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A click in image pixels."""
+    """A point prompt in image pixels."""
 
     x: float
     y: float
@@ -66,7 +66,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogitsMask:
-    """Mask input as low-res logits of an earlier answer: float32 ``[L, L]``."""
+    """Mask input as low-res logits of an earlier result: float32 ``[L, L]``."""
 
     logits: FloatArray
 
@@ -99,7 +99,7 @@ class Prompt:
 
 
 class MaskFormat(Enum):
-    """How the pixels of a mask are written, by the names of the reference generator."""
+    """How the pixels of a mask are encoded, by the names of the reference generator."""
 
     COCO_RLE = "coco_rle"
     UNCOMPRESSED_RLE = "uncompressed_rle"
@@ -107,7 +107,7 @@ class MaskFormat(Enum):
 
 
 class Multimask(Enum):
-    """Which of the decoder's mask tokens answer; the rule of AUTO is the model family's."""
+    """Which of the decoder's mask tokens are returned; the model family defines AUTO."""
 
     AUTO = "auto"
     ALL = "all"
@@ -115,7 +115,7 @@ class Multimask(Enum):
 
 
 class Transport(Enum):
-    """How tensors travel between this process and the model runtime."""
+    """How tensors are transferred between this process and the engine."""
 
     IN_PROCESS = "in_process"
     SHARED_MEMORY = "shared_memory"
@@ -138,29 +138,29 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far exported models are from their checkpoint's own networks in float32.
+    """How much exported models differ from their checkpoint's own networks in float32.
 
-    The IoUs are those of each prompt's best mask, cut at 0 and compared on the low-res grid inside
-    the image; the best is the one of the three ambiguous masks that the reference would choose.
-    ``prompts`` counts those whose masks were compared, neither nearly empty nor full; if there are
-    none, the IoUs are 0.  ``changed_choices`` is the share of prompts for which the export would
-    choose another one; ``embedding_error`` is the largest relative L2 distance of an embedding.
+    The IoUs are those of each prompt's best mask, thresholded at 0 and compared on the low-res grid
+    inside the image; the best is the one of the three ambiguous masks that the reference chooses.
+    ``prompts`` counts those whose masks were compared, neither nearly empty nor full; without any,
+    the IoUs are 0.  ``best_mask_mismatch_ratio`` is the fraction of all prompts for which the
+    export chooses another; ``embedding_error`` is the largest relative L2 distance of an embedding.
     """
 
-    pictures: int
+    images: int
     prompts: int
     mean_iou: float
     worst_iou: float
-    changed_choices: float
+    best_mask_mismatch_ratio: float
     embedding_error: float
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Where a model comes from and what was lost on the way; empty is what is not known.
+    """The source of a model and the parity of its export; unknown fields are empty.
 
-    ``variant`` is the published size or ``custom``; ``source_format`` says whose names the
-    checkpoint's tensors had and their narrowest type; ``precision`` is that of the image encoder;
+    ``variant`` is the published size or ``custom``; ``source_format`` is the naming scheme of the
+    checkpoint's tensors and their narrowest type; ``precision`` is that of the image encoder;
     ``parity`` is None if nothing was compared.
     """
 
@@ -176,10 +176,10 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a served model, a bundle of graphs, says about itself.
+    """The description of a served model, a bundle of graphs.
 
-    ``digest`` names the weights of all graphs.  ``encoder_digest`` names those of the image
-    encoder: an embedding belongs to its encoder, and every decoder for that encoder takes it.
+    ``digest`` identifies the weights of all graphs.  ``encoder_digest`` identifies those of the
+    image encoder: an embedding belongs to its encoder, and all decoders of that encoder accept it.
     ``image_size`` is the side of the model frame, ``mask_size`` of the logits.
     """
 
@@ -202,7 +202,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingKey:
-    """Where an embedding is found: ids of one tenant mean nothing to another."""
+    """The key of an embedding: ids are private to a tenant."""
 
     tenant: str
     embedding_id: str
@@ -210,7 +210,7 @@ class EmbeddingKey:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingFacts:
-    """What is kept beside the tensors; ``preprocessing`` is the model's version when it encoded."""
+    """Metadata of an embedding; ``preprocessing`` is the model's version at encoding time."""
 
     image_size: Size
     model_name: str
@@ -219,29 +219,29 @@ class EmbeddingFacts:
 
     @classmethod
     def of(cls, image_size: Size, model: ModelInfo) -> EmbeddingFacts:
-        """Say how an image of that size is encoded by *model*."""
+        """Return the facts of an image of that size, encoded by *model*."""
         return cls(image_size, model.name, model.encoder_digest, model.preprocessing)
 
-    def made_by(self, model: ModelInfo) -> bool:
-        """Tell whether *model*, by the encoder that it has now, made the embedding."""
-        mine = (self.model_name, self.encoder_digest, self.preprocessing)
-        return mine == (model.name, model.encoder_digest, model.preprocessing)
+    def computed_by(self, model: ModelInfo) -> bool:
+        """Return whether the current encoder of *model* computed the embedding."""
+        own = (self.model_name, self.encoder_digest, self.preprocessing)
+        return own == (model.name, model.encoder_digest, model.preprocessing)
 
 
 class Tier(Enum):
-    """Where an embedding was found."""
+    """The tier of the cache that an embedding was found in."""
 
-    MEMORY = "memory"
+    LOCAL = "local"
     SHARED = "shared"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """A stored embedding: immutable named tensors, valid while its lease is held.
+    """A cached embedding: immutable named tensors, valid while its lease is held.
 
-    ``expires_at`` is in seconds since the epoch.  ``shared`` tells whether other gateways were
-    known to find it when it was leased; ``revoked``, that it was deleted while it was made: only
-    those who waited for it have it.  ``tier`` is where this lease has found it.
+    ``expires_at`` is in seconds since the epoch.  ``shared`` is whether the shared tier was known
+    to hold it when it was leased.  ``revoked`` is whether it was deleted while it was computed:
+    only the calls that waited for it have it.  ``tier`` is where this lease found it.
     """
 
     tensors: Mapping[str, Array]
@@ -249,18 +249,18 @@ class Embedding:
     expires_at: float
     shared: bool = False
     revoked: bool = False
-    tier: Tier = Tier.MEMORY
+    tier: Tier = Tier.LOCAL
 
 
 class Orientation(Enum):
-    """What to do with the orientation that a camera wrote into the file."""
+    """Whether to apply the EXIF orientation of the file."""
 
     EXIF = "exif"
     IGNORE = "ignore"
 
 
 class RawLayout(Enum):
-    """Meaning of the bytes of an uncompressed image; rows from the top, no row padding."""
+    """Byte layout of an uncompressed image; rows from the top, no row padding."""
 
     RGB = "rgb"
     BGR = "bgr"
@@ -291,7 +291,7 @@ class RawImage:
 
 @dataclass(frozen=True, slots=True)
 class ImageDigest:
-    """SHA-256 of an encoded file that the server may have seen before; carries no pixels."""
+    """SHA-256 of an encoded file that the server may already have; carries no pixels."""
 
     sha256: bytes
     orientation: Orientation = Orientation.EXIF
@@ -321,7 +321,7 @@ Segmentation = CocoRle | UncompressedRle | PackedMask
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """One mask over the whole image; ``segmentation`` has its pixels in the format requested.
+    """One mask over the whole image; ``segmentation`` has its pixels in the requested format.
 
     ``bbox`` is XYWH in image pixels with ``w = x_max - x_min`` of the inclusive extreme pixels, as
     the reference generator writes it; ``area`` counts pixels.
@@ -335,10 +335,10 @@ class Mask:
 
 
 @dataclass(frozen=True, slots=True)
-class StoreStats:
-    """What a store holds now, and how often it answered so far.
+class CacheStats:
+    """Current contents of the local tier, and its hits, misses and evictions since the start.
 
-    ``quarantined_bytes``, a part of ``bytes``, belong to slots that a lost run may write into.
+    ``quarantined_bytes`` are included in ``bytes``: pending writes may still reach those slots.
     """
 
     entries: int

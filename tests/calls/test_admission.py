@@ -11,26 +11,29 @@ from samserve.settings import AdmissionSettings
 Admit = Callable[[str], AbstractContextManager[None]]
 
 
-def admitted(admit: Admit, stack: ExitStack, tenant: str) -> int:
-    """Take all places that a tenant gets, and keep them as long as the stack does."""
-    taken = 0
+def acquire_all(admit: Admit, stack: ExitStack, tenant: str) -> int:
+    """Acquire all slots that a tenant can get, hold them in *stack*, and return their number."""
+    count = 0
     with suppress(Overloaded):
-        while taken < 1000:
+        while count < 1000:
             stack.enter_context(admit(tenant))
-            taken += 1
-    return taken
+            count += 1
+    return count
 
 
 @pytest.mark.parametrize(
     ("setting", "admit_of"),
     [
-        ("embed", lambda admission: lambda tenant: admission.admit("Embed", tenant)),
-        ("other", lambda admission: lambda tenant: admission.admit("ListModels", tenant)),
-        ("slow_requests", lambda admission: admission.slow_requests.hold),
-        ("slow_answers", lambda admission: admission.slow_answers.hold),
+        ("max_concurrent_embed", lambda admission: lambda tenant: admission.admit("Embed", tenant)),
+        (
+            "max_concurrent_other",
+            lambda admission: lambda tenant: admission.admit("ListModels", tenant),
+        ),
+        ("max_slow_requests", lambda admission: admission.slow_requests.acquire),
+        ("max_slow_responses", lambda admission: admission.slow_responses.acquire),
     ],
 )
-def test_places_are_shared_again_and_again(
+def test_slots_are_shared_fairly_between_tenants(
     setting: str, admit_of: Callable[[Admission], Admit]
 ) -> None:
     admission = Admission(AdmissionSettings(**{setting: 28}), shared=lambda: True)
@@ -38,30 +41,30 @@ def test_places_are_shared_again_and_again(
 
     for _ in range(3):
         with ExitStack() as stack:
-            assert [admitted(admit, stack, tenant) for tenant in "abcd"] == [21, 6, 1, 0]
+            assert [acquire_all(admit, stack, tenant) for tenant in "abcd"] == [21, 6, 1, 0]
             assert admission.busy()
         assert not admission.busy()
 
 
-def test_a_tenant_that_is_alone_by_nature_takes_all() -> None:
-    admission = Admission(AdmissionSettings(embed=28), shared=lambda: False)
+def test_a_single_tenant_can_use_all_slots() -> None:
+    admission = Admission(AdmissionSettings(max_concurrent_embed=28), shared=lambda: False)
 
     with ExitStack() as stack:
-        taken = [
-            admitted(lambda tenant, name=name: admission.admit(name, tenant), stack, "default")  # type: ignore[misc]
+        counts = [
+            acquire_all(lambda tenant, name=name: admission.admit(name, tenant), stack, "default")  # type: ignore[misc]
             for name in ("Embed", "Predict")
         ]
 
-    assert taken == [28, 256]
+    assert counts == [28, 256]
 
 
-def test_bytes_are_counted_over_all() -> None:
-    admission = Admission(AdmissionSettings(request_bytes=100), shared=lambda: True)
+def test_request_bytes_are_limited_over_all_methods() -> None:
+    admission = Admission(AdmissionSettings(max_in_flight_request_bytes=100), shared=lambda: True)
 
-    with admission.holding(60):
-        with pytest.raises(Overloaded), admission.holding(41):
+    with admission.admit_bytes(60):
+        with pytest.raises(Overloaded), admission.admit_bytes(41):
             pass
-        with admission.holding(40):
+        with admission.admit_bytes(40):
             pass
-    with admission.holding(1000):
+    with admission.admit_bytes(1000):
         pass

@@ -1,4 +1,4 @@
-"""What every call goes through, without gRPC: the transport is a plain object."""
+"""The call pipeline without gRPC: the transport is a plain object."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from samserve.context import Priority, RequestContext
 from samserve.errors import InvalidRequest
 from structlog.testing import capture_logs
 
-from tests.calls.plain import Held, PlainTransport, Service
-from tests.samples import total
+from tests.calls.plain_transport import PausedBody, PlainTransport, Service
+from tests.metric_values import total
 from tests.security.credentials import KeyFile, bearer, ca_file, write_pem
-from tests.support.clock import pass_on_the_loop
+from tests.support.clock import advance_loop
 from tests.support.waiting import until
 
 Line = dict[str, Any]
 
 
 def files(folder: Path, keys: KeyFile, policy: str = "") -> dict[str, Path]:
-    """Settings of a service that knows *keys*, under a policy."""
+    """Return settings of a service with *keys* and a policy."""
     path = folder / "policy.toml"
     path.write_text(f"version = 1\n{policy}")
-    return {"keys_file": keys.path, "policy_file": path}
+    return {"api_keys_file": keys.path, "policy_file": path}
 
 
 async def context_of(
     service: Service, name: str, transport: PlainTransport | None = None
 ) -> RequestContext:
-    """The context that the body of a call gets."""
-    seen = []
+    """Make a call and return the context that its body receives."""
+    contexts = []
 
     async def body(request: bytes, context: RequestContext) -> bytes:
-        seen.append(context)
+        contexts.append(context)
         return request
 
     await service.call(name, transport, body)
-    (context,) = seen
+    (context,) = contexts
     return context
 
 
-async def test_a_call_is_answered_with_what_its_body_returns() -> None:
-    seen = await Service().call("ListModels", PlainTransport(request=b"hello"))
+async def test_call_returns_the_result_of_its_body() -> None:
+    call = await Service().call("ListModels", PlainTransport(request=b"hello"))
 
-    assert (seen.answer, seen.failure) == ([b"hello"], None)
-    assert len(seen.request_id) == 32
+    assert (call.response, call.failure) == ([b"hello"], None)
+    assert len(call.request_id) == 32
 
 
-async def test_credentials_say_who_calls(tmp_path: Path) -> None:
+async def test_credentials_identify_the_caller(tmp_path: Path) -> None:
     keys = KeyFile(tmp_path / "keys.toml")
     key = keys.add("acme", "embed")
     service = Service(auth=files(tmp_path, keys))
@@ -62,11 +62,11 @@ async def test_credentials_say_who_calls(tmp_path: Path) -> None:
 
     assert (context.tenant, context.principal.subject) == ("acme", f"key:{key.split('_')[1]}")
     assert without.outcome == twice.outcome == ("UNAUTHENTICATED", "UNAUTHENTICATED")
-    assert without.answer == []
+    assert without.response == []
     assert not without.was_read
 
 
-async def test_the_certificate_that_a_transport_has_verified_is_a_credential(
+async def test_verified_client_certificate_is_a_credential(
     tmp_path: Path,
 ) -> None:
     rules = '[identities."client.acme"]\ntenant = "acme"\nroles = ["embed"]'
@@ -81,9 +81,9 @@ async def test_the_certificate_that_a_transport_has_verified_is_a_credential(
     context = await context_of(service, "Embed", PlainTransport(certificate=known))
     forbidden = await service.call("Predict", PlainTransport(certificate=known))
     other = await service.call("Embed", PlainTransport(certificate=("client.other",)))
-    # A policy that has lost its identities lets nobody in.
+    # A policy without identities admits no certificate.
     policy.write_text("version = 1")
-    for file in service.security.watched:
+    for file in service.security.files:
         file.refresh()
     later = await service.call("Embed", PlainTransport(certificate=known))
 
@@ -92,71 +92,73 @@ async def test_the_certificate_that_a_transport_has_verified_is_a_credential(
     assert other.outcome == later.outcome == ("UNAUTHENTICATED", "UNAUTHENTICATED")
 
 
-async def test_a_caller_needs_the_permission_of_the_method(tmp_path: Path) -> None:
+async def test_caller_needs_the_permission_of_the_method(tmp_path: Path) -> None:
     keys = KeyFile(tmp_path / "keys.toml")
     caller = bearer(keys.add("acme", "embed"))
     service = Service(auth=files(tmp_path, keys))
 
-    refused = await service.call("Predict", PlainTransport(metadata=caller))
+    rejected = await service.call("Predict", PlainTransport(metadata=caller))
 
-    assert refused.outcome == ("PERMISSION_DENIED", "PERMISSION_DENIED")
-    assert refused.failure is not None
-    assert refused.failure.metadata["permission"] == "predict"
-    assert not refused.was_read
+    assert rejected.outcome == ("PERMISSION_DENIED", "PERMISSION_DENIED")
+    assert rejected.failure is not None
+    assert rejected.failure.metadata["permission"] == "predict"
+    assert not rejected.was_read
     assert (await service.call("Embed", PlainTransport(metadata=caller))).failure is None
 
 
-async def test_a_call_over_the_limit_is_refused_until_another_has_ended() -> None:
-    service, held = Service(admission={"embed": 1}), Held()
-    first = asyncio.create_task(service.call("Embed", body=held))
-    await held.waiting.wait()
+async def test_call_over_the_limit_is_rejected_until_another_ends() -> None:
+    service, paused = Service(admission={"max_concurrent_embed": 1}), PausedBody()
+    first = asyncio.create_task(service.call("Embed", body=paused))
+    await paused.waiting.wait()
 
-    refused = await service.call("Embed")
-    held.go.set()
+    rejected = await service.call("Embed")
+    paused.go.set()
     await first
 
-    assert refused.outcome == ("RESOURCE_EXHAUSTED", "OVERLOADED")
-    assert refused.failure is not None
-    assert refused.failure.retry_after_s == 1.0
-    assert not refused.was_read
+    assert rejected.outcome == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+    assert rejected.failure is not None
+    assert rejected.failure.retry_after_s == 1.0
+    assert not rejected.was_read
     assert (await service.call("Embed")).failure is None
     assert not service.admission.busy()
 
 
-async def test_requests_over_the_byte_budget_are_refused() -> None:
-    service, held = Service(admission={"request_bytes": 100}), Held()
-    first = asyncio.create_task(service.call("Embed", PlainTransport(request=bytes(60)), held))
-    await held.waiting.wait()
+async def test_requests_over_the_byte_limit_are_rejected() -> None:
+    service, paused = Service(admission={"max_in_flight_request_bytes": 100}), PausedBody()
+    first = asyncio.create_task(service.call("Embed", PlainTransport(request=bytes(60)), paused))
+    await paused.waiting.wait()
 
-    refused = await service.call("Predict", PlainTransport(request=bytes(41)))
-    held.go.set()
+    rejected = await service.call("Predict", PlainTransport(request=bytes(41)))
+    paused.go.set()
     await first
 
-    assert refused.failure is not None
-    assert refused.failure.metadata["resource"] == "request_bytes"
+    assert rejected.failure is not None
+    assert rejected.failure.metadata["resource"] == "request_bytes"
 
 
-async def test_a_tenant_is_held_to_its_quota(tmp_path: Path) -> None:
-    keys, held = KeyFile(tmp_path / "keys.toml"), Held()
+async def test_calls_over_the_quota_of_a_tenant_are_rejected(tmp_path: Path) -> None:
+    keys, paused = KeyFile(tmp_path / "keys.toml"), PausedBody()
     acme, other = (bearer(keys.add(tenant, "embed", "predict")) for tenant in ("acme", "other"))
-    policy = "[quotas.small]\nembed = 1\nprompts = 2\n[tenants.acme]\nquota = 'small'"
+    policy = (
+        "[quotas.small]\nmax_concurrent_embed = 1\nmax_prompts = 2\n[tenants.acme]\nquota = 'small'"
+    )
     service = Service(auth=files(tmp_path, keys, policy))
-    first = asyncio.create_task(service.call("Embed", PlainTransport(metadata=acme), held))
-    await held.waiting.wait()
+    first = asyncio.create_task(service.call("Embed", PlainTransport(metadata=acme), paused))
+    await paused.waiting.wait()
 
-    refused = await service.call("Embed", PlainTransport(metadata=acme))
+    rejected = await service.call("Embed", PlainTransport(metadata=acme))
     context = await context_of(service, "Predict", PlainTransport(metadata=acme))
     others = await service.call("Embed", PlainTransport(metadata=other))
-    held.go.set()
+    paused.go.set()
     await first
 
-    assert refused.outcome == ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")
-    assert refused.failure is not None
-    assert refused.failure.quota_subject == "tenant:acme"
-    assert refused.failure.metadata["quota"] == "embed"
-    assert refused.failure.message == "1 Embed calls of this tenant are in flight, its quota"
-    assert not refused.was_read
-    assert context.allowance.prompts == 2
+    assert rejected.outcome == ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")
+    assert rejected.failure is not None
+    assert rejected.failure.quota_subject == "tenant:acme"
+    assert rejected.failure.metadata["quota"] == "max_concurrent_embed"
+    assert rejected.failure.message == "the tenant's quota of 1 concurrent Embed calls is reached"
+    assert not rejected.was_read
+    assert context.allowance.max_prompts == 2
     assert others.failure is None
 
 
@@ -165,21 +167,21 @@ async def test_a_tenant_is_held_to_its_quota(tmp_path: Path) -> None:
     [
         *[("Embed", None, 60), ("Predict", None, 60), ("AutoMask", None, 900)],
         *[("DeleteEmbedding", None, 10), ("ListModels", None, 10)],
-        # A client's own is neither shortened nor prolonged.
+        # The deadline of a client is neither shortened nor extended.
         *[("Embed", 5.0, 5), ("Embed", 600.0, 600)],
     ],
 )
-async def test_the_deadline_is_the_client_s_or_that_of_the_method(
+async def test_deadline_is_that_of_the_client_or_of_the_method(
     name: str, remaining_s: float | None, expected_s: int
 ) -> None:
-    service, held = Service(), Held()
+    service, paused = Service(), PausedBody()
     transport = PlainTransport(remaining_s=remaining_s)
-    call = asyncio.create_task(service.call(name, transport, held))
-    await held.waiting.wait()
+    call = asyncio.create_task(service.call(name, transport, paused))
+    await paused.waiting.wait()
 
-    await pass_on_the_loop(expected_s * 0.9)
+    await advance_loop(expected_s * 0.9)
     assert not call.done()
-    await pass_on_the_loop(expected_s * 0.2)
+    await advance_loop(expected_s * 0.2)
     await call
 
     assert transport.outcome == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
@@ -187,7 +189,7 @@ async def test_the_deadline_is_the_client_s_or_that_of_the_method(
     assert transport.failure.metadata["stage"]
 
 
-async def test_only_automask_waits_behind_other_work() -> None:
+async def test_only_automask_has_bulk_priority() -> None:
     service = Service()
 
     priorities = {
@@ -197,15 +199,15 @@ async def test_only_automask_waits_behind_other_work() -> None:
     assert priorities == {"Embed": Priority.INTERACTIVE, "AutoMask": Priority.BULK}
 
 
-async def test_metadata_over_the_limit_is_refused_before_it_is_read() -> None:
-    service = Service(server={"metadata_bytes": 4096})
-    much = (("x-request-id", "given"), ("x-other", "x" * 4096))
+async def test_metadata_over_the_limit_is_rejected_before_it_is_read() -> None:
+    service = Service(server={"max_metadata_bytes": 4096})
+    large = (("x-request-id", "given"), ("x-other", "x" * 4096))
 
-    refused = await service.call("ListModels", PlainTransport(metadata=much))
+    rejected = await service.call("ListModels", PlainTransport(metadata=large))
 
-    assert refused.outcome == ("INVALID_ARGUMENT", "METADATA_TOO_LARGE")
-    assert refused.request_id != "given"
-    assert not refused.was_read
+    assert rejected.outcome == ("INVALID_ARGUMENT", "METADATA_TOO_LARGE")
+    assert rejected.request_id != "given"
+    assert not rejected.was_read
 
 
 async def broken(request: bytes, context: RequestContext) -> bytes:
@@ -216,39 +218,39 @@ async def invalid(request: bytes, context: RequestContext) -> bytes:
     raise InvalidRequest("prompts", "must not be empty")
 
 
-async def test_an_internal_error_is_logged_and_not_answered() -> None:
+async def test_internal_error_is_logged_and_not_returned() -> None:
     with capture_logs() as lines:
-        seen = await Service().call("Predict", body=broken)
+        call = await Service().call("Predict", body=broken)
 
-    assert seen.outcome == ("INTERNAL", "INTERNAL")
-    assert seen.failure is not None
-    assert "secret" not in str(seen.failure)
-    assert dict(seen.failure.metadata) == {"request_id": seen.request_id}
+    assert call.outcome == ("INTERNAL", "INTERNAL")
+    assert call.failure is not None
+    assert "secret" not in str(call.failure)
+    assert dict(call.failure.metadata) == {"request_id": call.request_id}
     (error,) = [line for line in lines if line["event"] == "internal error"]
     assert "secret" in str(error["exc_info"])
 
 
-async def test_an_invalid_request_names_its_fields() -> None:
-    seen = await Service().call("Predict", body=invalid)
+async def test_invalid_request_names_its_fields() -> None:
+    call = await Service().call("Predict", body=invalid)
 
-    assert seen.outcome == ("INVALID_ARGUMENT", "INVALID_ARGUMENT")
-    assert seen.failure is not None
-    assert [each.field for each in seen.failure.violations] == ["prompts"]
+    assert call.outcome == ("INVALID_ARGUMENT", "INVALID_ARGUMENT")
+    assert call.failure is not None
+    assert [each.field for each in call.failure.violations] == ["prompts"]
 
 
-async def test_every_call_leaves_one_line_and_is_counted() -> None:
-    service, held = Service(), Held()
+async def test_every_call_is_logged_and_counted_once() -> None:
+    service, paused = Service(), PausedBody()
     with capture_logs() as lines:
-        named = PlainTransport(metadata=(("x-request-id", "r-1"),), request=b"12345")
-        await service.call("Embed", named)
+        with_id = PlainTransport(metadata=(("x-request-id", "r-1"),), request=b"12345")
+        await service.call("Embed", with_id)
         await service.call("Predict", body=invalid)
-        leaving = asyncio.create_task(service.call("AutoMask", body=held))
-        await held.waiting.wait()
+        leaving = asyncio.create_task(service.call("AutoMask", body=paused))
+        await paused.waiting.wait()
         in_flight = total(service.registry, "samserve_inflight_requests", grpc_method="AutoMask")
         leaving.cancel()
         await leaving
 
-    calls = [line for line in lines if line["event"] == "call"]
+    calls = [line for line in lines if line["event"] == "rpc"]
     assert [(line["method"], line["code"], line["reason"]) for line in calls] == [
         ("Embed", "OK", None),
         ("Predict", "INVALID_ARGUMENT", "INVALID_ARGUMENT"),
@@ -273,13 +275,13 @@ async def test_every_call_leaves_one_line_and_is_counted() -> None:
 
 
 class SlowClient(PlainTransport):
-    """Sends its request, or takes its answer, when it may."""
+    """Sends its request, and reads its response, once ``sends`` and ``reads`` are set."""
 
-    def __init__(self, *, sends: bool, takes: bool) -> None:
+    def __init__(self, *, sends: bool, reads: bool) -> None:
         super().__init__()
-        self.sends, self.takes = asyncio.Event(), asyncio.Event()
+        self.sends, self.reads = asyncio.Event(), asyncio.Event()
         self.reading, self.writing = asyncio.Event(), asyncio.Event()
-        for event, at_once in ((self.sends, sends), (self.takes, takes)):
+        for event, at_once in ((self.sends, sends), (self.reads, reads)):
             if at_once:
                 event.set()
 
@@ -290,16 +292,16 @@ class SlowClient(PlainTransport):
 
     async def write(self, data: bytes) -> None:
         self.writing.set()
-        await self.takes.wait()
+        await self.reads.wait()
         await super().write(data)
 
 
-async def test_a_slow_answer_gives_its_place_to_another_call(
+async def test_slow_response_releases_its_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(slow_clients, "PROMPT_S", 0.01)
-    service = Service(admission={"embed": 1, "slow_answers": 1})
-    slow = SlowClient(sends=True, takes=False)
+    monkeypatch.setattr(slow_clients, "SLOW_AFTER_S", 0.01)
+    service = Service(admission={"max_concurrent_embed": 1, "max_slow_responses": 1})
+    slow = SlowClient(sends=True, reads=False)
     first = asyncio.create_task(service.call("Embed", slow))
 
     await slow.writing.wait()
@@ -308,55 +310,61 @@ async def test_a_slow_answer_gives_its_place_to_another_call(
         return (await service.call("Embed")).failure is None
 
     await until(served)
-    refused = SlowClient(sends=True, takes=False)
-    await service.call("Embed", refused)
-    slow.takes.set()
+    rejected = SlowClient(sends=True, reads=False)
+    await service.call("Embed", rejected)
+    slow.reads.set()
     await first
 
-    assert slow.answer == [b"request"]
-    assert refused.failure is not None
-    assert refused.failure.metadata["resource"] == "slow_answers"
+    assert slow.response == [b"request"]
+    assert rejected.failure is not None
+    assert rejected.failure.metadata["resource"] == "slow_responses"
 
 
-async def test_an_answer_that_may_still_be_taken_at_once_keeps_its_place(
+async def test_response_keeps_its_slot_until_it_is_slow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(slow_clients, "PROMPT_S", 600.0)
-    service, slow = Service(admission={"embed": 1}), SlowClient(sends=True, takes=False)
+    monkeypatch.setattr(slow_clients, "SLOW_AFTER_S", 600.0)
+    service, slow = (
+        Service(admission={"max_concurrent_embed": 1}),
+        SlowClient(sends=True, reads=False),
+    )
     first = asyncio.create_task(service.call("Embed", slow))
     await slow.writing.wait()
-    await pass_on_the_loop(5)
+    await advance_loop(5)
 
-    refused = await service.call("Embed")
-    slow.takes.set()
+    rejected = await service.call("Embed")
+    slow.reads.set()
     await first
 
-    assert refused.outcome == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+    assert rejected.outcome == ("RESOURCE_EXHAUSTED", "OVERLOADED")
 
 
 @pytest.mark.parametrize(
     ("name", "code", "resource"),
     [
         ("Embed", "RESOURCE_EXHAUSTED", "slow_requests"),
-        # Its request has nothing to wait for.
+        # Its request is small, so that it has no reason to be slow.
         ("ListModels", "DEADLINE_EXCEEDED", None),
     ],
 )
-async def test_slow_requests_have_places_of_their_own(
+async def test_slow_requests_have_separate_slots(
     name: str, code: str, resource: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slow_clients, "PROMPT_S", 0.01)
-    service = Service(admission={"slow_requests": 1})
-    first = SlowClient(sends=False, takes=True)
+    monkeypatch.setattr(slow_clients, "SLOW_AFTER_S", 0.01)
+    service = Service(admission={"max_slow_requests": 1})
+    first = SlowClient(sends=False, reads=True)
     waiting = asyncio.create_task(service.call("Predict", first))
     await first.reading.wait()
 
-    # Its time to be quick ends after that of the first, which has begun before.
-    refused = SlowClient(sends=False, takes=True)
-    await service.call(name, refused)
+    # It becomes slow after the first, which has begun before.
+    rejected = SlowClient(sends=False, reads=True)
+    await service.call(name, rejected)
     first.sends.set()
     await waiting
 
-    assert refused.failure is not None
-    assert (refused.failure.code.name, refused.failure.metadata.get("resource")) == (code, resource)
-    assert first.answer == [b"request"]
+    assert rejected.failure is not None
+    assert (rejected.failure.code.name, rejected.failure.metadata.get("resource")) == (
+        code,
+        resource,
+    )
+    assert first.response == [b"request"]

@@ -1,4 +1,4 @@
-"""Commands that documents and notes tell people to run in a cluster, and in its containers."""
+"""Commands of the documentation that run against a cluster or in its containers."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ PAGES = (
 )
 _BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`((?:kubectl|helm|docker) [^`]+)`")
-# Where one command of a line ends and the next one begins.
-_ENDS = re.compile(r"\s*(?:\||&&|;|&(?=\s|$))\s*(?=(?:[^']*'[^']*')*[^']*$)")
+# Separators between the commands of a line.
+_SEPARATORS = re.compile(r"\s*(?:\||&&|;|&(?=\s|$))\s*(?=(?:[^']*'[^']*')*[^']*$)")
 
 NOT_RUN = {
-    "kubectl": "asks the API server of a cluster",
-    "helm": "changes a cluster; what it renders is tested",
-    "docker": "takes a container runtime",
+    "kubectl": "requires the API server of a cluster",
+    "helm": "changes a cluster; its rendered objects are tested",
+    "docker": "requires a container runtime",
 }
-"""Programs whose commands no test runs, and why; but see `Command.inside`."""
+"""Programs whose commands no test runs, and the reason; see `Command.exec_arguments` for others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command and the page that has it; ``inside`` is what is run in a container, if it is."""
+    """A command and the page that contains it."""
 
     page: str
     text: str
 
     @property
-    def inside(self) -> list[str] | None:
-        """Return what `kubectl exec` runs."""
+    def exec_arguments(self) -> list[str] | None:
+        """The command that `kubectl exec` runs in a container; None for other commands."""
         words = shlex.split(self.text)
         if words[0] != "kubectl" or "exec" not in words:
             return None
@@ -45,18 +45,19 @@ class Command:
 
 
 def commands() -> list[Command]:
-    """Return all commands of programs that are about a cluster, each once for a page."""
+    """Return the commands of kubectl, helm and docker, each once per page."""
     found = {
         Command(page.name, command): None
         for page in sorted(PAGES)
-        for command in _of(page.read_text(encoding="utf-8"))
+        for command in commands_in(page.read_text(encoding="utf-8"))
         if command.partition(" ")[0] in NOT_RUN
     }
     return list(found)
 
 
-def _of(text: str) -> Iterator[str]:
+def commands_in(text: str) -> Iterator[str]:
+    """Yield each command of the shell blocks of a page, and the inline ones."""
     for block in _BLOCK.findall(text):
         for line in block.replace("\\\n", " ").splitlines():
-            yield from _ENDS.split(re.sub(r"(^|\s+)#\s.*", "", line))
+            yield from _SEPARATORS.split(re.sub(r"(^|\s+)#\s.*", "", line))
     yield from (match for match in _INLINE.findall(text) if "`" not in match)

@@ -1,4 +1,4 @@
-"""What tests of pods share with others: a cluster, and credentials."""
+"""Fixtures of other folders that tests of pods use: a cluster, and credentials."""
 
 from tests.cluster.conftest import cluster, shared_cluster
 from tests.security.conftest import authority, key_file

@@ -1,4 +1,4 @@
-"""The chart as Helm renders it."""
+"""Renders the chart with Helm, and finds parts of the rendered objects."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import Any
 import yaml
 from helm_python import Chart
 
-from chart.places import CHART
-from tests.support.together import check_all
+from chart.paths import CHART
+from tests.support.cases import check_all
 
 Object = dict[str, Any]
 
-# The one in C is ten times as fast, where it is there.
+# The loader in C, if available, is ten times as fast.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-CASES = sorted((CHART / "ci").glob("*-values.yaml"))
+VALUES_FILES = sorted((CHART / "ci").glob("*-values.yaml"))
 RELEASE, NAMESPACE = "demo", "vision"
 
 
-def case(name: str) -> dict[str, Any]:
-    """Values of a supported shape."""
+def ci_values(name: str) -> dict[str, Any]:
+    """Return the values of a file in ``ci/``."""
     values = yaml.safe_load((CHART / "ci" / f"{name}-values.yaml").read_text(encoding="utf-8"))
     return values or {}
 
 
 def render(values: dict[str, Any] | None = None, *, release: str = RELEASE) -> list[Object]:
-    """Render everything.  Raises `HelmError`."""
+    """Return all rendered objects. Raises `HelmError` for invalid values."""
     return [each for each in _render(json.dumps(values or {}), release) if each is not None]
 
 
 def notes(values: dict[str, Any] | None = None) -> str:
-    """What Helm prints after an installation."""
+    """Return the text that Helm prints after an installation."""
     with Chart.load(CHART) as chart:
         return chart.render(values, name=RELEASE, namespace=NAMESPACE)[
             "samserve/templates/NOTES.txt"
@@ -58,23 +58,23 @@ def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
     return [each for each in objects if each["kind"] in kinds]
 
 
-def named(objects: list[Object], kind: str, name: str) -> Object:
+def find_object(objects: list[Object], kind: str, name: str) -> Object:
     (found,) = (each for each in of_kind(objects, kind) if each["metadata"]["name"] == name)
     return found
 
 
-def part(each: Object) -> str:
-    """Return the component that an object is of."""
+def component_of(each: Object) -> str:
+    """Return the component label of an object."""
     return str(each["metadata"]["labels"]["app.kubernetes.io/component"])
 
 
 def deployment(objects: list[Object], component: str) -> Object:
-    (found,) = (each for each in of_kind(objects, "Deployment") if part(each) == component)
+    (found,) = (each for each in of_kind(objects, "Deployment") if component_of(each) == component)
     return found
 
 
-def gateways(objects: list[Object]) -> Object:
-    """The Deployment of the gateways."""
+def gateway_deployment(objects: list[Object]) -> Object:
+    """Return the Deployment of the gateways."""
     return deployment(objects, "gateway")
 
 
@@ -84,7 +84,7 @@ def only(objects: list[Object], kind: str) -> Object:
 
 
 def pods(objects: list[Object]) -> list[Object]:
-    """Everything that is a pod or makes some, as metadata and spec."""
+    """Return the pods and the pod templates of Deployments."""
     return [
         each["spec"]["template"] if each["kind"] == "Deployment" else each
         for each in of_kind(objects, "Deployment", "Pod")
@@ -116,22 +116,22 @@ def config_text(objects: list[Object]) -> str:
 
 
 def config_of(objects: list[Object], folder: Path) -> Path:
-    """Write the file that the gateway reads."""
+    """Write the gateway's settings file; return its path."""
     path = folder / "config.toml"
     path.write_text(config_text(objects))
     return path
 
 
-class Shapes(Mapping[str, list[Object]]):
-    """The objects of every supported shape by its name, rendered once a test asks for them."""
+class RenderedValues(Mapping[str, list[Object]]):
+    """The objects of each values file in ``ci/``, by its name; rendered on first access."""
 
     def __init__(self) -> None:
-        self._names = [path.name.removesuffix("-values.yaml") for path in CASES]
+        self._names = [path.name.removesuffix("-values.yaml") for path in VALUES_FILES]
 
     def __getitem__(self, name: str) -> list[Object]:
         if name not in self._names:
             raise KeyError(name)
-        return render(case(name))
+        return render(ci_values(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -140,14 +140,14 @@ class Shapes(Mapping[str, list[Object]]):
         return len(self._names)
 
 
-SHAPES = Shapes()
+RENDERED = RenderedValues()
 
 
-def in_each_shape(check: Callable[[list[Object]], None]) -> Callable[[], None]:
-    """Make a test of a check of one shape; it names every shape that fails."""
+def for_each_values_file(check: Callable[[list[Object]], None]) -> Callable[[], None]:
+    """Return a test that runs *check* for each values file and names those that fail."""
 
     def test() -> None:
-        check_all(check, SHAPES)
+        check_all(check, RENDERED)
 
     test.__name__, test.__doc__ = check.__name__, check.__doc__
     return test

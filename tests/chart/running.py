@@ -1,4 +1,4 @@
-"""Rendered pods that run, and clients that work meanwhile."""
+"""Runs rendered pods, and clients that put load on them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from samserve.client import Client, Prompt
 from samserve.client.errors import SamserveClientError
 
 from harness.pod.pod import Pod
-from harness.pod.volumes import World
-from tests import pictures
-from tests.chart.rendered import Object, deployment, gateways, of_kind, only
-from tests.secrecy import secret
+from harness.pod.volumes import References
+from tests import sample_images
+from tests.chart.rendered import Object, deployment, gateway_deployment, of_kind, only
+from tests.secret_leaks import secret
 
-PICTURES = [pictures.file_of(pictures.noise(48, 64, seed=n)) for n in range(12)]
+IMAGES = [sample_images.encode(sample_images.noise(48, 64, seed=n)) for n in range(12)]
 
 
-def pair(issued: trustme.LeafCert) -> dict[str, bytes]:
-    """What a Secret of kubernetes.io/tls has."""
+def tls_secret(issued: trustme.LeafCert) -> dict[str, bytes]:
+    """Return the data of a kubernetes.io/tls Secret."""
     key = secret(issued.private_key_pem.bytes().decode()).encode()
     return {"tls.crt": b"".join(blob.bytes() for blob in issued.cert_chain_pems), "tls.key": key}
 
@@ -32,14 +32,14 @@ def pair(issued: trustme.LeafCert) -> dict[str, bytes]:
 Secrets = Mapping[str, Mapping[str, bytes]]
 
 
-def world_of(
+def references_of(
     objects: list[Object],
     services: Mapping[str, str] | None = None,
     secrets: Secrets | None = None,
-) -> World:
-    """What the rendered pods refer to."""
+) -> References:
+    """Return what the rendered pods refer to."""
     maps = {each["metadata"]["name"]: each for each in of_kind(objects, "ConfigMap")}
-    return World(config_maps=maps, services=services or {}, secrets=secrets or {})
+    return References(config_maps=maps, services=services or {}, secrets=secrets or {})
 
 
 def replica_of(
@@ -49,55 +49,61 @@ def replica_of(
     secrets: Secrets | None = None,
     host: str = "127.0.0.1",
 ) -> Pod:
-    """One of the pods that a Deployment would make, at an address of loopback."""
+    """Return a pod of a Deployment, at a loopback address."""
     spec: dict[str, Any] = deployment(objects, component)["spec"]["template"]["spec"]
-    return Pod(spec, world_of(objects, services, secrets), host=host)
+    return Pod(spec, references_of(objects, services, secrets), host=host)
 
 
 async def helm_test(objects: list[Object], address: str, secrets: Secrets | None = None) -> str:
-    """Run the pod of `helm test` against the Service, which is at *address*."""
+    """Run the `helm test` pod, with the Service at *address*; return its output."""
     test = only(objects, "Pod")
-    name = gateways(objects)["metadata"]["name"]
-    async with Pod(test["spec"], world_of(objects, {f"{name}:50051": address}, secrets)) as pod:
-        return await pod.completed()
+    name = gateway_deployment(objects)["metadata"]["name"]
+    async with Pod(
+        test["spec"], references_of(objects, {f"{name}:50051": address}, secrets)
+    ) as pod:
+        return await pod.wait_completed()
 
 
 @dataclass
 class Load:
-    """Clients that embed and click, by the client of the package with its own retries."""
+    """Concurrent Embed and Predict calls with the Python client, which retries."""
 
     client: Client
-    done: Counter[str] = field(default_factory=Counter)
-    failed: list[str] = field(default_factory=list)
+    completed: Counter[str] = field(default_factory=Counter)
+    errors: list[str] = field(default_factory=list)
 
     @asynccontextmanager
-    async def working(self, count: int = 6) -> AsyncIterator[None]:
-        """Work while the block runs."""
-        over = asyncio.Event()
-        tasks = [asyncio.create_task(self._work(random.Random(n), over)) for n in range(count)]
+    async def running(self, count: int = 6) -> AsyncIterator[None]:
+        """Send calls while the block runs."""
+        stop = asyncio.Event()
+        tasks = [
+            asyncio.create_task(self._send_calls(random.Random(n), stop)) for n in range(count)
+        ]
         try:
             yield
         finally:
-            over.set()
+            stop.set()
             await asyncio.gather(*tasks)
 
-    async def more(self, count: int) -> Counter[str]:
-        """Wait for so many more of each kind of call, and give what is done then."""
-        before = self.done.copy()
+    async def wait_for(self, count: int) -> Counter[str]:
+        """Wait for *count* more calls of each method; return the completed calls."""
+        before = self.completed.copy()
         async with asyncio.timeout(120):
-            while any(self.done[kind] < before[kind] + count for kind in ("Embed", "Predict")):
+            while any(
+                self.completed[method] < before[method] + count for method in ("Embed", "Predict")
+            ):
                 await asyncio.sleep(0.05)
-        return self.done.copy()
+        return self.completed.copy()
 
-    async def _work(self, rng: random.Random, over: asyncio.Event) -> None:
-        while not over.is_set():
-            picture = rng.choice(PICTURES)
+    async def _send_calls(self, rng: random.Random, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            image = rng.choice(IMAGES)
             try:
-                embedding = await self.client.embed(picture)
-                self.done["Embed"] += 1
+                embedding = await self.client.embed(image)
+                self.completed["Embed"] += 1
                 for _ in range(3):
                     prompt = Prompt(points=[(rng.uniform(1, 60), rng.uniform(1, 40))])
                     await self.client.predict(embedding, [prompt])
-                    self.done["Predict"] += 1
+                    self.completed["Predict"] += 1
             except SamserveClientError as error:
-                self.failed.append(f"{type(error).__name__}: {error}")
+                self.errors.append(f"{type(error).__name__}: {error}")

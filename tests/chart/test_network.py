@@ -1,4 +1,4 @@
-"""The NetworkPolicy opens the ports that something uses, and no others."""
+"""The NetworkPolicies allow only the traffic that is required."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from typing import Any
 
 import pytest
 
-from tests.chart.rendered import Object, case, container, named, render
+from tests.chart.rendered import Object, ci_values, container, find_object, render
 
 ON = {"networkPolicy": {"enabled": True}}
 
 
 def policy(values: dict[str, Any], name: str = "demo-samserve") -> dict[str, Any]:
-    return dict(named(render(values), "NetworkPolicy", name)["spec"])
+    return dict(find_object(render(values), "NetworkPolicy", name)["spec"])
 
 
 def ports(rules: list[Object]) -> list[tuple[Any, str]]:
     return [(port["port"], port.get("protocol", "TCP")) for rule in rules for port in rule["ports"]]
 
 
-def test_there_is_none_unless_asked_for() -> None:
+def test_network_policy_is_disabled_by_default() -> None:
     assert "NetworkPolicy" not in [each["kind"] for each in render()]
     assert policy(ON)["policyTypes"] == ["Ingress", "Egress"]
 
 
-NAMES = [(53, "UDP"), (53, "TCP")]
+DNS = [(53, "UDP"), (53, "TCP")]
 NODES = ["a:6379", "b:6379", "[fd00::1]:7000"]
 
 
@@ -37,8 +37,8 @@ def traced(endpoint: str) -> dict[str, Any]:
     [
         (ON, [50051, 8081, 8002], []),
         ({**ON, "engine": "onnx"}, [50051, 8081], []),
-        ({**ON, "cache": {"nodes": NODES}}, [50051, 8081, 8002], [6379, 7000]),
-        (case("pull"), [50051, 8081, 8002], [443]),
+        ({**ON, "cache": {"shared": {"nodes": NODES}}}, [50051, 8081, 8002], [6379, 7000]),
+        (ci_values("pull"), [50051, 8081, 8002], [443]),
         (traced("http://c:4317"), [50051, 8081, 8002], [4317]),
         (traced("http://c:4317/"), [50051, 8081, 8002], [4317]),
         (traced("https://c"), [50051, 8081, 8002], [443]),
@@ -48,17 +48,17 @@ def traced(endpoint: str) -> dict[str, Any]:
         (traced("http://collector-1"), [50051, 8081, 8002], [80]),
     ],
 )
-def test_it_opens_what_is_served_and_what_is_called(
+def test_ports_of_listeners_and_dependencies_are_allowed(
     values: dict[str, Any], ingress: list[int], egress: list[int]
 ) -> None:
     found = policy(values)
 
     assert ports(found["ingress"]) == [(port, "TCP") for port in ingress]
-    assert ports(found["egress"]) == [*NAMES, *((port, "TCP") for port in egress)]
+    assert ports(found["egress"]) == [*DNS, *((port, "TCP") for port in egress)]
 
 
-def test_tritons_own_api_is_open_to_nobody() -> None:
-    """Not to other pods: its gRPC listens on loopback, its HTTP is for probes."""
+def test_sidecar_api_of_triton_is_closed_to_other_pods() -> None:
+    """Its gRPC port listens on loopback; its HTTP port is for probes."""
     triton = container(render(ON), "triton")
 
     assert "triton-http" in [port["name"] for port in triton["ports"]]
@@ -66,8 +66,8 @@ def test_tritons_own_api_is_open_to_nobody() -> None:
     assert not any(port["containerPort"] == 8001 for port in triton["ports"])
 
 
-def test_peers_are_those_that_were_named() -> None:
-    values = case("production")
+def test_configured_peers_and_the_test_pod_are_allowed() -> None:
+    values = ci_values("production")
     api, metrics = policy(values)["ingress"]
     _, cache, _ = policy(values)["egress"]
 
@@ -85,7 +85,7 @@ def test_peers_are_those_that_were_named() -> None:
     assert cache["to"] == values["networkPolicy"]["cache"]
 
 
-def test_further_rules_are_added() -> None:
+def test_extra_egress_rules_are_added() -> None:
     rule = {"ports": [{"port": 8888}]}
 
     values = {"networkPolicy": {"enabled": True, "extraEgress": [rule]}, "topology": "split"}
@@ -94,8 +94,8 @@ def test_further_rules_are_added() -> None:
     assert policy(values, "demo-samserve-triton")["egress"] == [rule]
 
 
-def test_a_triton_of_its_own_is_open_to_gateways_alone() -> None:
-    values = {**case("split-small"), "models": {}}
+def test_split_triton_accepts_traffic_from_gateways_only() -> None:
+    values = {**ci_values("split-small"), "models": {}}
     gateway, triton = policy(values), policy(values, "demo-samserve-triton")
     labels = {"app.kubernetes.io/name": "samserve", "app.kubernetes.io/instance": "demo"}
 
@@ -108,7 +108,7 @@ def test_a_triton_of_its_own_is_open_to_gateways_alone() -> None:
     assert gateway["egress"][-1]["to"] == [
         {"podSelector": {"matchLabels": {**labels, "app.kubernetes.io/component": "triton"}}}
     ]
-    # It is where models are pulled.
-    pulling = policy(case("split-small"), "demo-samserve-triton")
+    # Models are pulled in the pod of Triton.
+    pulling = policy(ci_values("split-small"), "demo-samserve-triton")
     assert ports(pulling["egress"]) == [(53, "UDP"), (53, "TCP"), (443, "TCP")]
-    assert (443, "TCP") not in ports(policy(case("split-small"))["egress"])
+    assert (443, "TCP") not in ports(policy(ci_values("split-small"))["egress"])

@@ -1,4 +1,4 @@
-"""Rendered objects fit together."""
+"""Rendered objects are consistent: selectors, labels, ports, volumes, references."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import pytest
 
 from monitoring.series import GATEWAY_JOB, TRITON_JOB
 from tests.chart.rendered import (
-    SHAPES,
+    RENDERED,
     Object,
-    case,
+    ci_values,
+    component_of,
     container,
     containers,
-    in_each_shape,
+    find_object,
+    for_each_values_file,
     mounts,
-    named,
     of_kind,
     only,
-    part,
     pods,
     render,
 )
 
-# Secrets that values name, with the keys that they are said to have.
+# Secrets in `ci/production-values.yaml`, with their keys.
 SECRETS = {
     "samserve-tls": {"tls.crt", "tls.key"},
     "samserve-ca": {"ca.crt"},
@@ -61,8 +61,8 @@ def replicas(objects: list[Object]) -> list[Object]:
     return [each["spec"]["template"] for each in of_kind(objects, "Deployment")]
 
 
-@in_each_shape
-def test_selectors_select_the_replicas_and_nothing_else(objects: list[Object]) -> None:
+@for_each_values_file
+def test_selectors_match_the_replicas_only(objects: list[Object]) -> None:
     by_labels = of_kind(objects, "Deployment", "PodDisruptionBudget")
     selectors: list[dict[str, str]] = [
         *(each["spec"]["selector"]["matchLabels"] for each in by_labels),
@@ -76,15 +76,16 @@ def test_selectors_select_the_replicas_and_nothing_else(objects: list[Object]) -
     ]
 
     for selector in selectors:
-        chosen = [pod for pod in pods(objects) if selects(selector, pod)]
+        selected = [pod for pod in pods(objects) if selects(selector, pod)]
         component = selector["app.kubernetes.io/component"]
-        assert chosen == [pod for pod in replicas(objects) if part(pod) == component], selector
-        assert len(chosen) == 1
+        expected = [pod for pod in replicas(objects) if component_of(pod) == component]
+        assert selected == expected, selector
+        assert len(selected) == 1
 
 
-@in_each_shape
-def test_selectors_name_neither_version_nor_chart(objects: list[Object]) -> None:
-    """Those change with every release, and a selector never may."""
+@for_each_values_file
+def test_selectors_exclude_version_and_chart(objects: list[Object]) -> None:
+    """These change with every release, and selectors are immutable."""
     for each in of_kind(objects, "Deployment"):
         assert set(each["spec"]["selector"]["matchLabels"]) == {
             "app.kubernetes.io/name",
@@ -94,7 +95,7 @@ def test_selectors_name_neither_version_nor_chart(objects: list[Object]) -> None
         assert "helm.sh/chart" not in labels(each["spec"]["template"])
 
 
-@in_each_shape
+@for_each_values_file
 def test_all_objects_have_the_common_labels(objects: list[Object]) -> None:
     for each in objects:
         if each["metadata"]["name"] != "other":  # from extraObjects
@@ -109,13 +110,13 @@ def test_all_objects_have_the_common_labels(objects: list[Object]) -> None:
         assert "namespace" not in each["metadata"]
 
 
-@in_each_shape
-def test_every_port_that_is_named_is_a_containers(objects: list[Object]) -> None:
+@for_each_values_file
+def test_named_ports_are_declared_by_containers(objects: list[Object]) -> None:
     for service in of_kind(objects, "Service"):
         assert service["spec"]["ports"]
-        (pod,) = (each for each in replicas(objects) if part(each) == part(service))
+        (pod,) = (each for each in replicas(objects) if component_of(each) == component_of(service))
         ports = ports_of(pod)
-        # Named ports of sidecars are known to Services from Kubernetes 1.32 on only.
+        # Services resolve named ports of sidecars only from Kubernetes 1.32 on.
         declared = {port["name"] for each in pod["spec"]["containers"] for port in each["ports"]}
         for port in service["spec"]["ports"]:
             assert port["targetPort"] in declared | set(ports.values())
@@ -125,33 +126,33 @@ def test_every_port_that_is_named_is_a_containers(objects: list[Object]) -> None
             for each in of_kind(objects, "Service")
             if selects(monitor["spec"]["selector"]["matchLabels"], each)
         ]
-        # One, or every target would be scraped twice.
+        # With two Services, every target would be scraped twice.
         assert len(services) == 1
         names = {port["name"] for port in services[0]["spec"]["ports"]}
         assert {each["port"] for each in monitor["spec"]["endpoints"]} <= names
     for route in of_kind(objects, "GRPCRoute"):
         for rule in route["spec"]["rules"]:
             for ref in rule["backendRefs"]:
-                service = named(objects, "Service", ref["name"])
+                service = find_object(objects, "Service", ref["name"])
                 assert ref["port"] in [port["port"] for port in service["spec"]["ports"]]
 
 
-@in_each_shape
-def test_probes_ask_ports_that_are_served(objects: list[Object]) -> None:
+@for_each_values_file
+def test_probes_use_declared_ports(objects: list[Object]) -> None:
     for pod in replicas(objects):
         for each in containers(pod):
             own = {port["name"] for port in each.get("ports", [])}
             probes = [each[kind] for kind in each if kind.endswith("Probe")]
             assert all(probe["httpGet"]["port"] in own for probe in probes)
     gateway = container(objects, "gateway")
-    # The admin port: the API may speak TLS.
+    # The admin port, since the API may use TLS.
     assert gateway["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "http-metrics"}
     assert gateway["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http-metrics"}
     assert gateway["startupProbe"]["httpGet"]["path"] == "/livez"
 
 
-@in_each_shape
-def test_every_mount_has_a_volume_and_every_volume_a_mount(objects: list[Object]) -> None:
+@for_each_values_file
+def test_volumes_and_mounts_correspond(objects: list[Object]) -> None:
     for pod in pods(objects):
         volumes = [each["name"] for each in pod["spec"]["volumes"]]
         assert len(volumes) == len(set(volumes))
@@ -161,8 +162,8 @@ def test_every_mount_has_a_volume_and_every_volume_a_mount(objects: list[Object]
             assert len(paths) == len(set(paths))
 
 
-@in_each_shape
-def test_every_reference_is_to_something_that_exists(objects: list[Object]) -> None:
+@for_each_values_file
+def test_references_resolve(objects: list[Object]) -> None:
     maps = {
         each["metadata"]["name"]: {**each.get("data", {}), **each.get("binaryData", {})}
         for each in of_kind(objects, "ConfigMap")
@@ -181,19 +182,19 @@ def test_every_reference_is_to_something_that_exists(objects: list[Object]) -> N
             else:
                 assert "emptyDir" in volume
     for scaler in of_kind(objects, "HorizontalPodAutoscaler", "ScaledObject"):
-        deployment = named(objects, "Deployment", scaler["spec"]["scaleTargetRef"]["name"])
+        deployment = find_object(objects, "Deployment", scaler["spec"]["scaleTargetRef"]["name"])
         assert "replicas" not in deployment["spec"]
         assert scaler["kind"] != "ScaledObject" or "triton" in str(deployment)
 
 
-@in_each_shape
-def test_files_in_mounts_are_never_single_ones(objects: list[Object]) -> None:
-    """A subPath would keep the old certificate for ever."""
+@for_each_values_file
+def test_no_mount_has_a_sub_path(objects: list[Object]) -> None:
+    """A subPath mount is never updated, so that a new certificate would not be used."""
     assert not any("subPath" in mount for pod in pods(objects) for mount in mounts(pod))
 
 
-@in_each_shape
-def test_containers_may_do_as_little_as_possible(objects: list[Object]) -> None:
+@for_each_values_file
+def test_containers_are_restricted(objects: list[Object]) -> None:
     for pod in pods(objects):
         spec = pod["spec"]
         assert spec["automountServiceAccountToken"] is False
@@ -205,7 +206,7 @@ def test_containers_may_do_as_little_as_possible(objects: list[Object]) -> None:
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
             }
-            # Nothing else can be written to, so this has to be there.
+            # The root file system is read-only.
             writable = [
                 mount["mountPath"]
                 for mount in each["volumeMounts"]
@@ -214,26 +215,26 @@ def test_containers_may_do_as_little_as_possible(objects: list[Object]) -> None:
             assert "/tmp" in writable or each["name"] == "copy-models"
 
 
-@in_each_shape
-def test_images_have_a_tag_or_a_digest(objects: list[Object]) -> None:
+@for_each_values_file
+def test_images_have_a_fixed_tag_or_digest(objects: list[Object]) -> None:
     for pod in pods(objects):
         for each in containers(pod):
             assert re.fullmatch(r"[^:@]+(:[\w.-]+|@sha256:[0-9a-f]{64})", each["image"])
             assert not each["image"].endswith(":latest")
 
 
-def test_replicas_are_as_many_as_told_where_no_autoscaler_is() -> None:
+def test_replicas_are_set_unless_autoscaled() -> None:
     found = {
         each["metadata"]["name"]: each["spec"].get("replicas")
-        for each in of_kind(SHAPES["split"], "Deployment")
+        for each in of_kind(RENDERED["split"], "Deployment")
     }
 
     assert found == {"demo-samserve": 4, "demo-samserve-triton": None}
-    small = of_kind(SHAPES["split-small"], "Deployment")
+    small = of_kind(RENDERED["split-small"], "Deployment")
     assert [each["spec"]["replicas"] for each in small] == [1, 1]
 
 
-def test_a_digest_goes_before_the_tag() -> None:
+def test_digest_takes_precedence_over_tag() -> None:
     image = {"repository": "r", "tag": "t", "digest": "sha256:" + "0" * 64}
 
     assert container(render({"image": image}), "gateway")["image"] == f"r@{image['digest']}"
@@ -243,8 +244,8 @@ def test_a_digest_goes_before_the_tag() -> None:
     assert container(render({"image": image}), "gateway")["image"] == "r:0.1.0"
 
 
-def test_two_releases_in_one_namespace_do_not_collide() -> None:
-    values = {**case("production"), "extraObjects": []}
+def test_two_releases_in_one_namespace_do_not_conflict() -> None:
+    values = {**ci_values("production"), "extraObjects": []}
     one, other = render(values), render(values, release="second")
 
     def names(objects: list[Object]) -> set[tuple[str, str]]:
@@ -265,8 +266,8 @@ def test_two_releases_in_one_namespace_do_not_collide() -> None:
         ("a" * 53, "a" * 37),
     ],
 )
-def test_names_are_short_enough(release: str, name: str) -> None:
-    objects = render(case("production"), release=release)
+def test_object_names_are_truncated(release: str, name: str) -> None:
+    objects = render(ci_values("production"), release=release)
 
     assert only(objects, "Deployment")["metadata"]["name"] == name
     assert all(len(each["metadata"]["name"]) <= 63 for each in objects)
@@ -284,9 +285,9 @@ def at(each: Object, path: tuple[str, ...]) -> Any:
     return each
 
 
-@in_each_shape
-def test_an_upgrade_changes_nothing_that_cannot_change(objects: list[Object]) -> None:
-    before = {(each["kind"], each["metadata"]["name"]): each for each in SHAPES["default"]}
+@for_each_values_file
+def test_upgrades_keep_immutable_fields(objects: list[Object]) -> None:
+    before = {(each["kind"], each["metadata"]["name"]): each for each in RENDERED["default"]}
     compared = 0
     for each in objects:
         old = before.get((each["kind"], each["metadata"]["name"]))
@@ -297,7 +298,7 @@ def test_an_upgrade_changes_nothing_that_cannot_change(objects: list[Object]) ->
     assert compared == 3
 
 
-def test_a_change_of_the_config_restarts_pods_and_one_of_the_policy_does_not() -> None:
+def test_config_changes_restart_pods_and_policy_changes_do_not() -> None:
     def pod(values: dict[str, Any]) -> Object:
         found: Object = only(render(values), "Deployment")["spec"]["template"]
         return found
@@ -305,48 +306,48 @@ def test_a_change_of_the_config_restarts_pods_and_one_of_the_policy_does_not() -
     policy = {"auth": {"policy": "version = 1"}}
 
     assert pod({}) == pod({"metrics": {"serviceMonitor": {"enabled": True}}})
-    assert pod({}) != pod({"config": {"limits": {"prompts": 3}}})
+    assert pod({}) != pod({"config": {"limits": {"max_prompts": 3}}})
     assert pod(policy) == pod({"auth": {"policy": "version = 1 # changed"}})
 
 
-def test_an_eviction_leaves_enough_pods() -> None:
-    assert not of_kind(SHAPES["default"], "PodDisruptionBudget")
-    budget = only(SHAPES["production"], "PodDisruptionBudget")["spec"]
+def test_disruption_budget_exists_with_more_than_one_pod() -> None:
+    assert not of_kind(RENDERED["default"], "PodDisruptionBudget")
+    budget = only(RENDERED["production"], "PodDisruptionBudget")["spec"]
     assert budget["maxUnavailable"] == 1
     assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
-    values = {**case("production"), "podDisruptionBudget": {"maxUnavailable": 0}}
+    values = {**ci_values("production"), "podDisruptionBudget": {"maxUnavailable": 0}}
     assert only(render(values), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 0
 
 
-def test_services_have_the_families_that_are_asked_for() -> None:
+def test_services_have_the_configured_ip_families() -> None:
     found = {
         each["metadata"]["name"]: (
             each["spec"].get("ipFamilyPolicy"),
             each["spec"].get("ipFamilies"),
         )
-        for each in of_kind(SHAPES["tls"], "Service")
+        for each in of_kind(RENDERED["tls"], "Service")
     }
 
-    # A pod with two addresses would be scraped twice.
+    # With two families, a pod would be scraped twice.
     assert found == {
         "demo-samserve": ("PreferDualStack", ["IPv6", "IPv4"]),
         "demo-samserve-headless": ("SingleStack", ["IPv6"]),
     }
-    assert "ipFamilies" not in str(of_kind(SHAPES["split"], "Service"))
+    assert "ipFamilies" not in str(of_kind(RENDERED["split"], "Service"))
 
 
-def test_jobs_are_those_of_dashboards_and_alerts() -> None:
-    for shape in ("production", "split"):
+def test_jobs_match_dashboards_and_alerts() -> None:
+    for name in ("production", "split"):
         endpoints = [
             endpoint
-            for monitor in of_kind(SHAPES[shape], "ServiceMonitor")
+            for monitor in of_kind(RENDERED[name], "ServiceMonitor")
             for endpoint in monitor["spec"]["endpoints"]
         ]
-        given = {
+        relabelings = {
             each["port"]: {rule["targetLabel"]: rule["replacement"] for rule in each["relabelings"]}
             for each in endpoints
         }
-        assert given == {
+        assert relabelings == {
             "http-metrics": {"job": GATEWAY_JOB, "release": "demo"},
             "triton-metrics": {"job": TRITON_JOB, "release": "demo"},
         }

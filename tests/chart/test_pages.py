@@ -1,4 +1,4 @@
-"""What the pages say of values is so."""
+"""The values in docs/deploy.md and the chart's README exist and are valid."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 import yaml
 from samserve.settings import load
 
-from chart.places import README_TEXT, VALUES
+from chart.paths import README_TEXT, VALUES
 from tests.chart.rendered import render
 
 ROOT = VALUES.parents[2]
 PAGES = [README_TEXT, ROOT / "docs" / "deploy.md"]
 BLOCKS = re.compile(r"^```yaml\n(.*?)^```", re.DOTALL | re.MULTILINE)
 NAMES = re.compile(r"(?<![\w./-])[a-z][A-Za-z]*(?:\.[A-Za-z_]+)+(?![\w/])")
-# Names of files and of the Python package look like those of values.
-NOT_VALUES = (
+# Ends of file names and of Python names, which look like names of values.
+OTHER_ENDS = (
     ".md",
     ".crt",
     ".key",
@@ -36,7 +36,7 @@ DEFAULTS = yaml.safe_load(VALUES.read_text())
 
 
 def exists(name: str) -> bool:
-    value: Any = DEFAULTS | {"config": {section: dict(values) for section, values in load()}}
+    value: Any = DEFAULTS | {"config": load().model_dump()}
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
             return False
@@ -45,26 +45,26 @@ def exists(name: str) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_values_that_are_named_exist(page: Path) -> None:
+def test_named_values_exist(page: Path) -> None:
     text = re.sub(r"\]\([^)]*\)", "]", page.read_text())
     named = {
         name
         for name in NAMES.findall(text)
-        if name.split(".")[0] in DEFAULTS and not name.endswith(NOT_VALUES)
+        if name.split(".")[0] in DEFAULTS and not name.endswith(OTHER_ENDS)
     }
 
     assert len(named) > 10
     assert [name for name in sorted(named) if not exists(name)] == []
 
 
-def test_values_that_are_shown_are_taken() -> None:
-    shown = [
+def test_example_values_are_valid() -> None:
+    examples = [
         values
         for page in PAGES
         for block in BLOCKS.findall(page.read_text())
         if isinstance(values := yaml.safe_load(block), dict)
     ]
 
-    assert len(shown) >= 2
-    for values in shown:
+    assert len(examples) >= 2
+    for values in examples:
         assert render(values)

@@ -1,4 +1,4 @@
-"""Wrong values are refused, and the message names them."""
+"""Invalid values are rejected, and the error names them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,36 @@ import pytest
 from helm_python import HelmError
 
 from tests.chart.rendered import render
-from tests.support.together import check_all
+from tests.support.cases import check_all
 
-NODES = {"cache": {"nodes": ["valkey:6379"]}}
+NODES = {"cache": {"shared": {"nodes": ["valkey:6379"]}}}
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown value": ({"replica": 1}, "'replica' not allowed"),
-    "unknown value below": ({"triton": {"gpu": 1}}, "'gpu' not allowed"),
-    "unknown value deep below": ({"cache": {"tls": {"secret": "x"}}}, "'secret' not allowed"),
+    "unknown nested value": ({"triton": {"gpu": 1}}, "'gpu' not allowed"),
+    "unknown deeply nested value": (
+        {"cache": {"shared": {"tls": {"secret": "x"}}}},
+        "'secret' not allowed",
+    ),
     "unknown setting": ({"config": {"limits": {"promts": 3}}}, "'promts' not allowed"),
     "unknown section": ({"config": {"limit": {}}}, "'limit' not allowed"),
-    "setting of the chart's": ({"config": {"server": {"host": "::"}}}, "'host' not allowed"),
-    "setting of a wrong type": (
-        {"config": {"limits": {"prompts": "many"}}},
-        "/config/limits/prompts",
+    "setting that the chart computes": (
+        {"config": {"server": {"host": "::"}}},
+        "'host' not allowed",
     ),
-    "setting out of range": ({"config": {"limits": {"prompts": 0}}}, "/config/limits/prompts"),
+    "setting of a wrong type": (
+        {"config": {"limits": {"max_prompts": "many"}}},
+        "/config/limits/max_prompts",
+    ),
+    "setting out of range": (
+        {"config": {"limits": {"max_prompts": 0}}},
+        "/config/limits/max_prompts",
+    ),
     "no pods": ({"replicas": 0}, "/replicas"),
-    "half a pod": ({"replicas": 1.5}, "/replicas"),
+    "fraction of a pod": ({"replicas": 1.5}, "/replicas"),
     "engine": ({"engine": "tensorrt"}, "/engine"),
-    "bytes without a unit": ({"cache": {"memory": "1073741824"}}, "/cache/memory"),
-    "bytes as a number": ({"cache": {"memory": 1073741824}}, "/cache/memory"),
+    "bytes without a unit": ({"cache": {"local": {"memory": "1073741824"}}}, "/cache/local/memory"),
+    "bytes as a number": ({"cache": {"local": {"memory": 1073741824}}}, "/cache/local/memory"),
     "memory that is computed": (
         {"gateway": {"resources": {"limits": {"memory": "1Gi"}}}},
         "/gateway/resources/limits/memory",
@@ -40,19 +49,22 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"models": {"source": "pull", "pull": {"models": [{"args": []}]}}},
         "/models/pull/models/0",
     ),
-    "node without a port": ({"cache": {"nodes": ["valkey"]}}, "/cache/nodes/0"),
-    "nodes as text": ({"cache": {"nodes": "valkey:6379"}}, "/cache/nodes"),
+    "node without a port": ({"cache": {"shared": {"nodes": ["valkey"]}}}, "/cache/shared/nodes/0"),
+    "nodes as a string": ({"cache": {"shared": {"nodes": "valkey:6379"}}}, "/cache/shared/nodes"),
     "port": ({"service": {"port": 70000}}, "/service/port"),
-    "kind of service": ({"service": {"type": "ExternalName"}}, "/service/type"),
-    "family of addresses": ({"service": {"ipFamilies": ["ipv6"]}}, "/service/ipFamilies/0"),
-    "policy of families": ({"service": {"ipFamilyPolicy": "Both"}}, "/service/ipFamilyPolicy"),
+    "service type": ({"service": {"type": "ExternalName"}}, "/service/type"),
+    "IP family": ({"service": {"ipFamilies": ["ipv6"]}}, "/service/ipFamilies/0"),
+    "IP family policy": ({"service": {"ipFamilyPolicy": "Both"}}, "/service/ipFamilyPolicy"),
     "interval": ({"metrics": {"serviceMonitor": {"interval": "often"}}}, "/interval"),
-    "label that is no text": ({"podLabels": {"a": 1}}, "/podLabels/a"),
-    # What no schema can say.
-    "pods that share nothing": ({"replicas": 2}, "replicas: 2 pods need cache.nodes"),
-    "pods that may come to share nothing": (
+    "label that is not a string": ({"podLabels": {"a": 1}}, "/podLabels/a"),
+    # Combinations that the schema cannot express.
+    "several pods without a shared cache": (
+        {"replicas": 2},
+        "replicas: 2 pods require cache.shared.nodes",
+    ),
+    "autoscaling without a shared cache": (
         {"engine": "onnx", "autoscaling": {"hpa": {"enabled": True}}},
-        "autoscaling.maxReplicas: 8 pods need cache.nodes",
+        "autoscaling.maxReplicas: 8 pods require cache.shared.nodes",
     ),
     "two autoscalers": (
         {**NODES, "autoscaling": {"hpa": {"enabled": True}, "keda": {"enabled": True}}},
@@ -70,8 +82,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         },
         "autoscaling.keda.enabled",
     ),
-    "more pods than the most": ({"autoscaling": {"minReplicas": 9}}, "autoscaling.minReplicas"),
-    "rolling update of another kind": (
+    "minimum above maximum": ({"autoscaling": {"minReplicas": 9}}, "autoscaling.minReplicas"),
+    "unknown rolling update parameter": (
         {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"surge": 1}}},
         "'surge' not allowed",
     ),
@@ -79,7 +91,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"models": {"source": "claim", "claim": {"name": "x", "path": "/"}}},
         "/models/claim/path",
     ),
-    "several pods that fill one claim": (
+    "several pods that write to one claim": (
         {
             **NODES,
             "replicas": 2,
@@ -87,10 +99,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         },
         "models.pull.claim",
     ),
-    "route to nowhere": ({"grpcRoute": {"enabled": True}}, "grpcRoute.parentRefs"),
+    "route without a Gateway": ({"grpcRoute": {"enabled": True}}, "grpcRoute.parentRefs"),
     "cooldown": (
-        {"autoscaling": {"keda": {"cooldownSeconds": 7200}}},
-        "/autoscaling/keda/cooldownSeconds",
+        {"autoscaling": {"keda": {"cooldownPeriodSeconds": 7200}}},
+        "/autoscaling/keda/cooldownPeriodSeconds",
     ),
     "claim without a name": ({"models": {"source": "claim"}}, "models.claim.name"),
     "nothing to pull": ({"models": {"source": "pull"}}, "models.pull.models"),
@@ -99,17 +111,23 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"tls": {"secret": "x", "clientIdentities": ["a"]}},
         "tls.clientIdentities",
     ),
-    "tokens of nobody": ({"auth": {"jwt": {"secret": "x"}}}, "auth.jwt.issuer"),
-    "user without a password": ({"cache": {"username": "x"}}, "cache.password.secret"),
-    "certificates without TLS": ({"cache": {"tls": {"caSecret": "x"}}}, "cache.tls.enabled"),
+    "tokens without an issuer": ({"auth": {"jwt": {"secret": "x"}}}, "auth.jwt.issuer"),
+    "user without a password": (
+        {"cache": {"shared": {"username": "x"}}},
+        "cache.shared.password.secret",
+    ),
+    "certificates without TLS": (
+        {"cache": {"shared": {"tls": {"caSecret": "x"}}}},
+        "cache.shared.tls.enabled",
+    ),
 }
 
 
-def test_a_wrong_value_is_refused_by_its_name() -> None:
+def test_invalid_values_are_rejected_by_name() -> None:
     def check(case: tuple[dict[str, Any], str]) -> None:
         values, message = case
-        with pytest.raises(HelmError) as refused:
+        with pytest.raises(HelmError) as raised:
             render(values)
-        assert message in str(refused.value)
+        assert message in str(raised.value)
 
     check_all(check, WRONG)

@@ -1,4 +1,4 @@
-"""Commands run in this process, and true processes where only those will do."""
+"""Running commands in this process, or in processes of their own where a test requires that."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from samserve.cli.main import main
 
-from tests import pictures
+from tests import sample_images
 from tests.support.waiting import until_sync
 
 FAKE = ("--set", "engine.kind=fake")
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a command ended and what it wrote."""
+class Result:
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -31,23 +31,23 @@ class Ended:
 
     @property
     def error(self) -> str:
-        """What it complained of, which is all of standard error, and one line."""
+        """The error message, which must be the only line on standard error."""
         (line,) = self.err.splitlines()
         assert line.startswith("samserve: error: ")
         return line.removeprefix("samserve: error: ")
 
 
-Command = Callable[..., Ended]
+Command = Callable[..., Result]
 
 
 @pytest.fixture
 def samserve(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command in this process."""
+    """A function that runs a command in this process."""
 
-    def run(*arguments: object) -> Ended:
+    def run(*arguments: object) -> Result:
         code = main([str(argument) for argument in arguments])
-        written = capsys.readouterr()
-        return Ended(code, written.out, written.err)
+        output = capsys.readouterr()
+        return Result(code, output.out, output.err)
 
     return run
 
@@ -55,12 +55,12 @@ def samserve(capsys: pytest.CaptureFixture[str]) -> Command:
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     """A PNG of 64 by 48 pixels."""
-    path = tmp_path / "picture.png"
-    path.write_bytes(pictures.png(48, 64))
+    path = tmp_path / "image.png"
+    path.write_bytes(sample_images.png(48, 64))
     return path
 
 
-# `python -m samserve`, with Ctrl-C as at a terminal: a background job inherits it ignored.
+# `python -m samserve` that handles Ctrl-C: a background job inherits SIGINT as ignored.
 RUN = """
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -69,7 +69,7 @@ runpy.run_module("samserve", run_name="__main__", alter_sys=True)
 
 
 def start(*arguments: str, stderr: Any = subprocess.PIPE) -> subprocess.Popen[str]:
-    """Begin `python -m samserve`."""
+    """Start `python -m samserve`."""
     return subprocess.Popen(
         [sys.executable, "-c", RUN, *arguments], stdout=subprocess.PIPE, stderr=stderr, text=True
     )
@@ -77,7 +77,7 @@ def start(*arguments: str, stderr: Any = subprocess.PIPE) -> subprocess.Popen[st
 
 @dataclass(frozen=True)
 class Served:
-    """A server: its process, API, settings that tell the port of its admin listener, and log."""
+    """A server: its process, API address, the setting of its admin port, and log file."""
 
     process: subprocess.Popen[str]
     address: str
@@ -98,21 +98,21 @@ def server_process(*arguments: str) -> Iterator[Served]:
             return next((line for line in log.read_text().splitlines() if '"serving"' in line), "")
 
         try:
-            told = json.loads(until_sync(serving))
-            port = told["admin"].rpartition(":")[2]
-            yield Served(process, told["address"], ("--set", f"server.admin_port={port}"), log)
+            event = json.loads(until_sync(serving))
+            port = event["admin"].rpartition(":")[2]
+            yield Served(process, event["address"], ("--set", f"server.admin_port={port}"), log)
         finally:
             process.kill()
             process.communicate()
 
 
 def imported(commands: list[list[str]], modules: set[str]) -> tuple[set[str], str]:
-    """Run commands in one process; return which of *modules* it has then, and what it wrote."""
+    """Run commands in one process; return those of *modules* that it imported, and its output."""
     script = (
         "import json, sys; from samserve.cli.main import main\n"
         f"for command in {commands}: main(command)\n"
         f"print(); print(json.dumps([*({modules} & set(sys.modules))]))"
     )
     command = [sys.executable, "-c", script]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    return set(json.loads(ended.stdout.splitlines()[-1])), ended.stdout
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(json.loads(process.stdout.splitlines()[-1])), process.stdout

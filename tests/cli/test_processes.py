@@ -1,4 +1,4 @@
-"""True processes: signals, a server in another process, and what is imported."""
+"""Commands in processes of their own: signals, a server, and imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.cli.conftest import FAKE, Command, imported, server_process, start
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serve_answers_commands_and_ends_gracefully_when_told_to(
+def test_serve_handles_commands_and_stops_gracefully_on_a_signal(
     samserve: Command, image: Path, number: signal.Signals
 ) -> None:
     with server_process() as served:
@@ -25,23 +25,23 @@ def test_serve_answers_commands_and_ends_gracefully_when_told_to(
         doctor = samserve("doctor", "--server", address)
         served.process.send_signal(number)
         code = served.process.wait()
-        rest = served.log.read_text()
+        log = served.log.read_text()
 
     assert code == 0
-    assert "stopped" in rest
-    assert "Traceback" not in rest
+    assert "stopped" in log
+    assert "Traceback" not in log
     assert (first.code, second.code, third.code, doctor.code) == (0, 0, 0, 0)
     assert "cached: no" in first.out
     assert "cached: yes" in third.out
     assert f"ok       server: {address} is ready and serves fake" in doctor.out
-    # The same as without a server.
+    # The output is the same with a server in the process of the command.
     assert samserve("predict", image, "--point", "9,9", *FAKE).out == second.out
 
 
 @pytest.mark.parametrize("command", [("embed",), ("cache", "warm")])
-def test_an_interrupt_ends_any_command_in_one_line(image: Path, command: tuple[str, ...]) -> None:
+def test_an_interrupt_is_reported_in_one_line(image: Path, command: tuple[str, ...]) -> None:
     given = image if command == ("embed",) else image.parent
-    # Takes connections and never answers: the command waits until it is interrupted.
+    # Accepts connections and never responds: the command waits until it is interrupted.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         process = start(*command, str(given), "--server", f"127.0.0.1:{silent.getsockname()[1]}")
         connection, _ = silent.accept()
@@ -52,18 +52,18 @@ def test_an_interrupt_ends_any_command_in_one_line(image: Path, command: tuple[s
     assert (process.returncode, out, err) == (130, "", "samserve: error: interrupted\n")
 
 
-def test_an_interrupt_while_modules_are_imported_is_one_line_too() -> None:
-    # As if somebody had typed it at that very moment.
+def test_an_interrupt_during_imports_is_reported_in_one_line() -> None:
+    # Sends SIGINT while typer is imported.
     code = """
 import os, signal, sys
 
-class Typing:
+class Interrupting:
     def find_spec(self, name, path=None, target=None):
         if name == "typer":
             os.kill(os.getpid(), signal.SIGINT)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.meta_path.insert(0, Typing())
+sys.meta_path.insert(0, Interrupting())
 from samserve.cli.main import main
 sys.exit(main(["models", "--server", "127.0.0.1:1"]))
 """
@@ -71,28 +71,28 @@ sys.exit(main(["models", "--server", "127.0.0.1:1"]))
         [sys.executable, "-c", code], check=False, capture_output=True, text=True
     )
 
-    # Python itself may end by the signal once more, which shells call 130 as well.
+    # Python itself may exit by the signal, which shells report as 130 too.
     assert process.returncode in (130, -signal.SIGINT)
     assert process.stderr == "samserve: error: interrupted\n"
 
 
-def test_a_connection_that_fails_is_told_in_one_line(tmp_path: Path) -> None:
-    # gRPC's core writes lines of its own about this, unless it is told not to.
-    junk = tmp_path / "ca.crt"
-    junk.write_text("-----BEGIN CERTIFICATE-----\nno certificate\n-----END CERTIFICATE-----\n")
+def test_a_failed_connection_is_reported_in_one_line(tmp_path: Path) -> None:
+    # gRPC's core would log lines of its own about this.
+    invalid = tmp_path / "ca.crt"
+    invalid.write_text("-----BEGIN CERTIFICATE-----\nno certificate\n-----END CERTIFICATE-----\n")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        process = start("models", "--server", address, "--ca", str(junk))
+        process = start("models", "--server", address, "--ca", str(invalid))
         _, err = process.communicate()
 
     assert process.returncode == 1
-    assert err.startswith("samserve: error: the server cannot be reached: ")
-    assert "cannot be read: give PEM files" in err
+    assert err.startswith("samserve: error: the server is unreachable: ")
+    assert "cannot be read: pass PEM files" in err
     assert err.count("\n") == 1
 
 
-def test_a_reader_that_leaves_is_no_traceback(image: Path) -> None:
+def test_a_closed_pipe_causes_no_traceback(image: Path) -> None:
     process = start("automask", str(image), "--points-per-side", "4", *FAKE)
     assert process.stdout is not None
     process.stdout.close()
@@ -104,7 +104,7 @@ def test_a_reader_that_leaves_is_no_traceback(image: Path) -> None:
     assert "Exception" not in err
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_imports_no_heavy_packages() -> None:
     heavy = {"numpy", "grpc", "cv2", "onnxruntime", "PIL", "samserve.app"}
 
     assert imported([["predict", "--help"]], heavy)[0] == set()

@@ -1,4 +1,4 @@
-"""`samserve models pull` against a server on this machine, with a catalogue of its own."""
+"""`samserve models pull` against a server on this machine, with its own catalog."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from samserve.models.repository import discover
 
-from tests.cli.conftest import Command, Ended
+from tests.cli.conftest import Command, Result
 from tests.export import graphs
 from tests.export.loopback import Loopback, file, loopback, redirect
 from tests.oracle.sam import MOBILE, Size, original
@@ -24,8 +24,8 @@ def checkpoint_of(size: Size, folder: Path) -> bytes:
 
 
 @dataclass(frozen=True)
-class World:
-    """A publisher, a catalogue that knows it, and where things go."""
+class Setup:
+    """A publisher, a catalog with its checkpoint, and the directories of the command."""
 
     folder: Path
     server: Loopback
@@ -37,11 +37,11 @@ class World:
         return hashlib.sha256(self.content).hexdigest()
 
     @property
-    def cached(self) -> list[str]:
-        cache = self.folder / "cache"
-        return sorted(path.name for path in cache.glob("*/*") if path.name != ".lock")
+    def checkpoints(self) -> list[str]:
+        folder = self.folder / "checkpoints"
+        return sorted(path.name for path in folder.glob("*/*") if path.name != ".lock")
 
-    def pull(self, *arguments: str, variant: str = "mobile", checksum: str = "") -> Ended:
+    def pull(self, *arguments: str, variant: str = "mobile", checksum: str = "") -> Result:
         lines = [
             "[small]",
             f'url = "{self.server.address}/weights/small.pt"',
@@ -53,9 +53,9 @@ class World:
         ]
         catalog = self.folder / "catalog.toml"
         catalog.write_text("\n".join(lines))
-        places = ("--catalog", catalog, "--cache", self.folder / "cache")
-        given = ("--repository", self.folder / "models", "--no-check", *arguments)
-        return self.samserve("models", "pull", "small", *places, *given)
+        sources = ("--catalog", catalog, "--checkpoint-dir", self.folder / "checkpoints")
+        options = ("--repository", self.folder / "models", "--no-parity-check", *arguments)
+        return self.samserve("models", "pull", "small", *sources, *options)
 
     @property
     def models(self) -> list[str]:
@@ -70,7 +70,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def _without_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write graphs by the contract in the place of traced ones, which take seconds."""
+    """Write minimal graphs instead of traced ones, which take seconds."""
     monkeypatch.setattr("samserve.export.pipeline.export_encoder", lambda _: graphs.encoder())
     monkeypatch.setattr("samserve.export.pipeline.export_decoder", lambda _: graphs.decoder())
 
@@ -79,117 +79,117 @@ without_tracing = pytest.mark.usefixtures("_without_tracing")
 
 
 @pytest.fixture
-def world(samserve: Command, content: bytes, tmp_path: Path) -> Iterator[World]:
+def setup(samserve: Command, content: bytes, tmp_path: Path) -> Iterator[Setup]:
     with loopback() as server:
         server.on("/weights/small.pt", file(content))
-        yield World(tmp_path, server, content, samserve)
+        yield Setup(tmp_path, server, content, samserve)
 
 
-def test_a_pulled_model_is_verified_exported_and_named_by_the_catalogue(world: World) -> None:
-    world.server.on("/weights/small.pt", redirect(world.server.address + "/store/1"))
-    world.server.on("/store/1", file(world.content))
+def test_a_pulled_model_is_verified_exported_and_named_by_the_catalog(setup: Setup) -> None:
+    setup.server.on("/weights/small.pt", redirect(setup.server.address + "/store/1"))
+    setup.server.on("/store/1", file(setup.content))
 
-    ended = world.pull(checksum=world.sha256)
+    result = setup.pull(checksum=setup.sha256)
 
-    assert ended.code == 0
-    assert f"sha256 {world.sha256}" in ended.out
-    assert "Apache-2.0" in ended.err
-    assert f"{len(world.content) >> 20} of {len(world.content) >> 20} MiB" in ended.err
-    assert world.models == ["small"]
-    assert world.cached == ["small.pt"]
-    (files,) = discover(world.folder / "models")
+    assert result.code == 0
+    assert f"sha256 {setup.sha256}" in result.out
+    assert "Apache-2.0" in result.err
+    assert f"{len(setup.content) >> 20} of {len(setup.content) >> 20} MiB" in result.err
+    assert setup.models == ["small"]
+    assert setup.checkpoints == ["small.pt"]
+    (files,) = discover(setup.folder / "models")
     assert (files.info.card.source, files.info.card.variant) == ("small.pt", "mobile")
-    assert files.info.card.source_sha256 == world.sha256
+    assert files.info.card.source_sha256 == setup.sha256
 
 
 @without_tracing
-def test_a_second_pull_downloads_nothing(world: World) -> None:
-    world.pull(checksum=world.sha256)
-    asked = len(world.server.seen)
+def test_a_second_pull_downloads_nothing(setup: Setup) -> None:
+    setup.pull(checksum=setup.sha256)
+    requests = len(setup.server.requests)
 
-    ended = world.pull("--name", "again", checksum=world.sha256)
+    result = setup.pull("--name", "again", checksum=setup.sha256)
 
-    assert ended.code == 0
-    assert len(world.server.seen) == asked
-    assert world.models == ["again", "small"]
+    assert result.code == 0
+    assert len(setup.server.requests) == requests
+    assert setup.models == ["again", "small"]
 
 
 @without_tracing
-def test_what_was_cut_off_is_resumed_by_the_next_command(
-    world: World, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_download_is_resumed_by_the_next_command(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("samserve.export.download.RETRIES", 0)
     half = 1 << 20
-    world.server.on("/weights/small.pt", file(world.content, cut=half), file(world.content))
+    setup.server.on("/weights/small.pt", file(setup.content, cut=half), file(setup.content))
 
-    first = world.pull(checksum=world.sha256)
-    left = world.cached
-    second = world.pull(checksum=world.sha256)
+    first = setup.pull(checksum=setup.sha256)
+    partial = setup.checkpoints
+    second = setup.pull(checksum=setup.sha256)
 
     assert first.code == 1
     assert len([line for line in first.err.splitlines() if "error:" in line]) == 1
-    assert f"{half} of {len(world.content)}" in first.err
-    assert "small.pt.part" in left
-    assert "small.pt" not in left
+    assert f"{half} of {len(setup.content)}" in first.err
+    assert "small.pt.part" in partial
+    assert "small.pt" not in partial
     assert second.code == 0
-    assert world.server.ranges == [None, f"bytes={half}-"]
-    assert world.models == ["small"]
+    assert setup.server.ranges == [None, f"bytes={half}-"]
+    assert setup.models == ["small"]
 
 
-def test_a_model_that_is_there_is_kept_if_asked_for(world: World) -> None:
+def test_an_existing_model_is_skipped_on_request(setup: Setup) -> None:
     for role in ("encoder", "decoder"):
-        (world.folder / "models" / f"small_{role}").mkdir(parents=True)
+        (setup.folder / "models" / f"small_{role}").mkdir(parents=True)
 
-    kept = world.pull("--keep", "--unverified")
+    skipped = setup.pull("--skip-existing", "--unverified")
 
-    assert kept.code == 0, kept.err
-    assert "already" in kept.out + kept.err
-    assert world.cached == []
-    # Half a model is none.
-    (world.folder / "models" / "small_decoder").rmdir()
-    assert world.pull("--keep").code == 1
-
-
-def test_a_wrong_checksum_is_refused_and_nothing_is_kept(world: World) -> None:
-    ended = world.pull("--sha256", "0" * 64)
-
-    assert ended.code == 1
-    assert "0" * 64 in ended.err
-    assert world.sha256 in ended.err
-    assert world.cached == []
-    assert world.models == []
+    assert skipped.code == 0, skipped.err
+    assert "small already exists in " in skipped.out
+    assert setup.checkpoints == []
+    # An incomplete model does not count.
+    (setup.folder / "models" / "small_decoder").rmdir()
+    assert setup.pull("--skip-existing").code == 1
 
 
-def test_without_any_checksum_nothing_is_asked_for(world: World) -> None:
-    ended = world.pull()
+def test_a_wrong_checksum_is_rejected_and_the_file_deleted(setup: Setup) -> None:
+    result = setup.pull("--sha256", "0" * 64)
 
-    assert ended.code == 1
-    assert "pass the one that you trust with --sha256" in ended.err
-    assert world.server.seen == []
+    assert result.code == 1
+    assert "0" * 64 in result.err
+    assert setup.sha256 in result.err
+    assert setup.checkpoints == []
+    assert setup.models == []
 
 
-@without_tracing
-def test_unverified_takes_what_comes_and_prints_its_checksum(world: World) -> None:
-    ended = world.pull("--unverified")
+def test_without_any_checksum_nothing_is_requested(setup: Setup) -> None:
+    result = setup.pull()
 
-    assert ended.code == 0
-    assert f"sha256 {world.sha256}" in ended.out
-    assert world.models == ["small"]
+    assert result.code == 1
+    assert "pass one that you trust with --sha256" in result.err
+    assert setup.server.requests == []
 
 
 @without_tracing
-def test_what_is_given_by_hand_goes_before_the_catalogue(world: World) -> None:
-    ended = world.pull("--sha256", world.sha256.upper(), checksum="1" * 64)
+def test_unverified_accepts_the_file_and_prints_its_checksum(setup: Setup) -> None:
+    result = setup.pull("--unverified")
 
-    assert ended.code == 0
+    assert result.code == 0
+    assert f"sha256 {setup.sha256}" in result.out
+    assert setup.models == ["small"]
 
 
-def test_a_checkpoint_of_another_variant_is_refused(world: World) -> None:
-    ended = world.pull(variant="vit_h", checksum=world.sha256)
+@without_tracing
+def test_the_checksum_option_takes_precedence_over_the_catalog(setup: Setup) -> None:
+    result = setup.pull("--sha256", setup.sha256.upper(), checksum="1" * 64)
 
-    assert ended.code == 1
-    assert "small.pt is a SAM of variant mobile, not vit_h" in ended.err
-    assert world.models == []
+    assert result.code == 0
+
+
+def test_a_checkpoint_of_another_variant_is_rejected(setup: Setup) -> None:
+    result = setup.pull(variant="vit_h", checksum=setup.sha256)
+
+    assert result.code == 1
+    assert "small.pt is a SAM of variant mobile, not vit_h" in result.err
+    assert setup.models == []
 
 
 @pytest.mark.parametrize(
@@ -200,26 +200,26 @@ def test_a_checkpoint_of_another_variant_is_refused(world: World) -> None:
         (("--name", "../up", "--unverified"), "model name '../up'"),
     ],
 )
-def test_mistakes_are_told_before_the_download(
-    world: World, arguments: tuple[str, ...], text: str
+def test_invalid_options_are_reported_before_the_download(
+    setup: Setup, arguments: tuple[str, ...], text: str
 ) -> None:
-    ended = world.pull(*arguments)
+    result = setup.pull(*arguments)
 
-    assert ended.code in (1, 2)
-    assert text in ended.err
-    assert world.server.seen == []
-
-
-def test_a_name_that_is_not_known_lists_those_that_are(samserve: Command, tmp_path: Path) -> None:
-    ended = samserve("models", "pull", "sam_vit_x", "--repository", tmp_path)
-
-    assert ended.code == 1
-    assert "sam_vit_b, sam_vit_l, sam_vit_h, mobile_sam" in ended.err
+    assert result.code in (1, 2)
+    assert text in result.err
+    assert setup.server.requests == []
 
 
-def test_known_lists_the_catalogue_and_who_needs_a_checksum(samserve: Command) -> None:
-    ended = samserve("models", "known")
+def test_an_unknown_name_is_reported_with_the_known_ones(samserve: Command, tmp_path: Path) -> None:
+    result = samserve("models", "pull", "sam_vit_x", "--repository", tmp_path)
 
-    rows = {line.split()[0]: line for line in ended.out.splitlines()}
-    assert "pass --sha256" in rows["sam_vit_h"]
+    assert result.code == 1
+    assert "sam_vit_b, sam_vit_l, sam_vit_h, mobile_sam" in result.err
+
+
+def test_catalog_lists_the_models_and_which_require_a_checksum(samserve: Command) -> None:
+    result = samserve("models", "catalog")
+
+    rows = {line.split()[0]: line for line in result.out.splitlines()}
+    assert "requires --sha256" in rows["sam_vit_h"]
     assert " yes " in rows["mobile_sam"]

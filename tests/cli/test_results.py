@@ -1,4 +1,4 @@
-"""What commands print and write."""
+"""The output of commands that succeed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from samserve.types import CocoRle, Size
 from tests.cli.conftest import FAKE, Command
 
 
-def test_predict_writes_its_record(samserve: Command, image: Path, tmp_path: Path) -> None:
+def test_predict_writes_a_record(samserve: Command, image: Path, tmp_path: Path) -> None:
     record = tmp_path / "out.json"
 
-    ended = samserve(
+    result = samserve(
         *("predict", image, "--point", "30,20", "--multimask", "all", "--json", record, *FAKE)
     )
 
     written = json.loads(record.read_text())
     masks = written["results"][0]["masks"]
-    assert ended.code == 0
+    assert result.code == 0
     assert set(written) == {"embedding_id", "image_size", "model", "results", "timings_ms"}
     assert (written["image_size"], written["model"]) == ([48, 64], "fake")
     assert [mask["token_index"] for mask in masks] == [1, 2, 3]
@@ -39,21 +39,23 @@ def test_predict_writes_its_record(samserve: Command, image: Path, tmp_path: Pat
 def test_predict_prints_a_line_per_mask(samserve: Command, image: Path) -> None:
     boxes = ("--box", "1,1,30,30", "--box", "20,20,60,40")
 
-    ended = samserve("predict", image, *boxes, *FAKE)
+    result = samserve("predict", image, *boxes, *FAKE)
 
-    lines = ended.out.splitlines()
+    lines = result.out.splitlines()
     assert [line.split()[0] for line in lines] == ["prompt=1", "prompt=2"]
     assert "predicted_iou=0." in lines[0]
 
 
-def test_points_box_and_mask_are_one_prompt(samserve: Command, image: Path, tmp_path: Path) -> None:
+def test_points_box_and_mask_form_one_prompt(
+    samserve: Command, image: Path, tmp_path: Path
+) -> None:
     mask = tmp_path / "mask.png"
     Image.fromarray(np.full((48, 64), 255, dtype=np.uint8)).save(mask)
     prompts = ("--point", "30,20", "--point", "5,5,0", "--box", "10,10,50,40", "--mask", mask)
 
-    ended = samserve("predict", image, *prompts, "--json", "-", *FAKE)
+    result = samserve("predict", image, *prompts, "--json", "-", *FAKE)
 
-    assert len(json.loads(ended.out)["results"]) == 1
+    assert len(json.loads(result.out)["results"]) == 1
 
 
 def decoded(record: str) -> np.ndarray:
@@ -62,7 +64,7 @@ def decoded(record: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["png", "npy", "logits"])
-def test_a_mask_file_is_a_picture_an_array_or_logits(
+def test_a_mask_file_is_an_image_an_array_or_logits(
     samserve: Command, image: Path, tmp_path: Path, kind: str
 ) -> None:
     inside = np.zeros((48, 64), dtype=np.uint8)
@@ -73,11 +75,11 @@ def test_a_mask_file_is_a_picture_an_array_or_logits(
     else:
         np.save(path, inside if kind == "npy" else np.full((256, 256), 9.0))
 
-    ended = samserve(
+    result = samserve(
         *("predict", image, "--mask", path, "--multimask", "single", "--json", "-", *FAKE)
     )
 
-    found = decoded(ended.out)
+    found = decoded(result.out)
     assert found[15:25, 15:35].all()
     assert found[40:, 50:].all() == (kind == "logits")
 
@@ -85,20 +87,20 @@ def test_a_mask_file_is_a_picture_an_array_or_logits(
 def test_automask_writes_an_sa1b_record(samserve: Command, image: Path, tmp_path: Path) -> None:
     record = tmp_path / "out.json"
 
-    ended = samserve("automask", image, "--points-per-side", "4", "--json", record, *FAKE)
+    result = samserve("automask", image, "--points-per-side", "4", "--json", record, *FAKE)
 
     written = json.loads(record.read_text())
     annotations = written["annotations"]
-    assert ended.code == 0
+    assert result.code == 0
     assert written["image"] == {
-        "image_id": 0, "width": 64, "height": 48, "file_name": "picture.png"
+        "image_id": 0, "width": 64, "height": 48, "file_name": "image.png"
     }  # fmt: skip
     assert [each["id"] for each in annotations] == list(range(1, len(annotations) + 1))
     assert set(annotations[0]) == {
         *("id", "segmentation", "area", "bbox", "predicted_iou", "stability_score"),
         *("crop_box", "point_coords"),
     }
-    assert len(ended.out.splitlines()) == len(annotations)
+    assert len(result.out.splitlines()) == len(annotations)
 
 
 @pytest.mark.parametrize(
@@ -110,19 +112,19 @@ def test_automask_writes_an_sa1b_record(samserve: Command, image: Path, tmp_path
     ],
     ids=["grid", "crops", "own grid"],
 )
-def test_automask_options_reach_the_search(
+def test_automask_options_are_applied(
     samserve: Command, image: Path, tmp_path: Path, options: tuple[str, ...], points: int
 ) -> None:
     grids = tmp_path / "grids.json"
     grids.write_text("[[[0.5, 0.5], [0.1, 0.9]]]")
-    given = [str(grids) if option == "GRIDS" else option for option in options]
+    arguments = [str(grids) if option == "GRIDS" else option for option in options]
 
-    ended = samserve("automask", image, *given, *FAKE)
+    result = samserve("automask", image, *arguments, *FAKE)
 
-    assert f"pred_iou {points * 3} ->" in ended.err
+    assert f"pred_iou {points * 3} ->" in result.err
 
 
-def test_every_reference_option_is_taken(samserve: Command, image: Path) -> None:
+def test_every_option_of_the_reference_is_accepted(samserve: Command, image: Path) -> None:
     options = {
         "points-per-side": 4, "points-per-batch": 8, "pred-iou-thresh": 0.5,
         "stability-score-thresh": 0.1, "stability-score-offset": 0.5, "box-nms-thresh": 0.9,
@@ -132,19 +134,19 @@ def test_every_reference_option_is_taken(samserve: Command, image: Path) -> None
     }  # fmt: skip
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
 
-    ended = samserve("automask", image, *arguments, *FAKE)
+    result = samserve("automask", image, *arguments, *FAKE)
 
-    assert ended.code == 0
-    assert 0 < len(ended.out.splitlines()) <= 2
+    assert result.code == 0
+    assert 0 < len(result.out.splitlines()) <= 2
 
 
-def test_embed_prints_what_is_stored(samserve: Command, image: Path) -> None:
-    ended = samserve("embed", image, *FAKE)
+def test_embed_prints_the_embedding(samserve: Command, image: Path) -> None:
+    result = samserve("embed", image, *FAKE)
 
-    told = dict(line.split(": ", 1) for line in ended.out.splitlines())
-    assert len(told["id"]) == 64
-    assert (told["image"], told["model"], told["cached"]) == ("64x48", "fake", "no")
-    assert "encode_ms" in told
+    printed = dict(line.split(": ", 1) for line in result.out.splitlines())
+    assert len(printed["id"]) == 64
+    assert (printed["image"], printed["model"], printed["cached"]) == ("64x48", "fake", "no")
+    assert "encode_ms" in printed
 
 
 def test_models_prints_a_table_or_json(samserve: Command) -> None:
@@ -156,39 +158,39 @@ def test_models_prints_a_table_or_json(samserve: Command) -> None:
     assert json.loads(record.out)["limits"]["max_prompts"] == 256
 
 
-def test_config_prints_a_file_that_says_the_same(samserve: Command, tmp_path: Path) -> None:
-    printed = samserve("config", "--set", "store.ttl_s=60", "--set", "server.host=::1").out
+def test_config_prints_a_file_with_the_same_settings(samserve: Command, tmp_path: Path) -> None:
+    printed = samserve("config", "--set", "cache.ttl_s=60", "--set", "server.host=::1").out
     file = tmp_path / "samserve.toml"
     file.write_text(printed)
 
     settings = load(file=file)
 
-    assert (settings.store.ttl_s, settings.server.host) == (60, "::1")
+    assert (settings.cache.ttl_s, settings.server.host) == (60, "::1")
     assert tomllib.loads(printed)["server"]["port"] == 50051
     assert samserve("config", "--config", file).out == printed
 
 
 def test_config_prints_json(samserve: Command) -> None:
-    ended = samserve("config", "--json", "--set", "engine.threads=3")
+    result = samserve("config", "--json", "--set", "engine.threads=3")
 
-    assert json.loads(ended.out)["engine"]["threads"] == 3
+    assert json.loads(result.out)["engine"]["threads"] == 3
 
 
-def test_doctor_tells_one_line_per_check(samserve: Command) -> None:
+def test_doctor_prints_one_line_per_check(samserve: Command) -> None:
     free = ("--set", "server.port=0", "--set", "server.admin_port=0")
 
-    ended = samserve("doctor", *FAKE, *free)
+    result = samserve("doctor", *FAKE, *free)
 
-    assert ended.code == 0
-    assert all(line.startswith("ok ") for line in ended.out.splitlines())
-    assert "inference: fake embeds and predicts" in ended.out
+    assert result.code == 0
+    assert all(line.startswith("ok ") for line in result.out.splitlines())
+    assert "inference: fake: Embed and Predict" in result.out
 
 
-def test_doctor_ends_with_one_if_there_is_a_problem(samserve: Command, tmp_path: Path) -> None:
-    ended = samserve("doctor", "--set", f"engine.model_repository={tmp_path}")
+def test_doctor_exits_with_one_if_a_check_fails(samserve: Command, tmp_path: Path) -> None:
+    result = samserve("doctor", "--set", f"engine.model_repository={tmp_path}")
 
-    assert ended.code == 1
-    assert f"problem  model repository: no model in {tmp_path}" in ended.out
+    assert result.code == 1
+    assert f"problem  model repository: no model in {tmp_path}" in result.out
 
 
 def test_version_is_printed(samserve: Command) -> None:
@@ -201,7 +203,7 @@ def test_version_is_printed(samserve: Command) -> None:
 def test_help_is_printed_without_a_command(
     samserve: Command, command: tuple[str, ...], named: str
 ) -> None:
-    ended = samserve(*command)
+    result = samserve(*command)
 
-    assert ended.code == 0
-    assert named in ended.out
+    assert result.code == 0
+    assert named in result.out

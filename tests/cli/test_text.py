@@ -1,4 +1,4 @@
-"""Text from outside: names that are not UTF-8, odd options, what would steer a terminal."""
+"""External text: file names and options that are not UTF-8, and control characters."""
 
 from __future__ import annotations
 
@@ -17,145 +17,156 @@ from samserve.cli import terminal
 from tests.cli.conftest import FAKE, Command
 
 BYTE = "\udcff"
-"""What Python makes of the byte 0xff in a name."""
+"""How Python represents the byte 0xff in a file name."""
 
 
 @pytest.fixture
 def odd_image(image: Path, tmp_path: Path) -> Path:
-    """A picture whose name is not UTF-8."""
+    """An image whose file name is not UTF-8."""
     return image.rename(tmp_path / f"pic{BYTE}ture.png")
 
 
-def test_a_record_has_the_name_of_every_file(
+def test_a_record_keeps_a_file_name_that_is_not_utf8(
     samserve: Command, odd_image: Path, tmp_path: Path
 ) -> None:
     record = tmp_path / f"out{BYTE}.json"
     drawn = tmp_path / f"out{BYTE}.png"
     outputs = ("--json", record, "--out", drawn)
 
-    ended = samserve("automask", odd_image, "--points-per-side", "4", *outputs, *FAKE)
+    result = samserve("automask", odd_image, "--points-per-side", "4", *outputs, *FAKE)
 
-    assert ended.code == 0, ended.err
+    assert result.code == 0, result.err
     name = json.loads(record.read_bytes())["image"]["file_name"]
     assert os.fsencode(name) == b"pic\xffture.png"
     assert drawn.is_file()
-    assert f"wrote {tmp_path}/out\\xff.json" in ended.err
+    assert f"wrote {tmp_path}/out\\xff.json" in result.err
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
-def test_json_on_standard_output_is_utf8_whatever_it_takes(
+def test_json_on_standard_output_is_utf8_for_any_encoding(
     encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
     name = "bücher\udcff.jpg"
     script = (
-        "import os, sys; from samserve.cli import terminal; terminal.write_anything(); "
+        "import os, sys; from samserve.cli import terminal; terminal.escape_unencodable(); "
         "name = os.fsdecode(bytes.fromhex(sys.argv[1])); "
-        "terminal.write_json('-', {'file': name}); terminal.say(name); terminal.note(name)"
+        "terminal.write_json('-', {'file': name}); "
+        "terminal.write_line(name); terminal.write_note(name)"
     )
 
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script, os.fsencode(name).hex()],
         capture_output=True,
         check=True,
     )
 
-    record, text = ended.stdout.splitlines()
+    record, text = result.stdout.splitlines()
     assert json.loads(record.decode("utf-8")) == {"file": name}
-    # Where nothing but ASCII is said to be taken, click writes UTF-8 all the same.
+    # With ASCII as the encoding, click writes UTF-8.
     u = b"\xfc" if encoding == "latin-1" else "ü".encode()
-    assert text == ended.stderr.strip() == b"b" + u + b"cher\\xff.jpg"
+    assert text == result.stderr.strip() == b"b" + u + b"cher\\xff.jpg"
 
 
-def test_a_key_that_is_not_utf8_is_told(samserve: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_is_not_utf8_is_reported(
+    samserve: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
 
-    ended = samserve("keys", "hash", "--tenant", "a")
+    result = samserve("keys", "hash", "--tenant", "a")
 
-    assert ended.code == 2
-    assert ended.error == "this is not a key that `samserve keys new` has made"
+    assert result.code == 2
+    assert result.error == "the key was not created by `samserve keys create`"
 
 
 BAD = b"a = '\xff'\n"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "text"),
     [
-        (("config", "--config", "FILE"), "FILE is not UTF-8: see its byte 6"),
+        (("config", "--config", "FILE"), "FILE is not UTF-8: invalid byte at position 6"),
         (("keys", "list", "--file", "FILE"), "FILE: key file: is not UTF-8"),
-        (("keys", "new", "--tenant", "a", "--file", "FILE"), "FILE: key file: is not UTF-8"),
-        (("serve", "--set", "auth.keys_file=FILE"), "key file: is not UTF-8"),
+        (("keys", "create", "--tenant", "a", "--file", "FILE"), "FILE: key file: is not UTF-8"),
+        (("serve", "--set", "auth.api_keys_file=FILE"), "key file: is not UTF-8"),
         (("serve", "--set", "auth.policy_file=FILE"), "policy file: is not UTF-8"),
-        (("models", "--server", "127.0.0.1:1", "--token-file", "FILE"), "FILE: holds no API key"),
-        (("models", "--server", "127.0.0.1:1", "--ca", "FILE"), "FILE: has no certificate"),
+        (
+            ("models", "--server", "127.0.0.1:1", "--token-file", "FILE"),
+            "FILE: contains no API key",
+        ),
+        (
+            ("models", "--server", "127.0.0.1:1", "--ca", "FILE"),
+            "FILE: contains no PEM certificate",
+        ),
         (("automask", "IMAGE", "--point-grids", "FILE"), "--point-grids FILE: expected a JSON"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value[:2]),
 )
-def test_a_file_that_is_not_text_is_told_and_stays(
-    samserve: Command, image: Path, tmp_path: Path, arguments: tuple[str, ...], told: str
+def test_a_file_that_is_not_utf8_is_reported_and_unchanged(
+    samserve: Command, image: Path, tmp_path: Path, arguments: tuple[str, ...], text: str
 ) -> None:
     file = tmp_path / "file"
     file.write_bytes(BAD)
     free = ("--port", "0", "--admin-port", "0", *FAKE) if arguments[0] == "serve" else ()
     named = [part.replace("FILE", str(file)).replace("IMAGE", str(image)) for part in arguments]
 
-    ended = samserve(*named, *free)
+    result = samserve(*named, *free)
 
-    assert ended.code in (1, 2)
-    assert told.replace("FILE", str(file)) in ended.error
+    assert result.code in (1, 2)
+    assert text.replace("FILE", str(file)) in result.error
     assert file.read_bytes() == BAD
 
 
 @pytest.mark.parametrize("arguments", [("config", "--config"), ("automask", "--point-grids")])
-def test_a_file_that_is_nested_too_deeply_is_told(
+def test_a_file_that_is_nested_too_deeply_is_reported(
     samserve: Command, image: Path, tmp_path: Path, arguments: tuple[str, str]
 ) -> None:
     command, option = arguments
     file = tmp_path / "file"
     file.write_text("a = " * (command == "config") + "[" * 100_000)
 
-    ended = samserve(command, *([image] if command == "automask" else []), option, file)
+    result = samserve(command, *([image] if command == "automask" else []), option, file)
 
-    assert ended.code == 2
-    assert str(file) in ended.error
+    assert result.code == 2
+    assert str(file) in result.error
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "text"),
     [
         ("TLS", "perhaps", "SAMSERVE_CLIENT_TLS: must be true or false"),
-        ("TOKEN", "a\nb", "SAMSERVE_CLIENT_TOKEN: holds no API key or token"),
-        ("TOKEN", BYTE, "SAMSERVE_CLIENT_TOKEN: holds no API key or token"),
+        ("TOKEN", "a\nb", "SAMSERVE_CLIENT_TOKEN: contains no API key or token"),
+        ("TOKEN", BYTE, "SAMSERVE_CLIENT_TOKEN: contains no API key or token"),
     ],
     ids=["tls", "token-of-two-lines", "token-of-bytes"],
 )
-def test_a_variable_of_the_client_that_is_wrong_is_told(
-    samserve: Command, monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+def test_an_invalid_client_variable_is_reported(
+    samserve: Command, monkeypatch: pytest.MonkeyPatch, name: str, value: str, text: str
 ) -> None:
     monkeypatch.setenv(f"SAMSERVE_CLIENT_{name}", value)
 
-    ended = samserve("models", "--server", "127.0.0.1:1")
+    result = samserve("models", "--server", "127.0.0.1:1")
 
-    assert (ended.code, ended.error) == (2, told)
+    assert (result.code, result.error) == (2, text)
 
 
-def test_a_model_whose_configuration_is_not_utf8_is_told(samserve: Command, tmp_path: Path) -> None:
+def test_a_model_configuration_that_is_not_utf8_is_reported(
+    samserve: Command, tmp_path: Path
+) -> None:
     folder = shutil.copytree(default_repository() / "sam_tiny_decoder", tmp_path / "m_decoder")
     config = folder / "config.pbtxt"
     config.write_bytes(config.read_bytes() + b"# \xff")
 
-    ended = samserve("models", "--set", f"engine.model_repository={tmp_path}")
+    result = samserve("models", "--set", f"engine.model_repository={tmp_path}")
 
-    assert ended.code == 1
-    assert ended.error.startswith(f"{config} is not a model configuration: ")
+    assert result.code == 1
+    assert result.error.startswith(f"{config} is not a model configuration: ")
 
 
-def test_what_would_steer_a_terminal_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.say("\x1b[2Jclear\a\x9b1m\tand\nso on")
-    terminal.note("\x1b]0;title\x07")
+def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.write_line("\x1b[2Jclear\a\x9b1m\tand\nso on")
+    terminal.write_note("\x1b]0;title\x07")
 
-    written = capsys.readouterr()
-    assert written.out == "\\x1b[2Jclear\\x07\\x9b1m\tand\nso on\n"
-    assert written.err == "\\x1b]0;title\\x07\n"
+    output = capsys.readouterr()
+    assert output.out == "\\x1b[2Jclear\\x07\\x9b1m\tand\nso on\n"
+    assert output.err == "\\x1b]0;title\\x07\n"

@@ -30,8 +30,8 @@ async def client(target: str) -> AsyncIterator[Client]:
         yield opened
 
 
-async def in_a_process(kind: str, **environment: str) -> dict[str, dict[str, str]]:
-    """Run scenarios of `tests.client.forking` in a process of its own, against a server in this."""
+async def run_scenarios(kind: str, **environment: str) -> dict[str, dict[str, str]]:
+    """Run scenarios of `tests.client.forking` in another process, with a server in this one."""
     async with serving() as (service, _):
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.client.forking", kind, service.address),

@@ -1,6 +1,6 @@
-"""Processes that fork beside a client; run as a program, since the tests' own process has a server.
+"""Scenarios of forks with clients; a program, since the process of the tests has a server.
 
-Every scenario writes one line of JSON: its name, and what became of its children.
+Every scenario writes one line of JSON: its name, and the results of its children.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from samserve.client import Client, Prompt, SamserveClientError, SyncClient
 from tests.support.waiting import until_sync
 
 PIXELS = np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3)
-ANSWERED = "answered"
+SUCCEEDED = "succeeded"
 HUNG = "hung"
-# Only bounds how long a failure takes.
-BOUND_S = 20.0
+# Only limits the duration of a failing test.
+TIMEOUT_S = 20.0
 
 Work = Callable[[], Any]
 
 
-def forked(work: Work, *, quick: bool = True) -> str:
-    """Do something in a forked child; return what it says, or how it ended."""
+def run_in_fork(work: Work, *, quick: bool = True) -> str:
+    """Run *work* in a forked child; return its result as a text, or how the child ended."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        text = said(work)
+        text = result_of(work)
         os.write(writer, text.encode())
         os.close(writer)
         if quick:
@@ -44,7 +44,7 @@ def forked(work: Work, *, quick: bool = True) -> str:
         raise SystemExit
     os.close(writer)
     try:
-        code = ended(child)
+        code = wait_for_exit(child)
         with os.fdopen(reader, "rb") as pipe:
             text = pipe.read().decode()
         return text if code == 0 else f"{text} exit {code}"
@@ -52,10 +52,10 @@ def forked(work: Work, *, quick: bool = True) -> str:
         return HUNG
 
 
-def ended(child: int) -> int:
-    """Wait for a child and return its exit code; one that hangs is killed."""
+def wait_for_exit(child: int) -> int:
+    """Wait for a child and return its exit code; kill it if it hangs."""
     try:
-        _, status = until_sync(lambda: ended_now(child), BOUND_S)
+        _, status = until_sync(lambda: poll_exit(child), TIMEOUT_S)
     except AssertionError:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -63,49 +63,49 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def ended_now(child: int) -> tuple[int, int] | None:
+def poll_exit(child: int) -> tuple[int, int] | None:
     pid, status = os.waitpid(child, os.WNOHANG)
     return (pid, status) if pid else None
 
 
-def said(work: Work) -> str:
+def result_of(work: Work) -> str:
     try:
-        return ANSWERED if work() else "nothing"
+        return SUCCEEDED if work() else "nothing"
     except RuntimeError as error:
         return f"RuntimeError: {error}"
 
 
-def own(target: str) -> bool:
+def embed_with_own_client(target: str) -> bool:
     with SyncClient(target) as client:
         return client.embed(PIXELS).cached
 
 
-async def own_async(target: str) -> bool:
+async def embed_with_own_async_client(target: str) -> bool:
     async with Client(target) as client:
         return (await client.embed(PIXELS)).cached
 
 
-def everything(client: SyncClient, target: str) -> dict[str, str]:
+def use_clients_in_forks(client: SyncClient, target: str) -> dict[str, str]:
     return {
-        "the same": forked(client.ready),
-        "its own": forked(lambda: own(target)),
-        "its own, asyncio": forked(lambda: asyncio.run(own_async(target))),
-        "none, and ends": forked(lambda: True, quick=False),
+        "the same": run_in_fork(client.ready),
+        "its own": run_in_fork(lambda: embed_with_own_client(target)),
+        "its own, asyncio": run_in_fork(lambda: asyncio.run(embed_with_own_async_client(target))),
+        "none, and ends": run_in_fork(lambda: True, quick=False),
     }
 
 
 def open_client(target: str) -> dict[str, str]:
     with SyncClient(target) as client:
         client.embed(PIXELS)
-        answers = everything(client, target)
+        results = use_clients_in_forks(client, target)
         client.embed(PIXELS)
-        again = forked(client.ready)
-        return {**answers, "after another call": again, "parent": said(client.ready)}
+        again = run_in_fork(client.ready)
+        return {**results, "after another call": again, "parent": result_of(client.ready)}
 
 
 def closed_client(target: str) -> dict[str, str]:
-    own(target)
-    return {"its own": forked(lambda: own(target))}
+    embed_with_own_client(target)
+    return {"its own": run_in_fork(lambda: embed_with_own_client(target))}
 
 
 def client_that_failed(target: str) -> dict[str, str]:
@@ -114,13 +114,17 @@ def client_that_failed(target: str) -> dict[str, str]:
             client.predict("unknown", [Prompt(points=[(1, 1)])])
         except SamserveClientError as error:
             kept = error
-        return {"the same": forked(client.ready), "error": type(kept).__name__}
+        return {"the same": run_in_fork(client.ready), "error": type(kept).__name__}
 
 
 def grandchildren(target: str) -> dict[str, str]:
     with SyncClient(target) as client:
         client.ready()
-        return {"grandchild": forked(lambda: client.ready() and forked(client.ready) == ANSWERED)}
+        return {
+            "grandchild": run_in_fork(
+                lambda: client.ready() and run_in_fork(client.ready) == SUCCEEDED
+            )
+        }
 
 
 def search_just_closed(target: str) -> dict[str, str]:
@@ -128,19 +132,19 @@ def search_just_closed(target: str) -> dict[str, str]:
         search = client.automask(PIXELS, points_per_side=16)
         next(search)
         search.close()
-        return {"the same": forked(client.ready)}
+        return {"the same": run_in_fork(client.ready)}
 
 
 def asyncio_client(target: str) -> dict[str, str]:
     async def work() -> dict[str, str]:
         async with Client(target) as client:
             await client.ready()
-            answers = {
-                "the same": forked(lambda: asyncio.run(client.ready())),
-                "its own": forked(lambda: asyncio.run(own_async(target))),
-                "its own, blocking": forked(lambda: own(target)),
+            results = {
+                "the same": run_in_fork(lambda: asyncio.run(client.ready())),
+                "its own": run_in_fork(lambda: asyncio.run(embed_with_own_async_client(target))),
+                "its own, blocking": run_in_fork(lambda: embed_with_own_client(target)),
             }
-            return {**answers, "parent": ANSWERED if await client.ready() else "nothing"}
+            return {**results, "parent": SUCCEEDED if await client.ready() else "nothing"}
 
     return asyncio.run(work())
 
@@ -150,18 +154,21 @@ def loop_of_another_thread(target: str) -> dict[str, str]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
-    def there(work: Any) -> Any:
+    def run_on_loop(work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, loop).result()
 
     client = Client(target)
-    there(client.__aenter__())
-    there(client.ready())
-    answers = {"its own": forked(lambda: own(target)), "parent": str(there(client.ready()))}
-    there(client.__aexit__(None, None, None))
+    run_on_loop(client.__aenter__())
+    run_on_loop(client.ready())
+    results = {
+        "its own": run_in_fork(lambda: embed_with_own_client(target)),
+        "parent": str(run_on_loop(client.ready())),
+    }
+    run_on_loop(client.__aexit__(None, None, None))
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
-    return answers
+    return results
 
 
 def multiprocessing_(target: str) -> dict[str, str]:
@@ -170,50 +177,54 @@ def multiprocessing_(target: str) -> dict[str, str]:
         client.ready()
         process = context.Process(target=client.embed, args=(PIXELS,))
         process.start()
-        process.join(BOUND_S)
+        process.join(TIMEOUT_S)
         alive = process.is_alive()
         if alive:
             process.kill()
             process.join()
         with context.Pool(2) as pool:
-            works = pool.map_async(own, [target] * 4)
-            answers = works.get(BOUND_S)
-        return {"process": HUNG if alive else str(process.exitcode), "pool": str(answers)}
+            works = pool.map_async(embed_with_own_client, [target] * 4)
+            results = works.get(TIMEOUT_S)
+        return {"process": HUNG if alive else str(process.exitcode), "pool": str(results)}
 
 
 def prefork(target: str) -> dict[str, str]:
-    """As gunicorn does with `preload_app`: the client of the master is that of its workers."""
+    """Fork like gunicorn with `preload_app`: the workers use the client of the master."""
     with SyncClient(target) as client:
         embedding = client.embed(PIXELS)
 
-        def worker(jobs: int, answers: int) -> None:
+        def worker(jobs: int, results: int) -> None:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             while os.read(jobs, 1):
                 prediction = client.predict(embedding, [Prompt(points=[(32, 24)])])
-                os.write(answers, b"y" if prediction.results[0][0].array[24, 32] else b"n")
+                os.write(results, b"y" if prediction.results[0][0].array[24, 32] else b"n")
 
-        given, taken = os.pipe(), os.pipe()
+        job_pipe, result_pipe = os.pipe(), os.pipe()
         workers = []
         for number in range(4):
             child = os.fork()
             if child == 0:
-                worker(given[0], taken[1])
+                worker(job_pipe[0], result_pipe[1])
             workers.append(child)
             if number == 2:
-                # One dies; the next replaces it, and the master has made calls meanwhile.
+                # One is killed; the next replaces it, and the master makes a call meanwhile.
                 os.kill(workers.pop(0), signal.SIGKILL)
                 client.ready()
-        os.write(given[1], b"job" * 3)
-        answers = b"".join(os.read(taken[0], 1) for _ in range(9))
+        os.write(job_pipe[1], b"job" * 3)
+        results = b"".join(os.read(result_pipe[0], 1) for _ in range(9))
         for child in workers:
             os.kill(child, signal.SIGTERM)
-        codes = [ended(child) for child in workers]
+        codes = [wait_for_exit(child) for child in workers]
         os.waitpid(-1, 0)
-        return {"answers": answers.decode(), "workers": str(codes), "parent": said(client.ready)}
+        return {
+            "results": results.decode(),
+            "workers": str(codes),
+            "parent": result_of(client.ready),
+        }
 
 
 def closing(target: str) -> dict[str, str]:
-    """A client that is closed before its search; not about forks, but about threads left."""
+    """Close a client before its search; not about forks, but about remaining threads."""
     unraisable: list[Any] = []
     sys.unraisablehook = lambda args: unraisable.append(args.exc_value)
     before = {thread.name for thread in threading.enumerate()}
@@ -223,22 +234,22 @@ def closing(target: str) -> dict[str, str]:
     left = {thread.name for thread in threading.enumerate()} - before
     del lost_search
     gc.collect()
-    answers = {"next": said(lambda: next(open_search)), "close": str(open_search.close())}
-    return {**answers, "threads": str(sorted(left)), "unraisable": str(unraisable)}
+    results = {"next": result_of(lambda: next(open_search)), "close": str(open_search.close())}
+    return {**results, "threads": str(sorted(left)), "unraisable": str(unraisable)}
 
 
-def call_under_way(target: str) -> dict[str, str]:
+def call_in_flight(target: str) -> dict[str, str]:
     with SyncClient(target) as client:
         search = client.automask(PIXELS, points_per_side=8)
         next(search)
-        answers = everything(client, target)
-        # Children that have ended have taken nothing from the parent.
+        results = use_clients_in_forks(client, target)
+        # Children that have ended have not affected the parent.
         rest = sum(1 for _ in search)
         return {
-            **answers,
-            "parent": said(client.ready),
+            **results,
+            "parent": result_of(client.ready),
             "rest": str(rest > 0),
-            "afterwards": forked(client.ready),
+            "afterwards": run_in_fork(client.ready),
         }
 
 
@@ -247,7 +258,7 @@ SCENARIOS: dict[str, list[Callable[[str], dict[str, str]]]] = {
         *(open_client, closed_client, client_that_failed, grandchildren, search_just_closed),
         *(asyncio_client, loop_of_another_thread, multiprocessing_, prefork),
     ],
-    "busy": [call_under_way],
+    "busy": [call_in_flight],
     "closing": [closing],
 }
 

@@ -1,4 +1,4 @@
-"""A gRPC server that does what a test has written down, for what the real one never does."""
+"""A gRPC server with scripted responses, for behaviour that the real server never shows."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True)
-class Noted:
-    """A call as it came: when it had to be answered is in seconds from when it arrived."""
+class ReceivedCall:
+    """A received call; ``remaining_s`` is the time until its deadline when it arrived."""
 
     request: Any
     metadata: dict[str, Any]
-    left_s: float
+    remaining_s: float
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,18 @@ class Failure:
     details: bytes
 
 
-def _unary(answer: Any) -> Any:
-    async def method(self: Scripted, request: Any, context: Context) -> Any:
-        await self._take(request, context)
-        return answer
+def _unary(response: Any) -> Any:
+    async def method(self: ScriptedServicer, request: Any, context: Context) -> Any:
+        await self._record(request, context)
+        return response
 
     return method
 
 
-class Scripted(samserve_pb2_grpc.SegmentationServiceServicer):
-    """Fails the first calls as written, then answers; notes all calls.
+class ScriptedServicer(samserve_pb2_grpc.SegmentationServiceServicer):
+    """Fails the first calls as scripted, then succeeds; records all calls.
 
-    A text is a reason of the server.  AutoMask fails after *events_before* messages.
+    A str is a reason of the server.  AutoMask fails after *events_before* messages.
     """
 
     def __init__(
@@ -55,23 +55,23 @@ class Scripted(samserve_pb2_grpc.SegmentationServiceServicer):
         self._failures = list(failures)
         self._before = before
         self._events_before = events_before
-        self.calls: list[Noted] = []
+        self.calls: list[ReceivedCall] = []
 
-    async def _take(self, request: Any, context: Context) -> None:
+    async def _record(self, request: Any, context: Context) -> None:
         metadata = dict(context.invocation_metadata() or ())
-        self.calls.append(Noted(request, metadata, context.time_remaining() or 0.0))
+        self.calls.append(ReceivedCall(request, metadata, context.time_remaining() or 0.0))
         self._before()
         if not self._failures:
             return
         failure = self._failures.pop(0)
         if isinstance(failure, grpc.StatusCode):
-            await context.abort(failure, "as written")
-        failure = _refusal(failure) if isinstance(failure, str) else failure
+            await context.abort(failure, "as scripted")
+        failure = _failure_of(failure) if isinstance(failure, str) else failure
         trailing = (("grpc-status-details-bin", failure.details),)
-        await context.abort(failure.code, "as written", trailing)
+        await context.abort(failure.code, "as scripted", trailing)
 
-    Embed = _unary(pb.EmbedResponse(embedding=pb.Embedding(id="id", model="made")))
-    Predict = _unary(pb.PredictResponse(embedding=pb.Embedding(id="id", model="made")))
+    Embed = _unary(pb.EmbedResponse(embedding=pb.Embedding(id="id", model="other")))
+    Predict = _unary(pb.PredictResponse(embedding=pb.Embedding(id="id", model="other")))
     DeleteEmbedding = _unary(pb.DeleteEmbeddingResponse(deleted=True))
     ListModels = _unary(pb.ListModelsResponse())
 
@@ -81,15 +81,15 @@ class Scripted(samserve_pb2_grpc.SegmentationServiceServicer):
         for done in range(self._events_before):
             progress = pb.AutoMaskProgress(evaluated_point_count=done, total_point_count=9)
             yield pb.AutoMaskResponse(progress=progress)
-        await self._take(request, context)
+        await self._record(request, context)
         yield pb.AutoMaskResponse(summary=pb.AutoMaskSummary(mask_count=0))
 
 
 @asynccontextmanager
 async def serving(
-    servicer: Scripted | None, credentials: grpc.ServerCredentials | None = None
+    servicer: ScriptedServicer | None, credentials: grpc.ServerCredentials | None = None
 ) -> AsyncIterator[str]:
-    """Serve a script, or nothing, on a free port; yields the address."""
+    """Serve *servicer*, or no service, on a free port; yield the address."""
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     if servicer is not None:
         samserve_pb2_grpc.add_SegmentationServiceServicer_to_server(servicer, server)
@@ -106,14 +106,14 @@ async def serving(
 
 _CODES = {
     "EMBEDDING_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
-    "STORE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
+    "CACHE_UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
     "OVERLOADED": grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 
-def _refusal(reason: str) -> Failure:
+def _failure_of(reason: str) -> Failure:
     code: grpc.StatusCode = _CODES[reason]
-    status = status_pb2.Status(code=code.value[0], message="as written")
+    status = status_pb2.Status(code=code.value[0], message="as scripted")
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="samserve"))
     if reason == "OVERLOADED":
         retry = error_details_pb2.RetryInfo()

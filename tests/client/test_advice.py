@@ -1,4 +1,4 @@
-"""What gRPC says in its own words is followed by what to do about it."""
+"""Errors that gRPC itself reports are followed by advice."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from samserve.client import Client, DeadlineExceeded, Internal, SamserveClientEr
 from samserve.v1 import samserve_pb2 as pb
 
 from tests.client import scripted
-from tests.client.scripted import Scripted
-from tests.cluster.relays import answering, relay
+from tests.client.scripted import ScriptedServicer
 from tests.support.certificates import Issuer
+from tests.support.tcp import relay, replying_server
 
 
 @dataclass
 class Issued:
-    """A server's certificate, and what clients trust."""
+    """The certificate authority of the tests, and server credentials."""
 
-    ours: Issuer
+    authority: Issuer
     pair: grpc.ServerCredentials
     mutual: grpc.ServerCredentials
     elsewhere: grpc.ServerCredentials
@@ -33,12 +33,15 @@ class Issued:
 
 @pytest.fixture(scope="module")
 def issued() -> Issued:
-    ours = Issuer()
-    root = ours.pem.encode()
-    (cert, key), (other, other_key) = ours.issue("localhost"), ours.issue("elsewhere.example")
+    authority = Issuer()
+    root = authority.pem.encode()
+    (cert, key), (other, other_key) = (
+        authority.issue("localhost"),
+        authority.issue("elsewhere.example"),
+    )
     pair = [(key.encode(), cert.encode())]
     return Issued(
-        ours,
+        authority,
         grpc.ssl_server_credentials(pair),
         grpc.ssl_server_credentials(pair, root, require_client_auth=True),
         grpc.ssl_server_credentials([(other_key.encode(), other.encode())]),
@@ -46,7 +49,7 @@ def issued() -> Issued:
 
 
 async def message(target: str, credentials: grpc.ChannelCredentials | None = None) -> str:
-    """What the client says of a server that it cannot call."""
+    """Return the error text of the client for a server that it cannot call."""
     async with Client(target, credentials=credentials) as client:
         with pytest.raises(SamserveClientError) as caught:
             await client.models()
@@ -54,16 +57,16 @@ async def message(target: str, credentials: grpc.ChannelCredentials | None = Non
     return caught.value.message
 
 
-async def test_connections_that_fail_say_what_to_do(issued: Issued) -> None:
-    trusting = grpc.ssl_channel_credentials(issued.ours.pem.encode())
+async def test_failed_connections_give_advice(issued: Issued) -> None:
+    trusting = grpc.ssl_channel_credentials(issued.authority.pem.encode())
     distrusting = grpc.ssl_channel_credentials(Issuer().pem.encode())
     cases: dict[str, tuple[grpc.ServerCredentials | None, grpc.ChannelCredentials | None, str]] = {
-        "no TLS to TLS": (issued.pair, None, "the server may want TLS: give credentials"),
-        "TLS to none": (None, trusting, "there is no TLS at this port"),
-        "another CA": (issued.pair, distrusting, "give the CA that has signed it"),
-        "another name": (issued.elsewhere, trusting, "connect by one of them"),
-        "no certificate": (issued.mutual, trusting, "give one with grpc.ssl_channel_credentials"),
-        "no PEM": (issued.pair, grpc.ssl_channel_credentials(b"x"), "give PEM files"),
+        "no TLS to TLS": (issued.pair, None, "the server may require TLS: pass credentials"),
+        "TLS to none": (None, trusting, "the port does not use TLS"),
+        "another CA": (issued.pair, distrusting, "pass the CA that signed it"),
+        "another name": (issued.elsewhere, trusting, "connect to one of them"),
+        "no certificate": (issued.mutual, trusting, "pass one with grpc.ssl_channel_credentials"),
+        "no PEM": (issued.pair, grpc.ssl_channel_credentials(b"x"), "pass PEM files"),
         "another service": (None, None, "check the address"),
     }
 
@@ -72,24 +75,27 @@ async def test_connections_that_fail_say_what_to_do(issued: Issued) -> None:
             return await message(target, client)
 
     texts = await asyncio.gather(*(of(server, client) for server, client, _ in cases.values()))
-    said = dict(zip(cases, texts, strict=True))
+    wrong = {
+        name: text
+        for (name, (_, _, expected)), text in zip(cases.items(), texts, strict=True)
+        if expected not in text
+    }
+    assert wrong == {}
+    assert not any("Source Location" in text for text in texts)
 
-    assert {name: text for name, text in said.items() if cases[name][2] not in text} == {}
-    assert not any("Source Location" in text for text in said.values())
 
-
-async def test_what_does_not_answer_says_what_to_do() -> None:
+async def test_unreachable_addresses_give_advice() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     refused = await message(f"127.0.0.1:{port}")
     unknown = await message("no-such-host.invalid:50051")
 
-    assert "start the server, or correct host and port" in refused
-    assert "correct the name of the host" in unknown
+    assert "start the server, or correct it" in refused
+    assert "correct the host name" in unknown
 
 
-async def test_a_server_that_ends_during_a_call_is_not_taken_for_one_with_tls() -> None:
-    class Waiting(Scripted):
+async def test_connection_lost_during_a_call_is_not_mistaken_for_tls() -> None:
+    class Waiting(ScriptedServicer):
         async def AutoMask(  # noqa: N802 - a name of the protocol
             self, request: pb.AutoMaskRequest, context: Any
         ) -> AsyncIterator[pb.AutoMaskResponse]:
@@ -101,32 +107,32 @@ async def test_a_server_that_ends_during_a_call_is_not_taken_for_one_with_tls() 
         async with Client(f"127.0.0.1:{port}") as client:
             search = client.automask("id")
             await anext(search)
-            # Ends its connection as the death of a process does.
+            # Closes its connection, as the end of a process does.
             await relayed.aclose()
-            with pytest.raises(Unavailable, match="has ended during the call: repeat it"):
+            with pytest.raises(Unavailable, match="stopped during the call: retry it"):
                 await anext(search)
 
 
-async def test_a_page_is_not_an_api() -> None:
+async def test_http_server_is_reported_as_not_grpc() -> None:
     page = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
-    async with answering(99, page) as (port, _):
-        said = await message(f"127.0.0.1:{port}")
+    async with replying_server(99, page) as (port, _):
+        text = await message(f"127.0.0.1:{port}")
 
-    assert "this is no gRPC port" in said
+    assert "this is not a gRPC port" in text
 
 
-async def test_other_statuses_of_grpc_say_what_to_do_as_well() -> None:
-    servicer = Scripted(grpc.StatusCode.DEADLINE_EXCEEDED)
+async def test_other_grpc_statuses_give_advice() -> None:
+    servicer = ScriptedServicer(grpc.StatusCode.DEADLINE_EXCEEDED)
     async with scripted.serving(servicer) as address, Client(address) as client:
-        with pytest.raises(DeadlineExceeded, match=r"as written; .* raise timeout_s"):
+        with pytest.raises(DeadlineExceeded, match=r"as scripted; .* raise timeout_s"):
             await client.models()
-    servicer = Scripted(grpc.StatusCode.INTERNAL)
+    servicer = ScriptedServicer(grpc.StatusCode.INTERNAL)
     async with scripted.serving(servicer) as address, Client(address) as client:
-        with pytest.raises(Internal, match=r"^as written$"):
+        with pytest.raises(Internal, match=r"^as scripted$"):
             await client.models()
 
 
-async def test_commands_name_their_options(
+async def test_commands_name_their_tls_options(
     issued: Issued, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with scripted.serving(None, issued.pair) as target:

@@ -1,4 +1,4 @@
-"""The blocking facade: the same answers, from any thread."""
+"""The blocking client: the same results as the asyncio client, from any thread."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from samserve.client import (
     connection,
 )
 
-from tests.client.conftest import PIXELS, in_a_process
+from tests.client.conftest import PIXELS, run_scenarios
 from tests.support.waiting import until_sync
 
-CLICK = Prompt(points=[(32, 24)])
+POINT = Prompt(points=[(32, 24)])
 
 
-async def test_every_method_answers(target: str) -> None:
+async def test_every_method_returns_a_result(target: str) -> None:
     def work() -> None:
         with SyncClient(target) as client:
             embedding = client.embed(PIXELS)
-            prediction = client.predict(embedding, [CLICK])
+            prediction = client.predict(embedding, [POINT])
             events = list(client.automask(embedding, points_per_side=4))
             result = client.automask_all(embedding, points_per_side=4)
 
@@ -45,49 +45,49 @@ async def test_every_method_answers(target: str) -> None:
 
 
 async def test_several_threads_share_one_client(target: str) -> None:
-    pictures = [np.full((32, 32, 3), value, dtype=np.uint8) for value in range(8)]
+    arrays = [np.full((32, 32, 3), value, dtype=np.uint8) for value in range(8)]
 
     def work() -> list[str]:
         with SyncClient(target) as client:
             found: dict[int, str] = {}
 
             def embed(index: int) -> None:
-                found[index] = client.embed(pictures[index]).id
+                found[index] = client.embed(arrays[index]).id
 
             threads = [threading.Thread(target=embed, args=(index,)) for index in range(8)]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-            assert found == {index: client.embed(pictures[index]).id for index in range(8)}
+            assert found == {index: client.embed(arrays[index]).id for index in range(8)}
             return list(found.values())
 
     assert len(set(await asyncio.to_thread(work))) == 8
 
 
-def test_a_client_that_is_not_open_says_so() -> None:
+def test_client_that_is_not_open_raises_runtime_error() -> None:
     client = SyncClient("127.0.0.1:1")
 
     with pytest.raises(RuntimeError, match="with SyncClient"):
         client.models()
 
 
-def test_a_closed_client_leaves_no_thread() -> None:
+def test_closed_client_leaves_no_thread() -> None:
     with SyncClient("127.0.0.1:1"):
         assert "samserve-client" in {thread.name for thread in threading.enumerate()}
 
     assert "samserve-client" not in {thread.name for thread in threading.enumerate()}
 
 
-async def test_a_client_may_be_closed_before_its_searches() -> None:
-    found = (await in_a_process("closing"))["closing"]
+async def test_client_can_be_closed_before_its_searches() -> None:
+    found = (await run_scenarios("closing"))["closing"]
 
     assert "not open" in found.pop("next")
-    # Closing the search is quiet, threads of gRPC are gone, and so is what was left behind.
+    # Closing the search raises nothing, and no thread or unraisable error remains.
     assert found == {"close": "None", "threads": "[]", "unraisable": "[]"}
 
 
-async def test_a_process_ends_with_a_search_that_is_open(target: str) -> None:
+async def test_process_exits_with_an_open_search(target: str) -> None:
     code = f"""
 import numpy as np
 from samserve.client import SyncClient
@@ -100,7 +100,7 @@ next(search)
         *(sys.executable, "-c", code), stderr=asyncio.subprocess.PIPE
     )
     try:
-        # Without an end it would wait for ever.
+        # The failure would be an endless wait.
         _, err = await asyncio.wait_for(process.communicate(), 60)
     finally:
         if process.returncode is None:
@@ -110,7 +110,7 @@ next(search)
     assert (process.returncode, err) == (0, b"")
 
 
-async def test_a_call_ends_when_another_thread_closes_the_client(target: str) -> None:
+async def test_call_raises_when_another_thread_closes_the_client(target: str) -> None:
     failures: list[BaseException] = []
 
     def search(client: SyncClient, begun: threading.Event) -> None:
@@ -132,12 +132,10 @@ async def test_a_call_ends_when_another_thread_closes_the_client(target: str) ->
 
     await asyncio.to_thread(work)
 
-    assert [str(each) for each in failures] == [
-        "the client was closed while this call was under way"
-    ]
+    assert [str(each) for each in failures] == ["the client was closed during this call"]
 
 
-async def test_calls_that_begin_while_the_client_is_closed_do_not_wait_for_ever(
+async def test_calls_started_while_closing_do_not_block(
     target: str,
 ) -> None:
     def call(client: SyncClient) -> None:
@@ -160,39 +158,39 @@ async def test_calls_that_begin_while_the_client_is_closed_do_not_wait_for_ever(
     await asyncio.to_thread(work)
 
 
-def test_a_client_is_not_opened_twice() -> None:
+def test_sync_client_cannot_be_opened_twice() -> None:
     with SyncClient("127.0.0.1:1") as client:
-        with pytest.raises(RuntimeError, match="open already"), client:
+        with pytest.raises(RuntimeError, match="already open"), client:
             pass
 
         names = [thread.name for thread in threading.enumerate()]
         assert names.count("samserve-client") == 1
 
 
-async def test_nor_is_the_asyncio_one() -> None:
+async def test_asyncio_client_cannot_be_opened_twice() -> None:
     async with Client("127.0.0.1:1") as client:
-        with pytest.raises(RuntimeError, match="open already"):
+        with pytest.raises(RuntimeError, match="already open"):
             await client.__aenter__()
 
 
-def test_a_client_that_cannot_be_opened_says_why_and_leaves_no_thread(
+def test_failed_open_raises_and_leaves_no_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*_: Any) -> None:
-        raise OSError("no room for a channel")
+        raise OSError("no memory for a channel")
 
     monkeypatch.setattr(connection, "open_channel", fail)
 
-    with pytest.raises(OSError, match="no room"), SyncClient("127.0.0.1:1"):
+    with pytest.raises(OSError, match="no memory"), SyncClient("127.0.0.1:1"):
         pass
     assert "samserve-client" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_the_facade_has_every_method() -> None:
+def test_sync_client_has_every_method() -> None:
     methods = {name for name in vars(Client) if not name.startswith("_")}
 
     assert methods <= set(vars(SyncClient))
 
 
-def test_the_facade_is_made_of_the_same_arguments() -> None:
+def test_sync_client_has_the_same_arguments() -> None:
     assert inspect.signature(SyncClient).parameters == inspect.signature(Client).parameters

@@ -1,4 +1,4 @@
-"""What a call was asked for is asked for again in every further request that it takes."""
+"""All requests of one call have the same options."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from samserve.client import Client, Embedding, Prompt, Unavailable, calls
 from samserve.v1 import samserve_pb2 as pb
 
 from tests.client import scripted
-from tests.client.scripted import Scripted
+from tests.client.scripted import ScriptedServicer
 from tests.support.clock import Clock
 
-CLICKS = [Prompt(points=[(1, 1)]), Prompt(box=(1, 1, 9, 9))]
+PROMPTS = [Prompt(points=[(1, 1)]), Prompt(box=(1, 1, 9, 9))]
 FILE = np.random.default_rng(0).bytes(300 << 10)
-"""Large enough to be asked for by its digest first."""
+"""Large enough to be requested by its digest first."""
 
 MISS = "EMBEDDING_NOT_FOUND"
 # gRPC itself tries four times.
-OUTAGE = ("STORE_UNAVAILABLE",) * 4
+OUTAGE = ("CACHE_UNAVAILABLE",) * 4
 EMBEDDING = Embedding("id", (9, 9), "mine", cached=True, expires_at=None, orientation="ignore")
 DURABLE = replace(EMBEDDING, durable=True)
 
@@ -32,9 +32,9 @@ Call = Callable[[Client], Awaitable[Any]]
 
 
 def predict(source: Any, **options: Any) -> Call:
-    """Segment with options that are all off their defaults."""
-    wanted = {"multimask": "all", "low_res_logits": "only", "request_id": "one", **options}
-    return lambda client: client.predict(source, CLICKS, **wanted)
+    """Return a Predict call with options that all differ from their defaults."""
+    options = {"multimask": "all", "low_res_logits": "only", "request_id": "one", **options}
+    return lambda client: client.predict(source, PROMPTS, **options)
 
 
 CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
@@ -61,45 +61,45 @@ CALLS: dict[str, tuple[Call, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-async def test_every_request_of_a_call_asks_for_the_same(
+async def test_every_request_of_a_call_has_the_same_options(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call, reasons = CALLS[name]
     clock = Clock()
     monkeypatch.setattr(calls, "_now", clock)
 
-    def let_time_pass() -> None:
+    def advance() -> None:
         clock.now += 10
 
-    servicer = Scripted(*reasons, before=let_time_pass)
+    servicer = ScriptedServicer(*reasons, before=advance)
     async with (
         scripted.serving(servicer) as address,
         Client(address, timeout_s=100, token="secret-of-mine") as opened,
     ):
-        answer = await call(opened)
+        result = await call(opened)
 
-    embedding = answer if isinstance(answer, Embedding) else answer.embedding
+    embedding = result if isinstance(result, Embedding) else result.embedding
     requests = [each.request for each in servicer.calls]
     assert len(requests) == len(reasons) + (2 if name.endswith("a durable embedding") else 1)
     assert embedding.orientation == "ignore"
     assert embedding.durable == ("durable" in name or name.startswith("embed"))
-    for number, noted in enumerate(servicer.calls):
-        assert noted.metadata["x-request-id"] == "one"
-        assert noted.metadata["authorization"] == "Bearer secret-of-mine"
+    for number, received in enumerate(servicer.calls):
+        assert received.metadata["x-request-id"] == "one"
+        assert received.metadata["authorization"] == "Bearer secret-of-mine"
         if "outage" not in name:
-            # One deadline for all; gRPC rounds what it sends up by 1 % at most.
-            assert 90 - 10 * number < noted.left_s <= (100 - 10 * number) * 1.01
-        asks_for_the_same(noted.request, name)
+            # One deadline for all requests; gRPC rounds the timeout up by 1 % at most.
+            assert 90 - 10 * number < received.remaining_s <= (100 - 10 * number) * 1.01
+        check_options(received.request, name)
     assert requests[-1].image.encoded == FILE or requests[-1].image.encoded_sha256
 
 
-def asks_for_the_same(request: Any, name: str) -> None:
+def check_options(request: Any, name: str) -> None:
     by_image = isinstance(request, pb.EmbedRequest) or request.HasField("image")
     if by_image:
         assert request.model == "mine"
         assert request.image.orientation == pb.ORIENTATION_IGNORE
     if isinstance(request, pb.PredictRequest):
-        assert len(request.prompts) == len(CLICKS)
+        assert len(request.prompts) == len(PROMPTS)
         assert request.multimask == pb.MULTIMASK_ALL
         assert request.include_low_res_logits
         assert request.output_mode == pb.OUTPUT_MODE_LOW_RES_LOGITS
@@ -109,30 +109,28 @@ def asks_for_the_same(request: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["--durable", "--no-wait"])
-async def test_warming_asks_for_the_same_until_it_is_not_refused(
-    option: str, tmp_path: Path
-) -> None:
+async def test_cache_warm_retries_with_the_same_options(option: str, tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(FILE)
     token = tmp_path / "token"
     token.write_text("secret-of-mine\n")
-    servicer = Scripted("OVERLOADED", MISS, "OVERLOADED", "OVERLOADED")
+    servicer = ScriptedServicer("OVERLOADED", MISS, "OVERLOADED", "OVERLOADED")
     async with scripted.serving(servicer) as address:
         where = ("--server", address, "--token-file", str(token))
         command = ["cache", "warm", str(tmp_path), "--model", "mine", option, *where]
         code = await asyncio.to_thread(main, command)
 
     assert code == 0
-    # Each time that it is refused, the image is asked for by its digest again.
+    # After every rejection, the image is requested by its digest again.
     assert len(servicer.calls) == 5
-    for noted in servicer.calls:
-        assert noted.request.model == "mine"
-        assert noted.request.prefetch == (option == "--no-wait")
-        assert (noted.request.durability == pb.DURABILITY_DURABLE) == (option == "--durable")
-        assert noted.metadata["authorization"] == "Bearer secret-of-mine"
+    for received in servicer.calls:
+        assert received.request.model == "mine"
+        assert received.request.prefetch == (option == "--no-wait")
+        assert (received.request.durability == pb.DURABILITY_DURABLE) == (option == "--durable")
+        assert received.metadata["authorization"] == "Bearer secret-of-mine"
 
 
-async def test_an_error_carries_the_id_of_all_requests_of_its_call() -> None:
-    servicer = Scripted(MISS, *OUTAGE)
+async def test_all_requests_of_a_call_have_the_request_id_of_its_error() -> None:
+    servicer = ScriptedServicer(MISS, *OUTAGE)
     async with scripted.serving(servicer) as address, Client(address) as opened:
         with pytest.raises(Unavailable) as caught:
             await opened.embed(FILE)

@@ -1,4 +1,4 @@
-"""What the asyncio client gives and takes, through the real server with the fake engine."""
+"""The asyncio client with the real server and the fake engine."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests.client.conftest import PIXELS
 from tests.conftest import serving
-from tests.samples import total
+from tests.metric_values import total
 from tests.support.waiting import until
 
-CLICK = Prompt(points=[(32, 24)])
+POINT = Prompt(points=[(32, 24)])
 
 
 def encoded(pixels: np.ndarray, *, orientation: int = 1) -> bytes:
@@ -42,11 +42,11 @@ def encoded(pixels: np.ndarray, *, orientation: int = 1) -> bytes:
 
 
 def noise(seed: int) -> np.ndarray:
-    """A picture whose file is over 256 KiB."""
+    """An image whose file is over 256 KiB."""
     return np.random.default_rng(seed).integers(0, 256, (400, 400, 3), dtype=np.uint8)
 
 
-async def test_embed_tells_what_is_stored(client: Client) -> None:
+async def test_embed_describes_the_embedding(client: Client) -> None:
     embedding = await client.embed(PIXELS)
 
     assert embedding.image_size == (48, 64)
@@ -57,69 +57,69 @@ async def test_embed_tells_what_is_stored(client: Client) -> None:
     assert "encode" in embedding.timings_ms
 
 
-async def test_a_prefetched_picture_is_pending_until_it_is_asked_for(client: Client) -> None:
+async def test_prefetched_embedding_is_pending_until_used(client: Client) -> None:
     pending = await client.prefetch(PIXELS)
-    answer = await client.predict(pending, [CLICK])
-    there = await client.prefetch(PIXELS)
+    prediction = await client.predict(pending, [POINT])
+    cached = await client.prefetch(PIXELS)
 
     assert (pending.stored, pending.expires_at) == ("pending", None)
-    assert answer.embedding.id == there.id == pending.id
-    assert (there.stored, there.cached) == ("local", True)
+    assert prediction.embedding.id == cached.id == pending.id
+    assert (cached.stored, cached.cached) == ("local", True)
 
 
-async def test_nothing_is_durable_without_a_shared_cache(client: Client) -> None:
+async def test_durable_embed_fails_without_a_shared_cache(client: Client) -> None:
     with pytest.raises(Unavailable, match="shared cache") as caught:
         await client.embed(PIXELS, durable=True)
-    assert caught.value.reason == "STORE_UNAVAILABLE"
+    assert caught.value.reason == "CACHE_UNAVAILABLE"
 
 
-async def test_a_picture_beside_an_id_heals_what_is_not_found(client: Client) -> None:
+async def test_predict_sends_the_image_if_the_embedding_is_not_found(client: Client) -> None:
     embedding = await client.embed(PIXELS)
     await client.delete_embedding(embedding)
     with pytest.raises(EmbeddingNotFound):
-        await client.predict(embedding, [CLICK])
+        await client.predict(embedding, [POINT])
 
-    healed = await client.predict(embedding, [CLICK], image=PIXELS)
-    again = await client.predict(embedding.id, [CLICK], image=PIXELS)
+    encoded_again = await client.predict(embedding, [POINT], image=PIXELS)
+    by_id = await client.predict(embedding.id, [POINT], image=PIXELS)
 
-    assert healed.embedding.id == again.embedding.id == embedding.id
-    assert (healed.embedding.cached, again.embedding.cached) == (False, True)
+    assert encoded_again.embedding.id == by_id.embedding.id == embedding.id
+    assert (encoded_again.embedding.cached, by_id.embedding.cached) == (False, True)
 
 
 @pytest.mark.parametrize("by", ["embedding", "id"])
-async def test_a_healed_embedding_is_made_as_the_first_was(client: Client, by: str) -> None:
+async def test_reencoded_embedding_has_the_same_options(client: Client, by: str) -> None:
     file = encoded(PIXELS, orientation=6)
     embedding = await client.embed(file, orientation="ignore")
     await client.delete_embedding(embedding)
 
     if by == "embedding":
-        healed = await client.predict(embedding, [CLICK], image=file)
+        prediction = await client.predict(embedding, [POINT], image=file)
     else:
-        healed = await client.predict(embedding.id, [CLICK], image=file, orientation="ignore")
+        prediction = await client.predict(embedding.id, [POINT], image=file, orientation="ignore")
 
-    assert healed.embedding.id == embedding.id
-    assert healed.embedding.image_size == embedding.image_size == PIXELS.shape[:2]
-    assert healed.embedding.orientation == "ignore"
+    assert prediction.embedding.id == embedding.id
+    assert prediction.embedding.image_size == embedding.image_size == PIXELS.shape[:2]
+    assert prediction.embedding.orientation == "ignore"
 
 
-async def test_what_answers_about_an_embedding_keeps_its_orientation(client: Client) -> None:
+async def test_results_keep_the_orientation_of_the_embedding(client: Client) -> None:
     embedding = await client.embed(encoded(PIXELS, orientation=6), orientation="ignore")
 
-    clicked = await client.predict(embedding, [CLICK])
-    found = await client.automask_all(embedding, points_per_side=2)
+    prediction = await client.predict(embedding, [POINT])
+    result = await client.automask_all(embedding, points_per_side=2)
 
-    assert clicked.embedding.orientation == found.summary.embedding.orientation == "ignore"
+    assert prediction.embedding.orientation == result.summary.embedding.orientation == "ignore"
 
 
-async def test_a_picture_beside_an_id_heals_nothing_else(client: Client) -> None:
+async def test_predict_does_not_send_the_image_after_other_errors(client: Client) -> None:
     embedding = await client.embed(PIXELS)
 
     with pytest.raises(InvalidArgument):
         await client.predict(embedding, [Prompt(points=[(-5, 0)])], image=PIXELS)
 
 
-async def test_a_path_and_its_bytes_are_the_same_picture(client: Client, tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
+async def test_path_and_bytes_give_the_same_embedding(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
     path.write_bytes(encoded(PIXELS))
 
     data = path.read_bytes()
@@ -143,9 +143,7 @@ async def test_arrays_are_rgb_or_grey(client: Client) -> None:
     [PIXELS.astype(np.float32), PIXELS[:, :, :2], PIXELS[0, 0], PIXELS[None]],
     ids=["not uint8", "two channels", "one axis", "four axes"],
 )
-async def test_other_arrays_are_refused_before_anything_is_sent(
-    client: Client, array: np.ndarray
-) -> None:
+async def test_invalid_arrays_raise_value_error(client: Client, array: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"uint8 \[h, w, 3\] RGB or \[h, w\] grey"):
         await client.embed(array)
 
@@ -153,24 +151,24 @@ async def test_other_arrays_are_refused_before_anything_is_sent(
 async def test_orientation_is_applied_unless_ignored(client: Client) -> None:
     file = encoded(PIXELS, orientation=6)
 
-    turned = await client.embed(file)
-    stored = await client.embed(file, orientation="ignore")
+    rotated = await client.embed(file)
+    unrotated = await client.embed(file, orientation="ignore")
 
-    assert (turned.image_size, stored.image_size) == ((64, 48), (48, 64))
+    assert (rotated.image_size, unrotated.image_size) == ((64, 48), (48, 64))
 
 
-async def test_a_missing_file_is_an_os_error(client: Client) -> None:
+async def test_missing_file_raises_os_error(client: Client) -> None:
     with pytest.raises(FileNotFoundError):
         await client.embed("no such file")
 
 
-async def test_a_large_file_that_the_server_knows_is_not_sent_again(
+async def test_large_file_with_a_cached_embedding_is_not_sent_again(
     service: tuple[Running, SegmentationServiceStub], client: Client
 ) -> None:
     file = encoded(noise(1))
 
     first = await client.embed(file)
-    by_image = await client.predict(file, [CLICK])
+    by_image = await client.predict(file, [POINT])
 
     assert len(file) > 256 << 10
     assert not first.cached
@@ -180,9 +178,9 @@ async def test_a_large_file_that_the_server_knows_is_not_sent_again(
     assert total(registry, name, grpc_method="Embed", grpc_code="OK") == 1
 
 
-async def test_predict_answers_each_prompt_in_order(client: Client) -> None:
+async def test_predict_returns_masks_per_prompt_in_order(client: Client) -> None:
     embedding = await client.embed(PIXELS)
-    prompts = [CLICK, Prompt(box=(10, 10, 40, 40)), Prompt(points=[(5, 5, 1), (60, 40, 0)])]
+    prompts = [POINT, Prompt(box=(10, 10, 40, 40)), Prompt(points=[(5, 5, 1), (60, 40, 0)])]
 
     prediction = await client.predict(embedding, prompts)
 
@@ -197,15 +195,15 @@ async def test_predict_answers_each_prompt_in_order(client: Client) -> None:
 @pytest.mark.parametrize(
     ("multimask", "tokens"), [("auto", [1]), ("all", [1, 2, 3]), ("single", [0])]
 )
-async def test_multimask_chooses_the_tokens(
+async def test_multimask_selects_the_tokens(
     client: Client, multimask: str, tokens: list[int]
 ) -> None:
-    prediction = await client.predict(PIXELS, [CLICK], multimask=multimask)  # type: ignore[arg-type]
+    prediction = await client.predict(PIXELS, [POINT], multimask=multimask)  # type: ignore[arg-type]
 
     assert [mask.token_index for mask in prediction.results[0]] == tokens
 
 
-async def test_a_mask_tells_the_same_by_array_run_lengths_area_and_box(client: Client) -> None:
+async def test_mask_array_run_lengths_area_and_box_agree(client: Client) -> None:
     prediction = await client.predict(PIXELS, [Prompt(box=(10, 10, 40, 30))])
 
     mask = prediction.results[0][0]
@@ -216,10 +214,10 @@ async def test_a_mask_tells_the_same_by_array_run_lengths_area_and_box(client: C
     assert mask.bbox == (columns.min(), rows.min(), np.ptp(columns), np.ptp(rows))
 
 
-async def test_logits_come_on_request_and_serve_as_mask_prompt(client: Client) -> None:
+async def test_logits_are_returned_on_request_and_usable_as_mask_prompt(client: Client) -> None:
     embedding = await client.embed(PIXELS)
 
-    first = await client.predict(embedding, [CLICK], low_res_logits=True)
+    first = await client.predict(embedding, [POINT], low_res_logits=True)
     logits = first.results[0][0].low_res_logits
     assert logits is not None
     again = await client.predict(embedding, [Prompt(mask=logits)], multimask="single")
@@ -229,7 +227,7 @@ async def test_logits_come_on_request_and_serve_as_mask_prompt(client: Client) -
     assert again.results[0][0].area > first.results[0][0].area
 
 
-async def test_a_binary_mask_serves_as_mask_prompt(client: Client) -> None:
+async def test_binary_mask_is_usable_as_mask_prompt(client: Client) -> None:
     inside = np.zeros((48, 64), dtype=bool)
     inside[10:30, 20:50] = True
 
@@ -238,7 +236,7 @@ async def test_a_binary_mask_serves_as_mask_prompt(client: Client) -> None:
     assert prediction.results[0][0].array[inside].mean() > 0.9
 
 
-async def test_automask_gives_progress_then_records_then_one_summary(client: Client) -> None:
+async def test_automask_yields_progress_then_records_then_one_summary(client: Client) -> None:
     embedding = await client.embed(PIXELS)
 
     kinds = [type(event) async for event in client.automask(embedding, points_per_side=4)]
@@ -276,7 +274,7 @@ async def test_automask_options_reach_the_server(client: Client) -> None:
     assert all(record.point[0] <= 32 for record in left.records)
 
 
-async def test_leaving_a_search_ends_it_on_the_server() -> None:
+async def test_closing_a_search_cancels_it_on_the_server() -> None:
     engine = FakeEngine()
     async with (
         serving(engine=engine) as (service, _),
@@ -288,7 +286,7 @@ async def test_leaving_a_search_ends_it_on_the_server() -> None:
     assert engine.counts["decode_begun"] < 64 * 64 / 16
 
 
-async def test_delete_tells_whether_there_was_something(client: Client) -> None:
+async def test_delete_returns_whether_the_embedding_existed(client: Client) -> None:
     embedding = await client.embed(PIXELS)
 
     deleted = [await client.delete_embedding(embedding) for _ in range(2)]
@@ -296,7 +294,7 @@ async def test_delete_tells_whether_there_was_something(client: Client) -> None:
     assert deleted == [True, False]
 
 
-async def test_models_tells_models_limits_and_defaults(client: Client) -> None:
+async def test_models_returns_models_limits_and_defaults(client: Client) -> None:
     catalog = await client.models()
 
     model = catalog.models[0]
@@ -307,23 +305,22 @@ async def test_models_tells_models_limits_and_defaults(client: Client) -> None:
     assert catalog.automask_defaults["crop_n_layers"] == 0
 
 
-async def test_ready_asks_the_health_service(client: Client) -> None:
+async def test_ready_uses_the_health_service(client: Client) -> None:
     assert await client.ready()
 
 
-async def test_a_client_that_is_not_open_says_so() -> None:
+async def test_client_that_is_not_open_raises_runtime_error() -> None:
     client = Client("127.0.0.1:1")
 
     with pytest.raises(RuntimeError, match="async with"):
         await client.models()
 
 
-async def test_logits_alone_come_without_pixels(client: Client) -> None:
+async def test_logits_only_predictions_have_no_pixels(client: Client) -> None:
     embedding = await client.embed(PIXELS)
-    click = Prompt(points=[(32, 24)])
-    full = await client.predict(embedding, [click], low_res_logits=True)
-    bare = await client.predict(embedding, [click], low_res_logits="only")
-    (mask,) = bare.results[0]
+    full = await client.predict(embedding, [POINT], low_res_logits=True)
+    logits_only = await client.predict(embedding, [POINT], low_res_logits="only")
+    (mask,) = logits_only.results[0]
 
     assert np.array_equal(mask.low_res_logits, full.results[0][0].low_res_logits)
     assert mask.predicted_iou == full.results[0][0].predicted_iou
@@ -331,19 +328,19 @@ async def test_logits_alone_come_without_pixels(client: Client) -> None:
         _ = mask.array
 
 
-async def test_calls_go_to_every_address_of_a_name() -> None:
+async def test_calls_are_balanced_over_all_addresses() -> None:
     async with (
         serving() as (one, _),
         serving() as (other, _),
         Client(f"ipv4:{one.address},{other.address}") as client,
     ):
 
-        async def both_have_answered() -> bool:
+        async def both_have_served() -> bool:
             await client.models()
             counts = [
                 total(each.metrics.registry, "grpc_server_handled_total") for each in (one, other)
             ]
             return min(counts) > 5
 
-        # The second may take a moment to connect to.
-        await until(both_have_answered)
+        # The second connection may take a moment.
+        await until(both_have_served)

@@ -1,4 +1,4 @@
-"""The name of the servers gets another address, as when all pods of a headless Service are new."""
+"""The address of a name changes, as when all pods of a headless Service are replaced."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ OLD, NEW = "127.0.0.2", "127.0.0.3"
 
 
 def served_at(host: str, port: int = 0) -> Settings:
-    return settings_with(server={"host": host, "port": port, "plaintext": True, "grace_s": 0.1})
+    return settings_with(
+        server={"host": host, "port": port, "allow_plaintext": True, "grace_period_s": 0.1}
+    )
 
 
-async def test_a_server_at_another_address_is_found() -> None:
+async def test_client_resolves_a_changed_address() -> None:
     async with AsyncExitStack() as stack:
         names = await stack.enter_async_context(name_server())
         names.addresses[NAME] = OLD
@@ -40,6 +42,6 @@ async def test_a_server_at_another_address_is_found() -> None:
             except Unavailable:
                 failures += 1
 
-    # By default gRPC looks a name up every 30 s at most, in which some forty calls fail, each of
-    # which is tried for most of a second.  A slow machine makes fewer, never more.
+    # By default gRPC resolves a name every 30 s at most, during which about forty calls fail, each
+    # of which is retried for most of a second.  On a slow machine there are fewer, never more.
     assert failures < 12

@@ -1,13 +1,13 @@
-"""Processes that fork while they have clients: what works in the child, and what raises instead."""
+"""Forks of processes with clients: the clients that work in the child, and those that raise."""
 
 from __future__ import annotations
 
-from tests.client.conftest import in_a_process
-from tests.client.forking import ANSWERED
+from tests.client.conftest import run_scenarios
+from tests.client.forking import SUCCEEDED
 
 
-async def test_a_child_that_is_forked_while_no_call_is_under_way_has_clients() -> None:
-    found = await in_a_process("idle")
+async def test_clients_work_in_a_child_forked_without_a_call_in_flight() -> None:
+    found = await run_scenarios("idle")
 
     expected = {
         "open_client": dict.fromkeys(
@@ -15,27 +15,27 @@ async def test_a_child_that_is_forked_while_no_call_is_under_way_has_clients() -
                 *("the same", "its own", "its own, asyncio", "none, and ends"),
                 *("after another call", "parent"),
             ),
-            ANSWERED,
+            SUCCEEDED,
         ),
-        "closed_client": {"its own": ANSWERED},
-        "client_that_failed": {"the same": ANSWERED, "error": "EmbeddingNotFound"},
-        "grandchildren": {"grandchild": ANSWERED},
-        "search_just_closed": {"the same": ANSWERED},
-        "loop_of_another_thread": {"its own": ANSWERED, "parent": "True"},
+        "closed_client": {"its own": SUCCEEDED},
+        "client_that_failed": {"the same": SUCCEEDED, "error": "EmbeddingNotFound"},
+        "grandchildren": {"grandchild": SUCCEEDED},
+        "search_just_closed": {"the same": SUCCEEDED},
+        "loop_of_another_thread": {"its own": SUCCEEDED, "parent": "True"},
         "multiprocessing": {"process": "0", "pool": "[True, True, True, True]"},
-        "prefork": {"answers": "y" * 9, "workers": "[0, 0, 0]", "parent": ANSWERED},
+        "prefork": {"results": "y" * 9, "workers": "[0, 0, 0]", "parent": SUCCEEDED},
     }
     assert {name: found[name] for name in expected} == expected
     asyncio_client = found["asyncio_client"]
     assert "open one in the child" in asyncio_client.pop("the same")
-    assert set(asyncio_client.values()) == {ANSWERED}
+    assert set(asyncio_client.values()) == {SUCCEEDED}
 
 
-async def test_a_child_that_is_forked_during_a_call_raises_at_once() -> None:
-    # gRPC's own fork handlers crash some such children, whatever these do.
-    found = (await in_a_process("busy", GRPC_ENABLE_FORK_SUPPORT="false"))["call_under_way"]
+async def test_clients_raise_in_a_child_forked_during_a_call() -> None:
+    # gRPC's own fork handlers crash some of these children.
+    found = (await run_scenarios("busy", GRPC_ENABLE_FORK_SUPPORT="false"))["call_in_flight"]
 
     for client in ("the same", "its own", "its own, asyncio"):
-        assert "forked while the parent had a call under way" in found.pop(client)
+        assert "forked while the parent had a call in flight" in found.pop(client)
     assert found.pop("rest") == "True"
-    assert set(found.values()) == {ANSWERED}
+    assert set(found.values()) == {SUCCEEDED}

@@ -1,4 +1,4 @@
-"""Clients of other make: gRPC takes answers up to 4 MiB unless an option says otherwise."""
+"""Other gRPC clients: they accept responses up to 4 MiB unless an option raises the limit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.client.conftest import PIXELS
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "clients.md"
-TAKEN_BYTES = 4 << 20
+DEFAULT_LIMIT_BYTES = 4 << 20
 
 
-def asking_for_logits(prompts: int) -> pb.PredictRequest:
-    """Ask for all that there is of some clicks: three masks each, with logits."""
+def predict_with_logits(prompts: int) -> pb.PredictRequest:
+    """Return a request for all masks of some point prompts: three each, with logits."""
     return pb.PredictRequest(
         image=images.read(PIXELS).message,
         prompts=requests.prompt_messages([Prompt(points=[(32, 24)])] * prompts),
@@ -28,22 +28,24 @@ def asking_for_logits(prompts: int) -> pb.PredictRequest:
     )
 
 
-async def test_many_prompts_with_logits_need_a_larger_limit(target: str) -> None:
+async def test_six_prompts_with_logits_exceed_the_default_message_limit(target: str) -> None:
     async with grpc.aio.insecure_channel(target) as channel:
         stub = samserve_pb2_grpc.SegmentationServiceStub(channel)
-        five = await stub.Predict(asking_for_logits(5))
+        five = await stub.Predict(predict_with_logits(5))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Predict(asking_for_logits(6))
+            await stub.Predict(predict_with_logits(6))
     options = [("grpc.max_receive_message_length", 256 << 20)]
     async with grpc.aio.insecure_channel(target, options=options) as channel:
-        six = await samserve_pb2_grpc.SegmentationServiceStub(channel).Predict(asking_for_logits(6))
+        six = await samserve_pb2_grpc.SegmentationServiceStub(channel).Predict(
+            predict_with_logits(6)
+        )
 
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "message larger than max" in (caught.value.details() or "")
-    assert five.ByteSize() < TAKEN_BYTES < six.ByteSize()
+    assert five.ByteSize() < DEFAULT_LIMIT_BYTES < six.ByteSize()
 
 
-def test_the_guide_says_so_and_names_the_option_of_each_language() -> None:
+def test_guide_names_the_limit_and_the_option_of_each_language() -> None:
     text = GUIDE.read_text(encoding="utf-8")
 
     for option in (

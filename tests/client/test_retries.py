@@ -1,4 +1,4 @@
-"""What is repeated: UNAVAILABLE, before any part of an answer."""
+"""Retries of the client: UNAVAILABLE, before the first response message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from samserve.client.channel import service_config
 
 from tests.client import scripted
 from tests.client.conftest import PIXELS
-from tests.client.scripted import Scripted
+from tests.client.scripted import ScriptedServicer
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 Call = Callable[[Client], Awaitable[object]]
@@ -26,7 +26,7 @@ CALLS: dict[str, Call] = {
 }
 
 
-def test_the_service_config_names_every_method() -> None:
+def test_service_config_names_every_method() -> None:
     config = json.loads(service_config())
 
     (method_config,) = config["methodConfig"]
@@ -37,16 +37,16 @@ def test_the_service_config_names_every_method() -> None:
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-async def test_unavailable_is_tried_again(call: Call) -> None:
-    servicer = Scripted(UNAVAILABLE)
+async def test_unavailable_is_retried(call: Call) -> None:
+    servicer = ScriptedServicer(UNAVAILABLE)
     async with scripted.serving(servicer) as address, Client(address) as client:
         await call(client)
 
     assert len(servicer.calls) == 2
 
 
-async def test_a_large_upload_is_tried_again() -> None:
-    servicer = Scripted(UNAVAILABLE)
+async def test_large_upload_is_retried() -> None:
+    servicer = ScriptedServicer(UNAVAILABLE)
     pixels = np.zeros((1000, 1000, 3), dtype=np.uint8)
     async with scripted.serving(servicer) as address, Client(address) as client:
         await client.embed(pixels)
@@ -54,8 +54,8 @@ async def test_a_large_upload_is_tried_again() -> None:
     assert [each.request.image.raw.size.height for each in servicer.calls] == [1000, 1000]
 
 
-async def test_other_failures_are_not_tried_again() -> None:
-    servicer = Scripted(grpc.StatusCode.INTERNAL)
+async def test_other_failures_are_not_retried() -> None:
+    servicer = ScriptedServicer(grpc.StatusCode.INTERNAL)
     async with scripted.serving(servicer) as address, Client(address) as client:
         with pytest.raises(Internal):
             await client.embed(PIXELS)
@@ -63,8 +63,8 @@ async def test_other_failures_are_not_tried_again() -> None:
     assert len(servicer.calls) == 1
 
 
-async def test_a_lasting_failure_is_told_after_four_attempts() -> None:
-    servicer = Scripted(*[UNAVAILABLE] * 9)
+async def test_lasting_failure_raises_after_four_attempts() -> None:
+    servicer = ScriptedServicer(*[UNAVAILABLE] * 9)
     async with scripted.serving(servicer) as address, Client(address) as client:
         with pytest.raises(Unavailable):
             await client.models()
@@ -72,8 +72,8 @@ async def test_a_lasting_failure_is_told_after_four_attempts() -> None:
     assert len(servicer.calls) == 4
 
 
-async def test_a_search_that_streams_already_is_not_begun_again() -> None:
-    servicer = Scripted(UNAVAILABLE, events_before=1)
+async def test_streaming_search_is_not_restarted() -> None:
+    servicer = ScriptedServicer(UNAVAILABLE, events_before=1)
     seen: list[Progress] = []
     async with scripted.serving(servicer) as address, Client(address) as client:
         with pytest.raises(Unavailable):

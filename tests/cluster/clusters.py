@@ -1,4 +1,4 @@
-"""Clusters for tests: a quiet one that all share, and fresh ones that are started in advance."""
+"""Clusters for tests: one that tests share, and single-use ones that are started in advance."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from harness.cluster.cluster import Cluster
 Shape = tuple[int, int]
 """Masters, and replicas of each."""
 
-# A new master serves no client for two seconds.  With two in advance, few tests wait for them.
-_IN_ADVANCE = 2
-_AT_ONCE = 4
+# A new master serves no client for two seconds.  With two spare clusters, few tests wait for that.
+_SPARE = 2
+_MAX_CONCURRENT_STARTS = 4
 
 
 @cache
-def quiet() -> Cluster:
-    """Start six nodes that run until the tests end, or give those that run."""
+def session_cluster() -> Cluster:
+    """Return a cluster of six nodes that runs until the tests end; start it if necessary."""
     cluster = Cluster(masters=3, replicas=1)
     cluster.start()
     for node in cluster.nodes:
-        # On a busy machine they must not take each other for dead.  Not before they have met: with
-        # this they would take longer for that.
+        # A busy machine must not cause a failover.  Only set after the cluster has formed, because
+        # a long timeout delays that.
         node.command("CONFIG", "SET", "cluster-node-timeout", 30_000)
     return cluster
 
 
 @contextmanager
 def limited(cluster: Cluster, nbytes: int, policy: str) -> Iterator[None]:
-    """Let each node take so much more than it does now, and then do as *policy* says."""
+    """Limit each node to *nbytes* more memory than it uses now, with an eviction *policy*."""
     names = ("maxmemory", "maxmemory-policy")
     servers = [cluster.client(node) for node in cluster.nodes]
     before = [server.config_get(*names) for server in servers]
@@ -46,10 +46,10 @@ def limited(cluster: Cluster, nbytes: int, policy: str) -> Iterator[None]:
             server.config_set(*(part for name in names for part in (name, values[name])))
 
 
-class Fresh:
-    """Hands out clusters of which each is used once; starts the next ones while tests run.
+class ClusterPool:
+    """Provides clusters that are used once; starts the next ones while tests run.
 
-    *wanted* tells how many of each shape are needed at most, so that none is started in vain.
+    *wanted* has one element per needed cluster, so that no cluster is started without need.
     """
 
     def __init__(self, wanted: Iterable[Shape]) -> None:
@@ -57,22 +57,24 @@ class Fresh:
         self._starting: dict[Shape, deque[Future[Cluster]]] = {
             shape: deque() for shape in self._wanted
         }
-        self._starters = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fresh-cluster")
+        self._starters = ThreadPoolExecutor(
+            _MAX_CONCURRENT_STARTS, thread_name_prefix="cluster-pool"
+        )
 
     def begin(self) -> None:
-        """Start the first ones."""
+        """Start the first clusters."""
         for shape in self._starting:
             self._start_next(shape)
 
     def take(self, shape: Shape) -> Cluster:
-        """Give a cluster that is ready; the caller closes it."""
+        """Return a cluster that is ready; the caller closes it."""
         self._start_next(shape)
         cluster = self._starting[shape].popleft().result()
         self._start_next(shape)
         return cluster
 
     def close(self) -> None:
-        """End those that were not taken."""
+        """Stop the clusters that were not used."""
         for starting in self._starting.values():
             for each in starting:
                 if not each.cancel():
@@ -81,7 +83,7 @@ class Fresh:
 
     def _start_next(self, shape: Shape) -> None:
         starting = self._starting[shape]
-        while self._wanted[shape] and len(starting) < _IN_ADVANCE:
+        while self._wanted[shape] and len(starting) < _SPARE:
             self._wanted[shape] -= 1
             starting.append(self._starters.submit(_started, shape))
 

@@ -1,4 +1,4 @@
-"""Clusters: a quiet one that tests share, and fresh ones for those that break something."""
+"""Fixtures of clusters: one that tests share, and disposable ones for tests that damage them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 import pytest
 
 from harness.cluster.cluster import Cluster
-from tests.cluster.clusters import Fresh, Shape, quiet
+from tests.cluster.clusters import ClusterPool, Shape, session_cluster
 
-SHAPES: dict[str, Shape] = {"doomed_cluster": (3, 1), "single_masters": (3, 0)}
+SHAPES: dict[str, Shape] = {"disposable_cluster": (3, 1), "disposable_masters": (3, 0)}
 
 
 @pytest.fixture(scope="session")
 def shared_cluster() -> Cluster:
-    """Six nodes of Valkey that no test may harm."""
-    return quiet()
+    """Six Valkey nodes that no test may damage."""
+    return session_cluster()
 
 
 @pytest.fixture
@@ -27,31 +27,31 @@ def cluster(shared_cluster: Cluster) -> Cluster:
 
 @pytest.fixture
 def nodes(cluster: Cluster) -> str:
-    """The shared cluster, as the settings name it."""
+    """The addresses of the shared cluster, in the form of the setting."""
     return ",".join(cluster.addresses)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def fresh_clusters(request: pytest.FixtureRequest) -> Iterator[Fresh]:
-    """Those that tests break, started while others run."""
+def cluster_pool(request: pytest.FixtureRequest) -> Iterator[ClusterPool]:
+    """Disposable clusters, which are started while other tests run."""
     names = [name for item in request.session.items for name in getattr(item, "fixturenames", ())]
-    fresh = Fresh(SHAPES[name] for name in names if name in SHAPES)
-    fresh.begin()
-    yield fresh
-    fresh.close()
+    pool = ClusterPool(SHAPES[name] for name in names if name in SHAPES)
+    pool.begin()
+    yield pool
+    pool.close()
 
 
 @pytest.fixture
-def doomed_cluster(fresh_clusters: Fresh) -> Iterator[Cluster]:
-    """Six nodes of its own for a test."""
-    with_replicas = fresh_clusters.take(SHAPES["doomed_cluster"])
+def disposable_cluster(cluster_pool: ClusterPool) -> Iterator[Cluster]:
+    """Three masters with one replica each, for one test."""
+    with_replicas = cluster_pool.take(SHAPES["disposable_cluster"])
     yield with_replicas
     with_replicas.close()
 
 
 @pytest.fixture
-def single_masters(fresh_clusters: Fresh) -> Iterator[Cluster]:
+def disposable_masters(cluster_pool: ClusterPool) -> Iterator[Cluster]:
     """Three masters without replicas, for one test."""
-    without_replicas = fresh_clusters.take(SHAPES["single_masters"])
+    without_replicas = cluster_pool.take(SHAPES["disposable_masters"])
     yield without_replicas
     without_replicas.close()

@@ -1,4 +1,4 @@
-"""Gateways that share a cluster: in processes of their own, or in this one, which takes no time."""
+"""Gateways that share a cluster: in separate processes, or in this one, which starts faster."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from harness.cluster.cluster import Cluster
-from tests import pictures, secrecy
-from tests.chosen import Sections
-from tests.cluster.stores import PATIENT
+from tests import sample_images, secret_leaks
+from tests.cluster.caches import LONG_TIMEOUTS
 from tests.conftest import UNLIMITED, serving, settings_with
+from tests.engine_choice import Sections
+from tests.metric_values import total
 from tests.rpc.errors import read
-from tests.samples import total
 from tests.support.waiting import until
 
 _SETTINGS = {
     "engine.kind": "fake",
     "server.port": 0,
     "server.admin_port": 0,
-    "server.grace_s": 5,
-    "store.capacity_bytes": 64 << 20,
+    "server.grace_period_s": 5,
+    "cache.local.capacity_bytes": 64 << 20,
     "log.level": "info",
     "log.format": "json",
 }
-# For processes, as `PATIENT` for stores.
-PATIENTLY = {f"cache__{name}": value for name, value in PATIENT.items()}
+# `LONG_TIMEOUTS`, for gateways in separate processes.
+LONG_TIMEOUT_OPTIONS = {f"cache__shared__{name}": value for name, value in LONG_TIMEOUTS.items()}
 _DIRECT = build_opener(ProxyHandler({}))
 
 
 @dataclass
 class Gateway:
-    """A server process, and a stub for it."""
+    """A gateway process, and a stub for it."""
 
     process: asyncio.subprocess.Process
     address: str
@@ -54,7 +54,7 @@ class Gateway:
     log: list[str] = field(default_factory=list)
 
     async def metric(self, name: str, **labels: str) -> float:
-        """Add up the samples that have these labels; 0 if there are none yet."""
+        """Return the sum of the samples with these labels; 0 if there are none."""
         text = await asyncio.to_thread(lambda: _DIRECT.open(self.admin + "/metrics").read())
         return sum(
             sample.value
@@ -68,13 +68,13 @@ class Gateway:
 async def gateway(
     cluster: Cluster | None, *, package: Path | None = None, **changes: object
 ) -> AsyncIterator[Gateway]:
-    """Run a gateway; settings have two underscores for the dot.
+    """Run a gateway process; in the names of settings, two underscores stand for a dot.
 
-    *package* is the folder that holds another version of samserve.
+    *package* is a folder that contains another version of samserve.
     """
     settings = dict(_SETTINGS)
     if cluster is not None:
-        settings["cache.nodes"] = ",".join(cluster.addresses[:2])
+        settings["cache.shared.nodes"] = ",".join(cluster.addresses[:2])
     settings.update({name.replace("__", "."): value for name, value in changes.items()})
     flags = [f"--set={name}={value}" for name, value in settings.items()]
     process = await asyncio.create_subprocess_exec(
@@ -97,7 +97,7 @@ async def gateway(
         except TimeoutError:
             process.kill()
             await process.wait()
-        secrecy.check("gateway log", "\n".join(log))
+        secret_leaks.check("gateway log", "\n".join(log))
     await reading
 
 
@@ -105,7 +105,7 @@ async def gateway(
 async def gateways(
     cluster: Cluster | None, count: int = 2, **changes: object
 ) -> AsyncIterator[list[Gateway]]:
-    """Run several at once."""
+    """Run several gateway processes."""
     async with AsyncExitStack() as stack:
         starting = (stack.enter_async_context(gateway(cluster, **changes)) for _ in range(count))
         yield await asyncio.gather(*starting)
@@ -113,13 +113,13 @@ async def gateways(
 
 @dataclass
 class LocalGateway:
-    """A server in this process, and a stub for it."""
+    """A gateway in this process, and a stub for it."""
 
     service: Running
     stub: SegmentationServiceStub
 
     async def metric(self, name: str, **labels: str) -> float:
-        """Do as `Gateway.metric` does."""
+        """See `Gateway.metric`."""
         return total(self.service.metrics.registry, name, **labels)
 
 
@@ -127,16 +127,17 @@ class LocalGateway:
 async def local_gateway(
     cluster: Cluster | None, sections: Sections | None = None, *, engine: Engine | None = None
 ) -> AsyncIterator[LocalGateway]:
-    """Run a gateway in this process: with the fake engine, unless another is named or given."""
-    given = {"engine": {"kind": "fake"}, **(sections or {})}
-    cache = dict(PATIENT)
+    """Run a gateway in this process, by default with the fake engine."""
+    chosen = {"engine": {"kind": "fake"}, **(sections or {})}
+    shared = dict(LONG_TIMEOUTS)
     if cluster is not None:
-        cache["nodes"] = ",".join(cluster.addresses[:2])
+        shared["nodes"] = ",".join(cluster.addresses[:2])
+    local = {"capacity_bytes": _SETTINGS["cache.local.capacity_bytes"]}
+    cache = chosen.get("cache", {})
     settings = settings_with(
         **{
-            "store": {"capacity_bytes": _SETTINGS["store.capacity_bytes"]},
-            **given,
-            "cache": {**cache, **given.get("cache", {})},
+            **chosen,
+            "cache": {"local": local, "shared": {**shared, **cache.get("shared", {})}},
         }
     )
     async with serving(settings, engine=engine) as (service, stub):
@@ -147,7 +148,7 @@ async def local_gateway(
 async def local_gateways(
     cluster: Cluster | None, sections: Sections | None = None, *, count: int = 2
 ) -> AsyncIterator[list[LocalGateway]]:
-    """Run several at once."""
+    """Run several gateways in this process."""
     async with AsyncExitStack() as stack:
         starting = (local_gateway(cluster, sections) for _ in range(count))
         yield [await stack.enter_async_context(each) for each in starting]
@@ -163,7 +164,7 @@ async def _addresses(process: asyncio.subprocess.Process, log: list[str]) -> tup
             assert api is not None
             assert admin is not None
             return api[1], admin[1]
-    raise AssertionError("the gateway has ended:\n" + "\n".join(log))
+    raise AssertionError("the gateway process ended:\n" + "\n".join(log))
 
 
 async def _read(process: asyncio.subprocess.Process, log: list[str]) -> None:
@@ -172,11 +173,11 @@ async def _read(process: asyncio.subprocess.Process, log: list[str]) -> None:
         log.append(line.decode().rstrip())
 
 
-async def until_gone(server: Gateway | LocalGateway, embedding_id: str) -> None:
-    """Wait until the server does not find it."""
-    request = pb.PredictRequest(embedding_id=embedding_id, prompts=[pictures.click()])
+async def until_not_found(server: Gateway | LocalGateway, embedding_id: str) -> None:
+    """Wait until the gateway returns EMBEDDING_NOT_FOUND for an embedding."""
+    request = pb.PredictRequest(embedding_id=embedding_id, prompts=[sample_images.point_prompt()])
 
-    async def gone() -> bool:
+    async def not_found() -> bool:
         try:
             await server.stub.Predict(request, timeout=60)
         except grpc.aio.AioRpcError as error:
@@ -186,4 +187,4 @@ async def until_gone(server: Gateway | LocalGateway, embedding_id: str) -> None:
         assert failure.reason == "EMBEDDING_NOT_FOUND"
         return True
 
-    await until(gone)
+    await until(not_found)

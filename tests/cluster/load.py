@@ -1,4 +1,4 @@
-"""Clients that annotate: embed, click, and send the picture again where they are told to."""
+"""Load of annotation clients: Embed, Predict by id, and Predict with the image after a miss."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 import grpc
 from samserve.v1 import samserve_pb2 as pb
 
-from tests import pictures
+from tests import sample_images
 from tests.cluster.gateways import Gateway, LocalGateway
 from tests.rpc.errors import read
 
 
 @dataclass
 class Tally:
-    """What the clients have seen."""
+    """Counts of calls and results, and unexpected errors."""
 
     counts: Counter[str] = field(default_factory=Counter)
     unexpected: list[str] = field(default_factory=list)
@@ -27,7 +27,7 @@ class Tally:
 
 @dataclass
 class Clients:
-    """Each call goes to any of the gateways; ids are those of pictures by number."""
+    """Clients whose calls go to a random gateway; ``ids`` are embedding ids by image number."""
 
     gateways: Sequence[Gateway | LocalGateway]
     tally: Tally = field(default_factory=Tally)
@@ -38,59 +38,63 @@ class Clients:
         return random.choice(self.gateways)
 
     async def embed(self, number: int, *, durable: bool = False) -> pb.Embedding | None:
-        """Embed a picture; None if it could not be made durable."""
+        """Embed an image; None if it failed or is not durable."""
         durability = pb.DURABILITY_DURABLE if durable else pb.DURABILITY_UNSPECIFIED
-        request = pb.EmbedRequest(image=picture(number), durability=durability)
+        request = pb.EmbedRequest(image=numbered_image(number), durability=durability)
         try:
-            answer = await self._call("embed", self.any().stub.Embed, request)
+            response = await self._call("embed", self.any().stub.Embed, request)
         except grpc.aio.AioRpcError as error:
-            if durable and read(error).reason == "STORE_UNAVAILABLE":
+            if durable and read(error).reason == "CACHE_UNAVAILABLE":
                 self.tally.counts["not durable"] += 1
                 return None
-            self._surprise("embed", error)
+            self._record_unexpected("embed", error)
             return None
-        self.ids[number] = answer.embedding.id
-        self.tally.counts[pb.Stored.Name(answer.embedding.stored)] += 1
-        return answer.embedding
+        self.ids[number] = response.embedding.id
+        self.tally.counts[pb.Stored.Name(response.embedding.stored)] += 1
+        return response.embedding
 
     async def stored(self, number: int, *, durable: bool = False) -> str:
-        """Embed a picture; gives where it is stored, nothing if that has failed."""
+        """Embed an image; return the name of its `Stored` value, empty if the call failed."""
         embedding = await self.embed(number, durable=durable)
         return "" if embedding is None else pb.Stored.Name(embedding.stored)
 
-    async def click(self, number: int) -> str:
-        """Click by id, and heal by sending the picture; gives how it was answered."""
-        request = pb.PredictRequest(embedding_id=self.ids[number], prompts=[pictures.click()])
+    async def predict(self, number: int) -> str:
+        """Predict by id, after a miss with the image; return "found" or the reason of the error."""
+        request = pb.PredictRequest(
+            embedding_id=self.ids[number], prompts=[sample_images.point_prompt()]
+        )
         try:
-            await self._call("click", self.any().stub.Predict, request)
+            await self._call("predict", self.any().stub.Predict, request)
         except grpc.aio.AioRpcError as error:
             reason = read(error).reason
-            if reason not in ("EMBEDDING_NOT_FOUND", "STORE_UNAVAILABLE"):
-                self._surprise("click", error)
+            if reason not in ("EMBEDDING_NOT_FOUND", "CACHE_UNAVAILABLE"):
+                self._record_unexpected("predict", error)
                 return reason
             self.tally.counts[reason] += 1
-            await self.heal(number)
+            await self.predict_with_image(number)
             return reason
         return "found"
 
-    async def heal(self, number: int) -> None:
-        request = pb.PredictRequest(image=picture(number), prompts=[pictures.click()])
+    async def predict_with_image(self, number: int) -> None:
+        request = pb.PredictRequest(
+            image=numbered_image(number), prompts=[sample_images.point_prompt()]
+        )
         try:
-            await self._call("heal", self.any().stub.Predict, request)
+            await self._call("predict_with_image", self.any().stub.Predict, request)
         except grpc.aio.AioRpcError as error:
-            self._surprise("heal", error)
+            self._record_unexpected("predict_with_image", error)
 
     async def work(self, numbers: Sequence[int], until: asyncio.Event) -> None:
         while not until.is_set():
             number = random.choice(numbers)
             if number in self.ids and random.random() < 0.8:
-                await self.click(number)
+                await self.predict(number)
             else:
                 await self.embed(number)
 
     @asynccontextmanager
     async def working(self, numbers: Sequence[int], count: int = 6) -> AsyncIterator[Tally]:
-        """Work while the block runs."""
+        """Send calls while the block runs."""
         until = asyncio.Event()
         tasks = [asyncio.create_task(self.work(numbers, until)) for _ in range(count)]
         try:
@@ -105,10 +109,10 @@ class Clients:
         finally:
             self.tally.counts[kind] += 1
 
-    def _surprise(self, what: str, error: grpc.aio.AioRpcError) -> None:
-        self.tally.unexpected.append(f"{what}: {error.code().name} {error.details()}")
+    def _record_unexpected(self, kind: str, error: grpc.aio.AioRpcError) -> None:
+        self.tally.unexpected.append(f"{kind}: {error.code().name} {error.details()}")
 
 
-def picture(number: int) -> pb.Image:
-    """Make picture *number*, always the same."""
-    return pictures.image(40, 60, seed=1000 + number)
+def numbered_image(number: int) -> pb.Image:
+    """Return image *number*, which is deterministic."""
+    return sample_images.image(40, 60, seed=1000 + number)

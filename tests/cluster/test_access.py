@@ -1,4 +1,4 @@
-"""Who gets at the cluster and whom it is taken for: ACL, TLS, and secrets that are replaced."""
+"""Access to the cluster: ACL rules, TLS, and the rotation of passwords and certificates."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from prometheus_client import CollectorRegistry, generate_latest
 from samserve.app import Running
-from samserve.errors import EmbeddingNotFound, SamserveError
-from samserve.settings import CacheSettings, LogSettings
-from samserve.stores.shared import value_format
-from samserve.stores.shared.base import Batch
-from samserve.stores.shared.redis import credentials as credentials_module
-from samserve.stores.shared.redis import node as node_module
-from samserve.stores.shared.redis.connection import _describe
-from samserve.stores.shared.redis.credentials import (
+from samserve.cache.shared import value_format
+from samserve.cache.shared.base import Batch
+from samserve.cache.shared.cache import Presence
+from samserve.cache.shared.redis import credentials as credentials_module
+from samserve.cache.shared.redis import node as node_module
+from samserve.cache.shared.redis.connection import _unopened
+from samserve.cache.shared.redis.credentials import (
     Credentials,
     NodeCredentials,
     open_cache_credentials,
 )
-from samserve.stores.shared.redis.node import Node as ClusterNode
-from samserve.stores.shared.store import Presence
+from samserve.cache.shared.redis.node import Node as ClusterNode
+from samserve.errors import EmbeddingNotFound, SamserveError
+from samserve.settings import LogSettings, SharedCacheSettings
 from samserve.telemetry import logs
 from samserve.telemetry.metrics import Metrics
 from samserve.v1 import samserve_pb2 as pb
@@ -41,31 +41,31 @@ from structlog.testing import capture_logs
 from harness.cluster.binaries import Flavour
 from harness.cluster.cluster import Cluster
 from harness.cluster.node import HOST, Node
-from harness.cluster.tls import TlsFronts
-from tests import pictures, secrecy
+from harness.cluster.tls import TlsProxies
+from tests import sample_images, secret_leaks
 from tests.cli.conftest import FAKE, Command, samserve
-from tests.cluster.stores import FACTS, PATIENT, SLOT, Gateway, key, store_over, tensors
+from tests.cluster.caches import FACTS, LONG_TIMEOUTS, SLOT, GatewayCache, key, open_cache, tensors
 from tests.conftest import serving, settings_with
 from tests.rpc.errors import failure_of, read
-from tests.secrecy import secret
+from tests.secret_leaks import secret
 from tests.support.certificates import Issuer, Mounted
 from tests.support.waiting import until
 
 __all__ = ["samserve"]
 
 
-def shown(issuer: Issuer, host: str = "gateway") -> dict[str, str]:
-    """A certificate and its key, as files."""
+def issued_files(issuer: Issuer, host: str = "gateway") -> dict[str, str]:
+    """Return the contents of a new certificate and its key."""
     return dict(zip(("cert", "key"), issuer.issue(host), strict=True))
 
 
 USER = "samserve"
-# What a user must have, as ACL SETUSER takes it; `docs` give it too.
+# The required ACL rules, in the form of ACL SETUSER; `docs/cache.md` has the same.
 RULES = (
     "~samserve:* resetchannels &samserve:* +hget +hmget +hlen +hset +hdel +hexists +del +pttl "
     "+pexpire +eval +wait +publish +subscribe +ping +asking +cluster|slots +client|setname"
 )
-# What shows that an embedding is on disk, which only durable ones need.
+# The command that confirms writes to disk, for durable embeddings only.
 DISK: dict[Flavour, str] = {"valkey": "+waitaof", "redis": "+config|get"}
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ PASSWORD, NEW_PASSWORD, WRONG = (
 
 
 class DatedIssuer(Issuer):
-    """Issues certificates that are no good any more, too."""
+    """An issuer that can also issue expired certificates."""
 
     def issue_expired(self, name: str) -> dict[str, str]:
         ago = [datetime.now(UTC) - timedelta(days=days) for days in (30, 1)]
@@ -84,26 +84,26 @@ class DatedIssuer(Issuer):
         return {"cert": chain.decode(), "key": secret(issued.private_key_pem.bytes().decode())}
 
 
-SERVERS, NEW_SERVERS, CLIENTS, NEW_CLIENTS, STRANGERS = (DatedIssuer() for _ in range(5))
-BOUND_S = 60.0
+SERVERS, NEW_SERVERS, CLIENTS, NEW_CLIENTS, UNTRUSTED = (DatedIssuer() for _ in range(5))
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture(autouse=True)
 def log() -> Iterator[list[Any]]:
-    """All that is logged in this process, which the scan for secrets shall see too."""
+    """The log entries of this process, which are also scanned for secrets."""
     logs.configure(LogSettings(level="debug"))
     with capture_logs() as entries:
         yield entries
-    secrecy.check("log", str(entries))
+    secret_leaks.check("log", str(entries))
 
 
 def reasons(log: list[Any]) -> list[str]:
-    """Why something is wrong, as operators read it: without what is for developers."""
+    """Return the reasons in log entries for operators, i.e. without debug entries."""
     lines = [line for line in log if line["log_level"] != "debug"]
     return [str(line["reason"]) for line in lines if "reason" in line]
 
 
-def told(log: list[Any], event: str) -> list[str]:
+def reasons_of(log: list[Any], event: str) -> list[str]:
     return [line["reason"] for line in log if line["event"] == event]
 
 
@@ -116,103 +116,109 @@ class Server:
 
     async def embed(self, number: int, *, durable: bool = False) -> pb.Embedding:
         request = pb.EmbedRequest(
-            image=pictures.image(40, 60, seed=number),
+            image=sample_images.image(40, 60, seed=number),
             durability=pb.DURABILITY_DURABLE if durable else pb.DURABILITY_UNSPECIFIED,
         )
-        return (await self.stub.Embed(request, timeout=BOUND_S)).embedding
+        return (await self.stub.Embed(request, timeout=TIMEOUT_S)).embedding
 
-    async def click(self, embedding_id: str) -> None:
-        request = pb.PredictRequest(embedding_id=embedding_id, prompts=[pictures.click()])
-        await self.stub.Predict(request, timeout=BOUND_S)
+    async def predict(self, embedding_id: str) -> None:
+        request = pb.PredictRequest(
+            embedding_id=embedding_id, prompts=[sample_images.point_prompt()]
+        )
+        await self.stub.Predict(request, timeout=TIMEOUT_S)
 
-    async def fails_to_find(self) -> str:
-        """Why there is no answer about an embedding that is not in its memory."""
-        failure = await failure_of(self.click("0" * 64))
-        secrecy.check("error", f"{failure}")
+    async def reason_of_a_miss(self) -> str:
+        """Return the reason of the error for an embedding that is not in the local tier."""
+        failure = await failure_of(self.predict("0" * 64))
+        secret_leaks.check("error", f"{failure}")
         return failure.reason
 
     @property
-    def in_order(self) -> float | None:
+    def reload_successful(self) -> float | None:
         labels = {"file": "cache credentials"}
-        return self.service.metrics.registry.get_sample_value("samserve_file_in_order", labels)
+        return self.service.metrics.registry.get_sample_value(
+            "samserve_config_last_reload_successful", labels
+        )
 
 
 @asynccontextmanager
-async def sharing(addresses: Iterable[str], **cache: Any) -> AsyncIterator[Server]:
-    """Run a gateway that looks at its files often."""
+async def sharing(addresses: Iterable[str], **shared: Any) -> AsyncIterator[Server]:
+    """Run a gateway that checks its files often."""
     settings = settings_with(
-        cache={"nodes": ",".join(addresses), **PATIENT, **cache},
-        tls={"reload_s": 0.02},
-        store={"capacity_bytes": 32 * SLOT},
+        cache={
+            "local": {"capacity_bytes": 32 * SLOT},
+            "shared": {"nodes": ",".join(addresses), **LONG_TIMEOUTS, **shared},
+        },
+        tls={"reload_interval_s": 0.02},
     )
     async with serving(settings) as (service, stub):
         yield Server(service, stub)
-        secrecy.check("metrics", generate_latest(service.metrics.registry).decode())
+        secret_leaks.check("metrics", generate_latest(service.metrics.registry).decode())
 
 
 @dataclass
 class Load:
-    """Callers that embed by way of one gateway and click by way of another, all in the cluster."""
+    """Clients that embed at one gateway and predict at another, through the cluster."""
 
     writer: Server
     reader: Server
     failures: list[str] = field(default_factory=list)
-    _answers: list[int] = field(default_factory=list)
+    _rounds: list[int] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(100))
 
     @asynccontextmanager
     async def running(self, callers: int = 3) -> AsyncIterator[None]:
-        over, self._answers = asyncio.Event(), [0] * callers
-        tasks = [asyncio.create_task(self._call(caller, over)) for caller in range(callers)]
+        stop, self._rounds = asyncio.Event(), [0] * callers
+        tasks = [asyncio.create_task(self._call(caller, stop)) for caller in range(callers)]
         try:
             yield
         finally:
-            over.set()
+            stop.set()
             await asyncio.gather(*tasks)
 
-    async def goes_on(self, answers: int = 2) -> None:
-        """Wait until every caller has got so many answers more.
+    async def progress(self, rounds: int = 2) -> None:
+        """Wait until every client has completed this number of rounds.
 
-        After two of them, no call is under way that has begun before.
+        After two rounds, all calls that were in flight before have ended.
         """
-        before = list(self._answers)
+        before = list(self._rounds)
         await until(
             lambda: all(
-                now >= then + answers for now, then in zip(self._answers, before, strict=True)
+                now >= then + rounds for now, then in zip(self._rounds, before, strict=True)
             )
         )
 
-    async def knows_masters(self, cluster: Cluster) -> None:
-        """Wait until both gateways were let in by every master."""
+    async def authenticated(self, cluster: Cluster) -> None:
+        """Wait until every master has accepted the credentials of both gateways."""
         masters = {master.announced for master in cluster.masters}
         await until(
             lambda: all(
                 node._credentials._accepted is not None
                 for server in (self.writer, self.reader)
-                for node in server.service.store._cache._servers.nodes  # type: ignore[attr-defined]
+                for node in server.service.cache._shared._servers.nodes  # type: ignore[attr-defined]
                 if node.address in masters
             )
         )
 
-    async def _call(self, caller: int, over: asyncio.Event) -> None:
-        while not over.is_set():
+    async def _call(self, caller: int, stop: asyncio.Event) -> None:
+        while not stop.is_set():
             try:
                 embedding = await self.writer.embed(next(self._numbers))
-                await self.reader.click(embedding.id)
+                await self.reader.predict(embedding.id)
                 if embedding.stored != pb.STORED_SHARED:
                     self.failures.append("not shared")
             except grpc.aio.AioRpcError as error:
                 self.failures.append(f"{read(error).reason}: {error.details()}")
-            self._answers[caller] += 1
+            self._rounds[caller] += 1
 
 
 @asynccontextmanager
-async def loaded(addresses: Iterable[str], **cache: Any) -> AsyncIterator[Load]:
-    """Run two gateways for a load, of which no call may fail."""
+async def loaded(addresses: Iterable[str], **shared: Any) -> AsyncIterator[Load]:
+    """Run two gateways for a load of which no call may fail."""
     addresses = tuple(addresses)
-    # Otherwise only nodes that have to do with an embedding would be asked anything soon.
-    cache["refresh_s"] = 0.1
-    async with sharing(addresses, **cache) as writer, sharing(addresses, **cache) as reader:
+    # So that all nodes get commands, not only the owners of embeddings.
+    shared["topology_refresh_interval_s"] = 0.1
+    async with sharing(addresses, **shared) as writer, sharing(addresses, **shared) as reader:
         load = Load(writer, reader)
         yield load
         assert load.failures == []
@@ -224,7 +230,7 @@ def grant(cluster: Cluster, user: str, *rules: str) -> None:
 
 
 def connections(cluster: Cluster, user: str) -> dict[Node, set[int]]:
-    """Those of gateways; numbers of one node grow with time."""
+    """Return the ids of gateways' connections; the ids of a node increase with time."""
     return {
         node: {
             int(client["id"])
@@ -235,15 +241,15 @@ def connections(cluster: Cluster, user: str) -> dict[Node, set[int]]:
     }
 
 
-def cut_all(cluster: Cluster, user: str) -> None:
-    """End all connections of gateways, so that what follows is about new ones."""
+def close_connections(cluster: Cluster, user: str) -> None:
+    """Close all connections of gateways, so that they must open new ones."""
     for node, numbers in connections(cluster, user).items():
         for number in numbers:
             node.command("CLIENT", "KILL", "ID", number)
 
 
 async def replaced(cluster: Cluster, user: str, before: dict[Node, set[int]]) -> None:
-    """Wait until nobody uses the connections from *before* any more."""
+    """Wait until all connections from *before* are closed."""
     await until(
         lambda: (
             not any(numbers & before[node] for node, numbers in connections(cluster, user).items())
@@ -253,36 +259,36 @@ async def replaced(cluster: Cluster, user: str, before: dict[Node, set[int]]) ->
 
 @pytest.fixture(scope="module", params=["valkey", "redis"])
 def guarded(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """Lets in nobody but the harness, until a test makes a user."""
-    nobody = secret("password-that-nobody-uses")
-    with Cluster(2, 1, request.param, user="nobody", password=nobody) as cluster:
+    """A cluster that accepts only the harness, until a test creates a user."""
+    unused = secret("password-that-no-test-uses")
+    with Cluster(2, 1, request.param, user="unused", password=unused) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def _soon_aware(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let listeners look up more often than a silent server deserves."""
-    monkeypatch.setattr(node_module, "_SILENCE_S", 0.1)
+def _short_ping_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make subscriptions check the credentials more often."""
+    monkeypatch.setattr(node_module, "_PING_AFTER_S", 0.1)
 
 
 @pytest.fixture
 def password_file(tmp_path: Path) -> Path:
     path = tmp_path / "password"
-    path.write_text(PASSWORD + "\n")  # as an editor leaves it
+    path.write_text(PASSWORD + "\n")  # editors add the newline
     return path
 
 
-def asked(node: Node, *command: str | bytes) -> Any:
-    """Ask a node, also for a slot that is still on its way to it."""
+def run_on(node: Node, *command: str | bytes) -> Any:
+    """Run a command on a node, also for a slot that is being moved to it."""
     pipeline = node.client.pipeline(transaction=False)
     pipeline.execute_command("ASKING")
     pipeline.execute_command(*command)
     return pipeline.execute()[1]
 
 
-async def live(gateway: Gateway, name: str, holder: Node) -> None:
-    """All that a gateway does with an embedding, which *holder* keeps."""
-    cache, embedding = gateway.cache, key(name)
+async def use_all_commands(gateway: GatewayCache, name: str, owner: Node) -> None:
+    """Do everything that a gateway does with an embedding, which *owner* stores."""
+    cache, embedding = gateway.shared, key(name)
     stored = cache.name(embedding)
     data = value_format.encode(stored, FACTS, tensors(1.0))
     assert await cache.deletion_marker(embedding) == b""
@@ -294,29 +300,29 @@ async def live(gateway: Gateway, name: str, holder: Node) -> None:
     assert await cache.delete(embedding, 60)
     assert await cache.check(embedding) is Presence.DELETED
     marker = await cache.deletion_marker(embedding)
-    assert (await cache.put(embedding, data, 60, marker=marker, durable=True)).same
-    asked(holder, "HSET", stored, "v1", data[:-1] + bytes([data[-1] ^ 1]))
+    assert (await cache.put(embedding, data, 60, marker=marker, durable=True)).own_value
+    run_on(owner, "HSET", stored, "v1", data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(EmbeddingNotFound):
         await cache.get(embedding, lambda value: True)
-    assert not asked(holder, "EXISTS", stored)
+    assert not run_on(owner, "EXISTS", stored)
 
 
 def all_rules(cluster: Cluster) -> list[str]:
-    """What a user of servers of this kind must have for all that a gateway does."""
+    """Return the ACL rules that a gateway needs for servers of this kind."""
     return [*RULES.split(), DISK[cluster.flavour]]
 
 
-def test_the_documentation_gives_these_rules() -> None:
+def test_the_documented_rules_are_the_tested_ones() -> None:
     text = (Path(__file__).parents[2] / "docs" / "cache.md").read_text()
     _, _, section = text.partition("ACL SETUSER samserve reset on >PASSWORD ")
     rules, _, rest = section.partition("```")
 
     assert set(rules.split()) == {*RULES.split(), DISK["valkey"]}
-    assert f"`{DISK['redis']}` takes the place" in rest
+    assert f"`{DISK['redis']}` replaces `{DISK['valkey']}`" in rest
 
 
 def denied(cluster: Cluster, user: str) -> set[str]:
-    """What the user was refused."""
+    """Return the commands, keys and channels that were denied to the user."""
     entries = [
         dict(zip(entry[::2], entry[1::2], strict=True))
         for node in cluster.nodes
@@ -326,15 +332,15 @@ def denied(cluster: Cluster, user: str) -> set[str]:
 
 
 def names_by_node(cluster: Cluster) -> Iterator[tuple[Node, str]]:
-    """Make up names of embeddings, one of each master's."""
+    """Yield for each master a name of an embedding that it owns."""
     for master in cluster.masters:
         names = (f"{number:064}" for number in itertools.count())
         owned = (each for each in names if cluster.owner_of(f"samserve:default:{each}") is master)
         yield master, next(owned)
 
 
-async def hears_deletions(cluster: Cluster, count: int) -> None:
-    """Wait until so many gateways listen."""
+async def subscriptions(cluster: Cluster, count: int) -> None:
+    """Wait until *count* gateways have subscribed to deletions."""
     await until(
         lambda: (
             sum(node.command("PUBSUB", "NUMSUB", "samserve:deleted")[1] for node in cluster.nodes)
@@ -343,36 +349,34 @@ async def hears_deletions(cluster: Cluster, count: int) -> None:
     )
 
 
-async def test_the_documented_rules_are_enough_for_all_that_a_gateway_does(
-    guarded: Cluster, password_file: Path
-) -> None:
+async def test_the_documented_rules_are_sufficient(guarded: Cluster, password_file: Path) -> None:
     grant(guarded, USER, "reset", "on", f">{PASSWORD}", *all_rules(guarded))
     settings: dict[str, Any] = {"username": USER, "password_file": password_file}
     (one, name), (other, moving) = names_by_node(guarded)
     move = guarded.slot_move(guarded.slot_of(f"samserve:default:{moving}"), one)
     nodes = guarded.addresses[0]
     async with (
-        store_over(nodes, check_s=600, **settings) as gateway,
-        store_over(nodes, check_s=600, **settings) as second,
+        open_cache(nodes, revalidate_interval_s=600, **settings) as gateway,
+        open_cache(nodes, revalidate_interval_s=600, **settings) as second,
     ):
-        await live(gateway, name, one)
+        await use_all_commands(gateway, name, one)
         move.begin()
-        await live(gateway, moving, one)
+        await use_all_commands(gateway, moving, one)
         move.finish()
         for node in gateway.client.nodes:
             await node.probe()
-        # Of a deletion the others hear at once, though they would look in ten minutes only.
-        await hears_deletions(guarded, 2)
+        # The subscription removes deleted embeddings long before they are checked again.
+        await subscriptions(guarded, 2)
         await gateway.put(key("shared"))
         assert await second.get(key("shared")) == 1.0
-        assert await gateway.store.delete(key("shared"))
-        await until(lambda: not second.memory.stats().entries)
+        assert await gateway.cache.delete(key("shared"))
+        await until(lambda: not second.local.stats().entries)
 
     assert other is not one
     assert denied(guarded, USER) == set()
 
 
-async def test_each_of_the_documented_rules_is_needed(
+async def test_each_of_the_documented_rules_is_necessary(
     guarded: Cluster, password_file: Path
 ) -> None:
     (one, name), (_, moving) = names_by_node(guarded)
@@ -384,64 +388,68 @@ async def test_each_of_the_documented_rules_is_needed(
         others = (each for each in rules if each != rule)
         grant(guarded, user, "reset", "on", f">{PASSWORD}", *others)
         settings: dict[str, Any] = {"username": user, "password_file": password_file}
-        async with store_over(guarded.addresses[0], **settings) as gateway:
+        async with open_cache(guarded.addresses[0], **settings) as gateway:
             for each in (name, moving):
                 try:
-                    await live(gateway, each, one)
+                    await use_all_commands(gateway, each, one)
                 except SamserveError:
-                    asked(one, "DEL", gateway.cache.name(key(each)))
+                    run_on(one, "DEL", gateway.shared.name(key(each)))
             for node in gateway.client.nodes:
                 await node.probe()
-            # In a script, Redis 6.2 tells the command; of subcommands it does not tell which.
+            # For scripts, Redis 6.2 logs the command; for subcommands, only the main command.
             objects = {"~": "samserve:default:", "&": "samserve:deleted"}
             expected = objects.get(rule[0], rule[1:].partition("|")[0])
             await until(partial(denied, guarded, user))
             assert {
-                what for what in denied(guarded, user) if not what.startswith(expected)
+                each for each in denied(guarded, user) if not each.startswith(expected)
             } == set()
     move.finish()
 
 
 @dataclass(frozen=True)
 class Case:
-    """A user that is not let in, or not far enough, and what the log says of it."""
+    """A user with wrong credentials or missing permissions, and the expected log message."""
 
-    said: str
+    message: str
     rules: str = RULES
-    given: str = field(default=PASSWORD, repr=False)
+    password: str = field(default=PASSWORD, repr=False)
     writes: bool = False
     reads: bool = False
 
 
-NOT_LET_IN = {
-    "another password": Case("invalid username-password pair", given=WRONG),
-    "no password": Case("Authentication required", given=""),
-    "no such keys": Case("to access", RULES.replace("~samserve", "~other")),
-    "no map": Case("no permissions to run the 'cluster", RULES.replace("+cluster|slots", "")),
-    "no name": Case("no permissions to run the 'client", RULES.replace("+client|setname", "")),
+REJECTED = {
+    "another password": Case("invalid username-password pair", password=WRONG),
+    "no password": Case("Authentication required", password=""),
+    "no key permission": Case("to access", RULES.replace("~samserve", "~other")),
+    "no cluster slots": Case(
+        "no permissions to run the 'cluster", RULES.replace("+cluster|slots", "")
+    ),
+    "no client setname": Case(
+        "no permissions to run the 'client", RULES.replace("+client|setname", "")
+    ),
     "no hmget": Case("run the 'hmget'", RULES.replace("+hmget", ""), writes=True),
     "no eval": Case("run the 'eval'", RULES.replace("+eval", ""), reads=True),
 }
 
 
-@pytest.mark.parametrize("case", NOT_LET_IN.values(), ids=NOT_LET_IN)
-async def test_who_is_not_let_in_works_alone_and_the_log_says_why(
+@pytest.mark.parametrize("case", REJECTED.values(), ids=REJECTED)
+async def test_a_rejected_gateway_works_with_the_local_tier_and_logs_the_reason(
     guarded: Cluster, tmp_path: Path, log: list[Any], case: Case
 ) -> None:
     guarded.flush()
     grant(guarded, USER, "reset", "on", f">{PASSWORD}", *case.rules.split())
     settings: dict[str, Any] = {}
-    if case.given:
-        (tmp_path / "password").write_text(case.given)
+    if case.password:
+        (tmp_path / "password").write_text(case.password)
         settings = {"username": USER, "password_file": tmp_path / "password"}
     async with sharing(guarded.addresses, **settings) as server:
         embedding = await server.embed(1)
-        await server.click(embedding.id)
+        await server.predict(embedding.id)
         assert embedding.stored == (pb.STORED_SHARED if case.writes else pb.STORED_LOCAL)
-        assert await server.fails_to_find() == (
-            "EMBEDDING_NOT_FOUND" if case.reads else "STORE_UNAVAILABLE"
+        assert await server.reason_of_a_miss() == (
+            "EMBEDDING_NOT_FOUND" if case.reads else "CACHE_UNAVAILABLE"
         )
-        await until(lambda: any(case.said in reason for reason in reasons(log)))
+        await until(lambda: any(case.message in reason for reason in reasons(log)))
 
     assert not [reason for reason in reasons(log) if "\n" in reason]
     assert bool(guarded.keys()) == case.writes
@@ -449,8 +457,8 @@ async def test_who_is_not_let_in_works_alone_and_the_log_says_why(
 
 @pytest.mark.parametrize("guarded", ["valkey"], indirect=True)
 @pytest.mark.parametrize("first", ["cluster", "file"])
-@pytest.mark.usefixtures("_soon_aware")
-async def test_a_password_is_replaced_under_load_wherever_it_is_known_first(
+@pytest.mark.usefixtures("_short_ping_interval")
+async def test_password_rotation_under_load_in_either_order(
     guarded: Cluster, tmp_path: Path, log: list[Any], first: str
 ) -> None:
     grant(guarded, USER, "reset", "on", f">{PASSWORD}", *RULES.split())
@@ -458,65 +466,70 @@ async def test_a_password_is_replaced_under_load_wherever_it_is_known_first(
     settings = {"username": USER, "password_file": mount.path("password")}
     async with loaded(guarded.addresses, **settings) as load:
         async with load.running():
-            await load.goes_on()
-            # A node that has never let a gateway in is not offered the old password again.
-            await load.knows_masters(guarded)
+            await load.progress()
+            # The previous password is only used for nodes that have accepted it before.
+            await load.authenticated(guarded)
             if first == "cluster":
                 grant(guarded, USER, f">{NEW_PASSWORD}")
             before = connections(guarded, USER)
             mount.swap(password=NEW_PASSWORD)
-            await until(lambda: [line["event"] for line in log].count("read again") == 2)
-            await load.goes_on()
+            await until(lambda: [line["event"] for line in log].count("config reloaded") == 2)
+            await load.progress()
         if first == "file":
-            # Nor is it an outage for those who need new connections.
-            cut_all(guarded, USER)
+            # New connections work as well.
+            close_connections(guarded, USER)
         async with load.running(callers=8):
-            await load.goes_on()
+            await load.progress()
             if first == "file":
                 before = connections(guarded, USER)
                 grant(guarded, USER, f">{NEW_PASSWORD}")
-            # All that were opened with the old one end, also those that nobody needs just now.
+            # All connections with the old password are closed, also idle ones.
             await replaced(guarded, USER, before)
-            # A call may be about to offer the old one still.
-            await load.goes_on()
+            # A call may still be about to use the old password.
+            await load.progress()
             grant(guarded, USER, f"<{PASSWORD}")
-            await load.goes_on()
-        cut_all(guarded, USER)
+            await load.progress()
+        close_connections(guarded, USER)
         async with load.running():
-            await load.goes_on()
-    # Said once for each node and gateway, however often it was tried.
-    said = [line["node"] for line in log if line["event"] == "old password still used"]
-    assert bool(said) == (first == "file")
-    assert {said.count(node) for node in said} <= {1, 2}
+            await load.progress()
+    # Logged once per node and gateway, however often it was tried.
+    logged = [line["node"] for line in log if line["event"] == "previous password still in use"]
+    assert bool(logged) == (first == "file")
+    assert {logged.count(node) for node in logged} <= {1, 2}
 
 
 @pytest.mark.parametrize("guarded", ["valkey"], indirect=True)
-@pytest.mark.usefixtures("_soon_aware")
-async def test_a_password_that_is_taken_away_too_early_cuts_off_nobody_who_is_connected(
+@pytest.mark.usefixtures("_short_ping_interval")
+async def test_a_password_that_is_removed_too_early_does_not_close_connections(
     guarded: Cluster, tmp_path: Path
 ) -> None:
     grant(guarded, USER, "reset", "on", f">{PASSWORD}", *RULES.split())
     mount = Mounted(tmp_path / "mounted", password=PASSWORD)
     settings = {"username": USER, "password_file": mount.path("password")}
-    # With more, a call might want another one just then.
-    async with loaded(guarded.addresses, connections=1, **settings) as load, load.running():
-        await load.knows_masters(guarded)
+    # With more, a call might open a new connection at that moment.
+    async with (
+        loaded(guarded.addresses, max_connections_per_node=1, **settings) as load,
+        load.running(),
+    ):
+        await load.authenticated(guarded)
         grant(guarded, USER, "resetpass", f">{NEW_PASSWORD}")
-        await load.goes_on()
+        await load.progress()
         before = connections(guarded, USER)
         mount.swap(password=NEW_PASSWORD)
         await replaced(guarded, USER, before)
-        await load.goes_on()
+        await load.progress()
 
 
 @pytest.mark.parametrize("guarded", ["valkey"], indirect=True)
-async def test_no_connection_with_an_old_password_is_kept_below_a_new_one(
+async def test_all_idle_connections_with_an_old_password_are_closed(
     guarded: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(credentials_module, "_RETRY_REFUSED_S", 0.0)
+    monkeypatch.setattr(credentials_module, "_RETRY_REJECTED_S", 0.0)
     grant(guarded, USER, "reset", "on", f">{PASSWORD}", *RULES.split())
     mount = Mounted(tmp_path / "mounted", password=PASSWORD)
-    settings = CacheSettings(username=USER, password_file=mount.path("password"), **PATIENT)
+    settings = SharedCacheSettings(
+        username=USER, password_file=mount.path("password"), **LONG_TIMEOUTS
+    )
     credentials = open_cache_credentials(settings)
     metrics = Metrics(CollectorRegistry()).cache
     server = guarded.nodes[0]
@@ -529,7 +542,7 @@ async def test_no_connection_with_an_old_password_is_kept_below_a_new_one(
     assert await number_after(4) == 4
     mount.swap(password=NEW_PASSWORD)
     credentials.refresh()
-    # The node does not know it yet.
+    # The node does not accept the new one yet.
     assert await number_after(4) == 4
     grant(guarded, USER, f">{NEW_PASSWORD}", f"<{PASSWORD}")
     await number_after(1)
@@ -538,7 +551,7 @@ async def test_no_connection_with_an_old_password_is_kept_below_a_new_one(
     await node.aclose()
 
 
-def test_an_old_password_is_not_shown_to_whom_only_an_old_ca_has_signed() -> None:
+def test_a_previous_password_is_only_sent_to_nodes_that_current_cas_verify() -> None:
     old, new = (
         Credentials(USER, password, ssl.create_default_context())
         for password in (PASSWORD, NEW_PASSWORD)
@@ -547,7 +560,7 @@ def test_an_old_password_is_not_shown_to_whom_only_an_old_ca_has_signed() -> Non
     entry = NodeCredentials(lambda: newest[-1])
     entry.accept(old)
     newest.append(new)
-    used = entry.refuse(new)
+    used = entry.reject(new)
 
     assert used is not None
     assert (used.password == PASSWORD, used.tls is new.tls) == (True, True)
@@ -556,79 +569,81 @@ def test_an_old_password_is_not_shown_to_whom_only_an_old_ca_has_signed() -> Non
     assert [entry.is_current(each) for each in (old, used, new)] == [False, False, True]
 
 
-def test_nothing_that_holds_secrets_shows_them(tmp_path: Path) -> None:
-    mount = Mounted(tmp_path / "mounted", ca=SERVERS.pem, password=PASSWORD, **shown(CLIENTS))
+def test_reprs_contain_no_secrets(tmp_path: Path) -> None:
+    mount = Mounted(
+        tmp_path / "mounted", ca=SERVERS.pem, password=PASSWORD, **issued_files(CLIENTS)
+    )
     paths = {f"{name}_file": mount.path(name) for name in ("ca", "cert", "key", "password")}
-    settings = CacheSettings(nodes="127.0.0.1:1", username=USER, tls=True, **paths)
+    settings = SharedCacheSettings(nodes="127.0.0.1:1", username=USER, tls=True, **paths)
     credentials = open_cache_credentials(settings)
     node = ClusterNode(
         (HOST, 1), lambda: credentials.value, settings, Metrics(CollectorRegistry()).cache
     )
-    connection = _describe((HOST, 1), credentials.value, 1.0)
+    connection = _unopened((HOST, 1), credentials.value, 1.0)
 
     texts = [
         f"{each} {each!r}" for each in (settings, credentials, credentials.value, node, connection)
     ]
     assert not [text for text in texts if PASSWORD in text or "PRIVATE" in text]
-    secrecy.check("repr", " ".join(texts))
+    secret_leaks.check("repr", " ".join(texts))
 
 
 @dataclass
-class Fortress:
-    """A cluster that is reached by TLS only, with a certificate of a gateway."""
+class TlsCluster:
+    """A cluster that accepts only TLS connections with a client certificate."""
 
     cluster: Cluster
-    fronts: TlsFronts
+    proxies: TlsProxies
     files: Mounted
 
-    def show(self, issuer: Issuer, **files: str) -> None:
-        """Show another certificate, or ask for others, on new connections."""
-        self.files.swap(**{**shown(issuer, HOST), **files})
-        self.fronts.use(self.files.path("cert"), self.files.path("key"))
+    def use(self, issuer: Issuer, **files: str) -> None:
+        """Use another server certificate, or other client CAs, for new connections."""
+        self.files.swap(**{**issued_files(issuer, HOST), **files})
+        self.proxies.use(self.files.path("cert"), self.files.path("key"))
 
 
 @pytest.fixture(scope="module")
-def walls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fortress]:
-    folder = tmp_path_factory.mktemp("walls") / "server"
-    files = Mounted(folder, clients=CLIENTS.pem + NEW_CLIENTS.pem, **shown(SERVERS, HOST))
+def tls_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsCluster]:
+    folder = tmp_path_factory.mktemp("tls") / "server"
+    files = Mounted(folder, clients=CLIENTS.pem + NEW_CLIENTS.pem, **issued_files(SERVERS, HOST))
     cert, key_file, clients = (files.path(name) for name in ("cert", "key", "clients"))
     with (
-        TlsFronts(cert, key_file, clients) as fronts,
-        Cluster(3, 1, announce=fronts.announce) as cluster,
+        TlsProxies(cert, key_file, clients) as proxies,
+        Cluster(3, 1, announce=proxies.announce) as cluster,
     ):
-        yield Fortress(cluster, fronts, files)
+        yield TlsCluster(cluster, proxies, files)
 
 
 @pytest.fixture
-def fortress(walls: Fortress) -> Fortress:
-    walls.show(SERVERS, clients=CLIENTS.pem + NEW_CLIENTS.pem)
-    walls.cluster.flush()
-    return walls
+def tls_cluster(tls_nodes: TlsCluster) -> TlsCluster:
+    tls_nodes.use(SERVERS, clients=CLIENTS.pem + NEW_CLIENTS.pem)
+    tls_nodes.cluster.flush()
+    return tls_nodes
 
 
 def secured(mount: Mounted, *names: str) -> dict[str, Any]:
-    """Settings of the cache."""
+    """Return the TLS settings of the cache."""
     return {"tls": True, **{f"{name}_file": mount.path(name) for name in names}}
 
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Mounted:
-    """What lets a gateway in."""
-    return Mounted(tmp_path / "mounted", ca=SERVERS.pem, **shown(CLIENTS))
+    """Files with which a gateway is accepted."""
+    return Mounted(tmp_path / "mounted", ca=SERVERS.pem, **issued_files(CLIENTS))
 
 
-async def test_all_nodes_are_spoken_to_by_tls_also_after_a_takeover(
-    fortress: Fortress, mount: Mounted
+async def test_all_nodes_are_used_over_tls_also_after_a_failover(
+    tls_cluster: TlsCluster, mount: Mounted
 ) -> None:
-    cluster = fortress.cluster
+    cluster = tls_cluster.cluster
     settings = secured(mount, "ca", "cert", "key")
     # The others are discovered.
     async with sharing(cluster.addresses[:1], **settings) as one:
         ids = [(await one.embed(number, durable=True)).id for number in range(8)]
         owners = {each: cluster.owner_of(f"samserve:default:{each}") for each in ids}
         assert set(owners.values()) == set(cluster.masters)
-        victim = owners[ids[0]]
-        await asyncio.to_thread(cluster.fail_over, victim)
+        master = owners[ids[0]]
+        await asyncio.to_thread(cluster.fail_over, master)
 
         async def shared_again() -> bool:
             return (await one.embed(0)).stored == pb.STORED_SHARED
@@ -636,15 +651,15 @@ async def test_all_nodes_are_spoken_to_by_tls_also_after_a_takeover(
         await until(shared_again)
         async with sharing(cluster.addresses[1:], **settings) as other:
             for each in ids:
-                await other.click(each)
+                await other.predict(each)
     await asyncio.to_thread(cluster.start_again)
 
 
 @dataclass(frozen=True)
-class Mistrust:
-    """What the nodes show, what the gateway has, and what the log says of it."""
+class TlsCase:
+    """Certificates of nodes and gateway that do not match, and the expected log message."""
 
-    said: str
+    message: str
     nodes: DatedIssuer = SERVERS
     host: str = HOST
     expired: bool = False
@@ -653,129 +668,129 @@ class Mistrust:
     gateway: Issuer = CLIENTS
 
 
-MISTRUST = {
-    "another CA": Mistrust("CERTIFICATE_VERIFY_FAILED", trusted=STRANGERS),
-    "the system's CAs": Mistrust("CERTIFICATE_VERIFY_FAILED", names="cert key"),
-    "expired": Mistrust("certificate has expired", expired=True),
-    "another name": Mistrust("not valid for '127.0.0.1'", host="elsewhere.test"),
-    "no certificate of our own": Mistrust("certificate required", names="ca"),
-    "a certificate of a stranger": Mistrust("unknown ca", gateway=STRANGERS),
-    "no TLS": Mistrust("Connection closed by server", names=""),
+TLS_CASES = {
+    "another CA": TlsCase("CERTIFICATE_VERIFY_FAILED", trusted=UNTRUSTED),
+    "the system's CAs": TlsCase("CERTIFICATE_VERIFY_FAILED", names="cert key"),
+    "expired": TlsCase("certificate has expired", expired=True),
+    "another name": TlsCase("not valid for '127.0.0.1'", host="elsewhere.test"),
+    "no client certificate": TlsCase("certificate required", names="ca"),
+    "an untrusted client certificate": TlsCase("unknown ca", gateway=UNTRUSTED),
+    "no TLS": TlsCase("Connection closed by server", names=""),
 }
 
 
-@pytest.mark.parametrize("case", MISTRUST.values(), ids=MISTRUST)
-async def test_without_trust_on_both_sides_a_gateway_works_alone_and_the_log_says_why(
-    fortress: Fortress, tmp_path: Path, log: list[Any], case: Mistrust
+@pytest.mark.parametrize("case", TLS_CASES.values(), ids=TLS_CASES)
+async def test_a_failed_tls_handshake_is_logged_and_the_local_tier_works_alone(
+    tls_cluster: TlsCluster, tmp_path: Path, log: list[Any], case: TlsCase
 ) -> None:
     issued = case.nodes.issue_expired(case.host) if case.expired else None
-    fortress.show(case.nodes, **(issued or shown(case.nodes, case.host)))
-    mount = Mounted(tmp_path / "mounted", ca=case.trusted.pem, **shown(case.gateway))
+    tls_cluster.use(case.nodes, **(issued or issued_files(case.nodes, case.host)))
+    mount = Mounted(tmp_path / "mounted", ca=case.trusted.pem, **issued_files(case.gateway))
     settings = secured(mount, *case.names.split()) if case.names else {}
-    async with sharing(fortress.cluster.addresses, **settings) as server:
+    async with sharing(tls_cluster.cluster.addresses, **settings) as server:
         embedding = await server.embed(1)
-        await server.click(embedding.id)
+        await server.predict(embedding.id)
         assert embedding.stored == pb.STORED_LOCAL
-        assert await server.fails_to_find() == "STORE_UNAVAILABLE"
-        left_alone = partial(told, log, "node left alone")
-        await until(lambda: len(left_alone()) >= 6)
+        assert await server.reason_of_a_miss() == "CACHE_UNAVAILABLE"
+        opened = partial(reasons_of, log, "circuit opened")
+        await until(lambda: len(opened()) >= 6)
 
-    assert not [reason for reason in left_alone() if case.said not in reason or "\n" in reason]
-    assert fortress.cluster.keys() == set()
+    assert not [reason for reason in opened() if case.message not in reason or "\n" in reason]
+    assert tls_cluster.cluster.keys() == set()
 
 
-async def test_nodes_that_do_not_speak_tls_are_not_spoken_to_without(
-    fortress: Fortress, mount: Mounted, log: list[Any]
+async def test_a_gateway_with_tls_does_not_use_nodes_without_tls(
+    tls_cluster: TlsCluster, mount: Mounted, log: list[Any]
 ) -> None:
-    # A server without TLS waits for the rest of what it takes for a command.
-    settings = {**secured(mount, "ca", "cert", "key"), "connect_s": 0.2}
-    async with sharing([fortress.cluster.nodes[0].address], **settings) as server:
+    # A server without TLS reads the handshake as an incomplete command, and waits.
+    settings = {**secured(mount, "ca", "cert", "key"), "connect_timeout_s": 0.2}
+    async with sharing([tls_cluster.cluster.nodes[0].address], **settings) as server:
         assert (await server.embed(1)).stored == pb.STORED_LOCAL
-        assert await server.fails_to_find() == "STORE_UNAVAILABLE"
-        await until(lambda: told(log, "node left alone"))
-    assert told(log, "node left alone")[0] == "TimeoutError: Timeout connecting to server"
+        assert await server.reason_of_a_miss() == "CACHE_UNAVAILABLE"
+        await until(lambda: reasons_of(log, "circuit opened"))
+    assert reasons_of(log, "circuit opened")[0] == "TimeoutError: Timeout connecting to server"
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One node with TLS that asks for no certificate, and has no command to take passwords."""
-    server = Mounted(tmp_path_factory.mktemp("alone") / "server", **shown(SERVERS, HOST))
+    """One node with TLS that requests no client certificate, and has no AUTH command."""
+    server = Mounted(tmp_path_factory.mktemp("alone") / "server", **issued_files(SERVERS, HOST))
     options = {"rename-command": "AUTH somethingelse"}
     with (
-        TlsFronts(server.path("cert"), server.path("key")) as fronts,
-        Cluster(1, 0, options=options, announce=fronts.announce) as cluster,
+        TlsProxies(server.path("cert"), server.path("key")) as proxies,
+        Cluster(1, 0, options=options, announce=proxies.announce) as cluster,
     ):
         yield cluster
 
 
-async def test_nodes_that_ask_for_no_certificate_need_none(alone: Cluster, mount: Mounted) -> None:
+async def test_a_client_certificate_is_optional(alone: Cluster, mount: Mounted) -> None:
     async with sharing(alone.addresses, **secured(mount, "ca")) as server:
         assert (await server.embed(1)).stored == pb.STORED_SHARED
 
 
-async def test_what_a_node_repeats_of_a_password_is_not_logged(
+async def test_a_password_in_the_error_of_a_node_is_not_logged(
     alone: Cluster, mount: Mounted, password_file: Path, log: list[Any]
 ) -> None:
-    # Of a command that it does not know a server tells the arguments.
+    # For an unknown command, the error of a server contains the arguments.
     settings = {"username": USER, "password_file": password_file, **secured(mount, "ca")}
     async with sharing(alone.addresses, **settings) as server:
         assert (await server.embed(2)).stored == pb.STORED_LOCAL
-        assert await server.fails_to_find() == "STORE_UNAVAILABLE"
-        await until(lambda: told(log, "node left alone"))
-    assert "ResponseError" in told(log, "node left alone")[0]
+        assert await server.reason_of_a_miss() == "CACHE_UNAVAILABLE"
+        await until(lambda: reasons_of(log, "circuit opened"))
+    assert "ResponseError" in reasons_of(log, "circuit opened")[0]
     assert PASSWORD not in str(log)
 
 
-@pytest.mark.usefixtures("_soon_aware")
-async def test_certificates_of_both_sides_are_replaced_under_load(
-    fortress: Fortress, mount: Mounted
+@pytest.mark.usefixtures("_short_ping_interval")
+async def test_certificate_rotation_on_both_sides_under_load(
+    tls_cluster: TlsCluster, mount: Mounted
 ) -> None:
-    cluster = fortress.cluster
+    cluster = tls_cluster.cluster
     settings = secured(mount, "ca", "cert", "key")
     async with loaded(cluster.addresses, **settings) as load:
         async with load.running():
-            await load.goes_on()
+            await load.progress()
             for clients, servers in (
                 (NEW_CLIENTS, SERVERS),
                 (NEW_CLIENTS, NEW_SERVERS),
             ):
                 before = connections(cluster, "default")
-                mount.swap(ca=SERVERS.pem + NEW_SERVERS.pem, **shown(clients))
+                mount.swap(ca=SERVERS.pem + NEW_SERVERS.pem, **issued_files(clients))
                 await replaced(cluster, "default", before)
-                fortress.show(servers)
-                await load.goes_on()
-        # Now the old ones are worth nothing, on either side.
-        fortress.show(NEW_SERVERS, clients=NEW_CLIENTS.pem)
+                tls_cluster.use(servers)
+                await load.progress()
+        # Now neither side accepts the old certificates.
+        tls_cluster.use(NEW_SERVERS, clients=NEW_CLIENTS.pem)
         before = connections(cluster, "default")
         mount.swap(ca=NEW_SERVERS.pem)
         async with load.running():
             await replaced(cluster, "default", before)
-            await load.goes_on()
+            await load.progress()
 
 
-async def test_files_that_got_worse_are_not_taken_until_they_are_in_order_again(
-    fortress: Fortress, mount: Mounted, log: list[Any]
+async def test_invalid_files_are_not_used_until_they_are_valid_again(
+    tls_cluster: TlsCluster, mount: Mounted, log: list[Any]
 ) -> None:
-    good = {"ca": SERVERS.pem, **shown(CLIENTS)}
-    damages = [
-        {"ca": (SERVERS.pem + NEW_SERVERS.pem)[:-40]},  # not all of it has been written yet
-        {"key": shown(CLIENTS)["key"]},
-        {"cert": ""},  # not there
+    good = {"ca": SERVERS.pem, **issued_files(CLIENTS)}
+    invalid = [
+        {"ca": (SERVERS.pem + NEW_SERVERS.pem)[:-40]},  # partially written
+        {"key": issued_files(CLIENTS)["key"]},
+        {"cert": ""},  # missing
     ]
     mount.swap(**good)
     settings = secured(mount, "ca", "cert", "key")
-    async with loaded(fortress.cluster.addresses, **settings) as load:
-        for files in damages:
+    async with loaded(tls_cluster.cluster.addresses, **settings) as load:
+        for files in invalid:
             mount.swap(**files)
-            await until(lambda: load.writer.in_order == load.reader.in_order == 0)
-            # New connections are made with what was in order last.
-            cut_all(fortress.cluster, "default")
+            await until(lambda: load.writer.reload_successful == load.reader.reload_successful == 0)
+            # New connections use the last valid content.
+            close_connections(tls_cluster.cluster, "default")
             async with load.running():
-                await load.goes_on(1)
+                await load.progress(1)
             mount.swap(**good)
-            await until(lambda: load.writer.in_order == load.reader.in_order == 1)
-    # Once for each time and gateway.
-    assert len(told(log, "kept the old content")) == 2 * len(damages)
+            await until(lambda: load.writer.reload_successful == load.reader.reload_successful == 1)
+    # Once per change and gateway.
+    assert len(reasons_of(log, "config reload failed")) == 2 * len(invalid)
 
 
 def encrypted(private_key: str) -> str:
@@ -789,67 +804,76 @@ def encrypted(private_key: str) -> str:
     )
 
 
-OURS = shown(CLIENTS)
-UNUSABLE: list[tuple[str, dict[str, str]]] = [
+CLIENT_FILES = issued_files(CLIENTS)
+INVALID: list[tuple[str, dict[str, str]]] = [
     (
-        "cache.key_file {key}: is no private key in PEM form, or it is encrypted",
-        {"key": encrypted(OURS["key"])},
+        "cache.shared.key_file {key}: must be an unencrypted PEM private key",
+        {"key": encrypted(CLIENT_FILES["key"])},
     ),
     (
-        "cache.key_file {key}: is not the key of cache.cert_file {cert}",
-        {"key": shown(CLIENTS)["key"]},
+        "cache.shared.key_file {key}: does not match cache.shared.cert_file {cert}",
+        {"key": issued_files(CLIENTS)["key"]},
     ),
     (
-        "cache.key_file {key}: is no private key in PEM form, or it is encrypted",
-        {"key": OURS["cert"]},
+        "cache.shared.key_file {key}: must be an unencrypted PEM private key",
+        {"key": CLIENT_FILES["cert"]},
     ),
-    ("cache.cert_file {cert}: is not made of certificates in PEM form", {"cert": OURS["key"]}),
-    ("cache.ca_file {ca}: is not made of certificates in PEM form", {"ca": "nothing"}),
-    ("cache.password_file {password}: holds no password", {"password": "\n"}),
+    (
+        "cache.shared.cert_file {cert}: must contain PEM certificates",
+        {"cert": CLIENT_FILES["key"]},
+    ),
+    ("cache.shared.ca_file {ca}: must contain PEM certificates", {"ca": "nothing"}),
+    ("cache.shared.password_file {password}: contains no password", {"password": "\n"}),
     ("{ca}: No such file or directory", {"ca": ""}),
 ]
 
 
-# With ids of our own, since contents are secrets.
-@pytest.mark.parametrize(("said", "files"), UNUSABLE, ids=range(len(UNUSABLE)))
-def test_a_server_does_not_start_with_files_that_cannot_be_used(
-    samserve: Command, tmp_path: Path, said: str, files: dict[str, str]
+# Explicit ids, because the contents are secrets.
+@pytest.mark.parametrize(("message", "files"), INVALID, ids=range(len(INVALID)))
+def test_a_server_does_not_start_with_invalid_files(
+    samserve: Command, tmp_path: Path, message: str, files: dict[str, str]
 ) -> None:
     arguments, paths = serve_with(tmp_path, files)
     ended = samserve(*arguments)
 
     assert ended.code == 1
-    assert ended.err == f"samserve: error: {said.format(**paths)}\n"
+    assert ended.err == f"samserve: error: {message.format(**paths)}\n"
 
 
 def serve_with(folder: Path, files: dict[str, str]) -> tuple[list[str], dict[str, Path]]:
-    mount = Mounted(folder / "files", **{"ca": SERVERS.pem, "password": PASSWORD, **OURS, **files})
+    mount = Mounted(
+        folder / "files", **{"ca": SERVERS.pem, "password": PASSWORD, **CLIENT_FILES, **files}
+    )
     paths = {name: mount.path(name) for name in ("ca", "cert", "key", "password")}
     settings = {"nodes": f"{HOST}:1", "tls": "true"}
     settings.update({f"{name}_file": str(path) for name, path in paths.items()})
-    given = [f"--set=cache.{name}={value}" for name, value in settings.items()]
-    return ["serve", "--port=0", "--admin-port=0", *FAKE, *given], paths
+    options = [f"--set=cache.shared.{name}={value}" for name, value in settings.items()]
+    return ["serve", "--port=0", "--admin-port=0", *FAKE, *options], paths
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("settings", "message"),
     [
-        ({"cert_file": "a", "tls": "true"}, "cache.key_file is missing"),
-        ({"key_file": "a", "tls": "true"}, "cache.cert_file is missing"),
-        ({"ca_file": "a"}, "cache.ca_file is for cache.tls=true only"),
-        ({"cert_file": "a", "key_file": "b"}, "cache.cert_file is for cache.tls=true only"),
-        ({"username": "a"}, "cache.username needs cache.password_file"),
-        ({"nodes": " , "}, "cache.nodes: names no node"),
-        ({"prefix": "sam serve"}, "cache.prefix: must match"),
-        ({"prefix": ""}, "cache.prefix: must match"),
+        ({"cert_file": "a", "tls": "true"}, "cache.shared.key_file is missing"),
+        ({"key_file": "a", "tls": "true"}, "cache.shared.cert_file is missing"),
+        ({"ca_file": "a"}, "cache.shared.ca_file requires cache.shared.tls=true"),
+        (
+            {"cert_file": "a", "key_file": "b"},
+            "cache.shared.cert_file requires cache.shared.tls=true",
+        ),
+        ({"username": "a"}, "cache.shared.username requires cache.shared.password_file"),
+        ({"nodes": " , "}, "cache.shared.nodes: must contain at least one node"),
+        ({"key_prefix": "sam serve"}, "cache.shared.key_prefix: must match"),
+        ({"key_prefix": ""}, "cache.shared.key_prefix: must match"),
     ],
 )
-def test_settings_that_make_no_sense_are_told_in_one_line(
-    samserve: Command, given: dict[str, str], said: str
+def test_invalid_settings_are_reported_in_one_line(
+    samserve: Command, settings: dict[str, str], message: str
 ) -> None:
-    ended = samserve("config", *(f"--set=cache.{name}={value}" for name, value in given.items()))
+    options = (f"--set=cache.shared.{name}={value}" for name, value in settings.items())
+    ended = samserve("config", *options)
 
     assert ended.code == 2
     assert ended.err.startswith("samserve: error: ")
-    assert said in ended.err
+    assert message in ended.err
     assert ended.err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Each option that connections of redis-py are given, by what it does."""
+"""The effect of each option that is passed to connections of redis-py."""
 
 from __future__ import annotations
 
@@ -10,73 +10,75 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 import pytest
-from samserve.stores.shared.base import Batch
-from samserve.stores.shared.redis.credentials import Credentials
-from samserve.stores.shared.redis.node import NodeUnavailable
+from samserve.cache.shared.base import Batch
+from samserve.cache.shared.redis.credentials import Credentials
+from samserve.cache.shared.redis.node import NodeUnavailable
 
 from harness.cluster.node import HOST
-from tests.cluster.stores import node_at
-from tests.secrecy import secret
-from tests.support.clock import pass_on_the_loop
+from tests.cluster.caches import node_client
+from tests.secret_leaks import secret
+from tests.support.clock import advance_loop
 from tests.support.valkey import single_server
 from tests.support.waiting import until
 
 
-async def test_a_server_sees_who_we_are() -> None:
+async def test_the_server_sees_username_and_client_name() -> None:
     password = secret(secrets.token_hex(16))
     hashed = hashlib.sha256(password.encode()).hexdigest()
     account = f"--user gateway on #{hashed} ~* &* +@all"
     async with single_server(*account.split()) as port:
         credentials = Credentials("gateway", password)
-        async with aclosing(node_at(port, credentials)) as node:
-            who, info = await node.run(Batch([("ACL", "WHOAMI"), ("CLIENT", "INFO")]))
+        async with aclosing(node_client(port, credentials)) as node:
+            username, info = await node.run(Batch([("ACL", "WHOAMI"), ("CLIENT", "INFO")]))
 
     seen = dict(pair.split("=", 1) for pair in info.decode().split())
-    assert who == b"gateway"
+    assert username == b"gateway"
     assert seen["laddr"] == f"{HOST}:{port}"
     shown = {name: seen[name] for name in ("name", "resp", "lib-name", "lib-ver")}
     assert shown == {"name": "samserve", "resp": "2", "lib-name": "", "lib-ver": ""}
 
 
-async def running(asked: asyncio.Task[Any]) -> bool:
-    """Let what can go on do so, and tell whether it waits."""
+async def running(call: asyncio.Task[Any]) -> bool:
+    """Run the event loop for a few iterations; return whether the call still waits."""
     for _ in range(20):
         await asyncio.sleep(0)
-    return not asked.done()
+    return not call.done()
 
 
-async def test_a_connection_has_its_own_time_to_open() -> None:
+async def test_opening_a_connection_has_its_own_timeout() -> None:
     with socket.socket() as full:
         full.bind((HOST, 0))
         full.listen(0)
-        # With these it takes no more, and the kernel lets others wait.
+        # These fill the backlog, so the kernel lets further connections wait.
         before = [socket.socket() for _ in range(4)]
         for each in before:
             each.setblocking(False)
             with suppress(BlockingIOError):
                 each.connect(full.getsockname())
-        async with aclosing(node_at(full.getsockname()[1], timeout_s=1000, connect_s=100)) as node:
-            asked = asyncio.create_task(node.run(Batch([("PING",)])))
-            assert await running(asked)
-            await pass_on_the_loop(50)
-            assert await running(asked)
-            await pass_on_the_loop(60)
-            await until(asked.done)
+        async with aclosing(
+            node_client(full.getsockname()[1], timeout_s=1000, connect_timeout_s=100)
+        ) as node:
+            call = asyncio.create_task(node.run(Batch([("PING",)])))
+            assert await running(call)
+            await advance_loop(50)
+            assert await running(call)
+            await advance_loop(60)
+            await until(call.done)
             with pytest.raises(NodeUnavailable, match="Timeout connecting"):
-                await asked
+                await call
         for each in before:
             each.close()
 
 
-async def test_an_answer_has_the_time_of_the_whole_call() -> None:
-    heard, answer, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+async def test_a_response_may_take_the_whole_timeout() -> None:
+    received, respond, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # What opens the connection is answered at once, PING later.
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Commands that open the connection get replies at once, PING later.
         while b"PING" not in (data := await reader.read(1 << 16)):
             writer.write(b"+OK\r\n" * data.count(b"CLIENT"))
-        heard.set()
-        await answer.wait()
+        received.set()
+        await respond.wait()
         writer.write(b"+PONG\r\n")
         await writer.drain()
         await reader.read()
@@ -84,32 +86,32 @@ async def test_an_answer_has_the_time_of_the_whole_call() -> None:
         await writer.wait_closed()
         closed.set()
 
-    async with await asyncio.start_server(talk, HOST, 0) as server:
+    async with await asyncio.start_server(handle, HOST, 0) as server:
         port = server.sockets[0].getsockname()[1]
-        async with aclosing(node_at(port, timeout_s=1000, connect_s=100)) as node:
-            asked = asyncio.create_task(node.run(Batch([("PING",)])))
-            await until(heard.is_set)
-            await pass_on_the_loop(900)
-            assert await running(asked)
-            answer.set()
-            assert await asked == [b"PONG"]
+        async with aclosing(node_client(port, timeout_s=1000, connect_timeout_s=100)) as node:
+            call = asyncio.create_task(node.run(Batch([("PING",)])))
+            await until(received.is_set)
+            await advance_loop(900)
+            assert await running(call)
+            respond.set()
+            assert await call == [b"PONG"]
         await until(closed.is_set)
 
 
-async def test_a_connection_that_breaks_is_not_tried_again() -> None:
+async def test_a_broken_connection_is_not_retried() -> None:
     opened: list[int] = []
     closed = asyncio.Event()
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         opened.append(len(opened))
         await reader.read(1 << 16)
         writer.close()
         await writer.wait_closed()
         closed.set()
 
-    async with await asyncio.start_server(talk, HOST, 0) as server:
+    async with await asyncio.start_server(handle, HOST, 0) as server:
         port = server.sockets[0].getsockname()[1]
-        async with aclosing(node_at(port)) as node:
+        async with aclosing(node_client(port)) as node:
             with pytest.raises(NodeUnavailable):
                 await node.run(Batch([("PING",)]))
         await until(closed.is_set)

@@ -1,4 +1,4 @@
-"""Gateways that share a cluster: what one has, all have; what one forgets, all forget."""
+"""Gateways that share a cluster: embeddings and deletions are visible to all of them."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from samserve.v1 import samserve_pb2 as pb
 
 from harness.cluster.cluster import Cluster
 from harness.cluster.ports import Ports
-from tests import chosen, pictures
+from tests import engine_choice, sample_images
 from tests.cluster.gateways import (
-    PATIENTLY,
+    LONG_TIMEOUT_OPTIONS,
     Gateway,
     LocalGateway,
     gateways,
     local_gateway,
     local_gateways,
-    until_gone,
+    until_not_found,
 )
-from tests.cluster.load import Clients, picture
+from tests.cluster.load import Clients, numbered_image
 from tests.rpc.errors import failure_of
-from tests.support.engines import HeldEngine
+from tests.support.engines import PausedEngine
 from tests.support.waiting import until
 
 ONNX = {"engine": {"kind": "onnx"}}
 
 
 def scene() -> pb.Image:
-    """A picture with something on it, so that the default model's masks depend on it."""
+    """Return an image with objects, so that the masks of the default model depend on it."""
     y, x = np.mgrid[:240, :320]
     pixels = np.full((240, 320, 3), 60, np.uint8)
     pixels[(x - 110) ** 2 + (y - 120) ** 2 < 70**2] = (220, 60, 40)
     pixels[40:120, 220:300] = (40, 90, 230)
-    return pb.Image(encoded=pictures.file_of(np.asarray(Image.fromarray(pixels))))
+    return pb.Image(encoded=sample_images.encode(np.asarray(Image.fromarray(pixels))))
 
 
 def request_for(**source: Any) -> pb.PredictRequest:
     return pb.PredictRequest(
         **source,
-        prompts=[pictures.click(110, 120), pictures.click(260, 80)],
+        prompts=[sample_images.point_prompt(110, 120), sample_images.point_prompt(260, 80)],
         multimask=pb.MULTIMASK_ALL,
         include_low_res_logits=True,
     )
@@ -63,18 +63,18 @@ async def delete(server: Gateway | LocalGateway, embedding_id: str) -> bool:
     return (await server.stub.DeleteEmbedding(request, timeout=60)).deleted
 
 
-async def test_what_one_gateway_encodes_all_answer_and_a_restart_loses_nothing(
+async def test_all_gateways_use_an_embedding_also_after_a_restart(
     cluster: Cluster,
 ) -> None:
-    async with gateways(cluster, engine__kind="onnx", **PATIENTLY) as (first, second):
+    async with gateways(cluster, engine__kind="onnx", **LONG_TIMEOUT_OPTIONS) as (first, second):
         embedded = await embed(first)
         embedding_id = embedded.embedding.id
         assert embedded.embedding.stored == pb.STORED_SHARED
-        here = await masks(first, embedding_id)
-        there = await masks(second, embedding_id)
-        again = await masks(second, embedding_id)
+        from_first = await masks(first, embedding_id)
+        from_second = await masks(second, embedding_id)
+        repeated = await masks(second, embedding_id)
         assert await second.metric("samserve_engine_runs_total", network="encoder") <= 1
-    # Both are gone; what follows has nothing in memory.
+    # Both gateways have ended; the local tier of the next one is empty.
     async with local_gateway(cluster, ONNX) as third:
         after = await masks(third, embedding_id)
         assert await delete(third, embedding_id)
@@ -82,34 +82,36 @@ async def test_what_one_gateway_encodes_all_answer_and_a_restart_loses_nothing(
     async with local_gateway(None, ONNX) as alone:
         fresh = await alone.stub.Predict(request_for(image=scene()))
         assert not fresh.embedding.cached
-    # Areas tell that the masks are of the two things, and not of nothing.
-    areas = [mask.area for result in here.results for mask in result.masks]
+    # Different areas show that the masks are of the two objects.
+    areas = [mask.area for result in from_first.results for mask in result.masks]
     assert len(set(areas)) > 2
-    for other in (there, again, after, fresh):
-        assert other.results == here.results
-        assert other.embedding.image_size == here.embedding.image_size
+    for other in (from_second, repeated, after, fresh):
+        assert other.results == from_first.results
+        assert other.embedding.image_size == from_first.embedding.image_size
 
 
-async def test_gateways_before_triton_share_what_lies_in_its_memory(cluster: Cluster) -> None:
-    server = await asyncio.to_thread(chosen.triton_server, chosen.default_repository())
+async def test_gateways_with_triton_share_embeddings_in_shared_memory(cluster: Cluster) -> None:
+    server = await asyncio.to_thread(
+        engine_choice.triton_server, engine_choice.default_repository()
+    )
     triton = {"url": server.grpc_address, "shared_memory": "required"}
     sections = {"engine": {"kind": "triton"}, "triton": triton}
     async with local_gateways(cluster, sections) as (first, second):
         embedded = await embed(first)
-        here = await masks(first, embedded.embedding.id)
-        there = await masks(second, embedded.embedding.id)
+        from_first = await masks(first, embedded.embedding.id)
+        from_second = await masks(second, embedded.embedding.id)
 
         assert embedded.embedding.stored == pb.STORED_SHARED
-        assert there.results == here.results
+        assert from_second.results == from_first.results
         assert (
             await second.metric("samserve_cache_requests_total", tier="shared", result="hit") == 1
         )
 
 
-async def test_gateways_that_encode_the_same_image_at_once_encode_once_each_and_agree(
+async def test_gateways_that_encode_one_image_concurrently_agree_on_the_result(
     cluster: Cluster,
 ) -> None:
-    engines = [HeldEngine(), HeldEngine()]
+    engines = [PausedEngine(), PausedEngine()]
     async with AsyncExitStack() as stack:
         pair = [
             await stack.enter_async_context(local_gateway(cluster, engine=engine))
@@ -120,20 +122,20 @@ async def test_gateways_that_encode_the_same_image_at_once_encode_once_each_and_
         for engine in engines:
             await engine.waiting.wait()
             engine.go.set()
-        answers = await asyncio.gather(*calls)
-        (embedding_id,) = {answer.embedding.id for answer in answers}
+        responses = await asyncio.gather(*calls)
+        (embedding_id,) = {response.embedding.id for response in responses}
         one, other = [await masks(server, embedding_id) for server in pair]
 
-    assert {answer.embedding.stored for answer in answers} == {pb.STORED_SHARED}
+    assert {response.embedding.stored for response in responses} == {pb.STORED_SHARED}
     for engine, warm_up in zip(engines, warm_ups, strict=True):
         assert engine.counts["encode_begun"] == engine.counts["encode_finished"] == warm_up + 1
     assert one.results == other.results
 
 
-async def test_a_delete_reaches_an_embedding_that_another_gateway_is_making(
+async def test_a_deletion_revokes_an_embedding_that_another_gateway_is_encoding(
     cluster: Cluster,
 ) -> None:
-    engine = HeldEngine()
+    engine = PausedEngine()
     async with (
         local_gateway(cluster) as first,
         local_gateway(cluster, engine=engine) as second,
@@ -147,16 +149,16 @@ async def test_a_delete_reaches_an_embedding_that_another_gateway_is_making(
         await pending
 
         for server in (first, second):
-            await until_gone(server, embedding_id)
-        # Who asks again afterwards gets it again, everywhere.
+            await until_not_found(server, embedding_id)
+        # A later Embed makes it available again, on all gateways.
         assert (await embed(second)).embedding.stored == pb.STORED_SHARED
         await masks(first, embedding_id)
 
 
-async def test_an_embed_after_a_delete_elsewhere_is_not_given_what_began_before_it(
+async def test_an_embed_after_a_deletion_does_not_join_an_encode_from_before_it(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, joined = HeldEngine(), list[object]()
+    engine, joined = PausedEngine(), list[object]()
     encode = EncodeJobs.encode
 
     def joining(self: EncodeJobs, *arguments: Any) -> Any:
@@ -184,25 +186,25 @@ async def test_an_embed_after_a_delete_elsewhere_is_not_given_what_began_before_
         assert all(task.result().embedding.stored == pb.STORED_SHARED for task in late)
 
 
-async def test_embed_extends_the_life_in_both_tiers(cluster: Cluster) -> None:
+async def test_embed_renews_the_time_to_live_in_both_tiers(cluster: Cluster) -> None:
     async with local_gateway(cluster) as gateway:
         clients = Clients([gateway])
         embedding = await clients.embed(1)
         assert embedding is not None
         name = f"samserve:default:{embedding.id}"
         server = cluster.client(cluster.owner_of(name))
-        whole = server.pttl(name)
-        # As if most of its life were over.
-        server.pexpire(name, whole // 4)
+        ttl_ms = server.pttl(name)
+        # As if most of the time to live had passed.
+        server.pexpire(name, ttl_ms // 4)
         renewed = await clients.embed(1)
 
         assert renewed is not None
         assert renewed.cached
         assert renewed.expire_time.ToNanoseconds() > embedding.expire_time.ToNanoseconds()
-        assert server.pttl(name) > whole // 2
+        assert server.pttl(name) > ttl_ms // 2
 
 
-async def test_durable_is_answered_with_a_cluster_and_refused_without(cluster: Cluster) -> None:
+async def test_durable_embed_succeeds_only_with_a_cluster(cluster: Cluster) -> None:
     async with local_gateway(cluster) as sharing:
         clients = Clients([sharing])
         fresh, again = [await clients.embed(1, durable=True) for _ in range(2)]
@@ -218,34 +220,36 @@ async def test_durable_is_answered_with_a_cluster_and_refused_without(cluster: C
         assert (embedding.stored, embedding.cached) == (pb.STORED_LOCAL, True)
 
 
-async def test_who_sends_the_image_needs_no_answer_about_deletions_and_no_encode() -> None:
-    with Ports() as held:
-        (port,) = held.take(1)
-        cache = {"nodes": f"127.0.0.1:{port}", "check_s": 0, "unconfirmed_s": 0}
-        async with local_gateway(None, {"cache": cache}) as server:
+async def test_a_call_with_the_image_uses_the_local_tier_during_an_outage() -> None:
+    with Ports() as ports:
+        (port,) = ports.reserve(1)
+        shared = {"nodes": f"127.0.0.1:{port}", "revalidate_interval_s": 0, "stale_if_error_s": 0}
+        async with local_gateway(None, {"cache": {"shared": shared}}) as server:
             clients = Clients([server])
             assert await clients.embed(1) is not None
             encodes = server.service.engine.counts["encode_begun"]
-            assert await clients.click(1) == "STORE_UNAVAILABLE"
-            request = pb.PredictRequest(image=picture(1), prompts=[pictures.click()])
-            answer = await server.stub.Predict(request, timeout=60)
+            assert await clients.predict(1) == "CACHE_UNAVAILABLE"
+            request = pb.PredictRequest(
+                image=numbered_image(1), prompts=[sample_images.point_prompt()]
+            )
+            response = await server.stub.Predict(request, timeout=60)
 
-            assert answer.embedding.cached
+            assert response.embedding.cached
             assert server.service.engine.counts["encode_begun"] == encodes
             assert clients.tally.unexpected == []
 
 
 @pytest.mark.slow
-async def test_redis_serves_as_well() -> None:
+async def test_redis_is_supported() -> None:
     with Cluster(masters=3, replicas=1, flavour="redis") as cluster:
         async with local_gateways(cluster) as (first, second):
             clients = Clients([first])
             for number in range(6):
                 assert await clients.stored(number, durable=True) == "STORED_SHARED"
             others = Clients([second], ids=clients.ids)
-            assert {await others.click(number) for number in range(6)} == {"found"}
+            assert {await others.predict(number) for number in range(6)} == {"found"}
             await delete(second, clients.ids[0])
-            await until_gone(first, clients.ids[0])
-            await first.stub.Embed(pb.EmbedRequest(image=picture(0)))
-            assert await others.click(0) == "found"
+            await until_not_found(first, clients.ids[0])
+            await first.stub.Embed(pb.EmbedRequest(image=numbered_image(0)))
+            assert await others.predict(0) == "found"
     assert clients.tally.unexpected == []

@@ -1,4 +1,4 @@
-"""A cluster whose nodes have IPv6 addresses: found, redirected to, and shown."""
+"""A cluster with IPv6 addresses: discovery, redirects, and `cache stats`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redis.crc import key_slot
 from samserve.system.addresses import join
 
 from tests.cli.conftest import Command, samserve
-from tests.cluster.stores import key, store_over
+from tests.cluster.caches import key, open_cache
 from tests.support.valkey import single_server
 from tests.support.waiting import until
 
@@ -43,32 +43,40 @@ def info(client: redis.Redis) -> bytes:
     return client.execute_command("CLUSTER", "INFO", NEVER_DECODE=[]) or b""
 
 
-async def test_nodes_are_found_and_redirected_to_over_ipv6(
+async def test_discovery_and_redirects_work_over_ipv6(
     two_nodes: list[redis.Redis], samserve: Command
 ) -> None:
     first, second = two_nodes
-    places = [join(HOST, each.connection_pool.connection_kwargs["port"]) for each in two_nodes]
+    addresses = [join(HOST, each.connection_pool.connection_kwargs["port"]) for each in two_nodes]
     moved, stays = key("a" * 64), key("b" * 64)
-    async with store_over(places[0], refresh_s=600.0) as gateway:
+    async with open_cache(addresses[0], topology_refresh_interval_s=600.0) as gateway:
         await gateway.put(stays, 2.0)
-        assert [each.address for each in gateway.client.nodes] == places[:1]
-        slot = key_slot(gateway.cache.name(moved))
+        assert [each.address for each in gateway.client.nodes] == addresses[:1]
+        slot = key_slot(gateway.shared.name(moved))
         for each in (second, first):
             each.execute_command("CLUSTER", "SETSLOT", slot, "NODE", node_id(second))
-        # Its map says the first, which answers with MOVED and an address without brackets.
+        # In its topology the first node owns the slot, and replies MOVED with an address without
+        # brackets.
         await gateway.put(moved, 3.0)
 
-        assert places[1] in [each.address for each in gateway.client.nodes]
+        assert addresses[1] in [each.address for each in gateway.client.nodes]
         assert second.dbsize() == 1
-    async with store_over(places[1]) as other:
+    async with open_cache(addresses[1]) as other:
         assert await other.get(moved) == 3.0
         assert await other.get(stays) == 2.0
 
-    # There is no gateway any more, which makes the exit code 1.
-    asked = ("--set", f"cache.nodes={places[0]}", "--set", "server.admin_port=1", "--json", "-")
-    stats = await asyncio.to_thread(samserve, "cache", "stats", *asked)
+    # No gateway runs, so the exit code is 1.
+    arguments = (
+        "--set",
+        f"cache.shared.nodes={addresses[0]}",
+        "--set",
+        "server.admin_port=1",
+        "--json",
+        "-",
+    )
+    stats = await asyncio.to_thread(samserve, "cache", "stats", *arguments)
     shown = json.loads(stats.out)["cluster"]["nodes"]
-    assert sorted(each["address"] for each in shown) == sorted(places)
+    assert sorted(each["address"] for each in shown) == sorted(addresses)
     assert all(each["reachable"] for each in shown)
 
 

@@ -1,18 +1,18 @@
-"""A gateway that is cut off together with the master of a key, while others delete it."""
+"""A network partition with a gateway and the old master of a key, while the key is deleted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 import pytest
-from samserve.errors import StoreUnavailable
-from samserve.stores.shared.redis.node import Node as GatewayNode
+from samserve.cache.shared.redis.node import Node as GatewayNode
+from samserve.errors import CacheUnavailable
 
 from harness.cluster.bus import Bus
 from harness.cluster.cluster import Cluster
 from harness.cluster.node import HOST, Node
 from harness.cluster.ports import Ports
-from tests.cluster.stores import Gateway, key, store_over
+from tests.cluster.caches import GatewayCache, key, open_cache
 from tests.support.clock import Clock
 from tests.support.waiting import until
 
@@ -27,88 +27,90 @@ def bus() -> Iterator[Bus]:
         yield between
 
 
-async def keep_from(gateway: Gateway, node: Node, nowhere: int) -> None:
-    """Have a gateway reach a closed port in the place of a node."""
+async def cut_off_node(gateway: GatewayCache, node: Node, closed_port: int) -> None:
+    """Make a gateway connect to a closed port instead of a node."""
     address = (HOST, node.announced_port)
     known = gateway.client._nodes.pop(address)
     gateway.client._nodes[address] = GatewayNode(
-        (HOST, nowhere), known._credentials.newest, known._settings, gateway.metrics.cache
+        (HOST, closed_port), known._credentials.newest, known._settings, gateway.metrics.cache
     )
     await known.aclose()
 
 
-async def let_reach(gateway: Gateway, nodes: Iterable[Node]) -> None:
-    """Undo `keep_from`."""
+async def reconnect(gateway: GatewayCache, nodes: Iterable[Node]) -> None:
+    """Undo `cut_off_node`."""
     for node in nodes:
         await gateway.client._nodes.pop((HOST, node.announced_port)).aclose()
 
 
-def says(node: Node, state: str) -> bool:
+def reports_state(node: Node, state: str) -> bool:
     return f"cluster_state:{state}".encode() in node.command("CLUSTER", "INFO")
 
 
-async def test_what_others_delete_is_used_no_longer_than_it_goes_unconfirmed(bus: Bus) -> None:
+async def test_in_a_partition_a_deleted_embedding_is_used_for_stale_if_error_s_at_most(
+    bus: Bus,
+) -> None:
     clock = Clock()
-    # Even of a master that answers reads for as long as it is cut off.
+    # Also with masters that serve reads during a partition.
     options = {"cluster-allow-reads-when-down": "yes"}
-    with Ports() as held, Cluster(options=options, bus=bus) as cluster:
-        nodes, (nowhere,) = ",".join(cluster.addresses), held.take(1)
+    with Ports() as ports, Cluster(options=options, bus=bus) as cluster:
+        nodes, (closed_port,) = ",".join(cluster.addresses), ports.reserve(1)
         async with (
-            store_over(nodes, check_s=1, unconfirmed_s=10, now=clock) as cut_off,
-            store_over(nodes) as other,
+            open_cache(nodes, revalidate_interval_s=1, stale_if_error_s=10, now=clock) as cut_off,
+            open_cache(nodes) as other,
         ):
-            master = cluster.owner_of(other.cache.name(A))
+            master = cluster.owner_of(other.shared.name(A))
             (replica,) = cluster.replicas_of(master)
             await cut_off.put(A)
             assert await other.get(A) == 1.0
-            # It would tell what is deleted, on a connection from before.
-            await cut_off.listening.aclose()
+            # Its existing connection would still receive the deletion.
+            await cut_off.subscription.aclose()
             others = [node for node in cluster.nodes if node is not master]
             for node in others:
-                await keep_from(cut_off, node, nowhere)
-            await keep_from(other, master, nowhere)
-            bus.cut_off([master])
+                await cut_off_node(cut_off, node, closed_port)
+            await cut_off_node(other, master, closed_port)
+            bus.partition([master])
 
             async def deleted() -> bool:
                 try:
-                    return await other.store.delete(A)
-                except StoreUnavailable:
+                    return await other.cache.delete(A)
+                except CacheUnavailable:
                     return False
 
-            # As soon as the replica has taken over.
-            await until(lambda: says(replica, "ok") and replica in cluster.masters)
+            # The deletion succeeds once the replica has taken over.
+            await until(lambda: reports_state(replica, "ok") and replica in cluster.masters)
             await until(deleted)
             assert await other.get(A) is None
 
-            # The old master does not confirm it once it knows that it is cut off.
-            await until(lambda: says(master, "fail"))
-            with pytest.raises(StoreUnavailable):
-                await cut_off.cache.check(A)
+            # The old master confirms nothing once it has noticed the partition.
+            await until(lambda: reports_state(master, "fail"))
+            with pytest.raises(CacheUnavailable):
+                await cut_off.shared.check(A)
             clock.now += 1.1
             assert await cut_off.get(A) == 1.0
             clock.now += 10
-            with pytest.raises(StoreUnavailable, match="whether the embedding was deleted"):
+            with pytest.raises(CacheUnavailable, match="whether the embedding was deleted"):
                 await cut_off.get(A)
-            # Nor does a gateway there that has nothing in memory read what was deleted.
-            async with store_over(master.announced) as late:
+            # A gateway in that partition with an empty local tier cannot read the value either.
+            async with open_cache(master.announced) as late:
                 for node in others:
-                    await keep_from(late, node, nowhere)
-                with pytest.raises(StoreUnavailable):
+                    await cut_off_node(late, node, closed_port)
+                with pytest.raises(CacheUnavailable):
                     await late.get(A)
-            # Who has the image may use what was made of it.
-            async with cut_off.store.lease(A, image_sent=True) as embedding:
+            # A call with the image may use the embedding.
+            async with cut_off.cache.lease(A, image_sent=True) as embedding:
                 assert not embedding.shared
             assert await cut_off.get(A) == 1.0
 
             bus.heal()
-            await let_reach(cut_off, others)
+            await reconnect(cut_off, others)
             clock.now += 1.1
 
-            async def forgotten() -> bool:
+            async def not_found() -> bool:
                 try:
                     return await cut_off.get(A) is None
-                except StoreUnavailable:
+                except CacheUnavailable:
                     return False
 
-            await until(forgotten)
-            assert cut_off.memory.stats().entries == 0
+            await until(not_found)
+            assert cut_off.local.stats().entries == 0

@@ -11,7 +11,7 @@ from samserve.types import Array, EmbeddingKey, TensorSpec
 from samserve.v1 import samserve_pb2 as pb
 
 from harness.cluster.cluster import Cluster
-from tests import pictures
+from tests import sample_images
 from tests.cluster.gateways import LocalGateway, local_gateway
 
 HALF, SINGLE = np.dtype(np.float16), np.dtype(np.float32)
@@ -21,32 +21,32 @@ FINE = TensorSpec("high_res_0", HALF, (32, 256, 256))
 
 
 async def tensors(gateway: LocalGateway, embedding_id: str) -> dict[str, Array]:
-    async with gateway.service.store.lease(EmbeddingKey("default", embedding_id)) as embedding:
+    async with gateway.service.cache.lease(EmbeddingKey("default", embedding_id)) as embedding:
         return {name: tensor.copy() for name, tensor in embedding.tensors.items()}
 
 
 @pytest.mark.parametrize("specs", [(COARSE, FINE), (FINE, MIDDLE, COARSE)], ids=["two", "three"])
-async def test_every_tensor_is_made_stored_shared_and_given_to_the_decoder(
+async def test_every_tensor_passes_through_both_tiers_to_the_decoder(
     cluster: Cluster, specs: tuple[TensorSpec, ...]
 ) -> None:
     engines = [FakeEngine(model=replace(MODEL, embedding=specs)) for _ in range(2)]
-    pixels = pictures.noise(1024, 1024)
-    image = pb.Image(encoded=pictures.file_of(pixels))
+    pixels = sample_images.noise(1024, 1024)
+    image = pb.Image(encoded=sample_images.encode(pixels))
     async with (
         local_gateway(cluster, engine=engines[0]) as first,
         local_gateway(cluster, engine=engines[1]) as second,
     ):
         begun = engines[1].counts["encode_begun"]
         embedding_id = (await first.stub.Embed(pb.EmbedRequest(image=image))).embedding.id
-        by_id = pb.PredictRequest(embedding_id=embedding_id, prompts=[pictures.click()])
-        answers = [await each.stub.Predict(by_id) for each in (first, second)]
-        found = [await tensors(each, embedding_id) for each in (first, second)]
+        by_id = pb.PredictRequest(embedding_id=embedding_id, prompts=[sample_images.point_prompt()])
+        responses = [await each.stub.Predict(by_id) for each in (first, second)]
+        embeddings = [await tensors(each, embedding_id) for each in (first, second)]
         (listed,) = (await second.stub.ListModels(pb.ListModelsRequest())).models
 
     assert engines[1].counts["encode_begun"] == begun
-    assert answers[0].results == answers[1].results
+    assert responses[0].results == responses[1].results
     assert listed.embedding_bytes == sum(spec.nbytes for spec in specs)
-    for each in found:
+    for each in embeddings:
         assert [TensorSpec(name, t.dtype, t.shape) for name, t in each.items()] == list(specs)
         for spec in specs:
             cells = colours(pixels, spec.shape[1])
@@ -55,6 +55,6 @@ async def test_every_tensor_is_made_stored_shared_and_given_to_the_decoder(
 
 
 def colours(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Mean colours of the cells of an image in the model frame: ``[3, side, side]``."""
+    """Return the mean colours of the cells of an image in the model frame: ``[3, side, side]``."""
     cell = 1024 // side
     return pixels.reshape(side, cell, side, cell, 3).mean(axis=(1, 3)).transpose(2, 0, 1)

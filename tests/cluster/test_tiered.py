@@ -1,4 +1,4 @@
-"""What two stores over one cluster find, at every turn that matters."""
+"""Two tiered caches over one cluster: reads, writes, deletions and outages."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
+from samserve.cache.shared import value_format
+from samserve.cache.shared.redis import node as node_module
 from samserve.engines.fake import MODEL
-from samserve.errors import EmbeddingNotFound, StoreUnavailable
-from samserve.stores.shared import value_format
-from samserve.stores.shared.redis import node as node_module
+from samserve.errors import CacheUnavailable, EmbeddingNotFound
 from samserve.types import EmbeddingKey
 
 from harness.cluster.cluster import Cluster
 from harness.cluster.node import Node
 from harness.cluster.ports import Ports
+from tests.cluster.caches import FACTS, SLOT, GatewayCache, key, open_cache, tensors
 from tests.cluster.clusters import limited
-from tests.cluster.stores import FACTS, SLOT, Gateway, key, store_over, tensors
 from tests.support.clock import Clock
 from tests.support.valkey import single_server
 from tests.support.waiting import until
@@ -30,24 +30,26 @@ A = key("a" * 64)
 
 @pytest.fixture
 def clock() -> Clock:
-    """By which the stores of `pair` look again after a second."""
+    """The clock of the caches of `pair`, which check the shared tier after one second."""
     return Clock()
 
 
 @pytest.fixture
-async def pair(nodes: str, clock: Clock) -> AsyncIterator[tuple[Gateway, Gateway]]:
+async def pair(nodes: str, clock: Clock) -> AsyncIterator[tuple[GatewayCache, GatewayCache]]:
     async with (
-        store_over(nodes, check_s=1, now=clock) as one,
-        store_over(nodes, check_s=1, now=clock) as other,
+        open_cache(nodes, revalidate_interval_s=1, now=clock) as one,
+        open_cache(nodes, revalidate_interval_s=1, now=clock) as other,
     ):
         yield one, other
 
 
-async def test_what_one_publishes_the_other_leases(pair: tuple[Gateway, Gateway]) -> None:
+async def test_a_published_embedding_can_be_leased_on_another_gateway(
+    pair: tuple[GatewayCache, GatewayCache],
+) -> None:
     one, other = pair
     published = await one.put(A, 2.5)
 
-    async with other.store.lease(A) as embedding:
+    async with other.cache.lease(A) as embedding:
         assert embedding.facts == FACTS
         assert embedding.shared
         assert (embedding.tensors["image_embedding"] == 2.5).all()
@@ -55,28 +57,28 @@ async def test_what_one_publishes_the_other_leases(pair: tuple[Gateway, Gateway]
         with pytest.raises(ValueError, match="read-only"):
             embedding.tensors["image_embedding"][0] = 0
     assert published.shared
-    # Now it is in memory, and is not read again.
+    # Now it is in the local tier, and is not read again.
     assert await other.get(A) == 2.5
-    assert (other.count("requests", tier="shared", result="hit"), other.memory.stats().entries) == (
+    assert (other.count("requests", tier="shared", result="hit"), other.local.stats().entries) == (
         1,
         1,
     )
 
 
-async def test_tenants_do_not_find_each_others(pair: tuple[Gateway, Gateway]) -> None:
+async def test_tenants_are_isolated(pair: tuple[GatewayCache, GatewayCache]) -> None:
     one, other = pair
     await one.put(A)
 
     for tenant in ("other", "default:x", "", "DEFAULT", "default/", "d%65fault"):
         assert await other.get(key(A.embedding_id, tenant)) is None
-        assert not await other.store.delete(key(A.embedding_id, tenant))
-    # Names that would be one if they were only put together.
+        assert not await other.cache.delete(key(A.embedding_id, tenant))
+    # Names that would be equal if they were only concatenated.
     await one.put(key("c", "a:b"), 7.0)
     assert await other.get(key("b:c", "a")) is None
     assert await other.get(A) == 1.0
 
 
-async def test_concurrent_misses_are_one_read(pair: tuple[Gateway, Gateway]) -> None:
+async def test_concurrent_misses_share_one_read(pair: tuple[GatewayCache, GatewayCache]) -> None:
     one, other = pair
     await one.put(A, 3.0)
 
@@ -86,51 +88,57 @@ async def test_concurrent_misses_are_one_read(pair: tuple[Gateway, Gateway]) -> 
     assert other.count("requests", tier="shared", result="miss") == 1
 
 
-async def test_a_delete_takes_it_out_of_memory_where_nobody_asks(nodes: str) -> None:
-    # No look at the key would find out in this time.
-    async with store_over(nodes, check_s=600) as one, store_over(nodes, check_s=600) as other:
+async def test_a_deletion_frees_the_local_tier_of_other_gateways(nodes: str) -> None:
+    # The key is not checked in this time, so only the notification can remove it.
+    async with (
+        open_cache(nodes, revalidate_interval_s=600) as one,
+        open_cache(nodes, revalidate_interval_s=600) as other,
+    ):
         name = key("a:b/c" * 8, "tenant: ü%41")
         await one.put(name)
         assert await other.get(name) == 1.0
-        await until_dropped(one, other, name)
+        await until_removed(one, other, name)
         assert await other.get(name) is None
 
 
-async def until_dropped(one: Gateway, other: Gateway, name: EmbeddingKey) -> None:
-    """Delete at one gateway until it is out of the memory of the other.
+async def until_removed(one: GatewayCache, other: GatewayCache, name: EmbeddingKey) -> None:
+    """Delete at one gateway until the key is removed from the local tier of the other.
 
-    Again and again: a store listens a moment after it is opened.
+    Repeatedly, because the subscription begins a moment after the cache is opened.
     """
 
-    async def dropped() -> bool:
-        await one.store.delete(name)
-        return not other.memory.stats().entries
+    async def removed() -> bool:
+        await one.cache.delete(name)
+        return not other.local.stats().entries
 
-    await until(dropped)
+    await until(removed)
 
 
-async def test_deletions_are_heard_again_after_the_node_that_told_of_them_has_died(
-    doomed_cluster: Cluster,
+async def test_the_subscription_restarts_after_its_node_has_died(
+    disposable_cluster: Cluster,
 ) -> None:
-    # With the masters as seeds a store listens at replicas, which it asks before seeds.
-    seeds = ",".join(node.announced for node in doomed_cluster.masters)
-    async with store_over(seeds, check_s=600) as one, store_over(seeds, check_s=600) as other:
-        told = await until_heard(doomed_cluster)
-        # Nonsense on the channel ends nothing.
-        for node in told:
+    # With the masters as seeds, a gateway subscribes at replicas, which are tried before seeds.
+    seeds = ",".join(node.announced for node in disposable_cluster.masters)
+    async with (
+        open_cache(seeds, revalidate_interval_s=600) as one,
+        open_cache(seeds, revalidate_interval_s=600) as other,
+    ):
+        subscribed = await until_subscribed(disposable_cluster)
+        # Invalid messages do not end a subscription.
+        for node in subscribed:
             for text in (b"", b"x", b"samserve:a", b"\xff:\xff:\xff", b":::::"):
-                doomed_cluster.client(node).publish("samserve:deleted", text)
-        for node in told:
+                disposable_cluster.client(node).publish("samserve:deleted", text)
+        for node in subscribed:
             await asyncio.to_thread(node.kill)
         await one.put(A)
         assert await other.get(A) == 1.0
-        await until_dropped(one, other, A)
+        await until_removed(one, other, A)
 
 
-async def until_heard(cluster: Cluster) -> list[Node]:
-    """Wait until two stores listen; gives the nodes at which they do."""
+async def until_subscribed(cluster: Cluster) -> list[Node]:
+    """Wait until two caches have subscribed; return the nodes of their subscriptions."""
 
-    def told() -> list[Node]:
+    def subscribed() -> list[Node]:
         return [
             node
             for node in cluster.nodes
@@ -138,49 +146,52 @@ async def until_heard(cluster: Cluster) -> list[Node]:
             for _ in range(count)
         ]
 
-    await until(lambda: len(told()) == 2)
-    return list(dict.fromkeys(told()))
+    await until(lambda: len(subscribed()) == 2)
+    return list(dict.fromkeys(subscribed()))
 
 
-async def test_who_does_not_hear_of_a_delete_finds_out_in_time(
-    pair: tuple[Gateway, Gateway], clock: Clock
+async def test_a_missed_deletion_is_found_by_the_next_check(
+    pair: tuple[GatewayCache, GatewayCache], clock: Clock
 ) -> None:
     one, other = pair
-    await other.listening.aclose()
+    await other.subscription.aclose()
     await one.put(A)
     assert await other.get(A) == 1.0
-    await one.store.delete(A)
+    await one.cache.delete(A)
     clock.now += 1.1
 
     assert await one.get(A) is None
     assert await other.get(A) is None
-    # Out of memory, and not only out of sight.
-    assert (other.memory.stats().entries, len(other.copies)) == (0, 0)
-    assert not await other.store.delete(A)
-    # So does who only asks to extend its life.
+    # The memory is freed as well.
+    assert (other.local.stats().entries, len(other.presence)) == (0, 0)
+    assert not await other.cache.delete(A)
+    # A renewal finds the deletion, too.
     await one.put(A)
     assert await other.get(A) == 1.0
-    await one.store.delete(A)
+    await one.cache.delete(A)
     assert await other.get(A, renew=True) is None
 
 
-async def test_what_may_have_been_deleted_unheard_is_asked_for_again(nodes: str) -> None:
-    async with store_over(nodes, check_s=600) as one, store_over(nodes, check_s=600) as other:
-        await other.listening.aclose()
+async def test_a_new_subscription_invalidates_what_is_known(nodes: str) -> None:
+    async with (
+        open_cache(nodes, revalidate_interval_s=600) as one,
+        open_cache(nodes, revalidate_interval_s=600) as other,
+    ):
+        await other.subscription.aclose()
         await one.put(A)
         assert await other.get(A) == 1.0
-        await one.store.delete(A)
+        await one.cache.delete(A)
         assert await other.get(A) == 1.0
 
-        async def forgotten() -> bool:
+        async def deleted() -> bool:
             return await other.get(A) is None
 
-        async with other.cache.listening(other.memory.drop, other.copies.invalidate_all):
-            await until(forgotten)
+        async with other.shared.subscribed(other.local.remove, other.presence.invalidate_all):
+            await until(deleted)
 
 
-async def test_what_is_written_again_is_bounded(nodes: str, cluster: Cluster) -> None:
-    async with store_over(nodes, check_s=0, capacity=32 * SLOT) as one:
+async def test_concurrent_rewrites_are_limited(nodes: str, cluster: Cluster) -> None:
+    async with open_cache(nodes, revalidate_interval_s=0, capacity=32 * SLOT) as one:
         names = [key(f"{n:064x}") for n in range(20)]
         for name in names:
             await one.put(name)
@@ -189,58 +200,58 @@ async def test_what_is_written_again_is_bounded(nodes: str, cluster: Cluster) ->
 
         async def use(name: EmbeddingKey) -> None:
             await one.get(name)
-            seen.append(len(one.store._refills))
+            seen.append(len(one.cache._rewrites))
 
         await asyncio.gather(*map(use, names))
         assert 1 <= max(seen) <= 8
         await settled(one)
 
 
-async def test_a_slot_that_was_being_written_does_not_bring_back_what_was_deleted(
-    pair: tuple[Gateway, Gateway],
+async def test_publishing_a_slot_does_not_undo_a_deletion(
+    pair: tuple[GatewayCache, GatewayCache],
 ) -> None:
     one, other = pair
     slots = [await one.write(A), await other.write(A)]
-    await one.store.delete(A)
+    await one.cache.delete(A)
 
     for gateway, slot in zip(pair, slots, strict=True):
-        async with gateway.store.publish(slot) as embedding:
+        async with gateway.cache.publish(slot) as embedding:
             assert not embedding.shared
-            # Whoever has waited for it may use it.
+            # The caller that waited for it may use it.
             assert (embedding.tensors["image_embedding"] == 1.0).all()
         assert await gateway.get(A) is None
-        assert gateway.memory.stats().bytes == 0
+        assert gateway.local.stats().bytes == 0
 
 
-async def test_what_is_written_after_a_delete_is_there_again(
-    pair: tuple[Gateway, Gateway], clock: Clock
+async def test_an_embedding_written_after_a_deletion_is_visible(
+    pair: tuple[GatewayCache, GatewayCache], clock: Clock
 ) -> None:
     one, other = pair
     early = await other.write(A, 1.0)
-    await one.store.delete(A)
+    await one.cache.delete(A)
     late = await one.write(A, 2.0)
-    # A second delete spares nothing that has begun before it.
-    async with other.store.publish(early) as embedding:
+    # Another deletion revokes work that began before it.
+    async with other.cache.publish(early) as embedding:
         assert not embedding.shared
-    async with one.store.publish(late) as embedding:
+    async with one.cache.publish(late) as embedding:
         assert embedding.shared
     assert [await gateway.get(A) for gateway in pair] == [2.0, 2.0]
 
     later = await one.write(A, 3.0)
-    await other.store.delete(A)
-    async with one.store.publish(later):
+    await other.cache.delete(A)
+    async with one.cache.publish(later):
         pass
     clock.now += 1.1
     assert [await gateway.get(A) for gateway in pair] == [None, None]
 
 
-async def test_a_delete_wins_over_a_read_that_has_its_value_already(
-    pair: tuple[Gateway, Gateway], monkeypatch: pytest.MonkeyPatch
+async def test_a_deletion_wins_over_a_read_that_has_received_the_value(
+    pair: tuple[GatewayCache, GatewayCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = pair
     await one.put(A)
-    await other.listening.aclose()
-    fetch, fetched, go = other.cache._fetch, asyncio.Event(), asyncio.Event()
+    await other.subscription.aclose()
+    fetch, fetched, go = other.shared._fetch, asyncio.Event(), asyncio.Event()
 
     async def slowly(*arguments: Any) -> Any:
         found = await fetch(*arguments)
@@ -248,88 +259,88 @@ async def test_a_delete_wins_over_a_read_that_has_its_value_already(
         await go.wait()
         return found
 
-    monkeypatch.setattr(other.cache, "_fetch", slowly)
+    monkeypatch.setattr(other.shared, "_fetch", slowly)
     reading = asyncio.create_task(other.get(A))
     await fetched.wait()
-    await other.store.delete(A)
+    await other.cache.delete(A)
     go.set()
 
     assert await reading is None
     assert await other.get(A) is None
-    assert other.memory.stats().bytes == 0
+    assert other.local.stats().bytes == 0
 
 
-async def test_a_delete_wins_over_a_read_that_comes_before_the_cluster_knows(
-    pair: tuple[Gateway, Gateway], monkeypatch: pytest.MonkeyPatch
+async def test_a_deletion_wins_over_a_read_before_the_marker_is_written(
+    pair: tuple[GatewayCache, GatewayCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = pair
     await one.put(A)
-    await other.listening.aclose()
-    delete = other.cache.delete
+    await other.subscription.aclose()
+    delete = other.shared.delete
 
     async def read_before(*arguments: Any) -> bool:
         assert await other.get(A) == 1.0
         return await delete(*arguments)
 
-    monkeypatch.setattr(other.cache, "delete", read_before)
-    await other.store.delete(A)
+    monkeypatch.setattr(other.shared, "delete", read_before)
+    await other.cache.delete(A)
 
     assert await other.get(A) is None
-    assert other.memory.stats().bytes == 0
+    assert other.local.stats().bytes == 0
 
 
 @pytest.mark.parametrize(("second", "reads"), [(2.0, 1), (1.0, 0)], ids=["differs", "equal"])
-async def test_who_writes_second_goes_on_with_what_the_first_has_written(
-    pair: tuple[Gateway, Gateway], second: float, reads: int
+async def test_the_second_writer_uses_the_value_of_the_first(
+    pair: tuple[GatewayCache, GatewayCache], second: float, reads: int
 ) -> None:
     one, other = pair
-    # Two engines need not agree to the last bit; what is equal is not read back.
+    # Two engines need not agree to the last bit; an equal value is not read back.
     slots = [await one.write(A, 1.0), await other.write(A, second)]
-    async with one.store.publish(slots[0]), other.store.publish(slots[1]) as theirs:
-        assert theirs.shared
-        assert (theirs.tensors["image_embedding"] == 1.0).all()
+    async with one.cache.publish(slots[0]), other.cache.publish(slots[1]) as published:
+        assert published.shared
+        assert (published.tensors["image_embedding"] == 1.0).all()
 
     assert other.count("requests", tier="shared", result="hit") == reads
-    assert other.count("writes", result="exists") == 1
+    assert other.count("shared_writes", result="exists") == 1
     assert await other.get(A) == 1.0
-    assert (other.memory.stats().entries, other.memory.stats().bytes) == (1, SLOT)
+    assert (other.local.stats().entries, other.local.stats().bytes) == (1, SLOT)
 
 
-async def test_a_damaged_value_is_counted_and_removed(
-    pair: tuple[Gateway, Gateway], cluster: Cluster, clock: Clock
+async def test_a_corrupt_value_is_counted_and_removed(
+    pair: tuple[GatewayCache, GatewayCache], cluster: Cluster, clock: Clock
 ) -> None:
     one, other = pair
     await one.put(A)
-    name = one.cache.name(A)
+    name = one.shared.name(A)
     server = cluster.client(cluster.owner_of(name))
     value = bytearray(server.hget(name, "v1"))
     value[-1] ^= 1
     server.hset(name, "v1", bytes(value))
 
     assert await other.get(A) is None
-    assert other.count("requests", tier="shared", result="damaged") == 1
+    assert other.count("requests", tier="shared", result="corrupt") == 1
     assert not server.exists(name)
-    # Whoever still has it in memory writes it again.
+    # A gateway that has it in its local tier writes it again.
     clock.now += 1.1
     assert await one.get(A) == 1.0
     await settled(one)
     assert await other.get(A) == 1.0
 
 
-async def settled(gateway: Gateway) -> None:
-    """Wait for what is written in the background."""
-    await until(lambda: not gateway.store._refills)
+async def settled(gateway: GatewayCache) -> None:
+    """Wait for rewrites in the background."""
+    await until(lambda: not gateway.cache._rewrites)
 
 
-async def test_other_formats_and_other_models_are_left_alone(
-    pair: tuple[Gateway, Gateway], cluster: Cluster, nodes: str
+async def test_values_of_other_formats_and_models_are_neither_used_nor_removed(
+    pair: tuple[GatewayCache, GatewayCache], cluster: Cluster, nodes: str
 ) -> None:
     one, other = pair
-    name = one.cache.name(A)
+    name = one.shared.name(A)
     server = cluster.client(cluster.owner_of(name))
     server.hset(name, mapping={"v2": b"of the next version", "s2": b"x"})
     assert await other.get(A) is None
-    assert other.count("requests", tier="shared", result="format") == 1
+    assert other.count("requests", tier="shared", result="format_mismatch") == 1
 
     await one.put(A, 4.0)
     assert server.hget(name, "v2") == b"of the next version"
@@ -341,28 +352,28 @@ async def test_other_formats_and_other_models_are_left_alone(
         replace(MODEL, embedding=(replace(MODEL.embedding[0], shape=(256, 32, 128)),)),
         replace(MODEL, name="another"),
     ):
-        async with store_over(nodes, models={changed.name: changed}) as stranger:
-            assert await stranger.get(A) is None
-            assert stranger.count("requests", tier="shared", result="model") == 1
+        async with open_cache(nodes, models={changed.name: changed}) as reader:
+            assert await reader.get(A) is None
+            assert reader.count("requests", tier="shared", result="model_mismatch") == 1
     assert server.hexists(name, "v1")
 
 
-async def test_a_key_that_holds_something_else_is_an_outage_and_never_fails_to_publish(
-    pair: tuple[Gateway, Gateway], cluster: Cluster
+async def test_a_key_of_another_type_is_an_outage_and_does_not_fail_publish(
+    pair: tuple[GatewayCache, GatewayCache], cluster: Cluster
 ) -> None:
     one, _ = pair
-    name = one.cache.name(A)
+    name = one.shared.name(A)
     cluster.client(cluster.owner_of(name)).set(name, b"a string")
 
-    with pytest.raises(StoreUnavailable, match="refused"):
+    with pytest.raises(CacheUnavailable, match="a command to the shared cache failed"):
         await one.get(A)
     assert not (await one.put(A)).shared
     assert await one.get(A) == 1.0
-    assert one.count("failures", kind="refused") >= 2
+    assert one.count("shared_errors", kind="command_error") >= 2
 
 
-async def test_what_the_cluster_has_lost_is_written_again_when_it_is_used(
-    pair: tuple[Gateway, Gateway], cluster: Cluster, clock: Clock
+async def test_an_embedding_that_the_cluster_has_lost_is_rewritten_on_use(
+    pair: tuple[GatewayCache, GatewayCache], cluster: Cluster, clock: Clock
 ) -> None:
     one, other = pair
     await one.put(A, 5.0)
@@ -372,150 +383,152 @@ async def test_what_the_cluster_has_lost_is_written_again_when_it_is_used(
     assert await one.get(A) == 5.0
     await settled(one)
     assert await other.get(A) == 5.0
-    # Not more often than every few seconds, or a cache that is too small would be stirred only.
+    # At most once every few seconds, or in a cluster that is too small rewrites would only evict.
     cluster.flush()
     clock.now += 1.1
     assert await one.get(A) == 5.0
-    assert not one.store._refills
+    assert not one.cache._rewrites
 
 
-async def test_a_full_cluster_never_fails_to_publish(cluster: Cluster, nodes: str) -> None:
+async def test_a_full_cluster_does_not_fail_publish(cluster: Cluster, nodes: str) -> None:
     with limited(cluster, 4 * SLOT, "noeviction"):
-        async with store_over(nodes, capacity=32 * SLOT) as one:
+        async with open_cache(nodes, capacity=32 * SLOT) as one:
             shared = [(await one.put(key(str(n)), float(n))).shared for n in range(24)]
 
             assert True in shared
             assert False in shared
-            assert one.count("failures", kind="full") > 0
+            assert one.count("shared_errors", kind="full") > 0
             assert [await one.get(key(str(n))) for n in range(24)] == [float(n) for n in range(24)]
-            # A full node can still be told to forget.
+            # A full node still accepts deletions.
             kept = [key(str(n)) for n in range(24) if shared[n]]
             for each in kept:
-                assert await one.store.delete(each)
+                assert await one.cache.delete(each)
             assert (await one.put(kept[0])).shared
 
 
-async def test_memory_is_not_filled_by_reads(nodes: str) -> None:
-    async with store_over(nodes) as one, store_over(nodes, capacity=2 * SLOT) as small:
+async def test_reads_do_not_exceed_the_capacity_of_the_local_tier(nodes: str) -> None:
+    async with open_cache(nodes) as one, open_cache(nodes, capacity=2 * SLOT) as small:
         for n in range(6):
             await one.put(key(str(n)), float(n))
         for n in (0, 1, 2, 3, 4, 5, 0, 5):
             assert await small.get(key(str(n))) == float(n)
-            assert small.memory.stats().bytes <= 2 * SLOT
-            assert len(small.copies) == small.memory.stats().entries <= 2
+            assert small.local.stats().bytes <= 2 * SLOT
+            assert len(small.presence) == small.local.stats().entries <= 2
 
 
 async def test_renewing_extends_both_tiers(nodes: str, cluster: Cluster) -> None:
-    async with store_over(nodes, ttl_s=5) as one, store_over(nodes, ttl_s=50) as longer:
+    async with open_cache(nodes, ttl_s=5) as one, open_cache(nodes, ttl_s=50) as longer:
         await one.put(A)
-        name = one.cache.name(A)
+        name = one.shared.name(A)
         server = cluster.client(cluster.owner_of(name))
         assert 3000 < server.pttl(name) <= 5000
-        async with longer.store.lease(A, renew=True) as embedding:
+        async with longer.cache.lease(A, renew=True) as embedding:
             left = embedding.expires_at
         assert server.pttl(name) > 40_000
-        async with longer.store.lease(A) as embedding:
+        async with longer.cache.lease(A) as embedding:
             assert embedding.expires_at == pytest.approx(left, abs=0.5)
         assert left - (await expiry(one)) > 40
 
 
-async def expiry(gateway: Gateway) -> float:
-    async with gateway.memory.lease(A) as embedding:
+async def expiry(gateway: GatewayCache) -> float:
+    async with gateway.local.lease(A) as embedding:
         return embedding.expires_at
 
 
-async def test_one_server_without_cluster_mode_will_do() -> None:
+async def test_one_server_without_cluster_mode_is_supported() -> None:
     async with single_server() as port:
         nodes = f"127.0.0.1:{port}"
-        async with store_over(nodes) as one, store_over(nodes) as other:
+        async with open_cache(nodes) as one, open_cache(nodes) as other:
             assert (await one.put(A, 6.0)).shared
             assert await other.get(A) == 6.0
-            assert await one.store.delete(A)
+            assert await one.cache.delete(A)
 
 
-async def test_in_a_cluster_that_is_away_memory_goes_on_alone() -> None:
-    with Ports() as held:
-        (port,) = held.take(1)
-        async with store_over(f"127.0.0.1:{port}") as alone:
-            with pytest.raises(StoreUnavailable):
+async def test_the_local_tier_works_alone_while_the_cluster_is_unavailable() -> None:
+    with Ports() as ports:
+        (port,) = ports.reserve(1)
+        async with open_cache(f"127.0.0.1:{port}") as alone:
+            with pytest.raises(CacheUnavailable):
                 await alone.get(A)
             assert not (await alone.put(A)).shared
             assert await alone.get(A) == 1.0
-            with pytest.raises(StoreUnavailable, match="others may find"):
-                await alone.store.delete(A)
-            with pytest.raises((StoreUnavailable, EmbeddingNotFound)):
-                async with alone.store.lease(A):
+            with pytest.raises(CacheUnavailable, match="other gateways may find"):
+                await alone.cache.delete(A)
+            with pytest.raises((CacheUnavailable, EmbeddingNotFound)):
+                async with alone.cache.lease(A):
                     pass
-            assert alone.memory.stats().bytes == 0
+            assert alone.local.stats().bytes == 0
 
 
-async def test_what_may_have_been_deleted_meanwhile_is_used_by_who_sends_the_image_only(
+async def test_a_long_outage_allows_the_local_tier_only_for_calls_with_the_image(
     clock: Clock,
 ) -> None:
-    with Ports() as held:
-        (port,) = held.take(1)
-        async with store_over(f"127.0.0.1:{port}", check_s=1, unconfirmed_s=10, now=clock) as alone:
+    with Ports() as ports:
+        (port,) = ports.reserve(1)
+        async with open_cache(
+            f"127.0.0.1:{port}", revalidate_interval_s=1, stale_if_error_s=10, now=clock
+        ) as alone:
             await alone.put(A)
             clock.now += 9
             assert await alone.get(A) == 1.0
             clock.now += 2
-            with pytest.raises(StoreUnavailable, match="whether the embedding was deleted"):
+            with pytest.raises(CacheUnavailable, match="whether the embedding was deleted"):
                 await alone.get(A)
-            with pytest.raises(StoreUnavailable):
-                async with alone.store.lease(A, renew=True):
+            with pytest.raises(CacheUnavailable):
+                async with alone.cache.lease(A, renew=True):
                     pass
-            async with alone.store.lease(A, image_sent=True) as embedding:
+            async with alone.cache.lease(A, image_sent=True) as embedding:
                 assert not embedding.shared
-            # As if it had been embedded again.
+            # This counts as if it had been embedded again.
             clock.now += 9
             assert await alone.get(A) == 1.0
             clock.now += 2
-            with pytest.raises(StoreUnavailable):
+            with pytest.raises(CacheUnavailable):
                 await alone.get(A)
 
 
-async def test_bytes_that_were_never_an_embedding_are_no_embedding(
-    pair: tuple[Gateway, Gateway], cluster: Cluster
+async def test_values_with_invalid_bytes_are_removed(
+    pair: tuple[GatewayCache, GatewayCache], cluster: Cluster
 ) -> None:
     one, other = pair
-    name = one.cache.name(A)
-    elsewhere = one.cache.name(key("b" * 64))
+    name = one.shared.name(A)
+    elsewhere = one.shared.name(key("b" * 64))
     server = cluster.client(cluster.owner_of(name))
-    stolen = value_format.encode(elsewhere, FACTS, tensors(9.0))
-    damaged = (b"", b"\0" * 100, b"samserve", stolen, stolen[:-1], stolen + b"\0")
-    for data in damaged:
+    copied = value_format.encode(elsewhere, FACTS, tensors(9.0))
+    corrupt = (b"", b"\0" * 100, b"samserve", copied, copied[:-1], copied + b"\0")
+    for data in corrupt:
         server.hset(name, mapping={"v1": data, "s1": value_format.checksum(data)})
         assert await other.get(A) is None
         assert not server.exists(name)
-    # Without a checksum beside it, too.
+    # Also without a checksum field.
     server.hset(name, "v1", b"samserve\1\0 nonsense")
     assert await other.get(A) is None
     assert not server.exists(name)
-    assert other.count("requests", tier="shared", result="damaged") == len(damaged) + 1
-    assert other.memory.stats().bytes == 0
+    assert other.count("requests", tier="shared", result="corrupt") == len(corrupt) + 1
+    assert other.local.stats().bytes == 0
 
 
-async def test_what_was_deleted_elsewhere_since_the_work_began_does_not_come_back(
-    pair: tuple[Gateway, Gateway],
+async def test_a_deletion_elsewhere_since_the_epoch_revokes_the_embedding(
+    pair: tuple[GatewayCache, GatewayCache],
 ) -> None:
     one, other = pair
-    before = await other.store.epoch(A)
-    await one.store.delete(A)
-    after = await other.store.epoch(A)
+    before = await other.cache.epoch(A)
+    await one.cache.delete(A)
+    after = await other.cache.epoch(A)
     for since, found in ((before, None), (after, 1.0)):
-        slot = await other.store.reserve(A, FACTS, MODEL.embedding, since=since)
+        slot = await other.cache.reserve(A, FACTS, MODEL.embedding, since=since)
         slot.tensors["image_embedding"][...] = 1.0
-        async with other.store.publish(slot) as embedding:
+        async with other.cache.publish(slot) as embedding:
             assert (embedding.revoked, embedding.shared) == (found is None, found is not None)
         assert [await gateway.get(A) for gateway in pair] == [found, found]
-    assert not other.store._markers
+    assert not other.cache._markers
 
 
-async def test_writing_does_not_shorten_the_life_of_another_format(
+async def test_a_write_does_not_shorten_the_time_to_live_of_another_format(
     nodes: str, cluster: Cluster
 ) -> None:
-    async with store_over(nodes, ttl_s=5) as one:
-        name = one.cache.name(A)
+    async with open_cache(nodes, ttl_s=5) as one:
+        name = one.shared.name(A)
         server = cluster.client(cluster.owner_of(name))
         server.hset(name, mapping={"v2": b"next", "s2": b"x"})
         server.pexpire(name, 3_600_000)
@@ -523,47 +536,47 @@ async def test_writing_does_not_shorten_the_life_of_another_format(
         assert server.pttl(name) > 3_000_000
 
 
-async def test_a_deletion_survives_the_death_of_its_master(doomed_cluster: Cluster) -> None:
-    nodes = ",".join(doomed_cluster.addresses)
-    async with store_over(nodes) as one:
+async def test_a_deletion_survives_the_death_of_its_master(disposable_cluster: Cluster) -> None:
+    nodes = ",".join(disposable_cluster.addresses)
+    async with open_cache(nodes) as one:
         names = [key(f"{n:064x}") for n in range(12)]
         for name in names:
             await one.put(name)
-        before = waits(doomed_cluster)
+        before = waits(disposable_cluster)
         for name in names:
-            assert await one.store.delete(name)
-        # Each has waited for a replica: on a quiet machine that makes no other difference.
-        assert waits(doomed_cluster) == before + len(names)
-        victim = doomed_cluster.owner_of(one.cache.name(names[0]))
-        await asyncio.to_thread(doomed_cluster.fail_over, victim)
-        async with store_over(nodes) as other:
+            assert await one.cache.delete(name)
+        # Each deletion has waited for a replica, which is only visible in this counter.
+        assert waits(disposable_cluster) == before + len(names)
+        master = disposable_cluster.owner_of(one.shared.name(names[0]))
+        await asyncio.to_thread(disposable_cluster.fail_over, master)
+        async with open_cache(nodes) as other:
             assert {await other.get(name) for name in names} == {None}
 
 
 def waits(cluster: Cluster) -> int:
-    """How often the masters were told to wait for a replica."""
+    """Return how often the masters have processed WAIT."""
     stats = [cluster.client(master).info("commandstats") for master in cluster.masters]
     return sum(each.get("cmdstat_wait", {"calls": 0})["calls"] for each in stats)
 
 
-async def test_a_node_that_leaves_is_not_listened_to_any_more(
-    doomed_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+async def test_the_subscription_moves_when_its_node_leaves_the_cluster(
+    disposable_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Have listeners look up sooner than the silence of a server asks for.
-    monkeypatch.setattr(node_module, "_SILENCE_S", 0.1)
-    cluster = doomed_cluster
+    # Subscriptions check the state of their node at this interval.
+    monkeypatch.setattr(node_module, "_PING_AFTER_S", 0.1)
+    cluster = disposable_cluster
     seeds = ",".join(node.announced for node in cluster.masters)
-    settings = {"check_s": 600, "refresh_s": 0.1}
-    async with store_over(seeds, **settings) as one, store_over(seeds, **settings) as other:
-        await until_heard(cluster)
+    settings = {"revalidate_interval_s": 600, "topology_refresh_interval_s": 0.1}
+    async with open_cache(seeds, **settings) as one, open_cache(seeds, **settings) as other:
+        await until_subscribed(cluster)
         leaving = [node for node in cluster.nodes if node not in cluster.masters]
         for node in leaving:
             cluster.client(node).execute_command("CLUSTER", "RESET", "SOFT")
         for node in cluster.masters:
-            for gone in leaving:
-                # Another one may have told it already.
+            for left in leaving:
+                # Another node may have propagated it already.
                 with suppress(ResponseError):
-                    cluster.client(node).execute_command("CLUSTER", "FORGET", gone.id)
+                    cluster.client(node).execute_command("CLUSTER", "FORGET", left.id)
         await one.put(A)
         assert await other.get(A) == 1.0
-        await until_dropped(one, other, A)
+        await until_removed(one, other, A)

@@ -1,4 +1,4 @@
-"""Two versions of the value format over one cluster: a rolling upgrade, and the way back."""
+"""Two versions of the value format in one cluster: a rolling upgrade, and the rollback."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import samserve
 from samserve.v1 import samserve_pb2 as pb
 
 from harness.cluster.cluster import Cluster
-from tests.cluster.gateways import PATIENTLY, gateway, local_gateway, until_gone
+from tests.cluster.caches import SLOT
+from tests.cluster.gateways import LONG_TIMEOUT_OPTIONS, gateway, local_gateway, until_not_found
 from tests.cluster.load import Clients
-from tests.cluster.stores import SLOT
 from tests.support.waiting import until
 
 NUMBERS = range(8)
@@ -20,11 +20,11 @@ NUMBERS = range(8)
 
 @pytest.fixture(scope="module")
 def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This package with another format of values."""
+    """A copy of this package with another value format."""
     folder = tmp_path_factory.mktemp("next")
     package = Path(samserve.__file__).parent
     shutil.copytree(package, folder / "samserve", ignore=shutil.ignore_patterns("__pycache__"))
-    file = folder / "samserve" / "stores" / "shared" / "value_format.py"
+    file = folder / "samserve" / "cache" / "shared" / "value_format.py"
     text = file.read_text()
     assert text.count("\nFORMAT = 1\n") == 1
     file.write_text(text.replace("\nFORMAT = 1\n", "\nFORMAT = 2\n"))
@@ -32,7 +32,7 @@ def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fields(cluster: Cluster) -> set[tuple[bytes, bytes]]:
-    """Every value that the cluster holds, by its key and format."""
+    """Return the key and format of every value in the cluster."""
     return {
         (key, field)
         for master in cluster.masters
@@ -42,11 +42,11 @@ def fields(cluster: Cluster) -> set[tuple[bytes, bytes]]:
     }
 
 
-async def test_each_version_finds_its_own_and_harms_none_of_the_others(
+async def test_each_version_uses_its_own_values_and_keeps_those_of_others(
     cluster: Cluster, next_version: Path
 ) -> None:
-    # Of what it makes the next version keeps one in memory, and so reads the others again.
-    small: dict[str, object] = {"store__capacity_bytes": SLOT, **PATIENTLY}
+    # The local tier of the next version holds one embedding, so it reads the others again.
+    small: dict[str, object] = {"cache__local__capacity_bytes": SLOT, **LONG_TIMEOUT_OPTIONS}
     async with (
         local_gateway(cluster) as old,
         local_gateway(cluster) as old2,
@@ -58,11 +58,13 @@ async def test_each_version_finds_its_own_and_harms_none_of_the_others(
         written = fields(cluster)
         assert {field for _, field in written} == {b"v1"}
 
-        # An id of the other version is a miss, which is counted and healed.
+        # The id of a value of the other version is a miss, and is counted.
         news.ids = dict(olds.ids)
-        assert {await news.click(number) for number in NUMBERS} == {"EMBEDDING_NOT_FOUND"}
-        found = await new.metric("samserve_cache_requests_total", tier="shared", result="format")
-        assert found >= len(NUMBERS)
+        assert {await news.predict(number) for number in NUMBERS} == {"EMBEDDING_NOT_FOUND"}
+        mismatches = await new.metric(
+            "samserve_cache_requests_total", tier="shared", result="format_mismatch"
+        )
+        assert mismatches >= len(NUMBERS)
         for number in NUMBERS:
             embedding = await news.embed(number)
             assert embedding is not None
@@ -70,20 +72,20 @@ async def test_each_version_finds_its_own_and_harms_none_of_the_others(
 
         assert written < fields(cluster)
         assert len(fields(cluster)) == 2 * len(NUMBERS)
-        # Both find what is not in their memory.
+        # Both find embeddings that are not in their local tier.
         encoded = await new.metric("samserve_engine_runs_total", network="encoder")
         for server in (old2, new):
             others = Clients([server], ids=dict(olds.ids))
-            assert {await others.click(number) for number in NUMBERS} == {"found"}
+            assert {await others.predict(number) for number in NUMBERS} == {"found"}
             assert others.tally.unexpected == []
         assert await new.metric("samserve_engine_runs_total", network="encoder") == encoded
-        # What one version deletes is deleted for both.
+        # A deletion by one version is valid for both.
         for deleting, number in ((old2, 0), (new, 1)):
             await deleting.stub.DeleteEmbedding(
                 pb.DeleteEmbeddingRequest(embedding_id=olds.ids[number])
             )
             for server in (old, old2, new):
-                await until_gone(server, olds.ids[number])
+                await until_not_found(server, olds.ids[number])
         assert olds.tally.unexpected == news.tally.unexpected == []
 
 
@@ -96,12 +98,12 @@ async def test_a_rolling_upgrade_under_load_fails_no_call(
         for number in NUMBERS:
             await clients.embed(number)
         async with (
-            gateway(cluster, package=next_version, **PATIENTLY) as newer,
+            gateway(cluster, package=next_version, **LONG_TIMEOUT_OPTIONS) as newer,
             clients.working(NUMBERS, count=3) as tally,
         ):
             for serving in ([first, newer], [newer], [first]):  # and back again
                 clients.gateways = serving
-                enough = tally.counts["click"] + 10
-                await until(lambda enough=enough: tally.counts["click"] >= enough)
+                enough = tally.counts["predict"] + 10
+                await until(lambda enough=enough: tally.counts["predict"] >= enough)
         assert tally.unexpected == []
-        assert tally.counts["STORE_UNAVAILABLE"] == 0
+        assert tally.counts["CACHE_UNAVAILABLE"] == 0

@@ -1,4 +1,4 @@
-"""Low-res logits that look like a decoder's, and ones that are made to be hard."""
+"""Low-res logits that resemble a decoder's, and difficult ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SIDE = 256
 
 
 def blobs(seed: int, count: int, resized: Size) -> list[FloatArray]:
-    """Make wavy objects of all sizes inside the picture: distance to the outline plus noise."""
+    """Return wavy objects of all sizes inside the image: distance to the outline plus noise."""
     rng = np.random.default_rng(seed)
     return [_blob(rng, resized) for _ in range(count)]
 
@@ -28,12 +28,12 @@ def _blob(rng: np.random.Generator, resized: Size) -> FloatArray:
 
 
 def constant(value: float) -> FloatArray:
-    """Make a map of one value."""
+    """Return a map of one value."""
     return np.full((SIDE, SIDE), value, dtype=np.float32)
 
 
-def hard() -> dict[str, FloatArray]:
-    """Make maps whose pixels lie at thresholds, at the border or everywhere at once."""
+def difficult() -> dict[str, FloatArray]:
+    """Return maps whose pixels lie at thresholds, at the border or on both sides of it."""
     rng = np.random.default_rng(7)
     corner = constant(-9)
     corner[0, 0] = corner[0, -1] = corner[-1, 0] = 40

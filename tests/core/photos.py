@@ -1,4 +1,4 @@
-"""Photographs of odd sizes, cut and resized from those of scikit-image."""
+"""Photos of unusual sizes, cropped and resized from those of scikit-image."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from skimage import data
 
 
 def named(name: str) -> UInt8Array:
-    """Load a photograph of scikit-image, whose functions have no types."""
+    """Load a photo of scikit-image, whose functions have no types."""
     return np.asarray(getattr(data, name)(), dtype=np.uint8)
 
 
 def resized(rgb: UInt8Array, height: int, width: int) -> UInt8Array:
-    """Resize a photograph so that it has another size and still looks like one."""
-    picture = Image.fromarray(rgb).resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(picture, dtype=np.uint8)
+    """Resize a photo."""
+    image = Image.fromarray(rgb).resize((width, height), Image.Resampling.LANCZOS)
+    return np.asarray(image, dtype=np.uint8)
 
 
 def odd_sizes() -> dict[str, UInt8Array]:
-    """Landscape, portrait, square, panorama, smaller and larger than the model frame."""
+    """Return landscape, portrait, square and panorama, smaller and larger than the model frame."""
     return {
         "chelsea 300x451": named("chelsea"),
         "rocket 427x640": named("rocket"),

@@ -1,4 +1,4 @@
-"""Every function of the core that the original has too, side by side with the original."""
+"""The functions of the core, compared with those of `segment-anything`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from segment_anything.modeling import Sam  # noqa: E402
 from segment_anything.utils import amg  # noqa: E402
 from segment_anything.utils.transforms import ResizeLongestSide  # noqa: E402
 
-between = partial(masks.Upsampling.between, model_side=1024, low_res_side=256)
+upsampling_between = partial(masks.Upsampling.between, model_side=1024, low_res_side=256)
 TRANSFORM = ResizeLongestSide(1024)
 PHOTOS = photos.odd_sizes()
 SIZES = [Size(1080, 1920), Size(300, 451), Size(1411, 1411), Size(1031, 761), Size(97, 1500)]
@@ -46,25 +46,25 @@ def reference_logits(low_res: FloatArray, resized: Size, image: Size) -> torch.T
 
 @examples(500)
 @given(sides, sides)
-def test_resized_size_is_the_reference_s(height: int, width: int) -> None:
-    theirs = TRANSFORM.get_preprocess_shape(height, width, 1024)
+def test_resized_size_matches_the_reference(height: int, width: int) -> None:
+    expected = TRANSFORM.get_preprocess_shape(height, width, 1024)
 
-    ours = geometry.resize_longest_side(Size(height, width), 1024)
+    actual = geometry.resize_longest_side(Size(height, width), 1024)
 
-    assert (ours.height, ours.width) == tuple(max(side, 1) for side in theirs)
+    assert (actual.height, actual.width) == tuple(max(side, 1) for side in expected)
 
 
 @pytest.mark.parametrize("name", list(PHOTOS))
-def test_trap_image_is_resized_by_pillow_with_antialiasing(name: str) -> None:
+def test_image_is_resized_by_pillow_with_antialiasing(name: str) -> None:
     rgb = PHOTOS[name]
     resized = geometry.resize_longest_side(Size(*rgb.shape[:2]), 1024)
 
-    ours = geometry.resize_image(rgb, resized)
+    actual = geometry.resize_image(rgb, resized)
 
-    assert np.array_equal(ours, TRANSFORM.apply_image(rgb))
+    assert np.array_equal(actual, TRANSFORM.apply_image(rgb))
 
 
-def test_trap_opencv_would_give_other_bytes() -> None:
+def test_opencv_would_resize_to_other_bytes() -> None:
     rgb: UInt8Array = PHOTOS["coffee 1080x1920"]
 
     by_opencv = cv2.resize(rgb, (1024, 576), interpolation=cv2.INTER_LINEAR)
@@ -74,119 +74,123 @@ def test_trap_opencv_would_give_other_bytes() -> None:
 
 @settings(deadline=None)
 @given(sides, sides, st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=5))
-def test_points_and_boxes_move_as_in_the_reference(
-    height: int, width: int, shares: list[tuple[float, float]]
+def test_transformed_points_and_boxes_match_the_reference(
+    height: int, width: int, fractions: list[tuple[float, float]]
 ) -> None:
     image = Size(height, width)
     resized = geometry.resize_longest_side(image, 1024)
     if 0 in TRANSFORM.get_preprocess_shape(height, width, 1024):
         return
-    points = np.array(shares) * [width, height]
+    points = np.array(fractions) * [width, height]
     boxes = np.concatenate([points, points[::-1]], axis=1)
 
-    moved_points = geometry.points_to_model_frame(points, image, resized)
+    scaled_points = geometry.points_to_model_frame(points, image, resized)
     corners = geometry.points_to_model_frame(boxes.reshape(-1, 2, 2), image, resized)
 
-    assert np.array_equal(moved_points, TRANSFORM.apply_coords(points, (height, width)))
+    assert np.array_equal(scaled_points, TRANSFORM.apply_coords(points, (height, width)))
     assert np.array_equal(corners.reshape(-1, 4), TRANSFORM.apply_boxes(boxes, (height, width)))
 
 
 @pytest.mark.parametrize("image", [*SIZES, Size(240, 320), Size(2048, 2017)], ids=str)
-def test_upsampling_is_that_of_torch(image: Size) -> None:
+def test_upsampling_matches_torch(image: Size) -> None:
     resized = geometry.resize_longest_side(image, 1024)
-    for low_res in [*maps.blobs(1, 3, resized), maps.hard()["noise"], maps.hard()["corners"]]:
-        theirs = reference_logits(low_res, resized, image).numpy()
+    for low_res in [
+        *maps.blobs(1, 3, resized),
+        maps.difficult()["noise"],
+        maps.difficult()["corners"],
+    ]:
+        expected = reference_logits(low_res, resized, image).numpy()
 
-        ours = masks.upscale_logits(low_res, between(resized, image))
+        actual = masks.upscale_logits(low_res, upsampling_between(resized, image))
 
-        assert np.abs(ours - theirs).max() < 1e-5
+        assert np.abs(actual - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("image", SIZES, ids=str)
-def test_summary_is_that_of_the_reference(image: Size) -> None:
+def test_summary_matches_the_reference(image: Size) -> None:
     resized = geometry.resize_longest_side(image, 1024)
-    steps = between(resized, image)
+    upsampling = upsampling_between(resized, image)
     for low_res in maps.blobs(2, 8, resized):
         logits = reference_logits(low_res, resized, image)
         mask = logits > 0
 
-        summary = masks.summarize(low_res, steps, level=0, offset=1)
+        summary = masks.summarize(low_res, upsampling, level=0, offset=1)
 
         assert summary.box_xyxy == tuple(amg.batched_mask_to_box(mask).tolist())
         assert summary.area == pytest.approx(int(mask.sum()), abs=1)
-        theirs = float(amg.calculate_stability_score(logits[None], 0.0, 1.0)[0])
-        # Theirs of an empty mask is NaN, which passes no threshold.
-        assert summary.stability == pytest.approx(np.nan_to_num(theirs), abs=1e-4)
+        expected = float(amg.calculate_stability_score(logits[None], 0.0, 1.0)[0])
+        # The reference returns NaN for an empty mask, which passes no threshold.
+        assert summary.stability == pytest.approx(np.nan_to_num(expected), abs=1e-4)
 
 
 @settings(deadline=None)
 @given(bool_masks)
-def test_box_of_any_mask_is_the_reference_s(mask: BoolArray) -> None:
-    (theirs,) = amg.batched_mask_to_box(torch.from_numpy(mask.copy())[None]).tolist()
+def test_box_of_any_mask_matches_the_reference(mask: BoolArray) -> None:
+    (expected,) = amg.batched_mask_to_box(torch.from_numpy(mask.copy())[None]).tolist()
 
-    assert masks.mask_to_box(mask) == tuple(theirs)
+    assert masks.mask_to_box(mask) == tuple(expected)
 
 
 @settings(deadline=None)
 @given(st.integers(8, 64), st.integers(0, 3), st.integers(1, 2))
-def test_grids_are_the_reference_s(n: int, n_layers: int, downscale: int) -> None:
-    theirs = amg.build_all_layer_point_grids(n, n_layers, downscale)
+def test_grids_match_the_reference(n: int, n_layers: int, downscale: int) -> None:
+    expected = amg.build_all_layer_point_grids(n, n_layers, downscale)
 
-    ours = grid.layer_grids(n, n_layers, downscale)
+    actual = grid.layer_grids(n, n_layers, downscale)
 
-    assert len(ours) == len(theirs)
-    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert len(actual) == len(expected)
+    assert all(np.array_equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @settings(deadline=None)
 @given(st.integers(64, 5000), st.integers(64, 5000), st.integers(0, 3), st.floats(0, 0.9))
-def test_crops_are_the_reference_s(height: int, width: int, n_layers: int, overlap: float) -> None:
+def test_crops_match_the_reference(height: int, width: int, n_layers: int, overlap: float) -> None:
     boxes, layers = amg.generate_crop_boxes((height, width), n_layers, overlap)
 
-    ours = geometry.crop_boxes(Size(height, width), n_layers, overlap)
+    actual = geometry.crop_boxes(Size(height, width), n_layers, overlap)
 
-    assert [list(box) for _, box in ours] == boxes
-    assert [layer for layer, _ in ours] == layers
+    assert [list(box) for _, box in actual] == boxes
+    assert [layer for layer, _ in actual] == layers
 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_boxes_near_a_crop_edge_are_the_reference_s(seed: int) -> None:
+def test_boxes_near_a_crop_edge_match_the_reference(seed: int) -> None:
     rng = np.random.default_rng(seed)
     left, top, more = rng.integers(0, 2, 3).tolist()
     crop = (left * 60, top * 35, 300, 350 + more * 50)
     boxes = rng.integers(0, 300, (50, 4))
-    theirs = amg.is_box_near_crop_edge(torch.from_numpy(boxes), list(crop), [0, 0, 320, 400])
+    expected = amg.is_box_near_crop_edge(torch.from_numpy(boxes), list(crop), [0, 0, 320, 400])
 
-    ours = geometry.near_crop_edge(boxes, crop, Size(400, 320))
+    actual = geometry.near_crop_edge(boxes, crop, Size(400, 320))
 
-    assert ours.tolist() == theirs.tolist()
+    assert actual.tolist() == expected.tolist()
 
 
 @settings(deadline=None)
 @given(bool_masks, st.integers(0, 60), st.sampled_from(["holes", "islands"]))
-def test_small_regions_are_removed_as_in_the_reference(
+def test_removal_of_small_regions_matches_the_reference(
     mask: BoolArray, area: int, mode: Any
 ) -> None:
-    theirs, their_change = amg.remove_small_regions(mask, area, mode)
+    expected, expected_change = amg.remove_small_regions(mask, area, mode)
 
-    ours, change = regions.remove_small_regions(mask, area, mode)
+    actual, change = regions.remove_small_regions(mask, area, mode)
 
-    assert change == their_change
-    assert np.array_equal(ours, theirs)
+    assert change == expected_change
+    assert np.array_equal(actual, expected)
 
 
 @settings(deadline=None)
 @given(bool_masks)
-def test_run_lengths_are_the_reference_s(mask: BoolArray) -> None:
-    (theirs,) = amg.mask_to_rle_pytorch(torch.from_numpy(mask.copy())[None])
-    packed = amg.coco_encode_rle(theirs)
+def test_run_lengths_match_the_reference(mask: BoolArray) -> None:
+    (expected,) = amg.mask_to_rle_pytorch(torch.from_numpy(mask.copy())[None])
+    packed = amg.coco_encode_rle(expected)
 
-    ours = rle.encode(mask)
+    actual = rle.encode(mask)
 
-    assert rle.uncompressed(ours) == theirs["counts"]
-    assert ours.counts == packed["counts"]
-    assert [ours.size.height, ours.size.width] == packed["size"]
+    assert rle.uncompressed(actual) == expected["counts"]
+    assert actual.counts == packed["counts"]
+    assert [actual.size.height, actual.size.width] == packed["size"]
 
 
 def random_boxes(rng: np.random.Generator, count: int) -> tuple[Array, Array]:
@@ -196,15 +200,15 @@ def random_boxes(rng: np.random.Generator, count: int) -> tuple[Array, Array]:
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 200), st.sampled_from([0.0, 0.3, 0.5, 0.7]))
-def test_suppression_is_torchvision_s(seed: int, count: int, threshold: float) -> None:
+def test_suppression_matches_torchvision(seed: int, count: int, threshold: float) -> None:
     boxes, scores = random_boxes(np.random.default_rng(seed), count)
-    theirs = torchvision_shim.batched_nms(
+    expected = torchvision_shim.batched_nms(
         torch.from_numpy(boxes).float(),
         torch.from_numpy(scores.astype(np.float32)),
         torch.zeros(count),
         threshold,
     )
 
-    ours = nms.nms(boxes, scores, threshold)
+    actual = nms.nms(boxes, scores, threshold)
 
-    assert ours.tolist() == theirs.tolist()
+    assert actual.tolist() == expected.tolist()

@@ -17,8 +17,8 @@ from samserve.types import (
 bool_masks = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12))
 
 
-def read(segmentation: Segmentation) -> BoolArray:
-    """Read a mask without the code that wrote it, but for run lengths in characters."""
+def decode(segmentation: Segmentation) -> BoolArray:
+    """Decode a mask independently of the code under test, except for COCO run lengths."""
     height, width = segmentation.size.height, segmentation.size.width
     match segmentation:
         case CocoRle():
@@ -32,7 +32,7 @@ def read(segmentation: Segmentation) -> BoolArray:
 
 
 @given(bool_masks, st.sampled_from(MaskFormat))
-def test_each_format_has_the_same_pixels(mask: BoolArray, mask_format: MaskFormat) -> None:
-    written = mask_formats.write(mask, mask_format)
+def test_each_mask_format_has_the_same_pixels(mask: BoolArray, mask_format: MaskFormat) -> None:
+    encoded = mask_formats.encode(mask, mask_format)
 
-    assert np.array_equal(read(written), mask)
+    assert np.array_equal(decode(encoded), mask)

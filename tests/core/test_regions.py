@@ -10,24 +10,24 @@ def ring_with_dots() -> np.ndarray:
     return mask
 
 
-def test_largest_island_stays_if_all_are_small() -> None:
-    kept, changed = regions.remove_small_regions(ring_with_dots(), 1000, "islands")
+def test_largest_island_is_kept_if_all_are_small() -> None:
+    result, changed = regions.remove_small_regions(ring_with_dots(), 1000, "islands")
 
     assert changed
-    assert kept.sum() == 60
-    assert not kept[15:].any()
+    assert result.sum() == 60
+    assert not result[15:].any()
 
 
 def test_empty_mask_has_no_islands() -> None:
     mask = np.zeros((4, 4), dtype=bool)
 
-    kept, changed = regions.remove_small_regions(mask, 9, "islands")
+    result, changed = regions.remove_small_regions(mask, 9, "islands")
 
     assert not changed
-    assert not kept.any()
+    assert not result.any()
 
 
-def test_given_mask_is_not_modified() -> None:
+def test_input_mask_is_not_modified() -> None:
     mask = ring_with_dots()
 
     regions.remove_small_regions(mask, 5, "holes")

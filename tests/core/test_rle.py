@@ -20,37 +20,37 @@ characters = st.text(st.characters(min_codepoint=40, max_codepoint=120), max_siz
 
 @settings(deadline=None)
 @given(bool_masks)
-def test_mask_survives_the_round_trip(mask: BoolArray) -> None:
-    packed = rle.encode(mask)
+def test_mask_round_trip_is_lossless(mask: BoolArray) -> None:
+    encoded = rle.encode(mask)
 
-    assert np.array_equal(rle.decode(packed), mask)
-    assert packed.size == Size(*mask.shape)
+    assert np.array_equal(rle.decode(encoded), mask)
+    assert encoded.size == Size(*mask.shape)
 
 
 @old_numpy_protocol
 @settings(deadline=None)
 @given(bool_masks)
 def test_decoding_agrees_with_pycocotools(mask: BoolArray) -> None:
-    theirs = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    expected = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
 
-    ours = rle.decode(CocoRle(Size(*mask.shape), theirs["counts"].decode()))
+    actual = rle.decode(CocoRle(Size(*mask.shape), expected["counts"].decode()))
 
-    assert np.array_equal(ours, coco.decode(theirs))
+    assert np.array_equal(actual, coco.decode(expected))
 
 
-def test_trap_runs_are_column_major_and_start_with_background() -> None:
+def test_runs_are_column_major_and_start_with_background() -> None:
     mask = np.array([[True, False], [True, True], [False, False]])
 
     assert rle.uncompressed(rle.encode(mask)) == [0, 2, 2, 1, 1]
 
 
-def test_long_runs_survive() -> None:
+def test_long_runs_are_encoded() -> None:
     mask = np.zeros((3000, 4000), dtype=bool)
     mask[1500, 2000] = True
 
-    packed = rle.encode(mask)
+    encoded = rle.encode(mask)
 
-    assert rle.uncompressed(packed) == [2000 * 3000 + 1500, 1, 1999 * 3000 + 1499]
+    assert rle.uncompressed(encoded) == [2000 * 3000 + 1500, 1, 1999 * 3000 + 1499]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_long_runs_survive() -> None:
         ("0" * 1000, "too many"),
     ],
 )
-def test_malformed_counts_are_refused(counts: str, message: str) -> None:
+def test_malformed_counts_are_invalid(counts: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         rle.validate(Size(4, 4), counts)
 
@@ -75,7 +75,7 @@ def test_malformed_counts_are_refused(counts: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("size", [Size(0, 4), Size(-4, -4), Size(2**16, 2**16)], ids=str)
-def test_impossible_size_is_refused(size: Size) -> None:
+def test_impossible_size_is_invalid(size: Size) -> None:
     with pytest.raises(ValueError, match="size"):
         rle.validate(size, "0")
 
@@ -85,15 +85,17 @@ def test_large_size_is_checked_without_allocating_it() -> None:
         rle.validate(Size(40000, 40000), "5")
 
 
-@pytest.mark.parametrize("piece", [8, 9, 13])
-def test_mask_read_in_pieces_is_the_same(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    masks = [np.random.default_rng(0).random((60, 70)) < share for share in (0.01, 0.1, 0.5, 1)]
-    packed = [rle.encode(mask) for mask in masks]
-    whole = [rle.uncompressed(each) for each in packed]
+@pytest.mark.parametrize("chunk_chars", [8, 9, 13])
+def test_mask_decoded_in_chunks_is_the_same(
+    chunk_chars: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = [np.random.default_rng(0).random((60, 70)) < density for density in (0.01, 0.1, 0.5, 1)]
+    encoded = [rle.encode(mask) for mask in masks]
+    whole = [rle.uncompressed(each) for each in encoded]
 
-    monkeypatch.setattr(rle, "_PIECE_CHARS", piece)
+    monkeypatch.setattr(rle, "_CHUNK_CHARS", chunk_chars)
 
-    for mask, each, runs in zip(masks, packed, whole, strict=True):
+    for mask, each, runs in zip(masks, encoded, whole, strict=True):
         assert rle.uncompressed(each) == runs
         assert np.array_equal(rle.decode(each), mask)
 
@@ -113,38 +115,42 @@ def test_many_runs_take_little_memory() -> None:
 @pytest.mark.parametrize(
     ("counts", "message"), [("0" * 99_999 + "P", "within a run"), ("0" + "P" * 200_000, "run of")]
 )
-def test_malformed_counts_are_refused_behind_the_first_piece(counts: str, message: str) -> None:
+def test_malformed_counts_after_the_first_chunk_are_invalid(counts: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rle.validate(Size(1000, 1000), counts)
 
 
 @examples(300)
 @given(characters, st.integers(1, 12), st.integers(1, 12))
-def test_any_string_is_refused_or_is_a_mask(counts: str, height: int, width: int) -> None:
-    packed = CocoRle(Size(height, width), counts)
+def test_any_string_is_invalid_or_decodes_to_a_mask(counts: str, height: int, width: int) -> None:
+    encoded = CocoRle(Size(height, width), counts)
     try:
-        rle.validate(packed.size, counts)
+        rle.validate(encoded.size, counts)
     except ValueError:
         return
 
-    mask = rle.decode(packed)
+    mask = rle.decode(encoded)
 
     assert mask.shape == (height, width)
-    assert mask.sum() == sum(rle.uncompressed(packed)[1::2])
+    assert mask.sum() == sum(rle.uncompressed(encoded)[1::2])
 
 
 @old_numpy_protocol
 @examples(200)
 @given(bool_masks, st.integers(0, 200), st.integers(48, 111))
-def test_changed_character_is_refused_or_is_a_mask(mask: BoolArray, at: int, code: int) -> None:
-    packed = rle.encode(mask)
-    at %= len(packed.counts)
-    changed = CocoRle(packed.size, packed.counts[:at] + chr(code) + packed.counts[at + 1 :])
+def test_changed_character_is_invalid_or_decodes_to_a_mask(
+    mask: BoolArray, index: int, code: int
+) -> None:
+    encoded = rle.encode(mask)
+    index %= len(encoded.counts)
+    changed = CocoRle(
+        encoded.size, encoded.counts[:index] + chr(code) + encoded.counts[index + 1 :]
+    )
     try:
         decoded = rle.decode(changed)
     except ValueError:
         return
 
-    theirs = coco.decode({"size": list(mask.shape), "counts": changed.counts.encode()})
+    expected = coco.decode({"size": list(mask.shape), "counts": changed.counts.encode()})
 
-    assert np.array_equal(decoded, theirs)
+    assert np.array_equal(decoded, expected)

@@ -1,4 +1,4 @@
-"""What tests on a real Triton need."""
+"""Fixtures for tests on a real Triton."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["holding"]
 
 
 @pytest.fixture(autouse=True)
-def _revived(request: pytest.FixtureRequest) -> None:
-    """Have the servers that tests of a module share running, whatever the last test did.
+def _running_servers(request: pytest.FixtureRequest) -> None:
+    """Make sure that the servers which tests of a module share are running.
 
-    Fixtures of a larger scope are there before this one.
+    Fixtures of a larger scope are created before this one.
     """
     for value in request.node.funcargs.values():
         if isinstance(value, TritonServer):
-            value.revive()
+            value.ensure_running()

@@ -1,7 +1,7 @@
-"""The fake engine as a pair of real ONNX models, so that every engine can serve the same answers.
+"""The fake engine as a pair of real ONNX models, so that every engine returns the same results.
 
-`samserve.engines.fake` says what is drawn.  The graphs are in the text form of ONNX, which takes no
-torch.  On Triton a pair can hold some of its runs, for tests that need a model to be at work.
+`samserve.engines.fake` documents what is drawn.  The graphs are in the text form of ONNX, which
+does not need torch.  On Triton, a pair can hold runs, for tests that need a model to be busy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 from samserve.engines.fake import MODEL
 from samserve.export.triton_repository import Description, write_bundle
 
-from harness.triton.environment import own_backend
+from harness.triton.environment import nvidia_backend
 from tests.support.waiting import until
 
 ENCODER = """
@@ -30,10 +30,10 @@ encoder (uint8[B,1024,1024,3] image, int32[B,2] image_size)
   int64[8] rest = {0,0,0,0,0,253,0,0}, float zero = {0}
 >
 {
-  # What lies inside the image.
-  places = Range (start, side, step)
-  rows = Reshape (places, as_rows)
-  columns = Reshape (places, as_columns)
+  # The area of the image.
+  indices = Range (start, side, step)
+  rows = Reshape (indices, as_rows)
+  columns = Reshape (indices, as_columns)
   height, width = Split <axis = 1> (image_size)
   heights = Reshape (height, as_sizes)
   widths = Reshape (width, as_sizes)
@@ -67,16 +67,16 @@ decoder (
   int64[3] as_number = {-1, 1, 1}, int64[3] mask_dims = {4, 256, 256}
 >
 {
-  # The mean foreground click.
-  is_click = Equal (point_labels, one)
-  clicks = Cast <to = 1> (is_click)
-  count = ReduceSum <keepdims = 1> (clicks, axis_2)
-  has_click = Greater (count, zero)
-  click_weights = Unsqueeze (clicks, axis_3)
-  clicked_points = Mul (point_coords, click_weights)
-  click_sum = ReduceSum <keepdims = 0> (clicked_points, axis_2)
+  # The mean foreground point.
+  is_foreground = Equal (point_labels, one)
+  foreground = Cast <to = 1> (is_foreground)
+  count = ReduceSum <keepdims = 1> (foreground, axis_2)
+  has_point = Greater (count, zero)
+  point_weights = Unsqueeze (foreground, axis_3)
+  foreground_points = Mul (point_coords, point_weights)
+  point_sum = ReduceSum <keepdims = 0> (foreground_points, axis_2)
   divisor = Max (count, one)
-  clicked = Div (click_sum, divisor)
+  mean_point = Div (point_sum, divisor)
   # The box.
   is_low = Equal (point_labels, two)
   lows = Cast <to = 1> (is_low)
@@ -94,15 +94,15 @@ decoder (
   middle = Mul (corners, half)
   diagonal = Sub (high, low)
   box_stretch = Mul (diagonal, box_scale)
-  # Discs or ellipses.  The embedding counts nothing, but it is read.
+  # Discs or ellipses.  The embedding is read, but does not change the result.
   corner = Slice (image_embedding, from, to, axes_1_2_3)
   wide_corner = Cast <to = 1> (corner)
   number = Reshape (wide_corner, as_number)
   nought = Mul (number, zero)
-  chosen = Where (has_click, clicked, middle)
+  chosen = Where (has_point, mean_point, middle)
   scaled = Mul (chosen, scale)
   centre = Add (scaled, nought)
-  any_stretch = Where (has_click, one, box_stretch)
+  any_stretch = Where (has_point, one, box_stretch)
   stretch = Max (any_stretch, tiny)
   x0, y0 = Split <axis = 2> (centre)
   x_stretch, y_stretch = Split <axis = 2> (stretch)
@@ -119,7 +119,7 @@ decoder (
   distance = Sqrt (square)
   distances = Unsqueeze (distance, axis_2)
   drawn = Sub (radii, distances)
-  # The first M prompts have masks; the others get nothing at all.
+  # The first M prompts have masks; the others get empty masks.
   masks = Unsqueeze (mask_input, axis_2)
   grown = Add (masks, growth)
   batch_size = Shape <start = 0, end = 1> (point_labels)
@@ -129,50 +129,50 @@ decoder (
   nothing_dims = Concat <axis = 0> (batch_size, without, mask_dims)
   nothing = Expand (no_mask, nothing_dims)
   fallback = Concat <axis = 1> (grown, nothing)
-  has_place = Or (has_click, has_box)
-  has_places = Unsqueeze (has_place, axes_3_4)
-  low_res_logits = Where (has_places, drawn, fallback)
+  has_centre = Or (has_point, has_box)
+  has_centres = Unsqueeze (has_centre, axes_3_4)
+  low_res_logits = Where (has_centres, drawn, fallback)
   no_count = Mul (count, zero)
   predicted_iou = Add (no_count, ious)
 }
 """
 
 HELD_PIXEL = 255
-HELD_CLICK = 1023.75
+HELD_X = 1023.75
 
 
 @dataclass(frozen=True)
 class Hold:
-    """Runs that Triton has begun and does not end until they are released.
+    """Runs that Triton has begun and that do not end until they are released.
 
-    An encoder is held by an image whose first pixel is white (`HELD_PIXEL`), a decoder by prompts
-    whose first point has `HELD_CLICK` as its x.
+    An encoder run is held if the first pixel of its image is white (`HELD_PIXEL`), a decoder run if
+    its first point has the x coordinate `HELD_X`.
     """
 
     folder: Path
 
     def apply_to(self, repository: Path, name: str = MODEL.name) -> None:
-        """Have the models of a pair hold such runs (see `harness.triton.backend`)."""
-        if own_backend() is not None:
-            pytest.skip("NVIDIA's own backend holds no runs")
+        """Configure the models of a pair to hold such runs (see `harness.triton.backend`)."""
+        if nvidia_backend() is not None:
+            pytest.skip("NVIDIA's backend cannot hold runs")
         self.folder.mkdir(exist_ok=True)
-        for role, given, begins in (
+        for role, tensor, prefix in (
             ("encoder", "image", [HELD_PIXEL] * 3),
-            ("decoder", "point_coords", [HELD_CLICK]),
+            ("decoder", "point_coords", [HELD_X]),
         ):
-            asked = json.dumps({"folder": str(self.folder), "input": given, "begins": begins})
+            hold = json.dumps({"folder": str(self.folder), "input": tensor, "prefix": prefix})
             with (repository / f"{name}_{role}" / "config.pbtxt").open("a") as config:
                 config.write(
                     'parameters { key: "hold_runs" '
-                    f"value {{ string_value: {json.dumps(asked)} }} }}\n"
+                    f"value {{ string_value: {json.dumps(hold)} }} }}\n"
                 )
 
     async def begun(self, count: int = 1) -> None:
-        """Wait until so many runs are held."""
+        """Wait until *count* runs are held."""
         await until(lambda: len(self._marks()) == count)
 
     def release(self, count: int | None = None) -> None:
-        """Let so many of the runs that are held go on, or all of them."""
+        """Release *count* of the held runs, or all of them."""
         for mark in self._marks()[:count]:
             mark.unlink(missing_ok=True)
 
@@ -180,8 +180,8 @@ class Hold:
         return list(self.folder.iterdir())
 
 
-def held_pixels(pixels: np.ndarray) -> np.ndarray:
-    """Have the encoder hold an image, which is changed."""
+def mark_held(pixels: np.ndarray) -> np.ndarray:
+    """Modify an image in place so that the encoder holds its run."""
     pixels[0, 0] = HELD_PIXEL
     return pixels
 
@@ -189,7 +189,7 @@ def held_pixels(pixels: np.ndarray) -> np.ndarray:
 def write_drawing_pair(repository: Path, name: str = MODEL.name, *, weights: str = "") -> None:
     """Add the models ``<name>_encoder`` and ``<name>_decoder`` to a repository.
 
-    *weights* names others that draw the same: the files differ, and so do their digests.
+    Models with other *weights* draw the same; their files, and so their digests, differ.
     """
     texts = {"encoder": ENCODER, "decoder": DECODER}
     models = {role: onnx.parser.parse_model(text) for role, text in texts.items()}

@@ -1,4 +1,4 @@
-"""The contract of `Engine`, run over every engine; all of them draw what `FakeEngine` draws."""
+"""The contract of `Engine`, tested on every engine; all of them draw what `FakeEngine` draws."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from samserve.app import open_engine
+from samserve.cache.local.cache import LocalCache
 from samserve.context import Priority, RequestContext
 from samserve.engines.base import Engine, PromptBatch
 from samserve.engines.fake import MODEL, FakeEngine
 from samserve.errors import DeadlineExceeded, EngineFailure, WeightsChanged
 from samserve.settings import load
-from samserve.stores.local.store import MemoryStore
 from samserve.telemetry.metrics import Metrics
 from samserve.types import Transport
 
-from tests import chosen
-from tests.engines.triton.opening import SIDE, STARTUP_S, encoded, holds, picture, reserved
+from tests import engine_choice
+from tests.engines.triton.services import SIDE, STARTUP_S, encoded, matches, random_image, reserved
 from tests.support.waiting import until
 from tests.triton import servers
 
 NAME = MODEL.name
-Pair = tuple[Engine, MemoryStore]
+Pair = tuple[Engine, LocalCache]
 
 
 @asynccontextmanager
 async def opened(kind: str, **triton: Any) -> AsyncIterator[Pair]:
-    """An engine of that kind, and a store in the memory that it allocates."""
+    """Open an engine of a kind, and a cache in the memory that it allocates."""
     if kind.startswith("triton"):
         servers.drawing()
-    sections = chosen.drawing(kind)
-    sections["triton"] = {"startup_s": STARTUP_S, **sections.get("triton", {}), **triton}
+    sections = engine_choice.drawing_settings(kind)
+    sections["triton"] = {"startup_timeout_s": STARTUP_S, **sections.get("triton", {}), **triton}
     engine = await open_engine(load(sections), Metrics(CollectorRegistry()))
-    store = MemoryStore(32 << 20, ttl_s=60, allocate=engine.allocate)
+    cache = LocalCache(32 << 20, ttl_s=60, allocate=engine.allocate)
     try:
-        yield engine, store
+        yield engine, cache
     finally:
-        await store.aclose()
+        await cache.aclose()
         await engine.aclose()
 
 
-@pytest.fixture(params=chosen.ENGINES)
+@pytest.fixture(params=engine_choice.ENGINES)
 async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
     async with opened(request.param) as both:
         yield both
@@ -62,49 +62,49 @@ def prompts(labels: list[int], count: int, masks: int = 0, seed: int = 0) -> Pro
     )
 
 
-async def test_an_embedding_is_written_into_its_slot(pair: Pair) -> None:
-    engine, store = pair
-    image = picture(3, height=480)
-    slot = await reserved(engine, store)
+async def test_encode_writes_the_embedding_into_its_slot(pair: Pair) -> None:
+    engine, cache = pair
+    image = random_image(3, height=480)
+    slot = await reserved(engine, cache)
     slot.tensors["image_embedding"][...] = -1
     await engine.encode(NAME, image, slot, RequestContext())
 
-    assert holds(slot, image)
-    assert not slot.late_writers
+    assert matches(slot, image)
+    assert not slot.pending_writes
 
 
-# The fake engine has no weights, and draws on the embeddings of the others.
-@pytest.mark.parametrize("pair", chosen.ENGINES[1:], indirect=True)
-async def test_runs_for_other_weights_end_in_an_error_of_their_own(
+# The fake engine has no weights and accepts the embeddings of the other engines.
+@pytest.mark.parametrize("pair", engine_choice.ENGINES[1:], indirect=True)
+async def test_runs_with_other_weights_raise_weights_changed(
     pair: Pair,
 ) -> None:
-    engine, store = pair
-    slot = await reserved(engine, store)
+    engine, cache = pair
+    slot = await reserved(engine, cache)
     slot = replace(slot, facts=replace(slot.facts, encoder_digest="0" * 64))
     with pytest.raises(WeightsChanged):
-        await engine.encode(NAME, picture(), slot, RequestContext())
+        await engine.encode(NAME, random_image(), slot, RequestContext())
     with pytest.raises(WeightsChanged):
         await engine.decode(NAME, slot.as_embedding(), prompts([1, -1], 1), RequestContext())
 
-    assert not slot.late_writers
+    assert not slot.pending_writes
     assert await engine.ready()
 
 
 SHAPES = [
-    ("click", [1, -1], 1, 0),
-    ("16 clicks", [1, -1], 16, 0),
+    ("point", [1, -1], 1, 0),
+    ("16 prompts", [1, -1], 16, 0),
     ("boxes", [2, 3], 3, 0),
     ("several points", [1, 1, 0, -1], 2, 0),
-    ("masks alone", [-1], 2, 2),
+    ("masks only", [-1], 2, 2),
     ("everything", [0, 2, 3], 2, 2),
 ]
 
 
-async def test_prompts_are_decoded_as_the_fake_engine_draws_them(
+async def test_decode_matches_the_fake_engine(
     pair: Pair,
 ) -> None:
-    engine, store = pair
-    slot = await encoded(engine, store)
+    engine, cache = pair
+    slot = await encoded(engine, cache)
     embedding = slot.as_embedding()
     for shape, labels, count, masks in SHAPES:
         batch = prompts(labels, count, masks)
@@ -119,9 +119,9 @@ async def test_prompts_are_decoded_as_the_fake_engine_draws_them(
             assert np.allclose(output.predicted_iou, expected.predicted_iou), shape
 
 
-async def test_answers_at_once_do_not_mix(pair: Pair) -> None:
-    engine, store = pair
-    slot = await encoded(engine, store)
+async def test_concurrent_decodes_do_not_mix(pair: Pair) -> None:
+    engine, cache = pair
+    slot = await encoded(engine, cache)
     batches = [prompts([1, -1], 1 + seed % 2, seed=seed) for seed in range(16)]
     embedding = slot.as_embedding()
     outputs = await asyncio.gather(
@@ -133,21 +133,21 @@ async def test_answers_at_once_do_not_mix(pair: Pair) -> None:
         assert np.allclose(output.low_res_logits, expected.low_res_logits, atol=1e-3)
 
 
-async def test_pictures_at_once_do_not_mix(pair: Pair) -> None:
-    engine, store = pair
-    images = [picture(seed) for seed in range(6)]
+async def test_concurrent_encodes_do_not_mix(pair: Pair) -> None:
+    engine, cache = pair
+    images = [random_image(seed) for seed in range(6)]
     slots = await asyncio.gather(
-        *(encoded(engine, store, str(seed), image) for seed, image in enumerate(images))
+        *(encoded(engine, cache, str(seed), image) for seed, image in enumerate(images))
     )
 
-    assert all(map(holds, slots, images))
+    assert all(map(matches, slots, images))
 
 
-async def test_an_output_stays_as_it_is_while_others_are_decoded(
+async def test_output_does_not_change_during_later_decodes(
     pair: Pair,
 ) -> None:
-    engine, store = pair
-    slot = await encoded(engine, store)
+    engine, cache = pair
+    slot = await encoded(engine, cache)
     kept = await engine.decode(NAME, slot.as_embedding(), prompts([1, -1], 2), RequestContext())
     part, before = kept.low_res_logits[1, 2], kept.low_res_logits.copy()
     del kept
@@ -159,35 +159,35 @@ async def test_an_output_stays_as_it_is_while_others_are_decoded(
 
 
 @pytest.mark.parametrize("pair", ["triton", "triton-message"], indirect=True)
-async def test_a_call_without_time_left_is_not_sent(pair: Pair) -> None:
-    engine, store = pair
-    slot = await reserved(engine, store)
+async def test_call_after_its_deadline_is_not_sent(pair: Pair) -> None:
+    engine, cache = pair
+    slot = await reserved(engine, cache)
     with pytest.raises(DeadlineExceeded):
-        await engine.encode(NAME, picture(), slot, RequestContext(deadline=0.0))
+        await engine.encode(NAME, random_image(), slot, RequestContext(deadline=0.0))
 
 
-async def test_a_cancelled_encode_leaves_a_slot_that_can_be_given_back(
+async def test_slot_of_a_cancelled_encode_can_be_discarded(
     pair: Pair,
 ) -> None:
-    engine, store = pair
+    engine, cache = pair
     for _ in range(5):
-        slot = await reserved(engine, store)
-        task = asyncio.create_task(engine.encode(NAME, picture(), slot, RequestContext()))
+        slot = await reserved(engine, cache)
+        task = asyncio.create_task(engine.encode(NAME, random_image(), slot, RequestContext()))
         await asyncio.sleep(0.005)
         task.cancel()
         await asyncio.wait([task])
-        await store.discard(slot)
-    await until(lambda: not store.stats().quarantined_bytes)
+        await cache.discard(slot)
+    await until(lambda: not cache.stats().quarantined_bytes)
 
-    assert store.stats().bytes == 0
-    slot = await encoded(engine, store)
+    assert cache.stats().bytes == 0
+    slot = await encoded(engine, cache)
 
 
-# The fake engine cannot fail.
+# The fake engine does not fail.
 @pytest.mark.parametrize("pair", ["onnx", "triton", "triton-message"], indirect=True)
-async def test_a_failing_run_is_an_engine_failure(pair: Pair) -> None:
-    engine, store = pair
-    slot = await encoded(engine, store)
+async def test_failing_run_raises_engine_failure(pair: Pair) -> None:
+    engine, cache = pair
+    slot = await encoded(engine, cache)
     good = prompts([1, -1], 1)
     wrong = PromptBatch(np.zeros((1, 2, 3), dtype=np.float32), good.point_labels, good.mask_input)
 
@@ -205,7 +205,7 @@ async def test_a_failing_run_is_an_engine_failure(pair: Pair) -> None:
         ("triton-message", Transport.MESSAGE),
     ],
 )
-async def test_an_engine_is_ready_and_tells_its_models_and_transport(
+async def test_engine_reports_readiness_models_and_transport(
     kind: str, transport: Transport
 ) -> None:
     async with opened(kind) as (engine, _):
@@ -215,9 +215,9 @@ async def test_an_engine_is_ready_and_tells_its_models_and_transport(
         assert engine.models[NAME].embedding == MODEL.embedding
 
 
-async def test_without_scratch_memory_tensors_go_in_messages() -> None:
-    async with opened("triton", scratch_bytes=0) as (engine, store):
-        slot = await encoded(engine, store, "x", picture(5))
+async def test_without_a_shared_memory_pool_tensors_are_sent_in_messages() -> None:
+    async with opened("triton", shared_memory_pool_bytes=0) as (engine, cache):
+        slot = await encoded(engine, cache, "x", random_image(5))
         batch = prompts([1, -1], 3)
         output = await engine.decode(NAME, slot.as_embedding(), batch, RequestContext())
         expected = await FakeEngine().decode(NAME, slot.as_embedding(), batch, RequestContext())

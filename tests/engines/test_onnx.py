@@ -1,4 +1,4 @@
-"""The in-process engine on the default model."""
+"""The ONNX engine with the default model."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import onnxruntime as ort
 import pytest
 from prometheus_client import CollectorRegistry
 from samserve.app import default_repository
+from samserve.cache.local.cache import LocalCache
 from samserve.context import RequestContext
 from samserve.engines.base import EncoderInput, PromptBatch
 from samserve.engines.onnx import OnnxEngine
 from samserve.errors import EngineUnavailable, WeightsChanged
 from samserve.export.stamp import stamp
 from samserve.memory.slot import Slot
-from samserve.stores.local.store import MemoryStore
 from samserve.telemetry.metrics import Metrics
 from samserve.types import EmbeddingFacts, EmbeddingKey, Size
 
-from tests import pictures
+from tests import sample_images
 from tests.export.config_check import age, copied, unstamped
 
 NAME = "sam_tiny"
@@ -40,23 +40,23 @@ async def engine() -> AsyncIterator[OnnxEngine]:
 
 async def encoded(engine: OnnxEngine, valid: Size, padding: int = 0) -> Slot:
     info = engine.models[NAME]
-    store = MemoryStore(8 << 20, ttl_s=60)
+    cache = LocalCache(8 << 20, ttl_s=60)
     facts = EmbeddingFacts.of(valid, info)
-    slot = await store.reserve(EmbeddingKey("t", "x"), facts, info.embedding)
+    slot = await cache.reserve(EmbeddingKey("t", "x"), facts, info.embedding)
     pixels = np.full((1024, 1024, 3), padding, dtype=np.uint8)
-    pixels[: valid.height, : valid.width] = pictures.noise(valid.height, valid.width)
+    pixels[: valid.height, : valid.width] = sample_images.noise(valid.height, valid.width)
     await engine.encode(NAME, EncoderInput(pixels, valid), slot, RequestContext())
     return slot
 
 
-def clicks(count: int) -> PromptBatch:
+def point_prompts(count: int) -> PromptBatch:
     coords = np.zeros((count, 2, 2), dtype=np.float32)
     coords[:, 0] = np.linspace(50, 900, count)[:, None]
     labels = np.tile(np.array([1, -1], dtype=np.float32), (count, 1))
     return PromptBatch(coords, labels, np.zeros((0, 256, 256), dtype=np.float32))
 
 
-async def test_what_lies_outside_the_picture_does_not_matter(engine: OnnxEngine) -> None:
+async def test_padding_does_not_change_the_embedding(engine: OnnxEngine) -> None:
     clean = await encoded(engine, Size(700, 1024), padding=0)
     garbage = await encoded(engine, Size(700, 1024), padding=255)
 
@@ -65,10 +65,10 @@ async def test_what_lies_outside_the_picture_does_not_matter(engine: OnnxEngine)
         assert np.isfinite(tensor.astype(np.float32)).all()
 
 
-async def test_a_prompt_does_not_depend_on_its_neighbours(engine: OnnxEngine) -> None:
+async def test_prompts_of_a_batch_are_independent(engine: OnnxEngine) -> None:
     slot = await encoded(engine, Size(1024, 640))
-    together = await engine.decode(NAME, slot.as_embedding(), clicks(5), RequestContext())
-    batch = clicks(5)
+    together = await engine.decode(NAME, slot.as_embedding(), point_prompts(5), RequestContext())
+    batch = point_prompts(5)
     alone = await engine.decode(
         NAME,
         slot.as_embedding(),
@@ -79,7 +79,7 @@ async def test_a_prompt_does_not_depend_on_its_neighbours(engine: OnnxEngine) ->
     assert np.allclose(together.low_res_logits[3], alone.low_res_logits[0], atol=1e-3)
 
 
-def test_an_empty_repository_is_unavailable(tmp_path: Path) -> None:
+def test_empty_repository_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable, match="no model"):
         open_engine(tmp_path)
 
@@ -93,7 +93,7 @@ def test_an_empty_repository_is_unavailable(tmp_path: Path) -> None:
     ],
     ids=["missing graph", "broken graph", "broken configuration"],
 )
-def test_files_that_cannot_be_read_are_refused(
+def test_missing_and_invalid_files_are_rejected(
     tmp_path: Path, file: str, content: bytes | None, message: str
 ) -> None:
     path = copied(tmp_path) / f"{NAME}_{file}"
@@ -105,14 +105,14 @@ def test_files_that_cannot_be_read_are_refused(
         open_engine(tmp_path / "models")
 
 
-def test_a_default_model_that_is_not_there_is_refused() -> None:
+def test_missing_default_model_is_rejected() -> None:
     with pytest.raises(EngineUnavailable, match="sam_tiny"):
         open_engine(default_repository(), default_model="sam_vit_h")
 
 
 @pytest.mark.parametrize("digest", ["", "ab" * 32], ids=["none", "another"])
 @pytest.mark.parametrize("role", ["encoder", "decoder"])
-def test_a_graph_of_other_weights_than_its_configuration_is_refused(
+def test_graph_with_another_digest_than_its_configuration_is_rejected(
     tmp_path: Path, role: str, digest: str
 ) -> None:
     repository = copied(tmp_path)
@@ -121,28 +121,29 @@ def test_a_graph_of_other_weights_than_its_configuration_is_refused(
     if digest:
         stamp(path, digest)
 
-    said = digest[:12] or "none"
-    with pytest.raises(EngineUnavailable, match=f"{NAME}.*digest {said},.*upgrade {repository}$"):
+    stamped = digest[:12] or "none"
+    expected = f"{NAME}.*digest {stamped},.*upgrade {repository}$"
+    with pytest.raises(EngineUnavailable, match=expected):
         open_engine(repository)
 
 
-async def test_a_run_is_judged_by_what_the_graph_says_and_not_by_the_configuration(
+async def test_run_is_checked_by_the_graph_output_and_not_by_the_configuration(
     engine: OnnxEngine,
 ) -> None:
-    """The graphs cannot be exchanged under a session, so the session is."""
+    """The graphs of an open session cannot be replaced, so the session is."""
     slot = await encoded(engine, Size(1024, 640))
     other = open_engine(default_repository())
     bundle = other._bundles[NAME]
-    lying = {role: Lying(session) for role, session in bundle.graphs.items()}
-    other._bundles[NAME] = replace(bundle, graphs=lying)
+    altered = {role: WrongDigest(session) for role, session in bundle.graphs.items()}
+    other._bundles[NAME] = replace(bundle, graphs=altered)
     with pytest.raises(WeightsChanged):
-        await other.decode(NAME, slot.as_embedding(), clicks(1), RequestContext())
+        await other.decode(NAME, slot.as_embedding(), point_prompts(1), RequestContext())
     with pytest.raises(WeightsChanged):
         await encoded(other, Size(1024, 640))
     await other.aclose()
 
 
-async def test_models_of_the_previous_export_give_the_same_masks(
+async def test_models_of_the_previous_export_return_the_same_masks(
     engine: OnnxEngine, tmp_path: Path
 ) -> None:
     repository = copied(tmp_path)
@@ -150,7 +151,7 @@ async def test_models_of_the_previous_export_give_the_same_masks(
     engines = (engine, open_engine(repository))
     slots = [await encoded(each, Size(1024, 640)) for each in engines]
     outputs = [
-        await each.decode(NAME, slot.as_embedding(), clicks(2), RequestContext())
+        await each.decode(NAME, slot.as_embedding(), point_prompts(2), RequestContext())
         for each, slot in zip(engines, slots, strict=True)
     ]
     await engines[1].aclose()
@@ -159,16 +160,16 @@ async def test_models_of_the_previous_export_give_the_same_masks(
     assert slots[1].facts.encoder_digest == engine.models[NAME].digest
 
 
-class Lying:
-    """A session that says other weights; its answers stay what they are."""
+class WrongDigest:
+    """A session that reports another digest; its other outputs are unchanged."""
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session = session
         self.io_binding = session.io_binding
 
     def run(self, names: list[str], *rest: object) -> list[np.ndarray]:
-        *outputs, said = self._session.run(names, *rest)
-        return [*outputs, said + 1]
+        *outputs, reported = self._session.run(names, *rest)
+        return [*outputs, reported + 1]
 
     def run_with_iobinding(self, binding: ort.IOBinding, options: ort.RunOptions) -> None:
-        """Leave the digest as it was before the run, which is no digest of anything."""
+        """Leave the digest output uninitialized, which is not a valid digest."""

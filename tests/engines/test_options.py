@@ -1,4 +1,4 @@
-"""Options that ONNX Runtime and Triton take as text: what they do not know they may ignore."""
+"""Options that ONNX Runtime and Triton accept as text: unknown ones may be ignored silently."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("service", "harness", "training", "benchmarks", "monitoring")
 
 # README of triton-inference-server/onnxruntime_backend: parameters of its accelerator "tensorrt"
-# and of a model.  Our harness has no such backend: that they take effect was not seen here.
+# and of a model.  The harness does not have that backend, so their effect is not tested here.
 TENSORRT = {
     *("precision_mode", "max_workspace_size_bytes"),
     *("trt_engine_cache_enable", "trt_engine_cache_path"),
 }
 OF_MODELS = {"intra_op_thread_count", "inter_op_thread_count", "execution_mode"}
 
-# Options of tritonserver that are newer than the harness's, from its documentation.
+# Options of tritonserver versions newer than the harness's, from its documentation.
 NEWER = {"allow-client-shm", "grpc-infer-thread-count"}
 
 
-def written(start: str) -> set[str]:
-    """Texts of the code that begin so."""
+def literals(start: str) -> set[str]:
+    """Return the string literals of the code that begin with *start*."""
     paths = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
     return {
         node.value
@@ -57,17 +57,17 @@ def written(start: str) -> set[str]:
 
 
 def test_session_options_are_known_to_onnx_runtime() -> None:
-    """It ignores an entry that it does not know; its library has the names of all that it does."""
-    core = Path(onnxruntime_pybind11_state.__file__).read_bytes()
-    named = written("session.")
+    """It ignores unknown entries; its library contains the names of all known ones."""
+    library = Path(onnxruntime_pybind11_state.__file__).read_bytes()
+    named = literals("session.")
 
     assert "session.intra_op.allow_spinning" in named
-    assert [name for name in sorted(named) if name.encode() + b"\0" not in core] == []
-    assert b"session.intra_op.allow_spining\0" not in core
+    assert [name for name in sorted(named) if name.encode() + b"\0" not in library] == []
+    assert b"session.intra_op.allow_spining\0" not in library
 
 
 def test_threads_of_the_engine_do_not_spin_between_runs() -> None:
-    """Those of ONNX Runtime do by default."""
+    """The threads of ONNX Runtime spin by default."""
     (files,) = discover(default_repository())
     options = ort.SessionOptions()
     options.intra_op_num_threads = 4
@@ -94,7 +94,7 @@ def _threads() -> set[int]:
 
 
 def _spent_after_a_run(session: ort.InferenceSession, threads: set[int]) -> float:
-    """Seconds of CPU that these threads take while there is nothing to do."""
+    """Return the CPU seconds of these threads while they are idle."""
     session.run(
         ["predicted_iou"],
         {
@@ -110,7 +110,7 @@ def _spent_after_a_run(session: ort.InferenceSession, threads: set[int]) -> floa
 
 
 def _cpu_of(thread: int) -> float:
-    # The clock of a thread by its number, as the kernel makes it (posix-timers_types.h).
+    # The clock id of a thread, as the kernel computes it (posix-timers_types.h).
     return time.clock_gettime((~thread << 3) | 6)
 
 
@@ -129,7 +129,7 @@ def test_parameters_of_configurations_are_known_to_the_backend() -> None:
     shown = list(_code("docs/triton.md", "protobuf"))
     assert len(shown) == 3
     for text in shown:
-        # Fields that Triton does not know are errors here as there.
+        # Unknown fields are errors here, as in Triton.
         example = text_format.Parse(text, model_config_pb2.ModelConfig())
         assert set(example.parameters) <= OF_MODELS
         for each in example.optimization.execution_accelerators.gpu_execution_accelerator:
@@ -141,22 +141,22 @@ def _code(document: str, language: str) -> Iterator[str]:
     yield from re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def _end_of_tritonserver(*options: str) -> tuple[int, str]:
-    """Start it with options that it ends with: its exit status, and what it has said."""
-    with tempfile.TemporaryFile("w+") as said:
+def _run_tritonserver(*options: str) -> tuple[int, str]:
+    """Run tritonserver with options that make it exit; return its exit status and output."""
+    with tempfile.TemporaryFile("w+") as output:
         home = find_home()
         process = subprocess.Popen(
-            [home.server, *options], env=home.variables({}), stdout=said, stderr=said
+            [home.server, *options], env=home.variables({}), stdout=output, stderr=output
         )
         code = process.wait()
-        said.seek(0)
-        return code, said.read()
+        output.seek(0)
+        return code, output.read()
 
 
 @cache
 def known_to_tritonserver() -> frozenset[str]:
-    """Names of its options, from its own help."""
-    names = re.findall(r"^\s*--([a-z0-9-]+)", _end_of_tritonserver("--help")[1], re.MULTILINE)
+    """Return the names of its options, from its help."""
+    names = re.findall(r"^\s*--([a-z0-9-]+)", _run_tritonserver("--help")[1], re.MULTILINE)
     assert "model-repository" in names
     return frozenset(names)
 
@@ -171,25 +171,25 @@ def known_to_tritonserver() -> frozenset[str]:
     ],
     ids=["triton", "deploy", "operations", "chart"],
 )
-def test_options_of_tritonserver_that_are_written_down_are_known_to_it(document: str) -> None:
+def test_documented_options_of_tritonserver_exist(document: str) -> None:
     text = (ROOT / document).read_text()
     commands = re.findall(r"(?<![/\w-])tritonserver(?: (?:\\\n|[^`\n])*)?", text)
     if document.startswith("helm"):
-        (commands,) = [re.findall(r'define "samserve\.tritonArguments".*?define ', text, re.DOTALL)]
+        (commands,) = [re.findall(r'define "samserve\.tritonArgs".*?define ', text, re.DOTALL)]
     named = {name for each in commands for name in re.findall(r"--([a-z][a-z0-9-]+)=", each)}
-    # In tables and sentences.
+    # Options in tables and sentences.
     named |= set(re.findall(r"`--((?:grpc|http|allow|model|trace)-[a-z0-9-]+)", text))
 
     assert sorted(named - known_to_tritonserver() - NEWER) == []
     assert named or "deploy" in document
 
 
-def test_tritonserver_refuses_what_it_does_not_know_but_backends_do_not() -> None:
-    code, told = _end_of_tritonserver("--model-repository=/nowhere", "--no-such-option=1")
+def test_tritonserver_rejects_unknown_options_but_not_unknown_backend_settings() -> None:
+    code, output = _run_tritonserver("--model-repository=/nowhere", "--no-such-option=1")
     assert code == 1
-    assert "unrecognized option '--no-such-option=1'" in told
+    assert "unrecognized option '--no-such-option=1'" in output
 
-    # Settings of a backend are texts to it.
+    # Settings of a backend are opaque to it.
     library = next(
         (find_home().server.parents[1] / "backends" / "python").glob("libtriton_python.so")
     )
@@ -198,7 +198,7 @@ def test_tritonserver_refuses_what_it_does_not_know_but_backends_do_not() -> Non
     assert [name for name in names if name.encode() + b"\0" not in library.read_bytes()] == []
 
 
-def test_the_shared_memory_of_the_harness_is_as_large_as_it_asks_for() -> None:
+def test_shared_memory_of_the_harness_has_the_configured_size() -> None:
     server = servers.default()
     sizes = {path.stat().st_size for path in server.shared_files()}
 

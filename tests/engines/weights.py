@@ -1,8 +1,8 @@
-"""Models whose answers say which weights made them.
+"""Models whose results contain the versions of the weights that computed them.
 
-Every number of the embedding is the encoder's version.  Of the four predicted IoUs the second is
-the version of the encoder that made the embedding, the third that of the decoder, both in
-hundredths.  Masks cover everything.
+Every number of the embedding is the encoder's version.  Of the four predicted IoUs, the second is
+the version of the embedding's encoder, the third that of the decoder, both in hundredths.  Masks
+cover the whole image.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _TYPES = {"float16": TensorProto.FLOAT16, "float": TensorProto.FLOAT}
 
 @dataclass(frozen=True)
 class Versions:
-    """Which encoder and which decoder have made an answer."""
+    """The encoder and the decoder that computed a result."""
 
     encoder: int
     decoder: int
@@ -76,10 +76,10 @@ def write_version(
     decoder: int | None = None,
     mask_size: int = 256,
 ) -> ModelInfo:
-    """Write, or replace, the model *name* by one of these weights; return what it is.
+    """Write or replace the model *name* with weights of a version; return its description.
 
     *precision* is that of the embedding: ``float16`` or ``float``.  *decoder* is the version of the
-    decoder, where it is another one than the encoder's; that is the one which the model describes.
+    decoder if it differs from the encoder's; the description of the model contains it.
     """
     graphs = {
         role: onnx.parser.parse_model(
@@ -98,5 +98,5 @@ def write_version(
 
 
 def versions_of(iou: dict[int, float]) -> Versions:
-    """Read an answer's versions out of the predicted IoUs by token."""
+    """Return the versions of a result from its predicted IoUs by token."""
     return Versions(round(iou[1] * 100), round(iou[2] * 100))

@@ -1,4 +1,4 @@
-"""Holding a config.pbtxt against the graph that it describes."""
+"""Helpers that compare a config.pbtxt with its graph."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def copied(folder: Path) -> Path:
 
 
 def only(repository: Path) -> Bundle[Path]:
-    """The one model of a repository."""
+    """Return the only model of a repository."""
     (model,) = discover(repository)
     return model
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files below a folder, by their paths in it."""
+    """Return the content of all files in a folder, by relative path."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def read_config(folder: Path) -> model_config_pb2.ModelConfig:
-    """Parse ``config.pbtxt`` by Triton's own schema; unknown fields are errors."""
+    """Parse ``config.pbtxt`` with Triton's schema; unknown fields are errors."""
     text = (folder / "config.pbtxt").read_text(encoding="utf-8")
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
@@ -49,16 +49,16 @@ def read_graph(folder: Path) -> onnx.ModelProto:
 
 
 def unstamped(path: Path) -> bytes:
-    """The file of a graph without the part that says which encoder it belongs to."""
+    """Return the file of a graph without its stamp."""
     size = stamp_bytes(path)
     assert size > 0
     return path.read_bytes()[:-size]
 
 
 def age(repository: Path, name: str, *, stamped: bool = False) -> None:
-    """Make of a model what an export wrote before graphs said which encoder they belong to.
+    """Convert a model to the format of earlier exports, whose graphs did not output the encoder.
 
-    *stamped* if they said the digest of the model then, which came later; else they said nothing.
+    If *stamped*, graphs output the digest of the model, as a later format did; else no digest.
     """
     for role in ("encoder", "decoder"):
         folder = repository / f"{name}_{role}"
@@ -67,20 +67,20 @@ def age(repository: Path, name: str, *, stamped: bool = False) -> None:
         graph.write_bytes(unstamped(graph))
         if stamped:
             stamp(graph, digest)
-        left_out = ("samserve.encoder_digest", *(() if stamped else (DIGEST_OUTPUT,)))
+        removed = ("samserve.encoder_digest", *(() if stamped else (DIGEST_OUTPUT,)))
         lines = config.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if not any(each in line for each in left_out)]
-        # Without the comma after the output before it.
+        kept = [line for line in lines if not any(each in line for each in removed)]
+        # Removes the comma after the previous output.
         config.write_text("".join(kept).replace("},\n]", "}\n]"))
 
 
 def declared(tensors) -> list[tuple[str, int, list[int]]]:
-    """Name, type and dims with the batch axis, as the config declares them."""
+    """Return name, type and dims with the batch axis, as the configuration declares them."""
     return [(tensor.name, tensor.data_type, [-1, *tensor.dims]) for tensor in tensors]
 
 
 def actual(values) -> list[tuple[str, int, list[int]]]:
-    """Name, type and dims with the batch axis, as the graph declares them."""
+    """Return name, type and dims with the batch axis, as the graph declares them."""
     return [
         (
             value.name,
@@ -92,5 +92,5 @@ def actual(values) -> list[tuple[str, int, list[int]]]:
 
 
 def parameters(config: model_config_pb2.ModelConfig) -> dict[str, str]:
-    """The string parameters of a config."""
+    """Return the string parameters of a configuration."""
     return {key: value.string_value for key, value in config.parameters.items()}

@@ -1,7 +1,7 @@
-"""One pair, exported from a checkpoint that the original Sam has written.
+"""A pair of models, exported from a checkpoint of the original implementation.
 
-Most tests take a small model frame: 16 times fewer cells and pixels, and all of the same code.  The
-published frame comes with `TINY`, the other image encoder with `MOBILE`.
+Most tests use a small model frame, which has 16 times fewer cells and pixels but runs the same
+code.  `TINY` has the published frame, `MOBILE` the other image encoder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from samserve.export.onnx_export import UNCAST, export_encoder
 from samserve.export.onnx_file import serialized
 from samserve.export.pipeline import ExportOptions, export
 
-from tests.oracle import pictures
+from tests.oracle import photos
 from tests.oracle.sam import (
     FOREGROUND,
     MOBILE,
@@ -31,23 +31,23 @@ from tests.oracle.sam import (
     Size,
     build_sam,
 )
-from tests.pictures import file_of
+from tests.sample_images import encode
 
-PICTURES: tuple[Callable[[], np.ndarray], ...] = (
-    pictures.coffee_427x640,
-    pictures.retina_1411x1411,
-    pictures.hubble_1800x1200,
+PHOTOS: tuple[Callable[[], np.ndarray], ...] = (
+    photos.coffee_427x640,
+    photos.retina_1411x1411,
+    photos.hubble_1800x1200,
 )
 
 
 @dataclass(frozen=True)
 class View:
-    """A picture as both sides see it.
+    """A photo as both implementations embed it.
 
     ``original`` and ``uncast`` are embeddings float32 ``[1,256,grid,grid]``, ``stored`` is float16.
     """
 
-    picture: np.ndarray
+    photo: np.ndarray
     predictor: SamPredictor
     image: np.ndarray
     image_size: np.ndarray
@@ -57,13 +57,13 @@ class View:
 
     @cached_property
     def file(self) -> bytes:
-        """The picture as a file, which takes a while to write."""
-        return file_of(self.picture)
+        """The photo as an encoded file; cached, since encoding is slow."""
+        return encode(self.photo)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The original Sam, its checkpoint, and what was exported from that."""
+    """The original Sam, its checkpoint, and the repository with the export."""
 
     original: Sam
     checkpoint: Path
@@ -77,58 +77,58 @@ class Pair:
 
     @property
     def encoder_path(self) -> Path:
-        """The served encoder."""
+        """Path of the exported encoder."""
         return self.repository / "pair_encoder" / "1" / "model.onnx"
 
     @property
     def decoder_path(self) -> Path:
-        """The served decoder."""
+        """Path of the exported decoder."""
         return self.repository / "pair_decoder" / "1" / "model.onnx"
 
     @cached_property
     def decoder(self) -> onnxruntime.InferenceSession:
-        """A session with the served decoder."""
+        """A session with the exported decoder."""
         return session(self.decoder_path)
 
     @cached_property
     def comparable_encoder(self) -> onnxruntime.InferenceSession:
-        """A session with an encoder that also answers its embedding before the cast."""
+        """A session with an encoder that also returns its embedding in float32."""
         encoder = export_encoder(open_sam(self.checkpoint)[0], keep_uncast=True)
         return session(serialized(encoder))
 
     @cached_property
     def views(self) -> tuple[View, ...]:
-        """The three pictures, embedded by both sides."""
-        return tuple(self._view(make()) for make in PICTURES)
+        """The three photos, embedded by both implementations."""
+        return tuple(self._view(make()) for make in PHOTOS)
 
     def embed(self, image: np.ndarray, image_size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Run the exported encoder: embeddings as stored, and before their cast."""
+        """Run the exported encoder: embeddings in float16, and in float32 before the cast."""
         names = ["image_embedding", f"image_embedding{UNCAST}"]
         feeds = {"image": image, "image_size": image_size}
         stored, uncast = self.comparable_encoder.run(names, feeds)
         return stored, uncast
 
-    def _view(self, picture: np.ndarray) -> View:
+    def _view(self, photo: np.ndarray) -> View:
         predictor = SamPredictor(self.original)
-        predictor.set_image(picture)
-        image, image_size = placed(predictor, picture)
+        predictor.set_image(photo)
+        image, image_size = encoder_inputs(predictor, photo)
         stored, uncast = self.embed(image, image_size)
         original = predictor.features.numpy()
-        return View(picture, predictor, image, image_size, original, uncast, stored)
+        return View(photo, predictor, image, image_size, original, uncast, stored)
 
 
-def placed(predictor: SamPredictor, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Place a picture in the model frame: the encoder's inputs ``image`` and ``image_size``."""
+def encoder_inputs(predictor: SamPredictor, photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the encoder's inputs ``image`` and ``image_size`` for a photo."""
     side = predictor.model.image_encoder.img_size
-    # Noise where there is no picture: what lies there must not matter.
+    # Noise in the padding, which must not affect the result.
     image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
-    resized = predictor.transform.apply_image(picture)
+    resized = predictor.transform.apply_image(photo)
     image[0, : resized.shape[0], : resized.shape[1]] = resized
     return image, np.array([resized.shape[:2]], np.int32)
 
 
 def session(model: Path | bytes) -> onnxruntime.InferenceSession:
-    """Open a session on as many threads as torch has."""
+    """Open a session with the same number of threads as torch."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     source = model if isinstance(model, bytes) else str(model)
@@ -137,7 +137,7 @@ def session(model: Path | bytes) -> onnxruntime.InferenceSession:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread_in_a_worker(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Where tests run in several processes, more threads only wait for each other."""
+    """Use one thread if tests run in several processes, which would compete for the cores."""
     before = torch.get_num_threads()
     if hasattr(request.config, "workerinput"):
         torch.set_num_threads(1)
@@ -146,7 +146,7 @@ def _one_thread_in_a_worker(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 LARGE = (0.3, 0.35, 0.3, 0.3)
-"""What a small SAM's masks have to cover, for those of every prompt to be worth comparing."""
+"""Area ratios of a small SAM's masks at which the masks of every prompt can be compared."""
 
 SMALL_PAIR = pytest.param((SMALL, LARGE), id="small")
 TINY_PAIR = pytest.param((TINY, FOREGROUND), id="tiny", marks=pytest.mark.slow)
@@ -155,15 +155,15 @@ MOBILE_PAIR = pytest.param((MOBILE, FOREGROUND), id="mobile", marks=pytest.mark.
 every_encoder = pytest.mark.parametrize(
     "pair", [SMALL_PAIR, TINY_PAIR, MOBILE_PAIR], indirect=True, scope="session"
 )
-"""For tests of what only the image encoder decides."""
+"""For tests that depend only on the image encoder."""
 
 small_and_tiny = pytest.mark.parametrize(
     "pair", [SMALL_PAIR, TINY_PAIR], indirect=True, scope="session"
 )
-"""For tests that need no more than a second frame."""
+"""For tests that need a second model frame only."""
 
 small_only = pytest.mark.parametrize("pair", [SMALL_PAIR], indirect=True, scope="session")
-"""For tests that need any pair."""
+"""For tests that can use any pair."""
 
 
 MakePair = Callable[[Size, tuple[float, ...]], Pair]
@@ -171,17 +171,17 @@ MakePair = Callable[[Size, tuple[float, ...]], Pair]
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> MakePair:
-    """Make the pair of a size, whose masks cover some of a picture, once."""
+    """A cached function that creates the pair of a size, with masks of the given area ratios."""
 
     @cache
-    def make(size: Size, foreground: tuple[float, ...]) -> Pair:
+    def create(size: Size, foreground: tuple[float, ...]) -> Pair:
         folder = tmp_path_factory.mktemp("pair")
-        original = build_sam(size, pictures.calibration(), foreground=foreground)
+        original = build_sam(size, photos.calibration(), foreground=foreground)
         torch.save(original.state_dict(), folder / "sam.pth")
-        export(folder / "sam.pth", ExportOptions(folder / "repository", "pair", check=False))
+        export(folder / "sam.pth", ExportOptions(folder / "repository", "pair", check_parity=False))
         return Pair(original, folder / "sam.pth", folder / "repository")
 
-    return make
+    return create
 
 
 @pytest.fixture(
@@ -194,5 +194,5 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> MakePair:
     ],
 )
 def pair(request: pytest.FixtureRequest, pairs: MakePair) -> Pair:
-    """A pair with its oracle."""
+    """A pair with its reference."""
     return pairs(*request.param)

@@ -1,4 +1,4 @@
-"""Small ONNX models with the tensors of the model contract and next to nothing inside."""
+"""Minimal ONNX models with the tensors of the model contract."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ Interface = dict[str, tuple[int, list[object]]]
 
 
 def graph(inputs: Interface, outputs: Interface) -> ModelProto:
-    """Make a model that declares these tensors and answers with constants."""
+    """Return a model that declares these tensors and returns constants."""
     nodes = [
         helper.make_node("Constant", [], [name], value=helper.make_tensor("value", kind, [1], [0]))
         for name, (kind, _) in outputs.items()
     ]
-    made = helper.make_graph(nodes, "graph", _values(inputs), _values(outputs))
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)])
+    content = helper.make_graph(nodes, "graph", _values(inputs), _values(outputs))
+    return helper.make_model(content, opset_imports=[helper.make_opsetid("", 17)])
 
 
 def encoder(outputs: Interface = EMBEDDING) -> ModelProto:
-    """An encoder by the contract."""
+    """Return an encoder that follows the contract."""
     return graph(ENCODER_INPUTS, outputs)
 
 
 def decoder() -> ModelProto:
-    """A decoder by the contract."""
+    """Return a decoder that follows the contract."""
     return graph(DECODER_INPUTS, DECODER_OUTPUTS)
 
 

@@ -1,4 +1,4 @@
-"""An HTTP server on this machine with scripted answers, which remembers the requests."""
+"""An HTTP server on this machine with scripted responses, which records the requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from threading import Thread
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer; after ``cut`` bytes of the body the connection is dropped."""
+    """One response; after ``cut`` bytes of the body the connection is closed."""
 
     status: int = 200
     body: bytes = b""
@@ -25,8 +25,8 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A request; its path is without the query."""
+class Request:
+    """A request; its path excludes the query."""
 
     method: str
     path: str
@@ -37,44 +37,44 @@ Script = Callable[[Message], Reply]
 
 
 class Loopback:
-    """The scripts of each path, used up one by one but for the last, and the requests so far."""
+    """The scripts of each path, each used once except the last, and the requests so far."""
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.seen: list[Seen] = []
-        self.otherwise = Reply(404)
+        self.requests: list[Request] = []
+        self.fallback = Reply(404)
         self._scripts: dict[str, list[Script | Reply]] = defaultdict(list)
 
     def on(self, path: str, *scripts: Script | Reply) -> str:
-        """Set the answers to a path, in turn, whatever its query; returns its URL."""
+        """Set the responses of a path, in order, for any query; return its URL."""
         self._scripts[path.partition("?")[0]] = list(scripts)
         return self.address + path
 
-    def reply(self, seen: Seen) -> Reply:
-        self.seen.append(seen)
-        scripts = self._scripts[seen.path] or [self.otherwise]
+    def reply(self, request: Request) -> Reply:
+        self.requests.append(request)
+        scripts = self._scripts[request.path] or [self.fallback]
         script = scripts.pop(0) if len(scripts) > 1 else scripts[0]
-        return script if isinstance(script, Reply) else script(seen.headers)
+        return script if isinstance(script, Reply) else script(request.headers)
 
     @property
     def ranges(self) -> list[str | None]:
         """The Range header of each request."""
-        return [seen.headers["Range"] for seen in self.seen]
+        return [request.headers["Range"] for request in self.requests]
 
 
-def whole(content: bytes, **headers: str) -> Reply:
-    """A server that knows no ranges."""
+def full(content: bytes, **headers: str) -> Reply:
+    """Return a response without support for ranges."""
     return Reply(200, content, headers)
 
 
 def file(content: bytes, cut: int | None = None) -> Script:
-    """A file, whole or the range that is asked for."""
+    """Return a script that sends a file, or the requested range of it."""
 
     def script(headers: Message) -> Reply:
-        found = re.fullmatch(r"bytes=(\d+)-", headers["Range"] or "")
-        if not found:
+        requested = re.fullmatch(r"bytes=(\d+)-", headers["Range"] or "")
+        if not requested:
             return Reply(200, content, cut=cut)
-        start = int(found[1])
+        start = int(requested[1])
         position = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
         return Reply(206, content[start:], position, cut)
 
@@ -82,23 +82,23 @@ def file(content: bytes, cut: int | None = None) -> Script:
 
 
 def redirect(location: str) -> Reply:
-    return Reply(302, b"over there", {"Location": location})
+    return Reply(302, b"redirected", {"Location": location})
 
 
 @contextmanager
 def loopback() -> Iterator[Loopback]:
-    """Serve on a free port while the block runs."""
+    """Run the server on a free port until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def handle(self) -> None:
-            with suppress(OSError):  # the other side left
+            with suppress(OSError):  # the client closed the connection
                 super().handle()
 
         def do_GET(self) -> None:
-            seen = Seen(self.command, self.path.partition("?")[0], self.headers)
-            reply = state.reply(seen)
+            request = Request(self.command, self.path.partition("?")[0], self.headers)
+            reply = state.reply(request)
             self.close_connection = reply.cut is not None or reply.framing == "none"
             self.send_response(reply.status)
             for name, value in {**framing(reply), **reply.headers}.items():
@@ -132,7 +132,7 @@ def framing(reply: Reply) -> dict[str, str]:
 
 
 def framed(reply: Reply) -> bytes:
-    """The body; chunked, it is one chunk and the last, empty one."""
+    """Return the body; if chunked, as one chunk and the final, empty one."""
     if reply.framing == "chunked":
         return b"%x\r\n%b\r\n0\r\n\r\n" % (len(reply.body), reply.body)
     return reply.body[: reply.cut]

@@ -14,7 +14,7 @@ from tests.oracle.onnx_sam import PromptCollector
 
 @dataclass(frozen=True)
 class PromptSet:
-    """P prompts on one picture, in model pixels, as the original takes them.
+    """P prompts on one photo, in model pixels, in the format of the original.
 
     ``coords`` ``[P,n,2]`` with ``labels`` ``[P,n]``, ``boxes`` ``[P,4]``; ``masks``
     ``[M,1,side,side]`` for the first M prompts.
@@ -27,7 +27,7 @@ class PromptSet:
 
 
 @dataclass(frozen=True)
-class Answer:
+class DecoderOutput:
     """Logits ``[P,4,side,side]`` and predicted IoUs ``[P,4]`` of all mask tokens."""
 
     logits: np.ndarray
@@ -35,28 +35,28 @@ class Answer:
 
     @property
     def best(self) -> np.ndarray:
-        """Token of the best of the three ambiguous masks, per prompt."""
+        """Token of the best of the three multimask outputs, per prompt."""
         return 1 + self.iou[:, 1:].argmax(1)
 
 
-def decode_originally(pair: Pair, view: View, prompts: PromptSet) -> Answer:
-    """Decode with the original prompt encoder and mask decoder, one prompt after the other."""
+def decode_original(pair: Pair, view: View, prompts: PromptSet) -> DecoderOutput:
+    """Decode with the original prompt encoder and mask decoder, one prompt at a time."""
     encoder, decoder = pair.original.prompt_encoder, pair.original.mask_decoder
     embedding = torch.from_numpy(view.stored).float()
-    answers = []
+    outputs = []
     for prompt in range(_count(prompts)):
         one = slice(prompt, prompt + 1)
         points = None if prompts.coords is None else (prompts.coords[one], prompts.labels[one])
         boxes = None if prompts.boxes is None else prompts.boxes[one]
         masked = prompts.masks is not None and prompt < len(prompts.masks)
         sparse, dense = encoder(points, boxes, prompts.masks[one] if masked else None)
-        answers.append(decoder.predict_masks(embedding, encoder.get_dense_pe(), sparse, dense))
-    logits, iou = (torch.cat(parts).numpy() for parts in zip(*answers, strict=True))
-    return Answer(logits, iou)
+        outputs.append(decoder.predict_masks(embedding, encoder.get_dense_pe(), sparse, dense))
+    logits, iou = (torch.cat(parts).numpy() for parts in zip(*outputs, strict=True))
+    return DecoderOutput(logits, iou)
 
 
-def decode_exported(pair: Pair, views: list[View], sets: list[PromptSet]) -> list[Answer]:
-    """Decode B pictures with P prompts each in one call of the exported decoder."""
+def decode_exported(pair: Pair, views: list[View], sets: list[PromptSet]) -> list[DecoderOutput]:
+    """Decode B photos with P prompts each in one call of the exported decoder."""
     collect = PromptCollector(4 * pair.grid)
     tokens = [
         collect((s.coords, s.labels) if s.coords is not None else None, s.boxes, s.masks)
@@ -69,13 +69,16 @@ def decode_exported(pair: Pair, views: list[View], sets: list[PromptSet]) -> lis
         "mask_input": np.concatenate([one.masks for one, _ in tokens]),
     }
     logits, iou = pair.decoder.run(["low_res_logits", "predicted_iou"], feeds)
-    return [Answer(*parts) for parts in zip(logits, iou, strict=True)]
+    return [DecoderOutput(*parts) for parts in zip(logits, iou, strict=True)]
 
 
-def picture_logits(view: View, answer: Answer, tokens: np.ndarray) -> np.ndarray:
-    """The original's logits over the picture ``[P,H,W]``, of one token ``[P]`` per prompt."""
+def photo_logits(view: View, output: DecoderOutput, tokens: np.ndarray) -> np.ndarray:
+    """Return the logits at the size of the photo ``[P,H,W]``, of one token ``[P]`` per prompt.
+
+    The original upsamples them.
+    """
     predictor = view.predictor
-    chosen = answer.logits[np.arange(len(tokens)), tokens]
+    chosen = output.logits[np.arange(len(tokens)), tokens]
     logits: np.ndarray = predictor.model.postprocess_masks(
         torch.from_numpy(chosen).unsqueeze(0), predictor.input_size, predictor.original_size
     )[0].numpy()
@@ -83,7 +86,7 @@ def picture_logits(view: View, answer: Answer, tokens: np.ndarray) -> np.ndarray
 
 
 def prompts_of(kind: str, view: View, seed: int, count: int = 2) -> PromptSet:
-    """Seeded random prompts on the valid part of a picture.
+    """Return seeded random prompts on the valid part of a photo.
 
     ``kind`` joins ``points<n>``, ``box`` and ``mask`` with ``+``.
     """
@@ -107,7 +110,7 @@ def prompts_of(kind: str, view: View, seed: int, count: int = 2) -> PromptSet:
 
 
 def blobs(count: int, random: torch.Generator, side: int) -> Tensor:
-    """Round mask inputs ``[count,1,side,side]``, logits from -20 to 20."""
+    """Return circular mask inputs ``[count,1,side,side]``, logits from -20 to 20."""
     centre = torch.rand(count, 1, 1, 1, 2, generator=random) * 256
     axis = torch.arange(side) * 256 / side
     rows, columns = torch.meshgrid(axis, axis, indexing="ij")

@@ -1,4 +1,4 @@
-"""AutoMask with the reference's default settings, on a Segment Anything: original and product."""
+"""AutoMask of samserve and of the original, with the default settings, on a SAM."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from samserve.engines.onnx import OnnxEngine
 from samserve.export.pipeline import ExportOptions, export
 from samserve.telemetry.metrics import Metrics
 
-from tests.oracle import pictures
+from tests.oracle import photos
 from tests.oracle.generator import reference_auto_mask
 from tests.oracle.sam import SMALL, build_sam
-from tests.segmentation.automask.comparison import differences, kept_by
-from tests.segmentation.automask.replay import product_auto_mask
+from tests.segmentation.automask.comparison import counts_out, differences
+from tests.segmentation.automask.replay import samserve_auto_mask
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-# Small masks with steep edges: many survive the default thresholds and suppression.
+# Small masks with sharp edges: many pass the default thresholds and suppression.
 FEW_PIXELS = (0.04, 0.05, 0.04, 0.03)
 SHARPER = 5.0
 
@@ -39,15 +39,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small SAM of random weights whose masks pass, and fail, every filter."""
+    """A small SAM with random weights; some of its masks pass, and some fail, every filter."""
     folder = tmp_path_factory.mktemp("compact")
-    sam = build_sam(SMALL, pictures.calibration(), foreground=FEW_PIXELS)
+    sam = build_sam(SMALL, photos.calibration(), foreground=FEW_PIXELS)
     with torch.no_grad():
         for hypernetwork in sam.mask_decoder.output_hypernetworks_mlps:
             hypernetwork.layers[-1].weight *= SHARPER
             hypernetwork.layers[-1].bias *= SHARPER
     torch.save(sam.state_dict(), folder / "sam.pth")
-    export(folder / "sam.pth", ExportOptions(folder / "repository", "compact", check=False))
+    export(folder / "sam.pth", ExportOptions(folder / "repository", "compact", check_parity=False))
     return folder / "repository"
 
 
@@ -59,22 +59,22 @@ def engine(repository: Path) -> Iterator[OnnxEngine]:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_product_finds_what_the_original_finds(
+def test_auto_mask_returns_the_masks_of_the_original(
     name: str, repository: Path, engine: OnnxEngine
 ) -> None:
-    picture = pictures.coffee_427x640()
+    photo = photos.coffee_427x640()
     encoder, decoder = (
         repository / f"compact_{role}" / "1" / "model.onnx" for role in ("encoder", "decoder")
     )
     expected, counts = reference_auto_mask(
-        picture, encoder, decoder, output_mode="binary_mask", **SETTINGS[name]
+        photo, encoder, decoder, output_mode="binary_mask", **SETTINGS[name]
     )
 
-    records, filters = asyncio.run(product_auto_mask(engine, picture, SETTINGS[name]))
+    records, filters = asyncio.run(samserve_auto_mask(engine, photo, SETTINGS[name]))
 
     assert len(expected) >= 20
     assert differences(records, expected) == []
-    kept = kept_by(counts)
+    kept = counts_out(counts)
     assert {each.name: each.count_out for each in filters.values()} == {
         each: kept[each] for each in filters
     }

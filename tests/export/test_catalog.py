@@ -1,4 +1,4 @@
-"""The catalogue of models, and what is refused in one."""
+"""The catalog of models, and errors in one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def written(folder: Path, **values: object) -> Path:
     return path
 
 
-def test_the_packaged_catalogue_has_four_models_and_one_checksum_of_a_primary_source() -> None:
+def test_the_packaged_catalog_has_four_models_and_one_checksum() -> None:
     entries = catalog.load()
 
     assert {name: (entry.variant, entry.checksum) for name, entry in entries.items()} == {
@@ -42,7 +42,7 @@ def test_the_packaged_catalogue_has_four_models_and_one_checksum_of_a_primary_so
         check_name(name)
 
 
-def test_an_entry_is_read_as_it_is_written(tmp_path: Path) -> None:
+def test_an_entry_is_parsed(tmp_path: Path) -> None:
     path = written(tmp_path, **GOOD, checksum="AB" * 32)
 
     assert catalog.load(path) == {
@@ -53,10 +53,10 @@ def test_an_entry_is_read_as_it_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
-        ("colour", "red", "there is no such key"),
+        ("colour", "red", "unknown key"),
         ("url", "http://models.example/some.pth", "only https"),
         ("url", "https://me:secret@models.example/some.pth", "credentials"),
-        ("url", "https://models.example/", "no file name"),
+        ("url", "https://models.example/", "must end in a file name"),
         ("url", "https://me:secret@models.example:99999/some.pth", "not a URL"),
         ("page", "some page", "not a URL"),
         ("variant", "vit_x", "vit_b, vit_l, vit_h, mobile"),
@@ -66,7 +66,7 @@ def test_an_entry_is_read_as_it_is_written(tmp_path: Path) -> None:
         ("checksum", "ab" * 31, "64 hexadecimal digits"),
     ],
 )
-def test_a_mistake_is_told_with_its_entry_and_key(
+def test_an_error_names_the_entry_and_key(
     tmp_path: Path, key: str, value: object, text: str
 ) -> None:
     path = written(tmp_path, **{**GOOD, key: value})
@@ -80,7 +80,7 @@ def test_a_mistake_is_told_with_its_entry_and_key(
 
 
 @pytest.mark.parametrize("key", GOOD)
-def test_every_key_but_the_checksum_is_needed(tmp_path: Path, key: str) -> None:
+def test_every_key_except_the_checksum_is_required(tmp_path: Path, key: str) -> None:
     path = written(tmp_path, **{name: value for name, value in GOOD.items() if name != key})
 
     with pytest.raises(ExportError, match=f"some.{key} is missing"):
@@ -88,7 +88,7 @@ def test_every_key_but_the_checksum_is_needed(tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"[some", b"\xff", b"some = 1"])
-def test_what_is_no_catalogue_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_an_invalid_catalog_is_rejected(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "catalog.toml"
     if content is not None:
         path.write_bytes(content)
@@ -97,6 +97,6 @@ def test_what_is_no_catalogue_is_refused(tmp_path: Path, content: bytes | None) 
         catalog.load(path)
 
 
-def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_model_is_reported_with_the_known_ones() -> None:
     with pytest.raises(ExportError, match=r"'sam'.*sam_vit_b, sam_vit_l, sam_vit_h, mobile_sam"):
         catalog.find("sam", catalog.load())

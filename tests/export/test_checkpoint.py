@@ -1,4 +1,4 @@
-"""Reading checkpoints: every size of SAM 1, and nothing else."""
+"""Reading checkpoints of every size of SAM 1, and rejecting others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def saved(folder: Path, content: object) -> Path:
         pytest.param(VIT_H, [14, 14, 14, 14, 14, 14, 14, 64] * 4, id="vit_h"),
     ],
 )
-def test_sizes_are_read_from_the_shapes(size: SamSize, windows: list[int]) -> None:
+def test_sizes_are_derived_from_the_shapes(size: SamSize, windows: list[int]) -> None:
     with torch.device("meta"):
         expected = original(size).state_dict()
         config = config_from_state(expected)
@@ -55,7 +55,7 @@ def test_sizes_are_read_from_the_shapes(size: SamSize, windows: list[int]) -> No
     }
 
 
-def test_values_are_those_of_the_checkpoint(tmp_path: Path, state: State) -> None:
+def test_values_equal_those_of_the_checkpoint(tmp_path: Path, state: State) -> None:
     sam = open_sam(saved(tmp_path, state))[0]
 
     found = sam.state_dict()
@@ -64,7 +64,7 @@ def test_values_are_those_of_the_checkpoint(tmp_path: Path, state: State) -> Non
     assert not sam.training
 
 
-def test_half_precision_weights_are_widened(tmp_path: Path, state: State) -> None:
+def test_half_precision_weights_are_converted_to_float32(tmp_path: Path, state: State) -> None:
     halves = {key: value.half() for key, value in state.items()}
 
     sam = open_sam(saved(tmp_path, halves))[0]
@@ -76,13 +76,13 @@ def test_half_precision_weights_are_widened(tmp_path: Path, state: State) -> Non
     ("name", "value", "message"),
     [
         ("mask_decoder.iou_token.weight", torch.zeros(1, 128), "has shape (1, 128), not (1, 256)"),
-        ("image_encoder.pos_embed", None, "'image_encoder.pos_embed' is not there"),
-        ("mask_decoder.mask_tokens.weight", None, "lacks mask_decoder.mask_tokens.weight"),
-        ("mask_decoder.extra", torch.ones(1), "does not belong there: mask_decoder.extra"),
+        ("image_encoder.pos_embed", None, "'image_encoder.pos_embed' is missing"),
+        ("mask_decoder.mask_tokens.weight", None, "missing mask_decoder.mask_tokens.weight"),
+        ("mask_decoder.extra", torch.ones(1), "unexpected mask_decoder.extra"),
     ],
-    ids=["shape", "missing from the sizes", "missing", "too many"],
+    ids=["shape", "missing, determines a size", "missing", "unexpected"],
 )
-def test_a_tensor_that_does_not_fit_is_named(
+def test_an_invalid_tensor_is_named(
     tmp_path: Path, state: State, name: str, value: torch.Tensor | None, message: str
 ) -> None:
     changed = {**state, name: value}
@@ -96,7 +96,7 @@ def test_a_tensor_that_does_not_fit_is_named(
 
 @every_encoder
 @pytest.mark.parametrize("role", ["encoder", "decoder"])
-def test_exported_checkpoint_is_a_model_with_a_true_config(pair: Pair, role: str) -> None:
+def test_the_config_of_an_exported_checkpoint_matches_its_graph(pair: Pair, role: str) -> None:
     folder = pair.repository / f"pair_{role}"
     config, graph = read_config(folder), read_graph(folder)
 
@@ -108,7 +108,7 @@ def test_exported_checkpoint_is_a_model_with_a_true_config(pair: Pair, role: str
 
 
 @every_encoder
-def test_exported_checkpoint_is_found_by_the_service(pair: Pair) -> None:
+def test_an_exported_checkpoint_is_discovered(pair: Pair) -> None:
     (files,) = discover(pair.repository)
     grid = pair.grid
 

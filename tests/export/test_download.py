@@ -1,4 +1,4 @@
-"""Downloads against a real server on this machine, which cuts, lies and redirects."""
+"""Downloads from a real server on this machine, with interruptions, wrong sizes and redirects."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from samserve.export.download import (
 )
 from samserve.export.errors import ExportError
 
-from tests.export.loopback import Loopback, Reply, file, loopback, redirect, whole
+from tests.export.loopback import Loopback, Reply, file, full, loopback, redirect
 from tests.support.certificates import Issuer
-from tests.support.waiting import BOUND_S
+from tests.support.waiting import TIMEOUT_S
 
 CONTENT = bytes(range(256)) * 4096
 HALF = len(CONTENT) // 2
@@ -49,12 +49,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
 
 @pytest.fixture
 def once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make one attempt: between two, pooch waits for seconds."""
+    """Limit downloads to one attempt: pooch waits for seconds between attempts."""
     monkeypatch.setattr(module, "RETRIES", 0)
 
 
 class Pull:
-    """Downloads into one folder, and remembers the progress."""
+    """Downloads into one folder, and records the progress."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -85,7 +85,7 @@ def pull(tmp_path: Path) -> Pull:
     return Pull(tmp_path / "models")
 
 
-def test_a_file_arrives_whole_and_alone(server: Loopback, pull: Pull) -> None:
+def test_a_file_is_downloaded_completely(server: Loopback, pull: Pull) -> None:
     url = server.on(PATH, file(CONTENT))
 
     assert pull(url) == CONTENT
@@ -94,30 +94,30 @@ def test_a_file_arrives_whole_and_alone(server: Loopback, pull: Pull) -> None:
     assert pull.progress[0] == (0, len(CONTENT))
     assert pull.progress[-1] == (len(CONTENT), len(CONTENT))
     assert pull.progress == sorted(pull.progress)
-    headers = server.seen[0].headers
+    headers = server.requests[0].headers
     assert headers["User-Agent"] == f"samserve/{samserve.__version__}"
     assert (headers["Accept-Encoding"], headers["Range"]) == ("identity", None)
 
 
-def test_a_file_that_is_there_is_not_downloaded_again(server: Loopback, pull: Pull) -> None:
+def test_an_existing_file_is_not_downloaded_again(server: Loopback, pull: Pull) -> None:
     url = server.on(PATH, file(CONTENT))
     pull(url)
 
     assert [pull(url, checksum) for checksum in (None, RIGHT)] == [CONTENT] * 2
     assert f"expected {WRONG}, found {RIGHT}; delete it" in pull.fails(url, WRONG)
 
-    assert len(server.seen) == 1
+    assert len(server.requests) == 1
     assert pull.files == ["sam.pth"]
 
 
-def test_a_wrong_checksum_names_both_and_leaves_nothing(server: Loopback, pull: Pull) -> None:
+def test_a_wrong_checksum_is_reported_and_the_file_deleted(server: Loopback, pull: Pull) -> None:
     error = pull.fails(server.on(PATH, file(CONTENT)), WRONG)
 
-    assert f"expected {WRONG}, found {RIGHT}; it is deleted" in error
-    assert (pull.files, len(server.seen)) == ([], 1)
+    assert f"expected {WRONG}, found {RIGHT}; the file is deleted" in error
+    assert (pull.files, len(server.requests)) == ([], 1)
 
 
-def test_the_checksum_of_git_is_that_of_git(server: Loopback, pull: Pull, tmp_path: Path) -> None:
+def test_the_git_checksum_equals_that_of_git(server: Loopback, pull: Pull, tmp_path: Path) -> None:
     (tmp_path / "content").write_bytes(CONTENT)
     command = ["git", "hash-object", "--no-filters", tmp_path / "content"]
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -129,7 +129,7 @@ def test_the_checksum_of_git_is_that_of_git(server: Loopback, pull: Pull, tmp_pa
     )
 
 
-def test_checksums_have_a_kind_and_its_digits() -> None:
+def test_checksums_are_parsed() -> None:
     wrong = [
         *("", "ab", "0" * 40, "0" * 63, "0" * 65, "g" * 64, "\u0660" * 64, "0" * 64 + "\n"),
         *("sha256:" + "0" * 40, "git-blob-sha1:" + "0" * 64, "sha1:" + "0" * 40, ":" + "0" * 64),
@@ -141,7 +141,7 @@ def test_checksums_have_a_kind_and_its_digits() -> None:
     assert parse_checksum("AB" * 32) == f"sha256:{'ab' * 32}"
 
 
-def test_a_cut_file_is_resumed_by_the_next_attempt(server: Loopback, pull: Pull) -> None:
+def test_a_cut_transfer_is_resumed_by_the_next_attempt(server: Loopback, pull: Pull) -> None:
     url = server.on(PATH, file(CONTENT, cut=HALF), file(CONTENT))
 
     assert pull(url) == CONTENT
@@ -152,16 +152,16 @@ def test_a_cut_file_is_resumed_by_the_next_attempt(server: Loopback, pull: Pull)
 
 
 @pytest.mark.usefixtures("once")
-def test_a_cut_file_is_resumed_by_the_next_call(server: Loopback, pull: Pull) -> None:
+def test_a_cut_transfer_is_resumed_by_the_next_call(server: Loopback, pull: Pull) -> None:
     url = server.on(PATH, file(CONTENT, cut=HALF), Reply(503, b"busy"), file(CONTENT))
 
     cut, busy = pull.fails(url), pull.fails(url)
-    left = pull.files
+    remaining = pull.files
 
-    assert cut.startswith(f"{server.address}/some/sam.pth: {HALF} of {len(CONTENT)} bytes arrived")
+    assert cut.startswith(f"{server.address}/some/sam.pth: {HALF} of {len(CONTENT)} bytes received")
     assert cut.endswith("run the command again to resume")
-    assert "the server answered 503 Service Unavailable" in busy
-    assert left == ["sam.pth.part"]
+    assert "the server responded with 503 Service Unavailable" in busy
+    assert remaining == ["sam.pth.part"]
     assert pull(url) == CONTENT
     assert server.ranges[1:] == [f"bytes={HALF}-"] * 2
     assert pull.files == ["sam.pth"]
@@ -169,7 +169,7 @@ def test_a_cut_file_is_resumed_by_the_next_call(server: Loopback, pull: Pull) ->
 
 @pytest.mark.usefixtures("once")
 def test_without_a_checksum_nothing_is_resumed(server: Loopback, pull: Pull) -> None:
-    """The file may have become another one, and nothing would tell."""
+    """The file may have changed, which would remain undetected."""
     url = server.on(PATH, file(CONTENT, cut=HALF), file(OTHER))
 
     assert pull.fails(url, None).endswith("run the command again to start over")
@@ -177,7 +177,7 @@ def test_without_a_checksum_nothing_is_resumed(server: Loopback, pull: Pull) -> 
     assert server.ranges == [None, None]
 
 
-def test_an_interrupted_download_is_resumed(server: Loopback, pull: Pull) -> None:
+def test_a_download_is_resumed_after_ctrl_c(server: Loopback, pull: Pull) -> None:
     url = server.on(PATH, file(CONTENT))
 
     def interrupt(done: int, _: int | None) -> None:
@@ -186,18 +186,18 @@ def test_an_interrupted_download_is_resumed(server: Loopback, pull: Pull) -> Non
 
     with pytest.raises(KeyboardInterrupt):
         download(url, pull.folder, RIGHT, interrupt)
-    left = pull.files
+    remaining = pull.files
 
-    assert left == ["sam.pth.part"]
+    assert remaining == ["sam.pth.part"]
     assert pull(url) == CONTENT
     assert HALF < int((server.ranges[1] or "").strip("bytes=-")) < len(CONTENT)
 
 
-@pytest.mark.parametrize("answer", [whole(CONTENT), Reply(416)], ids=["whole", "no such range"])
-def test_a_server_that_does_not_resume_is_asked_for_the_whole(
-    server: Loopback, pull: Pull, answer: Reply
+@pytest.mark.parametrize("reply", [full(CONTENT), Reply(416)], ids=["full", "invalid range"])
+def test_a_server_without_ranges_sends_the_whole_file(
+    server: Loopback, pull: Pull, reply: Reply
 ) -> None:
-    url = server.on(PATH, answer, file(CONTENT))
+    url = server.on(PATH, reply, file(CONTENT))
     pull.folder.mkdir()
     (pull.folder / "sam.pth.part").write_bytes(OTHER[:HALF])
 
@@ -205,7 +205,7 @@ def test_a_server_that_does_not_resume_is_asked_for_the_whole(
     assert server.ranges[0] == f"bytes={HALF}-"
 
 
-def test_what_was_put_together_from_two_files_is_refused(server: Loopback, pull: Pull) -> None:
+def test_a_file_combined_from_two_versions_is_rejected(server: Loopback, pull: Pull) -> None:
     url = server.on(PATH, file(CONTENT))
     pull.folder.mkdir()
     (pull.folder / "sam.pth.part").write_bytes(OTHER[:HALF])
@@ -216,20 +216,20 @@ def test_what_was_put_together_from_two_files_is_refused(server: Loopback, pull:
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 410, 206, 204])
-def test_refusals_are_final(server: Loopback, pull: Pull, status: int) -> None:
-    server.on("/elsewhere?token=secret", Reply(status, b"go away"))
+def test_client_errors_are_not_retried(server: Loopback, pull: Pull, status: int) -> None:
+    server.on("/elsewhere?token=secret", Reply(status, b"error"))
 
     error = pull.fails(server.on(PATH, redirect("/elsewhere?token=secret")))
 
-    assert error.startswith(f"{server.address}/elsewhere: the server answered {status} ")
-    assert len(server.seen) == 2
+    assert error.startswith(f"{server.address}/elsewhere: the server responded with {status} ")
+    assert len(server.requests) == 2
     assert "sam.pth" not in pull.files
 
 
 @pytest.mark.usefixtures("once")
-def test_a_server_that_is_not_there_is_told(pull: Pull) -> None:
-    with loopback() as gone:
-        url = gone.address + PATH
+def test_an_unreachable_server_is_reported(pull: Pull) -> None:
+    with loopback() as stopped:
+        url = stopped.address + PATH
 
     assert "Connection refused" in pull.fails(url)
 
@@ -240,7 +240,7 @@ def test_only_certificates_that_the_system_trusts_are_accepted(pull: Pull, tmp_p
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "certificate.pem")
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(BOUND_S)
+        listener.settimeout(TIMEOUT_S)
 
         def shake() -> None:
             connection, _ = listener.accept()
@@ -255,7 +255,7 @@ def test_only_certificates_that_the_system_trusts_are_accepted(pull: Pull, tmp_p
     assert "certificate verify failed" in error
 
 
-def test_https_may_be_asked_and_http_of_this_machine() -> None:
+def test_only_https_and_loopback_http_are_allowed() -> None:
     hosts = ["https://models.example", "http://localhost:80", "http://127.9.8.7", "http://[::1]:80"]
     wrong = [
         *("http://models.example", "http://localhost.models.example", "http://10.0.0.1"),
@@ -276,11 +276,11 @@ def test_https_may_be_asked_and_http_of_this_machine() -> None:
     [
         ("http://models.example/sam.pth?token=secret", "http://models.example/sam.pth: only https"),
         ("file:///etc/passwd", "file:///etc/passwd: only https"),
-        ("https://me:secret@models.example/sam.pth", "credentials in URLs are refused"),
+        ("https://me:secret@models.example/sam.pth", "credentials in URLs are not allowed"),
         ("http://me:secret@[oops/sam.pth", ""),
     ],
 )
-def test_redirects_obey_the_same_rule(
+def test_redirects_follow_the_same_rules(
     server: Loopback, pull: Pull, location: str, text: str
 ) -> None:
     assert text in pull.fails(server.on(PATH, redirect(location)))
@@ -288,14 +288,14 @@ def test_redirects_obey_the_same_rule(
 
 
 def test_redirects_do_not_lead_from_https_to_http() -> None:
-    """Not to loopback either: another host has no say in what this machine asks itself."""
-    answer = requests.Response()
-    answer.status_code, answer.url = 302, "https://models.example/sam.pth"
-    answer.headers["Location"] = "http://127.0.0.1:8500/secrets"
+    """Nor to loopback: another host must not control which local URLs are requested."""
+    response = requests.Response()
+    response.status_code, response.url = 302, "https://models.example/sam.pth"
+    response.headers["Location"] = "http://127.0.0.1:8500/secrets"
     transfer = module._Transfer(Path("sam.pth.part"), RIGHT, lambda *_: None, 0)
 
     with pytest.raises(ExportError, match="redirected from https to http"):
-        transfer._check(answer)
+        transfer._check(response)
 
 
 def test_urls_end_in_a_file_name_and_are_shown_without_secrets() -> None:
@@ -310,30 +310,32 @@ def test_urls_end_in_a_file_name_and_are_shown_without_secrets() -> None:
 def test_without_a_size_a_file_needs_a_checksum(server: Loopback, pull: Pull) -> None:
     for framing in ("chunked", "none"):
         url = server.on(PATH, Reply(200, CONTENT, framing=framing))
-        assert "this needs a checksum" in pull.fails(url, None)
+        assert "this requires a checksum" in pull.fails(url, None)
 
     assert pull(url) == CONTENT
     assert pull.progress[-1] == (len(CONTENT), None)
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_files_beyond_the_bound_are_refused_and_deleted(
+def test_files_beyond_the_limit_are_rejected_and_deleted(
     server: Loopback, pull: Pull, framing: str
 ) -> None:
     url = server.on(PATH, Reply(200, CONTENT, framing=framing))
 
-    assert f"beyond {len(CONTENT) - 1} allowed" in pull.fails(url, max_bytes=len(CONTENT) - 1)
+    assert f"more than the limit of {len(CONTENT) - 1}" in pull.fails(
+        url, max_bytes=len(CONTENT) - 1
+    )
     assert pull.files == []
     assert pull(url, max_bytes=len(CONTENT)) == CONTENT
 
 
-def test_what_the_disk_refuses_is_told(server: Loopback, pull: Pull) -> None:
-    def full(done: int, _: int | None) -> None:
+def test_errors_of_the_file_system_are_reported(server: Loopback, pull: Pull) -> None:
+    def raise_no_space(done: int, _: int | None) -> None:
         if done:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(ExportError) as error:
-        download(server.on(PATH, file(CONTENT)), pull.folder, RIGHT, full)
+        download(server.on(PATH, file(CONTENT)), pull.folder, RIGHT, raise_no_space)
 
     assert str(error.value) == f"{pull.folder / 'sam.pth'}: No space left on device"
     shutil.rmtree(pull.folder)
@@ -357,11 +359,11 @@ def test_two_downloads_of_one_file_transfer_it_once(server: Loopback, pull: Pull
             seen.append(pull.files)
             if not waiting:
                 waiting.append(pool.submit(second))
-            assert begun.wait(BOUND_S)
+            assert begun.wait(TIMEOUT_S)
 
         download(url, pull.folder, RIGHT, start)
-        assert waiting[0].result(BOUND_S) == CONTENT
+        assert waiting[0].result(TIMEOUT_S) == CONTENT
 
-    assert len(server.seen) == 1
+    assert len(server.requests) == 1
     assert not any("sam.pth" in files for files in seen)
     assert pull.files == ["sam.pth"]

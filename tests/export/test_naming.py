@@ -1,4 +1,4 @@
-"""Names of tensors: the original ones, those of the transformers library, and foreign ones."""
+"""Names of tensors: original ones, those of the transformers library, and other families."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 
 
 def numbered(names: list[str]) -> State:
-    """Tensors that tell which they are."""
+    """Return tensors that are all different."""
     return {name: torch.tensor([float(number)]) for number, name in enumerate(names)}
 
 
@@ -42,10 +42,10 @@ def library() -> State:
     return {**state, TIED: state[SHARED]}
 
 
-def refusal(state: State) -> str:
-    with pytest.raises(ExportError) as refused:
+def error_of(state: State) -> str:
+    with pytest.raises(ExportError) as error:
         original_names(state)
-    text = str(refused.value)
+    text = str(error.value)
     assert text.isprintable()
     return text
 
@@ -56,7 +56,7 @@ def assert_same(found: State, expected: State) -> None:
         assert found[name] is value, name
 
 
-def test_every_name_of_the_library_becomes_the_original_one(library: State) -> None:
+def test_every_name_of_the_library_is_converted(library: State) -> None:
     expected = {
         huggingface.original_name(name): value for name, value in library.items() if name != TIED
     }
@@ -80,31 +80,33 @@ def test_layers_with_two_digits_are_renamed() -> None:
     ]
 
 
-@pytest.mark.parametrize("left", [SHARED, TIED])
-def test_one_of_two_tied_names_is_enough(library: State, left: str) -> None:
-    dropped = {SHARED: TIED, TIED: SHARED}[left]
+@pytest.mark.parametrize("remaining", [SHARED, TIED])
+def test_one_of_two_tied_names_is_enough(library: State, remaining: str) -> None:
+    dropped = {SHARED: TIED, TIED: SHARED}[remaining]
     state = {name: value for name, value in library.items() if name != dropped}
 
     _, found = original_names(state)
 
-    assert found["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"] is library[left]
+    assert (
+        found["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"] is library[remaining]
+    )
     assert sorted(found) == sorted(names_of(TINY))
 
 
 @pytest.mark.parametrize("other", [torch.tensor([-1.0]), torch.zeros(2)])
-def test_tied_tensors_that_differ_are_refused(library: State, other: Tensor) -> None:
-    assert refusal({**library, TIED: other}).startswith(f"{TIED} differs from {SHARED}")
+def test_tied_tensors_that_differ_are_rejected(library: State, other: Tensor) -> None:
+    assert error_of({**library, TIED: other}).startswith(f"{TIED} differs from {SHARED}")
 
 
-def test_a_name_that_the_library_does_not_have_is_refused(library: State) -> None:
+def test_an_unknown_name_of_the_library_is_rejected(library: State) -> None:
     wrong = [
         *("mask_decoder.transformer.layers.0.layer_norm5.bias", "vision_encoder.pos_embed.weight"),
         "old.vision_encoder.pos_embed",
     ]
 
     for name in wrong:
-        text = refusal({**library, name: torch.ones(1)})
-        assert text == f"no SAM of the transformers library: {name} does not belong there"
+        text = error_of({**library, name: torch.ones(1)})
+        assert text == f"not a SAM of the transformers library: unexpected tensor {name}"
 
 
 def test_prefix_of_data_parallel_training_is_removed(library: State) -> None:
@@ -120,7 +122,7 @@ def test_prefix_of_data_parallel_training_is_removed(library: State) -> None:
         assert_same(found[1], original_names(state)[1])
 
 
-def test_prefix_on_some_names_only_stays() -> None:
+def test_a_prefix_of_only_some_names_is_kept() -> None:
     names = names_of(TINY)
     mixed = numbered([f"module.{names[0]}", *names[1:]])
 
@@ -130,7 +132,7 @@ def test_prefix_on_some_names_only_stays() -> None:
     assert_same(found, mixed)
 
 
-def test_a_mobile_sam_loses_the_classifier_that_it_does_not_use() -> None:
+def test_the_unused_classifier_of_a_mobile_sam_is_removed() -> None:
     state = dict(original(MOBILE).state_dict())
     head = ["norm_head.weight", "norm_head.bias", "head.weight", "head.bias"]
     unused = {f"image_encoder.{name}" for name in head}
@@ -144,8 +146,8 @@ def test_a_mobile_sam_loses_the_classifier_that_it_does_not_use() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_sams_own_normalisation_is_dropped(dtype: torch.dtype) -> None:
-    """The original registers it as ``[3,1,1]``; halved with the rest it is rounded."""
+def test_the_normalisation_of_sam_is_removed(dtype: torch.dtype) -> None:
+    """The original registers it as ``[3,1,1]``; in half precision it is rounded."""
     state = numbered(names_of(TINY))
     own = {
         "pixel_mean": torch.tensor([123.675, 116.28, 103.53]).reshape(3, 1, 1).to(dtype),
@@ -157,7 +159,7 @@ def test_sams_own_normalisation_is_dropped(dtype: torch.dtype) -> None:
     assert_same(found, state)
 
 
-def test_another_normalisation_is_refused() -> None:
+def test_another_normalisation_is_rejected() -> None:
     wrong = [
         ("pixel_mean", [103.53, 116.28, 123.675]),
         ("pixel_std", [58.395, 57.12, 57.0]),
@@ -165,12 +167,12 @@ def test_another_normalisation_is_refused() -> None:
     ]
 
     for name, values in wrong:
-        text = refusal({**numbered(names_of(TINY)), name: torch.tensor(values)})
+        text = error_of({**numbered(names_of(TINY)), name: torch.tensor(values)})
         assert text.startswith(f"{name} differs from SAM's")
 
 
 @pytest.mark.parametrize(
-    ("sign", "family"),
+    ("tensor", "family"),
     [
         ("mask_decoder.hf_token.weight", "SAM-HQ"),
         ("mask_decoder.hf_mlp.layers.0.weight", "SAM-HQ"),
@@ -187,12 +189,12 @@ def test_another_normalisation_is_refused() -> None:
         ("image_encoder.blocks.0.attn.qkv.lora_A.default.weight", "a SAM with adapters"),
     ],
 )
-def test_another_family_is_named(sign: str, family: str) -> None:
-    """One of its tensors is enough: most families share the rest with SAM."""
-    text = refusal({**numbered(names_of(TINY)), sign: torch.ones(1)})
+def test_another_family_is_named(tensor: str, family: str) -> None:
+    """One tensor identifies it: most families share the others with SAM."""
+    text = error_of({**numbered(names_of(TINY)), tensor: torch.ones(1)})
 
     assert text.startswith(f"this looks like {family}")
-    assert sign in text
+    assert tensor in text
 
 
 @pytest.mark.parametrize(("name", "family"), [("SamHQ", "SAM-HQ"), ("Sam2", "SAM 2 or SAM 3")])
@@ -202,21 +204,23 @@ def test_other_families_of_the_library_are_named(name: str, family: str) -> None
     with torch.device("meta"):
         state = dict(model(config()).state_dict())
 
-    assert refusal(state).startswith(f"this looks like {family}")
+    assert error_of(state).startswith(f"this looks like {family}")
 
 
-def test_what_is_no_sam_is_told_by_some_of_its_names() -> None:
-    text = refusal(numbered(["conv1.weight", "bn1.weight", "layer1.0\n\x1b[31m.weight", "fc.bias"]))
+def test_a_checkpoint_that_is_not_a_sam_is_reported_with_some_names() -> None:
+    text = error_of(
+        numbered(["conv1.weight", "bn1.weight", "layer1.0\n\x1b[31m.weight", "fc.bias"])
+    )
 
     assert text == (
-        "this is no SAM: its 4 tensors are called conv1.weight, bn1.weight, "
+        "this is not a SAM: its 4 tensors are named conv1.weight, bn1.weight, "
         "layer1.0??[31m.weight ..."
     )
 
 
-def test_an_image_encoder_alone_names_what_it_lacks() -> None:
+def test_a_checkpoint_without_decoder_is_rejected() -> None:
     names = [name for name in names_of(TINY) if name.startswith("image_encoder.")]
     _, found = original_names(numbered(names))
 
-    with pytest.raises(ExportError, match="no SAM checkpoint"):
+    with pytest.raises(ExportError, match="not a SAM checkpoint"):
         Sam(config_from_state(found))

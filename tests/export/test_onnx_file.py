@@ -1,4 +1,4 @@
-"""Models whose weights do not fit into one file."""
+"""Models whose weights do not fit in one file."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ def folders(tmp_path: Path) -> list[Path]:
     return found
 
 
-def test_weights_beside_the_model_give_the_same_answers(pair: Pair, folders: list[Path]) -> None:
-    path = save(onnx.load(pair.decoder_path), folders[0], largest=SMALL)
+def test_a_model_with_external_weights_gives_the_same_results(
+    pair: Pair, folders: list[Path]
+) -> None:
+    path = save(onnx.load(pair.decoder_path), folders[0], max_bytes=SMALL)
     random = np.random.default_rng(0)
     feeds = {
         "image_embedding": random.normal(size=(1, 256, pair.grid, pair.grid)).astype("f2"),
@@ -40,34 +42,34 @@ def test_weights_beside_the_model_give_the_same_answers(pair: Pair, folders: lis
         "mask_input": np.zeros((1, 0, 4 * pair.grid, 4 * pair.grid), np.float32),
     }
 
-    answers = [session(model).run(None, feeds) for model in (path, pair.decoder_path)]
+    outputs = [session(model).run(None, feeds) for model in (path, pair.decoder_path)]
 
     assert sorted(contents(folders[0])) == ["model.onnx", "model.onnx.data"]
     assert path.stat().st_size < SMALL
     assert path.with_name("model.onnx.data").stat().st_mode == path.stat().st_mode
     assert path.with_name("model.onnx.data").stat().st_size > 4 * SMALL
-    for split, whole in zip(*answers, strict=True):
-        np.testing.assert_array_equal(split, whole)
+    for split, single in zip(*outputs, strict=True):
+        np.testing.assert_array_equal(split, single)
 
 
 def test_the_same_model_gives_the_same_files(pair: Pair, folders: list[Path]) -> None:
     for folder in folders:
-        save(onnx.load(pair.decoder_path), folder, largest=SMALL)
+        save(onnx.load(pair.decoder_path), folder, max_bytes=SMALL)
 
     assert contents(folders[0]) == contents(folders[1])
 
 
-def test_what_fits_stays_in_one_file(pair: Pair, folders: list[Path]) -> None:
+def test_a_small_model_is_a_single_file(pair: Pair, folders: list[Path]) -> None:
     path = save(without_stamp(onnx.load(pair.decoder_path)), folders[0])
 
     assert list(contents(folders[0])) == ["model.onnx"]
     assert path.read_bytes() == unstamped(pair.decoder_path)
 
 
-def test_the_digest_is_that_of_all_files(
+def test_the_digest_covers_all_files(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(save, "__kwdefaults__", {"largest": SMALL})
+    monkeypatch.setattr(save, "__kwdefaults__", {"max_bytes": SMALL})
     models = {"encoder": onnx.load(pair.encoder_path), "decoder": onnx.load(pair.decoder_path)}
     write_bundle(tmp_path, "split", models, Description("split"))
     (files,) = discover(tmp_path)

@@ -1,7 +1,7 @@
-"""The original predictor and generator, run on the original Sam and on what was exported from it.
+"""The original predictor and generator, on the original Sam and on its export.
 
-This holds the adapter of ``tests/oracle`` to account: other tests use it as the reference for
-models that are no Segment Anything.
+This verifies the adapter of ``tests/oracle``, which other tests use as the reference for models
+other than Segment Anything.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import numpy as np
 import pytest
 
 from tests.export.conftest import TINY_PAIR, Pair
-from tests.oracle import pictures
+from tests.oracle import photos
 from tests.oracle.generator import auto_mask, predict, reference_auto_mask, reference_predict
-from tests.oracle.sam import FOREGROUND, SMALL, keep_embeddings_as_half
+from tests.oracle.sam import FOREGROUND, SMALL, round_embeddings_to_half
 
 pytestmark = pytest.mark.parametrize(
     "pair",
-    # Not so large masks that one of them suppresses all others.
+    # Masks small enough that one of them does not suppress all others.
     [pytest.param((SMALL, FOREGROUND), id="small"), TINY_PAIR],
     indirect=True,
     scope="session",
 )
 
 PROMPTS: dict[str, dict[str, Any]] = {
-    "click": {"points": np.array([[200.0, 100.0]]), "labels": np.array([1])},
-    "click and box": {
+    "point": {"points": np.array([[200.0, 100.0]]), "labels": np.array([1])},
+    "point and box": {
         "points": np.array([[200.0, 100.0]]),
         "labels": np.array([0]),
         "box": np.array([60.0, 40.0, 400.0, 300.0]),
@@ -39,22 +39,22 @@ PROMPTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
-def test_predictor_answers_alike_on_both(pair: Pair, prompt: dict[str, Any]) -> None:
-    picture = pictures.coffee_427x640()
+def test_the_predictor_returns_the_same_masks_on_both(pair: Pair, prompt: dict[str, Any]) -> None:
+    photo = photos.coffee_427x640()
     if not prompt:
         side = 4 * pair.grid
         ramp = np.linspace(-20, 20, side, dtype=np.float32)
         prompt = {"mask_input": np.tile(ramp, (1, side, 1))}
-    original = keep_embeddings_as_half(copy.deepcopy(pair.original))
-    expected = predict(original, picture, **prompt)
+    original = round_embeddings_to_half(copy.deepcopy(pair.original))
+    expected = predict(original, photo, **prompt)
 
-    answer = reference_predict(picture, pair.encoder_path, pair.decoder_path, **prompt)
+    found = reference_predict(photo, pair.encoder_path, pair.decoder_path, **prompt)
 
-    assert answer.masks.shape == expected.masks.shape
-    assert (answer.masks == expected.masks).mean() >= 0.9999
-    np.testing.assert_allclose(answer.predicted_iou, expected.predicted_iou, atol=1e-4)
+    assert found.masks.shape == expected.masks.shape
+    assert (found.masks == expected.masks).mean() >= 0.9999
+    np.testing.assert_allclose(found.predicted_iou, expected.predicted_iou, atol=1e-4)
     spread = expected.low_res_logits.std()
-    np.testing.assert_allclose(answer.low_res_logits, expected.low_res_logits, atol=1e-2 * spread)
+    np.testing.assert_allclose(found.low_res_logits, expected.low_res_logits, atol=1e-2 * spread)
 
 
 @pytest.mark.parametrize(
@@ -67,21 +67,21 @@ def test_predictor_answers_alike_on_both(pair: Pair, prompt: dict[str, Any]) -> 
         ),
     ],
 )
-def test_generator_finds_the_same_on_both(pair: Pair, settings: dict[str, Any]) -> None:
-    picture = pictures.coffee_427x640()
-    original = keep_embeddings_as_half(copy.deepcopy(pair.original))
+def test_the_generator_returns_the_same_masks_on_both(pair: Pair, settings: dict[str, Any]) -> None:
+    photo = photos.coffee_427x640()
+    original = round_embeddings_to_half(copy.deepcopy(pair.original))
     settings = {"stability_score_thresh": 0.8, **settings}
-    expected, expected_counts = auto_mask(original, picture, **settings)
+    expected, expected_counts = auto_mask(original, photo, **settings)
 
-    records, counts = reference_auto_mask(picture, pair.encoder_path, pair.decoder_path, **settings)
+    records, counts = reference_auto_mask(photo, pair.encoder_path, pair.decoder_path, **settings)
 
     assert counts == expected_counts
     assert [record["bbox"] for record in records] == [record["bbox"] for record in expected]
     for record, right in zip(records, expected, strict=True):
         assert (record["segmentation"] == right["segmentation"]).mean() >= 0.9999
-    left = asdict(counts)
+    remaining = asdict(counts)
     assert len(records) > 1
-    assert left["candidates"] > left["after_pred_iou"] > left["after_stability"]
-    assert left["after_crop_edge"] > left["after_box_nms"]
+    assert remaining["candidates"] > remaining["after_pred_iou"] > remaining["after_stability"]
+    assert remaining["after_crop_edge"] > remaining["after_box_nms"]
     if "crop_n_layers" in settings:
-        assert left["after_stability"] > left["after_crop_edge"]
+        assert remaining["after_stability"] > remaining["after_crop_edge"]

@@ -1,4 +1,4 @@
-"""The exported pair against the original Segment Anything, on photographs of odd sizes."""
+"""The exported pair against the original Segment Anything, on photos of odd sizes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from samserve.export.checkpoint import open_sam
 from samserve.export.onnx_export import export_decoder, export_encoder
 from samserve.export.onnx_file import serialized
 
-from tests.export.bars import (
+from tests.export.config_check import unstamped
+from tests.export.conftest import PHOTOS, Pair, every_encoder
+from tests.export.equality import (
+    assert_informative,
     assert_same_logits,
     assert_same_masks,
-    assert_worth_comparing,
     relative_l2,
 )
-from tests.export.config_check import unstamped
-from tests.export.conftest import PICTURES, Pair, every_encoder
 from tests.export.prompts import (
     PromptSet,
     decode_exported,
-    decode_originally,
-    picture_logits,
+    decode_original,
+    photo_logits,
     prompts_of,
 )
 
@@ -31,8 +31,8 @@ KINDS = ["points1", "points3", "box", "points1+box", "points2+box+mask", "mask"]
 
 
 @every_encoder
-@pytest.mark.parametrize("index", range(3), ids=[make.__name__ for make in PICTURES])
-def test_embedding_is_the_originals_and_is_rounded_once(pair: Pair, index: int) -> None:
+@pytest.mark.parametrize("index", range(3), ids=[make.__name__ for make in PHOTOS])
+def test_the_embedding_equals_the_original_and_is_rounded_once(pair: Pair, index: int) -> None:
     view, other = pair.views[index], pair.views[index - 1]
 
     assert relative_l2(view.uncast, view.original) < 1e-4
@@ -42,7 +42,7 @@ def test_embedding_is_the_originals_and_is_rounded_once(pair: Pair, index: int) 
 
 
 @every_encoder
-def test_pictures_embedded_together_are_as_if_embedded_alone(pair: Pair) -> None:
+def test_photos_embedded_in_a_batch_equal_those_embedded_alone(pair: Pair) -> None:
     views = pair.views
     image = np.concatenate([view.image for view in views])
     image_size = np.concatenate([view.image_size for view in views])
@@ -54,35 +54,35 @@ def test_pictures_embedded_together_are_as_if_embedded_alone(pair: Pair) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_prompts_of_every_kind_on_three_pictures_in_one_call(pair: Pair, kind: str) -> None:
+def test_prompts_of_every_kind_on_three_photos_in_one_call(pair: Pair, kind: str) -> None:
     views = list(pair.views)
     sets = [prompts_of(kind, view, seed=7 * number + 1) for number, view in enumerate(views)]
     expected = [
-        decode_originally(pair, view, prompts) for view, prompts in zip(views, sets, strict=True)
+        decode_original(pair, view, prompts) for view, prompts in zip(views, sets, strict=True)
     ]
 
-    answers = decode_exported(pair, views, sets)
+    outputs = decode_exported(pair, views, sets)
 
-    for view, answer, right in zip(views, answers, expected, strict=True):
-        assert_worth_comparing(right)
-        assert_same_logits(answer, right)
-        assert_same_masks(view, answer, right)
+    for view, output, right in zip(views, outputs, expected, strict=True):
+        assert_informative(right)
+        assert_same_logits(output, right)
+        assert_same_masks(view, output, right)
 
 
 @pytest.mark.parametrize("masks", [0, 1, 2])
-def test_the_first_prompts_have_the_mask_inputs(pair: Pair, masks: int) -> None:
+def test_mask_inputs_belong_to_the_first_prompts(pair: Pair, masks: int) -> None:
     views = list(pair.views[:2])
     sets = [prompts_of("points1+mask", view, seed=3) for view in views]
-    # The whole set at once: an array of length 0 stands for no mask at all.
+    # An array of length 0 means no mask.
     sets = [replace(prompts, masks=prompts.masks[:masks]) for prompts in sets]
 
-    answers = decode_exported(pair, views, sets)
+    outputs = decode_exported(pair, views, sets)
 
-    for view, prompts, answer in zip(views, sets, answers, strict=True):
-        assert_same_logits(answer, decode_originally(pair, view, prompts))
+    for view, prompts, output in zip(views, sets, outputs, strict=True):
+        assert_same_logits(output, decode_original(pair, view, prompts))
 
 
-def test_mask_input_changes_the_answer(pair: Pair) -> None:
+def test_a_mask_input_changes_the_result(pair: Pair) -> None:
     view = pair.views[0]
     with_mask = prompts_of("points1+mask", view, seed=3)
     without = replace(with_mask, masks=None)
@@ -94,47 +94,47 @@ def test_mask_input_changes_the_answer(pair: Pair) -> None:
     assert np.abs(masked.logits - plain.logits).max() > plain.logits.std()
 
 
-def test_many_prompts_on_one_picture(pair: Pair) -> None:
+def test_many_prompts_on_one_photo(pair: Pair) -> None:
     view = pair.views[0]
     prompts = prompts_of("points1", view, seed=11, count=8)
-    expected = decode_originally(pair, view, prompts)
+    expected = decode_original(pair, view, prompts)
 
-    (answer,) = decode_exported(pair, [view], [prompts])
+    (output,) = decode_exported(pair, [view], [prompts])
 
-    assert_same_logits(answer, expected)
-    assert_same_masks(view, answer, expected)
-    foreground = (picture_logits(view, expected, expected.best) > 0).mean((1, 2))
+    assert_same_logits(output, expected)
+    assert_same_masks(view, output, expected)
+    foreground = (photo_logits(view, expected, expected.best) > 0).mean((1, 2))
     assert ((foreground > 0.05) & (foreground < 0.95)).mean() > 0.5
     assert (expected.iou > 0.88).mean() == pytest.approx(0.5, abs=0.35)
 
 
-@pytest.mark.parametrize(("pictures", "count"), [(1, 1), (1, 3), (2, 1), (3, 2)])
-def test_prompts_do_not_see_their_neighbours(pair: Pair, pictures: int, count: int) -> None:
-    views = list(pair.views[:pictures])
+@pytest.mark.parametrize(("photos", "count"), [(1, 1), (1, 3), (2, 1), (3, 2)])
+def test_prompts_in_a_batch_are_independent(pair: Pair, photos: int, count: int) -> None:
+    views = list(pair.views[:photos])
     together = [
         prompts_of("points3", view, seed=number, count=count) for number, view in enumerate(views)
     ]
     last = slice(count - 1, count)
     alone = PromptSet(together[-1].coords[last], together[-1].labels[last])
 
-    answer = decode_exported(pair, views, together)[-1]
+    output = decode_exported(pair, views, together)[-1]
 
     (expected,) = decode_exported(pair, [views[-1]], [alone])
-    assert np.abs(answer.logits[-1:] - expected.logits).max() < 1e-4 * expected.logits.std()
+    assert np.abs(output.logits[-1:] - expected.logits).max() < 1e-4 * expected.logits.std()
 
 
-def test_half_a_pixel_matters(pair: Pair) -> None:
+def test_an_offset_of_half_a_pixel_changes_the_result(pair: Pair) -> None:
     view = pair.views[0]
     prompts = prompts_of("points1", view, seed=5)
     moved = replace(prompts, coords=prompts.coords + 0.5)
-    expected = decode_originally(pair, view, prompts)
+    expected = decode_original(pair, view, prompts)
 
-    (answer,) = decode_exported(pair, [view], [moved])
+    (output,) = decode_exported(pair, [view], [moved])
 
-    assert np.abs(answer.logits - expected.logits).max() > 1e-3 * expected.logits.std()
+    assert np.abs(output.logits - expected.logits).max() > 1e-3 * expected.logits.std()
 
 
-def test_an_extra_padding_point_changes_the_answer(pair: Pair) -> None:
+def test_an_additional_padding_point_changes_the_result(pair: Pair) -> None:
     view = pair.views[0]
     prompts = prompts_of("points1", view, seed=5)
     padded = PromptSet(
@@ -142,11 +142,11 @@ def test_an_extra_padding_point_changes_the_answer(pair: Pair) -> None:
         torch.cat([prompts.labels, torch.full((2, 1), -1.0)], 1),
     )
 
-    (answer,) = decode_exported(pair, [view], [padded])
+    (output,) = decode_exported(pair, [view], [padded])
 
-    assert_same_logits(answer, decode_originally(pair, view, padded))
+    assert_same_logits(output, decode_original(pair, view, padded))
     (plain,) = decode_exported(pair, [view], [prompts])
-    assert np.abs(answer.logits - plain.logits).max() > 1e-3 * plain.logits.std()
+    assert np.abs(output.logits - plain.logits).max() > 1e-3 * plain.logits.std()
 
 
 @every_encoder

@@ -1,4 +1,4 @@
-"""Exports as a whole: what they write, what they refuse, and that they leave nothing behind."""
+"""The whole export: its result, its errors, and that a failed export leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from onnx import TensorProto
 from samserve.cli.export_options import card_lines
 from samserve.export import pipeline
 from samserve.export.errors import ExportError
+from samserve.export.images import SAMPLES
 from samserve.export.overlays import Overlays, TensorRt
-from samserve.export.pictures import SAMPLES
 from samserve.export.pipeline import ExportOptions, Precision, export
 from samserve.models.repository import discover
 
@@ -31,14 +31,14 @@ ONE = (SAMPLES / "coffee.jpg",)
 
 @pytest.fixture(scope="module")
 def checkpoint(pairs: MakePair, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small SAM whose masks follow its prompts."""
+    """The checkpoint of a small SAM whose masks follow its prompts."""
     path = tmp_path_factory.mktemp("checkpoint") / "small.pth"
     path.write_bytes(pairs(SMALL, FOREGROUND).checkpoint.read_bytes())
     return path
 
 
 def changed(path: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """Copy a checkpoint with other values."""
+    """Copy a checkpoint with modified values."""
     state = torch.load(path, weights_only=True)
     change(state)
     target = folder / "changed.pth"
@@ -47,7 +47,7 @@ def changed(path: Path, folder: Path, change: Callable[[dict[str, Any]], None]) 
 
 
 def weights(path: Path) -> dict[str, int]:
-    """Elements of the weights of a model, by their type."""
+    """Return the number of weights of a model, by type."""
     found: dict[str, int] = {}
     for tensor in onnx.load(path).graph.initializer:
         name = TensorProto.DataType.Name(tensor.data_type)
@@ -55,12 +55,12 @@ def weights(path: Path) -> dict[str, int]:
     return found
 
 
-def test_an_export_tells_where_it_comes_from_and_what_was_compared(
+def test_the_card_has_the_source_and_the_parity_of_an_export(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     steps: list[str] = []
 
-    exported = export(checkpoint, ExportOptions(tmp_path, pictures=ONE), steps.append)
+    exported = export(checkpoint, ExportOptions(tmp_path, images=ONE), steps.append)
 
     (files,) = discover(tmp_path)
     card, parity = files.info.card, files.info.card.parity
@@ -70,26 +70,26 @@ def test_an_export_tells_where_it_comes_from_and_what_was_compared(
     assert card.source_format == "original, float32"
     assert card.source_sha256 == exported.card.source_sha256
     assert parity is not None
-    assert (parity.pictures, parity.prompts) == (1, 25)
+    assert (parity.images, parity.prompts) == (1, 25)
     assert 0.999 < parity.mean_iou <= 1
     assert 0.99 < parity.worst_iou <= parity.mean_iou
-    # The embedding is rounded to float16; if not even that shows, nothing was compared.
+    # Rounding the embedding to float16 must be visible, else nothing was compared.
     assert 1e-5 < parity.embedding_error < 1e-3
     assert len(steps) >= 4
     assert str(tmp_path) not in (tmp_path / "small_encoder" / "config.pbtxt").read_text()
 
 
 @pytest.mark.slow
-def test_fp16_halves_the_encoder_and_leaves_the_decoder(checkpoint: Path, tmp_path: Path) -> None:
-    full = export(checkpoint, ExportOptions(tmp_path, "full", check=False))
-    half = export(
-        checkpoint, ExportOptions(tmp_path, "half", precision=Precision.FP16, pictures=ONE)
-    )
+def test_fp16_applies_to_the_encoder_and_not_to_the_decoder(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    full = export(checkpoint, ExportOptions(tmp_path, "full", check_parity=False))
+    half = export(checkpoint, ExportOptions(tmp_path, "half", precision=Precision.FP16, images=ONE))
 
     wide, narrow = (weights(exported.folders[0] / "1" / "model.onnx") for exported in (full, half))
     assert wide["FLOAT"] > 500_000
     assert narrow["FLOAT16"] > 0.95 * wide["FLOAT"]
-    # Norms and the picture's normalisation stay as they are.
+    # Norms and the image's normalisation remain in float32.
     assert 0 < narrow["FLOAT"] < 0.01 * wide["FLOAT"]
     decoders = [exported.folders[1] / "1" / "model.onnx" for exported in (full, half)]
     assert unstamped(decoders[0]) == unstamped(decoders[1])
@@ -100,9 +100,7 @@ def test_fp16_halves_the_encoder_and_leaves_the_decoder(checkpoint: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_fp16_that_loses_numbers_is_refused_and_leaves_nothing(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_fp16_that_overflows_fails_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
     """Hidden values beyond 65504 mean nothing to float32 and are infinite in float16."""
 
     def raise_hidden_values(state: dict[str, Any]) -> None:
@@ -115,18 +113,18 @@ def test_fp16_that_loses_numbers_is_refused_and_leaves_nothing(
     source = changed(checkpoint, tmp_path, raise_hidden_values)
     repository = tmp_path / "repository"
 
-    export(source, ExportOptions(repository, "wide", pictures=ONE))
+    export(source, ExportOptions(repository, "wide", images=ONE))
     before = contents(repository)
-    with pytest.raises(ExportError, match=r"^refused: .* in fp16 ") as refused:
-        export(source, ExportOptions(repository, "wide", precision=Precision.FP16, pictures=ONE))
+    with pytest.raises(ExportError, match=r"^parity check failed: .* in fp16 ") as error:
+        export(source, ExportOptions(repository, "wide", precision=Precision.FP16, images=ONE))
 
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
     assert contents(repository) == before
     assert len(list(repository.iterdir())) == 2
 
 
 @pytest.mark.slow
-def test_weights_beyond_half_precision_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_weights_beyond_the_range_of_fp16_are_rejected(checkpoint: Path, tmp_path: Path) -> None:
     def raise_one(state: dict[str, Any]) -> None:
         state["image_encoder.blocks.1.attn.qkv.bias"][7] = 70_000.0
 
@@ -137,26 +135,26 @@ def test_weights_beyond_half_precision_are_refused(checkpoint: Path, tmp_path: P
     assert not any((tmp_path / "repository").iterdir())
 
 
-def test_masks_that_differ_by_more_than_is_allowed_are_refused(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    options = ExportOptions(tmp_path, precision=Precision.FP16, pictures=ONE, min_iou=1.0)
+def test_masks_below_the_minimum_iou_fail(checkpoint: Path, tmp_path: Path) -> None:
+    options = ExportOptions(tmp_path, precision=Precision.FP16, images=ONE, min_iou=1.0)
 
     with pytest.raises(ExportError, match=r"mean IoU of 0\.99\d+ .* below 1 \(worst 0\.\d+, 25"):
         export(checkpoint, options)
     assert not any(tmp_path.iterdir())
 
 
-def test_a_wrong_export_does_not_pass_as_the_checkpoints_own(
+def test_a_wrong_export_fails_the_parity_check(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the gate is for: here the traced decoder is another one than the checkpoint's."""
+    """Here the traced decoder is not that of the checkpoint."""
     other = pipeline.open_sam(changed(checkpoint, tmp_path, _swap_masks))[0]
     decoder = pipeline.export_decoder(other)
     monkeypatch.setattr(pipeline, "export_decoder", lambda _sam: decoder)
 
-    with pytest.raises(ExportError, match=r"^refused: masks in fp32 have a mean IoU of 0\.[0-8]"):
-        export(checkpoint, ExportOptions(tmp_path / "repository", pictures=ONE))
+    with pytest.raises(
+        ExportError, match=r"^parity check failed: masks in fp32 have a mean IoU of 0\.[0-8]"
+    ):
+        export(checkpoint, ExportOptions(tmp_path / "repository", images=ONE))
 
 
 def _swap_masks(state: dict[str, Any]) -> None:
@@ -169,12 +167,12 @@ def _swap_masks(state: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def blank(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two small SAMs of other weights, all of whose masks are empty."""
+    """Two small SAMs with different weights, whose masks are all empty."""
     paths = [tmp_path_factory.mktemp("blank") / f"{seed}.pth" for seed in range(2)]
     for seed, path in enumerate(paths):
         torch.manual_seed(seed)
         state = original(SMALL).state_dict()
-        # Masks are products of these two: large, and of opposite signs.
+        # Masks are products of these two, which are large and of opposite signs.
         state["mask_decoder.output_upscaling.3.bias"] += 5
         for token in range(4):
             state[f"mask_decoder.output_hypernetworks_mlps.{token}.layers.2.bias"] -= 10
@@ -185,8 +183,14 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("encoder", r"^refused: embeddings in fp32 differ .* by 1\.\de\+00, more than 0\.001"),
-        ("decoder", r"^refused: masks of 25 prompts are nearly empty or full, and their"),
+        (
+            "encoder",
+            r"^parity check failed: embeddings in fp32 differ .* by 1\.\de\+00, more than 0\.001",
+        ),
+        (
+            "decoder",
+            r"^parity check failed: masks of 25 prompts are nearly empty or full, and their",
+        ),
     ],
 )
 def test_empty_masks_do_not_hide_a_wrong_export(
@@ -196,22 +200,20 @@ def test_empty_masks_do_not_hide_a_wrong_export(
     monkeypatch.setattr(pipeline, f"export_{part}", lambda _sam: other)
 
     with pytest.raises(ExportError, match=message):
-        export(blank[0], ExportOptions(tmp_path / "repository", pictures=ONE))
+        export(blank[0], ExportOptions(tmp_path / "repository", images=ONE))
     assert not any((tmp_path / "repository").iterdir())
 
 
-def test_an_export_whose_masks_are_empty_is_judged_by_their_logits(
-    blank: list[Path], tmp_path: Path
-) -> None:
+def test_empty_masks_are_compared_by_their_logits(blank: list[Path], tmp_path: Path) -> None:
     steps: list[str] = []
 
-    exported = export(blank[0], ExportOptions(tmp_path, pictures=ONE), steps.append)
+    exported = export(blank[0], ExportOptions(tmp_path, images=ONE), steps.append)
 
     parity = exported.card.parity
     assert parity is not None
     assert (parity.prompts, parity.mean_iou) == (0, 0)
     assert any(
-        "25 prompts are nearly empty or full: judged by their logits" in step for step in steps
+        "25 prompts are nearly empty or full: compared by their logits" in step for step in steps
     )
     assert "no masks to compare" in card_lines(exported.card)[-1]
 
@@ -219,40 +221,43 @@ def test_an_export_whose_masks_are_empty_is_judged_by_their_logits(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": Precision.FP16, "check": False}, "fp16 is never written without"),
+        (
+            {"precision": Precision.FP16, "check_parity": False},
+            "fp16 requires the parity check",
+        ),
         ({"min_iou": 1.5}, "from 0 to 1, not 1.5"),
         ({"min_iou": float("nan")}, "from 0 to 1, not nan"),
         ({"name": "../up"}, "model name"),
         ({"variant": "vit_h"}, "small.pth is a SAM of variant custom, not vit_h"),
-        ({"pictures": (SAMPLES / "README.md",)}, "README.md cannot be read as a picture"),
-        ({"pictures": (Path("missing.jpg"),)}, "missing.jpg cannot be read as a picture"),
+        ({"images": (SAMPLES / "README.md",)}, "README.md cannot be read as an image"),
+        ({"images": (Path("missing.jpg"),)}, "missing.jpg cannot be read as an image"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(
+def test_invalid_options_fail_before_anything_is_written(
     checkpoint: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     repository = tmp_path / "repository"
 
-    with pytest.raises(ExportError, match=message) as refused:
+    with pytest.raises(ExportError, match=message) as error:
         export(checkpoint, ExportOptions(repository, **options))
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
     assert not repository.exists()
 
 
-def test_a_checkpoint_that_is_none_leaves_no_trace(tmp_path: Path) -> None:
+def test_an_invalid_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     source, repository = tmp_path / "sam.pth", tmp_path / "repository"
     source.write_bytes(b"\x80\x02cposix\nsystem\n.")
 
-    with pytest.raises(ExportError, match=r"^sam\.pth ") as refused:
+    with pytest.raises(ExportError, match=r"^sam\.pth ") as error:
         export(source, ExportOptions(repository))
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
     assert not repository.exists()
 
 
-def test_an_interrupted_export_leaves_the_old_models(
+def test_an_interrupted_export_keeps_the_existing_models(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ExportOptions(tmp_path, check=False)
+    options = ExportOptions(tmp_path, check_parity=False)
     export(checkpoint, options)
     before = contents(tmp_path)
 
@@ -274,15 +279,15 @@ from samserve.export.pipeline import ExportOptions, Precision, export
 torch.set_num_threads(int(sys.argv[3]))
 for precision in Precision:
     options = ExportOptions(
-        Path(sys.argv[2]), precision.value, precision=precision, pictures=(Path(sys.argv[4]),)
+        Path(sys.argv[2]), precision.value, precision=precision, images=(Path(sys.argv[4]),)
     )
     print(export(sys.argv[1], options).digest)
 """
 
 
 @pytest.mark.slow
-def test_processes_agree_on_every_byte(checkpoint: Path, tmp_path: Path) -> None:
-    """Whatever the seed of their hashes, their threads and the checkpoint's place and name."""
+def test_exports_are_reproducible_across_processes(checkpoint: Path, tmp_path: Path) -> None:
+    """For any hash seed, number of threads, and path and name of the checkpoint."""
     copy = tmp_path / "elsewhere" / "other.pth"
     copy.parent.mkdir()
     copy.write_bytes(checkpoint.read_bytes())
@@ -304,12 +309,10 @@ def test_processes_agree_on_every_byte(checkpoint: Path, tmp_path: Path) -> None
     assert models[0] == models[1]
 
 
-def test_overlays_name_gpus_and_hand_the_encoder_to_tensorrt(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_overlays_set_gpus_and_tensorrt(checkpoint: Path, tmp_path: Path) -> None:
     overlays = Overlays(gpus=(0, 2), tensorrt=TensorRt.FP16)
 
-    export(checkpoint, ExportOptions(tmp_path, "toy", overlays=overlays, check=False))
+    export(checkpoint, ExportOptions(tmp_path, "toy", overlays=overlays, check_parity=False))
 
     encoder, decoder = (read_config(tmp_path / f"toy_{role}") for role in ("encoder", "decoder"))
     for config, count in ((encoder, 1), (decoder, 2)):
@@ -324,15 +327,15 @@ def test_overlays_name_gpus_and_hand_the_encoder_to_tensorrt(
 
 @pytest.mark.parametrize(
     ("cores", "encoder_threads", "decoder_threads"),
-    # Triton runs two decodes at once.
+    # Triton runs two decoder inferences concurrently.
     [(0, "", "1"), (1, "1", "1"), (8, "8", "4")],
 )
-def test_threads_of_a_run_on_a_cpu(
+def test_threads_of_an_inference_on_a_cpu(
     checkpoint: Path, tmp_path: Path, cores: int, encoder_threads: str, decoder_threads: str
 ) -> None:
     overlays = Overlays(cpu_cores=cores)
 
-    export(checkpoint, ExportOptions(tmp_path, "toy", overlays=overlays, check=False))
+    export(checkpoint, ExportOptions(tmp_path, "toy", overlays=overlays, check_parity=False))
 
     for role, threads in (("encoder", encoder_threads), ("decoder", decoder_threads)):
         parameters = read_config(tmp_path / f"toy_{role}").parameters
@@ -340,26 +343,26 @@ def test_threads_of_a_run_on_a_cpu(
 
 
 @pytest.mark.slow
-def test_pictures_of_the_user_are_compared_on(checkpoint: Path, tmp_path: Path) -> None:
+def test_given_images_are_used_for_the_parity_check(checkpoint: Path, tmp_path: Path) -> None:
     files = []
     for number, data in enumerate(photos.files()[:2]):
         files.append(tmp_path / f"{number}.jpg")
         files[-1].write_bytes(data)
 
-    exported = export(checkpoint, ExportOptions(tmp_path / "repository", pictures=tuple(files)))
+    exported = export(checkpoint, ExportOptions(tmp_path / "repository", images=tuple(files)))
 
     assert exported.card.parity is not None
-    assert exported.card.parity.pictures == 2
+    assert exported.card.parity.images == 2
     assert 45 <= exported.card.parity.prompts <= 50  # some masks may be nearly empty
 
 
 @pytest.mark.slow
-def test_a_mobile_sam_names_itself(tmp_path: Path) -> None:
+def test_a_mobile_sam_is_identified(tmp_path: Path) -> None:
     torch.save(original(MOBILE).state_dict(), tmp_path / "weights.pt")
 
     exported = export(
         tmp_path / "weights.pt",
-        ExportOptions(tmp_path / "repository", variant="mobile", check=False),
+        ExportOptions(tmp_path / "repository", variant="mobile", check_parity=False),
     )
 
     assert exported.name == "mobile_sam"

@@ -1,4 +1,4 @@
-"""A model repository as Triton and the gateway read it."""
+"""The model repository that Triton and the gateway read."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def written(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_parameters_say_what_the_gateway_must_know(written: Path) -> None:
+def test_parameters_describe_the_model_for_the_gateway(written: Path) -> None:
     files = [serialized(model) for model in (graphs.encoder(), graphs.decoder())]
     encoder, decoder = (hashlib.sha256(file) for file in files)
     expected = {
@@ -73,7 +73,7 @@ def test_digest_changes_with_every_file(tmp_path: Path) -> None:
     assert len(digests) == 12
 
 
-def test_writing_again_replaces_the_pair_and_leaves_others_alone(written: Path) -> None:
+def test_writing_again_replaces_only_the_same_model(written: Path) -> None:
     write(written, "other")
     before = contents(written / "other_encoder")
 
@@ -97,7 +97,7 @@ def test_writing_again_replaces_the_pair_and_leaves_others_alone(written: Path) 
         pytest.param({"features": (graphs.HALF, ["B", 4])}, "no input 'features'", id="name"),
     ],
 )
-def test_encoder_that_does_not_fit_its_decoder_is_refused(
+def test_an_encoder_that_does_not_match_its_decoder_is_rejected(
     tmp_path: Path, outputs: graphs.Interface, message: str
 ) -> None:
     encoder = graphs.encoder(outputs)
@@ -107,7 +107,7 @@ def test_encoder_that_does_not_fit_its_decoder_is_refused(
     assert contents(tmp_path) == {}
 
 
-def test_fixed_batch_axis_is_refused(tmp_path: Path) -> None:
+def test_a_fixed_batch_axis_is_rejected(tmp_path: Path) -> None:
     embedding = {"image_embedding": (graphs.HALF, [1, 256, 64, 64])}
     encoder = graphs.encoder(embedding)
     decoder = graphs.graph({**graphs.DECODER_INPUTS, **embedding}, graphs.DECODER_OUTPUTS)
@@ -117,11 +117,11 @@ def test_fixed_batch_axis_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden"])
-def test_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_invalid_model_name_is_rejected(tmp_path: Path, name: str) -> None:
     with pytest.raises(ExportError, match="model name"):
         write(tmp_path, name)
 
 
-def test_bytes_that_are_no_graph_are_refused() -> None:
+def test_bytes_that_are_not_a_graph_are_rejected() -> None:
     with pytest.raises(ExportError, match="not an ONNX file"):
         parsed(b"PK\x03\x04")

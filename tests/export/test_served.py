@@ -1,4 +1,4 @@
-"""The exported pair behind the whole service: gRPC answers against the original predictor."""
+"""The exported pair in the whole service: gRPC responses against the original predictor."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from tests.conftest import serving_models
-from tests.export.conftest import PICTURES, Pair, View, small_and_tiny, small_only
+from tests.export.conftest import PHOTOS, Pair, View, small_and_tiny, small_only
 
-# One server for all tests of a pair: encoding the pictures takes most of the time.
+# One server for all tests of a pair: encoding the photos takes most of the time.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 EQUAL = 0.9999
 
 
 @dataclass(frozen=True)
-class Ask:
+class PromptCase:
     """One prompt in image pixels: points ``[n,3]`` (x, y, label), box XYXY, logits."""
 
     points: np.ndarray | None = None
@@ -33,7 +33,7 @@ class Ask:
     logits: np.ndarray | None = None
 
     def message(self) -> pb.Prompt:
-        """Ask the service."""
+        """Return the prompt of a request."""
         prompt = pb.Prompt()
         for x, y, label in () if self.points is None else self.points.tolist():
             prompt.points.append(pb.Point(x=x, y=y, label=1 if label == 1 else 2))
@@ -45,7 +45,7 @@ class Ask:
         return prompt
 
     def original(self, view: View, *, multimask: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Ask the original predictor on the stored embedding: masks ``[C,h,w]``, IoUs ``[C]``."""
+        """Run the original predictor on the rounded embedding: masks ``[C,h,w]``, IoUs ``[C]``."""
         predictor = view.predictor
         predictor.features = torch.from_numpy(view.stored).float()
         masks, iou, _ = predictor.predict(
@@ -59,15 +59,15 @@ class Ask:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether AUTO answers the best of three: at most two sparse tokens."""
+        """Whether AUTO returns the best of three masks: at most two sparse tokens."""
         count = 0 if self.points is None else len(self.points)
         return count + 2 <= 2 if self.box is not None else count + 1 <= 2
 
 
-def asks(view: View, seed: int) -> dict[str, Ask]:
-    """One prompt of each kind, at fractions of pixels."""
+def prompt_cases(view: View, seed: int) -> dict[str, PromptCase]:
+    """Return a prompt of each kind, at fractional pixels."""
     random = np.random.default_rng(seed)
-    height, width = view.picture.shape[:2]
+    height, width = view.photo.shape[:2]
     points = random.uniform(0.3, 0.7, (3, 2)) * (width, height)
     low = random.uniform(0.1, 0.4, 2) * (width, height)
     box = np.concatenate([low, low + random.uniform(0.3, 0.5, 2) * (width, height)])
@@ -76,14 +76,14 @@ def asks(view: View, seed: int) -> dict[str, Ask]:
     axis = np.arange(side) * 256 / side
     distance = np.hypot(axis[:, None] - 80, axis[None, :] - 70)
     logits = np.clip(20 - distance / 2, -20, 20).astype(np.float32)
-    clicks = np.hstack([points, labels])
+    labelled = np.hstack([points, labels])
     return {
-        "point": Ask(points=clicks[:1]),
-        "three points": Ask(points=clicks),
-        "box": Ask(box=box),
-        "point and box": Ask(points=clicks[:1], box=box),
-        "point and mask": Ask(points=clicks[:1], logits=logits),
-        "mask": Ask(logits=logits),
+        "point": PromptCase(points=labelled[:1]),
+        "three points": PromptCase(points=labelled),
+        "box": PromptCase(box=box),
+        "point and box": PromptCase(points=labelled[:1], box=box),
+        "point and mask": PromptCase(points=labelled[:1], logits=logits),
+        "mask": PromptCase(logits=logits),
     }
 
 
@@ -112,28 +112,28 @@ async def predict(stub: SegmentationServiceStub, **request: Any) -> pb.PredictRe
 
 
 KINDS = ("point", "three points", "box", "point and box", "point and mask", "mask")
-# Each kind on one of the pictures, and on the others where there is time.
-ASKS = [
-    pytest.param(kind, view, marks=[pytest.mark.slow] * (number % len(PICTURES) != view))
+# Each kind on one of the photos; on the others in slow tests.
+CASES = [
+    pytest.param(kind, view, marks=[pytest.mark.slow] * (number % len(PHOTOS) != view))
     for number, kind in enumerate(KINDS)
-    for view in range(len(PICTURES))
+    for view in range(len(PHOTOS))
 ]
 
 
 @small_only
-@pytest.mark.parametrize(("kind", "number"), ASKS)
-async def test_all_three_masks_are_those_of_the_original_predictor(
+@pytest.mark.parametrize(("kind", "number"), CASES)
+async def test_all_three_masks_equal_those_of_the_original_predictor(
     kind: str, number: int, pair: Pair, stub: SegmentationServiceStub
 ) -> None:
     view = pair.views[number]
-    ask = asks(view, number)[kind]
-    masks, iou = ask.original(view, multimask=True)
+    case = prompt_cases(view, number)[kind]
+    masks, iou = case.original(view, multimask=True)
 
-    answer = await predict(
-        stub, image=image(view), prompts=[ask.message()], multimask=pb.MULTIMASK_ALL
+    response = await predict(
+        stub, image=image(view), prompts=[case.message()], multimask=pb.MULTIMASK_ALL
     )
 
-    ours = answer.results[0].masks
+    ours = response.results[0].masks
     assert [mask.token_index for mask in ours] == [1, 2, 3]
     for mask, theirs, value in zip(ours, masks, iou, strict=True):
         assert agreement(mask_of(mask), theirs) >= EQUAL
@@ -142,58 +142,58 @@ async def test_all_three_masks_are_those_of_the_original_predictor(
 
 
 @small_only
-@pytest.mark.parametrize(("kind", "number"), ASKS)
+@pytest.mark.parametrize(("kind", "number"), CASES)
 async def test_auto_selects_as_the_reference_does(
     kind: str, number: int, pair: Pair, stub: SegmentationServiceStub
 ) -> None:
     view = pair.views[number]
-    ask = asks(view, number)[kind]
-    masks, iou = ask.original(view, multimask=ask.ambiguous)
+    case = prompt_cases(view, number)[kind]
+    masks, iou = case.original(view, multimask=case.ambiguous)
     best = int(np.argmax(iou))
 
-    answer = await predict(stub, image=image(view), prompts=[ask.message()])
+    response = await predict(stub, image=image(view), prompts=[case.message()])
 
-    (mask,) = answer.results[0].masks
-    assert mask.token_index == (best + 1 if ask.ambiguous else 0)
+    (mask,) = response.results[0].masks
+    assert mask.token_index == (best + 1 if case.ambiguous else 0)
     assert agreement(mask_of(mask), masks[best]) >= EQUAL
 
 
 @small_and_tiny
-async def test_many_prompts_of_all_kinds_are_each_answered_as_the_original_would(
+async def test_many_prompts_of_all_kinds_equal_the_original(
     pair: Pair, stub: SegmentationServiceStub
 ) -> None:
     view = pair.views[0]
-    many = [ask for seed in range(4) for ask in asks(view, seed).values()]
+    many = [case for seed in range(4) for case in prompt_cases(view, seed).values()]
 
-    answer = await predict(
+    response = await predict(
         stub,
         image=image(view),
-        prompts=[ask.message() for ask in many],
+        prompts=[case.message() for case in many],
         multimask=pb.MULTIMASK_SINGLE,
     )
 
-    assert len(answer.results) == len(many) == 24
-    for ask, result in zip(many, answer.results, strict=True):
-        masks, _ = ask.original(view, multimask=False)
+    assert len(response.results) == len(many) == 24
+    for case, result in zip(many, response.results, strict=True):
+        masks, _ = case.original(view, multimask=False)
         assert agreement(mask_of(result.masks[0]), masks[0]) >= EQUAL
 
 
 @small_and_tiny
-async def test_the_logits_of_an_answer_refine_it_as_in_the_original(
+async def test_refining_with_returned_logits_equals_the_original(
     pair: Pair, stub: SegmentationServiceStub
 ) -> None:
     view = pair.views[0]
-    ask = asks(view, 0)["point"]
+    case = prompt_cases(view, 0)["point"]
     first = await predict(
         stub,
         image=image(view),
-        prompts=[ask.message()],
+        prompts=[case.message()],
         multimask=pb.MULTIMASK_SINGLE,
         include_low_res_logits=True,
     )
     data = first.results[0].masks[0].low_res_logits
-    refining = Ask(
-        points=asks(view, 1)["three points"].points,
+    refining = PromptCase(
+        points=prompt_cases(view, 1)["three points"].points,
         logits=np.frombuffer(bytearray(data), dtype="<f4").reshape(4 * pair.grid, 4 * pair.grid),
     )
     masks, _ = refining.original(view, multimask=False)

@@ -1,4 +1,4 @@
-"""Where weights come from: equal ones from every form, one line for anything else."""
+"""Sources of weights: equal tensors from every format, an error of one line for anything else."""
 
 from __future__ import annotations
 
@@ -31,23 +31,20 @@ from samserve.export.sources.source import Source, open_source
 from torch import Tensor
 from torch.nn import Parameter
 
-from tests.export.loopback import Loopback, Reply, loopback, whole
+from tests.export.loopback import Loopback, Reply, full, loopback
 from tests.oracle import huggingface
 from tests.oracle.sam import SMALL as SMALL_SAM
-from tests.support.together import check_all
+from tests.support.cases import check_all
 
 State = dict[str, Tensor]
 
 COMMIT = "5ca1ab1e" * 5
 SMALL = {"a.weight": torch.arange(600.0).reshape(20, 30), "a.bias": torch.ones(30)}
-NO_TENSORS = (
-    "sam.pth holds something else than tensors, or is damaged; "
-    "it was refused, and no code in it was run"
-)
+NO_TENSORS = "sam.pth is corrupt or contains something other than tensors; no code in it was run"
 
 
 class Calls:
-    """Unpickled, it calls a function."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function: Callable[..., Any], *arguments: object) -> None:
         self.reduced: tuple[Any, ...] = (function, arguments)
@@ -64,15 +61,15 @@ def one_line(error: BaseException) -> str:
     return text
 
 
-def refusal(open_it: Callable[[], object]) -> str:
-    """The error of opening it."""
-    with pytest.raises(ExportError) as refused:
-        open_it()
-    return one_line(refused.value)
+def error_of(action: Callable[[], object]) -> str:
+    """Return the text of the error that an action raises."""
+    with pytest.raises(ExportError) as error:
+        action()
+    return one_line(error.value)
 
 
-def refused(path: Path) -> str:
-    return refusal(lambda: read_tensors(path))
+def read_error(path: Path) -> str:
+    return error_of(lambda: read_tensors(path))
 
 
 def pth(folder: Path, content: object, *, zipped: bool = True, name: str = "sam.pth") -> Path:
@@ -83,7 +80,7 @@ def pth(folder: Path, content: object, *, zipped: bool = True, name: str = "sam.
 
 
 def directory(folder: Path) -> Path:
-    """A directory whose configuration names a SAM, without weights."""
+    """Create a directory with the configuration of a SAM, without weights."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "sam"}))
     return folder
@@ -101,12 +98,12 @@ def assert_same(found: State, expected: State) -> None:
         assert torch.equal(found[name], value), name
 
 
-# --- the same weights in every form ------------------------------------------------------------
+# --- the same weights in every format ----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A SamModel of the library with random weights, and these under the original names."""
+    """A SamModel of the library with random weights, and the same under the original names."""
 
     library: huggingface.SamModel
     state: State
@@ -124,13 +121,13 @@ def weights() -> Weights:
 
 @pytest.fixture(scope="module")
 def forms(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same weights in every form that is read."""
+    """The same weights in every supported format."""
     folder = tmp_path_factory.mktemp("forms")
     state, named = weights.state, weights.library.state_dict()
     save_file(state, folder / "original.safetensors")
     weights.library.save_pretrained(folder / "directory")
     weights.library.save_pretrained(folder / "sharded", max_shard_size="3MB")
-    # The library has stopped writing these, and wrote both names of the tied tensor.
+    # Earlier versions of the library wrote these, with both names of the tied tensor.
     shutil.copytree(folder / "directory", folder / "bin")
     (folder / "bin" / "model.safetensors").unlink()
     torch.save(named, folder / "bin" / "pytorch_model.bin")
@@ -156,7 +153,7 @@ def forms(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     }
 
 
-def test_every_form_gives_the_same_tensors(weights: Weights, forms: dict[str, Path]) -> None:
+def test_every_format_gives_the_same_tensors(weights: Weights, forms: dict[str, Path]) -> None:
     def check(form: str) -> None:
         state, found = open_source(forms[form])
 
@@ -171,14 +168,16 @@ def test_every_form_gives_the_same_tensors(weights: Weights, forms: dict[str, Pa
     assert_same(dict(sam_from(open_source(forms["pth"])[0]).state_dict()), weights.state)
 
 
-def test_the_content_decides_and_not_the_suffix(tmp_path: Path) -> None:
+def test_the_format_is_detected_by_content_and_not_by_suffix(tmp_path: Path) -> None:
     for name in ("sam.bin", "sam.safetensors", "sam"):
         for container, write in BYTES.items():
             (tmp_path / name).write_bytes(write(tmp_path / container))
             assert_same(read_tensors(tmp_path / name), SMALL)
 
 
-def test_the_checksum_is_that_of_what_is_read(forms: dict[str, Path], tmp_path: Path) -> None:
+def test_the_checksum_covers_the_files_that_are_read(
+    forms: dict[str, Path], tmp_path: Path
+) -> None:
     folder = shutil.copytree(forms["sharded directory"], tmp_path / "copy")
     names = sorted(["config.json", *(path.name for path in folder.glob("model-*.safetensors"))])
     sums = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
@@ -186,17 +185,17 @@ def test_the_checksum_is_that_of_what_is_read(forms: dict[str, Path], tmp_path: 
 
     before = open_source(folder)[1].sha256
     (folder / "README.md").write_text("not read")
-    beside = open_source(folder)[1].sha256
+    unrelated = open_source(folder)[1].sha256
     (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
     changed = open_source(folder)[1].sha256
 
-    assert before == hashlib.sha256(lines.encode()).hexdigest() == beside
+    assert before == hashlib.sha256(lines.encode()).hexdigest() == unrelated
     assert changed != before
     path = forms["pth"]
     assert open_source(path)[1].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_source_has_a_name_and_no_path(
+def test_the_name_of_a_source_is_not_a_path(
     forms: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hostile = shutil.copy(forms["safetensors"], tmp_path / "sam\n\x1b[31m.safetensors")
@@ -207,7 +206,7 @@ def test_a_source_has_a_name_and_no_path(
     assert open_source(hostile)[1].name == "sam??[31m.safetensors"
 
 
-def test_types_stay_and_the_narrowest_of_the_weights_is_told(tmp_path: Path) -> None:
+def test_types_are_kept_and_the_narrowest_is_reported(tmp_path: Path) -> None:
     prefix = "image_encoder.layers.0"
     content = {
         f"{prefix}.a.weight": torch.ones(3).double(),
@@ -225,15 +224,15 @@ def test_types_stay_and_the_narrowest_of_the_weights_is_told(tmp_path: Path) -> 
 # --- files ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["value", "beside", "key"])
-def test_code_is_refused_and_not_run(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("position", ["value", "other entry", "key"])
+def test_code_is_rejected_and_not_run(tmp_path: Path, position: str) -> None:
     trace = tmp_path / "trace"
     code = Calls(Path.touch, trace)
     content: dict[str, Any] = {
         "value": {**SMALL, "b": code},
-        "beside": {"state_dict": SMALL, "optimizer": [code]},
+        "other entry": {"state_dict": SMALL, "optimizer": [code]},
         "key": {"model": {**SMALL, ("b", code): torch.ones(1)}},
-    }[place]
+    }[position]
     alone, legacy = pth(tmp_path, content), pth(tmp_path, content, zipped=False, name="legacy.pth")
     shard = directory(tmp_path / "shard")
     index(shard, "pytorch_model.bin", dict.fromkeys(SMALL, "one.bin"))
@@ -243,7 +242,7 @@ def test_code_is_refused_and_not_run(tmp_path: Path, place: str) -> None:
 
     specs = {"sam.pth": alone, "legacy.pth": legacy, "one.bin": shard, "bare.pth": bare}
     for name, spec in specs.items():
-        text = refusal(lambda spec=spec: open_source(spec))
+        text = error_of(lambda spec=spec: open_source(spec))
         assert text == NO_TENSORS.replace("sam.pth", name)
     assert not trace.exists()
 
@@ -251,37 +250,40 @@ def test_code_is_refused_and_not_run(tmp_path: Path, place: str) -> None:
     assert trace.exists()
 
 
-def test_a_program_is_refused(tmp_path: Path) -> None:
+def test_a_torchscript_program_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "sam.pt"
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("data.pkl", "constants.pkl", "code/__torch__.py", "version"):
             archive.writestr(f"sam/{name}", b"3\n")
 
-    assert refused(path) == "sam.pt is a TorchScript program; no code in it was run"
+    assert read_error(path) == "sam.pt is a TorchScript program; no code in it was run"
 
 
 @pytest.mark.filterwarnings("ignore")  # some of these are prototypes
-def test_a_tensor_that_is_no_weight_is_named(tmp_path: Path) -> None:
+def test_a_tensor_that_is_not_a_weight_is_named(tmp_path: Path) -> None:
     cases = [
-        ("has type float8_e4m3fn, which no weight has", torch.ones(3).to(torch.float8_e4m3fn)),
-        ("has type int64, which no weight has", torch.ones(3, dtype=torch.int64)),
+        (
+            "has type float8_e4m3fn, which is not a type of weights",
+            torch.ones(3).to(torch.float8_e4m3fn),
+        ),
+        ("has type int64, which is not a type of weights", torch.ones(3, dtype=torch.int64)),
         ("has values that are not finite in float32", torch.tensor([1.0, float("nan")])),
         ("has values that are not finite in float32", torch.tensor([1e300], dtype=torch.float64)),
-        ("claims more numbers than it holds", torch.ones(1).expand(1 << 40)),
-        ("is no plain tensor", torch._neg_view(torch.ones(3))),
-        ("is no plain tensor", torch.eye(3).to_sparse()),
-        ("is no plain tensor", torch.eye(3).to_sparse_csr()),
-        ("is no plain tensor", torch.empty(3, device="meta")),
+        ("declares more values than it contains", torch.ones(1).expand(1 << 40)),
+        ("is not a dense tensor", torch._neg_view(torch.ones(3))),
+        ("is not a dense tensor", torch.eye(3).to_sparse()),
+        ("is not a dense tensor", torch.eye(3).to_sparse_csr()),
+        ("is not a dense tensor", torch.empty(3, device="meta")),
     ]
 
     for message, value in cases:
         path = pth(tmp_path, {**SMALL, "mask_decoder.x": value})
-        assert refused(path) == f"sam.pth: mask_decoder.x {message}"
+        assert read_error(path) == f"sam.pth: mask_decoder.x {message}"
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
-def test_numbers_that_a_file_does_not_hold_are_refused(tmp_path: Path) -> None:
-    """They would be whatever was in the memory before."""
+def test_tensors_larger_than_the_file_are_rejected(tmp_path: Path) -> None:
+    """They would contain uninitialised memory."""
     rebuild, storage = torch._utils._rebuild_tensor_v2, torch.ones(3)._typed_storage()
     larger = Calls(rebuild, storage, 0, (1 << 20,), (1,), False, OrderedDict())
     zipped = pth(tmp_path, {"a.weight": larger})
@@ -291,11 +293,11 @@ def test_numbers_that_a_file_does_not_hold_are_refused(tmp_path: Path) -> None:
         list(pickletools.genops(stream))
     legacy.write_bytes(stream.getvalue()[: stream.tell()] + pickle.dumps([], 2))
 
-    assert refused(zipped) == "sam.pth is damaged or incomplete"
-    assert refused(legacy) == "legacy.pth claims more numbers than it holds"
+    assert read_error(zipped) == "sam.pth is corrupt or incomplete"
+    assert read_error(legacy) == "legacy.pth declares more values than it contains"
 
 
-def test_what_training_keeps_beside_weights_is_let_through(tmp_path: Path) -> None:
+def test_training_state_next_to_weights_is_accepted(tmp_path: Path) -> None:
     network = torch.nn.Linear(3, 3)
     optimizer = torch.optim.AdamW(network.parameters(), betas=(0.9, 0.99))
     network(torch.ones(1, 3)).sum().backward()
@@ -311,8 +313,10 @@ def test_what_training_keeps_beside_weights_is_let_through(tmp_path: Path) -> No
         assert_same(read_tensors(pth(tmp_path, content, zipped=zipped)), content["model"])
 
 
-def test_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many names of one storage are small on the disk; alone, each shard is small enough."""
+def test_files_beyond_the_limits_are_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many names of one storage need little disk space; each single shard is within the limit."""
     one = torch.ones(1 << 16)
     views = pth(tmp_path, {str(number): one for number in range(5)})
     large = pth(tmp_path, {"a": torch.ones(1 << 18)}, name="large.pth")
@@ -321,17 +325,17 @@ def test_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     index(folder, "pytorch_model.bin", {str(number): f"{number}.bin" for number in range(5)})
     for number in range(5):
         pth(folder, {str(number): one}, name=f"{number}.bin")
-    monkeypatch.setattr(files, "MOST_BYTES", 1 << 20)
-    monkeypatch.setattr(files, "MOST_ENTRIES", 50)
+    monkeypatch.setattr(files, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(files, "MAX_ENTRIES", 50)
 
     assert views.stat().st_size < 1 << 19
-    assert refused(views) == "sam.pth holds more than 0 GiB of weights"
-    assert refusal(lambda: open_source(folder)) == "folder holds more than 0 GiB of weights"
-    assert refused(large) == "large.pth is larger than 0 GiB"
-    assert refused(many) == "many.pth has more than 50 entries"
+    assert read_error(views) == "sam.pth has more than 0 GiB of weights"
+    assert error_of(lambda: open_source(folder)) == "folder has more than 0 GiB of weights"
+    assert read_error(large) == "large.pth is larger than 0 GiB"
+    assert read_error(many) == "many.pth has more than 50 entries"
 
 
-def test_what_a_pickle_hides_behind_attributes_is_not_asked(tmp_path: Path) -> None:
+def test_attributes_that_hide_methods_are_not_called(tmp_path: Path) -> None:
     value = torch.arange(3.0)
     value.numel = value.detach = 5  # type: ignore[method-assign, assignment]
     mapping = Calls(OrderedDict, [("x", value)])
@@ -340,7 +344,7 @@ def test_what_a_pickle_hides_behind_attributes_is_not_asked(tmp_path: Path) -> N
     assert_same(read_tensors(pth(tmp_path, mapping)), {"x": torch.arange(3.0)})
 
 
-def test_contents_that_are_no_named_tensors_are_refused(tmp_path: Path) -> None:
+def test_contents_other_than_named_tensors_are_rejected(tmp_path: Path) -> None:
     cases: list[object] = [
         *([1, 2], {}, {"epoch": 3}, torch.ones(3), "sam", {**SMALL, "epoch": 3}),
         *({**SMALL, 3: torch.ones(1)}, {"model": {**SMALL, "epoch": 3}}),
@@ -348,26 +352,26 @@ def test_contents_that_are_no_named_tensors_are_refused(tmp_path: Path) -> None:
     ]
 
     for content in cases:
-        text = refused(pth(tmp_path, content))
-        assert text == "sam.pth holds something else than named tensors", content
-    assert refused(pth(tmp_path, torch.nn.Linear(2, 2))) == NO_TENSORS
+        text = read_error(pth(tmp_path, content))
+        assert text == "sam.pth contains something other than named tensors", content
+    assert read_error(pth(tmp_path, torch.nn.Linear(2, 2))) == NO_TENSORS
 
 
-def test_names_cannot_write_on_the_terminal(tmp_path: Path) -> None:
+def test_control_characters_in_names_are_replaced(tmp_path: Path) -> None:
     name = "a\nError: \x1b[31mfake" + "x" * 1000
     path = pth(tmp_path, {name: torch.tensor([float("nan")])}, name="sam\n.pth")
 
-    assert refused(path).startswith("sam?.pth: a?Error: ?[31mfakexxx")
+    assert read_error(path).startswith("sam?.pth: a?Error: ?[31mfakexxx")
 
 
-def test_nothing_is_warned_about(tmp_path: Path) -> None:
-    """PyTorch warns of other versions of pickles, which users of the export cannot change."""
+def test_no_warnings_are_emitted(tmp_path: Path) -> None:
+    """PyTorch warns about other pickle protocols, which users of the export cannot change."""
     torch.save(SMALL, tmp_path / "sam.pth", pickle_protocol=3)
 
     assert_same(read_tensors(tmp_path / "sam.pth"), SMALL)
 
 
-# --- damage --------------------------------------------------------------------------------------
+# --- corruption ----------------------------------------------------------------------------------
 
 BYTES: dict[str, Callable[[Path], bytes]] = {
     "zip": lambda folder: pth(folder, SMALL).read_bytes(),
@@ -377,33 +381,33 @@ BYTES: dict[str, Callable[[Path], bytes]] = {
 
 
 @pytest.mark.parametrize("container", BYTES)
-def test_whatever_is_cut_short_is_refused(tmp_path: Path, container: str) -> None:
+def test_truncated_files_are_rejected(tmp_path: Path, container: str) -> None:
     content = BYTES[container](tmp_path)
-    path = tmp_path / "cut.pth"
+    path = tmp_path / "truncated.pth"
 
     for length in [*range(0, len(content), 23), *range(len(content) - 40, len(content))]:
         path.write_bytes(content[:length])
-        text = refused(path)
-        assert text.startswith("cut.pth "), length
-        assert any(word in text for word in ("empty", "neither", "damaged")), text
+        text = read_error(path)
+        assert text.startswith("truncated.pth "), length
+        assert any(word in text for word in ("empty", "neither", "corrupt")), text
 
 
-def test_every_flipped_bit_of_a_tensor_is_found(tmp_path: Path) -> None:
+def test_a_flipped_bit_of_a_tensor_is_detected(tmp_path: Path) -> None:
     content = BYTES["zip"](tmp_path)
     first = content.index(SMALL["a.weight"].numpy().tobytes())
     path = tmp_path / "flipped.pth"
 
-    for place in range(first, first + SMALL["a.weight"].nbytes, 101):
+    for position in range(first, first + SMALL["a.weight"].nbytes, 101):
         flipped = bytearray(content)
-        flipped[place] ^= 1 << place % 8
+        flipped[position] ^= 1 << position % 8
         path.write_bytes(flipped)
-        assert "does not have its checksum" in refused(path)
+        assert "does not match its checksum" in read_error(path)
 
 
-def test_archives_that_unpack_to_more_than_they_are_are_refused(tmp_path: Path) -> None:
-    whole = pth(tmp_path, SMALL)
+def test_compressed_and_overlapping_archives_are_rejected(tmp_path: Path) -> None:
+    valid = pth(tmp_path, SMALL)
     bomb, overlapping = tmp_path / "bomb.pth", tmp_path / "overlapping.pth"
-    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as to:
+    with zipfile.ZipFile(valid) as archive, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as to:
         for entry in archive.infolist():
             to.writestr(entry.filename, archive.read(entry))
     with zipfile.ZipFile(overlapping, "w") as archive:
@@ -415,62 +419,60 @@ def test_archives_that_unpack_to_more_than_they_are_are_refused(tmp_path: Path) 
                 setattr(again, key, getattr(first, key))
             archive.filelist.append(again)
 
-    assert refused(bomb) == "bomb.pth is a compressed archive, which no checkpoint is"
-    assert refused(overlapping) == "overlapping.pth is damaged or incomplete"
+    assert read_error(bomb) == "bomb.pth is a compressed archive, not a checkpoint"
+    assert read_error(overlapping) == "overlapping.pth is corrupt or incomplete"
 
 
-def test_other_bytes_are_refused(tmp_path: Path) -> None:
+def test_other_contents_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "sam.pth"
     cases = {
         b"": "is empty",
         b"version https://git-lfs.github.com/spec/v1": "is neither a PyTorch file nor",
-        struct.pack("<Q", 1 << 60) + b"{}": "is damaged or incomplete",
-        struct.pack("<Q", 8) + b"{broken}": "is damaged or incomplete",
-        b"PK\x03\x04 not a whole archive": "is damaged or incomplete",
+        struct.pack("<Q", 1 << 60) + b"{}": "is corrupt or incomplete",
+        struct.pack("<Q", 8) + b"{broken}": "is corrupt or incomplete",
+        b"PK\x03\x04 not a full archive": "is corrupt or incomplete",
     }
 
     for content, message in cases.items():
         path.write_bytes(content)
-        assert refused(path).startswith(f"sam.pth {message}")
+        assert read_error(path).startswith(f"sam.pth {message}")
 
 
 # --- directories ---------------------------------------------------------------------------------
 
 
-def test_configurations_of_other_models_are_refused(tmp_path: Path) -> None:
+def test_configurations_of_other_models_are_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "sam"
     folder.mkdir()
     save_file(SMALL, folder / "model.safetensors")
     cases = {
-        b"{": "config.json is no JSON file",
-        b"[" * 100_000: "config.json is no JSON file",
-        b"[]": "config.json is no JSON object",
-        b"{}": "sam holds a model of type that it does not name; only 'sam' is served",
-        b'{"model_type": "sam2"}': "sam holds a model of type 'sam2'; only 'sam' is served",
-        b'{"model_type": "a\\nb"}': "sam holds a model of type 'a\\nb'; only 'sam' is served",
+        b"{": "config.json is not a JSON file",
+        b"[" * 100_000: "config.json is not a JSON file",
+        b"[]": "config.json is not a JSON object",
+        b"{}": "sam has a model of unknown type; only 'sam' is supported",
+        b'{"model_type": "sam2"}': "sam has a model of type 'sam2'; only 'sam' is supported",
+        b'{"model_type": "a\\nb"}': "sam has a model of type 'a\\nb'; only 'sam' is supported",
     }
 
-    assert refusal(lambda: open_source(folder)) == "sam holds no config.json"
+    assert error_of(lambda: open_source(folder)) == "sam has no config.json"
     for config, message in cases.items():
         (folder / "config.json").write_bytes(config)
-        assert refusal(lambda: open_source(folder)) == message
+        assert error_of(lambda: open_source(folder)) == message
 
 
-def test_safetensors_go_before_pickles_and_nothing_else_holds_weights(
-    forms: dict[str, Path], tmp_path: Path
-) -> None:
+def test_safetensors_take_precedence_over_pickles(forms: dict[str, Path], tmp_path: Path) -> None:
     both = shutil.copytree(forms["directory"], tmp_path / "both")
     pth(both, {"x": Calls(Path.touch, tmp_path / "trace")}, name="pytorch_model.bin")
     neither = directory(tmp_path / "sam")
     save_file(SMALL, neither / "adapter_model.safetensors")
 
-    text = refusal(lambda: open_source(neither))
+    text = error_of(lambda: open_source(neither))
 
     assert open_source(both)[1].sha256 == open_source(forms["directory"])[1].sha256
-    assert text == "sam holds neither model.safetensors nor pytorch_model.bin"
+    assert text == "sam has neither model.safetensors nor pytorch_model.bin"
 
 
-def test_an_index_leads_nowhere_else(tmp_path: Path) -> None:
+def test_an_index_must_not_name_files_outside_of_its_directory(tmp_path: Path) -> None:
     folder = directory(tmp_path / "sam")
     (folder / "sub").mkdir()
     for path in (tmp_path / "out.safetensors", folder / "sub" / "in.safetensors"):
@@ -482,7 +484,7 @@ def test_an_index_leads_nowhere_else(tmp_path: Path) -> None:
 
     for shard in outside:
         index(folder, "model.safetensors", {"a.weight": shard, "a.bias": shard})
-        text = refusal(lambda: open_source(folder))
+        text = error_of(lambda: open_source(folder))
         assert text == "model.safetensors.index.json names files outside of its directory", shard
 
 
@@ -495,7 +497,7 @@ def test_an_index_leads_nowhere_else(tmp_path: Path) -> None:
         ("snapshots/sam", "../../linked/one", False),
     ],
 )
-def test_shards_link_to_the_blobs_of_the_hubs_cache_only(
+def test_shards_may_link_only_to_the_blobs_of_the_hub_cache(
     tmp_path: Path, folder: str, target: str, allowed: bool
 ) -> None:
     for name in ("blobs", "elsewhere", "models", "snapshots"):
@@ -506,56 +508,62 @@ def test_shards_link_to_the_blobs_of_the_hubs_cache_only(
     index(sam, "model.safetensors", dict.fromkeys(SMALL, "one.safetensors"))
     (sam / "one.safetensors").symlink_to(target)
 
-    text = refusal(lambda: open_source(sam))
+    text = error_of(lambda: open_source(sam))
 
-    link = "one.safetensors is a link out of its directory"
-    assert text.startswith("this is no SAM" if allowed else link)
+    link = "one.safetensors is a link to outside of its directory"
+    assert text.startswith("this is not a SAM" if allowed else link)
 
 
-def test_an_index_names_shards_that_are_there_and_differ(tmp_path: Path) -> None:
+def test_an_index_must_name_existing_shards_without_repetition(tmp_path: Path) -> None:
     folder = directory(tmp_path / "sam")
     name = "model.safetensors.index.json"
 
     for content in ("[]", "{}", '{"weight_map": {}}', '{"weight_map": ["a"]}'):
         (folder / name).write_text(content)
-        assert refusal(lambda: open_source(folder)).startswith(f"{name} "), content
+        assert error_of(lambda: open_source(folder)).startswith(f"{name} "), content
     index(folder, "model.safetensors", {"a": "one\n\x1b.safetensors"})
-    text = refusal(lambda: open_source(folder))
+    text = error_of(lambda: open_source(folder))
 
-    assert text == f"sam lacks one??.safetensors, which {name} lists"
+    assert text == f"sam has no one??.safetensors, which {name} lists"
     index(folder, "model.safetensors", {"a.weight": "1.safetensors", "a.bias": "2.safetensors"})
     for shard in ("1.safetensors", "2.safetensors"):
         save_file(SMALL, folder / shard)
-    assert refusal(lambda: open_source(folder)) == "2.safetensors repeats a.bias"
+    assert error_of(lambda: open_source(folder)) == "2.safetensors repeats a.bias"
 
 
-# --- what is there, and what is not --------------------------------------------------------------
+# --- existing and missing files ------------------------------------------------------------------
 
 
-def test_what_is_not_there_and_no_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_that_is_not_a_hub_name_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    right = ["facebook/sam-vit-base", "a/b", "Zigeng/SlimSAM-uniform-50", "o1/n_2.x-3"]
-    wrong = ["sam", "a/b/c", "/a/b", "a/", "../b", "-a/b", "a/.b", "a b/c", "owner/nåme", "a/b\n"]
+    valid = ["facebook/sam-vit-base", "a/b", "Zigeng/SlimSAM-uniform-50", "o1/n_2.x-3"]
+    invalid = ["sam", "a/b/c", "/a/b", "a/", "../b", "-a/b", "a/.b", "a b/c", "owner/nåme", "a/b\n"]
 
-    assert [name for name in right if not is_hub_name(name)] == []
-    for spec in wrong:
-        text = refusal(lambda spec=spec: open_source(spec))
+    assert [name for name in valid if not is_hub_name(name)] == []
+    for spec in invalid:
+        text = error_of(lambda spec=spec: open_source(spec))
         shown = spec.replace("\n", "?")
-        assert text == f"{shown}: no such file or directory, and no name on the hub"
+        assert text == f"{shown}: no such file or directory, and not a name on the hub"
 
 
-def test_a_file_goes_before_the_hub_and_has_no_revision(
+def test_a_file_takes_precedence_over_the_hub_and_has_no_revision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = pth(tmp_path / "owner", SMALL, name="name")
 
-    assert refusal(lambda: open_source("owner/name")).startswith("this is no SAM: its 2 tensors")
-    text = refusal(lambda: open_source(path, "main"))
-    assert text == "name is on this machine; only the hub has revisions"
+    assert error_of(lambda: open_source("owner/name")).startswith(
+        "this is not a SAM: its 2 tensors"
+    )
+    text = error_of(lambda: open_source(path, "main"))
+    assert text == "name is a local path; only models on the hub have revisions"
 
 
-def test_what_cannot_be_read_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_errors_are_reported_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def load(*_: object, **__: object) -> object:
         raise OSError(5, "Input/output error")
 
@@ -563,15 +571,15 @@ def test_what_cannot_be_read_says_why(tmp_path: Path, monkeypatch: pytest.Monkey
     os.mkfifo(tmp_path / "pipe.pth")
     monkeypatch.setattr(torch, "load", load)
 
-    assert refusal(lambda: open_source(path)) == "sam.pth cannot be read: Input/output error"
-    text = refusal(lambda: open_source("x" * 5000))
+    assert error_of(lambda: open_source(path)) == "sam.pth cannot be read: Input/output error"
+    text = error_of(lambda: open_source("x" * 5000))
     assert text == f"{'x' * 200}... cannot be read: File name too long"
     for special in (tmp_path / "pipe.pth", Path("/dev/zero")):
-        text = refusal(lambda special=special: open_source(special))
+        text = error_of(lambda special=special: open_source(special))
         assert text.endswith("is neither a file nor a directory")
 
 
-def test_a_file_that_changes_between_hashing_and_reading_is_refused(
+def test_a_file_that_changes_between_hashing_and_reading_is_rejected(
     forms: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = shutil.copytree(forms["directory"], tmp_path / "sam")
@@ -586,44 +594,45 @@ def test_a_file_that_changes_between_hashing_and_reading_is_refused(
 
     assert open_source(spec)[1].name == "sam"
     monkeypatch.setattr(source, "read_files", change_and_read)
-    assert refusal(lambda: open_source(spec)) == "sam was changed while it was read"
+    assert error_of(lambda: open_source(spec)) == "sam changed while it was read"
 
 
 # --- the hub -------------------------------------------------------------------------------------
 
 
 class Hub:
-    """As much of the hub's HTTP interface as the real huggingface_hub asks for one model."""
+    """The part of the hub's HTTP interface that huggingface_hub uses for one model."""
 
     def __init__(self, server: Loopback) -> None:
         self.server = server
 
     def publish(self, content: dict[str, bytes]) -> None:
         """Offer files under ``owner/name``, at the revisions ``main`` and ``v1``."""
-        self.refuse(404, "EntryNotFound")
+        self.reject(404, "EntryNotFound")
         model, tree = {"id": "owner/name", "sha": COMMIT}, []
         for name, data in content.items():
             oid = hashlib.sha1(data).hexdigest()
             tree.append({"type": "file", "path": name, "size": len(data), "oid": oid})
             headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{oid}"'}
-            self.server.on(f"/owner/name/resolve/{COMMIT}/{name}", whole(data, **headers))
-        for path, answer in (("revision/main", model), ("revision/v1", model), ("tree", tree)):
+            self.server.on(f"/owner/name/resolve/{COMMIT}/{name}", full(data, **headers))
+        for path, response in (("revision/main", model), ("revision/v1", model), ("tree", tree)):
             at = f"{path}/{COMMIT}" if path == "tree" else path
-            self.server.on(f"/api/models/owner/name/{at}", whole(json.dumps(answer).encode()))
+            self.server.on(f"/api/models/owner/name/{at}", full(json.dumps(response).encode()))
 
-    def refuse(self, status: int, code: str) -> None:
-        """Answer everything else so."""
-        self.server.otherwise = Reply(status, b"{}", {"X-Error-Code": code})
+    def reject(self, status: int, code: str) -> None:
+        """Set the error response of all other paths."""
+        self.server.fallback = Reply(status, b"{}", {"X-Error-Code": code})
 
     @property
     def downloads(self) -> list[str]:
-        gets = [seen.path for seen in self.server.seen if seen.method == "GET"]
+        requests = self.server.requests
+        gets = [request.path for request in requests if request.method == "GET"]
         return sorted(path.rpartition("/")[2] for path in gets if "/resolve/" in path)
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub on this machine, and an empty cache."""
+    """A hub on this machine, with an empty cache."""
     constants = huggingface_hub.constants
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with loopback() as server:
@@ -650,17 +659,17 @@ def test_a_name_on_the_hub_gives_the_same_tensors(
     local = open_source(forms[form])[1]
     assert_same(state, weights.state)
     assert found == Source("owner/name", COMMIT, local.sha256, local.naming, "float32")
-    asked = {seen.path.rpartition("/")[2] for seen in hub.server.seen if "/revision/" in seen.path}
-    assert asked == {"v1"}
+    paths = [request.path for request in hub.server.requests if "/revision/" in request.path]
+    assert {path.rpartition("/")[2] for path in paths} == {"v1"}
     assert hub.downloads == sorted(contents(forms[form]))
 
 
-def test_only_what_is_needed_is_downloaded_and_only_once(
+def test_only_required_files_are_downloaded_and_only_once(
     hub: Hub, weights: Weights, forms: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unneeded = ("README.md", "adapter_model.safetensors", "fp16/model.safetensors")
-    wanted = {**contents(forms["bin directory"]), **contents(forms["directory"])}
-    hub.publish(wanted | dict.fromkeys(unneeded, b"-"))
+    published = {**contents(forms["bin directory"]), **contents(forms["directory"])}
+    hub.publish(published | dict.fromkeys(unneeded, b"-"))
 
     online = [open_source("owner/name")[1] for _ in range(2)]
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -671,25 +680,25 @@ def test_only_what_is_needed_is_downloaded_and_only_once(
     assert hub.downloads == ["config.json", "model.safetensors"]
 
 
-def test_the_hubs_refusals_are_one_line(hub: Hub) -> None:
+def test_errors_of_the_hub_are_one_line(hub: Hub) -> None:
     reasons = {
-        (404, "RepoNotFound"): "there is no such model, or it is private",
-        (403, "GatedRepo"): "its owner has to grant access first",
-        (404, "RevisionNotFound"): "it has no such revision",
-        (500, ""): "it cannot be reached, and has not been downloaded before",
+        (404, "RepoNotFound"): "the model does not exist or is private",
+        (403, "GatedRepo"): "its owner must grant access first",
+        (404, "RevisionNotFound"): "the revision does not exist",
+        (500, ""): "the hub is unreachable, and the model is not in its cache",
     }
 
     for error, reason in reasons.items():
-        hub.refuse(*error)
-        text = refusal(lambda: open_source("owner/name"))
-        assert text.startswith("owner/name: no such file or directory, and not to be had from the")
+        hub.reject(*error)
+        text = error_of(lambda: open_source("owner/name"))
+        assert text.startswith("owner/name: no such file or directory, and not available from the")
         assert text.endswith(f" hub: {reason}")
 
 
-def test_a_hub_that_is_not_there_is_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
 
-    text = refusal(lambda: open_source("owner/name"))
+    text = error_of(lambda: open_source("owner/name"))
 
-    assert text.endswith("hub: it cannot be reached, and has not been downloaded before")
-    assert "not to be had from the hub" in refusal(lambda: open_source("owner/na--me"))
+    assert text.endswith("hub: the hub is unreachable, and the model is not in its cache")
+    assert "not available from the hub" in error_of(lambda: open_source("owner/na--me"))

@@ -1,4 +1,4 @@
-"""Staging folders: never where Triton looks, and removed at the end."""
+"""Staging folders: outside of the repository if possible, and removed at the end."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from samserve.export.staging import LOCK, PREFIX, clear_up, staging
+from samserve.export.staging import LOCK, PREFIX, remove_stale, staging
 
 
-def test_it_lies_beside_the_repository(tmp_path: Path) -> None:
+def test_the_staging_folder_is_next_to_the_repository(tmp_path: Path) -> None:
     repository = tmp_path / "models"
 
     with staging(repository) as stage:
@@ -24,7 +24,7 @@ def test_it_lies_beside_the_repository(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["models", "model"]
 
 
-def test_it_lies_inside_where_the_parent_is_another_disk_or_read_only(
+def test_the_staging_folder_is_inside_if_the_parent_is_read_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = tmp_path / "models"
@@ -36,19 +36,19 @@ def test_it_lies_inside_where_the_parent_is_another_disk_or_read_only(
     assert list(repository.iterdir()) == []
 
 
-def test_what_a_killed_export_left_is_removed_and_a_running_one_is_not(tmp_path: Path) -> None:
-    left = tmp_path / f"{PREFIX}left"
-    left.mkdir()
-    (left / LOCK).touch()
-    (left / "model").mkdir()
+def test_the_folder_of_a_killed_export_is_removed_but_not_of_a_running_one(tmp_path: Path) -> None:
+    stale = tmp_path / f"{PREFIX}stale"
+    stale.mkdir()
+    (stale / LOCK).touch()
+    (stale / "model").mkdir()
 
     with staging(tmp_path / "models") as running, staging(tmp_path / "models") as other:
-        assert not left.exists()
+        assert not stale.exists()
         assert running.folder.is_dir()
         assert other.folder != running.folder
 
 
-def test_publishing_replaces_what_is_there(tmp_path: Path) -> None:
+def test_publishing_replaces_existing_folders(tmp_path: Path) -> None:
     for content in ("old", "new"):
         with staging(tmp_path / "models") as stage:
             (stage.folder / "model").mkdir()
@@ -60,7 +60,7 @@ def test_publishing_replaces_what_is_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moves", [0, 1, 2, 3])
-def test_publishing_that_is_interrupted_leaves_the_old_ones(
+def test_interrupted_publishing_restores_the_old_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
 ) -> None:
     repository = tmp_path / "models"
@@ -113,9 +113,9 @@ with staging(Path(sys.argv[1])) as stage:
 @pytest.mark.parametrize(
     ("moves", "expected"),
     [(1, ["old", "old"]), (2, ["new", "old"]), (3, ["new", "old"])],
-    ids=["first aside", "first done", "second aside"],
+    ids=["first moved aside", "first replaced", "second moved aside"],
 )
-def test_what_a_killed_process_had_moved_aside_is_put_back(
+def test_a_folder_that_a_killed_process_moved_aside_is_restored(
     tmp_path: Path, moves: int, expected: list[str]
 ) -> None:
     repository, names = tmp_path / "models", ["encoder", "decoder"]
@@ -123,14 +123,14 @@ def test_what_a_killed_process_had_moved_aside_is_put_back(
         (repository / name).mkdir(parents=True)
         (repository / name / "file").write_text("old")
     ended = subprocess.run([sys.executable, "-c", KILLED, str(repository), str(moves)], check=False)
-    clear_up(repository)
+    remove_stale(repository)
 
     assert ended.returncode == -signal.SIGKILL
     assert [(repository / name / "file").read_text() for name in names] == expected
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
 
 
-def test_what_is_there_may_be_a_link_to_nowhere(tmp_path: Path) -> None:
+def test_a_broken_link_is_replaced(tmp_path: Path) -> None:
     repository = tmp_path / "models"
     repository.mkdir()
     (repository / "model").symlink_to(tmp_path / "nowhere")

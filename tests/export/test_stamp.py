@@ -1,4 +1,4 @@
-"""Graphs that say with each answer which encoder it belongs to, and how old ones come to do so."""
+"""Graphs that output the digest of their encoder, and the upgrade of earlier exports."""
 
 from __future__ import annotations
 
@@ -66,62 +66,62 @@ def aged(folder: Path, *, stamped: bool) -> Path:
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A repository with the default model as exported before graphs said any weights."""
+    """A repository with the default model as exported before graphs had a digest output."""
     return aged(tmp_path, stamped=False)
 
 
 @pytest.fixture
 def previous(tmp_path: Path) -> Path:
-    """A repository with the default model as exported when graphs said those of the model."""
+    """A repository with the default model as exported when graphs output the model's digest."""
     return aged(tmp_path, stamped=True)
 
 
 def digests(repository: Path) -> tuple[str, str]:
-    """The digest of the files of the default model, and that of its encoder."""
+    """Return the digest of the default model, and that of its encoder."""
     graphs = graph_digests({role: path_of(repository, role) for role in ROLES})
     return bundle_digest(graphs), graphs["encoder"]
 
 
 @pytest.mark.parametrize("form", ["old", "previous"])
 @pytest.mark.parametrize("role", ROLES)
-def test_each_row_of_a_batch_says_the_encoder_and_nothing_else_changes(
+def test_an_upgraded_graph_outputs_the_encoder_digest_and_is_otherwise_unchanged(
     role: str, form: str, request: pytest.FixtureRequest
 ) -> None:
     old: Path = request.getfixturevalue(form)
     before = ort.InferenceSession(path_of(old, role))
-    given = feeds(role, 2)
-    expected = before.run(OUTPUTS[role], given)
+    inputs = feeds(role, 2)
+    expected = before.run(OUTPUTS[role], inputs)
     upgrade(old)
     after = ort.InferenceSession(path_of(old, role))
-    *found, said = after.run([*OUTPUTS[role], DIGEST_OUTPUT], given)
+    *found, digest = after.run([*OUTPUTS[role], DIGEST_OUTPUT], inputs)
 
     assert all(np.array_equal(ours, right) for ours, right in zip(found, expected, strict=True))
-    assert [row.tobytes() for row in said] == [digest_words(digests(old)[1])] * 2
+    assert [row.tobytes() for row in digest] == [digest_words(digests(old)[1])] * 2
     onnx.checker.check_model(onnx.load(path_of(old, role)), full_check=True)
 
 
-def test_a_repository_is_refused_until_it_is_upgraded_and_keeps_its_digest(
+def test_a_repository_is_rejected_until_it_is_upgraded_and_keeps_its_digest(
     old: Path, samserve: Command
 ) -> None:
     digest, encoder = digests(old)
-    with pytest.raises(EngineUnavailable, match="samserve models upgrade") as refused:
+    with pytest.raises(EngineUnavailable, match="samserve models upgrade") as error:
         discover(old)
-    command = str(refused.value).partition(": samserve ")[2].split()
-    ended = samserve(*command)
+    command = str(error.value).partition(": samserve ")[2].split()
+    result = samserve(*command)
     upgraded = contents(old)
     again = samserve(*command)
 
-    assert f"'{NAME}'" in str(refused.value)
-    assert (ended.code, ended.out) == (0, f"{NAME}: upgraded, digest {digest}\n")
-    assert (again.code, again.out) == (0, f"{NAME}: nothing to do, digest {digest}\n")
+    assert f"'{NAME}'" in str(error.value)
+    assert (result.code, result.out) == (0, f"{NAME}: upgraded, digest {digest}\n")
+    assert (again.code, again.out) == (0, f"{NAME}: already up to date, digest {digest}\n")
     assert contents(old) == upgraded
     assert (only(old).info.digest, only(old).info.encoder_digest) == (digest, encoder)
-    # As if it had been exported today, and nothing is left beside it.
+    # Equal to a current export, without any additional files.
     assert upgraded == contents(default_repository())
     assert [path.name for path in old.parent.iterdir()] == ["models"]
 
 
-def test_models_of_the_previous_export_are_served_under_their_ids_until_they_are_upgraded(
+def test_models_of_the_previous_export_keep_their_embedding_ids_until_upgraded(
     previous: Path,
 ) -> None:
     image = EncodedImage(bytes(range(256)) * 3)
@@ -130,13 +130,13 @@ def test_models_of_the_previous_export_are_served_under_their_ids_until_they_are
     after = only(previous).info
 
     assert before.encoder_digest == before.digest == after.digest == model.digest
-    # As the previous version called it.
+    # The id of the previous version.
     assert embedding_id(image, before) == PREVIOUS_ID
     assert embedding_id(image, after) != PREVIOUS_ID
     assert contents(previous) == contents(default_repository())
 
 
-def test_a_new_decoder_beside_its_encoder_needs_no_upgrade(tmp_path: Path) -> None:
+def test_a_new_decoder_of_the_same_encoder_needs_no_upgrade(tmp_path: Path) -> None:
     repository = copied(tmp_path)
     decoder = onnx.load(path_of(repository, "decoder"))
     decoder.doc_string = "other weights"
@@ -154,11 +154,11 @@ def test_a_new_decoder_beside_its_encoder_needs_no_upgrade(tmp_path: Path) -> No
     assert digests(repository)[1] == digests(default_repository())[1]
 
 
-def test_a_configuration_written_by_hand_keeps_its_text(old: Path) -> None:
+def test_the_text_of_an_edited_configuration_is_kept(old: Path) -> None:
     config = old / f"{NAME}_decoder" / "config.pbtxt"
     text = (
         config.read_text()
-        .replace("output [\n", "# By hand.\noutput: [\n")
+        .replace("output [\n", "# Edited.\noutput: [\n")
         .replace("\n]\n# No kind", " ]\n# No kind")
         .replace('parameters { key: "samserve.digest"', 'parameters: { key: "samserve.digest"')
     )
@@ -171,10 +171,10 @@ def test_a_configuration_written_by_hand_keeps_its_text(old: Path) -> None:
     assert only(old).info.name == NAME
 
 
-def test_weights_beside_the_graph_stay_where_they_are(
+def test_external_weights_are_linked_and_not_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_file.save, "__kwdefaults__", {"largest": 1_000_000})
+    monkeypatch.setattr(onnx_file.save, "__kwdefaults__", {"max_bytes": 1_000_000})
     models = {role: onnx.load(path_of(default_repository(), role)) for role in ROLES}
     write_bundle(tmp_path / "models", NAME, models, Description("split"))
     digest = only(tmp_path / "models").info.digest
@@ -188,11 +188,11 @@ def test_weights_beside_the_graph_stay_where_they_are(
 
 
 def only_data(repository: Path) -> list[int]:
-    """The inodes of the weights: they were not copied."""
+    """Return the inodes of the external weights."""
     return sorted(path.stat().st_ino for path in repository.rglob("model.onnx.data"))
 
 
-def test_changed_files_get_a_digest_of_their_own(old: Path) -> None:
+def test_changed_files_get_a_new_digest(old: Path) -> None:
     before = only_digest(old)
     path = path_of(old, "decoder")
     model = onnx.load(path)
@@ -210,7 +210,7 @@ def only_digest(repository: Path) -> str:
     return str(config.parameters["samserve.digest"].string_value)
 
 
-def test_a_graph_that_another_program_has_written_is_stamped_again(tmp_path: Path) -> None:
+def test_a_graph_rewritten_by_another_program_is_stamped_again(tmp_path: Path) -> None:
     repository = copied(tmp_path)
     before = contents(repository)
     for role in ROLES:
@@ -223,7 +223,7 @@ def test_a_graph_that_another_program_has_written_is_stamped_again(tmp_path: Pat
     assert contents(repository) == before
 
 
-def test_graphs_of_different_models_are_made_one(tmp_path: Path) -> None:
+def test_an_exchanged_encoder_gives_a_consistent_model(tmp_path: Path) -> None:
     for name in ("one", "two"):
         encoder = graphs.encoder()
         encoder.doc_string = name
@@ -237,7 +237,7 @@ def test_graphs_of_different_models_are_made_one(tmp_path: Path) -> None:
     assert one.digest == two.digest != one.before
 
 
-def test_a_failure_leaves_the_repository_as_it_was(
+def test_a_failed_upgrade_leaves_the_repository_unchanged(
     old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(old)
@@ -252,7 +252,7 @@ def test_a_failure_leaves_the_repository_as_it_was(
 
 
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    ("damage", "message"),
     [
         (
             lambda folder: shutil.rmtree(folder / f"{NAME}_decoder"),
@@ -269,19 +269,19 @@ def test_a_failure_leaves_the_repository_as_it_was(
     ],
     ids=["no decoder", "no encoder", "no graph", "no file", "empty file", "no configuration"],
 )
-def test_what_cannot_be_upgraded_is_said_in_one_line(
-    old: Path, harm: object, message: str, samserve: Command
+def test_a_model_that_cannot_be_upgraded_is_reported_in_one_line(
+    old: Path, damage: object, message: str, samserve: Command
 ) -> None:
-    harm(old)  # type: ignore[operator]  # it is a function
-    ended = samserve("models", "upgrade", str(old))
+    damage(old)  # type: ignore[operator]  # it is a function
+    result = samserve("models", "upgrade", str(old))
 
-    assert ended.code == 1
-    assert message in ended.err.splitlines()[-1]
-    assert PREFIX not in ended.err
-    assert "Traceback" not in ended.err
+    assert result.code == 1
+    assert message in result.err.splitlines()[-1]
+    assert PREFIX not in result.err
+    assert "Traceback" not in result.err
 
 
-def test_an_output_of_that_name_cannot_be_had_twice(tmp_path: Path) -> None:
+def test_a_graph_cannot_be_stamped_twice(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(onnx_file.serialized(graphs.encoder()))
     stamp.stamp(path, "ab" * 32)

@@ -1,4 +1,4 @@
-"""Files of the tests here, and how they are read."""
+"""Encoding and decoding of the image files in these tests."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from samserve.types import EncodedImage, Orientation, Size, UInt8Array
 LIMITS = images.ImageLimits(max_pixels=4_000_000, max_side=4000)
 
 
-def encoded(picture: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+def encoded(image: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
     buffer = BytesIO()
-    picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-    picture.save(buffer, kind, **options)
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -32,11 +32,11 @@ def decoded(file: bytes, orientation: Orientation = Orientation.EXIF) -> UInt8Ar
 
 
 def segment(kind: int, content: bytes = b"") -> bytes:
-    """Write a segment of a JPEG."""
+    """Return a segment of a JPEG."""
     return bytes([0xFF, kind]) + struct.pack(">H", len(content) + 2) + content
 
 
-def over_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Lay colours ``[h, w, 3]`` over white by alpha ``[h, w]``, both 0 to 255."""
-    part = alpha[..., None] / 255
-    return colours * part + 255 * (1 - part)
+def blend_with_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Blend colours ``[h, w, 3]`` with white by alpha ``[h, w]``, both 0 to 255."""
+    opacity = alpha[..., None] / 255
+    return colours * opacity + 255 * (1 - opacity)

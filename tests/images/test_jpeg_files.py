@@ -1,4 +1,4 @@
-"""JPEG files that are unusual: of other codings, without their end, cut anywhere."""
+"""Unusual JPEG files: other codings, no end marker, truncated anywhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from samserve.types import EncodedImage
 
 from tests.core import photos
 from tests.images.files import LIMITS, decoded, encoded, segment
-from tests.support.together import check_all
+from tests.support.cases import check_all
 
 PHOTO = photos.named("chelsea")[:77, :91].copy()
 END = b"\xff\xd9"
@@ -40,18 +40,18 @@ def jpeg(kind: str) -> bytes:
     return encoded(Image.fromarray(PHOTO).convert(mode), "JPEG", **options)
 
 
-def test_every_kind_is_as_opencv_decodes_it() -> None:
+def test_every_kind_decodes_as_in_opencv() -> None:
     def check(kind: str) -> None:
         file = jpeg(kind)
         other = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
 
-        # CMYK is converted with other roundings.
+        # The conversion of CMYK rounds differently.
         assert np.abs(decoded(file) - other[..., ::-1].astype(int)).max() <= (kind == "CMYK")
 
     check_all(check, {kind: kind for kind in KINDS})
 
 
-def test_a_file_without_its_end_marker_is_read_if_it_has_all_pixels() -> None:
+def test_file_without_an_end_marker_is_decoded_if_it_has_all_pixels() -> None:
     def check(kind: str) -> None:
         file = jpeg(kind)
 
@@ -61,68 +61,68 @@ def test_a_file_without_its_end_marker_is_read_if_it_has_all_pixels() -> None:
     check_all(check, {kind: kind for kind in KINDS})
 
 
-def test_a_file_that_is_cut_shows_all_pixels_or_none() -> None:
-    """libjpeg makes up what is missing, and says nothing."""
+def test_truncated_file_decodes_to_all_pixels_or_none() -> None:
+    """libjpeg invents missing pixels without an error."""
 
     def check(kind: str) -> None:
         file = jpeg(kind)
         whole = decoded(file)
         random = np.random.default_rng(len(file))
-        cuts = [*range(3, 40), *random.integers(40, len(file), 20).tolist()]
-        for cut in cuts:
+        all_missing = [*range(3, 40), *random.integers(40, len(file), 20).tolist()]
+        for missing in all_missing:
             try:
-                found = decoded(file[:-cut])
+                pixels = decoded(file[:-missing])
             except ImageUnreadable:
                 continue
-            assert np.array_equal(found, whole), f"{cut} bytes less"
+            assert np.array_equal(pixels, whole), f"{missing} bytes less"
 
     check_all(check, {kind: kind for kind in KINDS})
 
 
-def scans(file: bytes) -> list[int]:
-    """Find where each scan ends, before the tables of the next."""
-    starts = [at for at in range(len(file)) if file[at : at + 2] == b"\xff\xda"]
+def scan_ends(file: bytes) -> list[int]:
+    """Return where each scan ends, before the tables of the next."""
+    starts = [offset for offset in range(len(file)) if file[offset : offset + 2] == b"\xff\xda"]
     return [max(file.rfind(b"\xff\xc4", 0, start), 0) for start in starts[1:]]
 
 
-def test_scans_that_are_missing_as_a_whole_are_noticed() -> None:
+def test_missing_scans_are_detected() -> None:
     def check(kind: str) -> None:
         file = jpeg(kind)
-        ends = scans(file)
+        ends = scan_ends(file)
         assert len(ends) > 1
         for end in ends:
-            with pytest.raises(ImageUnreadable, match="cut off: a JPEG without its end marker"):
+            with pytest.raises(ImageUnreadable, match="truncated: a JPEG without its end marker"):
                 decoded(file[:end])
 
     check_all(check, {kind: kind for kind in ("progressive", "grey, progressive")})
 
 
 @pytest.mark.parametrize("filler", [b"\0", b"\xff", b" "], ids=["zeros", "ones", "spaces"])
-def test_a_file_whose_rest_was_never_written_is_refused(filler: bytes) -> None:
+def test_file_with_filler_instead_of_pixels_is_invalid(filler: bytes) -> None:
     file = jpeg("baseline")
     half = len(file) // 2
 
-    with pytest.raises(ImageUnreadable, match="cut off"):
+    with pytest.raises(ImageUnreadable, match="truncated"):
         decoded(file[:half] + filler * 60_000)
 
 
 def with_frame(code: int, *, precision: int = 8, components: int = 3, height: int = 77) -> bytes:
-    """Write another header of the frame into a baseline file."""
+    """Return a baseline file with another frame header."""
     file = jpeg("baseline")
-    at = file.index(b"\xff\xc0")
-    length = struct.unpack(">H", file[at + 2 : at + 4])[0]
+    offset = file.index(b"\xff\xc0")
+    length = struct.unpack(">H", file[offset + 2 : offset + 4])[0]
     frame = struct.pack(">BHHB", precision, height, 91, components) + b"\1\x11\0" * components
-    return file[:at] + segment(code, frame) + file[at + 2 + length :]
+    return file[:offset] + segment(code, frame) + file[offset + 2 + length :]
 
 
-def test_what_is_not_supported_is_named_and_so_is_the_cure() -> None:
+def test_error_of_an_unsupported_coding_names_it_and_the_alternative() -> None:
     cases = {
         "with arithmetic coding": [with_frame(code) for code in (0xC9, 0xCA, 0xCB)],
         "with hierarchical coding": [with_frame(code) for code in (0xC5, 0xC7, 0xCD, 0xDE)],
         "with the coding of JPEG-LS": [with_frame(0xF7)],
         "of 12 bits per sample": [with_frame(code, precision=12) for code in (0xC0, 0xC1, 0xC2)],
         "of 2 components": [with_frame(0xC0, components=2)],
-        "that has its height behind its pixels": [with_frame(0xC0, height=0)],
+        "that stores its height after its pixels": [with_frame(0xC0, height=0)],
     }
 
     def check(case: tuple[str, list[bytes]]) -> None:
@@ -131,15 +131,15 @@ def test_what_is_not_supported_is_named_and_so_is_the_cure() -> None:
             for read in (images.probe, images.decode):
                 with pytest.raises(
                     ImageUnreadable, match=f"is a JPEG {what}, which is not"
-                ) as told:
+                ) as caught:
                     read(EncodedImage(file), LIMITS)
-                assert "save it as a baseline or progressive JPEG, or as PNG" in str(told.value)
+                assert "save it as a baseline or progressive JPEG, or as PNG" in str(caught.value)
 
     check_all(check, {what: (what, files) for what, files in cases.items()})
 
 
-def lossless(grey: np.ndarray) -> bytes:
-    """Code grey ``[h, w]`` without loss: each pixel as its difference to the one before."""
+def lossless_jpeg(grey: np.ndarray) -> bytes:
+    """Encode grey ``[h, w]`` losslessly: each pixel as the difference to the previous one."""
     lengths = bytearray(16)
     lengths[3] = 9
     table = segment(0xC4, b"\0" + bytes(lengths) + bytes(range(9)))
@@ -158,7 +158,7 @@ def _difference(step: int) -> str:
     return f"{size:04b}" + (f"{number:0{size}b}" if size else "")
 
 
-def test_lossless_jpeg_is_read() -> None:
+def test_lossless_jpeg_is_decoded() -> None:
     grey = PHOTO[..., 1]
 
-    assert np.array_equal(decoded(lossless(grey))[..., 0], grey)
+    assert np.array_equal(decoded(lossless_jpeg(grey))[..., 0], grey)

@@ -1,4 +1,4 @@
-"""Shared segments: who may map them, how they are found, and what is left of the dead."""
+"""Shared memory segments: permissions, location of arrays, and orphans of ended processes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def file_of(key: str) -> Path:
     return DIRECTORY / key.lstrip("/")
 
 
-def taken(key: str) -> int:
-    """Bytes that the segment really takes."""
+def committed_bytes(key: str) -> int:
+    """Return the bytes of memory that the segment uses."""
     return file_of(key).stat().st_blocks * 512
 
 
@@ -46,7 +46,7 @@ def test_a_segment_is_a_file_that_another_process_can_map(shared: SharedMemory) 
     assert list(content[:5]) == [1, 2, 3, 4, 0]
 
 
-def test_keys_are_never_used_twice(shared: SharedMemory) -> None:
+def test_keys_are_never_reused(shared: SharedMemory) -> None:
     first = shared.create(1)
     shared.close_segment(first)
     second = shared.create(1)
@@ -56,7 +56,7 @@ def test_keys_are_never_used_twice(shared: SharedMemory) -> None:
     assert second.key.startswith(f"/{PREFIX}")
 
 
-def test_user_and_group_may_map_a_segment_and_nobody_else(shared: SharedMemory) -> None:
+def test_only_user_and_group_may_map_a_segment(shared: SharedMemory) -> None:
     before = os.umask(0o077)
     try:
         segment = shared.create(1)
@@ -66,8 +66,8 @@ def test_user_and_group_may_map_a_segment_and_nobody_else(shared: SharedMemory) 
     assert stat.S_IMODE(file_of(segment.key).stat().st_mode) == 0o660
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to any group")
-def test_a_segment_is_given_to_the_group_that_is_asked_for() -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the group of a file")
+def test_a_segment_belongs_to_the_configured_group() -> None:
     memory = SharedMemory(group=12345)
     segment = memory.create(1)
     group = file_of(segment.key).stat().st_gid
@@ -76,29 +76,29 @@ def test_a_segment_is_given_to_the_group_that_is_asked_for() -> None:
     assert group == 12345
 
 
-def test_memory_is_taken_when_it_is_committed_and_given_back(shared: SharedMemory) -> None:
+def test_memory_is_used_once_committed_until_released(shared: SharedMemory) -> None:
     segment = shared.create(64 * PAGE)
-    assert taken(segment.key) == 0
+    assert committed_bytes(segment.key) == 0
 
     segment.commit(0, 64 * PAGE)
-    assert taken(segment.key) == 64 * PAGE
+    assert committed_bytes(segment.key) == 64 * PAGE
     segment.array[:] = 9
 
     segment.release(PAGE, 2 * PAGE)
-    assert taken(segment.key) == 62 * PAGE
+    assert committed_bytes(segment.key) == 62 * PAGE
     assert segment.array[PAGE : 3 * PAGE].max() == 0
     assert segment.array[:PAGE].min() == segment.array[3 * PAGE :].min() == 9
 
 
 def test_a_full_file_system_is_an_error_and_not_a_signal(shared: SharedMemory) -> None:
-    far_too_much = 1 << 40
-    segment = shared.create(far_too_much)
+    too_large = 1 << 40
+    segment = shared.create(too_large)
 
     with pytest.raises(MemoryExhausted, match="bytes free") as caught:
-        segment.commit(0, far_too_much)
+        segment.commit(0, too_large)
 
-    assert caught.value.metadata["needed"] == str(far_too_much)
-    assert taken(segment.key) < far_too_much
+    assert caught.value.metadata["needed"] == str(too_large)
+    assert committed_bytes(segment.key) < too_large
 
 
 def test_arrays_are_located_by_their_address(shared: SharedMemory) -> None:
@@ -123,24 +123,24 @@ def test_the_base_of_a_view_lives_as_long_as_the_last_view_of_it(shared: SharedM
     assert segment.array[16:].view(np.float32)[23] == 5
 
 
-def test_bytes_stay_valid_for_whoever_holds_them(shared: SharedMemory) -> None:
+def test_views_stay_valid_after_the_segment_is_closed(shared: SharedMemory) -> None:
     segment = shared.create(PAGE)
     segment.array[:] = 7
-    held = segment.array[:10]
+    view = segment.array[:10]
     shared.close()
 
-    assert list(held) == [7] * 10
+    assert list(view) == [7] * 10
     assert not file_of(segment.key).exists()
 
 
-def test_segments_of_the_living_are_not_orphans(shared: SharedMemory) -> None:
+def test_segments_of_running_processes_are_not_orphans(shared: SharedMemory) -> None:
     segment = shared.create(1)
 
     assert segment.key not in SharedMemory().remove_orphans()
     assert file_of(segment.key).exists()
 
 
-def test_segments_of_the_killed_are_removed_once() -> None:
+def test_segments_of_a_killed_process_are_removed() -> None:
     program = (
         "import time\n"
         "from samserve.memory.posix import SharedMemory\n"
@@ -150,20 +150,20 @@ def test_segments_of_the_killed_are_removed_once() -> None:
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         key = owner.stdout.readline().decode().strip()
-        alive = SharedMemory().remove_orphans()
+        before = SharedMemory().remove_orphans()
         owner.send_signal(signal.SIGKILL)
     assert file_of(key).exists()
     removed = SharedMemory().remove_orphans()
 
-    assert key not in alive
+    assert key not in before
     assert key in removed
     assert not file_of(key).exists()
 
 
-def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "somebody-elses").write_bytes(b"x")
+def test_foreign_files_are_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "foreign").write_bytes(b"x")
     (tmp_path / f"{PREFIX}of-another-kind").write_bytes(b"x")
-    (tmp_path / f"{PREFIX}0123456789abcdef").symlink_to(tmp_path / "somebody-elses")
+    (tmp_path / f"{PREFIX}0123456789abcdef").symlink_to(tmp_path / "foreign")
 
     assert SharedMemory(tmp_path).remove_orphans() == []
     assert len(list(tmp_path.iterdir())) == 3

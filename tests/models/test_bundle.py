@@ -1,4 +1,4 @@
-"""Which graphs belong to one model, and to which encoder."""
+"""Graphs are grouped into models, and checked against their encoder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME = "sam_tiny"
 
 @pytest.fixture
 def with_text(tmp_path: Path) -> Path:
-    """The default model with a third graph, which another version of samserve may know."""
+    """The default model with a third graph, of a role that another version may support."""
     repository = copied(tmp_path)
     text = repository / f"{NAME}_text"
     shutil.copytree(repository / f"{NAME}_decoder", text)
@@ -34,7 +34,7 @@ def with_text(tmp_path: Path) -> Path:
     return repository
 
 
-def test_a_further_graph_is_found_by_its_role(with_text: Path) -> None:
+def test_additional_graph_is_found_by_its_role(with_text: Path) -> None:
     (upgraded,) = upgrade(with_text)
     model = only(with_text)
 
@@ -45,38 +45,38 @@ def test_a_further_graph_is_found_by_its_role(with_text: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["decoder", "text"])
-def test_every_graph_has_to_belong_to_the_encoder_that_is_there(with_text: Path, role: str) -> None:
+def test_graph_of_another_encoder_is_rejected(with_text: Path, role: str) -> None:
     config = with_text / f"{NAME}_{role}" / "config.pbtxt"
     encoder = only(with_text).info.encoder_digest
     config.write_text(config.read_text().replace(encoder, "0" * 64))
 
-    with pytest.raises(MixedWeights) as refused:
+    with pytest.raises(MixedWeights) as rejected:
         discover(with_text)
-    assert str(refused.value) == (
-        f"'{NAME}_{role}' is of other weights: this {role} belongs to the encoder 000000000000, "
+    assert str(rejected.value) == (
+        f"'{NAME}_{role}' has other weights: this {role} belongs to the encoder 000000000000, "
         f"not to {encoder[:12]}"
     )
 
 
 @pytest.mark.parametrize("first", ["encoder", "decoder"])
-def test_a_model_that_is_upgraded_in_part_is_refused_with_the_command(
+def test_partly_upgraded_model_is_rejected_with_the_upgrade_command(
     tmp_path: Path, first: str
 ) -> None:
     repository = copied(tmp_path)
     age(repository, NAME, stamped=True)
-    # As when the command was killed between the two folders.
+    # As if the command had been killed between the two folders.
     folder = f"{NAME}_{first}"
     shutil.copytree(default_repository() / folder, repository / folder, dirs_exist_ok=True)
-    with pytest.raises(MixedWeights, match="upgraded in part") as refused:
+    with pytest.raises(MixedWeights, match="only partly upgraded") as rejected:
         discover(repository)
     (model,) = upgrade(repository)
 
-    assert str(refused.value).endswith(f": samserve models upgrade {repository}")
+    assert str(rejected.value).endswith(f": samserve models upgrade {repository}")
     assert model.digest == model.before
     assert only(repository).info == only(default_repository()).info
 
 
-def test_graphs_of_models_whose_names_begin_alike_are_kept_apart(tmp_path: Path) -> None:
+def test_models_whose_names_have_a_common_prefix_are_distinguished(tmp_path: Path) -> None:
     names = ["sam", "sam_decoder", "sam_encoder"]
     for name in names:
         write_version(tmp_path, name, 1)
@@ -85,18 +85,18 @@ def test_graphs_of_models_whose_names_begin_alike_are_kept_apart(tmp_path: Path)
     assert found == {name: ["decoder", "encoder"] for name in names}
 
 
-def test_an_embedding_belongs_to_its_encoder_and_not_to_a_decoder(tmp_path: Path) -> None:
+def test_embedding_belongs_to_its_encoder_and_not_to_a_decoder(tmp_path: Path) -> None:
     old = write_version(tmp_path, "x", 1)
     other_decoder = write_version(tmp_path, "x", 1, decoder=2)
     other_encoder = write_version(tmp_path, "x", 2, decoder=2)
     embedding = EmbeddingFacts.of(Size(3, 4), old)
 
     assert len({old.digest, other_decoder.digest, other_encoder.digest}) == 3
-    assert embedding.made_by(other_decoder)
-    assert not embedding.made_by(other_encoder)
+    assert embedding.computed_by(other_decoder)
+    assert not embedding.computed_by(other_encoder)
 
 
-def test_a_model_for_another_preprocessing_is_refused(tmp_path: Path) -> None:
+def test_model_for_another_preprocessing_is_rejected(tmp_path: Path) -> None:
     repository = copied(tmp_path)
     config = repository / f"{NAME}_encoder" / "config.pbtxt"
     config.write_text(config.read_text().replace('"sam1-1"', '"sam1-0"'))

@@ -1,4 +1,4 @@
-"""Model cards travel in the parameters of a configuration."""
+"""Model cards are stored in the parameters of a configuration."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ CARD = ModelCard(
 )
 
 
-def test_a_card_survives_its_parameters() -> None:
-    found = from_parameters({**to_parameters(CARD), "family": "sam1"})
+def test_card_is_restored_from_its_parameters() -> None:
+    card = from_parameters({**to_parameters(CARD), "family": "sam1"})
 
-    assert found.parity == Parity(3, 75, 0.999888, 0.99, 0.0, 0.000207296)
-    assert from_parameters(to_parameters(found)) == found
-    assert found.source_revision == ""
+    assert card.parity == Parity(3, 75, 0.999888, 0.99, 0.0, 0.000207296)
+    assert from_parameters(to_parameters(card)) == card
+    assert card.source_revision == ""
     assert "source_revision" not in to_parameters(CARD)
 
 
-def test_a_model_without_a_card_has_an_empty_one() -> None:
+def test_model_without_a_card_has_an_empty_one() -> None:
     assert from_parameters({"family": "sam1"}) == ModelCard()
     assert to_parameters(ModelCard()) == {}
 
@@ -38,17 +38,25 @@ def test_a_model_without_a_card_has_an_empty_one() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "no figures", "[]", "null", "[" * 100_000, '{"pictures": 1}'),
+        *("", "no figures", "[]", "null", "[" * 100_000, '{"images": 1}'),
         json.dumps({**asdict(PARITY), "prompts": "many"}),
         json.dumps({**asdict(PARITY), "prompts": 1 << 40}),
         json.dumps({**asdict(PARITY), "mean_iou": float("nan")}),
     ],
 )
-def test_figures_that_are_none_are_left_out(text: str) -> None:
+def test_invalid_figures_are_ignored(text: str) -> None:
     assert from_parameters({"parity": text, "source": "sam.pth"}) == ModelCard(source="sam.pth")
 
 
-def test_a_newer_card_is_read_as_far_as_it_is_known() -> None:
+def test_card_with_former_names_of_figures_is_read() -> None:
+    content = asdict(PARITY)
+    content["pictures"] = content.pop("images")
+    content["changed_choices"] = content.pop("best_mask_mismatch_ratio")
+
+    assert from_parameters({"parity": json.dumps(content)}) == ModelCard(parity=PARITY)
+
+
+def test_unknown_entries_of_a_newer_card_are_ignored() -> None:
     text = json.dumps({**asdict(PARITY), "p99_iou": 0.5})
 
     assert from_parameters({"parity": text, "colour": "blue"}) == ModelCard(parity=PARITY)

@@ -1,4 +1,4 @@
-"""What is committed under model_repository/ fits together."""
+"""The committed files under model_repository/ are consistent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[2] / "model_repository"
 
 
 @pytest.mark.parametrize("model", ["sam_tiny_encoder", "sam_tiny_decoder"])
-def test_configurations_repeat_what_their_graphs_declare(model: str) -> None:
+def test_configurations_match_the_inputs_and_outputs_of_their_graphs(model: str) -> None:
     config = config_check.read_config(REPOSITORY / model)
     graph = config_check.read_graph(REPOSITORY / model)
 
@@ -26,7 +26,7 @@ def test_configurations_repeat_what_their_graphs_declare(model: str) -> None:
     assert [opset.version for opset in graph.opset_import if not opset.domain] == [17]
 
 
-def test_the_model_has_the_digests_of_its_files_and_the_contract_of_sam() -> None:
+def test_model_has_the_digests_of_its_files_and_the_tensors_of_sam() -> None:
     (files,) = discover(REPOSITORY)
 
     digests = graph_digests(files.graphs)
@@ -39,13 +39,13 @@ def test_the_model_has_the_digests_of_its_files_and_the_contract_of_sam() -> Non
     ]
 
 
-def test_the_default_model_stays_small() -> None:
+def test_default_model_is_at_most_16_mib() -> None:
     (files,) = discover(REPOSITORY)
 
     assert sum(path.stat().st_size for path in files.graphs.values()) <= 16 << 20
 
 
-def test_configurations_are_what_the_export_writes_today(tmp_path: Path) -> None:
+def test_configurations_equal_the_current_output_of_the_export(tmp_path: Path) -> None:
     (files,) = discover(REPOSITORY)
 
     models = {role: parsed(path.read_bytes()) for role, path in files.graphs.items()}

@@ -1,11 +1,11 @@
-"""Every metric that rules and dashboards may name: its labels, and the values that are known."""
+"""Every metric that rules and dashboards may use: its labels, and known values of labels."""
 
 from __future__ import annotations
 
 from monitoring.series import GATEWAY_JOB, JOBS, REDIS_JOB, TRITON_JOB
 
 _RPC = "grpc_type grpc_service grpc_method"
-# Histograms have "H" before their labels.
+# "H" before the labels marks a histogram.
 _TABLE = {
     "grpc_server_started_total": _RPC,
     "grpc_server_handled_total": f"{_RPC} grpc_code",
@@ -15,7 +15,7 @@ _TABLE = {
     "samserve_inflight_requests": "grpc_method",
     "samserve_inflight_limit": "grpc_method",
     "samserve_errors_total": "grpc_method reason",
-    "samserve_refusals_total": "grpc_method kind",
+    "samserve_rejected_total": "grpc_method kind",
     "samserve_message_bytes_total": "grpc_method direction",
     "samserve_prompts_per_call": "H grpc_method",
     "samserve_masks_per_call": "H grpc_method",
@@ -23,29 +23,29 @@ _TABLE = {
     "samserve_engine_runs_total": "network model outcome",
     "samserve_engine_run_seconds": "H network model",
     "samserve_engine_running": "network",
-    "samserve_queue_waiting": "queue",
+    "samserve_queue_depth": "queue",
     "samserve_engine_ready": "",
     "samserve_engine_transport": "transport",
     "samserve_triton_errors_total": "kind",
-    "samserve_triton_message_fallbacks_total": "network",
-    "samserve_triton_scratch_bytes": "state",
+    "samserve_triton_shared_memory_fallbacks_total": "network",
+    "samserve_triton_shared_memory_pool_bytes": "state",
     "samserve_cache_requests_total": "tier result",
-    "samserve_cache_writes_total": "result",
-    "samserve_cache_failures_total": "kind",
-    "samserve_cache_bytes_total": "direction",
-    "samserve_cache_node_seconds": "H node",
-    "samserve_cache_node_away": "node",
-    "samserve_store_entries": "",
-    "samserve_store_bytes": "",
-    "samserve_store_capacity_bytes": "",
-    "samserve_store_quarantined_bytes": "",
-    "samserve_store_evictions_total": "",
+    "samserve_cache_shared_writes_total": "result",
+    "samserve_cache_shared_errors_total": "kind",
+    "samserve_cache_shared_bytes_total": "direction",
+    "samserve_cache_shared_node_seconds": "H node",
+    "samserve_cache_shared_node_up": "node",
+    "samserve_cache_local_entries": "",
+    "samserve_cache_local_bytes": "",
+    "samserve_cache_local_capacity_bytes": "",
+    "samserve_cache_local_quarantined_bytes": "",
+    "samserve_cache_local_evictions_total": "",
     "samserve_prefetch_pending": "",
     "samserve_prefetches_total": "outcome",
     "samserve_build_info": "version python engine",
     "samserve_model_info": "model digest",
     "samserve_ready": "",
-    "samserve_file_in_order": "file",
+    "samserve_config_last_reload_successful": "file",
     "samserve_quota_used_ratio": "tenant quota",
     "samserve_event_loop_lag_seconds": "H",
     "process_cpu_seconds_total": "",
@@ -79,13 +79,13 @@ _TABLE = {
     "redis_commands_processed_total": "",
     "redis_connected_clients": "",
     "redis_db_keys": "db",
-    # Prometheus's own.
+    # Created by Prometheus itself.
     "up": "",
     "ALERTS": "alertname alertstate severity grpc_method",
 }
 
 TARGET = frozenset({"namespace", "release", "pod", "instance", "job"})
-"""Labels that come with the scrape; pods are in Kubernetes only."""
+"""Labels that are added by the scrape; pods exist in Kubernetes only."""
 
 
 def _labels() -> dict[str, frozenset[str]]:
@@ -101,19 +101,20 @@ def _labels() -> dict[str, frozenset[str]]:
 
 
 LABELS = _labels()
-"""Labels of each series by its name, without those of `TARGET`."""
+"""Labels of each series by its name, without `TARGET`."""
 
 
 def jobs_of(metric: str) -> tuple[str, ...]:
-    """Return the jobs whose targets export a metric."""
+    """Return the jobs whose targets export the metric."""
     if metric == "up":
         return JOBS
-    starts = {"nv_": TRITON_JOB, "redis_": REDIS_JOB}
-    return (next((job for start, job in starts.items() if metric.startswith(start)), GATEWAY_JOB),)
+    prefixes = {"nv_": TRITON_JOB, "redis_": REDIS_JOB}
+    jobs = (job for prefix, job in prefixes.items() if metric.startswith(prefix))
+    return (next(jobs, GATEWAY_JOB),)
 
 
 _STAGES = """
-    receive admit prepare hash cache_get_memory cache_get_shared cache_get_miss cache_delete join
+    receive admit prepare hash cache_get_local cache_get_shared cache_get_miss cache_delete join
     queue decode_image resize encode cache_put decode postprocess filter encode_masks serialize send
     other
 """
@@ -123,9 +124,9 @@ _KNOWN = {
     "grpc_code": "OK CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND INTERNAL"
     " PERMISSION_DENIED RESOURCE_EXHAUSTED UNAVAILABLE DATA_LOSS UNAUTHENTICATED",
     "reason": "OVERLOADED MEMORY_EXHAUSTED INTERNAL CANCELED REJECTED",
-    "kind": "memory full refused unavailable queue_timeout",
-    "tier": "memory shared",
-    "result": "hit miss deleted damaged format model unavailable",
+    "kind": "memory full command_error unavailable queue_timeout",
+    "tier": "local shared",
+    "result": "hit miss deleted corrupt format_mismatch model_mismatch unavailable",
     "outcome": "ok failed cancelled",
     "queue": "encoder decoder workers bulk_workers",
     "transport": "in_process shared_memory message",
@@ -136,4 +137,4 @@ _KNOWN = {
     "le": "0.1 0.25 2.5",
 }
 VALUES = {label: frozenset(values.split()) for label, values in _KNOWN.items()} | {"stage": STAGES}
-"""What matchers may compare labels with."""
+"""Values that matchers may use, by label."""

@@ -1,4 +1,4 @@
-"""Series of others, which no rule and no panel may count, though they have the same names."""
+"""Foreign series with the same names, which no rule and no panel may include."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ Series = tuple[str, Labels]
 """The name of a metric, and its labels."""
 
 SECOND = "second"
-"""The release beside ours."""
+"""The name of a second release in the same namespace."""
 
-_ELSEWHERE = {"instance": "other:1", "pod": "other"}
+_OTHER_TARGET = {"instance": "other:1", "pod": "other"}
 _MODEL = re.compile(r".+_(encoder|decoder)")
 
 
 def foreign_series(name: str, labels: Labels) -> Iterator[Series]:
-    """Yield what others in the same namespace may have beside one of our series."""
+    """Yield foreign series that may exist in the same namespace beside one of samserve's series."""
     if name == "ALERTS":
         yield name, {**labels, "alertname": "CheckoutDown"}
         return
     # Another gRPC service, another Triton with models of the same name, another Redis.
-    yield name, {**labels, **_foreign(name), **_ELSEWHERE, "job": "other"}
+    yield name, {**labels, **_foreign(name), **_OTHER_TARGET, "job": "other"}
     bare = labels["job"].removeprefix("samserve-")
     if bare != labels["job"]:
-        yield name, {**labels, **_ELSEWHERE, "job": bare}
+        yield name, {**labels, **_OTHER_TARGET, "job": bare}
     if name.startswith("grpc_"):
         yield name, {**labels, "grpc_service": "grpc.health.v1.Health"}
     if name.startswith("nv_") and _MODEL.fullmatch(labels.get("model", "")):
@@ -44,23 +44,23 @@ def _foreign(name: str) -> Labels:
 
 def second_release(name: str, labels: Labels) -> Series:
     """Return the same series of another release in the same namespace."""
-    where = {} if ":" in name or name == "ALERTS" else _ELSEWHERE
-    return name, {**labels, **where, "release": SECOND}
+    target = {} if ":" in name or name == "ALERTS" else _OTHER_TARGET
+    return name, {**labels, **target, "release": SECOND}
 
 
-def written(name: str, labels: Labels) -> str:
-    """Write a series as PromQL does."""
+def to_promql(name: str, labels: Labels) -> str:
+    """Return a series in PromQL notation."""
     matchers = ",".join(f'{key}="{value}"' for key, value in labels.items())
     return f"{name}{{{matchers}}}"
 
 
-def read(text: str) -> Series:
-    """Read a series that `written` could have written."""
+def parse_series(text: str) -> Series:
+    """Parse a series that `to_promql` returned."""
     name, _, labels = text.partition("{")
     return name, dict(re.findall(r'(\w+)="([^"]*)"', labels))
 
 
-_SOME = {
+_EXAMPLES = {
     "grpc_type": "UNARY",
     "grpc_service": "samserve.v1.SegmentationService",
     "grpc_method": "Embed Predict AutoMask",
@@ -74,7 +74,7 @@ _SOME = {
     "network": "encoder decoder",
     "queue": "encoder decoder workers",
     "transport": "shared_memory message",
-    "tier": "memory shared",
+    "tier": "local shared",
     "result": "hit miss",
     "engine": "triton",
     "alertname": "SamserveOverloaded",
@@ -82,30 +82,30 @@ _SOME = {
 }
 
 
-def ours(recorded: Iterator[str]) -> Iterator[Series]:
-    """Yield a series of every kind that one release has; *recorded* are names of rules' series."""
+def own_series(recorded: Iterator[str]) -> Iterator[Series]:
+    """Yield a series of every kind that a release has; *recorded* are names of recorded series."""
     for name in (*LABELS, *recorded):
         of = sorted(LABELS.get(name, labels_of(name)) - {"namespace", "release"})
         scraped = jobs_of(name) if name in LABELS and name != "ALERTS" else ()
-        for values in product(*(_some(name, each) for each in of)):
+        for values in product(*(_examples(name, each) for each in of)):
             labels = dict(zip(of, values, strict=True))
             if not scraped:
                 yield name, {**labels, "release": "first"}
             for job in scraped:
-                target = {**labels, "job": job, "instance": "ours:1", "pod": "ours"}
-                # The nodes of a cache belong to all releases that share it.
+                target = {**labels, "job": job, "instance": "own:1", "pod": "own"}
+                # Cache nodes belong to all releases that share them.
                 yield name, target if job == REDIS_JOB else {**target, "release": "first"}
 
 
-def _some(metric: str, label: str) -> list[str]:
+def _examples(metric: str, label: str) -> list[str]:
     if label == "model" and metric.startswith("nv_"):
         return ["tiny_encoder", "tiny_decoder"]
-    return _SOME.get(label, "tiny").split()
+    return _EXAMPLES.get(label, "tiny").split()
 
 
-def speed(name: str, labels: Labels) -> int:
-    """Return how much a series grows at each step: each at its own speed, buckets by bound."""
-    bounds = _SOME["le"].split()
+def growth(name: str, labels: Labels) -> int:
+    """Return the growth of a series at each step: different for each, buckets by their bound."""
+    bounds = _EXAMPLES["le"].split()
     rank = bounds.index(labels["le"]) + 1 if "le" in labels else 1
-    told_by = {each: text for each, text in labels.items() if each not in ("le", "namespace")}
-    return rank * (1 + zlib.crc32(written(name, told_by).encode()) % 97)
+    identity = {each: text for each, text in labels.items() if each not in ("le", "namespace")}
+    return rank * (1 + zlib.crc32(to_promql(name, identity).encode()) % 97)

@@ -1,4 +1,4 @@
-"""What the tests that watch the whole system share."""
+"""Shared by the tests that observe the whole system."""
 
 from __future__ import annotations
 
@@ -25,46 +25,46 @@ _OPERATORS = {"Equal": "=", "NotEqual": "!=", "Re": "=~", "NotRe": "!~"}
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """A system that has been under load, and when; times are seconds since the epoch."""
+    """A system after a load, and the time of the load in seconds since the epoch."""
 
     stack: Stack
     tally: Tally
     since: float
     until: float
 
-    def ask(self, expr: str) -> list[Series]:
-        """Evaluate as of the end of the load, and leave out what is not a number."""
+    def query(self, expr: str) -> list[Series]:
+        """Evaluate at the end of the load, and drop NaN."""
         series = self.stack.prometheus.query(expr, self.until)
         return [each for each in series if each["value"][1] != "NaN"]
 
 
-_MOST_ROUNDS = 10
+_MAX_ROUNDS = 10
 
 
-def drive(stack: Stack, seconds: float, enough: Callable[[Observed], bool]) -> Observed:
-    """Put load on it, and wait until Prometheus has seen the last of it.
+def run_load(stack: Stack, seconds: float, enough: Callable[[Observed], bool]) -> Observed:
+    """Run the load, and wait until Prometheus has scraped its last calls.
 
-    On a slow machine less happens in that time: the load is repeated until it was *enough*.
+    A slow machine makes fewer calls in that time: the load is repeated until it is *enough*.
     """
     since = time.time()
     tally: Tally = Counter()
-    for _ in range(_MOST_ROUNDS):
-        tally += asyncio.run(_users(stack, seconds))
+    for _ in range(_MAX_ROUNDS):
+        tally += asyncio.run(_clients(stack, seconds))
         until = time.time() + 1
-        seen(stack.prometheus, until)
+        wait_scraped(stack.prometheus, until)
         observed = Observed(stack, tally, since, until)
         if enough(observed):
             break
     return observed
 
 
-async def _users(stack: Stack, seconds: float) -> Tally:
-    async with load(stack.gateway.target) as crowd:
-        await crowd.run(seconds)
-        return crowd.tally
+async def _clients(stack: Stack, seconds: float) -> Tally:
+    async with load(stack.gateway.target) as clients:
+        await clients.run(seconds)
+        return clients.tally
 
 
-def seen(prometheus: PrometheusServer, moment: float) -> None:
+def wait_scraped(prometheus: PrometheusServer, moment: float) -> None:
     """Return when all targets have been scraped, and all rules evaluated, after *moment*."""
 
     def scraped() -> bool:
@@ -75,14 +75,14 @@ def seen(prometheus: PrometheusServer, moment: float) -> None:
 
 
 def rules() -> Iterator[dict[str, Any]]:
-    """Yield the rules of the chart."""
+    """Yield the chart's rules."""
     for source in chart_rules():
         for group in yaml.safe_load(source.read_text(encoding="utf-8"))["groups"]:
             yield from group["rules"]
 
 
-def plain(selector: promql.VectorSelector) -> str:
-    """Write a selector without the range and the offset that it has in an expression."""
+def without_range(selector: promql.VectorSelector) -> str:
+    """Return a selector without its range and offset."""
     matchers = (
         f"{each.name}{_OPERATORS[str(each.op).removeprefix('MatchOp.')]}{json.dumps(each.value)}"
         for each in selector.matchers.matchers
@@ -91,9 +91,9 @@ def plain(selector: promql.VectorSelector) -> str:
 
 
 def exported(stack: Stack, name: str, *labels: str) -> dict[tuple[str, ...], float]:
-    """Return what the gateway exports now under a name: values by those labels."""
-    with DIRECT.open(f"{stack.gateway.url}/metrics") as answer:
-        text = answer.read().decode()
+    """Return the values that the gateway currently exports under a name, by those labels."""
+    with DIRECT.open(f"{stack.gateway.url}/metrics") as response:
+        text = response.read().decode()
     return {
         tuple(sample.labels[label] for label in labels): sample.value
         for family in text_string_to_metric_families(text)

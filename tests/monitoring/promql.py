@@ -1,4 +1,4 @@
-"""What an expression of Prometheus names, and the labels of what comes out of it."""
+"""Checks of a PromQL expression: its metrics, labels and values, and the labels of its result."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import promql_parser as promql
 from tests.monitoring.catalogue import LABELS, TARGET, VALUES, jobs_of
 
 _LEVELS = ("namespace", "release", "grpc_method", "model", "stage")
-_WORDS = re.compile(r"[A-Za-z0-9_.]+(\|[A-Za-z0-9_.]+)*")
-_KEEPS = ("topk", "bottomk", "limitk")
+_LITERALS = re.compile(r"[A-Za-z0-9_.]+(\|[A-Za-z0-9_.]+)*")
+_KEEP_LABELS = ("topk", "bottomk", "limitk")
 _SCALARS = (promql.NumberLiteral, promql.StringLiteral)
 
 
-class Wrong(Exception):
-    """An expression names what is not there."""
+class InvalidQuery(Exception):
+    """An expression uses an unknown metric, label or value."""
 
 
 def labels_of(metric: str) -> frozenset[str]:
-    """Return the labels of a metric, or of a series that a recording rule makes."""
+    """Return the labels of a metric, or of the series of a recording rule."""
     if ":" in metric:
         level = metric.split(":", maxsplit=1)[0]
         return frozenset(label for label in _LEVELS if label in level)
     if metric not in LABELS:
-        raise Wrong(f"no metric {metric}")
+        raise InvalidQuery(f"no metric {metric}")
     return LABELS[metric] | TARGET
 
 
@@ -45,50 +45,50 @@ def selectors(expr: promql.Expr) -> Iterator[promql.VectorSelector]:
 
 
 def check(text: str) -> frozenset[str]:
-    """Raise `Wrong` for a metric, label or value that is not there; give the result's labels."""
+    """Return the labels of the result; raise `InvalidQuery` for unknown metrics, labels, values."""
     parsed = promql.parse(text)
     for selector in selectors(parsed):
         for matcher in selector.matchers.matchers:
             _check_matcher(selector.name or "", matcher)
     labels = _Labels().of(parsed)
     for selector in selectors(parsed):
-        _check_owner(selector)
+        _check_job(selector)
     return labels
 
 
-def _check_owner(selector: promql.VectorSelector) -> None:
-    """Raise `Wrong` for a selector that would take series of somebody else, too."""
+def _check_job(selector: promql.VectorSelector) -> None:
+    """Raise `InvalidQuery` for a selector that would include foreign series."""
     metric = selector.name or ""
-    # What the rules make has the labels that they have seen to.
+    # Recorded series inherit the labels that their rules select.
     if ":" in metric or metric == "ALERTS":
         return
     named = {each.name: each.value.split("|") for each in selector.matchers.matchers}
     if not named.get("job") or set(named["job"]) - set(jobs_of(metric)):
-        raise Wrong(f"{metric}: the job is none of {jobs_of(metric)}")
+        raise InvalidQuery(f"{metric}: the job is not one of {jobs_of(metric)}")
     if metric.startswith("grpc_") and "grpc_service" not in named:
-        raise Wrong(f"{metric}: of which gRPC service?")
+        raise InvalidQuery(f"{metric}: no gRPC service")
 
 
 def _check_matcher(metric: str, matcher: promql.Matcher) -> None:
     if matcher.name not in labels_of(metric):
-        raise Wrong(f"{metric} has no label {matcher.name}")
+        raise InvalidQuery(f"{metric} has no label {matcher.name}")
     known = VALUES.get(matcher.name)
-    if known is None or not _WORDS.fullmatch(matcher.value):
+    if known is None or not _LITERALS.fullmatch(matcher.value):
         return
     unknown = set(matcher.value.split("|")) - known
     if unknown:
-        raise Wrong(f"{metric}: {matcher.name} is never {sorted(unknown)}")
+        raise InvalidQuery(f"{metric}: unknown values of {matcher.name}: {sorted(unknown)}")
 
 
 @dataclass(frozen=True)
 class _Labels:
-    """Labels of the result of each kind of expression."""
+    """The labels of the result, by the kind of expression."""
 
     def of(self, node: object) -> frozenset[str]:
         for kind, handle in self._kinds():
             if isinstance(node, kind):
                 return handle(node)
-        raise Wrong(f"what is {type(node).__name__}?")
+        raise InvalidQuery(f"unsupported node {type(node).__name__}")
 
     def _kinds(self) -> Iterator[tuple[type | tuple[type, ...], Callable[..., frozenset[str]]]]:
         yield _SCALARS, lambda node: frozenset()
@@ -107,7 +107,7 @@ class _Labels:
         if node.func.name == "label_replace":
             target, source = node.args[1].val, node.args[3].val
             if source not in inner:
-                raise Wrong(f"label_replace reads {source}")
+                raise InvalidQuery(f"label_replace reads {source}")
             return inner | {target}
         return inner - {"le"} if node.func.name == "histogram_quantile" else inner
 
@@ -115,8 +115,8 @@ class _Labels:
         inner = self.of(node.expr)
         by = frozenset(node.modifier.labels) if node.modifier else frozenset[str]()
         if by - inner:
-            raise Wrong(f"by {sorted(by - inner)}: not in {node.expr.prettify()}")
-        return inner if str(node.op) in _KEEPS and not by else by
+            raise InvalidQuery(f"by {sorted(by - inner)}: not in {node.expr.prettify()}")
+        return inner if str(node.op) in _KEEP_LABELS and not by else by
 
     def _binary(self, node: promql.BinaryExpr) -> frozenset[str]:
         left, right = self.of(node.lhs), self.of(node.rhs)
@@ -125,7 +125,7 @@ class _Labels:
             return right if scalars[0] else left
         matching = node.modifier.matching if node.modifier else None
         if matching is None and str(node.op) != "or" and left != right:
-            raise Wrong(f"sides with different labels never match: {node.prettify()}")
+            raise InvalidQuery(f"sides with different labels never match: {node.prettify()}")
         if matching is not None and set(matching.labels) - (left & right) - {"le"}:
-            raise Wrong(f"matches on what one side has not: {node.prettify()}")
+            raise InvalidQuery(f"matches on a label that one side lacks: {node.prettify()}")
         return left | right if str(node.op) == "or" else left

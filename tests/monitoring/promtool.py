@@ -1,4 +1,4 @@
-"""Prometheus's own tool, which evaluates rules and expressions over series of a test."""
+"""Wrapper of promtool, which evaluates rules and expressions over given series."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.prometheus.programs import find
 
 
 def promtool(*arguments: str | Path) -> str:
-    """Return what it says; fail with that if it ends with an error."""
+    """Return the output; fail with it if the exit status is not 0."""
     done = subprocess.run(
         [find("promtool"), *arguments], capture_output=True, text=True, timeout=120, check=False
     )
@@ -24,7 +24,7 @@ def promtool(*arguments: str | Path) -> str:
 def evaluate(
     folder: Path, test: dict[str, Any], *, rules: Sequence[str] = (), interval: str = "15s"
 ) -> None:
-    """Fail unless a test, in the format of ``promtool test rules``, holds; *rules* are files."""
+    """Fail unless a test in the format of ``promtool test rules`` passes; *rules* are files."""
     content = {"rule_files": list(rules), "evaluation_interval": interval, "tests": [test]}
     path = folder / "test.yaml"
     path.write_text(yaml.safe_dump(content))

@@ -1,4 +1,4 @@
-"""``samserve`` with a slow decoder while a file is there: ``slow_gateway.py FILE serve ...``."""
+"""``samserve`` with a slow decoder while a file exists: ``slow_gateway.py FILE serve ...``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ DELAY_S = 0.4
 _decode = TritonEngine.decode
 
 
-def slowed(switch: Path) -> Any:
-    """Make a `TritonEngine.decode` that takes longer while *switch* exists."""
+def slow_decode(switch: Path) -> Any:
+    """Return a `TritonEngine.decode` that takes longer while *switch* exists."""
 
     async def decode(self: TritonEngine, *arguments: Any) -> Any:
-        if switch.exists():  # noqa: ASYNC240 - in memory, and nothing to what follows
+        if switch.exists():  # noqa: ASYNC240 - negligible compared with the delay
             await asyncio.sleep(DELAY_S)
         return await _decode(self, *arguments)
 
@@ -27,5 +27,5 @@ def slowed(switch: Path) -> Any:
 
 
 if __name__ == "__main__":
-    TritonEngine.decode = slowed(Path(sys.argv.pop(1)))  # type: ignore[method-assign]
+    TritonEngine.decode = slow_decode(Path(sys.argv.pop(1)))  # type: ignore[method-assign]
     main()

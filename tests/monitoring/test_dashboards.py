@@ -1,4 +1,4 @@
-"""Dashboards: what Grafana gets is what the code makes, complete, and about metrics that exist."""
+"""Dashboards: the files match the code, are valid for Grafana, and use existing metrics."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from monitoring.__main__ import drift, generate
-from monitoring.dashboards.grafana import read_again
+from monitoring.dashboards.grafana import round_trip
 from monitoring.dashboards.stages import CAUSES
 from monitoring.queries import Query, dashboards, panels, queries, substitute
 from tests.monitoring.catalogue import STAGES
-from tests.monitoring.promql import Wrong, check
-from tests.support.together import check_all
+from tests.monitoring.promql import InvalidQuery, check
+from tests.support.cases import check_all
 
 PAGES = list(dashboards())
 QUERIES = list(queries())
@@ -24,11 +24,11 @@ BY_TITLE = {page["title"]: page for page in PAGES}
 PANELS = {f"{page['title']}: {panel['title']}": panel for page in PAGES for panel in panels(page)}
 
 
-def test_files_of_the_chart_are_what_the_code_makes() -> None:
+def test_chart_files_match_the_code() -> None:
     assert list(drift()) == []
 
 
-def test_a_file_that_was_edited_or_left_over_is_noticed(tmp_path: Path) -> None:
+def test_drift_reports_edited_and_stale_files(tmp_path: Path) -> None:
     generate(tmp_path)
     assert list(drift(tmp_path)) == []
     page = tmp_path / "dashboards" / "samserve-cache.json"
@@ -43,21 +43,21 @@ def test_a_file_that_was_edited_or_left_over_is_noticed(tmp_path: Path) -> None:
     assert list(drift(tmp_path)) == []
 
 
-def test_there_are_four_pages_with_many_questions() -> None:
+def test_there_are_four_dashboards_with_many_queries() -> None:
     titles = {page["title"] for page in PAGES}
 
     assert titles == {f"samserve / {name}" for name in ("Overview", "Latency", "Cache", "Triton")}
     assert len(QUERIES) >= 45
 
 
-def test_nothing_is_in_a_page_that_its_format_does_not_know() -> None:
+def test_dashboards_contain_only_fields_of_the_format() -> None:
     def check_page(page: dict[str, Any]) -> None:
-        assert json.loads(read_again(json.dumps(page))) == page
+        assert json.loads(round_trip(json.dumps(page))) == page
 
     check_all(check_page, BY_TITLE)
 
 
-def test_pages_and_panels_have_names_of_their_own() -> None:
+def test_titles_and_ids_are_unique() -> None:
     uids = [page["uid"] for page in PAGES]
 
     assert len(set(uids)) == len(uids) == len(BY_TITLE)
@@ -68,15 +68,15 @@ def test_pages_and_panels_have_names_of_their_own() -> None:
         assert len(set(titles)) == len(titles)
 
 
-def test_panels_fill_whole_lines_and_lie_on_no_other() -> None:
+def test_panels_fill_whole_lines_without_overlap() -> None:
     def check_page(page: dict[str, Any]) -> None:
         cells = [
             {
                 (x, y)
-                for x in range(place["x"], place["x"] + place["w"])
-                for y in range(place["y"], place["y"] + place["h"])
+                for x in range(position["x"], position["x"] + position["w"])
+                for y in range(position["y"], position["y"] + position["h"])
             }
-            for place in (panel["gridPos"] for panel in page["panels"])
+            for position in (panel["gridPos"] for panel in page["panels"])
         ]
         assert not any(one & other for one, other in combinations(cells, 2))
         covered = set().union(*cells)
@@ -85,9 +85,9 @@ def test_panels_fill_whole_lines_and_lie_on_no_other() -> None:
     check_all(check_page, BY_TITLE)
 
 
-def test_a_panel_asks_a_question_and_says_how_to_read_the_answer() -> None:
+def test_a_panel_has_title_description_unit_and_data_source() -> None:
     def check_panel(panel: dict[str, Any]) -> None:
-        assert panel["title"].endswith("?")
+        assert re.fullmatch(r"[A-Z][\w ,()-]+", panel["title"])
         assert len(panel["description"]) > 40
         assert panel["fieldConfig"]["defaults"]["unit"]
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
@@ -99,30 +99,30 @@ def test_a_panel_asks_a_question_and_says_how_to_read_the_answer() -> None:
     check_all(check_panel, PANELS)
 
 
-def test_a_query_names_what_there_is() -> None:
+def test_queries_use_existing_metrics_labels_and_values() -> None:
     def check_query(query: Query) -> None:
         labels = check(substitute(query.expr))
-        named = set(re.findall(r"{{(\w+)}}", query.legend))
-        assert named <= labels
+        used = set(re.findall(r"{{(\w+)}}", query.legend))
+        assert used <= labels
 
     check_all(check_query, {f"{number} {each.panel}": each for number, each in enumerate(QUERIES)})
 
 
-def test_a_table_shows_columns_that_its_queries_have() -> None:
+def test_table_columns_exist_in_the_query_results() -> None:
     def check_panel(panel: dict[str, Any]) -> None:
         organize = [each for each in panel.get("transformations", []) if each["id"] == "organize"]
         assert bool(organize) == (panel["type"] == "table")
         for each in organize:
             targets = panel["targets"]
-            there = {label for target in targets for label in check(substitute(target["expr"]))}
+            available = {label for target in targets for label in check(substitute(target["expr"]))}
             several = len(targets) > 1
-            there |= {f"Value #{target['refId']}" if several else "Value" for target in targets}
-            assert set(each["options"]["renameByName"]) <= there
+            available |= {f"Value #{target['refId']}" if several else "Value" for target in targets}
+            assert set(each["options"]["renameByName"]) <= available
 
     check_all(check_panel, PANELS)
 
 
-def test_rates_follow_the_scrape_interval_or_the_time_shown() -> None:
+def test_rates_use_the_rate_interval_or_the_time_range() -> None:
     def check_panel(panel: dict[str, Any]) -> None:
         for target in panel["targets"]:
             windows = set(re.findall(r"\[([^\]]+)\]", target["expr"]))
@@ -131,74 +131,73 @@ def test_rates_follow_the_scrape_interval_or_the_time_shown() -> None:
     check_all(check_panel, PANELS)
 
 
-def test_choices_and_marks_are_about_metrics_that_exist() -> None:
-    check_all(check_choices_and_marks, BY_TITLE)
+def test_variables_and_annotations_use_existing_metrics() -> None:
+    check_all(check_variables_and_annotations, BY_TITLE)
 
 
-def check_choices_and_marks(page: dict[str, Any]) -> None:
-    """Raise an error if a page lets people choose, or marks, what is not there."""
-    choices = {each["name"]: each for each in page["templating"]["list"]}
-    assert {"datasource", "namespace", "release"} <= set(choices)
-    for name, choice in choices.items():
-        if choice["type"] != "query":
+def check_variables_and_annotations(page: dict[str, Any]) -> None:
+    """Raise an error if a variable or annotation of a dashboard uses an unknown metric or label."""
+    variables = {each["name"]: each for each in page["templating"]["list"]}
+    assert {"datasource", "namespace", "release"} <= set(variables)
+    for name, variable in variables.items():
+        if variable["type"] != "query":
             continue
-        asked = re.fullmatch(r"label_values\((.+), (\w+)\)", choice["query"]["query"])
-        assert asked
-        assert asked[2] in check(substitute(asked[1]))
-        assert (choice["allValue"], choice["includeAll"], choice["multi"]) == (".*", True, True)
-        used = any(
-            f"${name}" in query.expr for query in queries() if query.dashboard == page["title"]
-        )
+        query = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+        assert query
+        assert query[2] in check(substitute(query[1]))
+        options = (variable["allValue"], variable["includeAll"], variable["multi"])
+        assert options == (".*", True, True)
+        used = any(f"${name}" in each.expr for each in queries() if each.dashboard == page["title"])
         assert used, name
-    for mark in page["annotations"]["list"]:
-        named = set(re.findall(r"{{(\w+)}}", mark["textFormat"]))
-        assert named <= check(substitute(mark["expr"]))
+    for annotation in page["annotations"]["list"]:
+        labels = set(re.findall(r"{{(\w+)}}", annotation["textFormat"]))
+        assert labels <= check(substitute(annotation["expr"]))
 
 
-def test_every_stage_has_one_cause_and_a_place_in_the_picture() -> None:
+def test_every_stage_has_exactly_one_cause() -> None:
     stages = [stage for cause in CAUSES for stage in cause.stages]
 
     assert sorted(stages) == sorted(STAGES)
 
 
-def test_exemplars_are_asked_for_where_calls_are_measured() -> None:
-    on = {
+def test_call_latency_panels_request_exemplars() -> None:
+    titles = {
         panel["title"]
         for panel in PANELS.values()
         for target in panel["targets"]
         if target.get("exemplar")
     }
 
-    assert "Are all calls slow, or some?" in on
-    assert len(on) >= 3
+    assert "Latency distribution" in titles
+    assert len(titles) >= 3
 
 
 @pytest.mark.parametrize(
-    ("expr", "told"),
+    ("expr", "message"),
     [
         ("samserve_nothing", "no metric"),
         ('samserve_ready{modle="x"}', "no label"),
-        ('samserve_stage_seconds_sum{stage="encod"}', "never"),
-        ('samserve_stage_seconds_sum{stage=~"encode|queu"}', "never"),
+        ('samserve_stage_seconds_sum{stage="encod"}', "unknown values"),
+        ('samserve_stage_seconds_sum{stage=~"encode|queu"}', "unknown values"),
         ("sum by (stage) (samserve_ready)", "not in"),
         ("samserve_ready / samserve_model_info", "never match"),
-        ("samserve_ready / on (model) samserve_model_info", "has not"),
+        ("samserve_ready / on (model) samserve_model_info", "one side lacks"),
         ('label_replace(samserve_ready, "a", "$1", "model", "(.*)")', "reads model"),
-        ("samserve_ready", "job is none"),
-        ('nv_gpu_utilization{job="samserve"}', "job is none"),
-        ('up{job=~"samserve|node"}', "never"),
-        ('grpc_server_started_total{job="samserve"}', "which gRPC service"),
+        ("samserve_ready", "job is not one"),
+        ('nv_gpu_utilization{job="samserve"}', "job is not one"),
+        ('up{job=~"samserve|node"}', "unknown values"),
+        ('grpc_server_started_total{job="samserve"}', "no gRPC service"),
     ],
 )
-def test_what_is_not_there_is_noticed(expr: str, told: str) -> None:
-    with pytest.raises(Wrong, match=told):
+def test_invalid_queries_are_detected(expr: str, message: str) -> None:
+    with pytest.raises(InvalidQuery, match=message):
         check(expr)
 
 
-def test_variables_are_put_in_as_grafana_does() -> None:
-    asked = 'a{model=~"($model)_x",n=~"${namespace:regex}"}[$__rate_interval] $1 $__range'
+def test_substitute_replaces_variables_like_grafana() -> None:
+    expr = 'a{model=~"($model)_x",n=~"${namespace:regex}"}[$__rate_interval] $1 $__range'
 
-    assert substitute(asked, model="m|n", rate_interval="1m", window="6h") == (
+    assert substitute(expr, model="m|n", rate_interval="1m", window="6h") == (
         'a{model=~"(m|n)_x",n=~".*"}[1m] $1 6h'
     )
     with pytest.raises(ValueError, match="nothing"):

@@ -1,4 +1,4 @@
-"""What is asked about GPUs, of what a Triton with one has exported.
+"""Queries about GPUs, evaluated on metrics that a Triton with a GPU has exported.
 
 ``gpu/*.txt`` was recorded from tritonserver 24.10 on a machine with an NVIDIA H200, before and
 while a model of the Python backend multiplied matrices on it; only the GPU's name was changed.
@@ -21,8 +21,8 @@ RECORDED = {path.stem: path.read_text() for path in Path(__file__).parent.glob("
 QUERIES = [query for query in queries() if "nv_gpu_" in query.expr]
 
 
-def test_panels_about_gpus_are_answered(tmp_path: Path) -> None:
-    """Each gives one number for the card, as it said itself: 100 %, 1.4 % and 693 W."""
+def test_gpu_panels_have_one_value_per_gpu(tmp_path: Path) -> None:
+    """The recorded values are 100 %, 1.4 % and 693 W."""
     series = [
         (f"{sample.name}{{{_labels(sample.labels)}}}", f"{sample.value}x20")
         for family in text_string_to_metric_families(RECORDED["busy"])
@@ -30,12 +30,12 @@ def test_panels_about_gpus_are_answered(tmp_path: Path) -> None:
         if sample.name.startswith("nv_gpu_")
     ]
     (gpu,) = {re.search(r'gpu_uuid="(GPU-[^"]+)"', name)[1] for name, _ in series}  # type: ignore[index]
-    asked = []
+    tests = []
     for query in QUERIES:
         expr = substitute(query.expr)
-        # Shares of one, and watts.
+        # Ratios, and watts.
         low, high = (600, 700) if "power" in expr else (0.01, 1)
-        asked.append(
+        tests.append(
             {
                 "expr": f"sum by (gpu_uuid) ((({expr}) > bool {low}) * (({expr}) <= bool {high}))",
                 "eval_time": "5m",
@@ -45,30 +45,30 @@ def test_panels_about_gpus_are_answered(tmp_path: Path) -> None:
     test = {
         "interval": "15s",
         "input_series": [{"series": name, "values": values} for name, values in series],
-        "promql_expr_test": asked,
+        "promql_expr_test": tests,
     }
 
     evaluate(tmp_path, test)
 
 
 def _labels(labels: Mapping[str, str]) -> str:
-    """Write the labels of a sample, with those that a scrape adds."""
+    """Return the labels of a sample in PromQL notation, with those that a scrape adds."""
     scraped = {"namespace": "samserve", "job": "samserve-triton", "instance": "127.0.0.1:8002"}
     return ",".join(f'{name}="{value}"' for name, value in {**labels, **scraped}.items())
 
 
-def test_pages_ask_about_gpus() -> None:
+def test_dashboards_have_gpu_queries() -> None:
     assert len(QUERIES) >= 4
 
 
 @pytest.mark.parametrize("when", ["idle", "busy"])
-def test_metrics_of_triton_are_as_the_catalogue_has_them(when: str) -> None:
+def test_catalogue_matches_the_metrics_of_triton(when: str) -> None:
     found = {
         sample.name.removesuffix("_total"): set(sample.labels)
         for family in text_string_to_metric_families(RECORDED[when])
         for sample in family.samples
     }
 
-    wanted = {name: labels for name, labels in LABELS.items() if name.startswith("nv_")}
-    assert wanted
-    assert {name: found.get(name) for name in wanted} == wanted
+    expected = {name: labels for name, labels in LABELS.items() if name.startswith("nv_")}
+    assert expected
+    assert {name: found.get(name) for name in expected} == expected

@@ -1,4 +1,4 @@
-"""``make observe``: everything runs, under load, and says where to look."""
+"""``make observe``: the whole system runs under load and prints its addresses."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from monitoring.queries import dashboards
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "monitoring.live"]
+COMMAND = [sys.executable, "-m", "monitoring.live", "--faults"]
 
 
-def test_it_drives_load_tells_how_it_went_draws_the_pages_and_ends_with_ctrl_c(
+def test_it_runs_load_prints_a_summary_draws_dashboards_and_ends_with_ctrl_c(
     tmp_path: Path,
 ) -> None:
     with subprocess.Popen(
@@ -29,32 +29,32 @@ def test_it_drives_load_tells_how_it_went_draws_the_pages_and_ends_with_ctrl_c(
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    ) as ours:
-        assert ours.stdout is not None
+    ) as process:
+        assert process.stdout is not None
         lines = []
-        for line in ours.stdout:
-            # Once: what is interrupted while it writes a line may write it again.
+        for line in process.stdout:
+            # Once: a process that is interrupted while it writes a line may write it again.
             if "Ctrl-C" in line and not any("Ctrl-C" in each for each in lines):
-                ours.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGINT)
             lines.append(line)
-        assert ours.wait(120) == 0
+        assert process.wait(120) == 0
 
-    said = "".join(lines)
-    assert "Ctrl-C" in said
-    assert re.search(r"Prometheus: .* http://127\.0\.0\.1:\d+", said)
+    output = "".join(lines)
+    assert "Ctrl-C" in output
+    assert re.search(r"Prometheus .* http://127\.0\.0\.1:\d+", output)
     for method in ("Embed", "Predict", "AutoMask"):
-        assert re.search(rf"{method} +\d+ +\d+ ms +\d+ ms", said)
+        assert re.search(rf"{method} +\d+ +\d+ ms +\d+ ms", output)
     drawn = sorted(tmp_path.glob("*.png"))
     assert len(drawn) == len(list(dashboards()))
     for path in drawn:
         with Image.open(path) as image:
             assert len(image.convert("RGB").getcolors(1 << 24) or ()) > 50
-        assert path.name in said.replace("\n", "")
+        assert path.name in output.replace("\n", "")
 
-    assert not processes.members(ours.pid)
-    folder = re.search(r"^logs +(\S+)", said, re.MULTILINE)
+    assert not processes.members(process.pid)
+    folder = re.search(r"^logs +(\S+)", output, re.MULTILINE)
     assert folder
     assert not Path(folder[1]).exists()
-    # Those that run in sessions of their own are told by the files that they were given.
-    told = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
-    assert not [command for command in told if folder[1].encode() in command]
+    # Processes in other sessions are identified by the files in their arguments.
+    commands = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
+    assert not [command for command in commands if folder[1].encode() in command]

@@ -1,4 +1,4 @@
-"""Rules for Prometheus: each alert fires when it shall and is quiet when it shall, by promtool."""
+"""Prometheus rules: each alert fires and stays inactive as expected, evaluated by promtool."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from monitoring import alerts, recording
 from monitoring.__main__ import FILES
 from monitoring.alerts.budgets import seconds
 from monitoring.objectives import (
-    BAD_CODES,
-    BAD_REASONS,
-    FAST_BURNS,
-    LEAST_BAD_CALLS,
+    ERROR_CODES,
+    ERROR_REASONS,
+    FAST_BURN_RATES,
+    LONG_WINDOWS,
+    MIN_BAD_CALLS,
     OBJECTIVES,
-    QUICK_WINDOWS,
-    SLOW_BURNS,
-    SLOW_WINDOWS,
+    SHORT_WINDOWS,
+    SLOW_BURN_RATES,
     THRESHOLDS,
 )
-from monitoring.rules import RUNBOOK, Alert, Recording, bound
-from monitoring.series import OWNER, RPC
+from monitoring.queries import dashboards
+from monitoring.rules import RUNBOOK, Alert, Recording, bucket
+from monitoring.series import INSTALLATION_LABELS, RPC
 from tests.monitoring.catalogue import STAGES, TARGET
 from tests.monitoring.promql import check, labels_of
 from tests.monitoring.promtool import promtool
-from tests.support.together import check_all
+from tests.support.cases import check_all
 
 RULES = FILES / "rules"
 ALERTS = [rule for group in alerts.groups() for rule in group.rules if isinstance(rule, Alert)]
@@ -46,7 +47,7 @@ RUNBOOK_TEXT = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
 HEADINGS = re.findall(r"^### (\w+)$", RUNBOOK_TEXT, re.MULTILINE)
 
 
-# The one in C is ten times as fast, where it is there.
+# The loader in C is ten times as fast, but optional.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -62,28 +63,28 @@ def cases() -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("file", ["samserve-recording.yaml", "samserve-alerts.yaml"])
-def test_prometheus_takes_the_rules(file: str) -> None:
+def test_promtool_accepts_the_rules(file: str) -> None:
     assert "SUCCESS" in promtool("check", "rules", RULES / file)
 
 
-# Days of budgets and the others take promtool some seconds each.
+# promtool needs some seconds for each file, since some cases span days.
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-def test_alerts_fire_and_are_quiet(path: Path) -> None:
+def test_alert_cases_pass(path: Path) -> None:
     promtool("test", "rules", path)
 
 
-def test_every_alert_is_shown_to_fire_and_to_be_quiet() -> None:
+def test_every_alert_has_a_firing_and_an_inactive_case() -> None:
     def check(name: str) -> None:
-        about = [case["exp_alerts"] for case in cases() if case["alertname"] == name]
-        assert any(about)
-        assert not all(about)
+        expected = [case["exp_alerts"] for case in cases() if case["alertname"] == name]
+        assert any(expected)
+        assert not all(expected)
 
     assert {case["alertname"] for case in cases()} == set(NAMES)
     check_all(check, {name: name for name in NAMES})
 
 
-def test_each_objective_has_cases_of_its_own() -> None:
+def test_each_objective_has_firing_cases() -> None:
     for name in ("SamserveAvailabilityBurnFast", "SamserveLatencyBurnFast"):
         fired = {
             alert["exp_labels"]["grpc_method"]
@@ -94,12 +95,12 @@ def test_each_objective_has_cases_of_its_own() -> None:
         assert fired == {objective.method for objective in OBJECTIVES}
 
 
-def test_an_alert_says_what_it_means_and_what_to_do() -> None:
+def test_every_alert_has_annotations_and_a_runbook_section() -> None:
     def check(alert: Alert) -> None:
-        annotations = alert.plain()["annotations"]
+        annotations = alert.to_dict()["annotations"]
         assert alert.name.startswith("Samserve")
         assert alert.severity in ("critical", "warning", "info")
-        assert re.fullmatch(r"\d+m", alert.lasting)
+        assert re.fullmatch(r"\d+m", alert.for_)
         assert set(annotations) == {"summary", "description", "runbook_url"}
         assert len(annotations["description"]) > 60
         assert annotations["runbook_url"] == f"{RUNBOOK}#{alert.name.lower()}"
@@ -109,16 +110,16 @@ def test_an_alert_says_what_it_means_and_what_to_do() -> None:
 
 
 def named(alerts: list[Alert]) -> dict[str, Alert]:
-    """Return alerts by what tells them apart: some have the same name for different RPCs."""
+    """Return alerts by name and labels: some have the same name for different RPCs."""
     return {f"{alert.name} {dict(alert.labels)}": alert for alert in alerts}
 
 
-def test_the_runbook_is_about_alerts_that_exist() -> None:
+def test_runbook_sections_are_those_of_the_alerts() -> None:
     assert sorted(HEADINGS) == NAMES
 
 
-def test_the_runbook_has_a_line_for_every_stage() -> None:
-    table = RUNBOOK_TEXT.split("## Which stage is slow")[1].split("\n\n")[2]
+def test_runbook_table_contains_every_stage() -> None:
+    table = RUNBOOK_TEXT.split("## Slow stages")[1].split("\n\n")[2]
     stages = {
         stage
         for line in table.splitlines()[2:]
@@ -128,18 +129,26 @@ def test_the_runbook_has_a_line_for_every_stage() -> None:
     assert stages == STAGES
 
 
-def test_settings_that_are_named_exist() -> None:
+def test_settings_in_texts_exist() -> None:
     sections = {name: set(type(section).model_fields) for name, section in Settings()}
     pages = [path.read_text() for path in (FILES / "dashboards").glob("*.json")]
     texts = "\n".join([RUNBOOK_TEXT, (RULES / "samserve-alerts.yaml").read_text(), *pages])
     # `cache.md` and `triton.md` are documents.
-    named = set(re.findall(rf"(?<![\w.])({'|'.join(sections)})\.(?!md\b)([a-z]\w+)\b", texts))
+    used = set(re.findall(rf"(?<![\w.])({'|'.join(sections)})\.(?!md\b)([a-z]\w+)\b", texts))
 
-    assert len(named) > 20
-    assert {(section, name) for section, name in named if name not in sections[section]} == set()
+    assert len(used) > 20
+    assert {(section, name) for section, name in used if name not in sections[section]} == set()
 
 
-def test_links_of_the_runbook_lead_somewhere() -> None:
+def test_quoted_titles_in_the_runbook_exist() -> None:
+    titles = {panel["title"] for page in dashboards() for panel in page["panels"]}
+    quoted = set(re.findall(r'"([A-Z][^"\n]+)"', RUNBOOK_TEXT))
+
+    assert len(quoted) > 15
+    assert quoted <= titles
+
+
+def test_runbook_links_are_valid() -> None:
     for target in re.findall(r"\]\(([^)]+)\)", RUNBOOK_TEXT):
         file, _, anchor = target.partition("#")
         text = (ROOT / "docs" / file).read_text(encoding="utf-8") if file else RUNBOOK_TEXT
@@ -148,44 +157,49 @@ def test_links_of_the_runbook_lead_somewhere() -> None:
         assert not anchor or anchor in anchors, target
 
 
-def test_an_alert_names_what_there_is() -> None:
-    def names_what_there_is(alert: Alert) -> None:
+def test_alerts_use_existing_metrics_and_labels() -> None:
+    def check_alert(alert: Alert) -> None:
         labels = check(alert.expr) | {"severity"}
         used = set(re.findall(r"\$labels\.(\w+)", alert.summary + alert.description))
         assert used <= labels | TARGET
-        # Whom it is about can be told from its labels, also where several share a Prometheus.
-        assert set(OWNER) <= labels or alert.name == "SamserveMetricsAbsent"
+        # The labels identify the installation, also if several share a Prometheus.
+        assert set(INSTALLATION_LABELS) <= labels or alert.name == "SamserveMetricsAbsent"
 
-    check_all(names_what_there_is, named(ALERTS))
+    check_all(check_alert, named(ALERTS))
 
 
-def test_a_recorded_series_has_the_labels_that_its_name_tells() -> None:
-    def has_the_labels_of_its_name(rule: Recording) -> None:
+def test_recorded_series_have_the_labels_in_their_name() -> None:
+    def check_labels(rule: Recording) -> None:
         assert check(rule.expr) == labels_of(rule.record)
 
-    check_all(has_the_labels_of_its_name, {rule.record: rule for rule in RECORDINGS})
+    check_all(check_labels, {rule.record: rule for rule in RECORDINGS})
 
 
-def test_burns_can_happen_and_their_windows_are_recorded() -> None:
+def test_burn_rates_are_possible_and_their_windows_are_recorded() -> None:
     for objective in OBJECTIVES:
-        for budget in (objective.error_budget, objective.slow_budget):
-            assert 0 < budget * max(burn.factor for burn in FAST_BURNS) < 1
-    windows = {each for burn in FAST_BURNS + SLOW_BURNS for each in (burn.long, burn.short)}
-    assert windows <= set(QUICK_WINDOWS + SLOW_WINDOWS)
+        for budget in (objective.error_budget, objective.latency_budget):
+            assert 0 < budget * max(rate.factor for rate in FAST_BURN_RATES) < 1
+    windows = {
+        each for rate in FAST_BURN_RATES + SLOW_BURN_RATES for each in (rate.long, rate.short)
+    }
+    assert windows <= set(SHORT_WINDOWS + LONG_WINDOWS)
 
 
-def test_bounds_of_times_are_bounds_of_the_histograms() -> None:
-    compared = {each.within_s for each in OBJECTIVES} | {THRESHOLDS.queue_s, THRESHOLDS.loop_lag_s}
+def test_time_thresholds_are_bucket_bounds() -> None:
+    compared = {each.threshold_s for each in OBJECTIVES} | {
+        THRESHOLDS.queue_s,
+        THRESHOLDS.loop_lag_s,
+    }
 
     assert compared <= set(SECONDS)
     written = re.findall(r"le=~?\"[^\"]+\"", (RULES / "samserve-recording.yaml").read_text())
     written += re.findall(r"le=~?\"[^\"]+\"", (RULES / "samserve-alerts.yaml").read_text())
-    assert set(written) == {bound(each) for each in compared}
+    assert set(written) == {bucket(each) for each in compared}
 
 
-def test_a_bound_matches_what_old_and_new_versions_write() -> None:
-    assert bound(0.25) == 'le="0.25"'
-    pattern = re.fullmatch(r'le=~"(.+)"', bound(30))
+def test_bucket_matches_both_spellings_of_a_whole_number() -> None:
+    assert bucket(0.25) == 'le="0.25"'
+    pattern = re.fullmatch(r'le=~"(.+)"', bucket(30))
     assert pattern
     regex = pattern[1].replace("\\\\", "\\")
     assert [bool(re.fullmatch(regex, text)) for text in ("30", "30.0", "30.5", "300")] == [
@@ -194,36 +208,38 @@ def test_a_bound_matches_what_old_and_new_versions_write() -> None:
     ]
 
 
-# What is not a threshold: units, and that something has happened at all.
+# Numbers that are not thresholds: units, and "at least one event".
 _PLAIN = {0.0, 1.0, 1e6}
 
 
-def test_every_number_of_the_rules_is_an_objective() -> None:
+def test_every_number_in_the_alerts_is_defined_in_objectives() -> None:
     known = {value for name in THRESHOLDS.__slots__ for value in [getattr(THRESHOLDS, name)]}
-    known |= _PLAIN | _numbers_of_burns()
+    known |= _PLAIN | _burn_rate_numbers()
     for alert in ALERTS:
-        # Without what is in quotes, windows, and names.
+        # Without quoted text, windows and names.
         text = re.sub(r'"[^"]*"|\[[^\]]*\]|offset \w+|[A-Za-z_:][\w:]*', " ", alert.expr)
         numbers = {float(each) for each in re.findall(r"\d+(?:\.\d+)?(?:e\d+)?", text)}
         assert numbers <= known, (alert.name, numbers - known)
 
 
-def _numbers_of_burns() -> set[float]:
-    burns = FAST_BURNS + SLOW_BURNS
+def _burn_rate_numbers() -> set[float]:
+    rates = FAST_BURN_RATES + SLOW_BURN_RATES
     factors = {
-        float(f"{burn.factor * budget:g}")
-        for burn in burns
+        float(f"{rate.factor * budget:g}")
+        for rate in rates
         for each in OBJECTIVES
-        for budget in (each.error_budget, each.slow_budget)
+        for budget in (each.error_budget, each.latency_budget)
     }
-    lengths = {float(seconds(burn.long)) for burn in burns} | {float(seconds("30m"))}
-    return factors | lengths | {float(LEAST_BAD_CALLS)}
+    lengths = {float(seconds(rate.long)) for rate in rates} | {float(seconds("30m"))}
+    return factors | lengths | {float(MIN_BAD_CALLS)}
 
 
-def test_calls_are_those_of_the_service() -> None:
+def test_rpc_selector_names_the_service() -> None:
     assert RPC.endswith(f'grpc_service="{SERVICE}"')
 
 
-def test_what_counts_as_bad_is_told_apart_from_mistakes_of_clients() -> None:
-    assert not {"INVALID_ARGUMENT", "NOT_FOUND", "CANCELLED", "RESOURCE_EXHAUSTED"} & set(BAD_CODES)
-    assert "QUOTA_EXCEEDED" not in BAD_REASONS
+def test_client_errors_do_not_count_as_failures() -> None:
+    assert not {"INVALID_ARGUMENT", "NOT_FOUND", "CANCELLED", "RESOURCE_EXHAUSTED"} & set(
+        ERROR_CODES
+    )
+    assert "QUOTA_EXCEEDED" not in ERROR_REASONS

@@ -1,4 +1,4 @@
-"""The original pipeline, whole pictures and single prompts, on an original Sam or on ONNX files."""
+"""The pipeline of `segment-anything`, AutoMask and single prompts, on a Sam or on ONNX files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.oracle.onnx_sam import OnnxSam  # installs the shim before the next import
 
-import segment_anything.automatic_mask_generator as original  # isort: skip
+import segment_anything.automatic_mask_generator as reference  # isort: skip
 from segment_anything import SamPredictor  # isort: skip
 from segment_anything.modeling import Sam  # isort: skip
 from segment_anything.utils import amg  # isort: skip
@@ -19,7 +19,7 @@ from segment_anything.utils import amg  # isort: skip
 
 @dataclass
 class FilterCounts:
-    """Masks left after each step of the generator, over all crops."""
+    """Masks that remain after each step of the generator, over all crops."""
 
     candidates: int = 0
     after_pred_iou: int = 0
@@ -42,24 +42,24 @@ class Prediction:
 def reference_auto_mask(
     image_rgb: np.ndarray, encoder_path: Path, decoder_path: Path, **generator_kwargs: Any
 ) -> tuple[list[dict[str, Any]], FilterCounts]:
-    """Run the original generator on a served pair; see :func:`auto_mask`."""
+    """Run the reference generator on exported files; see :func:`auto_mask`."""
     return auto_mask(OnnxSam(encoder_path, decoder_path), image_rgb, **generator_kwargs)
 
 
 def reference_predict(
     image_rgb: np.ndarray, encoder_path: Path, decoder_path: Path, **prompt: Any
 ) -> Prediction:
-    """Run the original predictor on a served pair; see :func:`predict`."""
+    """Run the reference predictor on exported files; see :func:`predict`."""
     return predict(OnnxSam(encoder_path, decoder_path), image_rgb, **prompt)
 
 
 def auto_mask(
     sam: Sam | OnnxSam, image_rgb: np.ndarray, **generator_kwargs: Any
 ) -> tuple[list[dict[str, Any]], FilterCounts]:
-    """Return the original generator's records for an RGB picture uint8 ``[H,W,3]``.
+    """Return the reference generator's records for an RGB image uint8 ``[H,W,3]``.
 
-    For the embeddings that the product stores, give an original Sam through
-    ``keep_embeddings_as_half``; an ``OnnxSam`` has them by itself.
+    To use embeddings as samserve caches them, pass a Sam through
+    ``round_embeddings_to_half``; an ``OnnxSam`` already has such embeddings.
     """
     generator = _CountingGenerator(sam, **generator_kwargs)
     records = generator.generate(image_rgb)
@@ -76,18 +76,18 @@ def predict(
     mask_input: np.ndarray | None = None,
     multimask_output: bool = True,
 ) -> Prediction:
-    """Answer one prompt in image pixels as the original predictor does.
+    """Predict masks for one prompt in image pixels as the reference predictor does.
 
     ``points`` ``[n,2]`` with ``labels`` ``[n]``, ``box`` XYXY, ``mask_input`` ``[1,256,256]``.
     """
     predictor = SamPredictor(sam)
     predictor.set_image(image_rgb)
-    answer = predictor.predict(points, labels, box, mask_input, multimask_output)
-    return Prediction(*answer)
+    output = predictor.predict(points, labels, box, mask_input, multimask_output)
+    return Prediction(*output)
 
 
-class _CountingGenerator(original.SamAutomaticMaskGenerator):
-    """The original, with a count after each step; it computes nothing itself."""
+class _CountingGenerator(reference.SamAutomaticMaskGenerator):
+    """The reference generator with a count after each step; it computes nothing itself."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -98,20 +98,20 @@ class _CountingGenerator(original.SamAutomaticMaskGenerator):
         self.counts.after_small_regions = len(records)
         return records
 
-    def _generate_masks(self, image: np.ndarray) -> original.MaskData:
+    def _generate_masks(self, image: np.ndarray) -> reference.MaskData:
         data = super()._generate_masks(image)
         self.counts.after_crop_nms = len(data["rles"])
         return data
 
-    def _process_crop(self, *args: Any) -> original.MaskData:
+    def _process_crop(self, *args: Any) -> reference.MaskData:
         data = super()._process_crop(*args)
         self.counts.after_box_nms += len(data["rles"])
         return data
 
-    def _process_batch(self, points: np.ndarray, *args: Any) -> original.MaskData:
+    def _process_batch(self, points: np.ndarray, *args: Any) -> reference.MaskData:
         with (
-            mock.patch.object(original, "calculate_stability_score", self._stability),
-            mock.patch.object(original, "is_box_near_crop_edge", self._near_edge),
+            mock.patch.object(reference, "calculate_stability_score", self._stability),
+            mock.patch.object(reference, "is_box_near_crop_edge", self._near_edge),
         ):
             data = super()._process_batch(points, *args)
         self.counts.candidates += 3 * len(points)

@@ -1,6 +1,6 @@
-"""SAM as the transformers library has it: its directories, and its own forward pass.
+"""SAM of the transformers library: its checkpoint directories and its own forward pass.
 
-The library is imported when it is needed: that takes seconds, in every process that collects tests.
+The library is imported on first use: the import takes seconds in every process that collects tests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def model(size: SamSize, mlp_dim: int) -> SamModel:
-    """Build a SamModel of a size with weights of its own."""
+    """Build a SamModel of a size with random weights."""
     library = importlib.import_module("transformers")
     frame = PATCH * size.grid
     vision = library.SamVisionConfig(
@@ -36,57 +36,57 @@ def model(size: SamSize, mlp_dim: int) -> SamModel:
     )
     prompts = {"image_size": frame, "image_embedding_size": size.grid}
     config = library.SamConfig(vision_config=vision.to_dict(), prompt_encoder_config=prompts)
-    built: SamModel = library.SamModel(config)
-    return built.eval().requires_grad_(False)
+    sam: SamModel = library.SamModel(config)
+    return sam.eval().requires_grad_(False)
 
 
 def from_original(size: SamSize, state: Mapping[str, Tensor]) -> SamModel:
-    """Build a SamModel with the weights of an original checkpoint."""
+    """Build a SamModel with the weights of a `segment-anything` checkpoint."""
     mlp_dim = state["image_encoder.blocks.0.mlp.lin1.weight"].shape[0]
     with torch.device("meta"):
-        built = model(size, mlp_dim)
-    named = {name: state[original_name(name)] for name in built.state_dict()}
-    built.load_state_dict(named, strict=True, assign=True)
-    return built.eval().requires_grad_(False)
+        sam = model(size, mlp_dim)
+    named = {name: state[original_name(name)] for name in sam.state_dict()}
+    sam.load_state_dict(named, strict=True, assign=True)
+    return sam.eval().requires_grad_(False)
 
 
-def save(built: SamModel, folder: Path) -> Path:
-    """Write the directory that ``from_pretrained`` reads."""
-    built.save_pretrained(folder)
+def save(sam: SamModel, folder: Path) -> Path:
+    """Write a directory for ``from_pretrained``."""
+    sam.save_pretrained(folder)
     return folder
 
 
-def embed(built: SamModel, standardised: Tensor) -> np.ndarray:
+def embed(sam: SamModel, standardised: Tensor) -> np.ndarray:
     """Embed float32 ``[1,3,side,side]`` to float32 ``[1,256,grid,grid]``."""
-    embedding: np.ndarray = built.get_image_embeddings(standardised).numpy()
+    embedding: np.ndarray = sam.get_image_embeddings(standardised).numpy()
     return embedding
 
 
 def decode(
-    built: SamModel, embedding: np.ndarray, points: Tensor | None, boxes: Tensor | None
+    sam: SamModel, embedding: np.ndarray, points: Tensor | None, boxes: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits ``[P,3,side,side]`` and predicted IoU ``[P,3]`` of the ambiguous masks.
+    """Return logits ``[P,3,side,side]`` and predicted IoU ``[P,3]`` of the multimask tokens.
 
-    ``points`` ``[P,n,2]`` foreground clicks or None, ``boxes`` ``[P,4]`` or None, in model pixels.
+    ``points`` ``[P,n,2]`` foreground points or None, ``boxes`` ``[P,4]`` or None, in model pixels.
     """
-    answer = built(
+    output = sam(
         image_embeddings=torch.from_numpy(embedding),
         input_points=None if points is None else points.unsqueeze(0),
         input_labels=None if points is None else torch.ones(1, *points.shape[:2], dtype=torch.int),
         input_boxes=None if boxes is None else boxes.unsqueeze(0),
         multimask_output=True,
     )
-    return answer.pred_masks[0].numpy(), answer.iou_scores[0].numpy()
+    return output.pred_masks[0].numpy(), output.iou_scores[0].numpy()
 
 
 def original_name(name: str) -> str:
-    """Name a tensor of SamModel as the original does, by the parts that it belongs to."""
-    for pattern, replacement in _STEPS:
+    """Return the name in `segment-anything` of a tensor of SamModel."""
+    for pattern, replacement in _REPLACEMENTS:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-_STEPS = (
+_REPLACEMENTS = (
     (
         r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$",
         "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",

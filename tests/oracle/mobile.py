@@ -1,7 +1,7 @@
 """MobileSAM's original image encoder.
 
-The package that carries it, samexporter, is installed without what it asks for; of timm its encoder
-needs only the four names below.
+It is part of the package samexporter, which is installed without its dependencies; of timm, the
+encoder needs only the four names below.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SETTINGS = {
 
 
 class _DropPath(nn.Identity):
-    """Drops nothing when a network is not being trained."""
+    """The identity: outside training, nothing is dropped."""
 
 
 def _install_timm() -> None:
@@ -47,17 +47,17 @@ from samexporter.mobile_encoder.tiny_vit_sam import TinyViT  # noqa: E402
 
 
 def image_encoder() -> nn.Module:
-    """Build the encoder with random weights; ``img_size`` is what SamPredictor asks it for."""
+    """Build the encoder with random weights; SamPredictor reads its ``img_size``."""
     with contextlib.redirect_stdout(io.StringIO()):  # it prints learning rates
         encoder: nn.Module = TinyViT(**SETTINGS)
     return encoder
 
 
-def enliven(encoder: nn.Module, pictures: torch.Tensor) -> None:
-    """Let every weight count, and pictures differ in their embeddings.
+def randomise(encoder: nn.Module, images: torch.Tensor) -> None:
+    """Randomise weights so that each has an effect and images differ in their embeddings.
 
-    ``pictures`` are standardised, float32 ``[n,3,1024,1024]``; the batch norms take their
-    statistics from them, which keeps signals alive as training would.
+    ``images`` are standardised, float32 ``[n,3,1024,1024]``; the statistics of the batch norms are
+    computed from them, so that activations keep their scale as after training.
     """
     for name, parameter in encoder.named_parameters():
         if name.endswith("attention_biases"):
@@ -70,7 +70,7 @@ def enliven(encoder: nn.Module, pictures: torch.Tensor) -> None:
     for norm in norms:
         norm.momentum = 1.0
     encoder.train()
-    encoder(pictures)
-    # Going back refreshes the biases that it keeps spread out for its answers.
+    encoder(images)
+    # Switching back refreshes the expanded attention biases that it caches for inference.
     encoder.eval()
     assert np.isfinite(sum(float(norm.running_var.sum()) for norm in norms))  # type: ignore[arg-type]

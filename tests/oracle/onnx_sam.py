@@ -1,8 +1,8 @@
-"""ONNX files in the place of the original Sam's networks, so that the original code runs on them.
+"""ONNX files in place of Sam's networks, so that the code of `segment-anything` runs on them.
 
 ``SamPredictor`` and ``SamAutomaticMaskGenerator`` call ``preprocess``, ``image_encoder``,
 ``prompt_encoder``, ``mask_decoder`` and ``postprocess_masks`` of a model. Here the first four
-prepare and run the two graphs of the model contract; the last is the original.
+prepare and run the two graphs of the model contract; the last is that of `segment-anything`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from segment_anything.modeling import Sam  # noqa: E402
 
 
 @dataclass(frozen=True)
-class Picture:
+class EncoderInputs:
     """The encoder's inputs: uint8 ``[1,S,S,3]`` and int32 ``[1,2]``."""
 
     image: np.ndarray
@@ -31,7 +31,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class DecoderInputs:
     """The decoder's inputs beside the embedding; B is 1."""
 
     coords: np.ndarray
@@ -40,7 +40,7 @@ class Prompts:
 
 
 class OnnxSam:
-    """A model as the original pipeline sees it; embeddings stay as the encoder gives them."""
+    """A model for the reference pipeline; embeddings are used as the encoder returns them."""
 
     mask_threshold = Sam.mask_threshold
     image_format = Sam.image_format
@@ -52,43 +52,43 @@ class OnnxSam:
         self.prompt_encoder = PromptCollector(self.image_encoder.img_size // 4)
         self.mask_decoder = OnnxMaskDecoder(_session(decoder, threads))
 
-    def preprocess(self, picture: Tensor) -> Picture:
-        """Place a resized picture uint8 ``[1,3,h,w]`` top-left; the graph does the rest."""
+    def preprocess(self, resized: Tensor) -> EncoderInputs:
+        """Pad a resized image uint8 ``[1,3,h,w]``; the graph does the rest."""
         side = self.image_encoder.img_size
-        height, width = picture.shape[2:]
+        height, width = resized.shape[2:]
         image = np.zeros((1, side, side, 3), np.uint8)
-        image[:, :height, :width] = picture.permute(0, 2, 3, 1).numpy()
-        return Picture(image, np.array([[height, width]], np.int32))
+        image[:, :height, :width] = resized.permute(0, 2, 3, 1).numpy()
+        return EncoderInputs(image, np.array([[height, width]], np.int32))
 
 
 class OnnxImageEncoder:
-    """Runs the encoder; ``img_size`` is what the original asks for."""
+    """Runs the encoder; the reference reads ``img_size``."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self.session = session
         self.img_size: int = session.get_inputs()[0].shape[1]
 
-    def __call__(self, picture: Picture) -> Tensor:
-        """Return the stored embedding, of the dtype that the model declares."""
-        feeds = {"image": picture.image, "image_size": picture.image_size}
+    def __call__(self, inputs: EncoderInputs) -> Tensor:
+        """Return the embedding in the dtype that the model declares."""
+        feeds = {"image": inputs.image, "image_size": inputs.image_size}
         return torch.from_numpy(self.session.run(["image_embedding"], feeds)[0])
 
 
 class PromptCollector:
-    """Arranges prompts as tokens: points, then one padding point or the box's two corners."""
+    """Converts prompts to tokens: points, then one padding point or the box's two corners."""
 
     def __init__(self, mask_side: int) -> None:
         self.mask_side = mask_side
 
     def get_dense_pe(self) -> None:
-        """The graph has its own."""
+        """Return nothing: the graph contains the position encoding."""
 
     def __call__(
         self,
         points: tuple[Tensor, Tensor] | None,
         boxes: Tensor | None,
         masks: Tensor | None,
-    ) -> tuple[Prompts, None]:
+    ) -> tuple[DecoderInputs, None]:
         """Collect P prompts: coords ``[P,n,2]``, labels ``[P,n]``, boxes ``[P,4]``, masks."""
         count = next(len(part) for part in (points and points[0], boxes, masks) if part is not None)
         coords, labels = [torch.zeros(count, 0, 2)], [torch.zeros(count, 0)]
@@ -101,14 +101,14 @@ class PromptCollector:
         if boxes is not None:
             coords.append(boxes.reshape(-1, 2, 2).float())
             labels.append(torch.tensor([2.0, 3.0]).expand(count, 2))
-        none = torch.zeros(0, 1, self.mask_side, self.mask_side)
-        given = (none if masks is None else masks.float()).transpose(0, 1)
+        no_masks = torch.zeros(0, 1, self.mask_side, self.mask_side)
+        mask_input = (no_masks if masks is None else masks.float()).transpose(0, 1)
         tokens = (torch.cat(parts, 1).unsqueeze(0).numpy() for parts in (coords, labels))
-        return Prompts(*tokens, given.numpy()), None
+        return DecoderInputs(*tokens, mask_input.numpy()), None
 
 
 class OnnxMaskDecoder:
-    """Runs the decoder and picks tokens as the original does."""
+    """Runs the decoder and selects tokens as the reference does."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self.session = session
@@ -118,7 +118,7 @@ class OnnxMaskDecoder:
         *,
         image_embeddings: Tensor,
         image_pe: None,
-        sparse_prompt_embeddings: Prompts,
+        sparse_prompt_embeddings: DecoderInputs,
         dense_prompt_embeddings: None,
         multimask_output: bool,
     ) -> tuple[Tensor, Tensor]:

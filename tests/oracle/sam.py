@@ -1,9 +1,9 @@
-"""The original Segment Anything, in any size, with weights that make a comparison worth something.
+"""`segment-anything` models of any size, with weights that make comparisons meaningful.
 
-Random weights as they come are a vacuous oracle: logits of +-0.1, one IoU for all, every mask the
-whole picture. :func:`build_sam` plants what training would have found, without training: cells
-look at the token of a point near them, and the last layers are solved (least squares) and scaled
-so that masks are regions around the prompt, logits spread and predicted IoUs straddle 0.88.
+With random weights a comparison is vacuous: logits of +-0.1, one IoU for all, every mask the whole
+image. :func:`build_sam` constructs weights that training would find, without training: cells attend
+to the token of a point near them, and the last layers are solved (least squares) and scaled so that
+masks are regions around the prompt, logits have a spread and predicted IoUs lie around 0.88.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from segment_anything.modeling import (  # noqa: E402
 )
 
 RADII = (0.35, 0.45, 0.3, 0.2)
-"""What each mask token learns to cover around a point, in model frames."""
+"""Radius around a point that each mask token covers, in model frames."""
 
 FOREGROUND = (0.16, 0.22, 0.15, 0.1)
-"""How much of a picture each token's mask covers, on average."""
+"""Fraction of an image that each token's mask covers, on average."""
 
 READOUT_RADIUS = 0.16
 RIDGE = 3e-3
 MASK_GAIN = 5.0
 SAMPLING = 7
-"""Every so many low-res pixels are enough to solve 32 numbers."""
+"""Every seventh low-res pixel is enough to solve for 32 numbers."""
 WAVE_GAIN = 2.0
-PROMPT_SHARE = 0.1
+PROMPT_FRACTION = 0.1
 LOGITS_SPREAD = 12.0
 IOU_MEAN, IOU_SPREAD = 0.88, 0.05
 
 
 PATCH = 16
-"""Pixels of the model frame along a cell of an embedding."""
+"""Side of an embedding cell in pixels of the model frame."""
 
 
 @dataclass(frozen=True)
 class SamSize:
-    """Sizes of a ViT; the decoder is that of every SAM.
+    """Sizes of a ViT; the decoder is the same for every SAM.
 
-    ``grid`` cells are a side of the model frame: 64 in all that were published.
+    The model frame has ``grid`` cells per side: 64 in all published models.
     """
 
     width: int
@@ -79,7 +79,7 @@ class SamSize:
 
 
 class MobileSize:
-    """The one size of MobileSAM."""
+    """The size of MobileSAM."""
 
     grid = 64
 
@@ -91,7 +91,7 @@ class MobileSize:
 Size = SamSize | MobileSize
 
 SMALL = SamSize(width=64, depth=3, heads=2, global_blocks=(1,), grid=16)
-"""A frame of 256 pixels, for what does not need a published one; nothing else is less."""
+"""A frame of 256 pixels, for tests that need no published size; the rest is not reduced."""
 TINY = SamSize(width=64, depth=4, heads=2, global_blocks=(1, 3))
 VIT_B = SamSize(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11))
 VIT_L = SamSize(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))
@@ -101,49 +101,49 @@ MOBILE = MobileSize()
 
 def build_sam(
     size: Size,
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     *,
     seed: int = 0,
     foreground: Sequence[float] = FOREGROUND,
 ) -> Sam:
-    """Build a SAM whose masks follow its prompts.
+    """Build a SAM whose masks depend on its prompts.
 
-    ``pictures`` are a few RGB pictures uint8 ``[H,W,3]`` to calibrate on, ``foreground`` is how
-    much of them each token's mask covers. Save the result's ``state_dict()`` for the loader under
-    test.
+    ``images`` are a few RGB images uint8 ``[H,W,3]`` for calibration, ``foreground`` is the
+    fraction of them that each token's mask covers. Save the result's ``state_dict()`` for the
+    loader under test.
     """
     torch.manual_seed(seed)
     sam = original(size)
     with torch.no_grad():
-        _enliven(sam)
+        _randomise(sam)
         if isinstance(size, MobileSize):
-            mobile.enliven(sam.image_encoder, standardised(sam, pictures))
-        _plant_locality(sam)
-        _calibrate(sam, pictures, foreground)
+            mobile.randomise(sam.image_encoder, standardised(sam, images))
+        _set_locality(sam)
+        _calibrate(sam, images, foreground)
     return sam.eval().requires_grad_(False)
 
 
-def keep_embeddings_as_half(sam: Sam) -> Sam:
-    """Round every embedding to float16, as the product stores it; everything else stays."""
+def round_embeddings_to_half(sam: Sam) -> Sam:
+    """Round every embedding to float16, as samserve caches it; change nothing else."""
     sam.image_encoder.register_forward_hook(
         lambda _module, _inputs, embedding: embedding.half().float()
     )
     return sam
 
 
-def standardised(sam: Sam, pictures: Sequence[np.ndarray]) -> Tensor:
+def standardised(sam: Sam, images: Sequence[np.ndarray]) -> Tensor:
     """Resize, normalise and pad as SamPredictor does: float32 ``[n,3,side,side]``."""
     transform = SamPredictor(sam).transform
     planes = [
-        torch.from_numpy(transform.apply_image(np.ascontiguousarray(picture))).permute(2, 0, 1)
-        for picture in pictures
+        torch.from_numpy(transform.apply_image(np.ascontiguousarray(image))).permute(2, 0, 1)
+        for image in images
     ]
     return torch.cat([sam.preprocess(plane.unsqueeze(0).float()) for plane in planes])
 
 
 def original(size: Size) -> Sam:
-    """Build the original modules as ``segment_anything.build_sam`` does, in another size."""
-    encoder = size.encoder()  # first, so that seeds keep their meaning
+    """Build the modules as ``segment_anything.build_sam`` does, in another size."""
+    encoder = size.encoder()  # first, so that seeds give the same weights
     prompts = PromptEncoder(
         embed_dim=256,
         image_embedding_size=(size.grid, size.grid),
@@ -155,8 +155,8 @@ def original(size: Size) -> Sam:
     return Sam(encoder, prompts, decoder).eval()
 
 
-def _enliven(sam: Sam) -> None:
-    """Random values where the original starts from zeros or ones, so that each of them counts."""
+def _randomise(sam: Sam) -> None:
+    """Set random values where the initial ones are zeros or ones, so that each has an effect."""
     for name, parameter in sam.named_parameters():
         if name.endswith(("rel_pos_h", "rel_pos_w")):
             nn.init.normal_(parameter, std=0.5)
@@ -165,108 +165,113 @@ def _enliven(sam: Sam) -> None:
         elif parameter.ndim == 1:
             parameter.add_(0.1 * torch.randn_like(parameter))
     prompts, decoder = sam.prompt_encoder, sam.mask_decoder
-    # Position encodings are waves of height 1: beside them, contents must not be louder.
+    # Position encodings are waves of amplitude 1: contents must not be larger.
     for embedding in [*prompts.point_embeddings, decoder.iou_token, decoder.mask_tokens]:
         embedding.weight.mul_(0.4)
-    for quiet in (sam.image_encoder.neck[-1].weight, prompts.no_mask_embed.weight):
-        quiet.mul_(0.4)
+    for weight in (sam.image_encoder.neck[-1].weight, prompts.no_mask_embed.weight):
+        weight.mul_(0.4)
     for layer in decoder.transformer.layers:
         layer.norm3.weight.mul_(0.4)
 
 
-def _plant_locality(sam: Sam) -> None:
-    """Let queries and keys of "cells look at tokens" read the position encoding's waves.
+def _set_locality(sam: Sam) -> None:
+    """Set queries and keys of the image-to-token attention to the position encoding's waves.
 
-    A head reads sine and cosine of 8 of the 128 waves. Their products add up to a bump around the
+    A head reads sine and cosine of 8 of the 128 waves. Their products sum to a bump around the
     point, as the encoding is a random Fourier basis.
     """
     waves = torch.arange(64).reshape(8, 8)
     slots = torch.arange(128).reshape(8, 2, 8)
-    plant = torch.zeros(128, 256)
-    plant[slots[:, 0], waves] = WAVE_GAIN
-    plant[slots[:, 1], 128 + waves] = WAVE_GAIN
-    voices = _voices(sam)
+    waves_to_slots = torch.zeros(128, 256)
+    waves_to_slots[slots[:, 0], waves] = WAVE_GAIN
+    waves_to_slots[slots[:, 1], 128 + waves] = WAVE_GAIN
+    values = _token_values(sam)
     for layer in sam.mask_decoder.transformer.layers:
-        among = layer.self_attn
-        for projection in (among.q_proj, among.k_proj, among.v_proj, among.out_proj):
+        self_attention = layer.self_attn
+        for projection in (
+            self_attention.q_proj,
+            self_attention.k_proj,
+            self_attention.v_proj,
+            self_attention.out_proj,
+        ):
             projection.weight.mul_(0.2).add_(torch.eye(256))
         attention = layer.cross_attn_image_to_token
         for projection in (attention.q_proj, attention.k_proj):
-            projection.weight.mul_(0.2).add_(plant)
-        attention.v_proj.weight.mul_(0.2).add_(voices)
+            projection.weight.mul_(0.2).add_(waves_to_slots)
+        attention.v_proj.weight.mul_(0.2).add_(values)
         attention.out_proj.weight.mul_(4)
 
 
-def _voices(sam: Sam) -> Tensor:
-    """What a token says to the cells, by its label and not by its place: ``[128,256]``."""
+def _token_values(sam: Sam) -> Tensor:
+    """Return the attention values of tokens, by label and not by position: ``[128,256]``."""
     background, *others = [
         embedding.weight[0] / embedding.weight.norm()
         for embedding in sam.prompt_encoder.point_embeddings
     ]
-    word = torch.randn(128)
-    saying = torch.outer(-word, background)
+    value = torch.randn(128)
+    mapping = torch.outer(-value, background)
     for label in others:
-        saying += torch.outer(word + 0.3 * torch.randn(128), label)
-    return saying
+        mapping += torch.outer(value + 0.3 * torch.randn(128), label)
+    return mapping
 
 
-def _calibrate(sam: Sam, pictures: Sequence[np.ndarray], foreground: Sequence[float]) -> None:
-    """Solve the last layers on a few clicks, spread logits and predicted IoUs."""
+def _calibrate(sam: Sam, images: Sequence[np.ndarray], foreground: Sequence[float]) -> None:
+    """Solve the last layers on a few point prompts; scale logits and predicted IoUs."""
     decoder = sam.mask_decoder
-    answers = [_click(sam, picture) for picture in pictures]
-    clicks, tokens, cells = (torch.cat(parts) for parts in zip(*answers, strict=True))
+    outputs = [_point_outputs(sam, image) for image in images]
+    points, tokens, cells = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     grid = sam.prompt_encoder.image_embedding_size[0]
-    places = clicks / (PATCH * grid)
-    readout = _solve(cells, _bumps(places, grid, READOUT_RADIUS))
-    _plant_readout(decoder, readout)
-    _plant_mask_input(sam.prompt_encoder, readout)
+    positions = points / (PATCH * grid)
+    readout = _solve(cells, _bumps(positions, grid, READOUT_RADIUS))
+    _set_readout(decoder, readout)
+    _set_mask_input(sam.prompt_encoder, readout)
     planes = cells.transpose(1, 2).reshape(-1, 256, grid, grid)
     fine = decoder.output_upscaling(planes).flatten(2).transpose(1, 2)[:, ::SAMPLING]
-    for mask, (radius, share) in enumerate(zip(RADII, foreground, strict=True)):
-        mix = _solve(fine, _bumps(places, 4 * grid, radius)[:, ::SAMPLING])
+    for mask, (radius, fraction) in enumerate(zip(RADII, foreground, strict=True)):
+        mix = _solve(fine, _bumps(positions, 4 * grid, radius)[:, ::SAMPLING])
         head = decoder.output_hypernetworks_mlps[mask]
-        _set_mask_head(head, mix, tokens[:, 1 + mask], fine, share)
+        _set_mask_head(head, mix, tokens[:, 1 + mask], fine, fraction)
     _spread_iou(decoder.iou_prediction_head, tokens[:, 0])
 
 
-def _click(sam: Sam, picture: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """Nine clicks ``[9,2]`` in model pixels; tokens ``[9,7,256]``, cells ``[9,grid*grid,256]``."""
+def _point_outputs(sam: Sam, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Return points ``[9,2]`` in model pixels, tokens ``[9,7,256]``, cells ``[9,grid**2,256]``."""
     predictor = SamPredictor(sam)
-    predictor.set_image(np.ascontiguousarray(picture))
+    predictor.set_image(np.ascontiguousarray(image))
     height, width = predictor.input_size
     side = (torch.arange(3) + torch.rand(3)) / 3
-    clicks = torch.cartesian_prod(side * width, side * height)
-    seen: list[tuple[Tensor, Tensor]] = []
+    points = torch.cartesian_prod(side * width, side * height)
+    outputs: list[tuple[Tensor, Tensor]] = []
     hook = sam.mask_decoder.transformer.register_forward_hook(
-        lambda _module, _inputs, output: seen.append(output)
+        lambda _module, _inputs, output: outputs.append(output)
     )
-    predictor.predict_torch(clicks.unsqueeze(1), torch.ones(len(clicks), 1))
+    predictor.predict_torch(points.unsqueeze(1), torch.ones(len(points), 1))
     hook.remove()
-    return clicks, *seen[0]
+    return points, *outputs[0]
 
 
-def _bumps(clicks: Tensor, side: int, radius: float) -> Tensor:
-    """Cones around clicks, 1 in the middle and 0 at the radius: ``[n,side*side]``, at least -1.
+def _bumps(points: Tensor, side: int, radius: float) -> Tensor:
+    """Return cones around points, 1 at the centre and 0 at the radius: ``[n,side*side]``, min -1.
 
-    Clicks and radius are in model frames.
+    Points and radius are in model frames.
     """
     centres = (torch.arange(side) + 0.5) / side
     rows, columns = torch.meshgrid(centres, centres, indexing="ij")
-    places = torch.stack([columns, rows], 2).reshape(1, -1, 2)
-    distance = (places - clicks.unsqueeze(1)).norm(dim=2)
+    positions = torch.stack([columns, rows], 2).reshape(1, -1, 2)
+    distance = (positions - points.unsqueeze(1)).norm(dim=2)
     return (1 - distance / radius).clamp(min=-1)
 
 
 def _solve(features: Tensor, target: Tensor) -> Tensor:
-    """Mix ``[C]`` of ``features`` ``[n,K,C]`` that comes closest to ``target`` ``[n,K]``."""
+    """Return the least-squares mix ``[C]`` of ``features`` ``[n,K,C]`` for ``target`` ``[n,K]``."""
     basis = features.reshape(-1, features.shape[2]).double()
     gram = basis.T @ basis
     gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram))
     return torch.linalg.solve(gram, basis.T @ target.reshape(-1).double()).float()
 
 
-def _plant_readout(decoder: MaskDecoder, readout: Tensor) -> None:
-    """Lead a readout of the cells through the upscaling, and a constant beside it.
+def _set_readout(decoder: MaskDecoder, readout: Tensor) -> None:
+    """Pass a readout of the cells and a constant through the upscaling.
 
     All four sub-cells of a transposed convolution get nearly the same weights: one mix must fit
     all of them.
@@ -283,44 +288,44 @@ def _plant_readout(decoder: MaskDecoder, readout: Tensor) -> None:
     second.bias[:3] = torch.tensor([1.0, 0.0, 0.0])
 
 
-def _plant_mask_input(encoder: PromptEncoder, readout: Tensor) -> None:
-    """Let the inside of a mask input lift the readout, and its outside lower it."""
+def _set_mask_input(encoder: PromptEncoder, readout: Tensor) -> None:
+    """Make the inside of a mask input raise the readout and its outside lower it."""
     side = encoder.mask_input_size[0]
     target = _bumps(torch.rand(8, 2), side, 0.2).reshape(8, 1, side, side)
     features = encoder.mask_downscaling[:-1](20 * target)
     inside = functional.avg_pool2d(target.sign(), 4)
     mix = _solve(features.flatten(2).transpose(1, 2), inside.reshape(8, -1))
     last = encoder.mask_downscaling[-1]
-    lift = MASK_GAIN * torch.outer(readout / readout.norm(), mix)
-    last.weight.add_(lift.reshape(last.weight.shape))
+    increase = MASK_GAIN * torch.outer(readout / readout.norm(), mix)
+    last.weight.add_(increase.reshape(last.weight.shape))
 
 
 def _set_mask_head(
-    head: nn.Module, mix: Tensor, tokens: Tensor, fine: Tensor, share: float
+    head: nn.Module, mix: Tensor, tokens: Tensor, fine: Tensor, fraction: float
 ) -> None:
-    """Set a hypernetwork's last layer: the mix, varied by the prompt, with the wanted spread.
+    """Set a hypernetwork's last layer: the mix, varied by the prompt, with the target spread.
 
-    ``share`` is the part of all pixels that becomes foreground.
+    ``fraction`` is that of the pixels that become foreground.
     """
     for layer in head.layers[:-1]:
         tokens = torch.relu(layer(tokens))
     last = head.layers[-1]
-    # Not along the mean of the channels: that would only lift or sink whole masks.
+    # Not along the mean of the channels: that would only shift whole masks.
     mean = fine.mean((0, 1)) / fine.mean((0, 1)).norm()
     last.weight.sub_(torch.outer(mean, mean @ last.weight))
-    answer = tokens @ last.weight.T
-    last.weight.mul_(PROMPT_SHARE * mix.std() / answer.std())
+    variation = tokens @ last.weight.T
+    last.weight.mul_(PROMPT_FRACTION * mix.std() / variation.std())
     last.bias.copy_(mix - (tokens @ last.weight.T).mean(0))
     logits = torch.einsum("nc,npc->np", last(tokens), fine)
-    # Channel 0 is the constant that _plant_readout put there.
-    last.bias[0] -= np.quantile(logits.numpy(), 1 - share) / fine[0, 0, 0]
+    # Channel 0 is the constant of _set_readout.
+    last.bias[0] -= np.quantile(logits.numpy(), 1 - fraction) / fine[0, 0, 0]
     gain = LOGITS_SPREAD / logits.std()
     last.weight.mul_(gain)
     last.bias.mul_(gain)
 
 
 def _spread_iou(head: nn.Module, tokens: Tensor) -> None:
-    """Shift and scale the predicted IoUs, so that the usual threshold splits them."""
+    """Shift and scale the predicted IoUs, so that the default threshold splits them."""
     scores, last = head(tokens), head.layers[-1]
     gain = IOU_SPREAD / scores.std(0)
     last.weight.mul_(gain.unsqueeze(1))

@@ -1,4 +1,4 @@
-"""What the original relies on in torchvision, by hand-made cases."""
+"""Semantics of torchvision that `segment-anything` relies on, by hand-made cases."""
 
 from __future__ import annotations
 
@@ -23,41 +23,43 @@ def kept(
 @pytest.mark.parametrize(
     ("threshold", "expected"),
     [
-        pytest.param(0.4, [1, 2], id="over the threshold goes"),
-        pytest.param(0.5, [1, 0, 2], id="at the threshold stays"),
+        pytest.param(0.4, [1, 2], id="above the threshold"),
+        pytest.param(0.5, [1, 0, 2], id="at the threshold"),
     ],
 )
-def test_nms_drops_only_strictly_above_the_threshold(threshold: float, expected: list[int]) -> None:
-    found = kept([HALF_OF_IT, SQUARE, ELSEWHERE], [0.8, 0.9, 0.1], [0, 0, 0], threshold)
+def test_nms_suppresses_only_strictly_above_the_threshold(
+    threshold: float, expected: list[int]
+) -> None:
+    result = kept([HALF_OF_IT, SQUARE, ELSEWHERE], [0.8, 0.9, 0.1], [0, 0, 0], threshold)
 
-    assert found == expected
+    assert result == expected
 
 
 def test_nms_keeps_the_first_of_equal_scores() -> None:
-    found = kept([SQUARE, SQUARE, SQUARE], [0.5, 0.5, 0.5], [0, 0, 0], 0.7)
+    result = kept([SQUARE, SQUARE, SQUARE], [0.5, 0.5, 0.5], [0, 0, 0], 0.7)
 
-    assert found == [0]
+    assert result == [0]
 
 
-def test_nms_treats_classes_apart() -> None:
-    found = kept([SQUARE, SQUARE], [0.5, 0.6], [0, 1], 0.7)
+def test_nms_treats_classes_independently() -> None:
+    result = kept([SQUARE, SQUARE], [0.5, 0.6], [0, 1], 0.7)
 
-    assert found == [1, 0]
+    assert result == [1, 0]
 
 
 def test_nms_keeps_empty_boxes() -> None:
-    found = kept([[0, 0, 0, 0], [0, 0, 0, 0]], [0.5, 0.6], [0, 0], 0.7)
+    result = kept([[0, 0, 0, 0], [0, 0, 0, 0]], [0.5, 0.6], [0, 0], 0.7)
 
-    assert found == [1, 0]
-
-
-def test_nms_of_nothing_is_nothing() -> None:
-    found = shim.batched_nms(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0), 0.7)
-
-    assert found.tolist() == []
+    assert result == [1, 0]
 
 
-def test_resize_takes_height_first_and_averages() -> None:
+def test_nms_of_no_boxes_is_empty() -> None:
+    result = shim.batched_nms(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0), 0.7)
+
+    assert result.tolist() == []
+
+
+def test_resize_has_height_first_and_antialiases() -> None:
     stripes = np.zeros((40, 60, 3), np.uint8)
     stripes[:, ::2] = 200
 

@@ -1,6 +1,6 @@
 """The four functions of torchvision that ``segment_anything`` imports.
 
-torchvision itself does not import beside the CPU build of torch. Semantics are those of
+torchvision itself cannot be imported with the CPU build of torch. Semantics are those of
 torchvision 0.2x: PIL's antialiased bilinear resize, and the CPU kernel of greedy NMS (stable
 descending order, IoU in float32 compared in double, strictly above the threshold).
 """
@@ -17,24 +17,24 @@ from PIL import Image
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize a picture to ``size`` (height, width)."""
+    """Resize an image to ``size`` (height, width)."""
     return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
 
 def to_pil_image(array: np.ndarray) -> Image.Image:
-    """Wrap uint8 ``[H,W,3]`` or ``[H,W]``."""
+    """Convert uint8 ``[H,W,3]`` or ``[H,W]``."""
     return Image.fromarray(array)
 
 
 def box_area(boxes: torch.Tensor) -> torch.Tensor:
-    """Areas ``[n]`` of XYXY boxes ``[n,4]``."""
+    """Return the areas ``[n]`` of XYXY boxes ``[n,4]``."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def batched_nms(
     boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float
 ) -> torch.Tensor:
-    """Indices of the boxes that greedy NMS keeps, best score first; classes are independent."""
+    """Return the indices of the boxes that greedy NMS keeps, best score first, per class."""
     areas = box_area(boxes)
     order = torch.sort(scores, descending=True, stable=True).indices
     alive = torch.ones(len(boxes), dtype=torch.bool)
@@ -53,7 +53,7 @@ def batched_nms(
 
 def install() -> None:
     """Make ``import torchvision`` find the functions above; call before ``segment_anything``."""
-    # It asks once whether torchvision is installed; the truth is that it is not.
+    # It checks once whether torchvision is installed; at that time the answer must be no.
     importlib.import_module("transformers")
     root, ops, boxes, transforms, functional = (
         ModuleType(f"torchvision{suffix}")

@@ -1,7 +1,7 @@
-"""The Dockerfile: linted, and its steps run here, in folders instead of layers.
+"""The Dockerfile: it is linted, and its steps run in directories instead of image layers.
 
-No image is built: that takes a container runtime.  What is installed is a wheel, so that these are
-its tests too.
+No image is built, which requires a container runtime. The steps install the wheel, so these tests
+cover the wheel as well.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ CONSTRAINTS = ROOT / "service" / "constraints.txt"
 
 @dataclass
 class Stage:
-    """A stage of the Dockerfile: what it begins with, and its steps as instruction and rest."""
+    """A stage of the Dockerfile: its base, and its steps as (instruction, arguments)."""
 
     base: str
     steps: list[tuple[str, str]] = field(default_factory=list)
 
 
 def stages() -> dict[str, Stage]:
+    """Return the stages of the Dockerfile by name."""
     text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE)
     found: dict[str, Stage] = {}
     current: Stage | None = None
@@ -54,7 +55,7 @@ def stages() -> dict[str, Stage]:
 
 
 class Builder:
-    """Runs the steps of stages under a folder; `pip` takes what this machine is told to take."""
+    """Runs the steps of stages in a directory; `pip` uses the configuration of this machine."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder
@@ -80,7 +81,7 @@ class Builder:
                 case "ARG":
                     assert rest.startswith("PIP_FLAGS=")
                 case _:
-                    raise AssertionError(f"{instruction} is not known here")
+                    raise AssertionError(f"{instruction} is not supported")
 
     def _copy(self, *names: str) -> None:
         *sources, target = names
@@ -93,12 +94,12 @@ class Builder:
 
     def _run(self, command: str) -> None:
         (self.root / "opt").mkdir(exist_ok=True)
-        here = command.replace("/opt/samserve", str(self.program))
-        here = re.sub(r"^python ", f"{sys.executable} ", here)
+        local = command.replace("/opt/samserve", str(self.program))
+        local = re.sub(r"^python ", f"{sys.executable} ", local)
         environment = {**os.environ, "PIP_FLAGS": "", "PIP_QUIET": "1"}
         environment.pop("PYTHONPATH", None)
         done = subprocess.run(
-            ["sh", "-ec", here],
+            ["sh", "-ec", local],
             cwd=self._here,
             env=environment,
             capture_output=True,
@@ -109,7 +110,7 @@ class Builder:
 
 
 def in_image(builder: Builder, *command: str, cwd: Path, code: int = 0) -> str:
-    """Run a command with the environment of the image; give what it says, of errors too."""
+    """Run a command with the image's environment; return its output, with stderr if it fails."""
     environment = {"PATH": f"{builder.program / 'bin'}:/usr/bin:/bin", "HOME": str(cwd)}
     done = subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
@@ -129,7 +130,7 @@ def packages(builder: Builder, folder: Path) -> dict[str, str]:
     return {name: version.partition("+")[0] for name, version in found.items()}
 
 
-def test_the_linter_is_content() -> None:
+def test_hadolint_reports_nothing() -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
 
     done = subprocess.run([hadolint, DOCKERFILE], capture_output=True, text=True, check=False)
@@ -137,13 +138,13 @@ def test_the_linter_is_content() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_images_are_what_the_chart_takes_them_for() -> None:
+def test_images_match_the_chart() -> None:
     found = stages()
     pod = only(render(), "Deployment")["spec"]["template"]["spec"]
     ports = {port["containerPort"] for port in container(render(), "gateway")["ports"]}
     runtime = dict(found["runtime"].steps)
 
-    # The last stage is what is built by default.
+    # The last stage is the default target.
     assert list(found)[-1] == "gateway"
     assert "export" in found
     assert found["gateway"].base == found["export"].base == "runtime"
@@ -154,8 +155,8 @@ def test_images_are_what_the_chart_takes_them_for() -> None:
     assert set(dict(found["gateway"].steps)["EXPOSE"].split()) == {str(port) for port in ports}
 
 
-def test_the_default_command_is_reached_from_outside_of_a_container(tmp_path: Path) -> None:
-    """Over both families: loopback would be the container's own."""
+def test_default_command_listens_on_all_addresses(tmp_path: Path) -> None:
+    """Both IPv4 and IPv6; loopback would not be reachable from outside a container."""
     runtime = dict(stages()["runtime"].steps)
     source, target = runtime["COPY"].split()
     (config,) = re.findall(r"SAMSERVE_CONFIG=(\S+)", runtime["ENV"])
@@ -177,8 +178,8 @@ def test_the_default_command_is_reached_from_outside_of_a_container(tmp_path: Pa
         until_sync(lambda: server.poll() is not None or '"serving"' in read(tmp_path / "log"))
         assert server.poll() is None, read(tmp_path / "log")
         lines = (tmp_path / "log").read_text().splitlines()
-        (said,) = (each for each in map(json.loads, lines) if each["event"] == "serving")
-        ports = [int(said[place].rpartition(":")[2]) for place in ("address", "admin")]
+        (serving,) = (each for each in map(json.loads, lines) if each["event"] == "serving")
+        ports = [int(serving[name].rpartition(":")[2]) for name in ("address", "admin")]
         for port in ports:
             for host in ("127.0.0.1", "::1"):
                 socket.create_connection((host, port)).close()
@@ -191,13 +192,13 @@ def read(path: Path) -> str:
     return path.read_text()
 
 
-def test_no_pin_names_a_place() -> None:
+def test_pins_have_no_url_or_local_version() -> None:
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][\w.]*", f"{n}=={v}") for n, v in pins().items())
     assert {"grpcio", "onnxruntime", "torch"} <= pins().keys()
 
 
-def test_what_is_ignored_is_not_what_is_copied() -> None:
-    kept = {
+def test_dockerignore_allows_exactly_what_is_copied() -> None:
+    allowed = {
         line.removeprefix("!")
         for line in (ROOT / "service" / "Dockerfile.dockerignore").read_text().splitlines()
         if line.startswith("!")
@@ -209,14 +210,14 @@ def test_what_is_ignored_is_not_what_is_copied() -> None:
         for name in rest.split()[:-1]
     }
 
-    assert kept == copied
+    assert allowed == copied
 
 
-def test_everything_that_is_imported_is_a_dependency() -> None:
-    """With the extra of the part that imports it; a test of the image finds out the slow way."""
+def test_every_import_is_a_declared_dependency() -> None:
+    """Including the extra of the module that imports it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    places = importlib.metadata.packages_distributions()
+    owners_by_module = importlib.metadata.packages_distributions()
 
     def names(*lists: list[str]) -> set[str]:
         return {Requirement(each).name.lower().replace("_", "-") for part in lists for each in part}
@@ -224,22 +225,22 @@ def test_everything_that_is_imported_is_a_dependency() -> None:
     missing = []
     for path in sorted((ROOT / "service" / "samserve").rglob("*.py")):
         part = path.relative_to(ROOT / "service" / "samserve").as_posix()
-        there = names(
+        declared = names(
             project["dependencies"],
-            # A part of pydantic.
+            # Installed with pydantic, of the same version.
             ["pydantic-core"],
             extras["export"] if part.startswith("export/") else [],
             extras["tracing"] if part in ("telemetry/tracing/otel.py", "client/tracing.py") else [],
         )
         for module in imported(path) - sys.stdlib_module_names - {"samserve"}:
-            owners = {name.lower().replace("_", "-") for name in places.get(module, [])}
-            if not owners & there:
+            owners = {name.lower().replace("_", "-") for name in owners_by_module.get(module, [])}
+            if not owners & declared:
                 missing.append(f"{part}: {module}")
     assert missing == []
 
 
 def imported(path: Path) -> set[str]:
-    """The packages that a module imports, also inside functions."""
+    """Return the packages that a module imports, including inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -258,19 +259,19 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Builder:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_gateways_image_serves_and_is_small(gateway: Builder, tmp_path: Path) -> None:
+def test_gateway_image_serves_and_is_small(gateway: Builder, tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(photos.files()[0])
-    words = ("--point", "250,200", "--out", "overlay.png", "--json", "answer.json")
+    options = ("--point", "250,200", "--out", "overlay.png", "--json", "response.json")
 
-    in_image(gateway, "samserve", "predict", "photo.jpg", *words, cwd=tmp_path)
+    in_image(gateway, "samserve", "predict", "photo.jpg", *options, cwd=tmp_path)
 
-    answer = json.loads((tmp_path / "answer.json").read_text())
-    assert (answer["model"], answer["image_size"]) == ("sam_tiny", [512, 512])
-    assert answer["results"][0]["masks"][0]["area"] > 0
+    response = json.loads((tmp_path / "response.json").read_text())
+    assert (response["model"], response["image_size"]) == ("sam_tiny", [512, 512])
+    assert response["results"][0]["masks"][0]["area"] > 0
     assert (tmp_path / "overlay.png").stat().st_size > 10_000
     used = sum(path.lstat().st_size for path in gateway.program.rglob("*") if path.is_file())
     assert used < 600 << 20
-    # What the wheel holds, before it is compressed.
+    # The content of the wheel, uncompressed.
     (package,) = gateway.program.glob("lib/python*/site-packages/samserve")
     wheel = [path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert sum(path.stat().st_size for path in wheel) < 20 << 20
@@ -278,9 +279,7 @@ def test_the_gateways_image_serves_and_is_small(gateway: Builder, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_everything_in_it_is_pinned_and_nothing_is_for_training(
-    gateway: Builder, tmp_path: Path
-) -> None:
+def test_gateway_image_has_pinned_runtime_packages_only(gateway: Builder, tmp_path: Path) -> None:
     installed = packages(gateway, tmp_path)
 
     assert installed.keys().isdisjoint({"torch", "onnx", "transformers", "scikit-image"})
@@ -292,18 +291,20 @@ def test_everything_in_it_is_pinned_and_nothing_is_for_training(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("command", ["export small.pth", "models pull mobile_sam"])
-def test_what_needs_the_extra_names_it(gateway: Builder, tmp_path: Path, command: str) -> None:
+def test_commands_without_their_extra_name_it(
+    gateway: Builder, tmp_path: Path, command: str
+) -> None:
     arguments = (*command.split(), "--repository", "models")
 
-    told = in_image(gateway, "samserve", *arguments, cwd=tmp_path, code=1)
+    output = in_image(gateway, "samserve", *arguments, cwd=tmp_path, code=1)
 
-    assert told.count("\n") == 1
-    assert "pip install '.[export]'" in told
+    assert output.count("\n") == 1
+    assert "pip install '.[export]'" in output
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_chart_finds_the_default_model_in_it(gateway: Builder) -> None:
+def test_gateway_image_has_the_default_model_at_the_path_of_the_chart(gateway: Builder) -> None:
     command = container(render(), "copy-models")["command"]
     assert command[2] == "/opt/samserve/models/."
     models = gateway.program / "models"
@@ -316,11 +317,11 @@ def test_the_chart_finds_the_default_model_in_it(gateway: Builder) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_exporters_image_exports_and_serves(tmp_path: Path) -> None:
-    """What the extra names is enough, and the images that masks are compared on are there."""
-    import torch  # noqa: PLC0415 - takes a second, for this test alone
+def test_export_image_exports_and_serves(tmp_path: Path) -> None:
+    """The extra is complete, and the photos for the parity check are included."""
+    import torch  # noqa: PLC0415 - slow import, for this test only
 
-    from tests.oracle.sam import TINY, original  # noqa: PLC0415 - so does transformers
+    from tests.oracle.sam import TINY, original  # noqa: PLC0415 - imports transformers
 
     builder = Builder(tmp_path)
     builder.build("build-export")
@@ -331,11 +332,11 @@ def test_the_exporters_image_exports_and_serves(tmp_path: Path) -> None:
     def samserve(*arguments: str) -> str:
         return in_image(builder, "samserve", *arguments, cwd=tmp_path)
 
-    told = samserve("export", "small.pth", "--repository", "models")
+    output = samserve("export", "small.pth", "--repository", "models")
     served = ("--set", "engine.model_repository=models", "--json", "-")
-    answer = samserve("predict", "photo.jpg", "--point", "250,200", *served)
+    response = samserve("predict", "photo.jpg", "--point", "250,200", *served)
 
     assert packages(builder, tmp_path)["torch"] == pins()["torch"]
-    assert "75 prompts on 3 pictures" in told
-    assert json.loads(answer.splitlines()[-1])["model"] == "small"
-    assert "sam_vit_h" in samserve("models", "known")
+    assert "75 prompts on 3 images" in output
+    assert json.loads(response.splitlines()[-1])["model"] == "small"
+    assert "sam_vit_h" in samserve("models", "catalog")

@@ -1,4 +1,4 @@
-"""How calls end: their answers, and what an error says to a client."""
+"""The results of calls, and the errors that clients receive."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed call: code, text, `ErrorInfo`, and what other details say."""
+    """A failed call: code, text, `ErrorInfo`, and the content of other details."""
 
     code: grpc.StatusCode
     text: str
@@ -25,12 +25,12 @@ class Failure:
 
 
 async def finish(call: Any) -> Any:
-    """Await a call, or read a stream; returns the answer, or all messages."""
+    """Await a call, or read a stream; return the response, or all messages."""
     return [message async for message in call] if hasattr(call, "__aiter__") else await call
 
 
-async def refused(call: Any) -> grpc.aio.AioRpcError:
-    """Await a call, or read a stream, that must fail."""
+async def error_of(call: Any) -> grpc.aio.AioRpcError:
+    """Await a call, or read a stream, that must fail; return its error."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await finish(call)
     return caught.value
@@ -38,7 +38,7 @@ async def refused(call: Any) -> grpc.aio.AioRpcError:
 
 async def failure_of(call: Any) -> Failure:
     """Await a call that must fail and read its error."""
-    return read(await refused(call))
+    return read(await error_of(call))
 
 
 def read(error: grpc.aio.AioRpcError) -> Failure:

@@ -1,4 +1,4 @@
-"""Every bad input gets a typed error that names field and limit, and no model work is done."""
+"""Every invalid input returns a typed error with field and limit, without an inference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from samserve.core import rle
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
-from tests import chosen, pictures
+from tests import engine_choice, sample_images
 from tests.conftest import serving
 from tests.rpc.errors import Failure, failure_of
 
@@ -30,7 +30,7 @@ HEIGHT, WIDTH = 48, 64
 
 Service = tuple[Running, SegmentationServiceStub]
 
-# What is refused leaves nothing behind, so one service serves all of these tests.
+# Rejected calls have no effect, so one service serves all of these tests.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -48,30 +48,30 @@ async def stub(service: Service) -> SegmentationServiceStub:
 
 
 def counts(service: Service) -> list[int]:
-    """How often each network has run, by how it ended."""
+    """Count the runs of each network, by their outcome."""
     return [
-        chosen.runs(service[0], network, outcome)
+        engine_choice.run_count(service[0], network, outcome)
         for network in ("encoder", "decoder")
         for outcome in ("ok", "cancelled")
     ]
 
 
-async def refused(service: Service, *calls: Any) -> list[Failure]:
-    """Calls that are refused before any model work; others are answered afterwards."""
+async def rejected(service: Service, *calls: Any) -> list[Failure]:
+    """Check that calls are rejected without an inference, and that later calls succeed."""
     before = counts(service)
     failures = [await failure_of(call) for call in calls]
     assert counts(service) == before
     assert {failure.code for failure in failures} == {INVALID}
-    assert len((await service[1].Predict(predict(image=pictures.image(seed=5)))).results) == 1
+    assert len((await service[1].Predict(predict(image=sample_images.image(seed=5)))).results) == 1
     return failures
 
 
 def predict(*prompts: pb.Prompt, **fields: Any) -> pb.PredictRequest:
-    return pb.PredictRequest(prompts=prompts or [pictures.click()], **fields)
+    return pb.PredictRequest(prompts=prompts or [sample_images.point_prompt()], **fields)
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and has next to no data: a decompression bomb in miniature."""
+    """Return a PNG with a large size and little data: a small decompression bomb."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -84,11 +84,11 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def jpeg() -> bytes:
-    return pictures.file_of(pictures.noise(HEIGHT, WIDTH), "JPEG")
+    return sample_images.encode(sample_images.noise(HEIGHT, WIDTH), "JPEG")
 
 
 def animated_webp() -> bytes:
-    frames = [Image.fromarray(pictures.noise(8, 8, seed)) for seed in range(3)]
+    frames = [Image.fromarray(sample_images.noise(8, 8, seed)) for seed in range(3)]
     buffer = BytesIO()
     frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:])
     return buffer.getvalue()
@@ -104,7 +104,7 @@ UNREADABLE = {
     "1-byte file": b"x",
     "empty file": b"",
     "text file": b"hello " * 99,
-    "GIF": pictures.file_of(pictures.noise(8, 8), "GIF"),
+    "GIF": sample_images.encode(sample_images.noise(8, 8), "GIF"),
     "animation": animated_webp(),
 }
 IMAGES = {
@@ -120,7 +120,7 @@ IMAGES = {
     "raw without layout": (raw(4, 4, 48, layout=0), "INVALID_ARGUMENT", "raw.layout"),
     "raw of unknown layout": (raw(4, 4, 48, layout=9), "INVALID_ARGUMENT", "raw.layout"),
     "raw bomb": (raw(30000, 30000, 10), "IMAGE_TOO_LARGE", "raw.size"),
-    "nothing": (pb.Image(), "INVALID_ARGUMENT", "content"),
+    "no content": (pb.Image(), "INVALID_ARGUMENT", "content"),
     "short hash": (pb.Image(encoded_sha256=b"123"), "INVALID_ARGUMENT", "encoded_sha256"),
     "unknown orientation": (
         pb.Image(encoded=jpeg(), orientation=7),
@@ -131,11 +131,11 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("name", IMAGES)
-async def test_a_bad_image_is_refused_by_every_rpc(name: str, service: Service) -> None:
+async def test_every_rpc_rejects_an_invalid_image(name: str, service: Service) -> None:
     image, reason, field = IMAGES[name]
     stub = service[1]
 
-    failures = await refused(
+    failures = await rejected(
         service,
         stub.Embed(pb.EmbedRequest(image=image)),
         stub.Predict(predict(image=image)),
@@ -165,14 +165,26 @@ POINT = [pb.Point(x=1, y=1, label=1)]
 EMPTY = rle.encode(np.zeros((64, 48), dtype=bool))
 NAN = struct.pack("<f", nan)
 PROMPTS = {
-    "NaN": (pictures.click(nan, 1), "prompts[0].points[0].x", "finite"),
-    "infinite": (pictures.click(1, inf), "prompts[0].points[0].y", "finite"),
-    "right of the image": (pictures.click(64.5, 1), "prompts[0].points[0].x", "64"),
-    "below the image": (pictures.click(1, 48.5), "prompts[0].points[0].y", "48"),
-    "left of the image": (pictures.click(-0.1, 1), "prompts[0].points[0].x", "64"),
-    "label 7": (pictures.click(1, 1, label=7), "prompts[0].points[0].label", "LABEL_BACKGROUND"),
-    "label -1": (pictures.click(1, 1, label=-1), "prompts[0].points[0].label", "LABEL_BACKGROUND"),
-    "no label": (pictures.click(1, 1, label=0), "prompts[0].points[0].label", "LABEL_BACKGROUND"),
+    "NaN": (sample_images.point_prompt(nan, 1), "prompts[0].points[0].x", "finite"),
+    "infinite": (sample_images.point_prompt(1, inf), "prompts[0].points[0].y", "finite"),
+    "right of the image": (sample_images.point_prompt(64.5, 1), "prompts[0].points[0].x", "64"),
+    "below the image": (sample_images.point_prompt(1, 48.5), "prompts[0].points[0].y", "48"),
+    "left of the image": (sample_images.point_prompt(-0.1, 1), "prompts[0].points[0].x", "64"),
+    "label 7": (
+        sample_images.point_prompt(1, 1, label=7),
+        "prompts[0].points[0].label",
+        "LABEL_BACKGROUND",
+    ),
+    "label -1": (
+        sample_images.point_prompt(1, 1, label=-1),
+        "prompts[0].points[0].label",
+        "LABEL_BACKGROUND",
+    ),
+    "no label": (
+        sample_images.point_prompt(1, 1, label=0),
+        "prompts[0].points[0].label",
+        "LABEL_BACKGROUND",
+    ),
     "inverted box": (box(9, 1, 5, 9), "prompts[0].box.x_max", "9"),
     "empty box": (box(1, 5, 9, 5), "prompts[0].box.y_max", "5"),
     "NaN box": (box(1, nan, 9, 5), "prompts[0].box.y_min", "finite"),
@@ -191,16 +203,14 @@ PROMPTS = {
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-async def test_a_bad_prompt_is_refused_with_its_field_and_limit(
-    name: str, service: Service
-) -> None:
+async def test_invalid_prompt_is_rejected_with_field_and_limit(name: str, service: Service) -> None:
     prompt, field, limit = PROMPTS[name]
-    stub, image = service[1], pictures.image(HEIGHT, WIDTH)
+    stub, image = service[1], sample_images.image(HEIGHT, WIDTH)
     embedded = await stub.Embed(pb.EmbedRequest(image=image))
 
-    failures = await refused(
+    failures = await rejected(
         service,
-        stub.Predict(predict(prompt, image=pictures.image(HEIGHT, WIDTH, seed=1))),
+        stub.Predict(predict(prompt, image=sample_images.image(HEIGHT, WIDTH, seed=1))),
         stub.Predict(predict(prompt, embedding_id=embedded.embedding.id)),
     )
 
@@ -210,15 +220,17 @@ async def test_a_bad_prompt_is_refused_with_its_field_and_limit(
 
 
 @pytest.mark.parametrize("count", [0, 257])
-async def test_prompts_must_be_from_one_to_the_limit(count: int, service: Service) -> None:
-    request = pb.PredictRequest(image=pictures.image(), prompts=[pictures.click()] * count)
+async def test_number_of_prompts_must_be_within_the_limit(count: int, service: Service) -> None:
+    request = pb.PredictRequest(
+        image=sample_images.image(), prompts=[sample_images.point_prompt()] * count
+    )
 
-    (failure,) = await refused(service, service[1].Predict(request))
+    (failure,) = await rejected(service, service[1].Predict(request))
 
     assert (failure.fields, failure.metadata["limit"]) == (["prompts"], "256")
 
 
-async def test_an_unknown_id_is_not_found(stub: SegmentationServiceStub) -> None:
+async def test_unknown_embedding_id_returns_not_found(stub: SegmentationServiceStub) -> None:
     for call in (
         stub.Predict(predict(embedding_id="0" * 64)),
         stub.AutoMask(pb.AutoMaskRequest(embedding_id="0" * 64)),
@@ -229,10 +241,12 @@ async def test_an_unknown_id_is_not_found(stub: SegmentationServiceStub) -> None
 
 
 @pytest.mark.parametrize("embedding_id", ["", "x" * 129])
-async def test_an_id_of_impossible_length_is_refused(embedding_id: str, service: Service) -> None:
+async def test_embedding_id_of_invalid_length_is_rejected(
+    embedding_id: str, service: Service
+) -> None:
     deletion = pb.DeleteEmbeddingRequest(embedding_id=embedding_id)
 
-    failures = await refused(
+    failures = await rejected(
         service,
         service[1].Predict(predict(embedding_id=embedding_id)),
         service[1].DeleteEmbedding(deletion),
@@ -241,10 +255,10 @@ async def test_an_id_of_impossible_length_is_refused(embedding_id: str, service:
     assert [failure.fields for failure in failures] == [["embedding_id"]] * 2
 
 
-async def test_an_unknown_model_is_not_found_and_the_served_ones_are_named(
+async def test_unknown_model_returns_not_found_with_the_served_models(
     stub: SegmentationServiceStub,
 ) -> None:
-    request = pb.EmbedRequest(image=pictures.image(), model="sam_vit_z")
+    request = pb.EmbedRequest(image=sample_images.image(), model="sam_vit_z")
 
     failure = await failure_of(stub.Embed(request))
 
@@ -292,16 +306,16 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-async def test_a_bad_automask_option_is_refused_with_its_field_and_limit(
+async def test_invalid_automask_option_is_rejected_with_field_and_limit(
     name: str, service: Service
 ) -> None:
     options, field, limit = OPTIONS[name]
     request = pb.AutoMaskRequest(
-        image=pictures.image(HEIGHT, WIDTH),
+        image=sample_images.image(HEIGHT, WIDTH),
         options=pb.AutoMaskOptions(**options),  # type: ignore[arg-type]  # a table of options
     )
 
-    (failure,) = await refused(service, service[1].AutoMask(request))
+    (failure,) = await rejected(service, service[1].AutoMask(request))
 
     assert failure.fields == [f"options.{field}"]
     assert limit in failure.descriptions[0]
@@ -313,7 +327,9 @@ async def test_a_bad_automask_option_is_refused_with_its_field_and_limit(
     ids=["tag", "length", "zeros", "groups", "nothing"],
 )
 @pytest.mark.parametrize("method", ["Embed", "Predict", "AutoMask", "DeleteEmbedding"])
-async def test_bytes_that_are_no_request(service: Service, method: str, body: bytes | None) -> None:
+async def test_bytes_that_are_not_a_request_are_invalid(
+    service: Service, method: str, body: bytes | None
+) -> None:
     async with grpc.aio.insecure_channel(service[0].address) as channel:
         call = channel.stream_unary(f"/samserve.v1.SegmentationService/{method}")
         failure = await failure_of(call(iter([] if body is None else [body])))

@@ -1,4 +1,4 @@
-"""Requests are measured before anything is made of them."""
+"""Fields of a request are counted before it is parsed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from samserve.rpc import field_limit
 from samserve.settings import LimitSettings
 from samserve.v1 import samserve_pb2 as pb
 
-MOST_FIELDS = field_limit.max_fields(LimitSettings())
+MAX_FIELDS = field_limit.max_fields(LimitSettings())
 
 
 def parse(kind: Any, data: bytes) -> Any:
-    return field_limit.parse(kind, data, MOST_FIELDS)
+    return field_limit.parse(kind, data, MAX_FIELDS)
 
 
-def test_a_large_request_in_order_is_read_as_protobuf_reads_it() -> None:
+def test_large_valid_request_is_parsed() -> None:
     request = pb.PredictRequest(
         image=pb.Image(encoded=bytes(1 << 20)),
         prompts=[
@@ -35,7 +35,7 @@ def test_a_large_request_in_order_is_read_as_protobuf_reads_it() -> None:
     assert parse(pb.PredictRequest, request.SerializeToString()) == request
 
 
-def test_the_largest_grids_are_read() -> None:
+def test_largest_point_grids_are_parsed() -> None:
     grid = pb.PointGrid(points=[pb.NormalizedPoint(x=0.5, y=0.5)] * 128**2)
     request = pb.AutoMaskRequest(options=pb.AutoMaskOptions(point_grids=[grid] * 4))
 
@@ -47,34 +47,34 @@ def test_the_largest_grids_are_read() -> None:
     [
         b"\x22\x00" * (2 << 20),  # empty prompts
         b"\x22\x80\x80\x80\x02" + b"\x0a\x00" * (2 << 20),  # empty points of one prompt
-        b"\x08\x00" * (2 << 20),  # a field that is not known
+        b"\x08\x00" * (2 << 20),  # an unknown field
     ],
     ids=["prompts", "points", "unknown"],
 )
-def test_millions_of_fields_are_refused_before_they_take_memory(data: bytes) -> None:
-    most = 20_000  # counting goes slowly while memory is traced
+def test_millions_of_fields_are_rejected_without_using_memory(data: bytes) -> None:
+    limit = 20_000  # counting is slow while memory is traced
     tracemalloc.start()
-    with pytest.raises(InvalidRequest, match=f"more than {most} fields"):
-        field_limit.parse(pb.PredictRequest, data, most)
+    with pytest.raises(InvalidRequest, match=f"more than {limit} fields"):
+        field_limit.parse(pb.PredictRequest, data, limit)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
     assert peak < 1 << 20
 
 
-def test_a_group_holds_whatever_it_likes() -> None:
+def test_content_of_a_group_is_ignored() -> None:
     image = pb.EmbedRequest(image=pb.Image(encoded=bytes(1 << 17))).SerializeToString()
     # Field 1 would be a message outside of a group.
-    strange = b"\x7b" + b"\x0a\x02\xff\xff" + b"\x7c"
+    group = b"\x7b" + b"\x0a\x02\xff\xff" + b"\x7c"
 
-    assert parse(pb.EmbedRequest, image + strange).image.encoded == bytes(1 << 17)
+    assert parse(pb.EmbedRequest, image + group).image.encoded == bytes(1 << 17)
 
 
 @pytest.mark.parametrize(
     "tail", [b"\xff", b"\x0a\xff", b"\x0f", b"\x08" + b"\xff" * 11, b"\x0a\xff\xff\xff\x7f"]
 )
-def test_large_bytes_that_are_no_request(tail: bytes) -> None:
+def test_large_bytes_that_are_not_a_request_are_invalid(tail: bytes) -> None:
     image = pb.EmbedRequest(image=pb.Image(encoded=bytes(1 << 17))).SerializeToString()
 
-    with pytest.raises(InvalidRequest, match="is no EmbedRequest"):
+    with pytest.raises(InvalidRequest, match="is not a valid EmbedRequest"):
         parse(pb.EmbedRequest, image + tail)

@@ -1,4 +1,4 @@
-"""Property: no request, however strange, is answered INTERNAL or UNKNOWN."""
+"""Property: no request returns INTERNAL, UNKNOWN or UNAVAILABLE."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from samserve.v1 import samserve_pb2 as pb
 
-from tests import pictures
+from tests import sample_images
 from tests.conftest import serving, settings_with
 from tests.rpc.errors import finish
 from tests.support.examples import examples
 
 BROKEN = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE}
-PNG = pictures.png(16, 24)
-JPEG = pictures.file_of(pictures.noise(16, 24), "JPEG")
-WEBP = pictures.file_of(pictures.noise(16, 24), "WEBP")
+PNG = sample_images.png(16, 24)
+JPEG = sample_images.encode(sample_images.noise(16, 24), "JPEG")
+WEBP = sample_images.encode(sample_images.noise(16, 24), "WEBP")
 
 numbers = st.floats(width=64) | st.floats(-5, 30)
 small = st.integers(-3, 40) | st.integers(-(2**31), 2**31 - 1)
@@ -46,8 +46,8 @@ prompts = st.builds(
 
 
 @st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """A real file with a few bytes changed, or cut short."""
+def corrupt_files(draw: st.DrawFn) -> bytes:
+    """Return a real file with a few changed bytes, or truncated."""
     data = bytearray(draw(st.sampled_from([PNG, JPEG, WEBP])))
     for position, value in draw(
         st.lists(st.tuples(st.integers(0, len(data) - 1), st.integers(0, 255)), max_size=6)
@@ -60,7 +60,9 @@ raws = st.builds(
     pb.RawImage, size=sizes, layout=st.integers(0, 4), data=st.binary(max_size=16 * 24 * 3)
 )
 images = st.one_of(
-    st.builds(pb.Image, encoded=damaged() | st.binary(max_size=200), orientation=st.integers(0, 3)),
+    st.builds(
+        pb.Image, encoded=corrupt_files() | st.binary(max_size=200), orientation=st.integers(0, 3)
+    ),
     st.builds(pb.Image, raw=raws),
     st.builds(pb.Image, encoded_sha256=st.binary(max_size=40)),
     st.just(pb.Image(encoded=PNG)),
@@ -90,7 +92,7 @@ options_of_a_grid: dict[str, st.SearchStrategy[Any]] = {
     "max_masks": st.none() | small,
 }
 side = st.integers(-1, 3)
-# Always a grid of a few points: the one that is taken without any has a thousand.
+# Always a grid of a few points: the default grid has a thousand.
 options = st.one_of(
     st.builds(pb.AutoMaskOptions, points_per_side=side, **options_of_a_grid),
     st.builds(pb.AutoMaskOptions, point_grids=grids, **options_of_a_grid),
@@ -102,16 +104,16 @@ automasks = st.builds(
 
 
 class Session:
-    """One server for all examples of a property, on a loop of its own."""
+    """One server for all examples of a property, on its own event loop."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        limits = {"image_pixels": 10_000, "points_per_side": 3, "crop_n_layers": 1}
+        limits = {"max_image_pixels": 10_000, "max_points_per_side": 3, "max_crop_n_layers": 1}
         self._stack = serving(settings_with(limits=limits, log={"level": "error"}))
         _, self.stub = self.loop.run_until_complete(self._stack.__aenter__())
 
     def code(self, method: str, request: Any) -> grpc.StatusCode:
-        """Call and give the code of the answer."""
+        """Make a call and return its code."""
         return self.loop.run_until_complete(self._code(method, request))
 
     async def _code(self, method: str, request: Any) -> grpc.StatusCode:
@@ -141,31 +143,33 @@ FUZZ = examples(300, suppress_health_check=CHECKS)
 
 @FUZZ
 @given(request=st.builds(pb.EmbedRequest, image=images, model=st.just("") | st.text(max_size=5)))
-def test_embed_never_breaks(session: Session, request: pb.EmbedRequest) -> None:
+def test_embed_never_fails_internally(session: Session, request: pb.EmbedRequest) -> None:
     assert session.code("Embed", request) not in BROKEN
 
 
 @FUZZ
 @given(request=predicts)
-def test_predict_never_breaks(session: Session, request: pb.PredictRequest) -> None:
+def test_predict_never_fails_internally(session: Session, request: pb.PredictRequest) -> None:
     assert session.code("Predict", request) not in BROKEN
 
 
-@examples(200, suppress_health_check=CHECKS)  # a search takes many runs
+@examples(200, suppress_health_check=CHECKS)  # a search needs many runs
 @given(request=automasks)
-def test_automask_never_breaks(session: Session, request: pb.AutoMaskRequest) -> None:
+def test_automask_never_fails_internally(session: Session, request: pb.AutoMaskRequest) -> None:
     assert session.code("AutoMask", request) not in BROKEN
 
 
 @FUZZ
 @given(embedding_id=st.text(max_size=200))
-def test_delete_never_breaks(session: Session, embedding_id: str) -> None:
+def test_delete_never_fails_internally(session: Session, embedding_id: str) -> None:
     request = pb.DeleteEmbeddingRequest(embedding_id=embedding_id)
 
     assert session.code("DeleteEmbedding", request) not in BROKEN
 
 
-def test_the_server_still_answers(session: Session) -> None:
-    request = pb.PredictRequest(image=pb.Image(encoded=PNG), prompts=[pictures.click(5, 5)])
+def test_server_still_serves_calls(session: Session) -> None:
+    request = pb.PredictRequest(
+        image=pb.Image(encoded=PNG), prompts=[sample_images.point_prompt(5, 5)]
+    )
 
     assert session.code("Predict", request) is grpc.StatusCode.OK

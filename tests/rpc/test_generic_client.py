@@ -1,4 +1,4 @@
-"""A client without our stubs: `buf curl` learns the service by reflection."""
+"""A client without generated stubs: `buf curl` reads the service by reflection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2
 from samserve.app import Running
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
-from tests import pictures
+from tests import sample_images
 
 BUF = str(Path(sys.executable).parent / "buf")
 ROOT = Path(__file__).parents[2]
@@ -55,26 +55,26 @@ async def test_reflection_lists_the_service_and_its_methods(
     } <= set(listed.split())
 
 
-def click(x: float) -> dict[str, Any]:
-    """A Predict in JSON."""
+def predict_json(x: float) -> dict[str, Any]:
+    """Return a Predict request in JSON."""
     return {
-        "image": {"encoded": base64.b64encode(pictures.png()).decode()},
+        "image": {"encoded": base64.b64encode(sample_images.png()).decode()},
         "prompts": [{"points": [{"x": x, "y": 24, "label": "LABEL_FOREGROUND"}]}],
     }
 
 
-async def test_predict_answers_json(service: tuple[Running, SegmentationServiceStub]) -> None:
-    status, out, err = await curl(service[0], "Predict", click(32))
+async def test_predict_returns_json(service: tuple[Running, SegmentationServiceStub]) -> None:
+    status, out, err = await curl(service[0], "Predict", predict_json(32))
 
     assert (status, err) == (0, "")
-    answer = json.loads(out)
-    assert answer["results"][0]["masks"][0]["cocoRle"]["size"] == {"height": 48, "width": 64}
+    response = json.loads(out)
+    assert response["results"][0]["masks"][0]["cocoRle"]["size"] == {"height": 48, "width": 64}
 
 
-async def test_a_bad_request_prints_a_structured_error(
+async def test_invalid_request_prints_a_structured_error(
     service: tuple[Running, SegmentationServiceStub],
 ) -> None:
-    status, _, err = await curl(service[0], "Predict", click(999))
+    status, _, err = await curl(service[0], "Predict", predict_json(999))
 
     assert status != 0
     error = json.loads(err)

@@ -1,4 +1,4 @@
-"""Resident memory stays under model + cache + in-flight bounds, each stated here."""
+"""Resident memory stays under the sum of model, cache and work in flight, stated here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from harness.gateway import GatewayServer
-from tests import pictures
+from tests import sample_images
 from tests.conftest import stub_of
 
 MIB = 1 << 20
@@ -18,29 +18,31 @@ CACHE = 16 * MIB
 HEIGHT, WIDTH = 600, 800
 CALLERS = 8
 ROUNDS = 2
-PROMPTS_PER_RUN = 16
+PROMPTS_PER_BATCH = 16
 
-# What work in flight may take, by its parts (docs/operations.md has the same formula).
+# The memory of work in flight, by its parts (docs/operations.md has the same formula).
 REQUESTS = CALLERS * 3 * HEIGHT * WIDTH
 IMAGES = 2 * 2 * 3 * HEIGHT * WIDTH  # decoded and converted, in as many threads as there are cores
-RUNS = 2 * PROMPTS_PER_RUN * 4 * 256 * 256 * 4  # one being decoded, one being filtered
-ACTIVATIONS = 160 * MIB  # of the decoder at 16 prompts, which ONNX Runtime keeps for the next run
+RUNS = 2 * PROMPTS_PER_BATCH * 4 * 256 * 256 * 4  # one being decoded, one being filtered
+ACTIVATIONS = 160 * MIB  # of the decoder with 16 prompts, which ONNX Runtime keeps for the next run
 DEFERRED = CALLERS * 128 * 256 * 256 * 4  # candidates of AutoMask before suppression
 ALLOCATOR = 64 * MIB  # freed, but not yet returned to the system
 IN_FLIGHT = REQUESTS + IMAGES + RUNS + ACTIVATIONS + DEFERRED + ALLOCATOR
 
 
 SETTINGS = {
-    "store.capacity_bytes": CACHE,
+    "cache.local.capacity_bytes": CACHE,
     "engine.kind": "onnx",
-    "engine.prompts_per_run": PROMPTS_PER_RUN,
+    "engine.max_prompts_per_batch": PROMPTS_PER_BATCH,
 }
 
 
 async def load(stub: SegmentationServiceStub, seed: int) -> None:
-    """Everything that takes memory: new images, many prompts, a search, large answers."""
-    image = pb.Image(encoded=pictures.png(HEIGHT, WIDTH, seed))
-    prompts = [pictures.click(10 + 20 * index, 300) for index in range(2 * PROMPTS_PER_RUN)]
+    """Make calls that need memory: new images, many prompts, a search, large responses."""
+    image = pb.Image(encoded=sample_images.png(HEIGHT, WIDTH, seed))
+    prompts = [
+        sample_images.point_prompt(10 + 20 * index, 300) for index in range(2 * PROMPTS_PER_BATCH)
+    ]
     await stub.Predict(pb.PredictRequest(image=image, prompts=prompts, multimask=pb.MULTIMASK_ALL))
     options = pb.AutoMaskOptions(points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0)
     async for _ in stub.AutoMask(pb.AutoMaskRequest(image=image, options=options)):
@@ -48,7 +50,7 @@ async def load(stub: SegmentationServiceStub, seed: int) -> None:
 
 
 @pytest.mark.slow
-async def test_resident_memory_stays_under_its_stated_bounds() -> None:
+async def test_resident_memory_stays_within_its_bound() -> None:
     with GatewayServer(SETTINGS) as gateway:
         server = psutil.Process(gateway.pid)
         base = server.memory_info().rss
@@ -57,6 +59,6 @@ async def test_resident_memory_stays_under_its_stated_bounds() -> None:
                 await asyncio.gather(*(load(stub, first + caller) for caller in range(CALLERS)))
         grown = server.memory_info().rss - base
 
-    # Twice as many embeddings were made as the cache holds.
+    # Twice as many embeddings were computed as the cache holds.
     assert ROUNDS * CALLERS * 2 * MIB == 2 * CACHE
     assert grown <= CACHE + IN_FLIGHT, f"{grown / MIB:.0f} MiB"

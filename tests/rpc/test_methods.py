@@ -10,7 +10,7 @@ from samserve.v1 import samserve_pb2 as pb
 SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"]
 
 
-def test_every_method_has_a_row_that_is_as_the_protocol_says() -> None:
+def test_every_method_has_a_row_that_matches_the_protocol() -> None:
     rows = {row.name: (row.streams, row.small_request) for row in METHODS}
 
     assert rows == {
@@ -22,7 +22,7 @@ def test_every_method_has_a_row_that_is_as_the_protocol_says() -> None:
     }
 
 
-def test_a_method_without_a_row_stops_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_method_without_a_row_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "METHODS", METHODS[1:])
 
     with pytest.raises(KeyError, match=METHODS[0].name):

@@ -1,4 +1,4 @@
-"""An error tells all that is wrong with a request, in the names that clients know."""
+"""An error reports all violations of a request, with the names of the protocol."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from samserve.settings import LimitSettings
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
-from tests import pictures
+from tests import sample_images
 from tests.rpc.errors import failure_of
 
 NAN = float("nan")
 
 
-async def test_all_fields_of_a_prediction_are_told(stub: SegmentationServiceStub) -> None:
+async def test_all_invalid_fields_of_predict_are_reported(stub: SegmentationServiceStub) -> None:
     points = [pb.Point(x=NAN, y=1, label=7), pb.Point(x=1, y=1)]
     prompts = [
         pb.Prompt(points=points, box=pb.Box(x_min=5, x_max=5, y_min=9, y_max=1)),
@@ -38,12 +38,14 @@ async def test_all_fields_of_a_prediction_are_told(stub: SegmentationServiceStub
     assert failure.text.endswith("; and 5 more")
 
 
-async def test_all_that_lies_outside_the_image_is_told(stub: SegmentationServiceStub) -> None:
+async def test_all_coordinates_outside_the_image_are_reported(
+    stub: SegmentationServiceStub,
+) -> None:
     box = pb.Box(x_min=0, y_min=0, x_max=65, y_max=49)
-    prompts = [pictures.click(99, 99), pb.Prompt(box=box)]
+    prompts = [sample_images.point_prompt(99, 99), pb.Prompt(box=box)]
 
     failure = await failure_of(
-        stub.Predict(pb.PredictRequest(image=pictures.image(48, 64), prompts=prompts))
+        stub.Predict(pb.PredictRequest(image=sample_images.image(48, 64), prompts=prompts))
     )
 
     assert failure.fields == [
@@ -53,7 +55,7 @@ async def test_all_that_lies_outside_the_image_is_told(stub: SegmentationService
     assert (failure.metadata["limit"], failure.metadata["value"]) == ("64", "99")
 
 
-async def test_all_options_of_a_search_are_told(stub: SegmentationServiceStub) -> None:
+async def test_all_invalid_options_of_automask_are_reported(stub: SegmentationServiceStub) -> None:
     options = pb.AutoMaskOptions(
         points_per_side=0,
         pred_iou_thresh=2,
@@ -73,19 +75,19 @@ async def test_all_options_of_a_search_are_told(stub: SegmentationServiceStub) -
     assert "got OUTPUT_MODE_LOW_RES_LOGITS" in failure.descriptions[0]
 
 
-async def test_both_fields_of_an_embed_are_told(stub: SegmentationServiceStub) -> None:
+async def test_all_invalid_fields_of_embed_are_reported(stub: SegmentationServiceStub) -> None:
     failure = await failure_of(stub.Embed(pb.EmbedRequest(durability=9)))  # type: ignore[arg-type]
 
     assert failure.fields == ["image.content", "durability"]
 
 
-async def test_very_much_is_told_in_part(stub: SegmentationServiceStub) -> None:
+async def test_number_of_reported_violations_is_limited(stub: SegmentationServiceStub) -> None:
     prompts = [pb.Prompt(points=[pb.Point(x=NAN, y=NAN)] * 64)] * 256
 
     failure = await failure_of(stub.Predict(pb.PredictRequest(embedding_id="x", prompts=prompts)))
 
-    assert len(failure.fields) == Violations.MOST
-    assert failure.text.endswith(f"and {Violations.MOST - 4} more")
+    assert len(failure.fields) == Violations.MAX_VIOLATIONS
+    assert failure.text.endswith(f"and {Violations.MAX_VIOLATIONS - 4} more")
 
 
 CHOICES: dict[str, tuple[Callable[[int], Any], str]] = {
@@ -98,12 +100,12 @@ CHOICES: dict[str, tuple[Callable[[int], Any], str]] = {
 
 
 def predict(**fields: Any) -> requests.PredictCall:
-    request = pb.PredictRequest(embedding_id="x", prompts=[pictures.click()], **fields)
+    request = pb.PredictRequest(embedding_id="x", prompts=[sample_images.point_prompt()], **fields)
     return requests.predict(request, LimitSettings())
 
 
 def durably(value: Any) -> pb.EmbedRequest:
-    return pb.EmbedRequest(image=pictures.image(), durability=value)
+    return pb.EmbedRequest(image=sample_images.image(), durability=value)
 
 
 def embed(**fields: Any) -> requests.EmbedCall:
@@ -111,12 +113,12 @@ def embed(**fields: Any) -> requests.EmbedCall:
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_values_of_enums_are_told_by_name(name: str) -> None:
+def test_valid_enum_values_are_reported_by_name(name: str) -> None:
     read, allowed = CHOICES[name]
 
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as rejected:
         read(77)
 
-    assert allowed in refused.value.message
-    assert allowed in refused.value.metadata["limit"]
-    assert refused.value.message.endswith("got the unknown value 77")
+    assert allowed in rejected.value.message
+    assert allowed in rejected.value.metadata["limit"]
+    assert rejected.value.message.endswith("got the unknown value 77")

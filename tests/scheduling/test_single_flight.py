@@ -12,7 +12,7 @@ Flights = SingleFlight[str, str]
 
 
 class Work:
-    """A piece of work that waits to be told to finish, and counts what happened to it."""
+    """Work that waits for ``go``, and counts its events."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -20,7 +20,7 @@ class Work:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[str]:
-        self.counts["begun"] += 1
+        self.counts["started"] += 1
         try:
             await self.go.wait()
             self.counts["finished"] += 1
@@ -29,7 +29,7 @@ class Work:
             self.counts["cancelled"] += 1
             raise
         finally:
-            self.counts["left"] += 1
+            self.counts["exited"] += 1
 
 
 async def join(flights: Flights, work: Work) -> tuple[str, bool]:
@@ -37,7 +37,7 @@ async def join(flights: Flights, work: Work) -> tuple[str, bool]:
         return joined
 
 
-async def turns(count: int = 5) -> None:
+async def run_loop(count: int = 5) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -46,35 +46,35 @@ async def joined_by(
     count: int, flights: Flights, work: Work
 ) -> list[asyncio.Task[tuple[str, bool]]]:
     callers = [asyncio.create_task(join(flights, work)) for _ in range(count)]
-    await turns()
+    await run_loop()
     return callers
 
 
-async def test_concurrent_callers_share_one_piece_of_work() -> None:
+async def test_concurrent_callers_share_one_execution() -> None:
     flights, work = Flights(), Work()
     callers = await joined_by(100, flights, work)
     work.go.set()
 
     results = await asyncio.gather(*callers)
 
-    assert work.counts["begun"] == 1
+    assert work.counts["started"] == 1
     assert {value for value, _ in results} == {"value"}
-    assert sum(leads for _, leads in results) == 1
+    assert sum(started for _, started in results) == 1
 
 
-async def test_a_cancelled_caller_does_not_touch_the_others() -> None:
+async def test_cancellation_of_a_caller_does_not_affect_the_others() -> None:
     flights, work = Flights(), Work()
     callers = await joined_by(4, flights, work)
     for caller in callers[:2]:
         caller.cancel()
-    await turns()
+    await run_loop()
     work.go.set()
 
     results = await asyncio.gather(*callers, return_exceptions=True)
 
     assert [isinstance(result, asyncio.CancelledError) for result in results[:2]] == [True, True]
     assert [result[0] for result in results[2:]] == ["value", "value"]
-    assert work.counts == {"begun": 1, "finished": 1, "left": 1}
+    assert work.counts == {"started": 1, "finished": 1, "exited": 1}
 
 
 async def test_work_without_callers_is_cancelled() -> None:
@@ -83,12 +83,12 @@ async def test_work_without_callers_is_cancelled() -> None:
     for caller in callers:
         caller.cancel()
     await asyncio.gather(*callers, return_exceptions=True)
-    await turns()
+    await run_loop()
 
-    assert work.counts == {"begun": 1, "cancelled": 1, "left": 1}
+    assert work.counts == {"started": 1, "cancelled": 1, "exited": 1}
 
 
-async def test_the_value_is_held_until_the_last_caller_leaves() -> None:
+async def test_the_work_is_exited_when_the_last_caller_leaves() -> None:
     flights, work = Flights(), Work()
     stay = asyncio.Event()
 
@@ -97,51 +97,51 @@ async def test_the_value_is_held_until_the_last_caller_leaves() -> None:
             await stay.wait()
 
     staying = asyncio.create_task(hold())
-    await turns()
-    assert flights.under_way("key")
+    await run_loop()
+    assert flights.in_flight("key")
     (leaving,) = await joined_by(1, flights, work)
     work.go.set()
     assert await leaving == ("value", False)
-    await turns()
-    held = work.counts["left"]
+    await run_loop()
+    exited_before = work.counts["exited"]
     stay.set()
     await staying
-    await turns()
+    await run_loop()
 
-    assert held == 0
-    assert work.counts["left"] == 1
+    assert exited_before == 0
+    assert work.counts["exited"] == 1
 
 
-async def test_work_that_is_done_is_not_joined_while_others_hold_it() -> None:
+async def test_finished_work_is_not_joined_while_callers_still_use_it() -> None:
     flights, work = Flights(), Work()
     work.go.set()
     async with flights.join("key", work.open):
-        assert not flights.under_way("key")
-        async with flights.join("key", work.open) as (value, leads):
-            assert (value, leads) == ("value", True)
+        assert not flights.in_flight("key")
+        async with flights.join("key", work.open) as (value, started):
+            assert (value, started) == ("value", True)
 
-    assert work.counts["begun"] == 2
+    assert work.counts["started"] == 2
 
 
-async def test_existing_work_is_joined_and_its_failure_met() -> None:
+async def test_join_existing_joins_work_in_flight_only() -> None:
     flights, work = Flights(), Work()
-    (leading,) = await joined_by(1, flights, work)
+    (first,) = await joined_by(1, flights, work)
 
-    async def ride() -> str:
+    async def join_existing() -> str:
         async with flights.join_existing("key") as value:
             return value
 
-    riding = asyncio.create_task(ride())
-    await turns()
-    leading.cancel()  # it goes on for the other
+    second = asyncio.create_task(join_existing())
+    await run_loop()
+    first.cancel()  # the work continues for the second caller
     work.go.set()
-    assert await riding == "value"
+    assert await second == "value"
     with pytest.raises(KeyError):
-        await ride()
-    assert work.counts == {"begun": 1, "finished": 1, "left": 1}
+        await join_existing()
+    assert work.counts == {"started": 1, "finished": 1, "exited": 1}
 
 
-async def test_detached_work_goes_on_for_those_who_wait_and_takes_nobody_else() -> None:
+async def test_detached_work_continues_for_its_callers_and_cannot_be_joined() -> None:
     flights, work, other = Flights(), Work(), Work()
     (waiting,) = await joined_by(1, flights, work)
     flights.detach("key")
@@ -149,8 +149,8 @@ async def test_detached_work_goes_on_for_those_who_wait_and_takes_nobody_else() 
     (late,) = await joined_by(1, flights, other)
     work.go.set()
     assert await waiting == ("value", True)
-    # The first one's end does not end the second's being joined.
-    assert flights.under_way("key")
+    # The end of the first work does not detach the second.
+    assert flights.in_flight("key")
     other.go.set()
     assert await late == ("value", True)
 
@@ -185,6 +185,6 @@ async def test_a_new_caller_does_not_join_work_that_is_being_cancelled() -> None
 
     with pytest.raises(asyncio.CancelledError):
         await leaving
-    value, leads = await join(flights, fresh)
+    value, started = await join(flights, fresh)
 
-    assert (value, leads) == ("value", True)
+    assert (value, started) == ("value", True)

@@ -12,7 +12,7 @@ def call_of(tenant: str, priority: Priority = Priority.INTERACTIVE) -> RequestCo
     return RequestContext(Principal(tenant), priority=priority)
 
 
-async def test_tenants_take_turns_at_the_threads() -> None:
+async def test_tenants_are_served_round_robin() -> None:
     workers = Workers(1)
     order: list[str] = []
     busy = threading.Event()
@@ -32,28 +32,28 @@ async def test_tenants_take_turns_at_the_threads() -> None:
     assert len(order) == 52
 
 
-async def test_bulk_work_never_waits_before_a_click() -> None:
+async def test_bulk_work_does_not_delay_interactive_work() -> None:
     workers = Workers(1)
     busy = threading.Event()
     bulk = asyncio.create_task(workers.run(call_of("a", Priority.BULK), busy.wait, 20))
     await asyncio.sleep(0)
 
-    assert await asyncio.wait_for(workers.run(call_of("a"), lambda: "clicked"), 10) == "clicked"
+    assert await asyncio.wait_for(workers.run(call_of("a"), lambda: "result"), 10) == "result"
     busy.set()
     await bulk
     workers.close()
 
 
-async def test_work_that_is_cancelled_while_it_waits_never_starts() -> None:
+async def test_a_job_that_is_cancelled_while_it_waits_never_starts() -> None:
     workers = Workers(1)
-    busy, begun = threading.Event(), []
+    busy, started = threading.Event(), []
     first = asyncio.create_task(workers.run(call_of("a"), busy.wait, 20))
     await asyncio.sleep(0)
-    second = asyncio.create_task(workers.run(call_of("a"), begun.append, 1))
+    second = asyncio.create_task(workers.run(call_of("a"), started.append, 1))
     await asyncio.sleep(0)
     second.cancel()
     busy.set()
     await asyncio.gather(first, second, return_exceptions=True)
     workers.close()
 
-    assert begun == []
+    assert started == []

@@ -1,1 +1,1 @@
-"""Who may call, how much, and what an attacker gets."""
+"""Authentication, authorization, quotas, TLS and hostile clients."""

@@ -15,8 +15,8 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture(scope="session")
-def stranger() -> trustme.CA:
-    """A CA that nobody trusts."""
+def untrusted_ca() -> trustme.CA:
+    """A CA that neither clients nor servers trust."""
     return trustme.CA(key_type=trustme.KeyType.ECDSA)
 
 

@@ -1,4 +1,4 @@
-"""Certificates, keys, tokens and policies for tests; every secret of them is registered."""
+"""Certificates, keys and tokens for tests; all secrets are registered."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from samserve.security import keys
 
-from tests.secrecy import secret, secret_file
+from tests.secret_leaks import secret, secret_file
 
 ISSUER, AUDIENCE = "https://issuer.test", "samserve-tests"
 
 
 @dataclass(frozen=True)
 class Pem:
-    """A certificate and its key, as files."""
+    """The files of a certificate and its key."""
 
     cert: Path
     key: Path
 
     def settings(self, **more: Any) -> dict[str, Any]:
-        """The section `tls` for a server with this certificate."""
-        return {"cert_file": self.cert, "key_file": self.key, "reload_s": 0.05, **more}
+        """Return the settings section `tls` of a server with this certificate."""
+        return {"cert_file": self.cert, "key_file": self.key, "reload_interval_s": 0.05, **more}
 
 
 def write_pem(folder: Path, issued: trustme.LeafCert, name: str = "server") -> Pem:
-    """Write a certificate as a secret is mounted: files that are links into a folder."""
+    """Write a certificate chain and its key to files."""
     folder.mkdir(parents=True, exist_ok=True)
     key = secret_file(folder / f"{name}.key")
     cert = folder / f"{name}.crt"
@@ -46,7 +46,7 @@ def write_pem(folder: Path, issued: trustme.LeafCert, name: str = "server") -> P
 
 
 def mount(folder: Path, content: Path) -> Pem:
-    """Point the links in *folder* at the files in *content* in one step, as Kubernetes does."""
+    """Switch the links in *folder* to the files in *content* atomically, as Kubernetes does."""
     folder.mkdir(parents=True, exist_ok=True)
     staged = folder / f"..data_{time.monotonic_ns()}"
     staged.symlink_to(content, target_is_directory=True)
@@ -68,7 +68,7 @@ def ca_file(folder: Path, authority: trustme.CA, name: str = "ca.crt") -> Path:
 def channel_credentials(
     trusted: trustme.CA, client: trustme.LeafCert | None = None
 ) -> grpc.ChannelCredentials:
-    """What a client needs to trust a CA, and to be known by a certificate."""
+    """Return credentials that trust a CA and present a client certificate, if one is given."""
     if client is None:
         return grpc.ssl_channel_credentials(trusted.cert_pem.bytes())
     secret(client.private_key_pem.bytes().decode())
@@ -79,7 +79,7 @@ def channel_credentials(
 
 
 class KeyFile:
-    """A key file on the disk, and the keys in clear."""
+    """A key file on disk; returns the keys in clear text."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,11 +87,11 @@ class KeyFile:
         self._write()
 
     def add(self, tenant: str, *roles: str, **more: Any) -> str:
-        """Make a key and keep its hash."""
+        """Create a key and store its hash."""
         key = secret(keys.new_key())
-        # The secret alone would give it away as well.
+        # The secret part alone must not appear in logs either.
         secret(key.split("_", 2)[2])
-        self._text += keys.entry_for(key, tenant, roles, **more).toml() + "\n"
+        self._text += keys.entry_for(key, tenant, roles, **more).to_toml() + "\n"
         self._write()
         return key
 
@@ -106,24 +106,24 @@ class KeyFile:
 
 
 def bearer(credential: str) -> tuple[tuple[str, str], ...]:
-    """The metadata of a call with a key or token."""
+    """Return the metadata of a call with a key or token."""
     return (("authorization", f"Bearer {credential}"),)
 
 
 @cache
 def signing_key(kind: str = "ec") -> Any:
-    """A private key; `ec`, `rsa` or `weak` (RSA of 1024 bits)."""
+    """Return a private key; *kind* is `ec`, `rsa` or `weak` (RSA with 1024 bits)."""
     if kind == "ec":
-        made: Any = ec.generate_private_key(ec.SECP256R1())
+        key: Any = ec.generate_private_key(ec.SECP256R1())
     else:
-        made = rsa.generate_private_key(65537, 1024 if kind == "weak" else 2048)
-    pem = made.private_bytes(
+        key = rsa.generate_private_key(65537, 1024 if kind == "weak" else 2048)
+    pem = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
     secret(pem.decode())
-    return made
+    return key
 
 
 def algorithm(kind: str) -> str:
@@ -131,10 +131,10 @@ def algorithm(kind: str) -> str:
 
 
 def jwk(kind: str = "ec", kid: str = "one", **changes: Any) -> dict[str, Any]:
-    """A public key as a JWKS entry."""
+    """Return a public key as a JWKS entry."""
     public = signing_key(kind).public_key()
-    maker = jwt.get_algorithm_by_name(algorithm(kind))
-    return {**json.loads(maker.to_jwk(public)), "kid": kid, **changes}
+    converter = jwt.get_algorithm_by_name(algorithm(kind))
+    return {**json.loads(converter.to_jwk(public)), "kid": kid, **changes}
 
 
 def jwks(*entries: dict[str, Any]) -> bytes:
@@ -149,12 +149,12 @@ def token(
     headers: dict[str, Any] | None = None,
     **claims: Any,
 ) -> str:
-    """A signed token; a claim of None is left out."""
+    """Return a signed token; claims of None are omitted."""
     payload = {
         "iss": ISSUER,
         "aud": AUDIENCE,
         "exp": int(time.time()) + 600,
-        "sub": "somebody",
+        "sub": "some-user",
         "tenant": tenant,
         "roles": roles,
         **claims,

@@ -1,4 +1,4 @@
-"""Just enough of HTTP/2 (RFC 9113) to misbehave on a socket."""
+"""A minimal HTTP/2 (RFC 9113) implementation for hostile clients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, CONTINUATION = 0, 1, 3, 4, 6,
 END_HEADERS, ACK = 4, 1
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 3, 4
-MOST_FRAME_BYTES = 1 << 14
+MAX_FRAME_BYTES = 1 << 14
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -22,7 +22,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def hello(settings: dict[int, int] | None = None) -> bytes:
-    """The first bytes of a connection."""
+    """Return the first bytes of a connection."""
     pairs = (
         name.to_bytes(2, "big") + value.to_bytes(4, "big")
         for name, value in (settings or {}).items()
@@ -33,7 +33,7 @@ def hello(settings: dict[int, int] | None = None) -> bytes:
 async def connected(
     address: str, first: bytes | None = None
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect, and send the first bytes, those of `hello` unless it is said otherwise."""
+    """Connect and send the first bytes, by default those of `hello`."""
     host, port = address.rsplit(":", 1)
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(hello() if first is None else first)
@@ -45,7 +45,7 @@ async def greet(
     writer: asyncio.StreamWriter,
     settings: dict[int, int] | None = None,
 ) -> None:
-    """Begin a connection as RFC 9113 wants it: who acknowledges no settings is sent away."""
+    """Begin a connection as RFC 9113 requires, with an acknowledgement of the settings."""
     writer.write(hello(settings))
     while (got := await read_frame(reader)) is not None and got.kind != SETTINGS:
         pass
@@ -53,12 +53,12 @@ async def greet(
 
 
 def call_headers(path: str, authority: str, **more: str) -> bytes:
-    """Open a gRPC call on stream 1."""
+    """Return the HEADERS frame of a gRPC call on stream 1."""
     return frame(HEADERS, END_HEADERS, 1, call_block(path, authority, **more))
 
 
 def call_block(path: str, authority: str, **more: str) -> bytes:
-    """The compressed headers of a gRPC call."""
+    """Return the compressed headers of a gRPC call."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -72,7 +72,7 @@ def call_block(path: str, authority: str, **more: str) -> bytes:
 
 
 def literal(name: str, value: str, *, indexed: bool = False) -> bytes:
-    """A field as HPACK writes it, both strings as they are (RFC 7541, 6.2.1 and 6.2.2)."""
+    """Return a field in HPACK with literal strings (RFC 7541, 6.2.1 and 6.2.2)."""
     return bytes([0x40 * indexed]) + _string(name) + _string(value)
 
 
@@ -85,8 +85,8 @@ def _string(text: str) -> bytes:
 
 
 def headers_in_frames(block: bytes, stream: int, *, ends: bool) -> bytes:
-    """Headers in as many frames as they need; if *ends* is false, there may always be more."""
-    parts = [block[at : at + MOST_FRAME_BYTES] for at in range(0, len(block), MOST_FRAME_BYTES)]
+    """Return headers in as many frames as required; without *ends*, more may follow."""
+    parts = [block[at : at + MAX_FRAME_BYTES] for at in range(0, len(block), MAX_FRAME_BYTES)]
     return b"".join(
         frame(
             CONTINUATION if number else HEADERS,
@@ -115,8 +115,8 @@ async def read_frame(reader: asyncio.StreamReader) -> Frame | None:
     return Frame(head[3], int.from_bytes(head[5:9], "big"), payload)
 
 
-async def ping_answer(reader: asyncio.StreamReader) -> int | None:
-    """Read until a ping is answered, and give its number; None if the connection ends first."""
+async def read_ping_ack(reader: asyncio.StreamReader) -> int | None:
+    """Read until a ping is acknowledged and return its number; None if the connection ends."""
     while (got := await read_frame(reader)) is not None and got.kind != GOAWAY:
         if got.kind == PING:
             return int.from_bytes(got.payload, "big")
@@ -124,7 +124,7 @@ async def ping_answer(reader: asyncio.StreamReader) -> int | None:
 
 
 async def until_goaway(reader: asyncio.StreamReader) -> bytes:
-    """Read until the server says good-bye, and give what it says; empty if it just hangs up."""
+    """Read until GOAWAY and return its payload; empty if the connection ends without it."""
     while (got := await read_frame(reader)) is not None:
         if got.kind == GOAWAY:
             return got.payload
@@ -132,9 +132,9 @@ async def until_goaway(reader: asyncio.StreamReader) -> bytes:
 
 
 async def status_of_stream(reader: asyncio.StreamReader) -> str:
-    """Read until the server has ended stream 1, and give the name of the status that it told.
+    """Read until the server has ended stream 1, and return the name of its gRPC status.
 
-    What it did if it told none: `RESET`, or `HUNG UP`.
+    Without a status: `RESET`, or `CLOSED` if the connection ended.
     """
     decoder = hpack.Decoder()
     while (got := await read_frame(reader)) is not None:
@@ -144,4 +144,4 @@ async def status_of_stream(reader: asyncio.StreamReader) -> str:
                 return CODES[int(fields["grpc-status"])]
         if got.stream == 1 and got.kind == RST_STREAM:
             return "RESET"
-    return "HUNG UP"
+    return "CLOSED"

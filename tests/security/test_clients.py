@@ -1,4 +1,4 @@
-"""Our own clients and commands, towards a server that wants TLS and credentials."""
+"""The Python clients and commands with a server that requires TLS and credentials."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from samserve.client import (
     Unauthenticated,
 )
 
-from tests import pictures
+from tests import sample_images
 from tests.conftest import settings_with
-from tests.secrecy import secret, secret_file
+from tests.secret_leaks import secret, secret_file
 from tests.security.credentials import KeyFile, ca_file, channel_credentials, write_pem
 
-CLICK = Prompt(points=[(9, 9)])
+POINT = Prompt(points=[(9, 9)])
 POLICY = """
 version = 1
 [quotas.default]
-prompts = 2
+max_prompts = 2
 [quotas.tiny]
 requests_per_s = 0.1
 [tenants.slow]
@@ -44,7 +44,7 @@ async def service(
     pem = write_pem(tmp_path / "server", authority.issue_cert("localhost"))
     policy = tmp_path / "policy.toml"
     policy.write_text(POLICY)
-    auth = {"keys_file": key_file.path, "policy_file": policy}
+    auth = {"api_keys_file": key_file.path, "policy_file": policy}
     async with running(settings_with(tls=pem.settings(), auth=auth)) as service:
         yield service
 
@@ -55,12 +55,12 @@ def target(service: Running) -> str:
 
 @pytest.fixture
 def key_of(service: Running, key_file: KeyFile) -> Callable[..., str]:
-    """Makes a key that the server knows."""
+    """Create a key that the server accepts."""
 
     def add(tenant: str, *roles: str) -> str:
         key = key_file.add(tenant, *roles)
-        for watched in service.watched:
-            watched.refresh()
+        for file in service.files:
+            file.refresh()
         return key
 
     return add
@@ -68,32 +68,32 @@ def key_of(service: Running, key_file: KeyFile) -> Callable[..., str]:
 
 @pytest.fixture
 def connect(service: Running, authority: trustme.CA) -> Callable[..., Client]:
-    """Makes a client with a token."""
+    """Create a client with a token."""
     return lambda token: Client(
         target(service), credentials=channel_credentials(authority), token=token
     )
 
 
-async def test_the_client_calls_with_a_key(
+async def test_the_client_authenticates_with_an_api_key(
     connect: Callable[..., Client], key_of: Callable[..., str]
 ) -> None:
     async with connect(key_of("acme", "embed", "predict", "embeddings_admin")) as client:
-        embedding = await client.embed(pictures.png())
-        answer = await client.predict(embedding, [CLICK])
+        embedding = await client.embed(sample_images.png())
+        prediction = await client.predict(embedding, [POINT])
         assert await client.delete_embedding(embedding)
         assert await client.ready()
-        with pytest.raises(PermissionDenied) as refused:
-            await client.automask_all(pictures.png())
+        with pytest.raises(PermissionDenied) as denied:
+            await client.automask_all(sample_images.png())
         with pytest.raises(QuotaExceeded) as over:
-            await client.predict(pictures.png(), [CLICK] * 3)
+            await client.predict(sample_images.png(), [POINT] * 3)
 
-    assert answer.results
-    assert refused.value.metadata["permission"] == "automask"
+    assert prediction.results
+    assert denied.value.metadata["permission"] == "automask"
     assert over.value.quota_subject == "tenant:acme"
     assert over.value.retry_after_s is None
 
 
-async def test_a_token_may_be_asked_for_at_each_call(
+async def test_a_token_may_be_a_function_called_for_each_call(
     connect: Callable[..., Client], key_of: Callable[..., str]
 ) -> None:
     given = iter([key_of("acme", "embed"), secret("samserve_aaaaaaaaaaaa_" + "x" * 43)])
@@ -103,7 +103,7 @@ async def test_a_token_may_be_asked_for_at_each_call(
             await client.models()
 
 
-async def test_a_rate_tells_when_to_come_back(
+async def test_an_exceeded_rate_returns_the_retry_delay(
     connect: Callable[..., Client], key_of: Callable[..., str]
 ) -> None:
     async with connect(key_of("slow", "embed")) as client:
@@ -121,7 +121,7 @@ async def test_a_rate_tells_when_to_come_back(
         *("dns://192.0.2.1/localhost:5", "ipv4:192.0.2.1:5", "ipv6:[2001:db8::1]:5", "xds:///a"),
     ],
 )
-def test_a_token_does_not_go_over_a_network_in_the_clear(target: str) -> None:
+def test_a_token_is_not_sent_over_a_network_without_tls(target: str) -> None:
     with pytest.raises(ValueError, match="without TLS"):
         Client(target, token="t")
     with pytest.raises(ValueError, match="without TLS"):
@@ -138,15 +138,15 @@ def test_a_token_does_not_go_over_a_network_in_the_clear(target: str) -> None:
         *("127.0.0.1", "dns:localhost:5", "dns:///localhost:5", "ipv4:127.0.0.1:5", "ipv6:[::1]:5"),
     ],
 )
-def test_on_this_machine_it_may(host: str) -> None:
+def test_a_token_may_be_sent_to_loopback_without_tls(host: str) -> None:
     Client(host, token="t")
 
 
-async def test_no_proxy_gets_to_see_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = asyncio.Event()
+async def test_a_token_is_not_sent_through_an_http_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected = asyncio.Event()
 
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.set()
+        connected.set()
         writer.close()
 
     async with await asyncio.start_server(proxy, "127.0.0.1", 0) as listening:
@@ -157,10 +157,10 @@ async def test_no_proxy_gets_to_see_a_token(monkeypatch: pytest.MonkeyPatch) -> 
             async with Client(target, token="some-token") as client:
                 await client.models()
 
-    assert not asked.is_set()
+    assert not connected.is_set()
 
 
-async def test_a_token_that_cannot_be_sent_is_no_crash(service: Running) -> None:
+async def test_a_token_with_invalid_characters_raises_value_error(service: Running) -> None:
     async with Client(service.address, token="a\nb") as client:
         with pytest.raises(ValueError, match="characters") as wrong:
             await client.models()
@@ -168,17 +168,17 @@ async def test_a_token_that_cannot_be_sent_is_no_crash(service: Running) -> None
     assert "a\nb" not in str(wrong.value)
 
 
-def test_a_command_does_not_send_it_either(
+def test_commands_do_not_send_a_token_without_tls(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAMSERVE_CLIENT_TOKEN", secret("a-token-of-some-length"))
 
     assert main(["models", "--server", "192.0.2.1:50051"]) == 2
 
-    assert "without TLS: give --ca" in capsys.readouterr().err
+    assert "without TLS: set --ca" in capsys.readouterr().err
 
 
-async def test_the_blocking_client_has_a_token_too(
+async def test_the_blocking_client_authenticates_with_an_api_key(
     service: Running, authority: trustme.CA, key_of: Callable[..., str]
 ) -> None:
     key = key_of("acme", "embed")
@@ -186,7 +186,7 @@ async def test_the_blocking_client_has_a_token_too(
     def call() -> str:
         credentials = channel_credentials(authority)
         with SyncClient(target(service), credentials=credentials, token=key) as client:
-            return client.embed(pictures.png()).model
+            return client.embed(sample_images.png()).model
 
     assert await asyncio.to_thread(call) == "fake"
 
@@ -198,9 +198,9 @@ def commands(
     authority: trustme.CA,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., Awaitable[tuple[int, str]]]:
-    """Runs a command against the server; gives its code and standard error."""
-    image = tmp_path / "picture.png"
-    image.write_bytes(pictures.png())
+    """Run a command against the server; returns its exit code and standard error."""
+    image = tmp_path / "image.png"
+    image.write_bytes(sample_images.png())
     ca = ca_file(tmp_path, authority)
 
     async def run(*arguments: str, trusted: bool = True) -> tuple[int, str]:
@@ -211,7 +211,7 @@ def commands(
     return run
 
 
-async def test_a_command_reads_its_key_from_a_file_or_the_environment(
+async def test_commands_read_the_key_from_a_file_or_the_environment(
     commands: Callable[..., Awaitable[tuple[int, str]]],
     key_of: Callable[..., str],
     tmp_path: Path,
@@ -224,7 +224,7 @@ async def test_a_command_reads_its_key_from_a_file_or_the_environment(
     assert await commands("--token-file", str(token_file)) == (0, "")
     code, err = await commands()
     assert code == 1
-    assert "credentials are needed" in err
+    assert "credentials are required" in err
     assert "UNAUTHENTICATED" in err
     monkeypatch.setenv("SAMSERVE_CLIENT_TOKEN", key)
     assert await commands() == (0, "")
@@ -234,7 +234,7 @@ async def test_a_command_reads_its_key_from_a_file_or_the_environment(
 
 
 @pytest.mark.parametrize("content", ["", "\n", "two\nlines", "naïve", "\x00"])
-async def test_a_file_without_a_key_is_one_line(
+async def test_a_token_file_without_a_key_is_a_one_line_error(
     commands: Callable[..., Awaitable[tuple[int, str]]], tmp_path: Path, content: str
 ) -> None:
     token_file = tmp_path / "token"
@@ -243,10 +243,10 @@ async def test_a_file_without_a_key_is_one_line(
     code, err = await commands("--token-file", str(token_file))
 
     assert code == 2
-    assert err == f"samserve: error: {token_file}: holds no API key or token\n"
+    assert err == f"samserve: error: {token_file}: contains no API key or token\n"
 
 
-def test_doctor_looks_at_the_files(
+def test_doctor_checks_certificate_files(
     tmp_path: Path, authority: trustme.CA, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pem = write_pem(tmp_path, authority.issue_cert("localhost"))
@@ -254,14 +254,15 @@ def test_doctor_looks_at_the_files(
     tls = ["--set", f"tls.cert_file={pem.cert}"]
 
     assert main(["doctor", *fake]) == 0
-    assert "access: plaintext, credentials not needed" in capsys.readouterr().out
+    assert "authentication: plaintext, credentials not required" in capsys.readouterr().out
     assert main(["doctor", *fake, *tls, "--set", f"tls.key_file={pem.key}"]) == 0
-    assert "access: TLS, credentials not needed" in capsys.readouterr().out
+    assert "authentication: TLS, credentials not required" in capsys.readouterr().out
     assert main(["doctor", *fake, *tls, "--set", f"tls.key_file={pem.cert}"]) == 1
-    assert "problem  access: TLS key: is no private key" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "problem  authentication: TLS key: must be an unencrypted PEM private key" in out
 
 
-def test_config_shows_paths_and_never_what_they_hold(
+def test_config_shows_paths_and_not_file_contents(
     tmp_path: Path, authority: trustme.CA, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pem = write_pem(tmp_path, authority.issue_cert("localhost"))
@@ -274,15 +275,17 @@ def test_config_shows_paths_and_never_what_they_hold(
     assert f'key_file = "{pem.key}"' in capsys.readouterr().out
 
 
-def test_serve_says_which_file_is_wrong_in_one_line(
+def test_serve_names_the_invalid_file_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = tmp_path / "policy.toml"
-    wrong.write_text("version = 1\n[quotas.a]\nembed = 'many'\n")
+    wrong.write_text("version = 1\n[quotas.a]\nmax_concurrent_embed = 'many'\n")
     free = ["--port", "0", "--admin-port", "0", "--set", "engine.kind=fake"]
 
     assert main(["serve", *free, "--set", f"auth.policy_file={wrong}"]) == 1
 
     err = capsys.readouterr().err
-    assert err.startswith("samserve: error: policy file: quotas.a.embed: must be a whole number")
+    assert err.startswith(
+        "samserve: error: policy file: quotas.a.max_concurrent_embed: must be a whole number"
+    )
     assert len(err.splitlines()) == 1

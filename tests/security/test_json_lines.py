@@ -1,4 +1,4 @@
-"""Standard error in JSON: every line of it, whoever writes it, and also when all goes wrong."""
+"""Standard error as JSON lines, from all writers, also at startup errors and crashes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.waiting import until, until_sync
 
 
 def parsed(text: str) -> list[dict[str, Any]]:
-    """The lines of a log, each of which is an object with what every line has."""
+    """Parse the lines of a log, and check the fields that every line has."""
     lines = [json.loads(line) for line in text.splitlines()]
     for line in lines:
         assert {"event", "level", "timestamp"} <= line.keys(), line
@@ -34,12 +34,12 @@ def parsed(text: str) -> list[dict[str, Any]]:
 
 
 def run(body: str, *, ends_with: int = 0) -> list[dict[str, Any]]:
-    """What a process leaves on its standard error that runs *body* after it has begun JSON."""
+    """Run *body* in a process with JSON on standard error; return the lines of standard error."""
     program = """
 import logging, os, sys, threading, warnings
 from samserve.telemetry import logs, standard_error
 from samserve.settings import LogSettings
-standard_error.as_json()
+standard_error.redirect_as_json()
 logs.configure(LogSettings(format="json"))
 """ + textwrap.dedent(body)
     done = subprocess.run(
@@ -49,7 +49,7 @@ logs.configure(LogSettings(format="json"))
     return parsed(done.stderr)
 
 
-async def test_a_plaintext_client_at_the_tls_port_writes_no_other_line(
+async def test_failed_tls_handshakes_are_logged_as_json(
     tmp_path: Path, authority: trustme.CA
 ) -> None:
     pem = write_pem(tmp_path / "tls", authority.issue_cert("localhost"))
@@ -69,20 +69,20 @@ async def test_a_plaintext_client_at_the_tls_port_writes_no_other_line(
         async with channel:
             with pytest.raises(grpc.aio.AioRpcError):
                 await channel.unary_unary("/a.B/C")(b"", timeout=5)
-        # gRPC's core has said something of the handshakes.
+        # gRPC's core has logged the failed handshakes.
         await until(lambda: "ssl_transport_security" in log.read_text())
 
     lines = parsed(log.read_text())
-    theirs = [line for line in lines if line.get("logger") == "stderr"]
-    assert {line["level"] for line in theirs} <= {"error", "warning", "info"}
+    library_lines = [line for line in lines if line.get("logger") == "stderr"]
+    assert {line["level"] for line in library_lines} <= {"error", "warning", "info"}
     assert [line["event"] for line in lines if line.get("logger") != "stderr"][-1] == "stopped"
 
 
-def test_everything_that_python_says_is_one_object() -> None:
+def test_warnings_and_uncaught_exceptions_are_one_object_each() -> None:
     lines = run(
         """
         import structlog
-        structlog.get_logger("samserve").info("ours", text="two\\nlines")
+        structlog.get_logger("samserve").info("own", text="two\\nlines")
         warnings.warn("a warning of a library", DeprecationWarning, stacklevel=1)
         logging.getLogger("library").error("an error of a library")
         thread = threading.Thread(target=lambda: 1 / 0, name="worker")
@@ -92,26 +92,26 @@ def test_everything_that_python_says_is_one_object() -> None:
             def __del__(self):
                 raise ValueError("too late")
         Leaving()
-        raise RuntimeError("nobody catches this")
+        raise RuntimeError("not caught")
         """,
         ends_with=1,
     )
 
-    told = [(line["event"], line["level"]) for line in lines]
-    assert told[0] == ("ours", "info")
-    assert "DeprecationWarning: a warning of a library" in told[1][0]
-    assert told[2] == ("an error of a library", "error")
-    assert told[3] == ("uncaught exception in a thread", "error")
+    events = [(line["event"], line["level"]) for line in lines]
+    assert events[0] == ("own", "info")
+    assert "DeprecationWarning: a warning of a library" in events[1][0]
+    assert events[2] == ("an error of a library", "error")
+    assert events[3] == ("uncaught exception in a thread", "error")
     assert lines[3]["thread"] == "worker"
     assert "ZeroDivisionError" in lines[3]["exception"]
-    assert told[4][1] == "error"
+    assert events[4][1] == "error"
     assert "too late" in lines[4]["exception"]
-    assert told[5] == ("uncaught exception", "critical")
-    assert "nobody catches this" in lines[5]["exception"]
+    assert events[5] == ("uncaught exception", "critical")
+    assert "not caught" in lines[5]["exception"]
     assert len(lines) == 6
 
 
-def test_every_line_of_a_library_in_c_is_an_object() -> None:
+def test_every_line_of_a_c_library_is_an_object() -> None:
     lines = run(
         r"""
         import subprocess
@@ -152,11 +152,11 @@ def test_a_crash_loses_no_line(number: signal.Signals) -> None:
 
 
 @pytest.mark.slow
-def test_a_library_that_writes_much_while_it_holds_python_s_lock_does_not_wait_for_itself() -> None:
+def test_a_library_that_writes_while_it_holds_the_gil_does_not_deadlock() -> None:
     lines = run(
         """
         import ctypes
-        # Unlike CDLL, it does not let go of the lock.
+        # Unlike CDLL, it does not release the GIL.
         write = ctypes.PyDLL(None).write
         for number in range(100):
             data = b"x" * 9999 + b"\\n"
@@ -167,11 +167,11 @@ def test_a_library_that_writes_much_while_it_holds_python_s_lock_does_not_wait_f
     assert [len(line["event"]) for line in lines] == [9999] * 100
 
 
-def test_the_writer_ends_with_the_server_and_not_before() -> None:
+def test_the_log_writer_ends_after_the_server() -> None:
     program = """
 import os, sys, time
 from samserve.telemetry import standard_error
-standard_error.as_json()
+standard_error.redirect_as_json()
 print(os.getpid(), flush=True)
 sys.stdin.read()
 os.write(2, b"the last line\\n")
@@ -196,7 +196,7 @@ os.write(2, b"the last line\\n")
     assert [line["event"] for line in parsed(text)] == ["the last line"]
 
 
-def test_a_writer_that_is_killed_takes_no_later_line_with_it() -> None:
+def test_lines_after_a_killed_log_writer_are_not_lost() -> None:
     lines = run(
         """
         import signal, time
@@ -211,15 +211,15 @@ def test_a_writer_that_is_killed_takes_no_later_line_with_it() -> None:
 
     events = [line["event"] for line in lines]
     assert "after it" in events
-    assert any("the log writer has ended" in event for event in events)
+    assert any("log writer ended" in event for event in events)
 
 
-def test_a_writer_whose_server_has_gone_says_nothing_of_that() -> None:
+def test_the_log_writer_ignores_a_closed_flush_descriptor() -> None:
     flushed, flushing = os.pipe()
     os.close(flushed)
     done = subprocess.run(
         [sys.executable, "-I", "-S", log_writer.__file__, str(flushing)],
-        input=b"a line\n" + log_writer.FLUSHED + b"\nanother\n",
+        input=b"a line\n" + log_writer.FLUSH_MARKER + b"\nanother\n",
         capture_output=True,
         check=False,
         pass_fds=[flushing],
@@ -230,14 +230,14 @@ def test_a_writer_whose_server_has_gone_says_nothing_of_that() -> None:
     assert [line["event"] for line in parsed(done.stdout.decode())] == ["a line", "another"]
 
 
-def test_a_server_whose_standard_error_is_closed_works_without() -> None:
+def test_a_closed_standard_error_is_not_an_error() -> None:
     program = """
 import os
 from samserve.telemetry import logs, standard_error
 from samserve.cli import terminal
 from samserve.settings import LogSettings
-terminal.write_anything()
-standard_error.as_json()
+terminal.escape_unencodable()
+standard_error.redirect_as_json()
 logs.configure(LogSettings(format="json"))
 os.write(2, b"to nowhere\\n")
 print("it works")
@@ -256,11 +256,11 @@ def children(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_what_a_start_that_fails_says_is_json_too() -> None:
+def test_errors_at_startup_are_json() -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "samserve", "serve"),
-            *("--set=log.format=json", "--set=auth.keys_file=/nowhere/keys.toml"),
+            *("--set=log.format=json", "--set=auth.api_keys_file=/nowhere/keys.toml"),
         ],
         stderr=subprocess.PIPE,
         check=False,
@@ -273,8 +273,8 @@ def test_what_a_start_that_fails_says_is_json_too() -> None:
     assert "/nowhere/keys.toml" in line["event"]
 
 
-def test_a_line_of_ours_is_copied_as_it_is() -> None:
-    ours = b'{"event": "call", "nested": {"list": [1, 2]}}'
+def test_json_lines_are_copied_unchanged() -> None:
+    line = b'{"event": "rpc", "nested": {"list": [1, 2]}}'
 
-    assert log_writer.line_of(ours) == ours + b"\n"
-    assert json.loads(log_writer.line_of(ours + b" and more"))["event"].endswith("and more")
+    assert log_writer.json_line(line) == line + b"\n"
+    assert json.loads(log_writer.json_line(line + b" and more"))["event"].endswith("and more")

@@ -1,4 +1,4 @@
-"""API keys: how they are made, kept, found and listed."""
+"""API keys: creation, storage, lookup and listing."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from samserve.cli.main import main
 from samserve.errors import Misconfigured, Unauthenticated
 from samserve.security import keys
 
-from tests.secrecy import rightful, secret
+from tests.secret_leaks import allowed_output, secret
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
 
-def made() -> str:
+def new_key() -> str:
     key = secret(keys.new_key())
     secret(key.split("_", 2)[2])
     return key
 
 
 def ring(*entries: keys.KeyEntry) -> keys.KeyRing:
-    return keys.parse_keys("\n".join(entry.toml() for entry in entries).encode())
+    return keys.parse_keys("\n".join(entry.to_toml() for entry in entries).encode())
 
 
-def test_a_key_is_found_by_itself_only() -> None:
-    one, two = made(), made()
+def test_a_key_finds_its_entry() -> None:
+    one, two = new_key(), new_key()
     known = ring(keys.entry_for(one, "acme", ("embed",)), keys.entry_for(two, "other", ()))
 
     assert known.find(one, NOW).tenant == "acme"
@@ -50,37 +50,37 @@ def test_a_key_is_found_by_itself_only() -> None:
     ],
     ids=["secret", "id", "longer", "shorter", "case", "prefix", "nothing"],
 )
-def test_a_key_that_differs_is_unknown(changed) -> None:  # type: ignore[no-untyped-def]
-    key = made()
+def test_a_changed_key_is_rejected(changed) -> None:  # type: ignore[no-untyped-def]
+    key = new_key()
     known = ring(keys.entry_for(key, "acme", ()))
 
-    with pytest.raises(Unauthenticated) as refused:
+    with pytest.raises(Unauthenticated) as rejected:
         known.find(changed(key), NOW)
 
-    assert key[9:] not in str(refused.value)
+    assert key[9:] not in str(rejected.value)
 
 
-def test_an_unknown_id_and_a_wrong_secret_say_the_same() -> None:
-    key = made()
+def test_an_unknown_id_and_a_wrong_secret_have_the_same_error() -> None:
+    key = new_key()
     known = ring(keys.entry_for(key, "acme", ()))
     texts = set()
     for wrong in (key[:22] + "x" * 43, "samserve_bbbbbbbbbbbb_" + "x" * 43):
-        with pytest.raises(Unauthenticated) as refused:
+        with pytest.raises(Unauthenticated) as rejected:
             known.find(wrong, NOW)
-        texts.add(str(refused.value))
+        texts.add(str(rejected.value))
 
     assert len(texts) == 1
 
 
-def test_notes_of_any_characters_can_be_read_again() -> None:
+def test_notes_with_any_characters_survive_a_round_trip() -> None:
     note = '\U0001f600 \x7f \x00 " \\ \ud7ff\ue000'
-    entry = keys.entry_for(made(), "acme", (), note=note)
+    entry = keys.entry_for(new_key(), "acme", (), note=note)
 
     assert ring(entry).entries[0].note == note
 
 
-def test_a_key_ends() -> None:
-    key = made()
+def test_an_expired_key_is_rejected() -> None:
+    key = new_key()
     known = ring(keys.entry_for(key, "acme", (), expires=NOW))
 
     assert known.find(key, NOW - timedelta(seconds=1)).tenant == "acme"
@@ -88,17 +88,17 @@ def test_a_key_ends() -> None:
         known.find(key, NOW)
 
 
-def test_hashes_are_salted_and_do_not_hold_the_key() -> None:
-    key = made()
+def test_hashes_are_salted_and_do_not_contain_the_key() -> None:
+    key = new_key()
     entries = [keys.entry_for(key, "acme", ()) for _ in range(2)]
 
     salts, digests = zip(*(entry.hash.split(":")[1:] for entry in entries), strict=True)
     assert len(set(salts)) == len(set(digests)) == 2
-    assert key.split("_", 2)[2] not in entries[0].toml()
+    assert key.split("_", 2)[2] not in entries[0].to_toml()
 
 
-def test_keys_are_long_and_differ() -> None:
-    many = {made() for _ in range(200)}
+def test_keys_are_long_and_unique() -> None:
+    many = {new_key() for _ in range(200)}
 
     assert len(many) == 200
     assert all(len(key.split("_", 2)[2]) == 43 for key in many)
@@ -112,7 +112,7 @@ def test_keys_are_long_and_differ() -> None:
         ("[[keys]]\nid = 'short'\ntenant = 'a'\nhash = 'sha256:x:y'", "keys.0.id"),
         ("[[keys]]\nid = 'aaaaaaaaaaaa'\ntenant = 'a'\nhash = 'sha256:x:y'", "keys.0.hash"),
         ("[[keys]]\nid = 'aaaaaaaaaaaa'\ntenant = 'a\\nb'\nhash = 'h'", "keys.0.tenant"),
-        ("[[keys]]\nsecret = 'hunter2hunter2'", "keys.0.secret: is not known"),
+        ("[[keys]]\nsecret = 'hunter2hunter2'", "keys.0.secret: is unknown"),
         ("[[keys", "is not valid TOML at end of document"),
         ("a = " + "[" * 100_000, "is not valid TOML"),
         ("a = 1\nb = ", "is not valid TOML at end of document"),
@@ -120,32 +120,32 @@ def test_keys_are_long_and_differ() -> None:
         ("\x00", "is not valid TOML"),
     ],
 )
-def test_a_key_file_that_is_wrong_names_the_place_and_no_value(text: str, problem: str) -> None:
-    with pytest.raises(Misconfigured) as refused:
+def test_errors_in_a_key_file_name_the_location_and_no_value(text: str, problem: str) -> None:
+    with pytest.raises(Misconfigured) as rejected:
         keys.parse_keys(text.encode())
 
-    assert problem in refused.value.message
-    assert "hunter2" not in refused.value.message
-    assert refused.value.__cause__ is None
-    assert refused.value.__suppress_context__
+    assert problem in rejected.value.message
+    assert "hunter2" not in rejected.value.message
+    assert rejected.value.__cause__ is None
+    assert rejected.value.__suppress_context__
 
 
-def test_two_keys_of_one_id_are_refused() -> None:
-    entry = keys.entry_for(made(), "acme", ())
+def test_duplicate_key_ids_are_invalid() -> None:
+    entry = keys.entry_for(new_key(), "acme", ())
 
-    with pytest.raises(Misconfigured, match=f"two keys of id {entry.id}"):
+    with pytest.raises(Misconfigured, match=f"duplicate key id {entry.id}"):
         ring(entry, entry)
 
 
-def test_new_prints_the_key_once_and_keeps_its_hash(
+def test_keys_new_prints_the_key_once_and_stores_its_hash(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "keys.toml"
     file.write_text("# Keys of the annotators.\n")
-    arguments = ["keys", "new", "--tenant", "acme", "--role", "embed", "--file", str(file)]
+    arguments = ["keys", "create", "--tenant", "acme", "--role", "embed", "--file", str(file)]
 
     key = new(arguments, capsys)
-    other = new([*arguments, "--expires", "12h", "--note", 'who "asked"'], capsys)
+    other = new([*arguments, "--expires", "12h", "--note", 'a "quoted" note'], capsys)
 
     known = keys.parse_keys(file.read_bytes())
     now = datetime.now(UTC)
@@ -158,45 +158,45 @@ def test_new_prints_the_key_once_and_keeps_its_hash(
 
 
 def new(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run `keys new`; its standard output is the one place where a key may appear."""
+    """Run `keys create`; a key may appear on its standard output only."""
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert err == ""
     key = out.strip()
     assert re.fullmatch(r"samserve_[a-z0-9]{12}_[A-Za-z0-9_-]{43}", key)
     secret(key.split("_", 2)[2])
-    return secret(rightful(key))
+    return secret(allowed_output(key))
 
 
-def test_a_new_file_is_for_its_owner_only(
+def test_a_new_key_file_is_readable_by_its_owner_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "keys.toml"
 
-    new(["keys", "new", "--tenant", "acme", "--file", str(file)], capsys)
+    new(["keys", "create", "--tenant", "acme", "--file", str(file)], capsys)
 
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_without_a_file_the_entry_goes_where_the_key_does_not(
+def test_without_a_file_the_entry_is_printed_to_standard_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["keys", "new", "--tenant", "acme"]) == 0
+    assert main(["keys", "create", "--tenant", "acme"]) == 0
 
     out, err = capsys.readouterr()
-    key = secret(rightful(out.strip()))
+    key = secret(allowed_output(out.strip()))
     secret(key.split("_", 2)[2])
     assert keys.parse_keys(err.encode()).find(key, NOW).tenant == "acme"
 
 
-def test_hash_keeps_a_key_that_was_made_elsewhere(
+def test_keys_hash_stores_an_existing_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    key, file = made(), tmp_path / "keys.toml"
+    key, file = new_key(), tmp_path / "keys.toml"
     arguments = ["keys", "hash", "--tenant", "acme", "--file", str(file)]
 
-    for code in (0, 1):  # a second time it is there already
+    for code in (0, 1):  # the second time, the file contains it already
         monkeypatch.setattr("sys.stdin", typed(key))
         assert main(arguments) == code
     monkeypatch.setattr("sys.stdin", typed("my birthday"))
@@ -205,7 +205,7 @@ def test_hash_keeps_a_key_that_was_made_elsewhere(
     assert keys.parse_keys(file.read_bytes()).find(key, NOW).tenant == "acme"
     out, err = capsys.readouterr()
     assert out == ""
-    assert "has the key" in err
+    assert "already contains the key" in err
     assert "birthday" not in err
 
 
@@ -213,14 +213,14 @@ def typed(line: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BytesIO(f"{line}\n".encode()))
 
 
-def test_list_shows_all_but_secrets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_list_shows_no_secrets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "keys.toml"
-    over = datetime(2020, 1, 2, 3, 4, tzinfo=UTC)
+    expired = datetime(2020, 1, 2, 3, 4, tzinfo=UTC)
     entries = [
-        keys.entry_for(made(), "acme", ("embed", "predict"), note="team A"),
-        keys.entry_for(made(), "other", (), expires=over),
+        keys.entry_for(new_key(), "acme", ("embed", "predict"), note="team A"),
+        keys.entry_for(new_key(), "other", (), expires=expired),
     ]
-    file.write_text("".join(entry.toml() for entry in entries))
+    file.write_text("".join(entry.to_toml() for entry in entries))
 
     assert main(["keys", "list", "--file", str(file)]) == 0
 
@@ -228,7 +228,7 @@ def test_list_shows_all_but_secrets(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [line.split()[0] for line in lines] == ["id", entries[0].id, entries[1].id]
     assert "embed,predict" in lines[1]
     assert "team A" in lines[1]
-    assert "2020-01-02 03:04 (over)" in lines[2]
+    assert "2020-01-02 03:04 (expired)" in lines[2]
     assert all(entry.hash not in "".join(lines) for entry in entries)
 
 
@@ -243,7 +243,7 @@ def test_list_shows_all_but_secrets(tmp_path: Path, capsys: pytest.CaptureFixtur
         ["list"],
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_invalid_arguments_are_a_one_line_error(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["keys", *arguments]) == 2
@@ -253,11 +253,13 @@ def test_mistakes_are_told_in_one_line(
     assert len(err.splitlines()) == 1
 
 
-def test_a_damaged_file_gets_no_new_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_key_file_is_not_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "keys.toml"
     file.write_text("[[keys")
 
-    assert main(["keys", "new", "--tenant", "acme", "--file", str(file)]) == 1
+    assert main(["keys", "create", "--tenant", "acme", "--file", str(file)]) == 1
 
     assert file.read_text() == "[[keys"
     assert "is not valid TOML" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""How much metadata a call may carry: credentials may be long, and nothing is refused at random."""
+"""Limits on metadata: long credentials are accepted, and rejections are deterministic."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 from tests.conftest import UNLIMITED, serving, settings_with
 from tests.rpc.errors import failure_of
 from tests.security import http2
-from tests.support.waiting import BOUND_S
+from tests.support.waiting import TIMEOUT_S
 
 LIMIT = 16 << 10
-# What a client of gRPC's sends besides.
-BESIDES = 512
+# Upper bound of the metadata that gRPC clients add.
+OVERHEAD = 512
 REPEATS = 40
 Code = grpc.StatusCode
 
 
 @asynccontextmanager
 async def stubs() -> AsyncIterator[tuple[SegmentationServiceStub, health_pb2_grpc.HealthStub]]:
-    """A server, by its service and its health over one connection."""
+    """Start a server; yield the stubs of its service and its health over one connection."""
     async with (
         running(settings_with()) as service,
         grpc.aio.insecure_channel(service.address, options=UNLIMITED) as channel,
@@ -35,8 +35,8 @@ async def stubs() -> AsyncIterator[tuple[SegmentationServiceStub, health_pb2_grp
         yield SegmentationServiceStub(channel), health_pb2_grpc.HealthStub(channel)
 
 
-@pytest.mark.parametrize("nbytes", [9_000, 13_000, LIMIT - BESIDES])
-async def test_a_long_credential_is_never_refused(nbytes: int) -> None:
+@pytest.mark.parametrize("nbytes", [9_000, 13_000, LIMIT - OVERHEAD])
+async def test_a_credential_below_the_limit_is_always_accepted(nbytes: int) -> None:
     async with stubs() as (stub, health):
         credential = (("authorization", "Bearer " + "x" * nbytes),)
         for _ in range(REPEATS):
@@ -44,9 +44,9 @@ async def test_a_long_credential_is_never_refused(nbytes: int) -> None:
             await health.Check(health_pb2.HealthCheckRequest(), metadata=credential)
 
 
-async def test_metadata_over_the_limit_is_always_refused_with_a_reason() -> None:
+async def test_metadata_over_the_limit_is_always_rejected_with_a_reason() -> None:
     async with stubs() as (stub, health):
-        for nbytes in (LIMIT, LIMIT + 1000, 2 * LIMIT - 2 * BESIDES):
+        for nbytes in (LIMIT, LIMIT + 1000, 2 * LIMIT - 2 * OVERHEAD):
             credential = (("authorization", "x" * nbytes),)
             for _ in range(REPEATS // 4):
                 call = stub.ListModels(pb.ListModelsRequest(), metadata=credential)
@@ -56,12 +56,12 @@ async def test_metadata_over_the_limit_is_always_refused_with_a_reason() -> None
                     "METADATA_TOO_LARGE",
                 )
                 assert failure.metadata["limit"] == str(LIMIT)
-                assert nbytes < int(failure.metadata["actual"]) < nbytes + BESIDES
+                assert nbytes < int(failure.metadata["actual"]) < nbytes + OVERHEAD
                 with pytest.raises(grpc.aio.AioRpcError, match="metadata_bytes allows 16384"):
                     await health.Check(health_pb2.HealthCheckRequest(), metadata=credential)
 
 
-async def test_metadata_far_over_the_limit_is_always_refused_by_grpc() -> None:
+async def test_metadata_over_twice_the_limit_is_always_rejected_by_grpc() -> None:
     async with serving(settings_with()) as (_, stub):
         await stub.ListModels(pb.ListModelsRequest())
         for _ in range(REPEATS // 4):
@@ -70,7 +70,7 @@ async def test_metadata_far_over_the_limit_is_always_refused_by_grpc() -> None:
                 await stub.ListModels(pb.ListModelsRequest(), metadata=credential)
             assert caught.value.code() is Code.RESOURCE_EXHAUSTED
             assert "size" in str(caught.value.details())
-        # Of many entries gRPC says no more than that.
+        # For many entries, gRPC returns no text.
         entries = [(f"x-{number:04}", "") for number in range(3 * LIMIT // 38)]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ListModels(pb.ListModelsRequest(), metadata=entries)
@@ -80,7 +80,7 @@ async def test_metadata_far_over_the_limit_is_always_refused_by_grpc() -> None:
 @pytest.mark.parametrize(
     "path", ["/samserve.v1.SegmentationService/ListModels", "/grpc.health.v1.Health/Check"]
 )
-async def test_who_acknowledges_no_limits_is_held_to_them_too(path: str) -> None:
+async def test_the_limit_applies_to_clients_that_do_not_acknowledge_settings(path: str) -> None:
     """gRPC's own limit does not hold for a client that has not acknowledged it."""
     async with running(settings_with()) as service:
         block = http2.call_block(path, "localhost") + http2.literal("padding", "x" * (8 * LIMIT))
@@ -88,18 +88,20 @@ async def test_who_acknowledges_no_limits_is_held_to_them_too(path: str) -> None
         message = http2.frame(http2.DATA, 1, 1, bytes(5))
         call = http2.headers_in_frames(block, 1, ends=True) + message
         reader, writer = await http2.connected(service.address, http2.hello() + call)
-        async with asyncio.timeout(BOUND_S):
+        async with asyncio.timeout(TIMEOUT_S):
             status = await http2.status_of_stream(reader)
         writer.close()
 
-    # gRPC refuses some of these, at random; none gets in.
+    # gRPC rejects some of these at random; none is admitted.
     assert status in ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED")
 
 
-async def test_a_client_that_never_acknowledges_the_settings_is_sent_away() -> None:
-    async with running(settings_with(server={"handshake_s": 0.5, "idle_s": 600})) as service:
+async def test_a_client_that_never_acknowledges_settings_is_disconnected() -> None:
+    async with running(
+        settings_with(server={"handshake_timeout_s": 0.5, "idle_timeout_s": 600})
+    ) as service:
         reader, writer = await http2.connected(service.address)
-        async with asyncio.timeout(BOUND_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while await http2.read_frame(reader) is not None:
                 pass
         writer.close()

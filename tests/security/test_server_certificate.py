@@ -1,4 +1,4 @@
-"""Commands trust a server's own certificate, where its CA or its names are not known."""
+"""Commands can trust a server's own certificate instead of its CA and names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from samserve.cli.main import main
 from samserve.client import Client
 
 from tests.conftest import settings_with
-from tests.secrecy import secret, secret_file
+from tests.secret_leaks import secret, secret_file
 from tests.security.credentials import Pem, channel_credentials, write_pem
 
 FILE, NAME = "SAMSERVE_CLIENT_SERVER_CERT_FILE", "SAMSERVE_CLIENT_SERVER_NAME"
@@ -33,7 +33,7 @@ def issued(name: str) -> Callable[[Path], Pem]:
 
 
 def self_signed(folder: Path) -> Pem:
-    """As `openssl req -x509 -subj /CN=...` makes it: with a common name and no other."""
+    """Like `openssl req -x509 -subj /CN=...`: with a common name and no alternative names."""
     folder.mkdir(parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "sam.example")])
@@ -57,7 +57,7 @@ def self_signed(folder: Path) -> Pem:
 
 
 @pytest.mark.parametrize(
-    "made",
+    "create",
     [
         pytest.param(issued("sam.example"), id="another name"),
         pytest.param(issued("*.sam.example"), id="a domain", marks=pytest.mark.slow),
@@ -65,15 +65,15 @@ def self_signed(folder: Path) -> Pem:
         pytest.param(self_signed, id="self-signed"),
     ],
 )
-async def test_the_servers_certificate_is_trusted_whatever_it_is_for(
-    made: Callable[[Path], Pem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_pinned_server_certificate_is_trusted_for_any_name(
+    create: Callable[[Path], Pem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pem = made(tmp_path / "server")
+    pem = create(tmp_path / "server")
     other = write_pem(tmp_path / "other", trustme.CA().issue_cert("sam.example"))
     async with running(settings_with(tls=pem.settings())) as service:
         monkeypatch.setenv(FILE, str(pem.cert))
         assert await asyncio.to_thread(main, ["models", "--server", service.address]) == 0
-        # Another one is not, and a name that is asked for is checked.
+        # Another certificate is not trusted, and a requested name is checked.
         monkeypatch.setenv(FILE, str(other.cert))
         assert await asyncio.to_thread(main, ["models", "--server", service.address]) == 1
         monkeypatch.setenv(FILE, str(pem.cert))
@@ -81,7 +81,7 @@ async def test_the_servers_certificate_is_trusted_whatever_it_is_for(
         assert await asyncio.to_thread(main, ["models", "--server", service.address]) == 1
 
 
-async def test_a_client_can_be_told_the_name(tmp_path: Path, authority: trustme.CA) -> None:
+async def test_a_client_accepts_another_server_name(tmp_path: Path, authority: trustme.CA) -> None:
     pem = write_pem(tmp_path, authority.issue_cert("sam.example"))
     credentials = channel_credentials(authority)
     async with running(settings_with(tls=pem.settings())) as service:
@@ -90,7 +90,7 @@ async def test_a_client_can_be_told_the_name(tmp_path: Path, authority: trustme.
             assert await client.ready()
 
 
-def test_what_cannot_be_taken_is_one_line(
+def test_an_invalid_certificate_file_is_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "server.crt"
@@ -98,7 +98,7 @@ def test_what_cannot_be_taken_is_one_line(
     monkeypatch.setenv(FILE, str(file))
 
     assert main(["models", "--server", "127.0.0.1:1"]) == 2
-    assert f"{file}: has no certificate in PEM form" in capsys.readouterr().err
+    assert f"{file}: contains no PEM certificate" in capsys.readouterr().err
     monkeypatch.setenv("SAMSERVE_CLIENT_CA_FILE", str(file))
     assert main(["models", "--server", "127.0.0.1:1"]) == 2
-    assert "give one of them" in capsys.readouterr().err
+    assert "exclude each other" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Real handshakes on the API listener."""
+"""TLS handshakes on the API listener."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.security.credentials import (
     mount,
     write_pem,
 )
-from tests.support.waiting import BOUND_S, until
+from tests.support.waiting import TIMEOUT_S, until
 
 LONG_AGO = datetime.now(UTC) - timedelta(days=30)
 YESTERDAY = datetime.now(UTC) - timedelta(days=1)
@@ -49,10 +49,10 @@ async def connected(
 
 
 async def code(service: Running, credentials: grpc.ChannelCredentials) -> str:
-    """How a call ends."""
+    """Return the status code of a call."""
     async with connected(service, credentials) as stub:
         try:
-            await stub.ListModels(pb.ListModelsRequest(), timeout=BOUND_S)
+            await stub.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             return error.code().name
     return "OK"
@@ -63,65 +63,67 @@ def server_pem(tmp_path: Path, authority: trustme.CA) -> Pem:
     return write_pem(tmp_path / "server", authority.issue_cert("localhost"))
 
 
-async def test_a_client_that_trusts_the_ca_is_served(
-    authority: trustme.CA, server_pem: Pem
-) -> None:
+async def test_a_client_that_trusts_the_ca_connects(authority: trustme.CA, server_pem: Pem) -> None:
     async with serving(server_pem.settings()) as service:
         assert await code(service, channel_credentials(authority)) == "OK"
 
 
-async def test_an_expired_certificate_is_not_trusted(tmp_path: Path, authority: trustme.CA) -> None:
+async def test_an_expired_server_certificate_is_not_trusted(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
     issued = authority.issue_cert("localhost", not_before=LONG_AGO, not_after=YESTERDAY)
     async with serving(write_pem(tmp_path, issued).settings()) as service:
         assert await code(service, channel_credentials(authority)) == "UNAVAILABLE"
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated:DeprecationWarning")
-async def test_old_versions_of_tls_are_refused(authority: trustme.CA, server_pem: Pem) -> None:
+async def test_tls_before_1_2_is_rejected(authority: trustme.CA, server_pem: Pem) -> None:
     async with serving(server_pem.settings()) as service:
         outcomes = [
             await asyncio.to_thread(handshake, service, authority, version)
             for version in ("TLSv1_1", "TLSv1_2", "TLSv1_3")
         ]
 
-    assert outcomes == ["refused by the server", "spoken", "spoken"]
+    assert outcomes == ["rejected by the server", "accepted", "accepted"]
 
 
 @contextmanager
-def shaken(service: Running, authority: trustme.CA, version: str = "") -> Iterator[ssl.SSLSocket]:
-    """A connection of bare TLS, in one version if it is named."""
+def tls_connection(
+    service: Running, authority: trustme.CA, version: str = ""
+) -> Iterator[ssl.SSLSocket]:
+    """Open a TLS connection without a gRPC client, with one version if it is named."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
     context.set_alpn_protocols(["h2"])
     if version:
-        # Otherwise OpenSSL would not even ask for one that is old.
+        # Otherwise OpenSSL would not offer an old version.
         context.set_ciphers("ALL:@SECLEVEL=0")
         context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
     host, port = service.address.rsplit(":", 1)
     with (
-        socket.create_connection((host, int(port)), timeout=BOUND_S) as raw,
+        socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as raw,
         context.wrap_socket(raw, server_hostname="localhost") as wrapped,
     ):
         yield wrapped
 
 
 def handshake(service: Running, authority: trustme.CA, version: str) -> str:
-    """Try one version of TLS with everything else allowed, as an old client would."""
+    """Try one version of TLS with all ciphers allowed, like an old client."""
     try:
-        with shaken(service, authority, version):
-            return "spoken"
+        with tls_connection(service, authority, version):
+            return "accepted"
     except ssl.SSLError as error:
-        # gRPC hangs up when it sees the version; our own refusal would read otherwise.
-        hung_up = error.reason == "UNEXPECTED_EOF_WHILE_READING" or "ALERT" in error.reason
-        return "refused by the server" if hung_up else str(error)
+        # gRPC closes the connection because of the version; an error of the client differs.
+        closed = error.reason == "UNEXPECTED_EOF_WHILE_READING" or "ALERT" in error.reason
+        return "rejected by the server" if closed else str(error)
 
 
-async def test_mutual_tls_wants_a_certificate_of_the_client_ca(
-    tmp_path: Path, authority: trustme.CA, stranger: trustme.CA, server_pem: Pem
+async def test_mutual_tls_requires_a_certificate_of_the_client_ca(
+    tmp_path: Path, authority: trustme.CA, untrusted_ca: trustme.CA, server_pem: Pem
 ) -> None:
     tls = server_pem.settings(client_ca_file=ca_file(tmp_path, authority))
     known = authority.issue_cert("client.test")
-    unknown = stranger.issue_cert("client.test")
+    unknown = untrusted_ca.issue_cert("client.test")
     expired = authority.issue_cert("client.test", not_before=LONG_AGO, not_after=YESTERDAY)
 
     async with serving(tls) as service:
@@ -133,7 +135,7 @@ async def test_mutual_tls_wants_a_certificate_of_the_client_ca(
     assert outcomes == ["OK", "UNAVAILABLE", "UNAVAILABLE", "UNAVAILABLE"]
 
 
-async def test_only_the_identities_on_the_list_are_let_in(
+async def test_only_the_listed_client_identities_are_accepted(
     tmp_path: Path, authority: trustme.CA, server_pem: Pem
 ) -> None:
     tls = server_pem.settings(
@@ -143,14 +145,14 @@ async def test_only_the_identities_on_the_list_are_let_in(
     async with serving(tls) as service:
         outcomes = [
             await code(service, channel_credentials(authority, authority.issue_cert(name)))
-            for name in ("annotator.test", "pipeline.test", "somebody.test", "annotator.test.evil")
+            for name in ("annotator.test", "pipeline.test", "other.test", "annotator.test.evil")
         ]
 
     assert outcomes == ["OK", "OK", "PERMISSION_DENIED", "PERMISSION_DENIED"]
 
 
 @pytest.mark.parametrize(
-    ("listed", "issued", "let_in"),
+    ("listed", "issued", "accepted"),
     [
         ("10.0.0.1", {"names": ["10.0.0.1"]}, False),
         ("a@pipeline.test", {"names": ["a@pipeline.test"]}, False),
@@ -160,20 +162,20 @@ async def test_only_the_identities_on_the_list_are_let_in(
     ],
     ids=["address", "mailbox", "second name", "common name", "common name beside another"],
 )
-async def test_identities_are_names_of_hosts_or_the_common_name(
+async def test_identities_are_dns_names_or_the_common_name(
     tmp_path: Path,
     authority: trustme.CA,
     server_pem: Pem,
     listed: str,
     issued: dict[str, Any],
-    let_in: bool,
+    accepted: bool,
 ) -> None:
     tls = server_pem.settings(client_ca_file=ca_file(tmp_path, authority), client_identities=listed)
     client = authority.issue_cert(*issued["names"], common_name=issued.get("common_name"))
     async with serving(tls) as service:
         outcome = await code(service, channel_credentials(authority, client))
 
-    assert outcome == ("OK" if let_in else "PERMISSION_DENIED")
+    assert outcome == ("OK" if accepted else "PERMISSION_DENIED")
 
 
 async def test_certificates_rotate_under_load_without_a_failed_call(
@@ -191,7 +193,7 @@ async def test_certificates_rotate_under_load_without_a_failed_call(
         while not done.is_set():
             async with connected(service, credentials) as stub:
                 for _ in range(1 if new else 50):
-                    await stub.ListModels(pb.ListModelsRequest(), timeout=BOUND_S)
+                    await stub.ListModels(pb.ListModelsRequest(), timeout=TIMEOUT_S)
                     calls.append("new" if new else "open")
 
     served = []
@@ -205,21 +207,21 @@ async def test_certificates_rotate_under_load_without_a_failed_call(
         await until(lambda: min(calls.count("new"), calls.count("open")) > 10)
         done.set()
 
-    # A call that had failed would have ended the group.
+    # A failed call would have raised in the task group.
     assert served == [serial_of(content / "server.crt") for content in contents]
 
 
 async def changed(service: Running, authority: trustme.CA, before: int) -> int:
-    """Wait until new connections get another certificate."""
-    async with asyncio.timeout(BOUND_S):
+    """Wait until new connections get another certificate; return its serial number."""
+    async with asyncio.timeout(TIMEOUT_S):
         while (now := await asyncio.to_thread(serial, service, authority)) == before:
             await asyncio.sleep(0.05)
     return now
 
 
 def serial(service: Running, authority: trustme.CA) -> int:
-    """The serial number of the certificate that a new connection gets."""
-    with shaken(service, authority) as wrapped:
+    """Return the serial number of the certificate of a new connection."""
+    with tls_connection(service, authority) as wrapped:
         return x509.load_der_x509_certificate(wrapped.getpeercert(True) or b"").serial_number
 
 
@@ -227,46 +229,49 @@ def serial_of(path: Path) -> int:
     return x509.load_pem_x509_certificate(path.read_bytes()).serial_number
 
 
-@pytest.mark.parametrize("damage", ["half written", "key of another", "gone"])
-async def test_a_certificate_that_got_worse_is_not_taken(
-    tmp_path: Path, authority: trustme.CA, server_pem: Pem, damage: str
+@pytest.mark.parametrize("problem", ["half written", "other key", "missing"])
+async def test_an_invalid_new_certificate_is_not_used(
+    tmp_path: Path, authority: trustme.CA, server_pem: Pem, problem: str
 ) -> None:
     other = write_pem(tmp_path / "other", authority.issue_cert("localhost"))
     good = server_pem.key.read_bytes()
 
     async with serving(server_pem.settings()) as service:
         before = await asyncio.to_thread(serial, service, authority)
-        match damage:
+        match problem:
             case "half written":
                 server_pem.key.write_bytes(good[: len(good) // 2])
-            case "key of another":
+            case "other key":
                 shutil.copy(other.key, server_pem.key)
-            case "gone":
+            case "missing":
                 server_pem.key.unlink()
-        await until_in_order(service, 0.0)
+        await until_reload_metric(service, 0.0)
 
         assert await asyncio.to_thread(serial, service, authority) == before
         assert await code(service, channel_credentials(authority)) == "OK"
         shutil.copy(other.cert, server_pem.cert)
         shutil.copy(other.key, server_pem.key)
-        await until_in_order(service, 1.0)
+        await until_reload_metric(service, 1.0)
         assert await asyncio.to_thread(serial, service, authority) == serial_of(other.cert)
 
 
-async def until_in_order(service: Running, value: float) -> None:
-    """Wait for what the metric says of the certificate's files."""
-    of = ("samserve_file_in_order", {"file": "TLS certificate"})
+async def until_reload_metric(service: Running, value: float) -> None:
+    """Wait until the metric of the certificate's files has this value."""
+    of = ("samserve_config_last_reload_successful", {"file": "TLS certificate"})
     await until(lambda: service.metrics.registry.get_sample_value(*of) == value)
 
 
-async def test_a_server_does_not_start_with_files_that_cannot_be_used(
+async def test_a_server_does_not_start_with_invalid_certificate_files(
     tmp_path: Path, authority: trustme.CA, server_pem: Pem
 ) -> None:
     other = write_pem(tmp_path / "other", authority.issue_cert("localhost"))
     for tls, problem in [
-        ({"cert_file": server_pem.cert, "key_file": other.key}, "is not the key of"),
+        ({"cert_file": server_pem.cert, "key_file": other.key}, "does not match"),
         ({"cert_file": server_pem.cert, "key_file": tmp_path / "none"}, "No such file"),
-        ({"cert_file": server_pem.key, "key_file": server_pem.key}, "not made of certificates"),
+        (
+            {"cert_file": server_pem.key, "key_file": server_pem.key},
+            "must contain PEM certificates",
+        ),
         ({"cert_file": server_pem.cert, "key_file": server_pem.cert}, "private key"),
     ]:
         with pytest.raises(Misconfigured, match=problem):
@@ -275,11 +280,11 @@ async def test_a_server_does_not_start_with_files_that_cannot_be_used(
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "samserve.test"])
-def test_plaintext_beyond_loopback_must_be_asked_for(host: str, server_pem: Pem) -> None:
+def test_plaintext_beyond_loopback_must_be_allowed(host: str, server_pem: Pem) -> None:
     with pytest.raises(ValueError, match="is not loopback"):
         settings_with(server={"host": host})
 
-    settings_with(server={"host": host, "plaintext": True})
+    settings_with(server={"host": host, "allow_plaintext": True})
     settings_with(server={"host": host}, tls=server_pem.settings())
     settings_with(server={"host": "::1"})
     settings_with(server={"host": "localhost"})
@@ -294,6 +299,6 @@ def test_plaintext_beyond_loopback_must_be_asked_for(host: str, server_pem: Pem)
         {"cert_file": "a", "key_file": "b", "client_identities": "c"},
     ],
 )
-def test_settings_that_belong_together_are_wanted_together(given: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="need"):
+def test_incomplete_tls_settings_are_invalid(given: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"requires|set together"):
         settings_with(tls=given)

@@ -1,4 +1,4 @@
-"""What many callers at once cannot be made to meet on purpose through a socket."""
+"""Races between concurrent Embed calls that cannot be provoked through a socket."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from tests.support.waiting import until
 
 
 class SlowHeader(Workers):
-    """Workers that hold the first reading of a header back until ``go_on``."""
+    """Workers that delay the first read of an image header until ``resume`` is set."""
 
     def __init__(self) -> None:
         super().__init__(2)
-        self.reading, self.go_on = asyncio.Event(), asyncio.Event()
+        self.reading, self.resume = asyncio.Event(), asyncio.Event()
 
     async def run(
         self, context: RequestContext, function: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         if function is images.probe and not self.reading.is_set():
             self.reading.set()
-            await self.go_on.wait()
+            await self.resume.wait()
         return await super().run(context, function, *args, **kwargs)
 
 
-async def test_who_met_a_miss_before_another_published_does_not_encode_again() -> None:
+async def test_call_with_an_earlier_cache_miss_uses_the_embedding_published_meanwhile() -> None:
     engine, workers = FakeEngine(), SlowHeader()
     use_cases = UseCases(engine, workers)
 
@@ -42,23 +42,23 @@ async def test_who_met_a_miss_before_another_published_does_not_encode_again() -
     late = asyncio.create_task(embed())
     await workers.reading.wait()
     first = await embed()
-    workers.go_on.set()
+    workers.resume.set()
 
     assert (first, await late) == (False, True)
     assert engine.counts["encode_begun"] == 1
-    assert (use_cases.store.stats().hits, use_cases.store.stats().misses) == (0, 2)
+    assert (use_cases.cache.stats().hits, use_cases.cache.stats().misses) == (0, 2)
     await use_cases.aclose()
 
 
-async def test_what_a_prefetch_joins_later_is_no_fact_of_its_call() -> None:
-    engine, go, call = FakeEngine(), asyncio.Event(), RequestContext()
+async def test_cache_result_of_a_prefetch_call_stays_pending_after_it_joins() -> None:
+    engine, resume, call = FakeEngine(), asyncio.Event(), RequestContext()
     use_cases = UseCases(engine)
-    engine.hold(go)
+    engine.hold(resume)
     embed = use_cases.embeddings.lease(blank(), "", RequestContext())
     leading = asyncio.create_task(embed.__aenter__())
     await until(lambda: engine.counts["encode_begun"] == 1)
     await use_cases.embeddings.prefetch(blank().image, "", call)
-    go.set()
+    resume.set()
     await leading
     await until(lambda: use_cases.embeddings.prefetches.pending == 0)
     await embed.__aexit__(None, None, None)

@@ -18,23 +18,23 @@ from samserve.types import (
     UncompressedRle,
 )
 
-from tests.segmentation.use_cases import NotedWorkers, UseCases, blank
+from tests.segmentation.use_cases import RecordingWorkers, UseCases, blank
 
 
-async def test_large_masks_are_read_one_by_one_so_that_others_get_their_turn() -> None:
-    workers = NotedWorkers()
+async def test_mask_prompts_are_decoded_in_separate_worker_calls() -> None:
+    workers = RecordingWorkers()
     use_cases = UseCases(FakeEngine(), workers)
     mask = np.zeros((40, 60), bool)
     mask[10:30, 10:40] = True
     prompts = tuple(Prompt(mask=BinaryMask(rle.encode(mask))) for _ in range(3))
 
-    answer = await use_cases.predictor.predict(
+    prediction = await use_cases.predictor.predict(
         blank(40, 60), "", prompts, PredictOptions(), RequestContext()
     )
     await use_cases.aclose()
 
-    assert len(answer.results) == 3
-    assert workers.ran.count("with_logits") == 3
+    assert len(prediction.results) == 3
+    assert workers.calls.count("with_logits") == 3
 
 
 @pytest.mark.parametrize(
@@ -45,17 +45,17 @@ async def test_large_masks_are_read_one_by_one_so_that_others_get_their_turn() -
         (MaskFormat.BINARY_MASK, PackedMask),
     ],
 )
-async def test_a_mask_is_written_in_the_format_that_is_asked_for(
+async def test_mask_has_the_requested_format(
     mask_format: MaskFormat, kind: type[Segmentation]
 ) -> None:
     use_cases = UseCases(FakeEngine())
-    click = (Prompt(points=(Point(20, 20, Label.FOREGROUND),)),)
+    prompts = (Prompt(points=(Point(20, 20, Label.FOREGROUND),)),)
 
-    answer = await use_cases.predictor.predict(
-        blank(40, 60), "", click, PredictOptions(mask_format=mask_format), RequestContext()
+    prediction = await use_cases.predictor.predict(
+        blank(40, 60), "", prompts, PredictOptions(mask_format=mask_format), RequestContext()
     )
     await use_cases.aclose()
 
-    ((candidate,),) = answer.results
+    ((candidate,),) = prediction.results
     assert candidate.mask is not None
     assert type(candidate.mask.segmentation) is kind

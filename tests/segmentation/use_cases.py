@@ -1,4 +1,4 @@
-"""The use cases on an engine of a test, without a server."""
+"""The use cases on a test's engine, without a server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from samserve.cache.local.cache import LocalCache
 from samserve.context import RequestContext
 from samserve.engines.base import Engine
 from samserve.images import ImageLimits
@@ -18,21 +19,20 @@ from samserve.segmentation.encode import EncodeJobs
 from samserve.segmentation.predict import Predictor
 from samserve.segmentation.prefetch import PrefetchQueue
 from samserve.segmentation.sources import ImageSource
-from samserve.stores.local.store import MemoryStore
 from samserve.types import RawImage, Size
 
 
-class NotedWorkers(Workers):
-    """Two threads of each pool; ``ran`` names the functions that were run in them."""
+class RecordingWorkers(Workers):
+    """Two threads per pool; ``calls`` has the names of the functions that ran in them."""
 
     def __init__(self) -> None:
         super().__init__(2)
-        self.ran: list[str] = []
+        self.calls: list[str] = []
 
     async def run(
         self, context: RequestContext, function: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        self.ran.append(getattr(getattr(function, "func", function), "__name__", ""))
+        self.calls.append(getattr(getattr(function, "func", function), "__name__", ""))
         return await super().run(context, function, *args, **kwargs)
 
 
@@ -41,34 +41,34 @@ E = TypeVar("E", bound=Engine)
 
 @dataclass
 class UseCases(Generic[E]):
-    """What `samserve.app` builds, of parts that a test may choose."""
+    """The use cases as `samserve.app` builds them, with parts that a test may replace."""
 
     engine: E
-    workers: Workers = field(default_factory=NotedWorkers)
-    store: MemoryStore = field(default_factory=lambda: MemoryStore(64 << 20, ttl_s=600))
-    prompts_per_run: int = 8
+    workers: Workers = field(default_factory=RecordingWorkers)
+    cache: LocalCache = field(default_factory=lambda: LocalCache(64 << 20, ttl_s=600))
+    max_prompts_per_batch: int = 8
 
     def __post_init__(self) -> None:
         limits = ImageLimits(10**8, 10**5)
-        parts = (self.engine, self.workers, self.prompts_per_run)
-        stored = (self.engine, self.store, self.workers, limits)
+        parts = (self.engine, self.workers, self.max_prompts_per_batch)
+        common = (self.engine, self.cache, self.workers, limits)
         bound = TenantLimit(1 << 30, "prefetches", "prefetch")
         prefetches = PrefetchQueue(bound, bound, lambda outcome: None)
-        self.embeddings = EmbeddingService(*stored, EncodeJobs(*stored, 600), prefetches)
+        self.embeddings = EmbeddingService(*common, EncodeJobs(*common, 600), prefetches)
         self.predictor = Predictor(self.embeddings, *parts)
         self.automasker = AutoMasker(self.embeddings, *parts)
 
     async def aclose(self) -> None:
-        """Free memory and threads."""
-        await self.store.aclose()
+        """Release memory and threads."""
+        await self.cache.aclose()
         self.workers.close()
 
 
 def image_of(pixels: np.ndarray) -> ImageSource:
-    """Send uint8 RGB ``[h, w, 3]`` as it is."""
+    """Return uint8 RGB ``[h, w, 3]`` as a raw image."""
     return ImageSource(RawImage(pixels.tobytes(), Size(*pixels.shape[:2])))
 
 
 def blank(height: int = 20, width: int = 30, grey: int = 0) -> ImageSource:
-    """Send an image of one colour."""
+    """Return an image of one colour."""
     return image_of(np.full((height, width, 3), grey, np.uint8))

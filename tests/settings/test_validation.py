@@ -1,8 +1,9 @@
-"""What is said of wrong settings and files: no words of pydantic's, whatever is wrong."""
+"""Errors of settings and files: complete, located, and without texts of pydantic."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from samserve.security.keys import KeyEntry
 from samserve.security.policy import Policy, Quota, RateQuota, TenantPolicy
 from samserve.settings import Settings, validation
 
-# How pydantic's own sentences begin or go on.
+# Parts of pydantic's own error texts.
 PYDANTIC = re.compile(
     r"Input should|Value error|(String|List|Tuple|Dictionary|Set) should|Extra inputs|"
     r"Field required|unable to|valid (string|integer|number|boolean|tuple)|is not valid"
@@ -27,23 +28,23 @@ MODELS = (ClientSettings, KeyEntry, Policy, Quota, RateQuota, TenantPolicy)
 
 
 def models() -> dict[str, type[BaseModel]]:
-    """Every section of the settings, and every part of the files."""
+    """Return every section of the settings, and every model of the files."""
     sections = {name: field.annotation for name, field in Settings.model_fields.items()}
     return {**sections, **{model.__name__: model for model in MODELS}}  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("name", models())
-def test_no_wrong_value_is_told_in_pydantics_words(name: str) -> None:
+def test_no_error_text_comes_from_pydantic(name: str) -> None:
     model = models()[name]
-    told = {
+    texts = {
         (field, problem["type"]): validation.describe(problem)
         for field in model.model_fields
         for value in WRONG
         for problem in problems(model, {field: value})
     }
 
-    assert told
-    assert {place: text for place, text in told.items() if PYDANTIC.search(text)} == {}
+    assert texts
+    assert {field: text for field, text in texts.items() if PYDANTIC.search(text)} == {}
 
 
 def problems(model: type[BaseModel], values: dict[str, Any]) -> list[Any]:
@@ -54,79 +55,97 @@ def problems(model: type[BaseModel], values: dict[str, Any]) -> list[Any]:
     return []
 
 
-def test_everything_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SAMSERVE_STOER__TTL_S", "1")
-    monkeypatch.setenv("SAMSERVE_LIMITS__POINTS", "many")
+def test_all_errors_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMSERVE_CAHCE__TTL_S", "1")
+    monkeypatch.setenv("SAMSERVE_LIMITS__MAX_POINTS", "many")
     wrong = {
         "server.port": "99999",
         "server.host": "http://a",
         "engine.kind": "magic",
         "triton.url": "https://a:1",
-        "cache.nodes": "redis://a:1",
-        "cache.prefx": "a",
+        "cache.shared.nodes": "redis://a:1",
+        "cache.shared.prefx": "a",
         "trace.endpoint": "a:1",
-        "trace.ratio": "2",
-        "store.ttl_s": "never",
+        "trace.sampling_ratio": "2",
+        "cache.ttl_s": "never",
         "nope.x": "1",
     }
 
-    lines = mistakes(*(f"{name}={value}" for name, value in wrong.items()))
+    lines = errors_of(*(f"{name}={value}" for name, value in wrong.items()))
 
     assert sorted(lines) == [
-        "setting cache.nodes: is a URL: write a:1 instead",
+        "setting cache.shared.nodes: is a URL: write a:1 instead",
+        "setting cache.ttl_s: must be a number; got 'never'",
         "setting engine.kind: must be 'onnx', 'triton' or 'fake'; got 'magic'",
-        "setting limits.points: must be a whole number; got 'many'",
+        "setting limits.max_points: must be a whole number; got 'many'",
         "setting server.host: is a URL: write a instead",
         "setting server.port: must be at most 65535; got '99999'",
-        "setting store.ttl_s: must be a number; got 'never'",
         "setting trace.endpoint: expected http://HOST:PORT, or https://HOST:PORT for TLS",
-        "setting trace.ratio: must be at most 1; got '2'",
-        "setting triton.url: is a URL: write a:1 instead; TLS is a setting of its own",
-        "there is no setting cache.prefx: did you mean cache.prefix?",
-        "there is no setting nope: see `samserve config`",
-        "there is no setting stoer: did you mean store?",
+        "setting trace.sampling_ratio: must be at most 1; got '2'",
+        "setting triton.url: is a URL: write a:1 instead; TLS is a separate setting",
+        "unknown setting cache.shared.prefx: did you mean cache.shared.key_prefix?",
+        "unknown setting cahce.ttl_s: did you mean cache.ttl_s?",
+        "unknown setting nope.x: see `samserve config`",
     ]
 
 
-def mistakes(*assignments: str) -> tuple[str, ...]:
+def errors_of(*assignments: str) -> tuple[str, ...]:
     with pytest.raises(UsageError) as caught:
         load_settings(None, assignments)
     return caught.value.lines
 
 
-def test_what_belongs_together_is_told_by_its_section() -> None:
-    lines = mistakes("tls.cert_file=a", "tls.client_identities=x", "triton.cert_file=b")
+def test_conflicts_are_reported_by_section() -> None:
+    lines = errors_of("tls.cert_file=a", "tls.client_identities=x", "triton.cert_file=b")
 
     assert lines == (
-        "section tls: cert_file and key_file need each other",
-        "section tls: client_identities needs client_ca_file",
-        "section triton: triton.key_file is missing: certificate and key go together",
-        "section triton: triton.cert_file is for triton.tls=true only",
+        "section tls: cert_file and key_file must be set together",
+        "section tls: client_identities requires client_ca_file",
+        "section triton: triton.key_file is missing: certificate and key must be set together",
+        "section triton: triton.cert_file requires triton.tls=true",
     )
 
 
-def test_a_variable_that_is_no_section_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_of_a_whole_section_must_be_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAMSERVE_SERVER", "127.0.0.1:50051")
 
-    assert mistakes() == (
+    assert errors_of() == (
         "SAMSERVE_SERVER: must be a JSON object; single settings are SAMSERVE_SERVER__NAME",
     )
+    monkeypatch.delenv("SAMSERVE_SERVER")
+    monkeypatch.setenv("SAMSERVE_CACHE__LOCAL", "512 MiB")
+    assert "SAMSERVE_CACHE__LOCAL" in errors_of()[0]
 
 
-def test_a_section_that_is_no_table_is_not_replaced_by_another_source(
+def test_a_section_that_is_not_a_table_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("SAMSERVE_STORE", "3")
+    monkeypatch.setenv("SAMSERVE_CACHE", "3")
 
-    assert mistakes("store.ttl_s=60") == (
-        "section store: must be a table of names and values; got 3",
+    assert errors_of("cache.ttl_s=60") == (
+        "section cache: must be a table of names and values; got 3",
     )
 
 
-def test_variables_of_others_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What Kubernetes makes of Services of these names, and what `samserve models pull` takes.
+def test_a_nested_section_that_is_not_a_table_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # The variable must not replace the value of the file without an error.
+    monkeypatch.setenv("SAMSERVE_CACHE__LOCAL__CAPACITY_BYTES", "1000")
+    file = tmp_path / "samserve.toml"
+    file.write_text("[cache]\nlocal = 3\n")
+
+    with pytest.raises(UsageError) as caught:
+        load_settings(file, [])
+
+    expected = "section cache.local: must be a table of names and values; got 3"
+    assert caught.value.lines == (expected,)
+
+
+def test_other_variables_with_the_prefix_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Variables that Kubernetes sets for Services of these names, and one of `samserve models pull`.
     monkeypatch.setenv("SAMSERVE_PORT", "tcp://10.0.0.1:50051")
     monkeypatch.setenv("SAMSERVE_CACHE_PORT_6379_TCP_ADDR", "10.0.0.1")
-    monkeypatch.setenv("SAMSERVE_CHECKPOINTS", "/var/checkpoints")
+    monkeypatch.setenv("SAMSERVE_CHECKPOINT_DIR", "/var/checkpoints")
 
-    assert load_settings(None, ["store.ttl_s=60"]).store.ttl_s == 60
+    assert load_settings(None, ["cache.ttl_s=60"]).cache.ttl_s == 60

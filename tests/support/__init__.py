@@ -1,1 +1,1 @@
-"""Helpers that tests of more than one folder use."""
+"""Helpers for tests in several folders."""

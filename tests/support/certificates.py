@@ -1,4 +1,4 @@
-"""Certificates of a test's own, and folders that are replaced as Kubernetes replaces them."""
+"""Test certificates, and folders that are updated like volumes of Kubernetes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trustme
 
-from tests.secrecy import secret
+from tests.secret_leaks import secret
 
 
 class Issuer:
@@ -19,18 +19,18 @@ class Issuer:
 
     @property
     def pem(self) -> str:
-        """The certificate that verifies what this one issues."""
+        """The certificate of the authority."""
         return self._ca.cert_pem.bytes().decode()
 
     def issue(self, name: str) -> tuple[str, str]:
-        """Make a certificate for a host, and its private key."""
+        """Issue a certificate for a host; return it and its private key."""
         issued = self._ca.issue_cert(name)
         chain = b"".join(part.bytes() for part in issued.cert_chain_pems)
         return chain.decode(), secret(issued.private_key_pem.bytes().decode())
 
 
 class Mounted:
-    """Files as in a mounted secret: links into ``..data``, a link that is exchanged as a whole."""
+    """Files of a mounted secret: links into ``..data``, a link that is replaced atomically."""
 
     def __init__(self, folder: Path, **files: str) -> None:
         self._folder = folder
@@ -40,11 +40,11 @@ class Mounted:
         self.swap(**files)
 
     def path(self, name: str) -> Path:
-        """Where a reader finds a file."""
+        """Return the path of a file."""
         return self._folder / name
 
     def swap(self, **files: str) -> None:
-        """Replace some files, at one moment; an empty one is missing afterwards."""
+        """Replace some files atomically; an empty one is missing afterwards."""
         self._files = {**self._files, **files}
         data, new = self._folder / "..data", self._folder / f"..{next(self._numbers)}"
         new.mkdir()

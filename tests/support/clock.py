@@ -1,4 +1,4 @@
-"""Clocks that a test moves."""
+"""Clocks that are advanced by a test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 class Clock:
-    """Stands still until a test adds to ``now`` (seconds); call it as `time.monotonic`."""
+    """A stopped clock; a test adds to ``now`` (seconds), and code calls it as `time.monotonic`."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
@@ -15,11 +15,11 @@ class Clock:
         return self.now
 
 
-async def pass_on_the_loop(seconds: float) -> None:
-    """Let so much time pass for the timers of the running event loop, without waiting for it.
+async def advance_loop(seconds: float) -> None:
+    """Advance the clock of the running event loop, without waiting.
 
-    Those that are due have run, and what they wake has had its turn.  The loop's clock stays ahead
-    from then on.
+    On return, the timers that are due and the tasks that they wake have run.  The clock of the loop
+    stays ahead from then on.
     """
     loop = asyncio.get_running_loop()
     time = loop.time

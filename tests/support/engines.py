@@ -1,6 +1,6 @@
-"""Fake engines with faults that more than one folder of tests needs.
+"""Fake engines with faults, for tests in several folders.
 
-All of them do the warm-up as `FakeEngine` does.
+All of them run the warm-up as `FakeEngine` does.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from samserve.types import Embedding
 from tests.support.waiting import until
 
 SMALL_MODEL = replace(MODEL, image_size=256, mask_size=64)
-"""A fake model of small images and masks: a run takes next to nothing."""
+"""A fake model of small images and masks, for fast inferences."""
 
 
-async def encodes_begun(engine: FakeEngine, count: int) -> None:
-    """Wait until so many encodes have begun besides the warm-up's."""
+async def wait_for_encodes(engine: FakeEngine, count: int) -> None:
+    """Wait until *count* encodes have begun, in addition to the one of the warm-up."""
     await until(lambda: engine.counts["encode_begun"] >= 1 + count)
 
 
@@ -51,8 +51,8 @@ class BrokenEngine(FakeEngine):
         return await super().decode(model, embedding, prompts, context)
 
 
-class HeldEngine(FakeEngine):
-    """Encodes wait for ``go``; ``waiting`` is set once one does."""
+class PausedEngine(FakeEngine):
+    """Encodes wait for ``go``; ``waiting`` is set once an encode waits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,48 +69,48 @@ class HeldEngine(FakeEngine):
 
 
 class UnavailableEngine(FakeEngine):
-    """Is not ready while ``away``."""
+    """Is not ready while ``unavailable``."""
 
-    away = False
+    unavailable = False
 
     async def ready(self) -> bool:
-        return not self.away
+        return not self.unavailable
 
 
 class BusyEngine(FakeEngine):
-    """Serves one run after the other, each once *clients* want one, as long as ``under_load``.
+    """Decodes one at a time, each only once *clients* calls want a decode, while ``under_load``.
 
-    So all clients but the one that is served wait, however slow the machine is.
+    So all clients except the one that is served wait, however slow the machine is.
     """
 
     def __init__(self, clients: int) -> None:
         super().__init__(model=SMALL_MODEL)
         self.under_load = False
         self.served: list[str] = []
-        """Tenants, in the order in which they were served under load."""
-        self.overtaken: dict[str, list[int]] = {}
-        """How many runs went before each, from when it was wanted, by tenant."""
+        """Tenants in the order in which they were served under load."""
+        self.waited_for: dict[str, list[int]] = {}
+        """By tenant: the number of decodes that each of its decodes waited for."""
         self._clients = clients
-        self._turns = FairSemaphore(1)
+        self._slot = FairSemaphore(1)
 
     async def decode(
         self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
     ) -> DecoderOutput:
         if self.under_load:
-            await self._take_turn(context)
+            await self._wait_for_slot(context)
         return await super().decode(model, embedding, prompts, context)
 
-    async def _take_turn(self, context: RequestContext) -> None:
+    async def _wait_for_slot(self, context: RequestContext) -> None:
         before = len(self.served)
-        async with self._turns.hold(context):
+        async with self._slot.acquire(context):
             await until(self._all_others_wait, poll_s=0.001)
             tenant = context.tenant
-            self.overtaken.setdefault(tenant, []).append(len(self.served) - before)
+            self.waited_for.setdefault(tenant, []).append(len(self.served) - before)
             self.served.append(tenant)
 
     def _all_others_wait(self) -> bool:
-        return self._turns.waiting >= self._clients - 1 or not self.under_load
+        return self._slot.waiting >= self._clients - 1 or not self.under_load
 
     def shares(self, runs: slice) -> Counter[str]:
-        """Count the runs of each tenant among some of those under load."""
+        """Count the decodes of each tenant among *runs* of those under load."""
         return Counter(self.served[runs])

@@ -1,7 +1,7 @@
-"""PNG files of every format, written from their samples.
+"""PNG files of every format, encoded from their samples.
 
-A writer of our own: Pillow writes few of the formats, and what a file should show is known from
-what was written, not from another decoder.
+An encoder of our own: Pillow writes few of the formats, and the expected pixels are those that were
+encoded, not those of another decoder.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ Samples = npt.NDArray[np.integer]
 
 
 def chunk(kind: bytes, content: bytes, *, checksum: int | None = None) -> bytes:
-    """Write a chunk, with a wrong checksum if one is given."""
-    right = zlib.crc32(kind + content)
-    tail = struct.pack(">I", right if checksum is None else checksum)
+    """Encode a chunk, with *checksum* instead of the correct one if it is given."""
+    correct = zlib.crc32(kind + content)
+    tail = struct.pack(">I", correct if checksum is None else checksum)
     return struct.pack(">I", len(content)) + kind + content + tail
 
 
 @dataclass(frozen=True, slots=True)
 class Png:
-    """What to write: samples ``[h, w, c]`` in 0..2**depth-1, and chunks around the pixel data."""
+    """A PNG: samples ``[h, w, c]`` in 0..2**depth-1, and chunks around the pixel data."""
 
     samples: Samples
     depth: int
@@ -52,13 +52,13 @@ class Png:
     after: tuple[bytes, ...] = ()
 
     def header(self) -> bytes:
-        """Write signature and header."""
+        """Encode the signature and the header."""
         height, width, _ = self.samples.shape
         fields = (width, height, self.depth, self.colour, 0, 0, int(self.interlaced))
         return SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", *fields))
 
     def pixels(self) -> bytes:
-        """Write the pixel data."""
+        """Encode the pixel data."""
         passes = _ADAM7 if self.interlaced else [(0, 0, 1, 1)]
         rows = b"".join(
             row
@@ -68,12 +68,12 @@ class Png:
         return chunk(b"IDAT", zlib.compress(rows))
 
     def file(self) -> bytes:
-        """Write the whole file."""
+        """Encode the whole file."""
         return b"".join((self.header(), *self.before, self.pixels(), *self.after, END))
 
 
 def _filtered(samples: Samples, depth: int) -> Iterator[bytes]:
-    """Pack rows, filtered by nothing, by the left neighbour and by the row above in turn."""
+    """Yield packed rows with the filters none, left neighbour and row above alternately."""
     height, width, channels = samples.shape
     if not width:
         return

@@ -1,4 +1,4 @@
-"""One server of Valkey without cluster mode, which is up at once."""
+"""One Valkey server without cluster mode, which starts quickly."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.support.waiting import until
 
 @asynccontextmanager
 async def single_server(*options: str, host: str = HOST) -> AsyncIterator[int]:
-    """Run a server and give its port on loopback; *options* are as on its command line."""
+    """Run a server and yield its port on loopback; *options* are those of its command line."""
     with Ports() as held:
-        (port,) = held.take(1)
-        words = ("--port", str(port), "--bind", host, "--save", "", *options)
+        (port,) = held.reserve(1)
+        arguments = ("--port", str(port), "--bind", host, "--save", "", *options)
         process = await asyncio.create_subprocess_exec(
-            server_binary("valkey"), *words, stdout=asyncio.subprocess.DEVNULL
+            server_binary("valkey"), *arguments, stdout=asyncio.subprocess.DEVNULL
         )
         try:
             await until(lambda: _listens(host, port))

@@ -1,6 +1,6 @@
-"""Waiting for a condition, never longer than a bound.
+"""Waiting for a condition, with a timeout.
 
-The bound only limits how long a failure takes: no test passes or fails by how fast it comes.
+The timeout only limits the duration of a failing test: no result depends on speed.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-BOUND_S = 60.0
+TIMEOUT_S = 60.0
 POLL_S = 0.01
 
 
 async def until(
     condition: Callable[[], Any | Awaitable[Any]],
-    timeout_s: float = BOUND_S,
+    timeout_s: float = TIMEOUT_S,
     poll_s: float = POLL_S,
 ) -> Any:
-    """Call a function, or a coroutine function, until it returns something true; return that.
+    """Call a function, or a coroutine function, until its result is true; return the result.
 
     Raises AssertionError, with the last value, after *timeout_s*.
     """
@@ -36,9 +36,9 @@ async def until(
 
 
 def until_sync(
-    condition: Callable[[], Any], timeout_s: float = BOUND_S, poll_s: float = POLL_S
+    condition: Callable[[], Any], timeout_s: float = TIMEOUT_S, poll_s: float = POLL_S
 ) -> Any:
-    """Do as `until` does, where there is no event loop."""
+    """Wait like `until`, without an event loop."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {timeout_s} s; last: {value!r}"

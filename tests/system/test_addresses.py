@@ -1,4 +1,4 @@
-"""Host and port: joined and split in one place, which knows IPv6."""
+"""Parsing and formatting of hosts and ports, in one module that supports IPv6."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from samserve.system import addresses
 
 ROOT = Path(__file__).parents[2]
 CODE = ("service", "harness", "chart", "monitoring", "benchmarks", "examples", "fuzz", "training")
-THE_PLACE = ROOT / "service" / "samserve" / "system" / "addresses.py"
+ADDRESSES_MODULE = ROOT / "service" / "samserve" / "system" / "addresses.py"
 NAME = "(?:host|addr|peer|target|endpoint)"
-# Lines that join or split an address by hand, by the names in them.
+# Lines that join or split an address without this module, by the names in them.
 BY_HAND = re.compile(
     rf"""
       {NAME}[^{{}}"]*\}}:\{{              # f"{{host}}:{{number}}"
@@ -29,34 +29,34 @@ BY_HAND = re.compile(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::", "fe80::1%eth0", "example.test", "a_b"])
-def test_what_is_joined_is_split_again(host: str) -> None:
+def test_split_reverses_join(host: str) -> None:
     assert addresses.split(addresses.join(host, 8001)) == (host, 8001)
     assert addresses.join(f"[{host}]" if ":" in host else host, 1) == addresses.join(host, 1)
 
 
-def test_an_ipv6_address_has_one_spelling() -> None:
+def test_an_ipv6_address_has_a_canonical_form() -> None:
     assert addresses.split("[0:0:0:0:0:0:0:1]:80") == ("::1", 80)
     assert addresses.parse_host("[0:0::1]") == "::1"
 
 
 @pytest.mark.parametrize(
-    ("read", "text", "told"),
+    ("parse", "text", "message"),
     [
-        (addresses.split, "::1:8001", "an IPv6 address stands in brackets: [::1]:8001"),
-        (addresses.split, "fe80::1", "an IPv6 address stands in brackets: [fe80::1]:PORT"),
+        (addresses.split, "::1:8001", "an IPv6 address must be in brackets: [::1]:8001"),
+        (addresses.split, "fe80::1", "an IPv6 address must be in brackets: [fe80::1]:PORT"),
         (addresses.split, "example.test", "expected HOST:PORT"),
         (addresses.split, "[::1]", "expected HOST:PORT"),
         (addresses.split, ":80", "expected HOST:PORT"),
         (addresses.split, "a:0", "the port must be a number from 1 to 65535"),
         (addresses.split, "a:99999999999", "the port must be a number from 1 to 65535"),
-        (addresses.split, "a b:80", "is neither the name of a host nor an address"),
-        (addresses.split, "[a]:80", "expected a host alone"),
+        (addresses.split, "a b:80", "is neither a host name nor an address"),
+        (addresses.split, "[a]:80", "expected a host without a port"),
         (addresses.split, "redis://:secret@a:1/0", "is a URL: write a:1 instead"),
-        (addresses.split, "rediss://a:1", "write a:1 instead; TLS is a setting of its own"),
-        (addresses.parse_host, "0.0.0.0:80", "expected a host alone, without a port"),
+        (addresses.split, "rediss://a:1", "write a:1 instead; TLS is a separate setting"),
+        (addresses.parse_host, "0.0.0.0:80", "expected a host without a port"),
         (addresses.parse_host, "http://a", "is a URL: write a instead"),
         (addresses.parse_host, "", "expected a host"),
-        (addresses.parse_host, "a\nb", "is neither the name of a host nor an address"),
+        (addresses.parse_host, "a\nb", "is neither a host name nor an address"),
         (addresses.parse_target, "https://a:1", "is a URL: write a:1 instead"),
         (addresses.parse_target, "::1:1", "[::1]:1"),
         (addresses.parse_target, "\udcff:1", "expected HOST:PORT"),
@@ -65,13 +65,13 @@ def test_an_ipv6_address_has_one_spelling() -> None:
         (addresses.parse_endpoint, "grpc://a:4317", "expected http://HOST:PORT"),
     ],
 )
-def test_what_is_no_address_is_told_the_right_form(
-    read: Callable[[str], object], text: str, told: str
+def test_the_error_for_an_invalid_address_states_the_expected_form(
+    parse: Callable[[str], object], text: str, message: str
 ) -> None:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - its text is looked at
-        read(text)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - its text is checked
+        parse(text)
 
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
@@ -79,7 +79,7 @@ def test_what_is_no_address_is_told_the_right_form(
     "target",
     ["dns:///a-headless:50051", "unix:/run/samserve.sock", "ipv6:[::1]:5", "a:1", "[::1]:1"],
 )
-def test_targets_of_grpc_pass(target: str) -> None:
+def test_targets_of_grpc_are_accepted(target: str) -> None:
     assert addresses.parse_target(target) == target
 
 
@@ -93,7 +93,7 @@ def test_targets_of_grpc_pass(target: str) -> None:
         ("0.0.0.0", {socket.AF_INET}),
     ],
 )
-def test_a_listener_is_reached_by_the_families_of_its_host(
+def test_a_listener_accepts_the_address_families_of_its_host(
     host: str, families: set[socket.AddressFamily]
 ) -> None:
     opened = addresses.listen(host, 0)
@@ -113,7 +113,7 @@ def reached(port: int) -> set[socket.AddressFamily]:
     return found
 
 
-def test_a_name_of_several_addresses_is_listened_on_at_all_of_them(
+def test_a_name_with_several_addresses_is_listened_on_at_all_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = [(family, 1, 6, "", (address, 0)) for family, address in BOTH]
@@ -130,15 +130,15 @@ def test_a_name_of_several_addresses_is_listened_on_at_all_of_them(
 BOTH = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 
-def test_without_ipv6_every_address_is_every_one_of_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Stands for a kernel without IPv6, which cannot be had here.
+def test_without_ipv6_the_wildcard_listens_on_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Simulates a kernel without IPv6.
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
     (opened,) = addresses.listen("::", 0)
     with opened:
         assert (opened.family, opened.getsockname()[0]) == (socket.AF_INET, "0.0.0.0")
 
 
-def test_one_address_that_cannot_be_had_leaves_none_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_one_address_is_in_use_no_listener_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
         port = taken.getsockname()[1]
         found = [(family, 1, 6, "", (address, 0)) for family, address in BOTH]
@@ -147,18 +147,18 @@ def test_one_address_that_cannot_be_had_leaves_none_open(monkeypatch: pytest.Mon
         with pytest.raises(OSError, match="in use"):
             addresses.listen("both.test", port)
 
-    # As the next listener shows.
+    # Otherwise this listener could not be opened.
     socket.create_server(("127.0.0.1", port)).close()
 
 
 def by_hand(line: str) -> bool:
-    """Whether a line joins or splits an address; ``HOST`` is the harness's 127.0.0.1."""
+    """Return whether a line joins or splits an address; ``HOST`` is the harness's 127.0.0.1."""
     return BY_HAND.search(line.replace("{HOST}", "")) is not None
 
 
 def test_host_and_port_are_joined_and_split_nowhere_else() -> None:
-    """IPv6 addresses have colons of their own: a template or a split by hand gets them wrong."""
-    files = {path for folder in CODE for path in (ROOT / folder).rglob("*.py")} - {THE_PLACE}
+    """IPv6 addresses contain colons, so other code must not join or split addresses."""
+    files = {path for folder in CODE for path in (ROOT / folder).rglob("*.py")} - {ADDRESSES_MODULE}
     wrong = [
         f"{path.relative_to(ROOT)}:{number}: {line}"
         for path in sorted(files)
@@ -187,12 +187,12 @@ def test_host_and_port_are_joined_and_split_nowhere_else() -> None:
         (False, 'line.partition(":")'),
     ],
 )
-def test_what_joins_or_splits_by_hand_is_found(found: bool, code: str) -> None:
+def test_code_that_joins_or_splits_addresses_is_found(found: bool, code: str) -> None:
     assert by_hand(code) == found
 
 
-def test_wildcards_are_reached_from_here_without_ipv6() -> None:
-    # It is switched off in most containers, where the image's settings listen on `::`.
+def test_listeners_on_wildcards_are_reachable_without_ipv6() -> None:
+    # IPv6 is disabled in most containers, where the image's settings listen on `::`.
     reached = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::1": "::1", "host": "host"}
 
-    assert {host: addresses.from_here(host) for host in reached} == reached
+    assert {host: addresses.reachable_host(host) for host in reached} == reached

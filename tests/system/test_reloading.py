@@ -1,4 +1,4 @@
-"""Files that change while the server runs."""
+"""Reloading of files that change while the server runs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def number(*contents: bytes) -> int:
     try:
         return int(b"".join(contents))
     except ValueError:
-        raise Misconfigured("numbers: is none") from None
+        raise Misconfigured("numbers: is not a number") from None
 
 
 @pytest.fixture
 def logged() -> Iterator[list[Any]]:
-    """What is logged in the test."""
+    """The log entries of the test."""
     with structlog.testing.capture_logs() as lines:
         yield lines
 
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Mounted:
-    """Two files, that hold 1 and 2."""
+    """Two files that contain 1 and 2."""
     return Mounted(tmp_path / "mounted", a="1", b="2")
 
 
@@ -52,7 +52,7 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_file_is_read_again_when_it_changes_and_only_then(
+def test_a_file_is_reloaded_only_when_it_changes(
     tmp_path: Path, logged: list[Any], change: Callable[[Path], Any]
 ) -> None:
     path, reads = tmp_path / "number", []
@@ -67,10 +67,10 @@ def test_a_file_is_read_again_when_it_changes_and_only_then(
     file.refresh()
 
     assert (file.value, file.healthy) == (3, True)
-    assert [line["event"] for line in logged] == ["read again"]
+    assert [line["event"] for line in logged] == ["config reloaded"]
 
 
-def test_files_are_followed_through_links(mount: Mounted, logged: list[Any]) -> None:
+def test_symbolic_links_are_followed(mount: Mounted, logged: list[Any]) -> None:
     file = ReloadableFile("numbers", paths_of(mount), number)
     assert file.value == 12
 
@@ -80,28 +80,28 @@ def test_files_are_followed_through_links(mount: Mounted, logged: list[Any]) -> 
     assert (file.value, file.healthy) == (34, True)
 
 
-DAMAGES: dict[str, Callable[[Path], Any]] = {
+INVALID: dict[str, Callable[[Path], Any]] = {
     "content": lambda path: path.write_text("one"),
-    "gone": lambda path: path.unlink(),
+    "missing": lambda path: path.unlink(),
     "too large": lambda path: path.write_text("2" * 11),
     "folder": lambda path: (path.unlink(), path.mkdir()),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_file_that_got_worse_is_logged_once_and_kept_as_it_was(
-    tmp_path: Path, logged: list[Any], damage: Callable[[Path], Any]
+@pytest.mark.parametrize("invalidate", INVALID.values(), ids=INVALID)
+def test_a_failed_reload_is_logged_once_and_the_previous_content_stays(
+    tmp_path: Path, logged: list[Any], invalidate: Callable[[Path], Any]
 ) -> None:
     path = tmp_path / "number"
     path.write_text("1")
-    file = ReloadableFile("numbers", [path], number, most_bytes=10)
+    file = ReloadableFile("numbers", [path], number, max_bytes=10)
 
-    damage(path)
+    invalidate(path)
     for _ in range(3):
         file.refresh()
 
     assert (file.value, file.healthy) == (1, False)
-    assert [line["event"] for line in logged] == ["kept the old content"]
+    assert [line["event"] for line in logged] == ["config reload failed"]
     if path.is_dir():
         path.rmdir()
     path.write_text("3")
@@ -109,13 +109,13 @@ def test_a_file_that_got_worse_is_logged_once_and_kept_as_it_was(
     assert (file.value, file.healthy) == (3, True)
 
 
-def test_each_change_that_cannot_be_used_is_raised_once(tmp_path: Path) -> None:
+def test_each_invalid_change_is_raised_once(tmp_path: Path) -> None:
     path = tmp_path / "number"
     path.write_text("1")
     file = ReloadableFile("numbers", [path], number)
 
-    for damage in ("one", "two and more"):
-        path.write_text(damage)
+    for content in ("one", "two and more"):
+        path.write_text(content)
         with pytest.raises(Misconfigured):
             file.reload()
         assert not file.reload()
@@ -126,7 +126,7 @@ def test_each_change_that_cannot_be_used_is_raised_once(tmp_path: Path) -> None:
     assert file.value == 3
 
 
-def test_an_unexpected_error_of_a_parser_keeps_the_old_content(
+def test_after_an_unexpected_parser_error_the_previous_content_stays(
     tmp_path: Path, logged: list[Any]
 ) -> None:
     path = tmp_path / "number"
@@ -155,18 +155,18 @@ class Opened(PosixPath):
         return super().open(*args, **kwargs)
 
 
-def test_files_that_are_exchanged_while_they_are_read_are_not_mixed(mount: Mounted) -> None:
+def test_files_of_different_versions_are_not_mixed(mount: Mounted) -> None:
     first, second = paths_of(mount)
-    exchanges = [{"a": "5", "b": "6"}]
+    replacements = [{"a": "5", "b": "6"}]
     last = Opened(second)
-    last.before = lambda: mount.swap(**exchanges.pop()) if exchanges else None
+    last.before = lambda: mount.swap(**replacements.pop()) if replacements else None
 
     file = ReloadableFile("numbers", [first, last], number)
 
     assert (file.value, file.healthy) == (56, True)
 
 
-def test_files_that_never_rest_are_given_up(mount: Mounted) -> None:
+def test_files_that_change_all_the_time_are_an_error(mount: Mounted) -> None:
     path = Opened(mount.path("a"))
     path.before = mount.swap
 
@@ -174,6 +174,6 @@ def test_files_that_never_rest_are_given_up(mount: Mounted) -> None:
         ReloadableFile("numbers", [path], number)
 
 
-def test_a_missing_file_stops_the_start(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_at_startup(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match="No such file"):
         ReloadableFile("numbers", [tmp_path / "none"], number)

@@ -11,7 +11,7 @@ from tests.support.clock import Clock
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Time that passes only between attempts."""
+    """A clock that advances only between attempts."""
     clock = Clock()
 
     async def sleep(seconds: float) -> None:
@@ -23,33 +23,33 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Failing:
-    """A step that fails so many times."""
+    """A step that fails a number of times."""
 
     def __init__(self, times: int, error: SamserveError) -> None:
-        self.left = times
+        self.remaining = times
         self.error = error
 
     async def __call__(self) -> str:
-        self.left -= 1
-        if self.left >= 0:
+        self.remaining -= 1
+        if self.remaining >= 0:
             raise self.error
         return "done"
 
 
-async def test_what_fails_is_tried_again_until_the_time_is_over(clock: Clock) -> None:
-    step = Failing(10**6, EngineUnavailable("away"))
+async def test_a_failing_step_is_retried_until_the_time_is_over(clock: Clock) -> None:
+    step = Failing(10**6, EngineUnavailable("unavailable"))
     began = clock.now
 
-    with pytest.raises(EngineUnavailable, match=r"away; given up after 25 s, a\.setting gives"):
-        await StartupRetry(25.0, "a.setting").until_done(step, "waiting")
+    with pytest.raises(EngineUnavailable, match=r"given up after 25 s, increase a\.setting for"):
+        await StartupRetry(25.0, "a.setting").run(step, "waiting")
 
     assert clock.now - began == pytest.approx(25.0, abs=0.5)
 
 
-async def test_what_comes_late_is_waited_for_and_said_now_and_then(clock: Clock) -> None:
+async def test_a_late_success_is_returned_and_the_wait_is_logged_periodically(clock: Clock) -> None:
     with capture_logs() as lines:
-        done = await StartupRetry(60.0, "a.setting").until_done(
-            Failing(150, EngineUnavailable("away")), "waiting"
+        done = await StartupRetry(60.0, "a.setting").run(
+            Failing(150, EngineUnavailable("unavailable")), "waiting"
         )
 
     assert done == "done"
@@ -60,32 +60,30 @@ async def test_what_comes_late_is_waited_for_and_said_now_and_then(clock: Clock)
     ]
 
 
-async def test_two_waits_share_the_time(clock: Clock) -> None:
+async def test_consecutive_steps_share_the_time(clock: Clock) -> None:
     shared = StartupRetry(30.0, "a.setting")
     began = clock.now
-    await shared.until_done(Failing(100, EngineUnavailable("away")), "waiting")
+    await shared.run(Failing(100, EngineUnavailable("unavailable")), "waiting")
 
     with pytest.raises(EngineUnavailable):
-        await shared.until_done(Failing(10**6, EngineUnavailable("away")), "waiting")
+        await shared.run(Failing(10**6, EngineUnavailable("unavailable")), "waiting")
 
     assert clock.now - began == pytest.approx(30.0, abs=0.5)
 
 
 @pytest.mark.parametrize(
-    ("given", "error"),
+    ("retry", "error"),
     [
-        (StartupRetry(0.0), EngineUnavailable("away")),
+        (StartupRetry(0.0), EngineUnavailable("unavailable")),
         (StartupRetry(60.0, "a.setting"), EngineFailure("broken")),
     ],
-    ids=["without time", "not worth it"],
+    ids=["without time", "another error"],
 )
-async def test_other_failures_are_raised_as_they_are_at_once(
-    given: StartupRetry, error: SamserveError
-) -> None:
+async def test_other_errors_are_raised_at_once(retry: StartupRetry, error: SamserveError) -> None:
     step = Failing(2, error)
 
     with pytest.raises(type(error)) as caught:
-        await given.until_done(step, "waiting", (EngineUnavailable,))
+        await retry.run(step, "waiting", (EngineUnavailable,))
 
     assert caught.value is error
-    assert step.left == 1
+    assert step.remaining == 1

@@ -1,4 +1,4 @@
-"""Metrics as Prometheus gets them: over HTTP, from the admin listener."""
+"""Metrics as Prometheus scrapes them: over HTTP, from the admin listener."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ PLAIN = "text/plain"
 
 
 def scrape(service: Running, accept: str | None = None) -> tuple[int, str, str]:
-    """Give status, content type and text.
+    """Return status, content type and text.
 
-    The event loop stands still meanwhile, since the listener does without.
+    This blocks the event loop, which the listener does not use.
     """
     connection = http.client.HTTPConnection(service.admin_address, timeout=60)
     try:
         connection.request("GET", "/metrics", headers={} if accept is None else {"Accept": accept})
-        answer = connection.getresponse()
-        return answer.status, answer.headers["Content-Type"], answer.read().decode()
+        response = connection.getresponse()
+        return response.status, response.headers["Content-Type"], response.read().decode()
     finally:
         connection.close()
 
@@ -38,7 +38,7 @@ def samples(service: Running, accept: str = OPENMETRICS) -> list[Sample]:
 
 
 def parsed(content_type: str, text: str) -> Iterable[Metric]:
-    """Parse by the parser for what the content type says."""
+    """Parse with the parser of the content type."""
     if content_type.startswith(OPENMETRICS):
         return list(parse_openmetrics(text))
     assert content_type.startswith(PLAIN)
@@ -46,7 +46,7 @@ def parsed(content_type: str, text: str) -> Iterable[Metric]:
 
 
 def values(service: Running, name: str, *labels: str) -> dict[tuple[str, ...], float]:
-    """Give the values of one metric by those labels, without those that are 0."""
+    """Return the values of one metric by these labels, without zeros."""
     return {
         tuple(sample.labels[label] for label in labels): sample.value
         for sample in samples(service)

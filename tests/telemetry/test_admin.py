@@ -1,4 +1,4 @@
-"""What /metrics answers: in which format, with which exemplars, and that no caller makes series."""
+"""The responses of /metrics: formats, exemplars, and no series from values of callers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from harness.otlp import Receiver
-from tests import pictures
+from tests import sample_images
 from tests.conftest import UNLIMITED, serving, settings_with
+from tests.metric_values import total
 from tests.monitoring.catalogue import LABELS
-from tests.samples import total
 from tests.support.waiting import until
 from tests.telemetry.scraping import OPENMETRICS, PLAIN, parsed, samples, scrape, values
 
@@ -40,7 +40,7 @@ ACCEPTED = {
     f"{PLAIN};version=0.0.4": PLAIN,
     OPENMETRICS: OPENMETRICS,
     f"{OPENMETRICS}; version=1.0.0; charset=utf-8": OPENMETRICS,
-    # What Prometheus 2.42 sends, and what 3 does.
+    # As sent by Prometheus 2.42 and by Prometheus 3.
     f"{OPENMETRICS};version=1.0.0,{OPENMETRICS};version=0.0.1;q=0.75,"
     f"{PLAIN};version=0.0.4;q=0.5,*/*;q=0.1": OPENMETRICS,
     f"{OPENMETRICS};version=1.0.0;escaping=allow-utf-8;q=0.6,"
@@ -50,19 +50,21 @@ Pair = tuple[Running, SegmentationServiceStub]
 
 
 async def use(stub: SegmentationServiceStub, *metadata: tuple[str, str]) -> None:
-    """One call of each kind."""
-    embed = pb.EmbedRequest(image=pictures.image())
+    """Make one call of each kind."""
+    embed = pb.EmbedRequest(image=sample_images.image())
     embedded = await stub.Embed(embed, metadata=metadata)
-    click = pb.PredictRequest(embedding_id=embedded.embedding.id, prompts=[pictures.click()])
-    await stub.Predict(click, metadata=metadata)
-    search = pb.AutoMaskRequest(embedding_id=embedded.embedding.id)
-    search.options.points_per_side = 2
-    async for _ in stub.AutoMask(search, metadata=metadata):
+    predict = pb.PredictRequest(
+        embedding_id=embedded.embedding.id, prompts=[sample_images.point_prompt()]
+    )
+    await stub.Predict(predict, metadata=metadata)
+    automask = pb.AutoMaskRequest(embedding_id=embedded.embedding.id)
+    automask.options.points_per_side = 2
+    async for _ in stub.AutoMask(automask, metadata=metadata):
         pass
 
 
 def by_series(found: list[Sample]) -> dict[tuple[str, ...], float]:
-    """Values that stay as they are from scrape to scrape, by name and labels."""
+    """Return the values that do not change between scrapes, by name and labels."""
     return {
         (sample.name, *(f"{name}={value}" for name, value in sorted(sample.labels.items()))): (
             sample.value
@@ -72,7 +74,7 @@ def by_series(found: list[Sample]) -> dict[tuple[str, ...], float]:
     }
 
 
-async def test_who_takes_openmetrics_gets_it_and_others_the_classic_format(service: Pair) -> None:
+async def test_the_format_depends_on_the_accept_header(service: Pair) -> None:
     running, stub = service
     await use(stub)
     counted = by_series(samples(running, OPENMETRICS))
@@ -91,7 +93,9 @@ async def test_who_takes_openmetrics_gets_it_and_others_the_classic_format(servi
 @pytest.mark.parametrize(
     "accept", [f"{OPENMETRICS}; version=abc", f"{PLAIN}; version=1..0", f"{OPENMETRICS};version=é"]
 )
-async def test_a_version_that_is_none_is_no_error(accept: str, service: Pair) -> None:
+async def test_an_invalid_version_in_the_accept_header_is_ignored(
+    accept: str, service: Pair
+) -> None:
     status, content_type, text = scrape(service[0], accept.encode().decode("latin-1"))
 
     assert status == 200
@@ -105,7 +109,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def exemplars(found: list[Sample]) -> dict[str, set[str]]:
-    """Traces that exemplars name, by the metric."""
+    """Return the trace ids of exemplars by metric."""
     traces = defaultdict(set)
     for sample in found:
         if sample.exemplar:
@@ -116,10 +120,10 @@ def exemplars(found: list[Sample]) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize(("flag", "traces"), [("01", {TRACE}), ("00", set[str]())])
-async def test_exemplars_lead_to_traces_that_there_are(
+async def test_exemplars_name_recorded_traces(
     flag: str, traces: set[str], receiver: Receiver
 ) -> None:
-    trace = {"endpoint": f"http://{receiver.grpc_address}", "ratio": 0.0}
+    trace = {"endpoint": f"http://{receiver.grpc_address}", "sampling_ratio": 0.0}
     async with serving(settings_with(trace=trace)) as (service, stub):
         await use(stub, ("traceparent", f"00-{TRACE}-b7ad6b7169203331-{flag}"))
         found = exemplars(samples(service, OPENMETRICS))
@@ -131,21 +135,21 @@ async def test_exemplars_lead_to_traces_that_there_are(
     assert TRACE not in classic
 
 
-async def test_metrics_are_as_rules_and_dashboards_know_them(service: Pair) -> None:
+async def test_exported_metrics_are_in_the_catalogue(service: Pair) -> None:
     running, stub = service
     await use(stub)
 
-    ours = [
+    own = [
         sample
         for sample in samples(running, PLAIN)
         if sample.name.startswith(("samserve_", "grpc_")) and not sample.name.endswith("_created")
     ]
 
-    assert {(sample.name, frozenset(sample.labels)) for sample in ours} <= {*LABELS.items()}
+    assert {(sample.name, frozenset(sample.labels)) for sample in own} <= {*LABELS.items()}
 
 
 class Noise:
-    """Calls whose every word is another one, each time."""
+    """Calls that contain only random words."""
 
     def __init__(self, stub: SegmentationServiceStub, channel: grpc.aio.Channel, seed: int) -> None:
         self._stub = stub
@@ -159,47 +163,49 @@ class Noise:
         return word
 
     async def call(self, number: int) -> None:
-        """One of several kinds of calls; all of them fail."""
+        """Make one of several kinds of calls; all of them fail."""
         metadata = (
             ("x-request-id", self.word()),
             ("user-agent", self.word()),
             ("traceparent", f"00-{self._random.getrandbits(128):032x}-b7ad6b7169203331-01"),
             (self.word().lower(), self.word()),
         )
-        kinds = [self._model, self._click, self._search]
-        kinds += [self._deletion, self._rubbish, self._method]
+        kinds = [self._unknown_model, self._predict, self._automask]
+        kinds += [self._delete, self._invalid_image, self._unknown_method]
         with suppress(grpc.aio.AioRpcError):
             await kinds[number % len(kinds)](metadata)
 
-    async def _model(self, metadata: Any) -> None:
+    async def _unknown_model(self, metadata: Any) -> None:
         prefetch = self._random.random() < 0.5
-        wish = pb.EmbedRequest(image=pictures.image(8, 8), model=self.word(), prefetch=prefetch)
-        await self._stub.Embed(wish, metadata=metadata)
+        request = pb.EmbedRequest(
+            image=sample_images.image(8, 8), model=self.word(), prefetch=prefetch
+        )
+        await self._stub.Embed(request, metadata=metadata)
 
-    async def _click(self, metadata: Any) -> None:
-        wish = pb.PredictRequest(embedding_id=self.word(), model=self.word())
-        wish.prompts.append(pictures.click())
-        await self._stub.Predict(wish, metadata=metadata)
+    async def _predict(self, metadata: Any) -> None:
+        request = pb.PredictRequest(embedding_id=self.word(), model=self.word())
+        request.prompts.append(sample_images.point_prompt())
+        await self._stub.Predict(request, metadata=metadata)
 
-    async def _search(self, metadata: Any) -> None:
-        wish = pb.AutoMaskRequest(embedding_id=self.word(), model=self.word())
-        async for _ in self._stub.AutoMask(wish, metadata=metadata):
+    async def _automask(self, metadata: Any) -> None:
+        request = pb.AutoMaskRequest(embedding_id=self.word(), model=self.word())
+        async for _ in self._stub.AutoMask(request, metadata=metadata):
             pass
 
-    async def _deletion(self, metadata: Any) -> None:
-        wish = pb.DeleteEmbeddingRequest(embedding_id=self.word())
-        await self._stub.DeleteEmbedding(wish, metadata=metadata)
+    async def _delete(self, metadata: Any) -> None:
+        request = pb.DeleteEmbeddingRequest(embedding_id=self.word())
+        await self._stub.DeleteEmbedding(request, metadata=metadata)
 
-    async def _rubbish(self, metadata: Any) -> None:
+    async def _invalid_image(self, metadata: Any) -> None:
         image = pb.Image(encoded=self.word().encode())
         await self._stub.Embed(pb.EmbedRequest(image=image), metadata=metadata)
 
-    async def _method(self, metadata: Any) -> None:
+    async def _unknown_method(self, metadata: Any) -> None:
         path = f"/{self._random.choice([SERVICE, self.word()])}/{self.word()}"
         await self._channel.unary_unary(path)(self.word().encode(), metadata=metadata)
 
 
-async def test_hundreds_of_calls_with_words_of_their_own_make_no_series() -> None:
+async def test_values_from_clients_create_no_series() -> None:
     logs.configure(LogSettings(level="error"))
     async with (
         serving() as (service, stub),
@@ -212,23 +218,23 @@ async def test_hundreds_of_calls_with_words_of_their_own_make_no_series() -> Non
         before = await series(service, count=3 + 10)
         for start in range(0, 240, 20):
             await asyncio.gather(*map(noise.call, range(start, start + 20)))
-        # A sixth of them is of methods that there are not.
+        # A sixth of the calls is to unknown methods.
         after = await series(service, count=3 + 10 + 240 - 240 // 6)
         text = scrape(service)[2]
 
-    # Whether anything has to wait for a thread is chance.
+    # Whether a call queues for a thread is random.
     assert {each for each in after - before if ("stage", "queue") not in each[1]} == set()
     assert not noise.words & set(re.findall("[A-Za-z]+", text))
 
 
 async def series(service: Running, count: int) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
-    """Names and labels, once so many calls have been written down."""
+    """Return names and labels once so many calls have been recorded."""
     registry = service.metrics.registry
     await until(lambda: total(registry, "grpc_server_handled_total") >= count)
     return {(each.name, tuple(sorted(each.labels.items()))) for each in samples(service, PLAIN)}
 
 
-async def test_every_method_is_there_before_its_first_call(service: Pair) -> None:
+async def test_every_method_has_series_before_its_first_call(service: Pair) -> None:
     found = by_series(samples(service[0], PLAIN))
 
     started = [key for key in found if key[0] == "grpc_server_started_total"]
@@ -236,7 +242,7 @@ async def test_every_method_is_there_before_its_first_call(service: Pair) -> Non
     assert not any(found[key] for key in started)
 
 
-async def test_the_models_that_are_served_and_their_transport_are_exported() -> None:
+async def test_served_models_and_transport_are_exported() -> None:
     engine = FakeEngine()
     async with serving(engine=engine) as (service, _):
         models = values(service, "samserve_model_info", "model", "digest")

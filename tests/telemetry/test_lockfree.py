@@ -1,4 +1,4 @@
-"""Our metrics say what those of prometheus_client say of the same observations."""
+"""Metrics without locks export the same samples as those of prometheus_client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OBSERVED = st.lists(
 
 
 def samples(registry: CollectorRegistry) -> list[Sample]:
-    """What a scrape reads, without the times at which things were made or seen."""
+    """Return what a scrape reads, without times of creation and observation."""
     text = generate_openmetrics(registry).decode()
     return [
         sample._replace(
@@ -36,32 +36,39 @@ def samples(registry: CollectorRegistry) -> list[Sample]:
 
 
 @given(OBSERVED)
-def test_they_say_the_same(observed: list[tuple[str, float, str]]) -> None:
-    ours, theirs = CollectorRegistry(), CollectorRegistry()
-    mine = Histograms("run_seconds", "Time.", LABELS, SECONDS, ours)
-    other = Histogram("run_seconds", "Time.", LABELS, buckets=SECONDS, registry=theirs)
+def test_histograms_equal_those_of_prometheus_client(
+    observed: list[tuple[str, float, str]],
+) -> None:
+    own_registry, reference_registry = CollectorRegistry(), CollectorRegistry()
+    own = Histograms("run_seconds", "Time.", LABELS, SECONDS, own_registry)
+    reference = Histogram(
+        "run_seconds", "Time.", LABELS, buckets=SECONDS, registry=reference_registry
+    )
 
     for model, value, trace_id in observed:
         exemplar = {"trace_id": trace_id} if trace_id else None
-        mine.labels("decoder", model).observe(value, exemplar and (exemplar, 1.5))
-        other.labels("decoder", model).observe(value, exemplar)
+        own.labels("decoder", model).observe(value, exemplar and (exemplar, 1.5))
+        reference.labels("decoder", model).observe(value, exemplar)
 
-    assert samples(ours) == samples(theirs)
+    assert samples(own_registry) == samples(reference_registry)
 
 
-def test_counters_and_gauges_say_the_same() -> None:
-    ours, theirs = CollectorRegistry(), CollectorRegistry()
-    counters, gauges = Counters("runs", "Runs.", LABELS, ours), Gauges("now", "Now.", LABELS, ours)
-    counter = Counter("runs", "Runs.", LABELS, registry=theirs)
-    gauge = Gauge("now", "Now.", LABELS, registry=theirs)
+def test_counters_and_gauges_equal_those_of_prometheus_client() -> None:
+    own_registry, reference_registry = CollectorRegistry(), CollectorRegistry()
+    counters, gauges = (
+        Counters("runs", "Runs.", LABELS, own_registry),
+        Gauges("now", "Now.", LABELS, own_registry),
+    )
+    counter = Counter("runs", "Runs.", LABELS, registry=reference_registry)
+    gauge = Gauge("now", "Now.", LABELS, registry=reference_registry)
     for model in ("a", "b", "a"):
         counters.labels("decoder", model).inc()
         counters.labels("encoder", model).inc(2.5)
         counter.labels("decoder", model).inc()
         counter.labels("encoder", model).inc(2.5)
     with gauges.labels("decoder", "a"), gauge.labels("decoder", "a").track_inprogress():
-        assert samples(ours) == samples(theirs)
+        assert samples(own_registry) == samples(reference_registry)
     gauges.labels("encoder", "a").set(7)
     gauge.labels("encoder", "a").set(7)
 
-    assert samples(ours) == samples(theirs)
+    assert samples(own_registry) == samples(reference_registry)

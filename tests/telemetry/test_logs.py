@@ -1,4 +1,4 @@
-"""Lines of the log, ours and those of libraries."""
+"""Log lines of samserve and of libraries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from samserve.telemetry import logs
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def _restore_logging() -> Iterator[None]:
     root = logging.getLogger()
     handlers, configuration = list(root.handlers), structlog.get_config()
     yield
@@ -21,23 +21,23 @@ def _as_before() -> Iterator[None]:
     structlog.configure(**configuration)
 
 
-def test_a_library_s_line_is_json_like_ours(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_lines_of_libraries_have_the_same_format(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(LogSettings(format="json"))
-    structlog.get_logger().info("ours", count=1)
+    structlog.get_logger().info("own", count=1)
     try:
         raise ValueError("broken")
     except ValueError:
         logging.getLogger("library").exception("cannot export %s", "spans\nof today")
 
-    ours, theirs = map(json.loads, capsys.readouterr().err.splitlines())
-    assert (ours["event"], ours["level"], ours["count"]) == ("ours", "info", 1)
-    assert (theirs["event"], theirs["level"]) == ("cannot export spans\nof today", "error")
-    assert theirs["logger"] == "library"
-    assert "ValueError: broken" in theirs["exception"]
-    assert set(ours) - {"count"} <= set(theirs)
+    own, library = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (own["event"], own["level"], own["count"]) == ("own", "info", 1)
+    assert (library["event"], library["level"]) == ("cannot export spans\nof today", "error")
+    assert library["logger"] == "library"
+    assert "ValueError: broken" in library["exception"]
+    assert set(own) - {"count"} <= set(library)
 
 
-def test_what_libraries_say_below_a_warning_is_left_out(
+def test_library_lines_below_warning_are_not_logged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure(LogSettings(level="debug"))
@@ -48,7 +48,7 @@ def test_what_libraries_say_below_a_warning_is_left_out(
     assert "chatter" not in err
 
 
-def test_to_configure_again_does_not_say_everything_twice(
+def test_configuring_twice_does_not_duplicate_lines(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure(LogSettings())

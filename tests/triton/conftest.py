@@ -1,4 +1,4 @@
-"""One tritonserver for all tests that do not harm it."""
+"""One tritonserver for all tests that do not stop or pause it."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ __all__ = ["holding"]
 
 @pytest.fixture
 def triton() -> TritonServer:
-    """The committed model repository, served as it is."""
+    """The committed model repository, served unchanged."""
     return servers.default()

@@ -31,7 +31,7 @@ instance_group [ { count: 1 } ]
 
 
 def write_unbatched(repository: Path, model: str, threads: int) -> None:
-    """Copy a committed model; it runs every request alone, on so many threads."""
+    """Copy a committed model, without batching and with a number of threads per run."""
     folder = repository / model
     shutil.copytree(ROOT / "model_repository" / model, folder)
     file = folder / "config.pbtxt"
@@ -42,7 +42,7 @@ def write_unbatched(repository: Path, model: str, threads: int) -> None:
 
 
 def write_echo(repository: Path) -> None:
-    """Write a model that answers with its inputs and the sum of the bytes, exactly."""
+    """Write a model that returns its inputs unchanged, and the sum of the bytes."""
     version = repository / "echo" / "1"
     version.mkdir(parents=True)
     (version.parent / "config.pbtxt").write_text(ECHO_CONFIG)
@@ -53,13 +53,13 @@ def write_echo(repository: Path) -> None:
         helper.make_node("Cast", ["bytes"], ["wide"], to=TensorProto.INT64),
         helper.make_node("ReduceSum", ["wide", "axes"], ["sum"]),
     ]
-    given = [_open("bytes", TensorProto.UINT8), _open("halves", TensorProto.FLOAT16)]
-    taken = [
+    inputs = [_open("bytes", TensorProto.UINT8), _open("halves", TensorProto.FLOAT16)]
+    outputs = [
         _open("bytes_again", TensorProto.UINT8),
         _open("halves_again", TensorProto.FLOAT16),
         helper.make_tensor_value_info("sum", TensorProto.INT64, ["B", 1]),
     ]
-    graph = helper.make_graph(nodes, "echo", given, taken, [axes])
+    graph = helper.make_graph(nodes, "echo", inputs, outputs, [axes])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, version / "echo.onnx")
 

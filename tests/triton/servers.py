@@ -1,6 +1,6 @@
-"""Tritons that tests share, where they do not harm each other.
+"""Triton servers that tests share.
 
-A test may kill or pause one, and tritonserver may crash: the next test has it running again.
+A test may kill or pause one, and tritonserver may crash: it is running again for the next test.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from pathlib import Path
 import pytest
 
 from harness.triton.server import TritonServer
-from tests import chosen
+from tests import engine_choice
 from tests.engines.drawing import Hold, write_drawing_pair
 
 
 @dataclass(frozen=True)
 class Holding:
-    """A server of the pair that draws, and what it holds."""
+    """A server of the drawing pair, and control over its held runs."""
 
     server: TritonServer
     hold: Hold
 
 
 def drawing() -> TritonServer:
-    """Return the server of the pair that draws."""
-    return chosen.triton_server(chosen.drawing_repository())
+    """Return the server of the drawing pair."""
+    return engine_choice.triton_server(engine_choice.drawing_repository())
 
 
 def default() -> TritonServer:
     """Return the server of the default model."""
-    return chosen.triton_server(chosen.default_repository())
+    return engine_choice.triton_server(engine_choice.default_repository())
 
 
 @pytest.fixture
 def holding() -> Iterator[Holding]:
-    """The pair that draws, with two instances of each network, which can hold some of its runs."""
+    """The drawing pair, with two instances of each network, whose runs can be held."""
     shared = _holding()
     shared.hold.release()
-    shared.server.revive()
+    shared.server.ensure_running()
     yield shared
     shared.hold.release()
 

@@ -1,4 +1,4 @@
-"""The stand-in reads what NVIDIA's backend reads, and NVIDIA's own takes its place if it is there.
+"""The Python backend reads the parameters of NVIDIA's backend, which replaces it if configured.
 
 The parameters and their defaults are those of triton-inference-server/onnxruntime_backend, r24.10.
 """
@@ -15,24 +15,24 @@ from harness.triton.environment import BACKEND_VARIABLE, find_home
 from tests.triton.test_harness import load_backend
 
 
-def options_of(monkeypatch: pytest.MonkeyPatch, **given: str) -> Any:
-    parameters = {key: {"string_value": value} for key, value in given.items()}
+def options_of(monkeypatch: pytest.MonkeyPatch, **texts: str) -> Any:
+    parameters = {key: {"string_value": value} for key, value in texts.items()}
     return load_backend(monkeypatch)._session_options({"parameters": parameters})
 
 
-def test_without_parameters_it_has_the_runtime_s_own_defaults(
+def test_defaults_are_those_of_onnx_runtime(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found, own = options_of(monkeypatch), ort.SessionOptions()
+    options, defaults = options_of(monkeypatch), ort.SessionOptions()
 
     for name in (
         *("intra_op_num_threads", "inter_op_num_threads", "execution_mode"),
         *("enable_cpu_mem_arena", "enable_mem_pattern", "graph_optimization_level"),
     ):
-        assert getattr(found, name) == getattr(own, name), name
-    # Nothing has switched it off; it is on by default.
+        assert getattr(options, name) == getattr(defaults, name), name
+    # Spinning is on by default; the backend does not set it.
     with pytest.raises(RuntimeError, match="allow_spinning"):
-        found.get_session_config_entry("session.intra_op.allow_spinning")
+        options.get_session_config_entry("session.intra_op.allow_spinning")
 
 
 def test_parameters_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def test_parameters_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
             options_of(monkeypatch, **{name: "perhaps"})
 
 
-def test_nvidia_s_own_backend_takes_the_place_of_the_stand_in(
+def test_nvidia_backend_replaces_the_python_backend_if_configured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "built").mkdir()

@@ -1,4 +1,4 @@
-"""What the gateway relies on and Triton documents nowhere, with the committed configurations."""
+"""Undocumented behaviour of Triton that the gateway relies on, with the committed models."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import tritonclient.grpc.aio as aio_client
 from tritonclient.utils import InferenceServerException
 
 from harness.triton.server import SHARED_MEMORY, TritonServer
-from tests.engines.drawing import HELD_CLICK
+from tests.engines.drawing import HELD_X
 from tests.support.waiting import until
-from tests.triton import asking, nobody
+from tests.triton import other_user, queries
 from tests.triton.servers import Holding
 
 DECODER, HELD_DECODER = "sam_tiny_decoder", "fake_decoder"
@@ -29,7 +29,7 @@ A_GROUP = 54321
 
 @dataclass
 class Region:
-    """A file of shared memory."""
+    """A file in shared memory."""
 
     name: str
     memory: np.ndarray
@@ -41,7 +41,7 @@ class Region:
 
 @contextlib.contextmanager
 def region(size: int, mode: int = 0o600) -> Iterator[Region]:
-    # Not a name of the service's own: it removes those that nobody holds.
+    # Not a name of samserve, which removes its unlocked segments.
     name = f"triton-contract-{os.getpid()}-{time.monotonic_ns()}"
     descriptor = os.open(SHARED_MEMORY / name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
@@ -53,10 +53,10 @@ def region(size: int, mode: int = 0o600) -> Iterator[Region]:
         (SHARED_MEMORY / name).unlink()
 
 
-def held_prompts() -> asking.Tensors:
-    """Inputs of a run that takes until the test lets it go on."""
-    tensors = asking.prompts()
-    tensors["point_coords"][0, 0, 0, 0] = HELD_CLICK
+def held_prompts() -> queries.Tensors:
+    """Return inputs of a run that does not end until the test releases it."""
+    tensors = queries.prompts()
+    tensors["point_coords"][0, 0, 0, 0] = HELD_X
     return tensors
 
 
@@ -67,7 +67,7 @@ async def client(holding: Holding) -> AsyncIterator[aio_client.InferenceServerCl
 
 
 async def unregister(client: aio_client.InferenceServerClient, name: str) -> bool:
-    """Whether the server let go of it; False says that it is in use."""
+    """Unregister a region; return False if it is in use."""
     try:
         await client.unregister_system_shared_memory(name)
     except InferenceServerException as error:
@@ -90,7 +90,7 @@ async def test_region_of_an_output_is_in_use_until_the_run_has_ended(
         await client.register_system_shared_memory("out", f"/{written.name}", size)
         output = aio_client.InferRequestedOutput("low_res_logits")
         output.set_shared_memory("out", size)
-        inputs = asking.inline(held_prompts())
+        inputs = queries.inline(held_prompts())
         request = asyncio.create_task(client.infer(HELD_DECODER, inputs, outputs=[output]))
         await holding.hold.begun()
         assert not await unregister(client, "out")
@@ -99,7 +99,7 @@ async def test_region_of_an_output_is_in_use_until_the_run_has_ended(
             request.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await request
-            # Nobody waits for it, but it still runs and will still write.
+            # No client waits for it, but it still runs and will still write.
             assert not await unregister(client, "out")
             assert not written.memory.any()
         holding.hold.release()
@@ -120,7 +120,9 @@ async def test_region_of_an_input_is_in_use_until_the_run_has_ended(
         await client.register_system_shared_memory("in", f"/{given.name}", embedding.nbytes)
         source = aio_client.InferInput("image_embedding", list(embedding.shape), "FP16")
         source.set_shared_memory("in", embedding.nbytes)
-        request = asyncio.create_task(client.infer(HELD_DECODER, [source, *asking.inline(tensors)]))
+        request = asyncio.create_task(
+            client.infer(HELD_DECODER, [source, *queries.inline(tensors)])
+        )
         await holding.hold.begun()
 
         assert not await unregister(client, "in")
@@ -135,10 +137,10 @@ async def test_region_of_an_input_is_in_use_until_the_run_has_ended(
 
 
 @pytest.mark.parametrize("priority", [1, 2])
-async def test_requests_bring_their_timeout_at_each_priority(
+async def test_requests_can_set_their_timeout_at_each_priority(
     triton: TritonServer, priority: int
 ) -> None:
-    inputs = asking.inline(asking.prompts())
+    inputs = queries.inline(queries.prompts())
 
     async with aio_client.InferenceServerClient(triton.grpc_address) as client:
         with pytest.raises(InferenceServerException, match="Request timeout expired") as expired:
@@ -148,7 +150,7 @@ async def test_requests_bring_their_timeout_at_each_priority(
         await client.infer(DECODER, inputs, priority=priority, timeout=50_000_000)
 
 
-@nobody.needed
+@other_user.required
 @pytest.mark.parametrize(
     ("groups", "mode", "possible"),
     [
@@ -167,8 +169,8 @@ def test_region_must_be_writable_for_the_user_of_the_server(
         else pytest.raises(InferenceServerException, match="Unable to open shared memory")
     )
     with (
-        nobody.serving(groups) as server,
-        asking.client(server) as client,
+        other_user.serving(groups) as server,
+        queries.client(server) as client,
         region(4096, mode) as shared,
     ):
         os.chown(shared.path, 0, A_GROUP)

@@ -1,4 +1,4 @@
-"""A test runs again if tritonserver has crashed in it, and for no other reason."""
+"""A test is rerun if tritonserver has crashed during the test, and only then."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ def shared():
 
 @pytest.fixture
 def triton(shared):
-    return shared.revive()
+    return shared.ensure_running()
 
-def lose(server, number):
+def end(server, number):
     os.kill(server.pid, number)
     server.wait()
 
 def test_crashes_once(triton):
     assert triton.alive
     if attempt("once") == 1:
-        lose(triton, signal.SIGSEGV)
-        raise AssertionError("lost")
+        end(triton, signal.SIGSEGV)
+        raise AssertionError("crashed")
 
 def test_crashes_always(triton):
     attempt("always")
-    lose(triton, signal.SIGSEGV)
-    raise AssertionError("lost")
+    end(triton, signal.SIGSEGV)
+    raise AssertionError("crashed")
 
-def test_fails_beside_a_triton(triton):
-    attempt("beside")
+def test_fails_without_a_crash(triton):
+    attempt("fails")
     raise AssertionError("wrong")
 
 def test_kills_triton(triton):
     attempt("kills")
-    lose(triton, signal.SIGKILL)
-    raise AssertionError("lost")
+    end(triton, signal.SIGKILL)
+    raise AssertionError("killed")
 """
 
-ATTEMPTS = {"once": 2, "always": 3, "beside": 1, "kills": 1}
+ATTEMPTS = {"once": 2, "always": 3, "fails": 1, "kills": 1}
 
 
-def test_only_a_crash_of_triton_runs_a_test_again(pytester: pytest.Pytester) -> None:
+def test_only_a_crash_of_triton_causes_a_rerun(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("from tests.triton.crashes import pytest_runtest_protocol")
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
     pytester.makepyfile(TESTS)

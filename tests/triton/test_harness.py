@@ -1,6 +1,6 @@
-"""The real tritonserver on the committed repository, with the stand-in for NVIDIA's backend.
+"""The real tritonserver on the committed repository, with the Python backend of the harness.
 
-`tests.engines.triton.test_parity` says that it computes the bits of a local run, also in batches.
+`tests.engines.triton.test_parity` compares its results with those of a local run.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tritonclient.utils import InferenceServerException
 
 from harness.triton.environment import BACKEND
 from harness.triton.server import TritonServer
-from tests.triton import asking, repositories
+from tests.triton import queries, repositories
 
 ENCODER, DECODER = "sam_tiny_encoder", "sam_tiny_decoder"
 
 
-def test_committed_repository_is_served_as_it_is(triton: TritonServer) -> None:
-    with asking.client(triton) as client:
+def test_committed_repository_is_served_unchanged(triton: TritonServer) -> None:
+    with queries.client(triton) as client:
         index = client.get_model_repository_index().models
         configs = [client.get_model_config(name).config for name in (ENCODER, DECODER)]
 
@@ -36,8 +36,8 @@ def test_committed_repository_is_served_as_it_is(triton: TritonServer) -> None:
 
 
 @pytest.mark.slow
-def test_tensors_arrive_and_return_unchanged(tmp_path: Path) -> None:
-    # With a numpy that the Python backend does not know, they are empty or wrong without an error.
+def test_tensors_are_transferred_unchanged(tmp_path: Path) -> None:
+    # With an unsupported numpy, the Python backend silently returns empty or wrong tensors.
     generator = np.random.default_rng(0)
     repositories.write_echo(tmp_path / "models")
     with TritonServer(tmp_path / "models", log=tmp_path / "server.log") as server:
@@ -45,27 +45,27 @@ def test_tensors_arrive_and_return_unchanged(tmp_path: Path) -> None:
             data = generator.integers(0, 256, (1, length), dtype=np.uint8)
             halves = generator.standard_normal((1, 1 + length // 8)).astype(np.float16)
 
-            found = asking.ask(server, "echo", {"bytes": data, "halves": halves})
+            outputs = queries.infer(server, "echo", {"bytes": data, "halves": halves})
 
-            assert found["bytes_again"].tobytes() == data.tobytes()
-            assert found["halves_again"].tobytes() == halves.tobytes()
-            assert found["sum"] == data.sum(dtype=np.int64)
+            assert outputs["bytes_again"].tobytes() == data.tobytes()
+            assert outputs["halves_again"].tobytes() == halves.tobytes()
+            assert outputs["sum"] == data.sum(dtype=np.int64)
 
 
-def test_failing_run_is_an_error_of_its_request_alone(triton: TritonServer) -> None:
-    tensors = asking.prompts()
-    # Triton does not know that the number of points and of labels must agree.
+def test_failing_run_only_fails_its_own_request(triton: TritonServer) -> None:
+    tensors = queries.prompts()
+    # Triton does not check that the numbers of points and labels are equal.
     tensors["point_labels"] = np.ones((1, 1, 3), np.float32)
 
     with pytest.raises(InferenceServerException, match="onnx runtime error") as failed:
-        asking.ask(triton, DECODER, tensors)
+        queries.infer(triton, DECODER, tensors)
 
     assert failed.value.status() == "StatusCode.INTERNAL"
-    assert asking.ask(triton, DECODER, asking.prompts())["predicted_iou"].shape == (1, 1, 4)
+    assert queries.infer(triton, DECODER, queries.prompts())["predicted_iou"].shape == (1, 1, 4)
 
 
 def load_backend(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """Import the backend as tritonserver does, which alone has the module of utilities."""
+    """Import the backend with a stub for the module that only tritonserver provides."""
     name = "triton_python_backend_utils"
     monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     spec = importlib.util.spec_from_file_location("backend_model", BACKEND)
@@ -77,7 +77,7 @@ def load_backend(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 @pytest.mark.parametrize("version", ["2.0.0", "10.0"])
-def test_backend_refuses_a_numpy_that_corrupts_tensors(
+def test_backend_rejects_numpy_versions_that_corrupt_tensors(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str
 ) -> None:
     backend = load_backend(monkeypatch)

@@ -1,4 +1,4 @@
-"""Starting, ending, pausing and losing a tritonserver."""
+"""Starting, stopping, pausing and killing a tritonserver."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from harness.errors import HarnessError
 from harness.triton import processes
 from harness.triton.environment import ROOT
 from harness.triton.ports import free_ports
-from harness.triton.server import TritonServer, crashes
-from tests import chosen
+from harness.triton.server import TritonServer, crash_logs
+from tests import engine_choice
 from tests.support.waiting import until_sync
-from tests.triton import asking
+from tests.triton import queries
 
 DECODER = "fake_decoder"
-# Two of the decoder, one of the encoder.
+# Two instances of the decoder, one of the encoder.
 INSTANCES = 3
 
 
 def server_in(folder: Path, **options: float) -> TritonServer:
-    return TritonServer(chosen.drawing_repository(), log=folder / "log", **options)  # type: ignore[arg-type]  # no others are given
+    return TritonServer(engine_choice.drawing_repository(), log=folder / "log", **options)  # type: ignore[arg-type]  # no others are given
 
 
 def works(server: TritonServer) -> bool:
-    return asking.ask(server, DECODER, asking.prompts())["predicted_iou"].shape == (1, 1, 4)
+    return queries.infer(server, DECODER, queries.prompts())["predicted_iou"].shape == (1, 1, 4)
 
 
-def test_killed_server_leaves_nothing_behind_and_starts_again_at_the_same_address(
+def test_killed_server_leaves_no_processes_or_files_and_restarts_at_the_same_address(
     triton: TritonServer, tmp_path: Path
 ) -> None:
     with server_in(tmp_path) as server:
@@ -52,36 +52,36 @@ def test_killed_server_leaves_nothing_behind_and_starts_again_at_the_same_addres
         with pytest.raises(urllib.error.URLError):
             server.metrics_text()
 
-        server.revive()
+        server.ensure_running()
 
         assert (server.grpc_address == address, server.pid == session) == (True, False)
         assert works(server)
-        assert server.revive().pid == server.pid
+        assert server.ensure_running().pid == server.pid
 
 
-def test_server_that_has_crashed_is_cleaned_up_and_started_again(tmp_path: Path) -> None:
-    before = len(crashes())
+def test_crashed_server_is_cleaned_up_and_restarted(tmp_path: Path) -> None:
+    before = len(crash_logs())
     with server_in(tmp_path) as server:
         session = server.pid
         assert not server.crashed
         os.kill(session, signal.SIGSEGV)
         until_sync(lambda: server.crashed)
-        assert len(crashes()) == before + 1
+        assert len(crash_logs()) == before + 1
         assert len(server.shared_files()) == INSTANCES
 
-        server.revive()
+        server.ensure_running()
 
         assert processes.members(session) == []
         assert works(server)
         assert not server.crashed
     # A server that was killed has not crashed.
-    assert len(crashes()) == before + 1
+    assert len(crash_logs()) == before + 1
 
 
-def test_paused_server_answers_nothing_until_it_is_resumed(tmp_path: Path) -> None:
+def test_paused_server_does_not_respond_until_it_is_resumed(tmp_path: Path) -> None:
     with server_in(tmp_path) as server:
         session = server.pid
-        # The thread that takes the signal waits for its turn, as on a busy machine.
+        # The thread that handles the signal is scheduled late, as on a busy machine.
         os.sched_setscheduler(session, os.SCHED_IDLE, os.sched_param(0))
         server.pause()
         with grpc.insecure_channel(server.grpc_address) as channel:
@@ -90,7 +90,7 @@ def test_paused_server_answers_nothing_until_it_is_resumed(tmp_path: Path) -> No
                 ready.result(timeout=0.5)
             ready.cancel()
 
-        server.revive()
+        server.ensure_running()
 
         assert works(server)
         server.pause()
@@ -99,7 +99,7 @@ def test_paused_server_answers_nothing_until_it_is_resumed(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_failing_start_shows_what_the_server_said(tmp_path: Path) -> None:
+def test_error_of_a_failed_start_contains_the_log(tmp_path: Path) -> None:
     model = tmp_path / "models" / "broken"
     model.mkdir(parents=True)
     (model / "config.pbtxt").write_text('name: "other" backend: "onnxruntime" max_batch_size: 1')

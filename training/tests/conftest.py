@@ -1,7 +1,7 @@
-"""These tests need torch: without the ``[training]`` extra they are not collected.
+"""These tests require torch: without the ``[training]`` extra they are not collected.
 
-They compute in one thread.  With several, each operation waits for the slowest in a loop that takes
-all of a core: on a busy machine that makes seconds minutes.
+They compute in one thread.  With several, each operation busy-waits for the slowest thread: on a
+loaded machine, seconds become minutes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ collect_ignore_glob = [] if find_spec("torch") else ["test_*.py"]
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    import torch  # noqa: PLC0415 - it may not be there
+    import torch  # noqa: PLC0415 - it may not be installed
 
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(previous)

@@ -1,4 +1,4 @@
-"""What the model contract asks of the decoder, on a small grid with random weights."""
+"""The decoder satisfies the model contract, on a small grid with random weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Prompts = tuple[Tensor, Tensor, Tensor]
 def decoder() -> MaskDecoder:
     torch.manual_seed(0)
     model = MaskDecoder().eval()
-    # As initialised, masks are nearly constant: any comparison would pass.
+    # Initially, masks are nearly constant: any comparison would pass.
     torch.nn.init.normal_(model.mask_head.weight, std=0.1)
     return model
 
@@ -43,45 +43,45 @@ def test_logits_depend_on_the_prompt(decoder: MaskDecoder, embedding: Tensor) ->
 
 
 @torch.no_grad()
-def test_ignored_points_are_neutral(decoder: MaskDecoder, embedding: Tensor) -> None:
+def test_padding_points_have_no_effect(decoder: MaskDecoder, embedding: Tensor) -> None:
     coords, labels, masks = prompts(3, 2, 0)
     padded = torch.cat([coords, torch.full((1, 3, 2, 2), 77.0)], 2)
     ignored = torch.cat([labels, torch.full((1, 3, 2), -1.0)], 2)
-    expected, got = (
+    expected, actual = (
         decoder(embedding, coords, labels, masks),
         decoder(embedding, padded, ignored, masks),
     )
-    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("masks", [0, 1, 3])
-def test_a_prompt_ignores_its_neighbours(
+def test_prompts_are_independent_of_each_other(
     decoder: MaskDecoder, embedding: Tensor, masks: int
 ) -> None:
-    coords, labels, given = prompts(3, 2, masks)
-    together = decoder(embedding, coords, labels, given)
+    coords, labels, mask_input = prompts(3, 2, masks)
+    batched = decoder(embedding, coords, labels, mask_input)
     for index in range(3):
-        own = given[:, index : index + 1]
+        own = mask_input[:, index : index + 1]
         alone = decoder(embedding, coords[:, [index]], labels[:, [index]], own)
-        for one, all_of_them in zip(alone, together, strict=True):
-            torch.testing.assert_close(one[:, 0], all_of_them[:, index], atol=1e-4, rtol=0)
+        for one, in_batch in zip(alone, batched, strict=True):
+            torch.testing.assert_close(one[:, 0], in_batch[:, index], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
-def test_a_mask_changes_the_answer_of_its_prompt_only(
-    decoder: MaskDecoder, embedding: Tensor
-) -> None:
-    coords, labels, given = prompts(3, 1, 1)
-    plain, _ = decoder(embedding, coords, labels, given[:, :0])
-    masked, _ = decoder(embedding, coords, labels, given)
+def test_mask_input_affects_only_its_own_prompt(decoder: MaskDecoder, embedding: Tensor) -> None:
+    coords, labels, mask_input = prompts(3, 1, 1)
+    plain, _ = decoder(embedding, coords, labels, mask_input[:, :0])
+    masked, _ = decoder(embedding, coords, labels, mask_input)
     assert (plain[:, 0] - masked[:, 0]).abs().max() > 0.1
     torch.testing.assert_close(plain[:, 1:], masked[:, 1:], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
-def test_a_mask_alone_is_a_prompt(decoder: MaskDecoder, embedding: Tensor) -> None:
-    coords, labels, given = prompts(2, 0, 2)
-    without, _ = decoder(embedding, coords, labels, given)
-    ignored, _ = decoder(embedding, torch.zeros(1, 2, 1, 2), torch.full((1, 2, 1), -1.0), given)
+def test_mask_without_points_is_a_prompt(decoder: MaskDecoder, embedding: Tensor) -> None:
+    coords, labels, mask_input = prompts(2, 0, 2)
+    without, _ = decoder(embedding, coords, labels, mask_input)
+    ignored, _ = decoder(
+        embedding, torch.zeros(1, 2, 1, 2), torch.full((1, 2, 1), -1.0), mask_input
+    )
     torch.testing.assert_close(without, ignored, atol=1e-4, rtol=0)

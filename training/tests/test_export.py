@@ -1,4 +1,4 @@
-"""The exported graphs compute what the model computes, for every shape the contract allows."""
+"""The exported graphs match the model, for every shape that the contract allows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from training.export import ServedDecoder, decoder_onnx, encoder_onnx
 from training.model import SamTiny
 from training.runtime import OnnxPair
 
-LARGEST_PAIR = 16 * 2**20
+MAX_BYTES = 16 * 2**20
 
 
 @pytest.fixture(scope="module")
 def model() -> SamTiny:
     torch.manual_seed(0)
-    model = SamTiny(judged=True).eval()
+    model = SamTiny(mask_iou_head=True).eval()
     torch.nn.init.normal_(model.decoder.mask_head.weight, std=0.1)
     return model
 
@@ -34,20 +34,20 @@ def pair(graphs: tuple[bytes, bytes], tmp_path_factory: pytest.TempPathFactory) 
     encoder, decoder = (folder / f"tiny_{role}.onnx" for role in ("encoder", "decoder"))
     encoder.write_bytes(graphs[0])
     decoder.write_bytes(graphs[1])
-    # More threads would wait for each other on a busy machine.
+    # On a loaded machine, several threads would wait for each other.
     return OnnxPair(encoder, decoder, threads=1)
 
 
-def test_an_export_is_small(graphs: tuple[bytes, bytes]) -> None:
-    assert sum(map(len, graphs)) <= LARGEST_PAIR
+def test_export_is_small(graphs: tuple[bytes, bytes]) -> None:
+    assert sum(map(len, graphs)) <= MAX_BYTES
 
 
 @pytest.mark.slow
-def test_an_export_is_repeatable(model: SamTiny, graphs: tuple[bytes, bytes]) -> None:
+def test_export_is_deterministic(model: SamTiny, graphs: tuple[bytes, bytes]) -> None:
     assert graphs == (encoder_onnx(model.encoder), decoder_onnx(model.decoder))
 
 
-def test_the_encoder_ignores_what_is_in_the_padding(model: SamTiny, pair: OnnxPair) -> None:
+def test_encoder_ignores_the_content_of_the_padding(model: SamTiny, pair: OnnxPair) -> None:
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
     embedding = pair.embed(image, (1024, 700))
@@ -60,7 +60,7 @@ def test_the_encoder_ignores_what_is_in_the_padding(model: SamTiny, pair: OnnxPa
     assert np.array_equal(pair.embed(image, (1024, 700)), embedding)
 
 
-def test_the_decoder_matches_at_every_shape(model: SamTiny, pair: OnnxPair) -> None:
+def test_exported_decoder_matches_the_model_for_every_shape(model: SamTiny, pair: OnnxPair) -> None:
     random = np.random.default_rng(1)
     embedding = random.standard_normal((1, 256, 64, 64)).astype(np.float16)
     for prompts, points, masks in (
@@ -69,9 +69,9 @@ def test_the_decoder_matches_at_every_shape(model: SamTiny, pair: OnnxPair) -> N
     ):
         coords = random.uniform(0, 1024, (prompts, points, 2)).astype(np.float32)
         labels = random.integers(-1, 4, (prompts, points)).astype(np.float32)
-        given = (4 * random.standard_normal((masks, 256, 256))).astype(np.float32)
-        logits, iou = pair.decode(embedding, coords, labels, given)
-        tensors = [torch.from_numpy(part)[None] for part in (coords, labels, given)]
+        mask_input = (4 * random.standard_normal((masks, 256, 256))).astype(np.float32)
+        logits, iou = pair.decode(embedding, coords, labels, mask_input)
+        tensors = [torch.from_numpy(part)[None] for part in (coords, labels, mask_input)]
         with torch.no_grad():
             expected = ServedDecoder(model.decoder)(torch.from_numpy(embedding), *tensors)
         shape = prompts, points, masks

@@ -1,4 +1,4 @@
-"""Both optimisers change the model that they were made for."""
+"""Both optimisers update the model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from training.optimiser import MATRIX_RATE, Optimiser
 
 
 def small() -> nn.Sequential:
-    """A convolution and what else a model has."""
+    """Return a model with a convolution and other layers."""
     torch.manual_seed(0)
     layers = nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(4, 2)
     return channels_last(nn.Sequential(*layers))
 
 
-def learn(model: nn.Module, optimiser: Optimiser, steps: int) -> None:
+def train(model: nn.Module, optimiser: Optimiser, steps: int) -> None:
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
         model.zero_grad()
@@ -28,15 +28,15 @@ def learn(model: nn.Module, optimiser: Optimiser, steps: int) -> None:
         optimiser.step(0.5)
 
 
-def test_every_parameter_is_learnt() -> None:
+def test_every_parameter_is_updated() -> None:
     model = small()
     before = copy.deepcopy(model.state_dict())
-    learn(model, Optimiser(model), 1)
+    train(model, Optimiser(model), 1)
     for name, value in model.state_dict().items():
         assert not torch.equal(value, before[name]), name
 
 
-def test_the_update_of_a_convolution_is_orthogonal() -> None:
+def test_update_of_a_convolution_is_orthogonal() -> None:
     model = small()
     first = next(model.parameters())
     for parameter in model.parameters():
@@ -45,17 +45,17 @@ def test_the_update_of_a_convolution_is_orthogonal() -> None:
     Optimiser(model).step(0.5)
     update = (before - first.detach()).flatten(1)
     values = torch.linalg.svdvals(update) / (0.5 * MATRIX_RATE)
-    # Five Newton-Schulz steps bring singular values near 1, not to it; decay is small beside it.
+    # Five Newton-Schulz steps bring singular values close to 1; weight decay is small beside that.
     assert values.min() > 0.5
     assert values.max() < 1.5
 
 
-def test_a_continued_run_goes_on_as_if_never_stopped() -> None:
+def test_resumed_run_matches_an_uninterrupted_one() -> None:
     whole = small()
-    learn(whole, Optimiser(whole), 2)
+    train(whole, Optimiser(whole), 2)
     first = small()
     optimiser = Optimiser(first)
-    learn(first, optimiser, 1)
+    train(first, optimiser, 1)
     second = small()
     second.load_state_dict(first.state_dict())
     resumed = Optimiser(second)
@@ -69,6 +69,6 @@ def test_a_continued_run_goes_on_as_if_never_stopped() -> None:
         assert torch.equal(value, second.state_dict()[name]), name
 
 
-def test_weights_in_another_format_are_refused() -> None:
+def test_weights_in_another_memory_format_are_invalid() -> None:
     with pytest.raises(ValueError, match="channels-last"):
         Optimiser(SamTiny())

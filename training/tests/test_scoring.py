@@ -1,4 +1,4 @@
-"""The figures of the report mean what they say."""
+"""The measures of the report are computed correctly."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from training.scoring import (
 )
 
 
-def test_iou_of_logits_counts_what_is_above_zero() -> None:
+def test_iou_of_logits_counts_pixels_above_zero() -> None:
     logits = np.array([[-1.0, 2.0], [3.0, 0.0]])
     goal = np.array([[0, 1], [1, 1]])
     assert mask_iou(logits, goal) == pytest.approx(2 / 3)
     assert mask_iou(np.zeros((2, 2)), np.zeros((2, 2))) == 0
 
 
-def test_a_matching_takes_no_output_and_no_level_twice() -> None:
+def test_matching_is_one_to_one() -> None:
     assert matched(np.zeros((3, 3), bool)) == 0
     assert matched(np.eye(3, dtype=bool)[[0, 0, 1]]) == 2
     assert matched(np.ones((3, 3), bool)) == 3
 
 
-def test_the_next_click_goes_where_most_is_wrong() -> None:
+def test_next_point_is_in_the_widest_error() -> None:
     goal = np.zeros((256, 256), bool)
     goal[40:80, 40:80] = True
     mask = goal.copy()
@@ -44,7 +44,7 @@ def test_the_next_click_goes_where_most_is_wrong() -> None:
 
 
 @pytest.mark.slow
-def test_half_of_the_scenes_are_enlarged_and_all_are_repeatable() -> None:
+def test_scenes_have_full_size_and_are_deterministic() -> None:
     first, second = (list(held_out_scenes(2, HELD_OUT_SEED, NESTED)) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert one.image.shape == (1024, 1024, 3)
@@ -52,7 +52,7 @@ def test_half_of_the_scenes_are_enlarged_and_all_are_repeatable() -> None:
     assert HELD_OUT_SEED % 2 == NESTED_SEED % 2 == 0
 
 
-def test_all_coins_are_known_and_score_in_full() -> None:
+def test_coin_masks_have_a_perfect_score() -> None:
     coins = coin_masks()
     assert len(coins) == 24
     assert not np.sum(coins, 0).max() > 1
@@ -60,7 +60,7 @@ def test_all_coins_are_known_and_score_in_full() -> None:
     assert (score.coins, score.found, score.unmatched) == (24, 24, 0)
 
 
-def test_masks_that_are_no_coin_are_counted() -> None:
+def test_masks_that_match_no_coin_are_counted() -> None:
     coins = coin_masks()
     half = coins[0].copy()
     half[:, : int(np.flatnonzero(half.any(0)).mean())] = False

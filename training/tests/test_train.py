@@ -1,4 +1,4 @@
-"""The recipe runs, can be stopped, and learns."""
+"""The recipe runs, can be resumed, and learns."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from training import schedule
-from training.evaluate import shares
-from training.judging import Judging
+from training.evaluate import means
+from training.iou_fit import IouFit
 from training.model import SamTiny, load_model
 from training.runtime import OnnxPair
 from training.schedule import Schedule, Shape
@@ -27,11 +27,11 @@ def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "EARLY_STEPS", 2)
     monkeypatch.setattr(schedule, "STATIONARY", ((1.0, Shape(1, 4, 128, 0.5, True)),))
     monkeypatch.setattr(schedule, "FINAL", ((1.0, Shape(1, 4, 192)),))
-    monkeypatch.setattr(schedule, "JUDGING", ((1.0, Shape(1, 4, 128)),))
+    monkeypatch.setattr(schedule, "IOU_FIT", ((1.0, Shape(1, 4, 128)),))
 
 
 @pytest.mark.usefixtures("small_shapes")
-def test_a_stopped_run_ends_where_an_unstopped_one_does(tmp_path: Path) -> None:
+def test_resumed_run_matches_an_uninterrupted_one(tmp_path: Path) -> None:
     plan = Plan(Schedule(6, 1), workers=0)
     whole = Trainer(plan, tmp_path)
     whole.run()
@@ -55,26 +55,26 @@ def test_another_seed_gives_another_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_shapes")
-def test_judging_changes_the_predicted_iou_and_nothing_else(tmp_path: Path) -> None:
+def test_iou_fit_changes_only_the_predicted_iou(tmp_path: Path) -> None:
     plan = Schedule(20, 1)
     torch.manual_seed(0)
     trained = SamTiny().eval()
-    judging = Judging(trained, plan)
-    before = copy.deepcopy(judging.model.state_dict())
-    judging.run(workers=0)
-    judging.save(tmp_path / "final.pt")
-    judged = load_model(tmp_path / "final.pt").state_dict()
+    fit = IouFit(trained, plan)
+    before = copy.deepcopy(fit.model.state_dict())
+    fit.run(workers=0)
+    fit.save(tmp_path / "final.pt")
+    fitted = load_model(tmp_path / "final.pt").state_dict()
     for name, value in trained.state_dict().items():
         if not name.startswith("decoder.iou_head."):
-            assert torch.equal(value, judged[name]), name
-    heads = [name for name in judged if name.startswith("decoder.iou_head.")]
-    assert all(not torch.equal(before[name], judged[name]) for name in heads)
+            assert torch.equal(value, fitted[name]), name
+    heads = [name for name in fitted if name.startswith("decoder.iou_head.")]
+    assert all(not torch.equal(before[name], fitted[name]) for name in heads)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-def test_a_minute_of_training_from_scratch_learns_exports_and_is_measured(tmp_path: Path) -> None:
-    """The commands of `training/README.md`, short."""
+def test_short_training_learns_and_can_be_exported_and_evaluated(tmp_path: Path) -> None:
+    """Run the commands of `training/README.md` with few steps."""
     output = _run("training.train", "--out", tmp_path, "--steps", 100)
     best = [float(value) for value in re.findall(r"first best ([0-9.]+)", output)]
     assert len(best) == 2
@@ -82,7 +82,7 @@ def test_a_minute_of_training_from_scratch_learns_exports_and_is_measured(tmp_pa
     repository = tmp_path / "repository"
     _run("training.export", tmp_path / "final.pt", "--repository", repository)
     report = tmp_path / "report"
-    printed = _run("training.evaluate", repository, "--out", report, "--scenes", 2, "--pictures")
+    printed = _run("training.evaluate", repository, "--out", report, "--scenes", 2, "--images")
     assert (report / "report.json").is_file()
     assert {path.name for path in report.glob("*.jpg")} == {"best.jpg", "worst.jpg", "typical.jpg"}
     assert (report / "coins.png").is_file()
@@ -91,8 +91,8 @@ def test_a_minute_of_training_from_scratch_learns_exports_and_is_measured(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_few_steps_make_a_pair_that_can_be_measured(tmp_path: Path) -> None:
-    """The same, too short to learn anything."""
+def test_few_steps_give_graphs_that_can_be_evaluated(tmp_path: Path) -> None:
+    """Run the same, too short to learn anything."""
     _run("training.train", "--out", tmp_path, "--steps", 2)
     repository = tmp_path / "repository"
     _run("training.export", tmp_path / "final.pt", "--repository", repository)
@@ -100,14 +100,14 @@ def test_a_few_steps_make_a_pair_that_can_be_measured(tmp_path: Path) -> None:
         repository / f"sam_tiny_{part}" / "1" / "model.onnx" for part in ("encoder", "decoder")
     )
 
-    figures = shares(measure(OnnxPair(encoder, decoder, threads=1), 1, 2))
+    figures = means(measure(OnnxPair(encoder, decoder, threads=1), 1, 2))
 
-    assert 0 <= figures["one click centre, best of three"] < 0.5
+    assert 0 <= figures["one point centre, best of three"] < 0.5
     assert (repository / "sam_tiny_encoder" / "config.pbtxt").is_file()
 
 
 def _run(module: str, *arguments: object) -> str:
-    """Run a command in one thread: several wait for each other on a busy machine."""
+    """Run a command in one thread: several would wait for each other on a loaded machine."""
     command = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1000)
     assert done.returncode == 0, done.stderr

@@ -1,10 +1,10 @@
-"""A Python-based Triton backend that stands in for NVIDIA's ``onnxruntime``.
+"""A Python-based Triton backend that replaces NVIDIA's ``onnxruntime`` backend.
 
-tritonserver loads it, under that name, into one process for each instance of a model.  It does
-what the model repository needs of NVIDIA's backend and nothing that that one could not do: no
-optional inputs, no stopping of a run once it has begun, no idle threads that sleep.
+tritonserver loads it, under that name, into one process for each instance of a model.  It has the
+features of NVIDIA's backend that the model repository needs, and no others: no optional inputs, no
+termination of a run that has begun, no idle threads that sleep.
 
-For tests only it can hold runs, which makes a model slow without computing: see `_Hold`.
+For tests only, it can hold runs, which makes a model slow without computing: see `_Hold`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class TritonPythonModel:
     """One instance of one model; Triton calls its methods by name."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the session.  ``args`` are Triton's, the configuration as JSON among them."""
+        """Open the session.  ``args`` come from Triton and include the configuration as JSON."""
         _check_numpy()
         config = json.loads(args["model_config"])
         file = config.get("default_model_filename") or "model.onnx"
@@ -38,10 +38,10 @@ class TritonPythonModel:
         self._hold = _Hold.of(config)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Run all requests as one batch; Triton has seen to it that their shapes agree."""
+        """Run all requests as one batch; Triton only batches requests of equal shapes."""
         try:
             return self._run(requests)
-        except Exception as error:  # whatever it was, it belongs to these requests alone
+        except Exception as error:  # any error concerns only these requests
             failure = pb.TritonError(f"onnx runtime error: {error}")
             return [pb.InferenceResponse(error=failure) for _ in requests]
 
@@ -69,35 +69,35 @@ class TritonPythonModel:
 
 
 class _Hold:
-    """Keeps some runs waiting, for tests that need a model to be at work.
+    """Delays some runs, for tests that need a model to be busy.
 
-    The parameter ``hold_runs`` of a model's configuration asks for it, as JSON: a run is held if
-    any row of the input ``input`` begins with the numbers ``begins``.  While it is held there is a
-    file of its own in ``folder``; it goes on once that file was removed, or after five minutes.
+    The parameter ``hold_runs`` of a model's configuration enables it, as JSON: a run is held if any
+    row of the input ``input`` begins with the numbers ``prefix``.  While a run is held, it has a
+    file in ``folder``; it continues once that file is removed, or after five minutes.
     """
 
     _LONGEST_S = 300.0
     _POLL_S = 0.005
 
-    def __init__(self, folder: str, name: str, begins: Sequence[float]) -> None:
+    def __init__(self, folder: str, name: str, prefix: Sequence[float]) -> None:
         self._folder = Path(folder)
         self._name = name
-        self._begins = np.array(begins)
+        self._prefix = np.array(prefix)
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> _Hold | None:
-        """Read a model's configuration; None if it holds nothing."""
+        """Read a model's configuration; None if it holds no runs."""
         text = config.get("parameters", {}).get("hold_runs", {}).get("string_value")
         if not text:
             return None
-        asked = json.loads(text)
-        return cls(asked["folder"], asked["input"], asked["begins"])
+        hold = json.loads(text)
+        return cls(hold["folder"], hold["input"], hold["prefix"])
 
     def wait(self, inputs: dict[str, np.ndarray]) -> None:
-        """Return when this run may go on."""
+        """Wait until this run may continue."""
         array = inputs[self._name]
-        begins = array.reshape(len(array), -1)[:, : len(self._begins)]
-        if not (begins == self._begins).all(axis=1).any():
+        prefixes = array.reshape(len(array), -1)[:, : len(self._prefix)]
+        if not (prefixes == self._prefix).all(axis=1).any():
             return
         mark = self._folder / uuid.uuid4().hex
         mark.touch()
@@ -116,17 +116,17 @@ def _check_numpy() -> None:
 
 
 def _session_options(config: dict[str, Any]) -> ort.SessionOptions:
-    """Read the parameters that NVIDIA's backend reads, which has the same defaults.
+    """Read the parameters that NVIDIA's backend reads, with the same defaults.
 
-    Like there, idle threads wait actively, and nothing can turn that off but a single thread.
+    As in that backend, idle threads spin, and only a thread count of one prevents that.
     """
-    given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+    parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
     options = ort.SessionOptions()
-    options.intra_op_num_threads = int(given.get("intra_op_thread_count", 0))
-    options.inter_op_num_threads = int(given.get("inter_op_thread_count", 0))
-    options.execution_mode = _EXECUTION_MODES[given.get("execution_mode", "0")]
-    options.enable_cpu_mem_arena = _boolean(given.get("enable_mem_arena", "1"))
-    options.enable_mem_pattern = _boolean(given.get("enable_mem_pattern", "1"))
+    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", 0))
+    options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
+    options.execution_mode = _EXECUTION_MODES[parameters.get("execution_mode", "0")]
+    options.enable_cpu_mem_arena = _boolean(parameters.get("enable_mem_arena", "1"))
+    options.enable_mem_pattern = _boolean(parameters.get("enable_mem_pattern", "1"))
     level = config.get("optimization", {}).get("graph", {}).get("level", 0)
     options.graph_optimization_level = _LEVELS[int(level)]
     return options

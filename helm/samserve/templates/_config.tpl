@@ -1,38 +1,49 @@
-{{- /* The gateway's settings as TOML: what the chart decides over `config`, that over defaults. */ -}}
+{{- /* The gateway's settings as TOML. Settings that the chart computes override `config`. */ -}}
 
 {{- define "samserve.config" -}}
 {{- $values := .Values -}}
-{{- $plain := eq $values.tls.secret "" -}}
-{{- $server := dict "host" "::" "port" 50051 "admin_host" "::" "admin_port" 8081 "plaintext" $plain
-    "drain_s" $values.shutdown.drainSeconds "grace_s" $values.shutdown.graceSeconds
-    "connection_age_s" $values.service.maxConnectionAgeSeconds -}}
+{{- $plaintext := eq $values.tls.secret "" -}}
+{{- $server := dict "host" "::" "port" 50051 "admin_host" "::" "admin_port" 8081 "allow_plaintext" $plaintext
+    "drain_delay_s" $values.shutdown.drainDelaySeconds "grace_period_s" $values.shutdown.gracePeriodSeconds
+    "max_connection_age_s" $values.service.maxConnectionAgeSeconds -}}
 {{- $engine := dict "kind" $values.engine "default_model" $values.models.default -}}
 {{- if eq $values.engine "onnx" -}}
 {{- $_ := set $engine "model_repository" (include "samserve.modelsPath" .) -}}
 {{- end -}}
-{{- $store := dict "capacity_bytes" (include "samserve.bytes" $values.cache.memory | int64) "ttl_s" $values.cache.ttlSeconds -}}
-{{- $chosen := dict "server" $server "engine" $engine "store" $store -}}
+{{- $local := dict "capacity_bytes" (include "samserve.bytes" $values.cache.local.memory | int64) -}}
+{{- $cache := dict "ttl_s" $values.cache.ttlSeconds "local" $local -}}
+{{- $computed := dict "server" $server "engine" $engine "cache" $cache -}}
 {{- if eq $values.engine "triton" -}}
-{{- $split := eq (include "samserve.shape" .) "split" -}}
-{{- $_ := set $chosen "triton" (dict
+{{- $split := eq (include "samserve.topology" .) "split" -}}
+{{- $_ := set $computed "triton" (dict
     "url" (ternary (printf "%s-triton:8001" (include "samserve.fullname" .)) "127.0.0.1:8001" $split)
     "shared_memory" (ternary "off" "required" $split)
-    "scratch_bytes" (include "samserve.bytes" $values.cache.scratch | int64)
-    "startup_s" $values.triton.startupSeconds) -}}
+    "shared_memory_pool_bytes" (include "samserve.bytes" $values.triton.sharedMemoryPool | int64)
+    "startup_timeout_s" $values.triton.startupTimeoutSeconds) -}}
 {{- $_ := set $server "readiness" (ternary "started" "engine" $split) -}}
 {{- end -}}
-{{- with include "samserve.config.tls" . | fromYaml }}{{ $_ := set $chosen "tls" . }}{{ end -}}
-{{- with include "samserve.config.auth" . | fromYaml }}{{ $_ := set $chosen "auth" . }}{{ end -}}
-{{- with include "samserve.config.cache" . | fromYaml }}{{ $_ := set $chosen "cache" . }}{{ end -}}
+{{- with include "samserve.config.tls" . | fromYaml }}{{ $_ := set $computed "tls" . }}{{ end -}}
+{{- with include "samserve.config.auth" . | fromYaml }}{{ $_ := set $computed "auth" . }}{{ end -}}
+{{- with include "samserve.config.sharedCache" . | fromYaml }}{{ $_ := set $cache "shared" . }}{{ end -}}
 {{- $defaults := dict "log" (dict "format" "json") -}}
-{{- range $section, $settings := mustMergeOverwrite $defaults (deepCopy $values.config) $chosen }}
-[{{ $section }}]
-{{- range $name, $value := $settings }}
-{{- if not (kindIs "invalid" $value) }}
+{{- range $section, $settings := mustMergeOverwrite $defaults (deepCopy $values.config) $computed }}
+{{- include "samserve.config.section" (dict "path" $section "settings" $settings) }}
+{{- end }}
+{{- end -}}
+
+{{- /* A table of TOML: its settings first, as the format requires, then its subtables. */ -}}
+{{- define "samserve.config.section" -}}
+[{{ .path }}]
+{{- range $name, $value := .settings }}
+{{- if not (or (kindIs "invalid" $value) (kindIs "map" $value)) }}
 {{ $name }} = {{ toJson $value }}
 {{- end }}
 {{- end }}
-{{ end -}}
+{{ range $name, $value := .settings }}
+{{- if kindIs "map" $value }}
+{{- include "samserve.config.section" (dict "path" (printf "%s.%s" $.path $name) "settings" $value) }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{- define "samserve.config.tls" -}}
@@ -51,7 +62,7 @@ client_identities: {{ join "," .clientIdentities | quote }}
 {{- define "samserve.config.auth" -}}
 {{- with .Values.auth }}
 {{- if .apiKeys.secret }}
-keys_file: /etc/samserve/api-keys/keys.toml
+api_keys_file: /etc/samserve/api-keys/keys.toml
 {{- end }}
 {{- if .jwt.secret }}
 jwks_file: /etc/samserve/jwks/jwks.json
@@ -64,8 +75,8 @@ policy_file: /etc/samserve/policy/policy.toml
 {{- end }}
 {{- end -}}
 
-{{- define "samserve.config.cache" -}}
-{{- with .Values.cache }}
+{{- define "samserve.config.sharedCache" -}}
+{{- with .Values.cache.shared }}
 {{- if .nodes }}
 nodes: {{ join "," .nodes | quote }}
 username: {{ .username | quote }}

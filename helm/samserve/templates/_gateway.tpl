@@ -1,4 +1,4 @@
-{{- /* The gateway's container. */ -}}
+{{- /* The gateway container. */ -}}
 
 {{- define "samserve.gateway" -}}
 - name: gateway
@@ -6,7 +6,7 @@
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   command: [samserve, serve]
   env:
-    # Here, and no argument, so that commands which are run in the container find it, too.
+    # A variable instead of an argument, so that `kubectl exec` of other commands uses it as well.
     - name: SAMSERVE_CONFIG
       value: /etc/samserve/config/config.toml
     {{- if .Values.tls.secret }}
@@ -21,8 +21,8 @@
       containerPort: 50051
     - name: http-metrics
       containerPort: 8081
-  # On the admin port: the kubelet's gRPC probes speak no TLS.  It is alive while it waits for
-  # Triton, and says so, hence no long start; it is ready once it has decoded a click.
+  # On the admin port, since the kubelet's gRPC probes do not support TLS. /livez succeeds while the
+  # gateway waits for Triton, so the start takes seconds; /readyz succeeds after a test inference.
   startupProbe:
     httpGet:
       path: /livez
@@ -44,7 +44,7 @@
     timeoutSeconds: 2
     failureThreshold: 2
   resources:
-    {{- $memory := include "samserve.gatewayBytes" . }}
+    {{- $memory := include "samserve.gatewayMemoryBytes" . }}
     {{- $computed := dict "requests" (dict "memory" $memory) "limits" (dict "memory" $memory) }}
     {{- toYaml (mustMergeOverwrite (deepCopy .Values.gateway.resources) $computed) | nindent 4 }}
   securityContext:
@@ -59,7 +59,7 @@
       readOnly: true
     {{- end }}
     {{- include "samserve.secretMounts" . | nindent 4 }}
-    {{- if include "samserve.sharesMemory" . }}
+    {{- if include "samserve.usesSharedMemory" . }}
     - name: shared-memory
       mountPath: /dev/shm
     {{- else if eq .Values.engine "onnx" }}

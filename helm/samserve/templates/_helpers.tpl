@@ -1,15 +1,15 @@
-{{- /* Names and labels.  Names of templates are global, hence their prefix. */ -}}
+{{- /* Names, labels and replica counts. Template names are global, hence the prefix. */ -}}
 
 {{- define "samserve.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{- /* Short enough for the longest suffix, and for Deployments not to shorten their pods' names. */ -}}
+{{- /* 37 characters: leaves room for the longest suffix, and for pod names that are not truncated. */ -}}
 {{- define "samserve.fullname" -}}
 {{- $release := .Release.Name -}}
 {{- $name := include "samserve.name" . -}}
-{{- $both := ternary $release (printf "%s-%s" $release $name) (contains $name $release) -}}
-{{- default $both .Values.fullnameOverride | trunc 37 | trimSuffix "-" -}}
+{{- $default := ternary $release (printf "%s-%s" $release $name) (contains $name $release) -}}
+{{- default $default .Values.fullnameOverride | trunc 37 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- define "samserve.releaseLabels" -}}
@@ -22,18 +22,18 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: gateway
 {{- end -}}
 
-{{- /* Of Triton's own pods, where it has some. */ -}}
+{{- /* Selector labels of the Triton pods of `topology: split`. */ -}}
 {{- define "samserve.tritonLabels" -}}
 {{ include "samserve.releaseLabels" . }}
 app.kubernetes.io/component: triton
 {{- end -}}
 
-{{- /* Who runs the models where: `pod`, `split` or `onnx`. */ -}}
-{{- define "samserve.shape" -}}
+{{- /* `pod` or `split` with `engine: triton`, otherwise `onnx`. */ -}}
+{{- define "samserve.topology" -}}
 {{- ternary .Values.topology "onnx" (eq .Values.engine "triton") -}}
 {{- end -}}
 
-{{- /* Of the pod of `helm test`, which is nobody's replica. */ -}}
+{{- /* Labels of the `helm test` pod, which Services and Deployments do not select. */ -}}
 {{- define "samserve.testLabels" -}}
 {{ include "samserve.releaseLabels" . }}
 app.kubernetes.io/component: test
@@ -41,10 +41,10 @@ app.kubernetes.io/component: test
 
 {{- define "samserve.labels" -}}
 {{ include "samserve.selectorLabels" . }}
-{{ include "samserve.furtherLabels" . }}
+{{ include "samserve.commonLabels" . }}
 {{- end -}}
 
-{{- define "samserve.furtherLabels" -}}
+{{- define "samserve.commonLabels" -}}
 {{- with .Values.commonLabels }}
 {{- toYaml . }}
 {{ end -}}
@@ -55,58 +55,58 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 
 {{- define "samserve.serviceAccountName" -}}
-{{- $made := include "samserve.fullname" . -}}
-{{- default (ternary $made "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
+{{- $fullname := include "samserve.fullname" . -}}
+{{- default (ternary $fullname "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
 {{- end -}}
 
-{{- /* Takes a list: the image's values, and the tag for want of one. */ -}}
+{{- /* Argument: a list of the image's values and the default tag. */ -}}
 {{- define "samserve.image" -}}
 {{- $image := index . 0 -}}
 {{- $tag := default (index . 1) $image.tag -}}
 {{- $image.repository -}}{{- ternary (printf "@%s" $image.digest) (printf ":%s" $tag) (ne $image.digest "") -}}
 {{- end -}}
 
-{{- /* Takes a quantity like 3Gi; values.schema.json admits no other form. */ -}}
+{{- /* Converts a quantity such as 3Gi to bytes; values.schema.json allows no other format. */ -}}
 {{- define "samserve.bytes" -}}
 {{- $units := dict "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
 {{- $number := regexFind "^[0-9]+" . -}}
 {{- mul (int64 $number) (get $units (trimPrefix $number .)) -}}
 {{- end -}}
 
-{{- /* Whether an autoscaler owns the number of gateways. */ -}}
+{{- /* `true` if an autoscaler sets the number of gateway pods, otherwise empty. */ -}}
 {{- define "samserve.autoscaled" -}}
 {{- with .Values.autoscaling -}}
-{{- if or .hpa.enabled (and .keda.enabled (ne (include "samserve.shape" $) "split")) -}}true{{- end -}}
+{{- if or .hpa.enabled (and .keda.enabled (ne (include "samserve.topology" $) "split")) -}}true{{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{- /* What KEDA scales: the pods that Triton is in. */ -}}
+{{- /* The Deployment that KEDA scales: the one whose pods contain Triton. */ -}}
 {{- define "samserve.kedaTarget" -}}
-{{- include "samserve.fullname" . -}}{{- if eq (include "samserve.shape" .) "split" -}}-triton{{- end -}}
+{{- include "samserve.fullname" . -}}{{- if eq (include "samserve.topology" .) "split" -}}-triton{{- end -}}
 {{- end -}}
 
-{{- /* Gateways there are at least, and at most. */ -}}
-{{- define "samserve.minPods" -}}
+{{- /* Minimum and maximum number of gateway pods. */ -}}
+{{- define "samserve.minReplicas" -}}
 {{- ternary .Values.autoscaling.minReplicas .Values.replicas (eq (include "samserve.autoscaled" .) "true") -}}
 {{- end -}}
 
-{{- define "samserve.maxPods" -}}
+{{- define "samserve.maxReplicas" -}}
 {{- ternary .Values.autoscaling.maxReplicas .Values.replicas (eq (include "samserve.autoscaled" .) "true") -}}
 {{- end -}}
 
-{{- /* Most pods that hold models. */ -}}
-{{- define "samserve.modelPods" -}}
-{{- if eq (include "samserve.shape" .) "split" -}}
+{{- /* Maximum number of pods with a models volume. */ -}}
+{{- define "samserve.maxModelPods" -}}
+{{- if eq (include "samserve.topology" .) "split" -}}
 {{- ternary .Values.autoscaling.maxReplicas .Values.triton.split.replicas .Values.autoscaling.keda.enabled -}}
 {{- else -}}
-{{- include "samserve.maxPods" . -}}
+{{- include "samserve.maxReplicas" . -}}
 {{- end -}}
 {{- end -}}
 
-{{- /* Each node's port, once. */ -}}
+{{- /* The distinct ports of the shared cache's nodes, separated by commas. */ -}}
 {{- define "samserve.cachePorts" -}}
 {{- $ports := list -}}
-{{- range .Values.cache.nodes -}}
+{{- range .Values.cache.shared.nodes -}}
 {{- $ports = append $ports (regexFind "[0-9]+$" .) -}}
 {{- end -}}
 {{- $ports | uniq | join "," -}}

@@ -1,20 +1,20 @@
-{{- /* What gateway and Triton share, in bytes. */ -}}
+{{- /* Sizes of memory, in bytes. */ -}}
 
-{{- define "samserve.sharesMemory" -}}
-{{- if eq (include "samserve.shape" .) "pod" -}}true{{- end -}}
+{{- define "samserve.usesSharedMemory" -}}
+{{- if eq (include "samserve.topology" .) "pod" -}}true{{- end -}}
 {{- end -}}
 
-{{- /* Embeddings and scratch, and a little for what else lies in /dev/shm. */ -}}
-{{- define "samserve.sharedBytes" -}}
-{{- $embeddings := include "samserve.bytes" .Values.cache.memory | int64 -}}
-{{- $scratch := include "samserve.bytes" .Values.cache.scratch | int64 -}}
-{{- add $embeddings $scratch 67108864 -}}
+{{- /* Size of /dev/shm: embeddings, the pool for requests, and 64 MiB for other files. */ -}}
+{{- define "samserve.sharedMemoryBytes" -}}
+{{- $embeddings := include "samserve.bytes" .Values.cache.local.memory | int64 -}}
+{{- $pool := include "samserve.bytes" .Values.triton.sharedMemoryPool | int64 -}}
+{{- add $embeddings $pool 67108864 -}}
 {{- end -}}
 
-{{- /* Pages in /dev/shm count as those of the container that touches them first: the gateway. */ -}}
-{{- define "samserve.gatewayBytes" -}}
+{{- /* Pages in /dev/shm are charged to the container that first writes to them: the gateway. */ -}}
+{{- define "samserve.gatewayMemoryBytes" -}}
 {{- $own := include "samserve.bytes" .Values.gateway.memory | int64 -}}
-{{- $shared := include "samserve.sharedBytes" . | int64 -}}
-{{- $embeddings := include "samserve.bytes" .Values.cache.memory | int64 -}}
-{{- add $own (ternary $shared $embeddings (eq (include "samserve.sharesMemory" .) "true")) -}}
+{{- $shared := include "samserve.sharedMemoryBytes" . | int64 -}}
+{{- $embeddings := include "samserve.bytes" .Values.cache.local.memory | int64 -}}
+{{- add $own (ternary $shared $embeddings (eq (include "samserve.usesSharedMemory" .) "true")) -}}
 {{- end -}}

@@ -1,7 +1,7 @@
-{{- /* Where models come from. */ -}}
+{{- /* The model repository: its path, volume and init containers. */ -}}
 
-{{- /* The in-process engine can read them where its own image has them. */ -}}
-{{- define "samserve.modelsInImage" -}}
+{{- /* `true` if the gateway reads the models from its own image, without a volume. */ -}}
+{{- define "samserve.modelsInGatewayImage" -}}
 {{- with .Values -}}
 {{- if and (eq .engine "onnx") (eq .models.source "image") (eq .models.image.repository "") -}}true{{- end -}}
 {{- end -}}
@@ -15,7 +15,7 @@
 
 {{- define "samserve.modelsPath" -}}
 {{- with .Values.models -}}
-{{- if include "samserve.modelsInImage" $ -}}
+{{- if include "samserve.modelsInGatewayImage" $ -}}
 {{- include "samserve.modelsImagePath" $ -}}
 {{- else if eq .source "claim" -}}
 {{- printf "/models/%s" (trimAll "/" .claim.path) -}}
@@ -28,7 +28,7 @@
 {{- end -}}
 
 {{- define "samserve.modelsMount" -}}
-{{- if not (include "samserve.modelsInImage" .) }}
+{{- if not (include "samserve.modelsInGatewayImage" .) }}
 - name: models
   mountPath: /models
   readOnly: true
@@ -38,7 +38,7 @@
 {{- define "samserve.modelsVolume" -}}
 {{- $models := .Values.models -}}
 {{- $claim := ternary $models.claim.name (ternary $models.pull.claim "" (eq $models.source "pull")) (eq $models.source "claim") -}}
-{{- if not (include "samserve.modelsInImage" .) }}
+{{- if not (include "samserve.modelsInGatewayImage" .) }}
 - name: models
   {{- if $claim }}
   persistentVolumeClaim:
@@ -53,10 +53,10 @@
 {{- end }}
 {{- end -}}
 
-{{- /* Containers that fill the volume before anything else starts. */ -}}
-{{- define "samserve.modelsInit" -}}
+{{- /* Init containers that copy or pull the models into the volume. */ -}}
+{{- define "samserve.modelsInitContainers" -}}
 {{- $models := .Values.models -}}
-{{- if and (eq $models.source "image") (not (include "samserve.modelsInImage" .)) }}
+{{- if and (eq $models.source "image") (not (include "samserve.modelsInGatewayImage" .)) }}
 {{- $image := ternary $models.image .Values.image (ne $models.image.repository "") }}
 - name: copy-models
   image: {{ include "samserve.image" (list $image .Chart.AppVersion) }}
@@ -77,9 +77,9 @@
   command: [samserve, models, pull, {{ $model.name | quote }}]
   args:
     - --repository={{ include "samserve.modelsPath" $ }}
-    # What lies in a claim already is not made again.
-    - --keep
-    - --cache=/tmp/checkpoints
+    # Models that exist in the claim are not exported again.
+    - --skip-existing
+    - --checkpoint-dir=/tmp/checkpoints
     {{- with $model.args }}
     {{- toYaml . | nindent 4 }}
     {{- end }}

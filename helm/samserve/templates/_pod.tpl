@@ -1,44 +1,44 @@
-{{- /* What a pod has besides its containers. */ -}}
+{{- /* Parts of the pod spec other than the containers. */ -}}
 
-{{- /* Draining, calls that end, and what closing takes; Triton ends after that. */ -}}
-{{- define "samserve.terminationSeconds" -}}
-{{- $triton := ternary 10 0 (eq (include "samserve.shape" .) "pod") -}}
+{{- /* Drain delay, grace period, 5 s to close; then 10 s for the Triton sidecar. */ -}}
+{{- define "samserve.terminationGracePeriodSeconds" -}}
+{{- $triton := ternary 10 0 (eq (include "samserve.topology" .) "pod") -}}
 {{- with .Values.shutdown -}}
-{{- add .drainSeconds .graceSeconds 5 $triton -}}
+{{- add .drainDelaySeconds .gracePeriodSeconds 5 $triton -}}
 {{- end -}}
 {{- end -}}
 
-{{- define "samserve.pullSecrets" -}}
+{{- define "samserve.imagePullSecrets" -}}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{- /* Takes a list: values that say where pods run, and the labels of the pods. */ -}}
-{{- define "samserve.placement" -}}
-{{- $where := index . 0 -}}
-{{- with $where.priorityClassName }}
+{{- /* Argument: a list of the scheduling values and the selector labels of the pods. */ -}}
+{{- define "samserve.scheduling" -}}
+{{- $scheduling := index . 0 -}}
+{{- with $scheduling.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
-{{- with $where.runtimeClassName }}
+{{- with $scheduling.runtimeClassName }}
 runtimeClassName: {{ . }}
 {{- end }}
-{{- with $where.nodeSelector }}
+{{- with $scheduling.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $where.tolerations }}
+{{- with $scheduling.tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $where.affinity }}
+{{- with $scheduling.affinity }}
 affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 topologySpreadConstraints:
-{{- if $where.topologySpreadConstraints }}
-  {{- toYaml $where.topologySpreadConstraints | nindent 2 }}
+{{- if $scheduling.topologySpreadConstraints }}
+  {{- toYaml $scheduling.topologySpreadConstraints | nindent 2 }}
 {{- else }}
   - maxSkew: 1
     topologyKey: kubernetes.io/hostname
@@ -49,7 +49,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{- /* Takes how pods are replaced.  Values of a rolling update are refused with another type. */ -}}
+{{- /* Argument: an update strategy. The API server rejects `rollingUpdate` with another type. */ -}}
 {{- define "samserve.strategy" -}}
 type: {{ .type }}
 {{- if and (eq .type "RollingUpdate") .rollingUpdate }}
@@ -58,13 +58,13 @@ rollingUpdate:
 {{- end }}
 {{- end -}}
 
-{{- /* Time in which a new pod has to become ready: images, models, Triton. */ -}}
-{{- define "samserve.progressSeconds" -}}
+{{- /* Time in which a new pod must become ready: image pulls, models, start of Triton. */ -}}
+{{- define "samserve.progressDeadlineSeconds" -}}
 {{- $pull := ternary 3600 0 (eq .Values.models.source "pull") -}}
-{{- add 600 $pull (ternary .Values.triton.startupSeconds 0 (eq .Values.engine "triton")) -}}
+{{- add 600 $pull (ternary .Values.triton.startupTimeoutSeconds 0 (eq .Values.engine "triton")) -}}
 {{- end -}}
 
-{{- /* Of containers that do next to nothing; quotas want to know. */ -}}
+{{- /* For containers that need little; a ResourceQuota may require requests and limits. */ -}}
 {{- define "samserve.smallResources" -}}
 requests:
   cpu: 100m
@@ -83,17 +83,17 @@ limits:
     name: {{ include "samserve.fullname" . }}-policy
 {{- end }}
 {{- include "samserve.secretVolumes" . }}
-{{- if include "samserve.sharesMemory" . }}
+{{- if include "samserve.usesSharedMemory" . }}
 - name: shared-memory
   emptyDir:
     medium: Memory
-    sizeLimit: {{ include "samserve.sharedBytes" . | quote }}
+    sizeLimit: {{ include "samserve.sharedMemoryBytes" . | quote }}
 - name: triton-tmp
   emptyDir: {}
 {{- end }}
 - name: gateway-tmp
   emptyDir: {}
-{{- if ne (include "samserve.shape" .) "split" }}
+{{- if ne (include "samserve.topology" .) "split" }}
 {{- include "samserve.modelsVolume" . }}
 {{- end }}
 {{- with .Values.extraVolumes }}
@@ -101,12 +101,12 @@ limits:
 {{- end }}
 {{- end -}}
 
-{{- /* What starts before the gateway: models, and Triton where it is in the same pod. */ -}}
-{{- define "samserve.before" -}}
-{{- if ne (include "samserve.shape" .) "split" }}
-{{- include "samserve.modelsInit" . }}
+{{- /* Init containers of the gateway pod: the models, then the Triton sidecar. */ -}}
+{{- define "samserve.initContainers" -}}
+{{- if ne (include "samserve.topology" .) "split" }}
+{{- include "samserve.modelsInitContainers" . }}
 {{- end }}
-{{- if eq (include "samserve.shape" .) "pod" }}
+{{- if eq (include "samserve.topology" .) "pod" }}
 {{ include "samserve.triton" . }}
 {{- end }}
 {{- end -}}

@@ -1,8 +1,8 @@
-{{- /* What KEDA asks Prometheus: milliseconds that a request waits on average, for as many pods as
-there are, since AverageValue divides by their number.  Triton is given so much at once that its
-queue is short; the rest waits in the gateway for its turn. */ -}}
+{{- /* The PromQL query of KEDA: the average queue time of a request in milliseconds, multiplied by the
+number of pods, since AverageValue divides by it. The gateway limits the requests in flight to Triton,
+so that a request waits in both: in the gateway's queue, then in Triton's. */ -}}
 
-{{- define "samserve.waiting" -}}
+{{- define "samserve.queueTimeQuery" -}}
 {{- $pods := `namespace="%s",pod=~"%s-[a-z0-9]+-[a-z0-9]+"` -}}
 {{- $triton := printf $pods .Release.Namespace (include "samserve.kedaTarget" .) -}}
 {{- $gateways := printf $pods .Release.Namespace (include "samserve.fullname" .) -}}

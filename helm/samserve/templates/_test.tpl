@@ -1,6 +1,6 @@
-{{- /* What the commands of `helm test` need to be let in. */ -}}
+{{- /* Containers of the `helm test` pod, and their credentials. */ -}}
 
-{{- define "samserve.test.environment" -}}
+{{- define "samserve.test.env" -}}
 {{- if not .Values.tls.secret }}
 - name: SAMSERVE_CLIENT_PLAINTEXT
   value: "true"
@@ -8,7 +8,7 @@
 - name: SAMSERVE_CLIENT_CA_FILE
   value: /test/server/ca.crt
 {{- else }}
-# Which CA and which names it has, no value says; the certificate that should be served is known.
+# CA and names of the certificate are unknown, so exactly the certificate in `tls.secret` is trusted.
 - name: SAMSERVE_CLIENT_SERVER_CERT_FILE
   value: /test/server/tls.crt
 {{- end }}
@@ -28,8 +28,8 @@
 {{- end }}
 {{- end -}}
 
-{{- /* A list of `name` of the folder under /test, `secret`, and `items`. */ -}}
-{{- define "samserve.test.files" -}}
+{{- /* A list of `name` (the directory in /test), `secret` and `items`. */ -}}
+{{- define "samserve.test.secretFiles" -}}
 {{- $files := list -}}
 {{- if and .Values.tls.secret .Values.test.caSecret -}}
 {{- $files = append $files (dict "name" "server" "secret" .Values.test.caSecret "items" (list (dict "key" .Values.test.caKey "path" "ca.crt"))) -}}
@@ -45,29 +45,29 @@
 {{- toYaml $files -}}
 {{- end -}}
 
-{{- /* Takes a list: the chart, and the command. */ -}}
+{{- /* Argument: a list of the root context and the arguments of `samserve`. */ -}}
 {{- define "samserve.test.container" -}}
-{{- $chart := index . 0 -}}
+{{- $root := index . 0 -}}
 - name: {{ index . 1 | first }}
-  image: {{ include "samserve.image" (list $chart.Values.image $chart.Chart.AppVersion) }}
-  imagePullPolicy: {{ $chart.Values.image.pullPolicy }}
+  image: {{ include "samserve.image" (list $root.Values.image $root.Chart.AppVersion) }}
+  imagePullPolicy: {{ $root.Values.image.pullPolicy }}
   command: [samserve]
   args:
     {{- toYaml (index . 1) | nindent 4 }}
-    - --server={{ include "samserve.fullname" $chart }}:{{ $chart.Values.service.port }}
+    - --server={{ include "samserve.fullname" $root }}:{{ $root.Values.service.port }}
   resources:
     {{- include "samserve.smallResources" . | nindent 4 }}
   env:
-    {{- include "samserve.test.environment" $chart | nindent 4 }}
+    {{- include "samserve.test.env" $root | nindent 4 }}
   securityContext:
-    {{- toYaml $chart.Values.securityContext | nindent 4 }}
+    {{- toYaml $root.Values.securityContext | nindent 4 }}
   volumeMounts:
-    - name: picture
-      mountPath: /test/picture
+    - name: image
+      mountPath: /test/image
       readOnly: true
     - name: tmp
       mountPath: /tmp
-    {{- range include "samserve.test.files" $chart | fromYamlArray }}
+    {{- range include "samserve.test.secretFiles" $root | fromYamlArray }}
     - name: {{ .name }}
       mountPath: /test/{{ .name }}
       readOnly: true

@@ -1,28 +1,28 @@
-{{- /* Triton's container.  Beside a gateway it is a sidecar: it starts before the gateway, and ends
+{{- /* The Triton container. In `topology: pod` it is a sidecar: it starts before the gateway and ends
 after it. */ -}}
 
-{{- define "samserve.tritonArguments" -}}
+{{- define "samserve.tritonArgs" -}}
 - --model-repository={{ include "samserve.modelsPath" . }}
-{{- if and .Values.triton.clientSharedMemoryFlag (include "samserve.sharesMemory" .) }}
+{{- if and .Values.triton.clientSharedMemoryFlag (include "samserve.usesSharedMemory" .) }}
 - --allow-client-shm=true
 {{- end }}
-{{- if eq (include "samserve.shape" .) "split" }}
+{{- if eq (include "samserve.topology" .) "split" }}
 - --grpc-address=[::]
-# Connections end, so that gateways find new pods.
+# Limits the age of connections, so that gateways discover new pods.
 - --grpc-max-connection-age=60000
 - --grpc-max-connection-age-grace=60000
-# Gateways ask for none of these here.
+# Gateways do not use these services in this topology.
 - --grpc-restricted-protocol=shared-memory,trace,logging:pod=$(POD_UID)
 {{- else }}
-# Of the pod alone.
+# Reachable from inside the pod only.
 - --grpc-address=127.0.0.1
 {{- end }}
 - --grpc-port=8001
 - --http-port=8000
-# For the probes; what else HTTP can do takes a word that nobody outside of the pod is told.
+# HTTP serves the probes. Everything else requires a header with the pod's UID.
 - --http-restricted-api=inference,metadata,model-config,model-repository,shared-memory,statistics,trace,logging:pod=$(POD_UID)
 - --metrics-port=8002
-- --exit-timeout-secs={{ ternary 30 5 (eq (include "samserve.shape" .) "split") }}
+- --exit-timeout-secs={{ ternary 30 5 (eq (include "samserve.topology" .) "split") }}
 {{- with .Values.triton.extraArgs }}
 {{ toYaml . }}
 {{- end }}
@@ -40,18 +40,18 @@ after it. */ -}}
 - name: triton
   image: {{ include "samserve.image" (list .Values.triton.image "") }}
   imagePullPolicy: {{ .Values.triton.image.pullPolicy }}
-  {{- if eq (include "samserve.shape" .) "pod" }}
+  {{- if eq (include "samserve.topology" .) "pod" }}
   restartPolicy: Always
   {{- end }}
-  # Its HTTP listens on addresses of one family: probes ask the pod's first address, Prometheus one
-  # of the Service's first family.  Its gRPC takes both.
+  # Triton's HTTP ports listen on one IP family: probes use the pod's primary address, Prometheus the
+  # Service's primary family. Its gRPC port listens on both.
   command: [sh, -c]
   args:
     - |
       case "$POD_IP" in *:*) all=ipv6::: ;; *) all=0.0.0.0 ;; esac
       exec tritonserver --http-address="$all" --metrics-address={{ include "samserve.metricsAddress" . }} "$@"
     - tritonserver
-    {{- include "samserve.tritonArguments" . | nindent 4 }}
+    {{- include "samserve.tritonArgs" . | nindent 4 }}
   env:
     - name: POD_UID
       valueFrom:
@@ -67,7 +67,7 @@ after it. */ -}}
     {{- toYaml . | nindent 4 }}
     {{- end }}
   ports:
-    {{- if eq (include "samserve.shape" .) "split" }}
+    {{- if eq (include "samserve.topology" .) "split" }}
     - name: triton-grpc
       containerPort: 8001
     {{- end }}
@@ -75,13 +75,13 @@ after it. */ -}}
       containerPort: 8000
     - name: triton-metrics
       containerPort: 8002
-  # Beside a gateway: that starts once all models are loaded.
+  # In a sidecar, it delays the start of the gateway until all models are loaded.
   startupProbe:
     httpGet:
       path: /v2/health/ready
       port: triton-http
     periodSeconds: 2
-    failureThreshold: {{ div (add .Values.triton.startupSeconds 1) 2 }}
+    failureThreshold: {{ div (add .Values.triton.startupTimeoutSeconds 1) 2 }}
   livenessProbe:
     httpGet:
       path: /v2/health/live
@@ -89,7 +89,7 @@ after it. */ -}}
     periodSeconds: 10
     timeoutSeconds: 5
     failureThreshold: 6
-  {{- if eq (include "samserve.shape" .) "split" }}
+  {{- if eq (include "samserve.topology" .) "split" }}
   readinessProbe:
     httpGet:
       path: /v2/health/ready
@@ -97,7 +97,7 @@ after it. */ -}}
     periodSeconds: 2
     timeoutSeconds: 2
     failureThreshold: 2
-  # New connections go elsewhere before it ends.
+  # New connections use other pods before Triton ends.
   lifecycle:
     preStop:
       sleep:
@@ -112,7 +112,7 @@ after it. */ -}}
   securityContext:
     {{- toYaml .Values.securityContext | nindent 4 }}
   volumeMounts:
-    {{- if include "samserve.sharesMemory" . }}
+    {{- if include "samserve.usesSharedMemory" . }}
     - name: shared-memory
       mountPath: /dev/shm
     {{- end }}

@@ -1,1 +1,1 @@
-"""The HTTP listener for probes and metrics, and what makes a server ready."""
+"""The HTTP listener for probes and metrics, and the readiness of the server."""

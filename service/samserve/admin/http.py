@@ -1,4 +1,4 @@
-"""The admin listener: health and metrics over HTTP, for probes and Prometheus."""
+"""The admin listener: /livez and /readyz for probes, /metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from prometheus_client.exposition import choose_encoder
 from samserve.errors import Unavailable
 from samserve.system import addresses
 
-# A loop that does not turn within this time is stuck: calls are not being answered either.
+# An event loop that runs no callback within this time is blocked, and serves no calls either.
 _LIVE_TIMEOUT_S = 2.0
 
 _StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 
 class Admin:
-    """Answers /livez, /readyz and /metrics from threads, also while the event loop is busy."""
+    """Serves /livez, /readyz and /metrics in threads, also while the event loop is busy."""
 
     def __init__(self, registry: CollectorRegistry, loop: asyncio.AbstractEventLoop) -> None:
         self._registry = registry
@@ -39,8 +39,10 @@ class Admin:
         try:
             sockets = addresses.listen(host, port)
         except OSError as error:
-            place = addresses.join(host, port)
-            raise Unavailable(f"cannot listen on {place}: {addresses.why(error)}") from error
+            address = addresses.join(host, port)
+            raise Unavailable(
+                f"cannot listen on {address}: {addresses.error_reason(error)}"
+            ) from error
         with ExitStack() as stack:
             for opened in sockets:
                 stack.enter_context(self._serving(opened))
@@ -49,7 +51,7 @@ class Admin:
     @contextmanager
     def _serving(self, opened: socket.socket) -> Iterator[None]:
         server = _Server(opened, self._respond)
-        # A shutdown is noticed at the next poll; the default of 0.5 s would delay every stop.
+        # A shutdown is detected at the next poll; the default of 0.5 s would delay every stop.
         serve = partial(server.serve_forever, poll_interval=0.05)
         thread = threading.Thread(target=serve, name="admin", daemon=True)
         thread.start()
@@ -62,17 +64,17 @@ class Admin:
     def _respond(self, environ: dict[str, Any], start: _StartResponse) -> list[bytes]:
         path = environ["PATH_INFO"]
         if path == "/metrics":
-            # Who accepts OpenMetrics gets exemplars too.
+            # Clients that accept OpenMetrics get exemplars.
             generate, content_type = _encoder(environ.get("HTTP_ACCEPT", ""))
             start("200 OK", [("Content-Type", content_type)])
             return [generate(self._registry)]
         checks: dict[str, Callable[[], bool]] = {
-            "/livez": self._loop_turns,
+            "/livez": self._loop_responds,
             "/readyz": lambda: self.ready,
         }
         check = checks.get(path)
         if check is None:
-            status, text = "404 Not Found", "try /livez, /readyz or /metrics"
+            status, text = "404 Not Found", "not found; use /livez, /readyz or /metrics"
         elif check():
             status, text = "200 OK", "ok"
         else:
@@ -80,17 +82,17 @@ class Admin:
         start(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{text}\n".encode()]
 
-    def _loop_turns(self) -> bool:
-        turned = threading.Event()
+    def _loop_responds(self) -> bool:
+        called = threading.Event()
         try:
-            self._loop.call_soon_threadsafe(turned.set)
+            self._loop.call_soon_threadsafe(called.set)
         except RuntimeError:
             return False
-        return turned.wait(_LIVE_TIMEOUT_S)
+        return called.wait(_LIVE_TIMEOUT_S)
 
 
 def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
-    """Choose a format; the plain one for who asks for a version that is none."""
+    """Choose a format; the plain text format if the requested version is invalid."""
     try:
         return choose_encoder(accept)
     except (TypeError, ValueError):
@@ -101,13 +103,13 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def __init__(self, opened: socket.socket, app: Any) -> None:
-        """Take a socket that listens already; no name is looked up for it."""
-        place = opened.getsockname()
+        """Use a socket that is already listening; no name is resolved for it."""
+        name = opened.getsockname()
         self.address_family = opened.family
-        super().__init__(place[:2], _SilentHandler, bind_and_activate=False)
+        super().__init__(name[:2], _SilentHandler, bind_and_activate=False)
         self.socket.close()
         self.socket = opened
-        self.server_name, self.server_port = place[:2]
+        self.server_name, self.server_port = name[:2]
         self.setup_environ()
         self.set_app(app)
 

@@ -1,4 +1,4 @@
-"""Readiness: whether calls can be expected to be answered, as both listeners report it."""
+"""Readiness: follows the engine, and sets what /readyz and gRPC health report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from samserve.engines.base import Engine
 from samserve.rpc.server import ApiServer
 from samserve.system.background import periodic
 
-# An engine answers from what it knows, so that asking often costs nothing.
+# `Engine.ready` returns a known state without a request, so that frequent polls are free.
 _INTERVAL_S = 0.1
 
 
@@ -37,7 +37,7 @@ class Readiness:
         self._engine_ready = False
 
     @asynccontextmanager
-    async def followed(self) -> AsyncIterator[None]:
+    async def following(self) -> AsyncIterator[None]:
         """Follow the engine while the block runs; not ready after it."""
         self._report(engine_ready=await self._engine.ready())
         try:

@@ -1,1 +1,1 @@
-"""What happens to every call, whatever transport brings it: limits, deadline, log and metrics."""
+"""The processing of every call, independent of the transport: limits, deadline, log, metrics."""

@@ -1,4 +1,4 @@
-"""The record of every call: metrics, one log line, and its part in a trace."""
+"""The record of every call, also of a cancelled one: metrics, one log line, and a span."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from samserve.calls.methods import Method
 from samserve.calls.status import Code, Failure
 from samserve.context import CallFacts
 from samserve.errors import Overloaded
-from samserve.security.principal import NOBODY, Principal
+from samserve.security.principal import UNAUTHENTICATED, Principal
 from samserve.stages import StageClock
 from samserve.telemetry.metrics.rpc import CallMetrics, CallRecord
 from samserve.telemetry.tracing.base import CallEnd, CallTrace, Tracing
 
 _now = time.monotonic
-# The failures that are the server's, as OpenTelemetry's conventions for gRPC have it.
+# The failures of the server, by OpenTelemetry's semantic conventions for gRPC.
 _SERVER_FAILED = frozenset({Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.UNAVAILABLE})
-# A client's timer and ours do not strike at once: what it sends of its timeout is rounded up by
-# up to one in a hundred, and takes a while to arrive.
+# The timers of client and server do not expire together: gRPC rounds the timeout that it sends up
+# by as much as one percent, and the header takes time to arrive.
 _ROUNDING = 0.01
-_ON_THE_WAY_S = 0.02
+_NETWORK_DELAY_S = 0.02
 
 
 @dataclass(slots=True, eq=False)
 class OpenCall:
-    """A call under way: its trace, clock and facts, and how it ended, OK unless noted otherwise.
+    """A call in flight: its trace, clock and facts, and its final status, OK by default.
 
-    ``principal`` is set once the caller is known.  ``reason`` is that of the error, ``refused``
-    what was exhausted.
+    ``principal`` is set once the caller is authenticated.  ``reason`` is that of the error;
+    ``exhausted`` is the limit or quota that rejected the call.
     """
 
     method: Method
@@ -42,28 +42,28 @@ class OpenCall:
     clock: StageClock
     request_id: str = ""
     facts: CallFacts = field(default_factory=CallFacts)
-    principal: Principal = NOBODY
+    principal: Principal = UNAUTHENTICATED
     started: float = field(default_factory=lambda: _now())  # noqa: PLW0108 - tests move it
     code: Code = Code.OK
     reason: str = ""
-    refused: str = ""
+    exhausted: str = ""
 
-    def failed(self, error: Exception) -> Failure:
-        """Note the error that ends the call, and return what the client sees of it."""
+    def record_error(self, error: Exception) -> Failure:
+        """Record the error that ends the call, and return the failure for the client."""
         failure = Failure.of(error, self.request_id)
         self.code, self.reason = failure.code, failure.reason
         if isinstance(error, Overloaded):
             about = error.metadata
-            self.refused = about.get("quota") or about.get("resource") or "memory"
+            self.exhausted = about.get("quota") or about.get("resource") or "memory"
         return failure
 
-    def cancelled(self, remaining_s: float) -> None:
-        """Note that the client has left, *remaining_s* before its deadline.
+    def record_cancellation(self, remaining_s: float) -> None:
+        """Record a cancellation by the client, *remaining_s* before its deadline.
 
-        A client whose deadline has passed leaves like one that has lost interest.
+        gRPC reports a deadline that has passed at the client as a cancellation too.
         """
         allowed_s = _now() - self.started + remaining_s
-        late = remaining_s <= _ON_THE_WAY_S + _ROUNDING * allowed_s
+        late = remaining_s <= _NETWORK_DELAY_S + _ROUNDING * allowed_s
         self.code = Code.DEADLINE_EXCEEDED if late else Code.CANCELLED
 
 
@@ -74,12 +74,12 @@ class CallRecorder:
         self.metrics = metrics
         self._service = service
         self._tracing = tracing
-        # Bound once: the lazy logger makes a new one at every use.
+        # Bound once: the lazy logger creates a new one at every use.
         self._log = structlog.get_logger("samserve.call").bind()
 
     @contextmanager
     def recording(self, method: Method, metadata: Metadata) -> Iterator[OpenCall]:
-        """Record a call for the length of the block, in which its clock runs."""
+        """Record a call for the length of the block, during which its clock runs."""
         self.metrics.started(method.name).inc()
         trace = self._tracing.begin(self._service, method.name, metadata)
         call = OpenCall(method, trace, StageClock(_now, trace.span), request_id(metadata))
@@ -97,7 +97,7 @@ class CallRecorder:
                 method=call.method.name,
                 code=call.code.name,
                 reason=call.reason,
-                refused=call.refused,
+                exhausted=call.exhausted,
                 seconds=seconds,
                 stages=stages,
                 facts=facts,
@@ -120,7 +120,7 @@ class CallRecorder:
     def _write_line(self, call: OpenCall, seconds: float, stages: dict[str, float]) -> None:
         facts = call.facts
         self._log.info(
-            "call",
+            "rpc",
             method=call.method.name,
             code=call.code.name,
             reason=call.reason or None,
@@ -139,7 +139,7 @@ class CallRecorder:
         )
 
     def log_internal(self, error: Exception, call: OpenCall) -> None:
-        """Log what no client sees."""
+        """Log the exception behind an INTERNAL status, which no client receives."""
         self._log.error(
             "internal error",
             request_id=call.request_id,

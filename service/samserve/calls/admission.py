@@ -1,4 +1,4 @@
-"""Bounds on work in flight: a call above the limit is refused at once instead of queued."""
+"""Limits on concurrent calls and their bytes: a call over a limit is rejected, not queued."""
 
 from __future__ import annotations
 
@@ -13,41 +13,43 @@ from samserve.settings import AdmissionSettings
 
 
 class Admission:
-    """Counts calls by method, slow clients, and bytes over all; used on the event loop only.
+    """Counts calls by method, slow clients, and request bytes; used on the event loop only.
 
-    With *shared*, no tenant takes all the places; otherwise there is one tenant, and it may.
+    While *shared* returns true, no tenant can use all slots; otherwise there is one tenant, and it
+    may.
     """
 
     def __init__(self, settings: AdmissionSettings, *, shared: Callable[[], bool]) -> None:
         self.limits = {method.name: method.max_in_flight(settings) for method in METHODS}
-        """Calls of each method that may be in flight."""
+        """The maximum number of concurrent calls of each method."""
         limit = partial(TenantLimit, shared=shared)
         self._calls = {
-            name: limit(most, f"{name} calls", "calls") for name, most in self.limits.items()
+            name: limit(maximum, f"concurrent {name} calls", "calls")
+            for name, maximum in self.limits.items()
         }
-        self.slow_requests = limit(settings.slow_requests, "slow requests", "slow_requests")
-        """Requests that do not arrive at once."""
-        self.slow_answers = limit(settings.slow_answers, "slow answers", "slow_answers")
-        """Answers that are not taken at once."""
-        self._byte_limit = settings.request_bytes
+        self.slow_requests = limit(settings.max_slow_requests, "slow requests", "slow_requests")
+        """Requests that take longer than `SLOW_AFTER_S` to arrive."""
+        self.slow_responses = limit(settings.max_slow_responses, "slow responses", "slow_responses")
+        """Responses that take longer than `SLOW_AFTER_S` to send."""
+        self._byte_limit = settings.max_in_flight_request_bytes
         self._bytes = 0
 
     def busy(self) -> bool:
-        """Whether any call is in flight."""
-        limits = (*self._calls.values(), self.slow_requests, self.slow_answers)
-        return any(limit.taken for limit in limits)
+        """Return whether any call is in flight."""
+        limits = (*self._calls.values(), self.slow_requests, self.slow_responses)
+        return any(limit.in_use for limit in limits)
 
     def admit(self, method: str, tenant: str) -> AbstractContextManager[None]:
-        """Count a call in for the length of the block.  Raises `Overloaded`."""
-        return self._calls[method].hold(tenant)
+        """Hold a slot for a call for the length of the block.  Raises `Overloaded`."""
+        return self._calls[method].acquire(tenant)
 
     @contextmanager
-    def holding(self, nbytes: int) -> Iterator[None]:
+    def admit_bytes(self, nbytes: int) -> Iterator[None]:
         """Count the bytes of a request for the length of the block.  Raises `Overloaded`."""
-        # A request over the whole budget still passes alone: its own limit is another one.
+        # A request over the whole budget is admitted alone: its size has a limit of its own.
         if self._bytes and self._bytes + nbytes > self._byte_limit:
             raise Overloaded(
-                f"requests of {self._byte_limit} bytes are in flight, the most that are taken",
+                f"the limit of {self._byte_limit} bytes of concurrent requests is reached",
                 metadata={"limit": str(self._byte_limit), "resource": "request_bytes"},
             )
         self._bytes += nbytes

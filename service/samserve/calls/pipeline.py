@@ -1,7 +1,9 @@
-"""The steps that every call takes, in any transport, and the one place where errors end it.
+"""The pipeline of every call: authentication, admission, deadline, errors, cancellation.
 
-Credentials, permission, admission and quota are checked before the request is read, so a caller
-that may not call does not get to send megabytes.  No other module turns an exception into a status.
+A call ends with its response, with an error, or because the client has cancelled it; then its task
+is cancelled too.  Credentials, permission, admission and quota are checked before the request is
+read, so that an unauthorized caller cannot send megabytes.  No other module turns an exception into
+a status.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Protocol
 
 from samserve.calls.access_log import CallRecorder, OpenCall
 from samserve.calls.admission import Admission
-from samserve.calls.metadata import Metadata, size_error, texts
+from samserve.calls.metadata import Metadata, size_error, text_values
 from samserve.calls.methods import Method
 from samserve.calls.slow_clients import SlowClientTimeout
 from samserve.calls.status import Code, Failure
@@ -28,11 +30,11 @@ from samserve.settings import DeadlineSettings, ServerSettings
 
 
 class Transport(Protocol):
-    """One call as a transport has it: what came with it, and the way back to its client."""
+    """One call in a transport: its metadata, its request, and the channel to its client."""
 
     @property
     def metadata(self) -> Metadata:
-        """Names and values that the client sent, the same object at each use."""
+        """Names and values that the client sent; the same object at each access."""
 
     @property
     def remaining_s(self) -> float | None:
@@ -41,14 +43,14 @@ class Transport(Protocol):
     def certificate_names(self) -> tuple[str, ...]:
         """Return the names in the verified client certificate; empty if there is none."""
 
-    def begin(self, request_id: str) -> None:
-        """Let the answer carry the id of the request, whatever it will be."""
+    def set_request_id(self, request_id: str) -> None:
+        """Add the request id to the response, whatever its status."""
 
     async def read(self) -> bytes:
         """Wait for the whole request.  Raises `InvalidRequest` if the client sends none."""
 
     async def write(self, data: bytes) -> None:
-        """Send a message of the answer, and wait until the client has taken it."""
+        """Send a response message, and wait until the transport has accepted it."""
 
     async def fail(self, failure: Failure) -> None:
         """End the call with *failure*; may raise."""
@@ -56,66 +58,65 @@ class Transport(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """An admitted call: its context, and how its request and answer travel."""
+    """An admitted call: its context, and the transport of its request and response."""
 
     method: Method
     context: RequestContext
     _transport: Transport
     _admission: Admission
     _server: ServerSettings
-    # What the call holds that others may need, until its work is done.
-    _held: ExitStack
+    # The slots that the call holds until its work is done.
+    _slots: ExitStack
 
     async def receive(self) -> bytes:
         """Return the request.
 
-        A transport keeps what has come of it, so each call that waits may hold as much as a
-        request may have: one that does not arrive at once takes one of a bounded number of places.
-        Raises `DeadlineExceeded` if it takes too long, and `Overloaded` if too many are slow, or
-        have too many bytes.
+        The transport buffers an incomplete request, so each waiting call may hold as much memory as
+        the largest request: a slow request needs one of a limited number of slots.  Raises
+        `DeadlineExceeded` after the timeout, and `Overloaded` if there are too many slow requests,
+        or too many bytes of requests.
         """
         context = self.context
         with (
             context.clock.stage("receive"),
-            SlowClientTimeout(self._slow_request, self._server.receive_s, "receive"),
+            SlowClientTimeout(self._slow_request, self._server.receive_timeout_s, "receive"),
         ):
             data = await self._transport.read()
         context.facts.received_bytes = len(data)
-        self._held.enter_context(self._admission.holding(len(data)))
+        self._slots.enter_context(self._admission.admit_bytes(len(data)))
         return data
 
     async def send(self, data: bytes, *, last: bool) -> None:
-        """Send a message of the answer.
+        """Send a response message.
 
-        Clients can hold back an answer for as long as they like.  A call whose work is done, as
-        this is its *last* message, gives its place and its share of the quota to the next one if
-        the client is slow, and takes one of a bounded number of places for slow answers instead.
-        Raises `DeadlineExceeded` if the client does not take it in time, and `Overloaded` if too
-        many are slow.
+        A client may delay the response indefinitely.  After the *last* message the work of the call
+        is done: if the client is slow, the call releases its slot and its quota, and takes one of a
+        limited number of slots for slow responses instead.  Raises `DeadlineExceeded` after the
+        timeout, and `Overloaded` if there are too many slow responses.
         """
-        slow = self._slow_answer if last else nullcontext
+        slow = self._slow_response if last else nullcontext
         with (
             self.context.clock.stage("send"),
-            SlowClientTimeout(slow, self._server.send_s, "send"),
+            SlowClientTimeout(slow, self._server.send_timeout_s, "send"),
         ):
             await self._transport.write(data)
         self.context.facts.sent_bytes += len(data)
 
     def _slow_request(self) -> AbstractContextManager[None]:
-        # There is next to nothing in it to wait for.
+        # A request of some hundred bytes has no reason to be slow.
         if self.method.small_request:
             raise deadline_exceeded("receive")
-        return self._admission.slow_requests.hold(self.context.tenant)
+        return self._admission.slow_requests.acquire(self.context.tenant)
 
     @contextmanager
-    def _slow_answer(self) -> Iterator[None]:
-        with self._admission.slow_answers.hold(self.context.tenant):
-            self._held.close()
+    def _slow_response(self) -> Iterator[None]:
+        with self._admission.slow_responses.acquire(self.context.tenant):
+            self._slots.close()
             yield
 
 
 class CallPipeline:
-    """Runs calls: who may call, how many at once, until when, and what is recorded of it."""
+    """Runs calls: authentication, admission, deadline, and the record of each call."""
 
     def __init__(
         self,
@@ -136,22 +137,22 @@ class CallPipeline:
     async def run(
         self, method: Method, transport: Transport, serve: Callable[[Call], Awaitable[None]]
     ) -> None:
-        """Let *serve* answer one call; whatever it raises ends the call with the right status."""
-        refusal = size_error(transport.metadata, self._server.metadata_bytes)
-        metadata = () if refusal else transport.metadata
+        """Run *serve* for one call; an exception ends the call with the matching status."""
+        too_large = size_error(transport.metadata, self._server.max_metadata_bytes)
+        metadata = () if too_large else transport.metadata
         with self._recorder.recording(method, metadata) as record:
             remaining_s = transport.remaining_s
             if remaining_s is None:
                 remaining_s = method.deadline_s(self._deadlines)
             deadline = time.monotonic() + remaining_s
-            transport.begin(record.request_id)
+            transport.set_request_id(record.request_id)
             try:
-                with ExitStack() as held:
-                    context = self._admit(record, transport, deadline, refusal, held)
-                    call = Call(method, context, transport, self._admission, self._server, held)
+                with ExitStack() as slots:
+                    context = self._admit(record, transport, deadline, too_large, slots)
+                    call = Call(method, context, transport, self._admission, self._server, slots)
                     await _until_deadline(call, serve)
             except asyncio.CancelledError:
-                record.cancelled(deadline - time.monotonic())
+                record.record_cancellation(deadline - time.monotonic())
                 raise
             except Exception as error:  # the only catch-all: nothing internal may reach a client
                 await self._fail(error, record, transport)
@@ -161,23 +162,23 @@ class CallPipeline:
         record: OpenCall,
         transport: Transport,
         deadline: float,
-        refusal: MetadataTooLarge | None,
-        held: ExitStack,
+        too_large: MetadataTooLarge | None,
+        slots: ExitStack,
     ) -> RequestContext:
-        """Decide whether a call may run, and count it as long as *held* is open.
+        """Authorize and admit a call, and enter its slots into *slots*.
 
-        Raises *refusal*, `Unauthenticated`, `PermissionDenied`, `Overloaded` or `QuotaExceeded`.
+        Raises *too_large*, `Unauthenticated`, `PermissionDenied`, `Overloaded` or `QuotaExceeded`.
         """
         with record.clock.stage("admit"):
-            if refusal is not None:
-                raise refusal
+            if too_large is not None:
+                raise too_large
             principal = record.principal = self._authenticate(transport)
             method, tenant = record.method, principal.tenant
             principal.require(*sorted(method.permissions))
-            held.enter_context(self._admission.admit(method.name, tenant))
-            held.enter_context(self._quotas.admit(method.limits, tenant, method.name))
-            # With the places, so that what is counted is what the limit is about.
-            held.enter_context(self._recorder.metrics.in_flight(method.name))
+            slots.enter_context(self._admission.admit(method.name, tenant))
+            slots.enter_context(self._quotas.admit(method.concurrency_limit, tenant, method.name))
+            # Released with the slots, so that the metric counts the calls that the limit counts.
+            slots.enter_context(self._recorder.metrics.in_flight(method.name))
             return RequestContext(
                 principal=principal,
                 allowance=self._quotas.allowance(tenant),
@@ -191,10 +192,10 @@ class CallPipeline:
     def _authenticate(self, transport: Transport) -> Principal:
         reads_names = self._authenticator.reads_certificates
         names = transport.certificate_names() if reads_names else ()
-        return self._authenticator.authenticate(texts(transport.metadata, HEADER), names)
+        return self._authenticator.authenticate(text_values(transport.metadata, HEADER), names)
 
     async def _fail(self, error: Exception, record: OpenCall, transport: Transport) -> None:
-        failure = record.failed(error)
+        failure = record.record_error(error)
         if failure.code is Code.INTERNAL:
             self._recorder.log_internal(error, record)
         with record.clock.stage("send"):

@@ -1,4 +1,4 @@
-"""Errors to statuses: the one table of codes, and what a client may see of an error."""
+"""Mapping of exceptions to status codes: the only table, and what an error reveals to a client."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from enum import Enum
 
 from samserve import errors
 
-INTERNAL_TEXT = "internal error; the server's log has the request id"
+INTERNAL_TEXT = "internal error; the server logged the cause with this request id"
 
 
 class Code(Enum):
-    """How a call ended; names and numbers are those of `google.rpc.Code`."""
+    """The status of a call; names and numbers are those of `google.rpc.Code`."""
 
     OK = 0
     CANCELLED = 1
@@ -39,16 +39,16 @@ _CODES: tuple[tuple[type[errors.SamserveError], Code], ...] = (
 
 
 def code_of(error: Exception) -> Code:
-    """Return the code of an error; what is not in the table is INTERNAL."""
+    """Return the code of an error; INTERNAL if it is not in the table."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), Code.INTERNAL)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a client sees of a failed call, in any transport.
+    """The failure that a client receives, in any transport.
 
-    Of an internal error that is the request id alone, which *metadata* always has.  *violations*
-    are those of an invalid request, *quota_subject* says whose quota is used up, and
+    An internal error reveals its request id only, which *metadata* always contains.  *violations*
+    are those of an invalid request, *quota_subject* is the owner of the exhausted quota, and
     *retry_after_s* is None where waiting does not help.
     """
 

@@ -1,1 +1,1 @@
-"""The command line: one module per command; `program` collects them."""
+"""The command line: one module per command; `program` registers them."""

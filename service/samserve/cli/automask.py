@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samserve.cli import terminal
-from samserve.cli.automask_options import SearchOptions
+from samserve.cli.automask_options import AutoMaskFlags
 from samserve.cli.endpoint import Endpoint
 from samserve.cli.options import ImageFile, JsonFile, ModelName, Overlay
-from samserve.cli.progress import searching
+from samserve.cli.progress import point_progress
 
 if TYPE_CHECKING:
     from samserve.client import AutoMaskResult
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def automask(
     image: ImageFile,
     *,
-    search: SearchOptions,
+    flags: AutoMaskFlags,
     model: ModelName = "",
     out: Overlay = None,
     as_json: JsonFile = "",
@@ -26,21 +26,21 @@ def automask(
 ) -> None:
     """Segment everything in an image.
 
-    Options of the search have the names of the reference generator; where one is not given its
-    default, told here, holds. Prints one line per mask; --json writes an SA-1B record.
+    The options are those of the reference generator, with the defaults given here. Prints one line
+    per mask; --json writes an SA-1B record.
     """
     from samserve.cli import files, session
 
-    options = search.given()
+    options = flags.to_options()
     files.check_outputs(out, as_json)
 
     async def work() -> AutoMaskResult:
         async with session.connected(endpoint) as client:
-            with searching() as move:
+            with point_progress() as update:
                 return await client.automask_all(
                     image,
                     model=model,
-                    on_progress=lambda at: move(at.evaluated_points, at.total_points),
+                    on_progress=lambda done: update(done.evaluated_points, done.total_points),
                     **options,
                 )
 
@@ -49,8 +49,8 @@ def automask(
         from samserve.cli import overlay
 
         region = options.get("region_of_interest")
-        picture = overlay.draw_everything(files.read_picture(image), result.records, region)
-        files.write_picture(picture, out)
+        drawing = overlay.draw_masks(files.read_image(image), result.records, region)
+        files.write_image(drawing, out)
     _report(result, image, as_json)
 
 
@@ -60,11 +60,11 @@ def _report(result: AutoMaskResult, image: Path, as_json: str) -> None:
     summary = result.summary
     if as_json:
         terminal.write_json(as_json, sa1b_record(result, image))
-    terminal.note_timings(summary.timings_ms)
+    terminal.write_timings(summary.timings_ms)
     kept = ", ".join(f"{each.name} {each.in_count} -> {each.out_count}" for each in summary.filters)
-    terminal.note(f"{summary.mask_count} masks; {kept}")
+    terminal.write_note(f"{summary.mask_count} masks; {kept}")
     if as_json == terminal.STDOUT:
         return
     for number, record in enumerate(result.records, start=1):
         x, y = record.point
-        terminal.say(f"mask={number} {terminal.mask_line(record.mask)} point={x:g},{y:g}")
+        terminal.write_line(f"mask={number} {terminal.mask_line(record.mask)} point={x:g},{y:g}")

@@ -1,4 +1,4 @@
-"""The options of AutoMask on the command line, by the names of the reference generator."""
+"""The command-line options of AutoMask, under the names of the reference generator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from samserve.client import AutoMaskOptions
 
 _INT32_MAX = 2**31 - 1
-_GRIDS = "expected a JSON list with one list of [x, y] in 0..1 for each layer"
+_GRIDS = "expected a JSON list with a list of [x, y] in 0..1 for each layer"
 
 
 def _int32(text: str) -> int:
@@ -25,7 +25,7 @@ def _int32(text: str) -> int:
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a whole number") from None
     if abs(value) > _INT32_MAX:
-        raise typer.BadParameter(f"{value} does not fit into 32 bits")
+        raise typer.BadParameter(f"{value} does not fit in 32 bits")
     return value
 
 
@@ -38,40 +38,57 @@ def _number(help_text: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchOptions:
-    """The options of a search; None are those that were not given."""
+class AutoMaskFlags:
+    """The options as given on the command line; None for an option that is not given."""
 
-    points_per_side: Annotated[int | None, _whole("Grid points along a side; 32.")] = None
-    points_per_batch: Annotated[int | None, _whole("Points decoded together; 64.")] = None
-    pred_iou_thresh: Annotated[float | None, _number("Least predicted IoU; 0.88.")] = None
-    stability_score_thresh: Annotated[float | None, _number("Least stability score; 0.95.")] = None
-    stability_score_offset: Annotated[float | None, _number("Shift of its threshold; 1.")] = None
-    box_nms_thresh: Annotated[float | None, _number("Box IoU of duplicates in a crop; 0.7.")] = None
-    crop_n_layers: Annotated[int | None, _whole("Layers of crops; 0.")] = None
-    crop_nms_thresh: Annotated[float | None, _number("Box IoU of duplicates over crops; 0.7.")] = (
+    points_per_side: Annotated[int | None, _whole("Grid points per side. Default: 32.")] = None
+    points_per_batch: Annotated[int | None, _whole("Points per decoder call. Default: 64.")] = None
+    pred_iou_thresh: Annotated[float | None, _number("Minimum predicted IoU. Default: 0.88.")] = (
         None
     )
-    crop_overlap_ratio: Annotated[float | None, _number("Overlap of crops; 512/1500.")] = None
+    stability_score_thresh: Annotated[
+        float | None, _number("Minimum stability score. Default: 0.95.")
+    ] = None
+    stability_score_offset: Annotated[
+        float | None, _number("Offset of the mask threshold. Default: 1.")
+    ] = None
+    box_nms_thresh: Annotated[
+        float | None, _number("Box IoU of duplicates within a crop. Default: 0.7.")
+    ] = None
+    crop_n_layers: Annotated[int | None, _whole("Layers of crops. Default: 0.")] = None
+    crop_nms_thresh: Annotated[
+        float | None, _number("Box IoU of duplicates across crops. Default: 0.7.")
+    ] = None
+    crop_overlap_ratio: Annotated[
+        float | None, _number("Overlap ratio of crops. Default: 512/1500.")
+    ] = None
     crop_n_points_downscale_factor: Annotated[
-        int | None, _whole("Divides the points per side with each layer; 1.")
+        int | None, _whole("Divisor of the points per side for each further layer. Default: 1.")
     ] = None
     point_grids: Annotated[
         Path | None,
-        existing_file("JSON: for each layer a list of [x, y] in 0..1, instead of a regular grid."),
+        existing_file(
+            "JSON file with a list of [x, y] in 0..1 for each layer. Replaces the regular grid."
+        ),
     ] = None
     min_mask_region_area: Annotated[
-        int | None, _whole("Removes holes and islands of fewer pixels; 0 is off.")
+        int | None, _whole("Remove holes and islands with fewer pixels. Default: 0 (off).")
     ] = None
     region_of_interest: Annotated[
         str | None,
-        typer.Option("--roi", metavar="X0,Y0,X1,Y1", help="Click only inside this box."),
+        typer.Option(
+            "--roi", metavar="X0,Y0,X1,Y1", help="Only prompt grid points inside this box."
+        ),
     ] = None
     max_masks: Annotated[
-        int | None, _whole("Keeps this many of highest predicted IoU; 0 is all.")
+        int | None,
+        _whole(
+            "Keep only this many masks, those with the highest predicted IoU. Default: 0 (all)."
+        ),
     ] = None
 
-    def given(self) -> AutoMaskOptions:
-        """Return those that were given, read.  Raises `UsageError`."""
+    def to_options(self) -> AutoMaskOptions:
+        """Return the given options, parsed.  Raises `UsageError`."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         if self.point_grids is not None:
             given["point_grids"] = _read_grids(self.point_grids)

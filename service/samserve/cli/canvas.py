@@ -1,4 +1,4 @@
-"""An image at display size, and what is drawn on it; positions are pixels of the image."""
+"""Drawing on an image at display size; positions are pixels of the original image."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 _FILL = 0.48
-# OpenCV takes positions in 1/16 pixel.
+# Positions are passed to OpenCV in units of 1/16 pixel.
 _SHIFT = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """A mask and its colour; *decode* makes it, bool ``[h, w]``, when it is drawn.
+    """A mask and its colour; *decode* returns the mask, bool ``[h, w]``, when it is drawn.
 
-    Many masks of a large image would not fit into memory at once.
+    Many decoded masks of a large image would not fit in memory at once.
     """
 
     decode: Callable[[], Mask]
@@ -31,7 +31,7 @@ class Layer:
 
 
 class Canvas:
-    """Draws on a copy of uint8 ``[h, w, 3]`` RGB, scaled so that its long side lies in *sides*."""
+    """Draws on a copy of uint8 ``[h, w, 3]`` RGB, scaled so that its long side is in *sides*."""
 
     def __init__(self, image: Pixels, sides: tuple[int, int]) -> None:
         height, width = image.shape[:2]
@@ -47,7 +47,7 @@ class Canvas:
         self._line = max(2, round(max(self.width, self.height) / 600))
 
     def fill(self, layers: Sequence[Layer]) -> None:
-        """Tint masks; where they overlap the last one shows, so that colours stay clean."""
+        """Tint masks; where they overlap, only the last is drawn, so that colours do not mix."""
         owner = np.zeros((self.height, self.width), dtype=np.int32)
         edges = []
         for number, layer in enumerate(layers, start=1):
@@ -61,11 +61,11 @@ class Canvas:
             self._trace(edge, layer.colour)
 
     def outline(self, mask: Mask) -> None:
-        """Draw the edge of a mask that was a prompt."""
+        """Draw the edge of a mask prompt."""
         self._trace(_edges(self._display(mask)), WHITE)
 
-    def click(self, x: float, y: float, *, on_object: bool) -> None:
-        """Draw a click: green with a plus on the object, red with a minus off it."""
+    def point(self, x: float, y: float, *, on_object: bool) -> None:
+        """Draw a point prompt: green with a plus on the object, red with a minus off it."""
         radius = float(np.clip(0.012 * max(self.width, self.height), 7, 18))
         centre = self._position(x, y)
         self._disc(centre, radius * 1.3, INK)
@@ -91,12 +91,12 @@ class Canvas:
             )
 
     def _display(self, mask: Mask) -> Pixels:
-        """Scale a mask to display size: uint8, nonzero inside."""
-        # Masks are decoded column by column: transposed, they need no copy.
+        """Scale a mask to display size: uint8, nonzero inside the mask."""
+        # Masks are decoded column by column: the transposed array needs no copy.
         columns = np.ascontiguousarray(mask.T).view(np.uint8) * np.uint8(255)
         scaled = _resized(columns, self.height, self.width, self._resampling)
         if self.scale > 1:
-            # Rounds the corners of pixels, which are not corners of the object.
+            # Rounds the corners of enlarged pixels, which are not corners of the object.
             scaled = np.asarray(cv2.GaussianBlur(scaled, (0, 0), self.scale / 2), np.uint8)
         return np.ascontiguousarray(scaled.T >= 128).view(np.uint8)
 
@@ -105,7 +105,7 @@ class Canvas:
         cv2.drawContours(self.pixels, edges, -1, colour, self._line, cv2.LINE_AA)
 
     def _position(self, x: float, y: float) -> tuple[float, float]:
-        """From continuous image pixels to OpenCV's, whose pixels are centred on whole numbers."""
+        """Convert continuous image pixels to OpenCV's, whose pixels are centred on integers."""
         return (x * self.scale - 0.5, y * self.scale - 0.5)
 
     def _disc(self, centre: tuple[float, float], radius: float, colour: Rgb) -> None:

@@ -1,4 +1,4 @@
-"""How commands reach a server, from the environment."""
+"""Connection settings of the commands, from the environment."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class ClientSettings(BaseSettings):
-    """How commands reach the server that `--server` names, from the environment.
+    """Settings of the connection to the server of `--server`, from the environment.
 
-    `SAMSERVE_CLIENT_TOKEN` and so on; options of the commands win.
+    The variables are `SAMSERVE_CLIENT_TOKEN` and so on; options of the commands take precedence.
     """
 
     model_config = SettingsConfigDict(
@@ -19,21 +19,21 @@ class ClientSettings(BaseSettings):
     )
 
     tls: bool = False
-    """Whether to use TLS; with the system's CAs, unless `ca_file` names others."""
+    """Whether to use TLS, with the system's CAs unless `ca_file` is set."""
     ca_file: Path | None = None
-    """CAs of the server's certificate (PEM); turns TLS on."""
+    """CAs that verify the server's certificate (PEM); enables TLS."""
     server_cert_file: Path | None = None
-    """The server's own certificate (PEM); turns TLS on, and trusts this one alone, whatever name it
-    is for. Instead of `ca_file`."""
+    """The server's own certificate (PEM); enables TLS and trusts only this certificate, for any
+    server name. Excludes `ca_file`."""
     server_name: str = ""
-    """Name that the server's certificate has to be for; empty takes the host in `--server`."""
+    """Expected name in the server's certificate; empty uses the host of `--server`."""
     cert_file: Path | None = None
-    """Client certificate (PEM), with `key_file`."""
+    """Client certificate (PEM); requires `key_file`."""
     key_file: Path | None = None
     """Private key of the client certificate (PEM)."""
     plaintext: bool = False
-    """Whether a token may go to another machine without TLS."""
+    """Whether a token may be sent to another machine without TLS."""
     token: SecretStr = SecretStr("")
     """API key or bearer token."""
     token_file: Path | None = None
-    """File that holds one."""
+    """File with an API key or bearer token."""

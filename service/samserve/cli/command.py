@@ -1,4 +1,4 @@
-"""Commands whose options may come in groups, and are checked before they run."""
+"""Commands with groups of options, whose values are checked before the command runs."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from typing import Any, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from samserve.cli import renames
 from samserve.cli.errors import UsageError
 
 _FILES = ("FILE", "DIR", "CHECKPOINT")
 
 
 class Commands(typer.Typer):
-    """A set of commands whose options are UTF-8, but for the names of files.
+    """A set of commands whose option values must be UTF-8, except file names.
 
-    What else is not UTF-8 could neither be sent nor compared with anything.  A parameter that is a
-    dataclass stands for the options that its fields are.
+    Other values that are not UTF-8 could neither be sent nor compared.  A parameter whose type is a
+    dataclass is replaced by one option for each field of it.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(cls=_Group, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
-        """Add a command, as `typer.Typer.command`."""
+        """Register a command, as `typer.Typer.command` does."""
         add = super().command(name, cls=_Command, **options)
-        return lambda function: add(_expanded(function))
+        return lambda function: add(_expand_groups(function))
 
     def callback(self, **options: Any) -> Callable[[Any], Any]:
-        """Add what the group itself does, as `typer.Typer.callback`."""
+        """Register the function of the group itself, as `typer.Typer.callback` does."""
         add = super().callback(**options)
-        return lambda function: add(_expanded(function))
+        return lambda function: add(_expand_groups(function))
 
 
-def _expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the parameters that are dataclasses by the fields of these."""
+def _expand_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the parameters that are dataclasses by one parameter for each field."""
     signature = inspect.signature(command, eval_str=True)
     groups: dict[str, Any] = {
         each.name: each.annotation
@@ -51,17 +52,17 @@ def _expanded(command: Callable[..., None]) -> Callable[..., None]:
         parameters += _options(groups[each.name]) if each.name in groups else [each]
 
     @functools.wraps(command)
-    def called(**values: Any) -> None:
-        made = {
+    def wrapper(**values: Any) -> None:
+        instances = {
             name: group(**{field.name: values.pop(field.name) for field in fields(group)})
             for name, group in groups.items()
         }
-        command(**values, **made)
+        command(**values, **instances)
 
-    called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters]
     )
-    return called
+    return wrapper
 
 
 def _options(group: type[Any]) -> Iterator[Parameter]:
@@ -75,20 +76,22 @@ def _options(group: type[Any]) -> Iterator[Parameter]:
 
 class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
-        """Check the options of the group itself, and run it."""
+        """Check the options of the group itself and run it."""
         _check(self.params, ctx.params)
         return super().invoke(ctx)
 
 
 class _Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
-        """Check, and run the command."""
+        """Check the options and run the command."""
         _check(self.params, ctx.params)
         return super().invoke(ctx)
 
 
 def _check(parameters: Iterable[Any], values: dict[str, Any]) -> None:
-    """Raise `UsageError` for the first text that is not UTF-8."""
+    """Raise `UsageError` for an old environment variable or a value that is not UTF-8."""
+    parameters = list(parameters)
+    renames.check_variables(parameters)
     for parameter in parameters:
         if parameter.metavar in _FILES:
             continue
@@ -102,7 +105,7 @@ def _check(parameters: Iterable[Any], values: dict[str, Any]) -> None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Return the texts among the values of an option, which may be repeated."""
+    """Yield the strings among the values of an option, which may be repeated."""
     for each in value if isinstance(value, list | tuple) else (value,):
         if isinstance(each, str):
             yield each

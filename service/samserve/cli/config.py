@@ -9,38 +9,47 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samserve.cli.options import Assignments, ConfigFile
-from samserve.cli.terminal import STDOUT, say, write_json
+from samserve.cli.terminal import STDOUT, write_json, write_line
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from samserve.settings import Settings
 
 
 def config(
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of TOML.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of TOML.")] = False,
     config: ConfigFile = None,
     assignments: Assignments = None,
 ) -> None:
-    """Print the effective settings, which is a file that --config takes."""
+    """Print the effective settings as a file for --config."""
     from samserve.cli.configuration import load_settings
 
     settings = load_settings(config, assignments)
     if as_json:
         write_json(STDOUT, _values(settings))
         return
-    say("\n".join(_toml(settings)))
+    write_line("\n".join(_toml(settings)))
 
 
 def _values(settings: Settings) -> dict[str, dict[str, Any]]:
-    # In this mode pydantic writes stars for secrets.
+    # In this mode pydantic masks secrets.
     return settings.model_dump(mode="json")
 
 
 def _toml(settings: Settings) -> Iterator[str]:
     for section, values in _values(settings).items():
-        fields = type(getattr(settings, section)).model_fields
-        yield f"[{section}]"
-        for name, value in values.items():
-            yield from (f"# {line}" for line in (fields[name].description or "").splitlines())
-            # TOML has no word for unset.
-            yield f"# {name} =" if value is None else f"{name} = {json.dumps(value)}"
-        yield ""
+        yield from _section(section, getattr(settings, section), values)
+
+
+def _section(path: str, section: BaseModel, values: dict[str, Any]) -> Iterator[str]:
+    yield f"[{path}]"
+    inner = [name for name, value in values.items() if isinstance(value, dict)]
+    for name in [each for each in values if each not in inner]:
+        description = type(section).model_fields[name].description or ""
+        yield from (f"# {line}" for line in description.splitlines())
+        # TOML has no null.
+        yield f"# {name} =" if values[name] is None else f"{name} = {json.dumps(values[name])}"
+    yield ""
+    for name in inner:
+        yield from _section(f"{path}.{name}", getattr(section, name), values[name])

@@ -1,21 +1,21 @@
-"""Settings from the command line, with mistakes told one per line."""
+"""Settings from the command line, with one line for each error."""
 
 from __future__ import annotations
 
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import SettingsError
 
 from samserve.cli.errors import UsageError
-from samserve.settings import Settings, file_of_environment, load
-from samserve.settings.validation import describe, shown
+from samserve.settings import Settings, file_of_environment, load, renames
+from samserve.settings.validation import describe, short_repr
 
 Sections = Mapping[str, Mapping[str, object]]
 
@@ -23,9 +23,9 @@ Sections = Mapping[str, Mapping[str, object]]
 def load_settings(
     file: Path | None, assignments: Sequence[str] | None, flags: Sections | None = None
 ) -> Settings:
-    """Read the settings; *flags* win over *assignments* (``section.name=value``).
+    """Load the settings; *flags* override *assignments* (``section.name=value``).
 
-    Without *file*, `SAMSERVE_CONFIG` may name one.
+    Without *file*, the file that `SAMSERVE_CONFIG` names is read.  Raises `UsageError`.
     """
     file = file or _file_of_environment()
     overrides = _parse(assignments or ())
@@ -38,7 +38,9 @@ def load_settings(
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{file} is not valid TOML: {error}") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8: see its byte {error.start + 1}") from error
+        raise UsageError(
+            f"{file} is not UTF-8: invalid byte at position {error.start + 1}"
+        ) from error
     except RecursionError as error:
         raise UsageError(f"{file} is not valid TOML: it is nested too deeply") from error
     except SettingsError as error:
@@ -48,10 +50,10 @@ def load_settings(
 
 
 def _file_of_environment() -> Path | None:
-    """Return the file that the environment names, so that commands in a container find it, too."""
+    """Return the file that the environment names, so that commands in a container use it too."""
     file = file_of_environment()
     if file is not None and not file.is_file():
-        # pydantic takes a file that is not there for an empty one.
+        # pydantic treats a missing file as an empty one.
         raise UsageError(f"SAMSERVE_CONFIG: there is no file {file}")
     return file
 
@@ -60,20 +62,26 @@ def _parse(assignments: Sequence[str]) -> dict[str, dict[str, Any]]:
     overrides: dict[str, dict[str, Any]] = {}
     for text in assignments:
         path, equals, value = text.partition("=")
-        section, dot, name = path.partition(".")
-        if not (section and dot and name and equals):
+        *sections, name = path.split(".")
+        if not (sections and all(sections) and name and equals):
             raise UsageError(f"--set {text!r}: expected SECTION.NAME=VALUE")
-        overrides.setdefault(section, {})[name] = value
+        target: Any = overrides
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise UsageError(f"--set {text!r}: {section} is both a setting and a section")
+        target[name] = value
     return overrides
 
 
 def _bad_variable(error: SettingsError) -> str:
-    """Name the variable; pydantic names a field and a class of its own."""
+    """Return an error with the name of the variable; pydantic names the field of its section."""
     field = re.search(r'field "(\w+)"', str(error))
     if field is None:
         return f"the environment cannot be read: {error}"
-    name = f"SAMSERVE_{field[1].upper()}"
-    return f"{name}: must be a JSON object; single settings are {name}__NAME"
+    sections = [each for each in _section_names(Settings) if each.split(".")[0] == field[1]]
+    names = [f"SAMSERVE_{each.replace('.', '__').upper()}" for each in sections]
+    return f"{' or '.join(names)}: must be a JSON object; single settings are {names[-1]}__NAME"
 
 
 def _problems(error: ValidationError) -> list[str]:
@@ -81,23 +89,49 @@ def _problems(error: ValidationError) -> list[str]:
 
 
 def _problem(problem: ErrorDetails) -> list[str]:
-    """Say what is wrong with a setting, or with several of a section."""
-    place = [str(part) for part in problem["loc"]]
-    name = ".".join(place)
+    """Describe an invalid setting, or each invalid setting of a section."""
+    path = [str(part) for part in problem["loc"]]
+    name = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        return [f"there is no setting {name}: {_hint(place)}"]
-    what = {0: "", 1: f"section {name}: "}.get(len(place), f"setting {name}: ")
+        return [
+            f"unknown setting {each}: {_hint(each)}" for each in _unknown(name, problem["input"])
+        ]
+    kind = "section" if name in _section_names(Settings) else "setting"
+    subject = f"{kind} {name}: " if path else ""
     if problem["type"] == "value_error":
-        return [f"{what}{line}" for line in describe(problem).splitlines()]
-    value = shown(problem["input"])
-    return [f"{what}{describe(problem)}" + (f"; got {value}" if value else "")]
+        return [f"{subject}{line}" for line in describe(problem).splitlines()]
+    value = short_repr(problem["input"])
+    return [f"{subject}{describe(problem)}" + (f"; got {value}" if value else "")]
 
 
-def _hint(place: Sequence[str]) -> str:
-    """Name what was probably meant, or where to look."""
-    known = list(Settings.model_fields)
-    if len(place) > 1:
-        section = Settings.model_fields[place[0]].annotation
-        known = [f"{place[0]}.{name}" for name in getattr(section, "model_fields", ())]
-    close = difflib.get_close_matches(".".join(place), known, n=1)
+def _unknown(name: str, value: object) -> list[str]:
+    """Return the name of the setting, or the names of all settings of an unknown section."""
+    if "." in name or not isinstance(value, dict):
+        return [name]
+    return [f"{name}.{each}" for each in value]
+
+
+def _hint(name: str) -> str:
+    """Return the new name, the closest name, or the command that lists all settings."""
+    if name in renames.SETTINGS:
+        return f"it is now {renames.SETTINGS[name]}"
+    close = difflib.get_close_matches(name, list(_names(Settings)), n=1)
     return f"did you mean {close[0]}?" if close else "see `samserve config`"
+
+
+def _names(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the names of all settings and nested sections."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        yield f"{prefix}{name}"
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _names(kind, f"{prefix}{name}.")
+
+
+def _section_names(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the names of all sections, nested ones included."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield f"{prefix}{name}"
+            yield from _section_names(kind, f"{prefix}{name}.")

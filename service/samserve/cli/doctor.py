@@ -16,7 +16,7 @@ import typer
 from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import CommandError
 from samserve.cli.ports import check_free
-from samserve.cli.terminal import say
+from samserve.cli.terminal import write_line
 from samserve.system import addresses
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ _Check = tuple[str, Callable[[], str]]
 
 
 def doctor(endpoint: Endpoint) -> None:
-    """Check this installation, one line per check; exit code 1 if there is a problem.
+    """Check this installation and print one line per check; exit code 1 if a check fails.
 
-    With --server: this installation's packages, and whether that server is ready.
+    With --server, check only the installed packages and whether that server is ready.
     """
     passed = [_passes(name, check) for name, check in _installation()]
-    # Without its packages nothing more can be tried.
+    # Without its packages no other check can run.
     if all(passed):
         endpoint.check()
         checks = _remote(endpoint) if endpoint.server else _local(endpoint)
@@ -68,9 +68,9 @@ def _passes(name: str, check: Callable[[], str]) -> bool:
     try:
         detail = check()
     except CommandError as error:
-        say(f"problem  {name}: {'; '.join(error.lines)}")
+        write_line(f"problem  {name}: {'; '.join(error.lines)}")
         return False
-    say(f"ok       {name}: {detail}")
+    write_line(f"ok       {name}: {detail}")
     return True
 
 
@@ -90,7 +90,7 @@ def _local(endpoint: Endpoint) -> Iterator[_Check]:
     settings = load_settings(endpoint.config, endpoint.assignments)
     listeners = settings.server
     yield "model repository", partial(_repository, settings)
-    yield "access", partial(_access, settings)
+    yield "authentication", partial(_authentication, settings)
     yield "shared cache", partial(_shared_cache, settings)
     yield "inference", partial(_inference, endpoint)
     yield "API port", partial(_port, listeners.host, listeners.port)
@@ -100,7 +100,7 @@ def _local(endpoint: Endpoint) -> Iterator[_Check]:
 def _python() -> str:
     if sys.version_info < _OLDEST_PYTHON:
         oldest = ".".join(map(str, _OLDEST_PYTHON))
-        raise CommandError(f"{platform.python_version()}, needs {oldest} or newer")
+        raise CommandError(f"{platform.python_version()}, requires {oldest} or newer")
     return f"{platform.python_version()} on {platform.system()} {platform.machine()}"
 
 
@@ -112,7 +112,7 @@ def _package(distribution: str, module: str) -> str:
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        return "of unknown version"
+        return "unknown version"
 
 
 def _server(endpoint: Endpoint) -> str:
@@ -121,7 +121,7 @@ def _server(endpoint: Endpoint) -> str:
     async def work() -> str:
         async with session.connected(endpoint) as client:
             if not await client.ready():
-                raise CommandError(f"{endpoint.server} answers, but says NOT_SERVING")
+                raise CommandError(f"{endpoint.server} responds, but reports NOT_SERVING")
             catalog = await client.models()
         return f"{endpoint.server} is ready and serves {_names(catalog.models)}"
 
@@ -143,11 +143,13 @@ def _repository(settings: Settings) -> str:
         raise CommandError(str(error)) from error
     for model in found:
         if bundle_digest(graph_digests(model.graphs)) != model.info.digest:
-            raise CommandError(f"{repository}: the files of {model.info.name} were changed")
+            raise CommandError(
+                f"{repository}: the files of {model.info.name} do not match its digest"
+            )
     return ", ".join(f"{model.info.name} {model.info.digest[:12]}" for model in found)
 
 
-def _access(settings: Settings) -> str:
+def _authentication(settings: Settings) -> str:
     from samserve.errors import Misconfigured
     from samserve.security.setup import open_security
 
@@ -155,16 +157,17 @@ def _access(settings: Settings) -> str:
         security = open_security(settings)
     except Misconfigured as error:
         raise CommandError(error.message) from error
-    way = "plaintext" if security.certificate is None else "TLS"
+    transport = "plaintext" if security.certificate is None else "TLS"
     if settings.tls.client_ca_file is not None:
-        way = "mutual TLS"
-    return f"{way}, credentials {'needed' if security.authenticator.required else 'not needed'}"
+        transport = "mutual TLS"
+    required = "required" if security.authenticator.required else "not required"
+    return f"{transport}, credentials {required}"
 
 
 def _shared_cache(settings: Settings) -> str:
     from samserve.cli.cache import stats
 
-    return stats.check(settings.cache)
+    return stats.check(settings.cache.shared)
 
 
 def _inference(endpoint: Endpoint) -> str:
@@ -179,8 +182,9 @@ def _inference(endpoint: Endpoint) -> str:
             embedding = await client.embed(np.zeros((64, 64, 3), dtype=np.uint8))
             await client.predict(embedding, [Prompt(points=[(32, 32)])])
             spent = time.perf_counter() - started
-            ways = {model.transport.replace("_", " ") for model in (await client.models()).models}
-            return f"{embedding.model} embeds and predicts in {spent:.2f} s, {', '.join(ways)}"
+            catalog = await client.models()
+            transports = {model.transport.replace("_", " ") for model in catalog.models}
+            return f"{embedding.model}: Embed and Predict in {spent:.2f} s, {', '.join(transports)}"
 
     return session.run(work())
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def embed(image: ImageFile, *, model: ModelName = "", endpoint: Endpoint) -> None:
     """Encode an image and print its embedding id."""
     from samserve.cli import session
-    from samserve.cli.terminal import say
+    from samserve.cli.terminal import write_line
 
     async def work() -> Embedding:
         async with session.connected(endpoint) as client:
@@ -22,12 +22,12 @@ def embed(image: ImageFile, *, model: ModelName = "", endpoint: Endpoint) -> Non
 
     embedding = session.run(work())
     height, width = embedding.image_size
-    say(f"id: {embedding.id}")
-    say(f"model: {embedding.model}")
-    say(f"image: {width}x{height}")
-    say(f"cached: {'yes' if embedding.cached else 'no'}")
-    say(f"stored: {embedding.stored or 'not told'}")
+    write_line(f"id: {embedding.id}")
+    write_line(f"model: {embedding.model}")
+    write_line(f"image: {width}x{height}")
+    write_line(f"cached: {'yes' if embedding.cached else 'no'}")
+    write_line(f"stored: {embedding.stored or 'unknown'}")
     if embedding.expires_at is not None:
-        say(f"expires: {embedding.expires_at.isoformat(timespec='seconds')}")
+        write_line(f"expires: {embedding.expires_at.isoformat(timespec='seconds')}")
     for stage, spent in embedding.timings_ms.items():
-        say(f"{stage}_ms: {spent:.2f}")
+        write_line(f"{stage}_ms: {spent:.2f}")

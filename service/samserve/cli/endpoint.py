@@ -1,4 +1,4 @@
-"""The options with which a command finds its server."""
+"""The options that select the server of a command."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from samserve.system.addresses import parse_target
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a command finds its server; an empty *server* starts one with the settings.
+    """The server of a command; an empty *server* starts one in this process, with the settings.
 
-    *ca* and *token_file* win over what the environment says of the way to *server*.
+    *ca* and *token_file* override the connection settings of the environment.
     """
 
     server: Annotated[
@@ -24,7 +24,7 @@ class Endpoint:
         typer.Option(
             "--server",
             metavar="HOST:PORT",
-            help="A running server. Without it, one runs in this process for this command.",
+            help="Address of a running server. Default: a server in the process of the command.",
         ),
     ] = ""
     config: ConfigFile = None
@@ -33,7 +33,7 @@ class Endpoint:
     token_file: TokenFile = None
 
     def check(self) -> None:
-        """Raise `UsageError` for options that do not go together."""
+        """Raise `UsageError` for options that exclude each other."""
         if self.server:
             try:
                 parse_target(self.server)
@@ -41,8 +41,8 @@ class Endpoint:
                 raise UsageError(f"--server: {error}") from None
         if self.server and (self.config or self.assignments):
             raise UsageError(
-                "--config and --set are for the server that this command starts; "
-                "they cannot change the one that --server names"
+                "--config and --set apply to the server that this command starts; "
+                "they cannot be combined with --server"
             )
         if not self.server and (self.ca or self.token_file):
-            raise UsageError("--ca and --token-file are for the server that --server names")
+            raise UsageError("--ca and --token-file require --server")

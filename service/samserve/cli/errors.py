@@ -1,4 +1,4 @@
-"""What ends a command with one line for the user."""
+"""Errors that end a command with one line for the user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ INTERRUPTED = 130
 
 
 class CommandError(Exception):
-    """Something that the user can understand and mend; one line each."""
+    """An error that the user can understand and fix; each argument is one line."""
 
     exit_code = 1
 
@@ -17,6 +17,6 @@ class CommandError(Exception):
 
 
 class UsageError(CommandError):
-    """The command line or a file that it names is wrong."""
+    """The command line, or a file that it names, is invalid."""
 
     exit_code = 2

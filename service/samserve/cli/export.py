@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from samserve.cli.export_options import ExportFlags, options_of, run_export
+from samserve.cli.export_options import ExportFlags, run_export, to_options
 
 
 def export(
@@ -16,17 +16,19 @@ def export(
         typer.Argument(
             metavar="CHECKPOINT",
             help="A .pth or .safetensors file, a directory of the transformers library, or "
-            "OWNER/NAME on its hub.",
+            "OWNER/NAME on the Hugging Face hub.",
         ),
     ],
     flags: ExportFlags,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the model on the hub.")
+    ] = None,
 ) -> None:
-    """Turn a checkpoint of SAM or MobileSAM into a pair of models to serve.
+    """Export a checkpoint of SAM or MobileSAM to a model repository.
 
-    Masks of the exported models are compared with those of the checkpoint's own networks; an
-    export that differs by more than --min-iou allows is refused, and nothing is written.
+    Masks of the exported models are compared with those of the checkpoint in PyTorch. If their mean
+    IoU is below --min-iou, the export fails and writes nothing.
     """
-    options = options_of(flags, revision=revision)
-    # A file that is there goes before a name on the hub.
+    options = to_options(flags, revision=revision)
+    # An existing file takes precedence over a name on the hub.
     run_export(Path(checkpoint) if Path(checkpoint).exists() else checkpoint, options)

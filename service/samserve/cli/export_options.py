@@ -1,4 +1,4 @@
-"""What `samserve export` and `samserve models pull` share: options, and the export itself."""
+"""The options that `samserve export` and `samserve models pull` share, and the export itself."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import typer
 
 from samserve.cli.errors import CommandError, UsageError
 from samserve.cli.options import existing_file
-from samserve.cli.progress import busy
-from samserve.cli.terminal import note, say
+from samserve.cli.progress import spinner
+from samserve.cli.terminal import write_line, write_note
 from samserve.system.extras import how_to_install
 
 if TYPE_CHECKING:
@@ -25,45 +25,51 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ExportFlags:
-    """The options as they were typed."""
+    """The options as given on the command line."""
 
     repository: Annotated[
         Path,
         typer.Option(
-            "--repository", metavar="DIR", file_okay=False, help="Model repository to add to."
+            "--repository", metavar="DIR", file_okay=False, help="Model repository to write to."
         ),
     ]
     name: Annotated[
         str,
-        typer.Option("--name", help="Name of the model; made from the checkpoint's size if unset."),
+        typer.Option("--name", help="Name of the model. Default: from the checkpoint's size."),
     ] = ""
     precision: Annotated[
         str,
-        typer.Option("--precision", metavar="fp32|fp16", help="Of the image encoder's arithmetic."),
+        typer.Option("--precision", metavar="fp32|fp16", help="Precision of the image encoder."),
     ] = "fp32"
-    pictures: Annotated[
+    images: Annotated[
         list[Path] | None,
-        existing_file("Image to compare masks on, instead of the samples; repeatable.", "--image"),
+        existing_file("Image for the parity check, instead of the samples; repeatable.", "--image"),
     ] = None
     min_iou: Annotated[
         float | None,
         typer.Option(
-            "--min-iou", metavar="X", help="Least mean IoU with the checkpoint's own masks; 0.99."
+            "--min-iou",
+            metavar="X",
+            help="Minimum mean IoU with the masks of the checkpoint. Default: 0.99.",
         ),
     ] = None
-    no_check: Annotated[
-        bool, typer.Option("--no-check", help="Compare no masks; fp32 only. Saves time and memory.")
+    no_parity_check: Annotated[
+        bool,
+        typer.Option(
+            "--no-parity-check",
+            help="Skip the comparison with the checkpoint; fp32 only. Saves time and memory.",
+        ),
     ] = False
     tensorrt: Annotated[
         str,
         typer.Option(
-            "--tensorrt", metavar="fp32|fp16", help="Let TensorRT run the image encoder on GPUs."
+            "--tensorrt", metavar="fp32|fp16", help="Run the image encoder with TensorRT on GPUs."
         ),
     ] = ""
     gpus: Annotated[
         str,
         typer.Option(
-            "--gpus", metavar="N,N", help="GPUs to serve from; without it, all there are."
+            "--gpus", metavar="N,N", help="Device numbers of the GPUs to serve from. Default: all."
         ),
     ] = ""
     cpu_cores: Annotated[
@@ -72,16 +78,16 @@ class ExportFlags:
             "--cpu-cores",
             metavar="N",
             min=0,
-            help="Cores that Triton has where it has no GPU; without it, all for an encode and "
-            "one for a click.",
+            help="CPU cores of Triton on a machine without a GPU. Default: all for an inference of "
+            "the image encoder and one for the mask decoder.",
         ),
     ] = 0
 
 
-def options_of(
+def to_options(
     flags: ExportFlags, *, variant: str = "", revision: str | None = None
 ) -> ExportOptions:
-    """Read the options; one that is wrong is told before any work."""
+    """Convert the options.  Raises `CommandError` for an invalid one."""
     with export_errors():
         from samserve.export.overlays import Overlays, TensorRt
         from samserve.export.pipeline import DEFAULT_MIN_IOU, ExportOptions, Precision
@@ -98,27 +104,27 @@ def options_of(
             revision=revision,
             precision=Precision(flags.precision),
             overlays=Overlays(_gpus(flags.gpus), tensorrt, flags.cpu_cores),
-            check=not flags.no_check,
-            pictures=tuple(flags.pictures or ()),
+            check_parity=not flags.no_parity_check,
+            images=tuple(flags.images or ()),
             min_iou=DEFAULT_MIN_IOU if flags.min_iou is None else flags.min_iou,
         )
 
 
 def run_export(spec: str | Path, options: ExportOptions) -> None:
-    """Export and say what came out."""
+    """Run the export and print its result."""
     from samserve.export.pipeline import export
 
-    with export_errors(), _ended_by_sigterm(), busy("exporting"):
-        exported = export(spec, options, note)
+    with export_errors(), _interrupted_by_sigterm(), spinner("exporting"):
+        exported = export(spec, options, write_note)
     for folder in exported.folders:
-        say(f"wrote {folder}")
-    say(f"model {exported.name}, digest {exported.digest}")
+        write_line(f"wrote {folder}")
+    write_line(f"model {exported.name}, digest {exported.digest}")
     for line in card_lines(exported.card):
-        say(line)
+        write_line(line)
 
 
 def card_lines(card: ModelCard) -> list[str]:
-    """Write a model card, one line for each thing that is known."""
+    """Return the lines of a model card, one for each known value."""
     facts = asdict(card)
     figures = facts.pop("parity")
     lines = [f"{name.replace('_', ' ')}: {value}" for name, value in facts.items() if value]
@@ -127,14 +133,15 @@ def card_lines(card: ModelCard) -> list[str]:
     if not figures["prompts"]:
         return [
             *lines,
-            "parity: no masks to compare, all are nearly empty or full; "
-            f"{figures['pictures']} images, embedding error {figures['embedding_error']:.1e}",
+            "parity: no masks to compare, all are nearly empty or nearly full; "
+            f"{figures['images']} images, embedding error {figures['embedding_error']:.1e}",
         ]
     return [
         *lines,
         f"parity: mean IoU {figures['mean_iou']:.5f}, worst {figures['worst_iou']:.5f}, "
-        f"other choice in {figures['changed_choices']:.1%} of {figures['prompts']} prompts on "
-        f"{figures['pictures']} pictures, embedding error {figures['embedding_error']:.1e}",
+        f"best mask differs in {figures['best_mask_mismatch_ratio']:.1%} of "
+        f"{figures['prompts']} prompts on {figures['images']} images, "
+        f"embedding error {figures['embedding_error']:.1e}",
     ]
 
 
@@ -150,7 +157,7 @@ def _gpus(text: str) -> tuple[int, ...]:
 
 @contextmanager
 def export_errors() -> Iterator[None]:
-    """Translate errors of the export, and an import that fails into what to install."""
+    """Translate errors of the export, and a failed import into what to install."""
     from samserve.export.errors import ExportError
 
     try:
@@ -159,19 +166,20 @@ def export_errors() -> Iterator[None]:
         raise CommandError(str(error)) from error
     except ModuleNotFoundError as error:
         raise CommandError(
-            f"this needs {error.name}, which is not installed: {how_to_install('export')}"
+            f"this command requires {error.name}, which is not installed: "
+            f"{how_to_install('export')}"
         ) from error
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does, so that nothing half-written stays."""
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Handle SIGTERM like Ctrl-C, so that incomplete files are removed."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -1,4 +1,4 @@
-"""`samserve keys`: API keys, made and kept without a server."""
+"""`samserve keys`: creating and listing API keys, without a server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typer
 from samserve.cli.command import Commands
 from samserve.cli.errors import CommandError, UsageError
 from samserve.cli.options import existing_file
-from samserve.cli.terminal import print_table, say
+from samserve.cli.terminal import print_table, write_line
 
 if TYPE_CHECKING:
     from samserve.security.keys import KeyEntry, KeyRing
@@ -29,24 +29,26 @@ _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "y": timedelta(days=3
 
 @dataclass(frozen=True, slots=True)
 class KeyOptions:
-    """What a key is to stand for, and the file that gets its entry."""
+    """The identity of a key's caller, and the key file to add it to."""
 
-    tenant: Annotated[
-        str, typer.Option("--tenant", help="Tenant that the key's caller belongs to.")
-    ]
+    tenant: Annotated[str, typer.Option("--tenant", help="Tenant of the caller.")]
     role: Annotated[
         list[str] | None,
         typer.Option(
             "--role",
-            help="Role of the caller; repeatable. Without one, the tenant's roles in the policy "
-            "hold.",
+            help="Role of the caller; repeatable. Default: the tenant's roles in the policy.",
         ),
     ] = None
     expires: Annotated[
-        str, typer.Option("--expires", metavar="TIME", help="Life of the key: 12h, 90d, 1y.")
+        str,
+        typer.Option(
+            "--expires",
+            metavar="TIME",
+            help="Lifetime of the key, such as 12h, 90d or 1y. Default: unlimited.",
+        ),
     ] = ""
     note: Annotated[
-        str, typer.Option("--note", help="Whom to ask about the key; kept in clear.")
+        str, typer.Option("--note", help="Comment, such as a contact; stored in plain text.")
     ] = ""
     file: Annotated[
         Path | None,
@@ -54,50 +56,50 @@ class KeyOptions:
             "--file",
             metavar="FILE",
             dir_okay=False,
-            help="Key file that gets the entry; else stdout.",
+            help="Key file to append the entry to.",
         ),
     ] = None
 
 
 @keys.callback(invoke_without_command=True)
-def help_with_keys(context: typer.Context) -> None:
-    """Make and list API keys."""
+def show_help(context: typer.Context) -> None:
+    """Create and list API keys."""
     if context.invoked_subcommand is None:
-        say(context.get_help())
+        write_line(context.get_help())
 
 
 @keys.command()
-def new(options: KeyOptions) -> None:
-    """Make a key. It is printed once; the file gets only its hash.
+def create(options: KeyOptions) -> None:
+    """Create a key and print it, once; the key file contains only its hash.
 
-    Without --file the entry for the key file goes to standard error.
+    Without --file, the entry for the key file is written to standard error.
     """
     from samserve.security.keys import new_key
 
     key = new_key()
-    _keep(key, options)
-    say(key)
+    _store(key, options)
+    write_line(key)
 
 
 @keys.command(name="hash")
 def hash_key(options: KeyOptions) -> None:
-    """Make the entry of a key that `new` has made elsewhere and that standard input holds."""
+    """Create the entry of an existing key, which is read from standard input."""
     key = typer.get_binary_stream("stdin").readline().decode("utf-8", "replace").strip()
-    _keep(key, options)
+    _store(key, options)
 
 
 @keys.command(name="list")
 def list_keys(
     file: Annotated[Path, existing_file("Key file.", "--file")],
 ) -> None:
-    """List the keys of a file: everything but their secrets, which it does not hold."""
+    """List the keys of a file, without their secrets, which it does not contain."""
     now = datetime.now(UTC)
     rows = [_row(entry, now) for entry in _read(file).entries]
     print_table([("id", "tenant", "roles", "created", "expires", "note"), *rows])
 
 
-def _keep(key: str, options: KeyOptions) -> None:
-    """Add the entry to the file, or print it where it does not mix with the key."""
+def _store(key: str, options: KeyOptions) -> None:
+    """Add the entry to the key file, or write it to standard error, apart from the key."""
     from pydantic import ValidationError
 
     from samserve.security.keys import entry_for
@@ -108,7 +110,7 @@ def _keep(key: str, options: KeyOptions) -> None:
             key,
             options.tenant,
             tuple(options.role or ()),
-            expires=_end(options.expires),
+            expires=_expiry(options.expires),
             note=options.note,
         )
     except ValidationError as error:
@@ -118,37 +120,37 @@ def _keep(key: str, options: KeyOptions) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from None
     if options.file is None:
-        typer.echo(entry.toml(), err=True)
+        typer.echo(entry.to_toml(), err=True)
         return
     _append(options.file, entry)
 
 
 def _append(file: Path, entry: KeyEntry) -> None:
-    """Write a new file beside it and put that in place: a server never reads a half of it."""
-    # A link stays one, and what it leads to gets the key.
+    """Replace the file by a complete new one, so that a server never reads a partial file."""
+    # A symbolic link is kept; its target gets the key.
     file = file.resolve()
-    with _alone_in(file.parent):
-        there = file.read_bytes() if file.exists() else b""
-        if there:
-            # Which says what is wrong with a file that is not one of keys, or not UTF-8.
-            _check_new(file, entry)
-        _replace(file, f"{there.decode().rstrip()}\n\n{entry.toml()}".lstrip())
+    with _exclusive_lock(file.parent):
+        content = file.read_bytes() if file.exists() else b""
+        if content:
+            # Also raises an error if the file is not a key file or not UTF-8.
+            _check_unused_id(file, entry)
+        _replace(file, f"{content.decode().rstrip()}\n\n{entry.to_toml()}".lstrip())
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep others who add keys out: one would lose what the other has written."""
-    held = os.open(folder, os.O_RDONLY)
+def _exclusive_lock(folder: Path) -> Iterator[None]:
+    """Lock a folder against concurrent commands, of which one would overwrite the other's key."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
 def _replace(file: Path, text: str) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    # Hashes are no secrets, but others need not read them.
+    # Hashes are not secret, but other users need not read them.
     mode = file.stat().st_mode & 0o777 if file.exists() else 0o600
     try:
         with os.fdopen(
@@ -156,7 +158,7 @@ def _replace(file: Path, text: str) -> None:
         ) as out:
             os.fchmod(out.fileno(), mode)
             if file.exists():
-                # The server's user must be able to read it, also if root has added the key.
+                # The server's user must still be able to read the file if root has added the key.
                 os.fchown(out.fileno(), file.stat().st_uid, file.stat().st_gid)
             out.write(text.encode())
             out.flush()
@@ -166,9 +168,9 @@ def _replace(file: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _check_new(file: Path, entry: KeyEntry) -> None:
+def _check_unused_id(file: Path, entry: KeyEntry) -> None:
     if entry.id in {known.id for known in _read(file).entries}:
-        raise CommandError(f"{file}: has the key {entry.id} already")
+        raise CommandError(f"{file}: already contains the key {entry.id}")
 
 
 def _read(file: Path) -> KeyRing:
@@ -182,29 +184,29 @@ def _read(file: Path) -> KeyRing:
 
 
 def _row(entry: KeyEntry, now: datetime) -> tuple[str, ...]:
-    ends = "never" if entry.expires is None else _day(entry.expires)
+    expires = "never" if entry.expires is None else _date(entry.expires)
     return (
         entry.id,
         entry.tenant,
         ",".join(entry.roles) or "-",
-        "-" if entry.created is None else _day(entry.created),
-        f"{ends} (over)" if entry.expired(now) else ends,
+        "-" if entry.created is None else _date(entry.created),
+        f"{expires} (expired)" if entry.is_expired(now) else expires,
         entry.note,
     )
 
 
-def _day(moment: datetime) -> str:
+def _date(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
 
 
-def _end(life: str) -> datetime | None:
-    if not life:
+def _expiry(lifetime: str) -> datetime | None:
+    if not lifetime:
         return None
-    match = re.fullmatch(r"([1-9]\d{0,4})([hdy])", life)
+    match = re.fullmatch(r"([1-9]\d{0,4})([hdy])", lifetime)
     if match is None:
-        raise UsageError(f"--expires {life!r}: expected a time such as 12h, 90d or 1y")
+        raise UsageError(f"--expires {lifetime!r}: expected a lifetime such as 12h, 90d or 1y")
     now = datetime.now(UTC).replace(microsecond=0)
     try:
         return now + int(match[1]) * _UNITS[match[2]]
     except OverflowError:
-        raise UsageError(f"--expires {life!r}: is beyond the year 9999") from None
+        raise UsageError(f"--expires {lifetime!r}: the expiry is after the year 9999") from None

@@ -1,4 +1,4 @@
-"""The entry point: imports everything else where an interrupt is caught."""
+"""The entry point: imports the commands inside the block that handles Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from samserve.cli.errors import INTERRUPTED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and give its exit code: 0, 1 for a failure, 2 for wrong usage."""
+    """Run a command and return its exit code: 0, 1 for a failure, 2 for a usage error."""
     try:
         if arguments is None and sys.argv[1:2] != ["serve"]:
-            # What gRPC's core says of a connection is in the command's one line already; it has to
-            # be quiet before it is imported.
+            # The command reports connection errors in one line; gRPC's core must be silenced
+            # before it is imported.
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251 - not a setting of ours
         from samserve.cli import program
 

@@ -1,4 +1,4 @@
-"""`samserve models`: what a server serves, and what can be downloaded for it."""
+"""`samserve models`: the models of a server, and those that can be downloaded."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from samserve.cli.command import Commands
 from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import UsageError
 from samserve.cli.export_options import card_lines
-from samserve.cli.pull import known, pull
-from samserve.cli.terminal import STDOUT, print_table, say, write_json
+from samserve.cli.pull import catalog, pull
+from samserve.cli.terminal import STDOUT, print_table, write_json, write_line
 from samserve.cli.upgrade import upgrade
 
 if TYPE_CHECKING:
     from samserve.client import Catalog, Model
 
 _COLUMNS = (
-    *("name", "family", "side", "embedding", "takes", "transport", "digest"),
+    *("name", "family", "side", "embedding", "capabilities", "transport", "digest"),
     *("precision", "masks", "description"),
 )
 
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Everything, limits and defaults too, as JSON.")
+    bool, typer.Option("--json", help="Print everything as JSON, including limits and defaults.")
 ]
 
 models = Commands()
 models.command()(pull)
-models.command()(known)
+models.command()(catalog)
 models.command()(upgrade)
 
 
 @models.callback(invoke_without_command=True)
 def list_models(context: typer.Context, *, as_json: AsJson = False, endpoint: Endpoint) -> None:
-    """List the served models; * marks the default.  `pull` gets others.
+    """List the served models; * marks the default.
 
-    `masks` is the mean IoU of a model's masks with its checkpoint's own, as compared at the export.
+    `masks` is the mean IoU with the masks of the checkpoint, measured by the export.
     """
     if context.invoked_subcommand is not None:
         if as_json or any(astuple(endpoint)):
-            raise UsageError(f"give options after {context.invoked_subcommand!r}, not before it")
+            raise UsageError(f"options must follow {context.invoked_subcommand!r}, not precede it")
         return
-    catalog = _served(endpoint)
+    listing = _served(endpoint)
     if as_json:
-        write_json(STDOUT, asdict(catalog))
+        write_json(STDOUT, asdict(listing))
         return
-    print_table([_COLUMNS, *(_row(model) for model in catalog.models)])
+    print_table([_COLUMNS, *(_row(model) for model in listing.models)])
 
 
 @models.command()
@@ -55,19 +55,19 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a served model.")],
     endpoint: Endpoint,
 ) -> None:
-    """Print a served model's card: where it comes from, and what was lost on the way."""
-    catalog = _served(endpoint)
-    found = [model for model in catalog.models if model.name == name]
+    """Print the card of a served model: its source, precision and parity."""
+    listing = _served(endpoint)
+    found = [model for model in listing.models if model.name == name]
     if not found:
-        there = ", ".join(model.name for model in catalog.models)
-        raise UsageError(f"no model {name!r} is served; there are: {there}")
+        names = ", ".join(model.name for model in listing.models)
+        raise UsageError(f"no model {name!r} is served; served models: {names}")
     (model,) = found
-    say(f"model: {model.name}")
-    say(f"description: {model.description}")
-    say(f"digest: {model.digest}")
-    say(f"encoder digest: {model.encoder_digest}")
-    for line in card_lines(model.card) or ["card: none was written when the model was exported"]:
-        say(line)
+    write_line(f"model: {model.name}")
+    write_line(f"description: {model.description}")
+    write_line(f"digest: {model.digest}")
+    write_line(f"encoder digest: {model.encoder_digest}")
+    for line in card_lines(model.card) or ["card: none; the export did not write one"]:
+        write_line(line)
 
 
 def _served(endpoint: Endpoint) -> Catalog:

@@ -11,7 +11,7 @@ from samserve.cli.errors import UsageError
 
 
 def existing_file(help_text: str, *names: str) -> Any:
-    """Declare an option that takes a file which can be read."""
+    """Declare an option for an existing file."""
     return typer.Option(*names, metavar="FILE", exists=True, dir_okay=False, help=help_text)
 
 
@@ -19,37 +19,55 @@ ImageFile = Annotated[
     Path,
     typer.Argument(metavar="IMAGE", exists=True, dir_okay=False, help="JPEG, PNG or WebP file."),
 ]
-CaFile = Annotated[Path | None, existing_file("With --server: TLS with these CAs.", "--ca")]
+CaFile = Annotated[
+    Path | None,
+    existing_file(
+        "File with the CAs that verify the server's certificate; enables TLS. Requires --server.",
+        "--ca",
+    ),
+]
 TokenFile = Annotated[
     Path | None,
     existing_file(
-        "With --server: file with an API key or token; or set SAMSERVE_CLIENT_TOKEN.",
+        "File with an API key or token. Requires --server. Or set SAMSERVE_CLIENT_TOKEN.",
         "--token-file",
     ),
 ]
 ModelName = Annotated[
-    str, typer.Option("--model", help="Model to use; without it, the server's default.")
+    str, typer.Option("--model", help="Name of the model. Default: the server's default model.")
 ]
-ConfigFile = Annotated[Path | None, existing_file("TOML file; or set SAMSERVE_CONFIG.", "--config")]
+ConfigFile = Annotated[
+    Path | None, existing_file("Settings file (TOML). Or set SAMSERVE_CONFIG.", "--config")
+]
 Assignments = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="SECTION.NAME=VALUE",
-        help="A setting, over environment and file; repeatable. `samserve config` lists them.",
+        help="Override a setting of environment or file; repeatable. `samserve config` lists all.",
     ),
 ]
 Overlay = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FILE", help="Image to draw: .png, .jpg or .webp."),
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="Write the image with the masks drawn on it: .png, .jpg or .webp.",
+    ),
 ]
 JsonFile = Annotated[
-    str, typer.Option("--json", metavar="FILE", help="JSON to write; `-` is standard output.")
+    str,
+    typer.Option(
+        "--json", metavar="FILE", help="Write the result as JSON; `-` is standard output."
+    ),
 ]
 
 
 def parse_numbers(option: str, text: str, form: str) -> tuple[float, ...]:
-    """Read comma-separated numbers; as many as *form*, such as ``X0,Y0,X1,Y1``, has parts."""
+    """Parse comma-separated numbers, as many as *form*, such as ``X0,Y0,X1,Y1``, has parts.
+
+    Raises `UsageError`.
+    """
     try:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -60,6 +78,6 @@ def parse_numbers(option: str, text: str, form: str) -> tuple[float, ...]:
 
 
 def parse_box(option: str, text: str) -> tuple[float, float, float, float]:
-    """Read a box, XYXY."""
+    """Parse a box, XYXY.  Raises `UsageError`."""
     x_min, y_min, x_max, y_max = parse_numbers(option, text, "X0,Y0,X1,Y1")
     return (x_min, y_min, x_max, y_max)

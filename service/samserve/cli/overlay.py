@@ -1,4 +1,4 @@
-"""Images to show: masks, prompts and a legend drawn on the image."""
+"""Overlays: masks, prompts and a legend drawn on an image."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from samserve.cli.palette import FOREGROUND, PAPER, TEXT, WHITE, Rgb, colour
 from samserve.client import AutoMaskRecord, Mask, Prompt
 
 _SIDES = (1280, 2048)
-"""Least and greatest long side of an image that stands alone."""
+"""Minimum and maximum long side of a single panel."""
 _PANEL_SIDES = (640, 800)
-"""The same for one of several beside each other."""
+"""The same for each of several panels."""
 _GAP = 16
-_MOST_ROWS = 8
+_MAX_ROWS = 8
 _WIDE = 2.0
 
 
@@ -52,15 +52,15 @@ def draw_prediction(
         for number, prompt in enumerate(prompts):
             _draw_prompt(canvas, prompt, FOREGROUND if len(prompts) == 1 else colour(number))
         drawn.append(_with_legend(canvas, panel.legend))
-    return _side_by_side(drawn)
+    return _join(drawn)
 
 
-def draw_everything(
+def draw_masks(
     image: Pixels,
     records: Sequence[AutoMaskRecord],
     region: Sequence[float] | None = None,
 ) -> Image.Image:
-    """Draw all masks of a search, small ones on top, and the box *region* (XYXY) that bound it."""
+    """Draw all masks of AutoMask, small ones on top, and its region of interest *region* (XYXY)."""
     ordered = sorted(records, key=lambda record: record.mask.area, reverse=True)
     canvas = Canvas(image, _SIDES)
     canvas.fill([Layer(each.mask.decode, colour(index)) for index, each in enumerate(ordered)])
@@ -113,25 +113,25 @@ def _draw_prompt(canvas: Canvas, prompt: Prompt, tone: Rgb) -> None:
     if prompt.box is not None:
         canvas.box(prompt.box, tone)
     for x, y, *label in prompt.points:
-        canvas.click(x, y, on_object=label != [0])
+        canvas.point(x, y, on_object=label != [0])
 
 
 def _with_legend(canvas: Canvas, entries: list[_Entry]) -> Image.Image:
-    """Put the legend under the image."""
+    """Add the legend below the image."""
     shown = entries
-    if len(entries) > _MOST_ROWS:
-        more = len(entries) - _MOST_ROWS + 1
-        shown = [*entries[: _MOST_ROWS - 1], _Entry(f"and {more} more")]
+    if len(entries) > _MAX_ROWS:
+        more = len(entries) - _MAX_ROWS + 1
+        shown = [*entries[: _MAX_ROWS - 1], _Entry(f"and {more} more")]
     font = _font(canvas.width, shown)
     row = round(font.size * 1.6)
     strip = row * len(shown) + round(row * 0.5)
-    picture = Image.new("RGB", (canvas.width, canvas.height + strip), PAPER)
-    picture.paste(Image.fromarray(canvas.pixels), (0, 0))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (canvas.width, canvas.height + strip), PAPER)
+    image.paste(Image.fromarray(canvas.pixels), (0, 0))
+    draw = ImageDraw.Draw(image)
     for index, entry in enumerate(shown):
         middle = canvas.height + row * 0.25 + row * (index + 0.5)
         _draw_entry(draw, entry, middle, font)
-    return picture
+    return image
 
 
 def _draw_entry(
@@ -147,28 +147,28 @@ def _draw_entry(
 
 
 def _font(width: int, entries: Sequence[_Entry]) -> ImageFont.FreeTypeFont:
-    """Choose a size that suits the image and lets every line fit its width."""
+    """Choose a font size for the image at which every line fits its width."""
     size = float(np.clip(width / 46, 15, 32))
     longest = max((_load_font(size).getlength(entry.text) for entry in entries), default=0.0)
-    room = width - 3 * size
-    return _load_font(size * min(1.0, room / max(longest, 1.0)))
+    available = width - 3 * size
+    return _load_font(size * min(1.0, available / max(longest, 1.0)))
 
 
 def _load_font(size: float) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size=max(6.0, size))
-    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow's wheels carry FreeType"
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow's wheels include FreeType"
     return font
 
 
-def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Join panels: beside each other, or one below the other where they are wide."""
-    if len(pictures) == 1:
-        return pictures[0]
-    width, height = (max(picture.size[axis] for picture in pictures) for axis in (0, 1))
+def _join(panels: Sequence[Image.Image]) -> Image.Image:
+    """Join panels side by side, or one below the other if they are wide."""
+    if len(panels) == 1:
+        return panels[0]
+    width, height = (max(panel.size[axis] for panel in panels) for axis in (0, 1))
     down = width > _WIDE * height
     step = (0, height + _GAP) if down else (width + _GAP, 0)
-    last = len(pictures) - 1
+    last = len(panels) - 1
     joined = Image.new("RGB", (width + last * step[0], height + last * step[1]), PAPER)
-    for index, picture in enumerate(pictures):
-        joined.paste(picture, (index * step[0], index * step[1]))
+    for index, panel in enumerate(panels):
+        joined.paste(panel, (index * step[0], index * step[1]))
     return joined

@@ -1,4 +1,4 @@
-"""Colours that are told apart."""
+"""Distinguishable colours for masks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEXT: Rgb = (236, 238, 243)
 FOREGROUND: Rgb = (34, 197, 94)
 BACKGROUND: Rgb = (239, 68, 68)
 
-_CHOSEN: tuple[Rgb, ...] = (
+_FIXED: tuple[Rgb, ...] = (
     (45, 140, 255),
     (255, 140, 26),
     (214, 70, 226),
@@ -28,12 +28,12 @@ _TONES = ((0.62, 1.0), (0.85, 0.92), (0.45, 0.98))
 
 
 def colour(index: int) -> Rgb:
-    """Return the colour of the mask number *index*, from 0; the first eight are chosen by eye.
+    """Return the colour of mask *index*, from 0; the first eight are fixed.
 
-    Further ones turn the hue by the golden angle, which keeps neighbours far apart for ever.
+    Each further one rotates the hue by the golden angle, which keeps consecutive hues far apart.
     """
-    if index < len(_CHOSEN):
-        return _CHOSEN[index]
+    if index < len(_FIXED):
+        return _FIXED[index]
     saturation, value = _TONES[index % len(_TONES)]
     red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1.0, saturation, value)
     return (round(red * 255), round(green * 255), round(blue * 255))

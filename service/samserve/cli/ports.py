@@ -1,4 +1,4 @@
-"""Whether a port can be listened on."""
+"""Checks that a server can listen on a port."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from samserve.system import addresses
 
 
 def check_free(host: str, port: int) -> None:
-    """Raise `CommandError` if nothing could listen there; with port 0 only the host can be wrong.
+    """Raise `CommandError` if a server cannot listen there; port 0 only checks the host.
 
-    A server that finds a port taken says so too, but later.
+    The server itself would also report a port in use, but later.
     """
     try:
         for listener in addresses.listen(host, port):
             listener.close()
     except OSError as error:
-        place = addresses.join(host, port)
-        raise CommandError(f"cannot listen on {place}: {addresses.why(error)}") from error
+        address = addresses.join(host, port)
+        raise CommandError(
+            f"cannot listen on {address}: {addresses.error_reason(error)}"
+        ) from error

@@ -18,10 +18,18 @@ from samserve.cli.options import (
     parse_box,
     parse_numbers,
 )
-from samserve.cli.terminal import STDOUT, mask_line, note_timings, say, write_json
+from samserve.cli.terminal import STDOUT, mask_line, write_json, write_line, write_timings
 
 if TYPE_CHECKING:
     from samserve.client import Prediction, Prompt
+
+MaskFile = Annotated[
+    Path | None,
+    existing_file(
+        "Mask prompt to refine: a JPEG, PNG or WebP file, in which black and transparent "
+        "pixels are outside the mask; or .npy, in which zeros are outside (floats are logits)."
+    ),
+]
 
 
 def predict(  # noqa: PLR0913 - each is an option of the command line
@@ -30,32 +38,29 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     points: Annotated[
         list[str] | None,
         typer.Option(
-            "--point", metavar="X,Y[,0|1]", help="A click, 1 (or nothing) on the object, 0 off it."
+            "--point",
+            metavar="X,Y[,0|1]",
+            help="Point prompt: 1 (default) on the object, 0 off it; repeatable.",
         ),
     ] = None,
     boxes: Annotated[
-        list[str] | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help="A box around it.")
+        list[str] | None,
+        typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Box around an object; repeatable."),
     ] = None,
-    mask: Annotated[
-        Path | None,
-        existing_file(
-            "A mask to refine: JPEG, PNG or WebP, inside where neither black nor transparent; "
-            "or .npy, inside where not 0 (floats are logits)."
-        ),
-    ] = None,
+    mask: MaskFile = None,
     multimask: Annotated[
-        Literal["auto", "all", "single"], typer.Option(help="Which candidates to answer.")
+        Literal["auto", "all", "single"], typer.Option(help="Candidate masks to return.")
     ] = "auto",
     model: ModelName = "",
     out: Overlay = None,
     as_json: JsonFile = "",
     endpoint: Endpoint,
 ) -> None:
-    """Segment one object, or several, in an image.
+    """Segment one or more objects in an image.
 
-    All --point, --mask and one --box together describe one object. Several --box are as many
-    objects, and then take no --point or --mask. Coordinates are pixels of the image as viewers
-    show it. Prints one line per mask.
+    All --point options, --mask and one --box together describe one object. Several --box options
+    describe one object each, and exclude --point and --mask. Coordinates are pixels of the upright
+    image. Prints one line per mask.
     """
     from samserve.cli import files, session
 
@@ -70,9 +75,9 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     if out is not None:
         from samserve.cli import overlay
 
-        picture = overlay.draw_prediction(files.read_picture(image), prompts, prediction.results)
-        files.write_picture(picture, out)
-    # Last, because the reader of standard output may leave at any line.
+        drawing = overlay.draw_prediction(files.read_image(image), prompts, prediction.results)
+        files.write_image(drawing, out)
+    # Last, because the reader of standard output may close it at any line.
     _report(prediction, as_json)
 
 
@@ -81,12 +86,12 @@ def _report(prediction: Prediction, as_json: str) -> None:
 
     if as_json:
         write_json(as_json, prediction_record(prediction))
-    note_timings(prediction.timings_ms)
+    write_timings(prediction.timings_ms)
     if as_json == STDOUT:
         return
     for number, masks in enumerate(prediction.results, start=1):
         for mask in masks:
-            say(f"prompt={number} token={mask.token_index} {mask_line(mask)}")
+            write_line(f"prompt={number} token={mask.token_index} {mask_line(mask)}")
 
 
 def _prompts(points: list[str], boxes: list[str], mask: Path | None) -> list[Prompt]:
@@ -94,10 +99,10 @@ def _prompts(points: list[str], boxes: list[str], mask: Path | None) -> list[Pro
     from samserve.client import Prompt
 
     if not (points or boxes or mask):
-        raise UsageError("say what to segment: --point, --box or --mask")
+        raise UsageError("no prompt: pass --point, --box or --mask")
     if len(boxes) > 1 and (points or mask):
         raise UsageError(
-            "several --box are several objects: --point and --mask go with one --box only"
+            "several --box describe several objects: --point and --mask require a single --box"
         )
     corners = [parse_box("--box", text) for text in boxes]
     if len(corners) > 1:

@@ -1,4 +1,4 @@
-"""Collects the commands, and turns mistakes into one line and an exit code."""
+"""Registers the commands, and turns errors into one line each and an exit code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from typer.main import get_command
 
 from samserve import __version__
-from samserve.cli import terminal
+from samserve.cli import renames, terminal
 from samserve.cli.automask import automask
 from samserve.cli.cache.commands import cache
 from samserve.cli.command import Commands
@@ -36,11 +36,11 @@ app.add_typer(cache, name="cache")
 @app.callback(invoke_without_command=True)
 def samserve(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Segment images with prompts, through a gRPC server.
 
-    Commands that need a server start one in their own process, unless --server names one.
+    Commands that need a server start one in their own process, unless --server is given.
     """
     if version:
         typer.echo(__version__)
@@ -51,38 +51,41 @@ def samserve(
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and give its exit code, see `samserve.cli.main`."""
-    terminal.write_anything()
+    """Run a command and return its exit code, see `samserve.cli.main`."""
+    terminal.escape_unencodable()
     command = get_command(app)
     try:
         args = None if arguments is None else list(arguments)
         code = int(command.main(args=args, prog_name="samserve", standalone_mode=False) or 0)
     except CommandError as error:
-        return _complain(error.lines, error.exit_code)
+        return _print_errors(error.lines, error.exit_code)
     except typer.TyperException as error:
-        return _complain([_wrong_usage(error)], error.exit_code)
+        return _print_errors([_usage_error(error)], error.exit_code)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except BrokenPipeError:
-        # The reader of the output has ended; Python would complain about that at exit.
+        # The reader of the output has exited; Python would report that when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        return _complain([_os_error(error)], 1)
-    # Typer makes this code of most interrupts and says nothing.
-    return _complain(["interrupted"], code) if code == INTERRUPTED else code
+        return _print_errors([_os_error(error)], 1)
+    # Typer returns this code after most interrupts and prints nothing.
+    return _print_errors(["interrupted"], code) if code == INTERRUPTED else code
 
 
-def _wrong_usage(error: typer.TyperException) -> str:
+def _usage_error(error: typer.TyperException) -> str:
+    renamed = renames.describe(error)
+    if renamed:
+        return renamed
     from pydantic import ValidationError
 
-    from samserve.settings.validation import describe, shown
+    from samserve.settings.validation import describe, short_repr
 
     cause = error.__cause__
     if isinstance(cause, ValidationError):
-        # What a type or a bound of an option does not allow is told as for settings.
+        # Types and bounds of options are reported in the same words as those of settings.
         problem = cause.errors(include_url=False)[0]
-        value = shown(problem["input"])
+        value = short_repr(problem["input"])
         text = describe(problem, otherwise=error.message)
         error.message = text if problem["type"] == "value_error" else f"{text}; got {value}"
     return error.format_message()
@@ -93,7 +96,7 @@ def _os_error(error: OSError) -> str:
     return f"{error.filename}: {reason}" if error.filename else reason
 
 
-def _complain(lines: Sequence[str], exit_code: int) -> int:
+def _print_errors(lines: Sequence[str], exit_code: int) -> int:
     for line in lines:
-        terminal.note(f"samserve: error: {' '.join(line.split())}")
+        terminal.write_note(f"samserve: error: {' '.join(line.split())}")
     return exit_code

@@ -1,4 +1,4 @@
-"""What moves on standard error while a command works, where that is a terminal."""
+"""Progress of a command on standard error: bars and spinners on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from samserve.cli.terminal import note
+from samserve.cli.terminal import write_note
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-Move: TypeAlias = Callable[[int, int | None], None]
-"""Takes how much is done and how much there is in all, if that is known."""
+Update: TypeAlias = Callable[[int, int | None], None]
+"""Takes the completed amount and the total, None if that is unknown."""
 
 
 def _console() -> Console:
@@ -24,77 +24,79 @@ def _console() -> Console:
 
 
 @contextmanager
-def busy(text: str) -> Iterator[None]:
-    """Turn a wheel while the block runs; nothing where standard error is no terminal."""
-    screen = _console()
-    if not screen.is_terminal:
+def spinner(text: str) -> Iterator[None]:
+    """Show a spinner while the block runs; nothing if standard error is not a terminal."""
+    console = _console()
+    if not console.is_terminal:
         yield
         return
-    with screen.status(text):
+    with console.status(text):
         yield
 
 
-def searching() -> AbstractContextManager[Move]:
-    """Show how many points of the grid were tried: a bar, or nothing without a terminal."""
+def point_progress() -> AbstractContextManager[Update]:
+    """Show the number of evaluated grid points: a bar, or nothing without a terminal."""
     from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
     columns = (MofNCompleteColumn(), TimeElapsedColumn())
-    return _moving("grid points", None, columns, lambda done, whole: None)
+    return _bar("grid points", None, columns, lambda done, total: None)
 
 
-def downloading(text: str) -> AbstractContextManager[Move]:
-    """Show how many bytes have arrived: a bar, or a line for each tenth without a terminal."""
+def byte_progress(text: str) -> AbstractContextManager[Update]:
+    """Show the number of received bytes: a bar, or a line for each 10 % without a terminal."""
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
-    lines = _Tenths(lambda done, whole: f"{text}: {done >> 20} of {whole >> 20} MiB", told=-1)
-    return _moving(text, None, (DownloadColumn(), TransferSpeedColumn()), lines)
+    lines = _TenPercentSteps(
+        lambda done, total: f"{text}: {done >> 20} of {total >> 20} MiB", shown=-1
+    )
+    return _bar(text, None, (DownloadColumn(), TransferSpeedColumn()), lines)
 
 
 @contextmanager
-def counting(text: str, whole: int, *, quiet: bool = False) -> Iterator[Callable[[], None]]:
-    """Show how many of *whole* are done: a bar, or a line for each tenth without a terminal.
+def item_progress(text: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[], None]]:
+    """Show the number of completed items: a bar, or a line for each 10 % without a terminal.
 
-    What is yielded counts one more.
+    The yielded function counts one more item.
     """
     from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
     if quiet:
         yield lambda: None
         return
-    lines = _Tenths(lambda done, whole: f"{text}: {done} of {whole}")
+    lines = _TenPercentSteps(lambda done, total: f"{text}: {done} of {total}")
     columns = (MofNCompleteColumn(), TimeRemainingColumn())
     numbers = itertools.count(1)
-    with _moving(text, whole, columns, lines) as move:
-        yield lambda: move(next(numbers), whole)
+    with _bar(text, total, columns, lines) as update:
+        yield lambda: update(next(numbers), total)
 
 
 @contextmanager
-def _moving(
-    text: str, whole: int | None, columns: Sequence[Any], otherwise: Move
-) -> Iterator[Move]:
-    """Yield what moves a bar; *otherwise* without a terminal."""
+def _bar(
+    text: str, total: int | None, columns: Sequence[Any], fallback: Update
+) -> Iterator[Update]:
+    """Yield the function that updates a bar; *fallback* without a terminal."""
     from rich.progress import BarColumn, Progress
 
-    screen = _console()
-    if not screen.is_terminal:
-        yield otherwise
+    console = _console()
+    if not console.is_terminal:
+        yield fallback
         return
     shown = ("{task.description}", BarColumn(), *columns)
-    # Standard output may be a pipe: the bar must not take it over.
-    with Progress(*shown, console=screen, redirect_stdout=False) as bar:
-        task = bar.add_task(text, total=whole)
-        yield lambda done, whole: bar.update(task, completed=done, total=whole)
+    # Standard output may be a pipe: the bar must not redirect it.
+    with Progress(*shown, console=console, redirect_stdout=False) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @dataclass(slots=True)
-class _Tenths:
-    """Notes progress in steps of ten per cent."""
+class _TenPercentSteps:
+    """Writes a line of progress for each 10 %."""
 
     line: Callable[[int, int], str]
-    told: int = 0
+    shown: int = 0
 
-    def __call__(self, done: int, whole: int | None) -> None:
-        tenth = 10 * done // whole if whole else 0
-        if tenth != self.told:
-            self.told = tenth
-            note(self.line(done, whole or 0))
+    def __call__(self, done: int, total: int | None) -> None:
+        tenth = 10 * done // total if total else 0
+        if tenth != self.shown:
+            self.shown = tenth
+            write_note(self.line(done, total or 0))

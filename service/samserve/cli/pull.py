@@ -1,4 +1,4 @@
-"""`samserve models pull` and `samserve models known`."""
+"""`samserve models pull` and `samserve models catalog`."""
 
 from __future__ import annotations
 
@@ -10,83 +10,100 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from samserve.cli.errors import CommandError
-from samserve.cli.export_options import ExportFlags, export_errors, options_of, run_export
+from samserve.cli.export_options import ExportFlags, export_errors, run_export, to_options
 from samserve.cli.options import existing_file
-from samserve.cli.progress import downloading
-from samserve.cli.terminal import note, print_table, say
+from samserve.cli.progress import byte_progress
+from samserve.cli.terminal import print_table, write_line, write_note
 
 if TYPE_CHECKING:
     from samserve.export.catalog import Entry
 
-CACHE = Path("~/.cache/samserve/checkpoints")
+DEFAULT_CHECKPOINT_DIR = Path("~/.cache/samserve/checkpoints")
 
 CatalogFile = Annotated[
     Path | None,
-    existing_file("Catalogue to choose from, instead of the package's own.", "--catalog"),
+    existing_file("Catalog file to use instead of the packaged one.", "--catalog"),
 ]
 
 
 def pull(  # noqa: PLR0913 - each is an option of the command line
-    known_name: Annotated[
-        str, typer.Argument(metavar="NAME", help="`samserve models known` lists the names.")
+    catalog_name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="Name of a model that `samserve models catalog` lists."
+        ),
     ],
     *,
     flags: ExportFlags,
     sha256: Annotated[
-        str, typer.Option("--sha256", metavar="HEX", help="SHA-256 that the checkpoint must have.")
+        str, typer.Option("--sha256", metavar="HEX", help="Expected SHA-256 of the checkpoint.")
     ] = "",
     unverified: Annotated[
-        bool, typer.Option("--unverified", help="Take the checkpoint without a checksum.")
+        bool, typer.Option("--unverified", help="Accept the checkpoint without a checksum.")
     ] = False,
-    cache: Annotated[
+    checkpoint_dir: Annotated[
         Path,
         typer.Option(
-            metavar="DIR", file_okay=False, envvar="SAMSERVE_CHECKPOINTS", help="Keeps checkpoints."
+            "--checkpoint-dir",
+            metavar="DIR",
+            file_okay=False,
+            envvar="SAMSERVE_CHECKPOINT_DIR",
+            help="Directory for downloaded checkpoints.",
         ),
-    ] = CACHE,
+    ] = DEFAULT_CHECKPOINT_DIR,
     catalog: CatalogFile = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Leave a model of that name which is there already.")
+    skip_existing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-existing", help="Do nothing if the repository has a model of that name."
+        ),
     ] = False,
 ) -> None:
-    """Download a published checkpoint and turn it into a pair of models to serve.
+    """Download a published checkpoint and export it to a model repository.
 
-    A download with a checksum that was cut off is resumed by the same command.  The options are
-    those of `export`.
+    The same command resumes an interrupted download that has a checksum. The other options are
+    those of `samserve export`.
     """
-    flags = replace(flags, name=flags.name or known_name)
-    entry = _entry(known_name, catalog)
-    if keep and _is_there(flags.repository, flags.name):
-        say(f"{flags.name} is in {flags.repository} already")
+    flags = replace(flags, name=flags.name or catalog_name)
+    entry = _entry(catalog_name, catalog)
+    if skip_existing and _exists(flags.repository, flags.name):
+        write_line(f"{flags.name} already exists in {flags.repository}")
         return
-    options = options_of(flags, variant=entry.variant)
-    checkpoint = _download(entry, _checksum(entry, sha256, unverified), _expanded(cache))
-    run_export(checkpoint, options)
+    options = to_options(flags, variant=entry.variant)
+    checksum = _checksum(entry, sha256, unverified)
+    run_export(_download(entry, checksum, _expand_user(checkpoint_dir)), options)
 
 
-def known(catalog: CatalogFile = None) -> None:
-    """List the models that `pull` knows."""
+def catalog(catalog: CatalogFile = None) -> None:
+    """List the models that `samserve models pull` can download."""
     with export_errors():
         from samserve.export.catalog import load
 
         entries = load(catalog).values()
     rows = [
-        (entry.name, "yes" if entry.checksum else "pass --sha256", entry.license, entry.description)
+        (
+            entry.name,
+            "yes" if entry.checksum else "requires --sha256",
+            entry.license,
+            entry.description,
+        )
         for entry in entries
     ]
-    print_table([("name", "checksum", "licence", "description"), *rows])
+    print_table([("name", "checksum", "license", "description"), *rows])
 
 
-def _is_there(repository: Path, name: str) -> bool:
-    # Models appear whole or not at all.
+def _exists(repository: Path, name: str) -> bool:
+    # The folders of a model are published together.
     return all((repository / f"{name}_{role}").is_dir() for role in ("encoder", "decoder"))
 
 
-def _expanded(cache: Path) -> Path:
+def _expand_user(folder: Path) -> Path:
     try:
-        return cache.expanduser()
+        return folder.expanduser()
     except RuntimeError as error:
-        raise CommandError(f"there is no home directory for {cache}; name one: --cache") from error
+        raise CommandError(
+            f"there is no home directory for {folder}; set --checkpoint-dir"
+        ) from error
 
 
 def _entry(name: str, catalog: Path | None) -> Entry:
@@ -106,20 +123,20 @@ def _checksum(entry: Entry, sha256: str, unverified: bool) -> str | None:
         raise CommandError(f"--sha256: {error}") from error
     if checksum is None and not unverified:
         raise CommandError(
-            f"the publisher of {entry.name} gives no checksum for it; pass the one that you trust "
-            "with --sha256, or take what comes with --unverified, which prints its checksum"
+            f"the publisher of {entry.name} provides no checksum; pass one that you trust with "
+            "--sha256, or accept the file with --unverified, which prints its checksum"
         )
     return checksum
 
 
-def _download(entry: Entry, checksum: str | None, cache: Path) -> Path:
+def _download(entry: Entry, checksum: str | None, checkpoint_dir: Path) -> Path:
     from samserve.export.download import checksum_of, download, shown
 
-    note(f"{entry.name} from {shown(entry.url)} ({entry.license}, {entry.page})")
-    # Names of files repeat; a cached one is trusted to be what its URL gives.
-    folder = cache / hashlib.sha256(entry.url.encode()).hexdigest()[:12]
-    with export_errors(), downloading(entry.name) as move:
-        path = download(entry.url, folder, checksum, move)
+    write_note(f"{entry.name} from {shown(entry.url)} ({entry.license}, {entry.page})")
+    # File names repeat between publishers; one folder per URL keeps them apart.
+    folder = checkpoint_dir / hashlib.sha256(entry.url.encode()).hexdigest()[:12]
+    with export_errors(), byte_progress(entry.name) as update:
+        path = download(entry.url, folder, checksum, update)
     sha256 = checksum_of(path).removeprefix("sha256:")
-    say(f"{path}: {path.stat().st_size} bytes, sha256 {sha256}")
+    write_line(f"{path}: {path.stat().st_size} bytes, sha256 {sha256}")
     return path

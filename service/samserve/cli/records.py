@@ -1,4 +1,4 @@
-"""Answers as JSON values."""
+"""Results as JSON values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from samserve.client import AutoMaskResult, Mask, Prediction
 
 
 def prediction_record(prediction: Prediction) -> dict[str, Any]:
-    """Write a prediction: for each prompt its masks."""
+    """Return the record of a prediction: the masks of each prompt."""
     embedding = prediction.embedding
     return {
         "embedding_id": embedding.id,
@@ -24,7 +24,7 @@ def prediction_record(prediction: Prediction) -> dict[str, Any]:
 
 
 def sa1b_record(result: AutoMaskResult, image: Path) -> dict[str, Any]:
-    """Write a search as SA-1B does: one image and its annotations, numbered from 1."""
+    """Return an AutoMask result in SA-1B's format: an image, and annotations numbered from 1."""
     height, width = result.summary.embedding.image_size
     return {
         "image": {"image_id": 0, "width": width, "height": height, "file_name": image.name},

@@ -1,4 +1,4 @@
-"""What a command needs to be let in by a running server."""
+"""Credentials and TLS for the connection of a command to a running server."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from samserve.settings.validation import describe
 
 
 def client(target: str, ca_file: Path | None, token_file: Path | None) -> Client:
-    """Make a client of a running server; what is not given comes from the environment.
+    """Return a client of a running server; missing arguments come from the environment.
 
-    Raises `UsageError`, which never quotes a token, and `OSError`.
+    Raises `UsageError`, which never contains a token, and `OSError`.
     """
     try:
         settings = ClientSettings()
@@ -39,33 +39,35 @@ def client(target: str, ca_file: Path | None, token_file: Path | None) -> Client
         )
     except ValueError:
         raise UsageError(
-            f"the token would go to {target} without TLS: give --ca or SAMSERVE_CLIENT_TLS=true, "
-            "or SAMSERVE_CLIENT_PLAINTEXT=true where the network is trusted"
+            f"the token would be sent to {target} without TLS: set --ca, SAMSERVE_CLIENT_TLS=true "
+            "or SAMSERVE_CLIENT_PLAINTEXT=true on a trusted network"
         ) from None
 
 
 def _trusted(settings: ClientSettings, ca_file: Path | None) -> tuple[bytes | None, str]:
-    """Return the certificates that are trusted, and the name that the server's has to be for."""
+    """Return the trusted certificates and the name that the server's certificate must have."""
     if ca_file is None and settings.server_cert_file is not None:
         if settings.ca_file is not None:
             raise UsageError(
-                "SAMSERVE_CLIENT_CA_FILE and SAMSERVE_CLIENT_SERVER_CERT_FILE: give one of them"
+                "SAMSERVE_CLIENT_CA_FILE and SAMSERVE_CLIENT_SERVER_CERT_FILE exclude each other"
             )
         return _server_certificate(settings.server_cert_file)
     return _certificates(ca_file or settings.ca_file), ""
 
 
 def _server_certificate(path: Path) -> tuple[bytes, str]:
-    """Return the first certificate of a file, the server's own, and a name that it is for."""
+    """Return the first certificate of a file, the server's own, and a name in it."""
     try:
         return pem.first_certificate(path.read_bytes())
-    except pem.Unreadable:
-        raise UsageError(f"{path}: has no certificate in PEM form") from None
+    except pem.InvalidPem:
+        raise UsageError(f"{path}: contains no PEM certificate") from None
 
 
 def _tls(settings: ClientSettings, roots: bytes | None) -> grpc.ChannelCredentials | None:
     if (settings.cert_file is None) != (settings.key_file is None):
-        raise UsageError("SAMSERVE_CLIENT_CERT_FILE and SAMSERVE_CLIENT_KEY_FILE need each other")
+        raise UsageError(
+            "SAMSERVE_CLIENT_CERT_FILE and SAMSERVE_CLIENT_KEY_FILE require each other"
+        )
     if not (settings.tls or roots or settings.cert_file):
         return None
     return grpc.ssl_channel_credentials(
@@ -76,27 +78,27 @@ def _tls(settings: ClientSettings, roots: bytes | None) -> grpc.ChannelCredentia
 
 
 def _token(settings: ClientSettings, token_file: Path | None) -> str:
-    given = settings.token.get_secret_value()
+    token = settings.token.get_secret_value()
     file = token_file or settings.token_file
-    if token_file is None and given:
-        return _checked(given, "SAMSERVE_CLIENT_TOKEN")
+    if token_file is None and token:
+        return _validated(token, "SAMSERVE_CLIENT_TOKEN")
     if file is None:
         return ""
-    return _checked(file.read_bytes().decode("utf-8", "replace"), str(file))
+    return _validated(file.read_bytes().decode("utf-8", "replace"), str(file))
 
 
-def _checked(text: str, place: str) -> str:
+def _validated(text: str, origin: str) -> str:
     token = text.strip()
     if not token or not (token.isascii() and token.isprintable()):
-        raise UsageError(f"{place}: holds no API key or token")
+        raise UsageError(f"{origin}: contains no API key or token")
     return token
 
 
 def _certificates(path: Path | None) -> bytes | None:
     content = _content(path)
     if content is not None and b"-----BEGIN CERTIFICATE-----" not in content:
-        # gRPC would take it, and fail at every connection.
-        raise UsageError(f"{path}: has no certificate in PEM form")
+        # gRPC would accept it and fail every connection.
+        raise UsageError(f"{path}: contains no PEM certificate")
     return content
 
 

@@ -10,15 +10,19 @@ from samserve.cli.options import Assignments, ConfigFile
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address of the API: server.host.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port of the API: server.port.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address of the gRPC API; sets server.host.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port of the gRPC API; sets server.port.")
+    ] = None,
     admin_port: Annotated[
-        int | None, typer.Option(help="Port of health and metrics: server.admin_port.")
+        int | None, typer.Option(help="Port of health and metrics; sets server.admin_port.")
     ] = None,
     config: ConfigFile = None,
     assignments: Assignments = None,
 ) -> None:
-    """Serve until Ctrl-C or SIGTERM; running calls are finished first."""
+    """Run the server until Ctrl-C or SIGTERM; calls in flight are completed first."""
     from samserve import app
     from samserve.cli import session
     from samserve.cli.configuration import load_settings
@@ -29,7 +33,7 @@ def serve(
     flags = {name: value for name, value in given.items() if value is not None}
     settings = load_settings(config, assignments, {"server": flags})
     if settings.log.format == "json":
-        standard_error.as_json()
+        standard_error.redirect_as_json()
     logs.configure(settings.log)
     listeners = settings.server
     check_free(listeners.host, listeners.port)

@@ -1,4 +1,4 @@
-"""A client for a command: of a running server, or of one in this process."""
+"""The client of a command: of a running server, or of a server in this process."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from samserve.errors import SamserveError
 
 _T = TypeVar("_T")
 
-# One server for one command: on loopback and free ports, silent, and gone as soon as it is done.
+# A server for one command: on loopback and free ports, without logs, stopped without delay.
 _PRIVATE: Sections = {
     "server": {
         "host": "127.0.0.1",
         "port": 0,
         "admin_host": "127.0.0.1",
         "admin_port": 0,
-        "drain_s": 0,
-        "grace_s": 1,
+        "drain_delay_s": 0,
+        "grace_period_s": 1,
     },
-    # The one caller is this command; files of a server's identity are none of its business.
+    # This command is the only caller; the identity files of a deployed server are not needed.
     "tls": {"cert_file": None, "key_file": None, "client_ca_file": None, "client_identities": ""},
-    "auth": {"keys_file": None, "jwks_file": None, "policy_file": None},
-    # Who waits for a command does not wait for a model server that is being deployed.
-    "triton": {"startup_s": 5},
+    "auth": {"api_keys_file": None, "jwks_file": None, "policy_file": None},
+    # A command fails early if Triton is unavailable.
+    "triton": {"startup_timeout_s": 5},
     "log": {"level": "error", "format": "console"},
 }
 
 
 @asynccontextmanager
 async def connected(endpoint: Endpoint) -> AsyncIterator[Client]:
-    """Open a client; without a server in *endpoint*, one runs while the block does."""
+    """Open a client; without a server in *endpoint*, one runs until the block ends."""
     endpoint.check()
     if endpoint.server:
-        chosen = remote.client(endpoint.server, endpoint.ca, endpoint.token_file)
-        async with chosen as client:
+        remote_client = remote.client(endpoint.server, endpoint.ca, endpoint.token_file)
+        async with remote_client as client:
             yield client
         return
     async with _in_process(endpoint.config, endpoint.assignments) as client:
@@ -53,20 +53,20 @@ async def connected(endpoint: Endpoint) -> AsyncIterator[Client]:
 async def _in_process(
     config: Path | None, assignments: Sequence[str] | None
 ) -> AsyncIterator[Client]:
-    """Run a server for this process alone and open a client of it."""
+    """Run a server for this process only and open a client of it."""
     from samserve import app
     from samserve.telemetry import logs
 
     settings = load_settings(config, assignments, _PRIVATE)
     logs.configure(settings.log)
     async with AsyncExitStack() as stack:
-        with progress.busy("starting a server in this process"):
+        with progress.spinner("starting a server in this process"):
             service = await stack.enter_async_context(app.running(settings))
         yield await stack.enter_async_context(Client(service.address))
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run a command's work; what a user can cause ends it with a `CommandError`."""
+    """Run the coroutine of a command.  Raises `CommandError` for errors that a user can cause."""
     try:
         return asyncio.run(work)
     except SamserveClientError as error:
@@ -76,12 +76,12 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
 
 
 def describe(error: SamserveClientError) -> str:
-    """Say in one line what the server has answered, or that it has not."""
+    """Return one line with the server's error, or that the server is unreachable."""
     if unreachable(error):
-        return f"the server cannot be reached: {error.message}"
+        return f"the server is unreachable: {error.message}"
     return f"{error.message} ({error.reason or error.code}, request {error.request_id})"
 
 
 def unreachable(error: SamserveClientError) -> bool:
-    """Return whether no server has answered."""
+    """Return whether the call got no response from a server."""
     return isinstance(error, Unavailable) and not error.reason

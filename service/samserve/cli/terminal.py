@@ -1,4 +1,4 @@
-"""What people see: notes and progress on standard error, results on standard output."""
+"""Output: results on standard output, notes on standard error."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 STDOUT = "-"
 
 
-# A server, a model or the name of a file could tell the terminal to do something.
+# Text from a server, a model or a file name could contain control sequences for the terminal.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-# What Python makes of bytes that are no UTF-8, in the names of files.
+# How Python represents bytes of file names that are not UTF-8.
 _BYTES = re.compile(r"[\udc80-\udcff]")
 
 
-def write_anything() -> None:
-    """Have the standard streams write every text: what their encoding has no place for is escaped.
+def escape_unencodable() -> None:
+    """Make the standard streams escape characters that their encoding cannot represent.
 
-    Names of files may hold bytes that are no UTF-8, and streams may take ASCII only.  Streams that
-    were closed lead nowhere: what is opened next must not take their place.
+    File names may contain bytes that are not UTF-8, and streams may be limited to ASCII.  Closed
+    streams are replaced by the null device, so that the next opened file does not get their number.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -39,37 +39,37 @@ def write_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def say(text: str) -> None:
-    """Write a result."""
+def write_line(text: str) -> None:
+    """Write a result to standard output."""
     typer.echo(printable(text))
 
 
-def note(text: str) -> None:
-    """Write a remark."""
+def write_note(text: str) -> None:
+    """Write a note to standard error."""
     typer.echo(printable(text), err=True)
 
 
 def printable(text: str) -> str:
-    """Escape control characters, but for tabs and ends of lines, and bytes that are no UTF-8."""
+    """Escape control characters other than tabs and newlines, and bytes that are not UTF-8."""
     visible = _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
     return _BYTES.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", visible)
 
 
 def print_table(rows: list[tuple[str, ...]]) -> None:
-    """Write columns as wide as they need: no cell is ever broken or shortened."""
+    """Write aligned columns; cells are never wrapped or truncated."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        say("  ".join(cells).rstrip())
+        write_line("  ".join(cells).rstrip())
 
 
-def note_timings(timings_ms: Mapping[str, float]) -> None:
-    """Write how long each stage took."""
-    note(", ".join(f"{stage} {spent:.1f} ms" for stage, spent in timings_ms.items()))
+def write_timings(timings_ms: Mapping[str, float]) -> None:
+    """Write the duration of each stage as a note."""
+    write_note(", ".join(f"{stage} {spent:.1f} ms" for stage, spent in timings_ms.items()))
 
 
 def mask_line(mask: Mask) -> str:
-    """Write what there is to say of a mask other than its pixels."""
+    """Return the scores, area and bounding box of a mask as one line."""
     return (
         f"predicted_iou={mask.predicted_iou:.4f} stability_score={mask.stability_score:.4f} "
         f"area={mask.area} bbox={','.join(f'{value:g}' for value in mask.bbox)}"
@@ -77,10 +77,10 @@ def mask_line(mask: Mask) -> str:
 
 
 def json_line(value: object) -> bytes:
-    """Write a value as one line of JSON in UTF-8.
+    """Return a value as one line of JSON in UTF-8.
 
-    Bytes of a file's name that are no UTF-8 become escapes, ``\\udcXX``, of which Python makes the
-    same name again.
+    Bytes of file names that are not UTF-8 become escapes, ``\\udcXX``, which Python decodes to the
+    same name.
     """
     text = json.dumps(value, ensure_ascii=False)
     return f"{text}\n".encode("utf-8", "backslashreplace")
@@ -93,4 +93,4 @@ def write_json(destination: str, value: object) -> None:
         typer.echo(data, nl=False)
         return
     Path(destination).write_bytes(data)
-    note(f"wrote {destination}")
+    write_note(f"wrote {destination}")

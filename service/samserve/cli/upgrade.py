@@ -1,4 +1,4 @@
-"""`samserve models upgrade`: models of an earlier export, for the gateways of today."""
+"""`samserve models upgrade`: adapts models of earlier exports to the current gateways."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ from typing import Annotated
 import typer
 
 from samserve.cli.export_options import export_errors
-from samserve.cli.terminal import note, say
+from samserve.cli.terminal import write_line, write_note
 
 
 def upgrade(
     repository: Annotated[
         Path,
         typer.Argument(
-            metavar="REPOSITORY", exists=True, file_okay=False, help="Model repository to change."
+            metavar="REPOSITORY", exists=True, file_okay=False, help="Model repository to upgrade."
         ),
     ],
 ) -> None:
-    """Have every model say with its answers which image encoder they belong to.
+    """Add the digest of the image encoder to the outputs of every model.
 
-    Gateways refuse models that say no weights; earlier ones refuse those that say the encoder.
-    Masks and digests stay the same; ids of embeddings change, and images are encoded once more.
-    What has been done already is not done again.
+    Current gateways reject models without a digest output; earlier gateways reject models with the
+    encoder's digest. Masks and model digests stay the same; embedding ids change, so images are
+    encoded again. Models that are already upgraded are skipped.
     """
     with export_errors():
         from samserve.export.upgrade import upgrade as upgrade_all
 
-        upgraded = upgrade_all(repository, note)
+        upgraded = upgrade_all(repository, write_note)
     for model in upgraded:
-        done = "upgraded" if model.changed else "nothing to do"
-        say(f"{model.name}: {done}, digest {model.digest}")
+        outcome = "upgraded" if model.changed else "already up to date"
+        write_line(f"{model.name}: {outcome}, digest {model.digest}")
         if model.digest != model.before:
-            say(f"{model.name}: its files were not those of its digest, which was {model.before}")
+            write_line(
+                f"{model.name}: its files did not match its digest, which was {model.before}"
+            )

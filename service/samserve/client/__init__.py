@@ -1,14 +1,14 @@
-"""Client of a samserve server: asyncio, with a blocking facade.
+"""Client of a samserve server: asyncio, with a blocking variant.
 
 ::
 
     async with Client("127.0.0.1:50051") as client:
         embedding = await client.embed("photo.jpg")
-        answer = await client.predict(embedding, [Prompt(points=[(320, 240)])])
-        inside = answer.results[0][0].array  # bool [h, w]
+        prediction = await client.predict(embedding, [Prompt(points=[(320, 240)])])
+        mask = prediction.results[0][0].array  # bool [h, w]
 
-Coordinates are continuous pixels of the image as people see it (after EXIF orientation), x
-right, y down, the outer corner of the first pixel at (0, 0).
+Coordinates are continuous pixels of the image as displayed (after EXIF orientation), x right, y
+down, the outer corner of the first pixel at (0, 0).
 """
 
 from samserve.client.blocking import SyncClient

@@ -1,78 +1,78 @@
-"""What to do about failures that gRPC itself reports, in its own words."""
+"""Advice for failures that gRPC itself reports."""
 
 from __future__ import annotations
 
 import grpc
 
-# The place in gRPC's sources, which it adds to some of its texts.
+# gRPC appends the location in its source code to some texts.
 _TRACE = "=== Source Location Trace"
 
-_WANTS_TLS = (
-    "the server may want TLS: give credentials, such as grpc.ssl_channel_credentials(ca) "
+_REQUIRES_TLS = (
+    "the server may require TLS: pass credentials, such as grpc.ssl_channel_credentials(ca) "
     "(commands: --ca FILE, or SAMSERVE_CLIENT_TLS=true)"
 )
-_WANTS_CERTIFICATE = (
-    "the server may want a client certificate: give one with "
+_REQUIRES_CERTIFICATE = (
+    "the server may require a client certificate: pass one with "
     "grpc.ssl_channel_credentials(ca, key, certificate) "
     "(commands: SAMSERVE_CLIENT_CERT_FILE and SAMSERVE_CLIENT_KEY_FILE)"
 )
 _TOO_LARGE = (
-    "a message is over the size limit: send a smaller image, or ask for less in one call, such as "
-    "fewer prompts or no logits (limits.request_bytes is the server's limit)"
+    "a message exceeds the size limit: send a smaller image, or request less in one call, such as "
+    "fewer prompts or no logits (limits.max_request_bytes is the server's limit)"
 )
 
-_LOST = "the server, or a proxy before it, has ended during the call: repeat it"
+_CONNECTION_LOST = "the server, or a proxy in front of it, stopped during the call: retry it"
 
-# By a part of gRPC's text; for connections with TLS, without it, and both.
+# By a substring of gRPC's text; for connections with TLS, without it, and both.
 _ENCRYPTED = {
-    "GOAWAY received": _LOST,
-    "Socket closed": _WANTS_CERTIFICATE,
-    "Connection reset": _WANTS_CERTIFICATE,
+    "GOAWAY received": _CONNECTION_LOST,
+    "Socket closed": _REQUIRES_CERTIFICATE,
+    "Connection reset": _REQUIRES_CERTIFICATE,
     "WRONG_VERSION_NUMBER": (
-        "there is no TLS at this port: give no credentials "
-        "(commands: no --ca, no SAMSERVE_CLIENT_TLS), or the port that has it"
+        "the port does not use TLS: pass no credentials "
+        "(commands: no --ca, no SAMSERVE_CLIENT_TLS), or use the port with TLS"
     ),
     "CERTIFICATE_VERIFY_FAILED": (
-        "the server's certificate is not trusted, or not valid now: give the CA that has signed "
+        "the server's certificate is not trusted, or not valid now: pass the CA that signed "
         "it, grpc.ssl_channel_credentials(ca) (commands: --ca FILE)"
     ),
     "Hostname Verification Check failed": (
-        "the server's certificate is for other names: connect by one of them"
+        "the server's certificate is for other host names: connect to one of them"
     ),
     "Failed to create security handshaker": (
-        "the CA, certificate or key of the credentials cannot be read: give PEM files"
+        "the CA, certificate or key of the credentials cannot be read: pass PEM files"
     ),
 }
 _PLAINTEXT = {
-    # A server that wants TLS ends a connection before it has calls.
-    "Stream removed": _LOST,
-    "GOAWAY received": _LOST,
-    "Socket closed": _WANTS_TLS,
-    "Connection reset": _WANTS_TLS,
+    # A server that requires TLS closes a connection before it has calls.
+    "Stream removed": _CONNECTION_LOST,
+    "GOAWAY received": _CONNECTION_LOST,
+    "Socket closed": _REQUIRES_TLS,
+    "Connection reset": _REQUIRES_TLS,
 }
 _ANY = {
-    "Connection refused": "nothing listens there: start the server, or correct host and port",
-    "lookup failed": "correct the name of the host",
-    "lookup error": "correct the name of the host",
-    "Failed parsing HTTP/2": "this is no gRPC port: give the one of the API, not of admin pages",
+    "Connection refused": "nothing listens at this address: start the server, or correct it",
+    "lookup failed": "correct the host name",
+    "lookup error": "correct the host name",
+    "Failed parsing HTTP/2": "this is not a gRPC port: use the port of the API, not the admin port",
 }
 _BY_CODE = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "the call took longer than its deadline: raise timeout_s",
     grpc.StatusCode.RESOURCE_EXHAUSTED: _TOO_LARGE,
     grpc.StatusCode.UNIMPLEMENTED: (
-        "no samserve server is there, or one that is older than this client: check the address"
+        "this is not a samserve server, or one older than this client: check the address"
     ),
 }
 
 
 def advise(code: grpc.StatusCode, details: str, *, encrypted: bool) -> str:
-    """Say what gRPC says, without its source locations, and what to do about it if that is known.
+    """Return gRPC's text without source locations, followed by advice if there is any.
 
-    *encrypted* is whether the connection has TLS.
+    *encrypted* is whether the connection uses TLS.
     """
-    said = details.partition(_TRACE)[0].strip() or code.name
+    text = details.partition(_TRACE)[0].strip() or code.name
     found = _BY_CODE.get(code, "")
     if code is grpc.StatusCode.UNAVAILABLE:
         table = {**(_ENCRYPTED if encrypted else _PLAINTEXT), **_ANY}
-        found = next((advice for part, advice in table.items() if part in said), "")
-    return f"{said}; {found}" if found else said
+        found = next((advice for part, advice in table.items() if part in text), "")
+    return f"{text}; {found}" if found else text

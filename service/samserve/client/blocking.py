@@ -1,4 +1,4 @@
-"""The blocking facade: the same client on an event loop in a thread."""
+"""The blocking client: the asyncio client on an event loop in a thread."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-# How long the end of a process waits for a client's thread, which may be in a callback.
-_CLOSED_WITHIN_S = 2.0
+# How long the exit of the process waits for a client's thread, which may run a callback.
+_CLOSE_TIMEOUT_S = 2.0
 
 _open_clients: weakref.WeakSet[SyncClient] = weakref.WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
-    """Close what is open when the process ends.
+    """Close all open clients when the process exits.
 
-    Python then stops the clients' threads, and a search that was not read to its end would wait
-    for one of them for ever.
+    Python then stops the clients' threads, and an unfinished ``automask`` would wait for its thread
+    for ever.
     """
     for client in list(_open_clients):
-        client._close(_CLOSED_WITHIN_S)
+        client._close(_CLOSE_TIMEOUT_S)
 
 
 class _NotOpen(RuntimeError):
-    """The client is not open, or was closed while a call was under way."""
+    """The client is not open, or was closed during a call."""
 
 
 def _blocking(
     method: Callable[Concatenate[Client, _P], Coroutine[Any, Any, _T]],
 ) -> Callable[Concatenate[SyncClient, _P], _T]:
-    """Make a method that waits for *method* of `Client`, with its arguments and description."""
+    """Return a blocking method for *method* of `Client`, with its arguments and docstring."""
 
     @functools.wraps(method)
     def call(self: SyncClient, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -56,39 +56,39 @@ def _blocking(
     return call
 
 
-def _blocking_search(
+def _blocking_generator(
     method: Callable[Concatenate[Client, _P], AsyncGenerator[_T]],
 ) -> Callable[Concatenate[SyncClient, _P], Generator[_T]]:
-    """Make a generator of an asynchronous one in the same way."""
+    """Return a blocking generator for an asynchronous one, in the same way."""
 
     @functools.wraps(method)
-    def search(self: SyncClient, /, *args: _P.args, **kwargs: _P.kwargs) -> Generator[_T]:
+    def generate(self: SyncClient, /, *args: _P.args, **kwargs: _P.kwargs) -> Generator[_T]:
         events = method(self._client, *args, **kwargs)
         try:
             while (event := self._run(_next(events))) is not None:
                 yield event
         finally:
-            # A client that is closed has ended its searches.
+            # Closing the client has ended its AutoMask calls.
             with suppress(_NotOpen):
                 self._run(events.aclose())
 
-    return search
+    return generate
 
 
 async def _next(events: AsyncGenerator[_T]) -> _T | None:
-    """Go on with a search, in the event loop: so that it knows of the search and can end it."""
+    """Return the next event; on the event loop, which can then end the call when it closes."""
     return await anext(events, None)
 
 
 class SyncClient:
     """`Client` for code without asyncio; used as ``with SyncClient("host:port") as client``.
 
-    The methods are those of `Client` without ``await``; functions that are given to them are called
-    in the client's thread.  Safe for use by several threads.  When it is closed, calls that are
-    still under way in other threads raise `RuntimeError`, and searches end.
+    The methods are those of `Client` without ``await``; callbacks run in the client's thread.  Safe
+    for use by several threads.  When the client is closed, calls in flight in other threads raise
+    `RuntimeError`, and the generators of `automask` end.
 
-    Also open in processes that are forked meanwhile: there the first call makes a connection of its
-    own.  If a call was under way in the parent, calls in the child raise `RuntimeError` at once.
+    The client stays open in forked processes: the first call there opens a new connection.  If a
+    call was in flight in the parent at the fork, calls in the child raise `RuntimeError` at once.
     """
 
     def __init__(
@@ -110,18 +110,18 @@ class SyncClient:
             plaintext=plaintext,
         )
         self._open = False
-        # Between a call that begins, the opening and the closing.
+        # Guards the start of a call, the opening and the closing against each other.
         self._lock = threading.Lock()
-        # Set while a thread serves the client.
+        # Set while a thread runs the client's event loop.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
         self._thread: threading.Thread | None = None
-        forks.watch(self)
+        forks.register(self)
 
     def __enter__(self) -> Self:
         with self._lock:
             if self._open:
-                raise RuntimeError("the client is open already: use it, or make another one")
+                raise RuntimeError("the client is already open: use it, or create another one")
             self._start()
             self._open = True
         _open_clients.add(self)
@@ -142,7 +142,7 @@ class SyncClient:
             loop, self._loop = self._loop, None
             thread, self._thread = self._thread, None
             if loop is not None:
-                # After all calls that have begun, whose futures would else never be done.
+                # After all calls that have begun, whose futures would otherwise never finish.
                 loop.call_soon_threadsafe(self._stop.set)
         if thread is not None:
             thread.join(within_s)
@@ -150,18 +150,18 @@ class SyncClient:
     embed = _blocking(Client.embed)
     prefetch = _blocking(Client.prefetch)
     predict = _blocking(Client.predict)
-    automask = _blocking_search(Client.automask)
+    automask = _blocking_generator(Client.automask)
     automask_all = _blocking(Client.automask_all)
     delete_embedding = _blocking(Client.delete_embedding)
     models = _blocking(Client.models)
     ready = _blocking(Client.ready)
 
     def before_fork(self) -> bool:
-        """Nothing: the channel is dropped by its connection."""
+        """Do nothing: the connection drops its channel itself."""
         return True
 
     def after_fork(self) -> None:
-        """Be without a thread, in the child; the next call starts one."""
+        """Reset the thread in the child; the next call starts a new one."""
         self._lock = threading.Lock()
         self._loop = self._thread = None
 
@@ -195,9 +195,9 @@ class SyncClient:
         try:
             return future.result()
         except CancelledError:
-            raise _NotOpen("the client was closed while this call was under way") from None
+            raise _NotOpen("the client was closed during this call") from None
         finally:
-            # Ends the call when the waiting thread was interrupted; a finished one ignores it.
+            # Cancels the call if the waiting thread was interrupted; no effect if it has finished.
             future.cancel()
 
     def _submit(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
@@ -206,5 +206,5 @@ class SyncClient:
                 raise _NotOpen("the client is not open: use `with SyncClient(...) as client`")
             if self._loop is None:
                 self._start()
-            assert self._loop is not None, "a client that has been started has an event loop"
+            assert self._loop is not None, "a started client has an event loop"
             return asyncio.run_coroutine_threadsafe(work, self._loop)

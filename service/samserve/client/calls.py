@@ -1,4 +1,4 @@
-"""A call, with all requests that it takes."""
+"""One call of the client: its requests share a request id and a deadline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Self, TypeAlias, TypeVar
 import grpc
 
 from samserve.client.connection import Connection
-from samserve.client.errors import EmbeddingNotFound, typed
+from samserve.client.errors import EmbeddingNotFound, from_grpc
 from samserve.client.images import Upload
 from samserve.client.metadata import Token, call_metadata
 from samserve.v1 import samserve_pb2 as pb
@@ -25,15 +25,15 @@ _Rpc: TypeAlias = grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]
 _Method: TypeAlias = Callable[[grpc.aio.Channel], _Rpc[_Request, _Response]]
 
 _now = time.monotonic
-# gRPC takes a timeout that is much longer for one that has passed.
-_LONGEST_S = 365 * 86400.0
+# gRPC treats a much longer timeout as one that has passed.
+_MAX_TIMEOUT_S = 365 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Sends the requests of one call: with one id, and none after *deadline*.
+    """Sends the requests of one call, with one request id and one deadline.
 
-    What fails raises the classes of `samserve.client.errors`.
+    Raises the classes of `samserve.client.errors`.
     """
 
     connection: Connection
@@ -45,25 +45,25 @@ class Call:
     def begin(
         cls, connection: Connection, token: Token, request_id: str, timeout_s: float | None
     ) -> Self:
-        """Begin a call; an empty *request_id* makes a new one."""
-        deadline = None if timeout_s is None else _now() + min(timeout_s, _LONGEST_S)
+        """Begin a call; an empty *request_id* is replaced by a new one."""
+        deadline = None if timeout_s is None else _now() + min(timeout_s, _MAX_TIMEOUT_S)
         return cls(connection, token, request_id or uuid.uuid4().hex, deadline)
 
     async def send(self, method: _Method[_Request, _Response], request: _Request) -> _Response:
-        """Send one request; *method* takes the method from the channel."""
-        with self.connection.under_way():
+        """Send one request; *method* returns the RPC method of a channel."""
+        with self.connection.in_use():
             try:
-                # No name for what holds the channel, or the traceback of an error would keep it.
+                # Not bound to a name: the traceback of an error would keep the channel.
                 return await method(self.connection.channel())(
-                    request, timeout=self._left_s(), metadata=self._metadata()
+                    request, timeout=self._remaining_s(), metadata=self._metadata()
                 )
             except grpc.aio.AioRpcError as error:
-                raise self._typed(error)  # noqa: B904
+                raise self._converted(error)  # noqa: B904
 
     async def upload(
         self, method: _Method[_WithImage, _Response], request: _WithImage, upload: Upload
     ) -> _Response:
-        """Send the digest if there is one; the image if there is none, or the server's miss."""
+        """Send the digest if there is one; send the image if not, or if the server lacks it."""
         if upload.digest is not None:
             request.image.CopyFrom(upload.digest)
             with suppress(EmbeddingNotFound):
@@ -71,31 +71,31 @@ class Call:
         request.image.CopyFrom(upload.message)
         return await self.send(method, request)
 
-    async def search(self, request: pb.AutoMaskRequest) -> AsyncGenerator[pb.AutoMaskResponse]:
-        """Yield the messages of a search; closing the generator ends it on the server."""
-        with self.connection.under_way():
+    async def automask(self, request: pb.AutoMaskRequest) -> AsyncGenerator[pb.AutoMaskResponse]:
+        """Yield the messages of an AutoMask; closing the generator cancels it on the server."""
+        with self.connection.in_use():
             call = stub(self.connection.channel()).AutoMask(
-                request, timeout=self._left_s(), metadata=self._metadata()
+                request, timeout=self._remaining_s(), metadata=self._metadata()
             )
             try:
                 async for message in call:
                     yield message
             except grpc.aio.AioRpcError as error:
-                raise self._typed(error)  # noqa: B904
+                raise self._converted(error)  # noqa: B904
             finally:
                 call.cancel()
-                # The traceback of an error would hold the channel: see `forks`.
+                # The traceback of an error would keep the channel: see `forks`.
                 del call
 
-    def _left_s(self) -> float | None:
-        """Return the seconds that are left, at least 0; None without a deadline."""
+    def _remaining_s(self) -> float | None:
+        """Return the remaining seconds, at least 0; None without a deadline."""
         return None if self.deadline is None else max(0.0, self.deadline - _now())
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return call_metadata(self.request_id, self.token)
 
-    def _typed(self, error: grpc.aio.AioRpcError) -> Exception:
-        return typed(error, self.request_id, encrypted=self.connection.encrypted)
+    def _converted(self, error: grpc.aio.AioRpcError) -> Exception:
+        return from_grpc(error, self.request_id, encrypted=self.connection.encrypted)
 
 
 def stub(channel: grpc.aio.Channel) -> samserve_pb2_grpc.SegmentationServiceAsyncStub:
@@ -104,10 +104,10 @@ def stub(channel: grpc.aio.Channel) -> samserve_pb2_grpc.SegmentationServiceAsyn
 
 
 def embed_method(channel: grpc.aio.Channel) -> _Rpc[pb.EmbedRequest, pb.EmbedResponse]:
-    """Return Embed."""
+    """Return the Embed method of a channel."""
     return stub(channel).Embed
 
 
 def predict_method(channel: grpc.aio.Channel) -> _Rpc[pb.PredictRequest, pb.PredictResponse]:
-    """Return Predict."""
+    """Return the Predict method of a channel."""
     return stub(channel).Predict

@@ -1,4 +1,4 @@
-"""The channel: retries, message sizes, credentials."""
+"""The gRPC channel of a client: retries, message sizes, credentials."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from samserve.system.addresses import is_local_target, parse_host, parse_target
 from samserve.v1 import samserve_pb2 as pb
 
 MAX_MESSAGE_BYTES = 256 << 20
-"""What this client sends and takes at most; the server's own limits are in `Client.models`."""
+"""The largest message that the client sends or accepts; `Client.models` has the server's limits."""
 
-# A call that has failed with UNAVAILABLE may be repeated: every method of the service gives the
-# same answer twice.  AutoMask is here too, because gRPC never repeats a call of which a part of
-# the answer has arrived: a search that has begun to stream is not begun again.
+# A call that failed with UNAVAILABLE may be retried: every method of the service is idempotent.
+# AutoMask is included, because gRPC never retries a call after the first response message: one
+# that has begun to stream is not restarted.
 _RETRY_POLICY = {
     "maxAttempts": 4,
     "initialBackoff": "0.1s",
@@ -25,11 +25,11 @@ _RETRY_POLICY = {
 
 
 def service_config() -> str:
-    """Write the gRPC service config as JSON: what is retried, and how, over all addresses."""
+    """Return the gRPC service config as JSON: load balancing and the retry policy."""
     service = pb.DESCRIPTOR.services_by_name["SegmentationService"]
     names = [{"service": service.full_name, "method": method.name} for method in service.methods]
     config = {
-        # Where a name leads to several servers, each gets its part.
+        # If a name resolves to several servers, calls are distributed among them.
         "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [{"name": names, "retryPolicy": _RETRY_POLICY}],
     }
@@ -37,21 +37,21 @@ def service_config() -> str:
 
 
 def check_target(target: str) -> None:
-    """Raise `ValueError` for what gRPC would not connect to, and say how to write it."""
+    """Raise `ValueError` for an invalid target; the text describes the expected form."""
     if not isinstance(target, str):
         raise TypeError(f"target must be a str, HOST:PORT; got {type(target).__name__}")
     if not target:
         raise ValueError("target: expected HOST:PORT, got nothing")
     has_port = ":" in target.rpartition("]")[2]
     try:
-        # Without a port gRPC takes 443.
+        # Without a port gRPC uses 443.
         (parse_target if has_port else parse_host)(target)
     except ValueError as error:
         raise ValueError(f"target: {error}") from None
 
 
 def check_credentials(credentials: grpc.ChannelCredentials | None) -> None:
-    """Raise `TypeError` for what are no credentials of a channel, a file of a CA for instance."""
+    """Raise `TypeError` for anything but channel credentials, such as the path of a CA."""
     if not isinstance(credentials, grpc.ChannelCredentials | None):
         raise TypeError(
             "credentials must be grpc.ChannelCredentials, such as grpc.ssl_channel_credentials(ca) "
@@ -60,11 +60,11 @@ def check_credentials(credentials: grpc.ChannelCredentials | None) -> None:
 
 
 def check_private(target: str) -> None:
-    """Raise `ValueError` for a target that a token would reach in the clear, over a network."""
+    """Raise `ValueError` for a remote target, to which a token would be sent unencrypted."""
     if not is_local_target(target):
         raise ValueError(
-            f"a token would go to {target} without TLS: give credentials, "
-            "or plaintext=True where the network is trusted"
+            f"a token would be sent to {target} without TLS: pass credentials, "
+            "or plaintext=True if the network is trusted"
         )
 
 
@@ -73,23 +73,23 @@ def open_channel(
 ) -> grpc.aio.Channel:
     """Open a channel; without *credentials* it is not encrypted.
 
-    The server's certificate has to be for *server_name*, or, where that is empty, for the host.
+    The server's certificate must be for *server_name*, or for the host if that is empty.
     """
     options: list[tuple[str, str | int]] = [
         ("grpc.service_config", service_config()),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        # gRPC does not repeat a call whose request is larger than this; its default, 256 KiB,
-        # would leave out most uploads.
+        # gRPC does not retry a call whose request is larger than this; its default, 256 KiB, would
+        # exclude most uploads.
         ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
-        # The default is 30 s between two looks at a name, in which servers that have moved would
-        # not be found: a rolling update takes less than that.
+        # By default, gRPC resolves a name every 30 s at most, and would miss servers that have
+        # moved: a rolling update takes less time.
         ("grpc.dns_min_time_between_resolutions_ms", 1000),
     ]
     if server_name:
         options.append(("grpc.ssl_target_name_override", server_name))
     if credentials is None:
-        # A proxy would see everything, a token too, also on the way to this machine itself.
+        # A proxy would see everything, including the token, even for a server on this machine.
         options.append(("grpc.enable_http_proxy", 0))
         return grpc.aio.insecure_channel(target, options=options)
     return grpc.aio.secure_channel(target, credentials, options=options)

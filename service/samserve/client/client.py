@@ -1,4 +1,4 @@
-"""The asyncio client."""
+"""The asyncio client: a method for each RPC."""
 
 from __future__ import annotations
 
@@ -20,38 +20,39 @@ from samserve.client.images import ImageLike, Orientation
 from samserve.client.metadata import Token
 from samserve.client.requests import AutoMaskOptions, Multimask, Prompt, Source
 from samserve.client.results import (
-    Asked,
     AutoMaskEvent,
     AutoMaskRecord,
     AutoMaskResult,
     Catalog,
     Embedding,
+    EmbedOptions,
     Prediction,
     Progress,
     Summary,
 )
 from samserve.v1 import samserve_pb2 as pb
 
-_HEALED_BY_IMAGE = ("EMBEDDING_NOT_FOUND", "STORE_UNAVAILABLE")
+_RETRY_WITH_IMAGE = ("EMBEDDING_NOT_FOUND", "CACHE_UNAVAILABLE")
 
 
 class Client:
-    """Calls one samserve server; used as ``async with Client("host:port") as client``.
+    """Client of one samserve server; used as ``async with Client("host:port") as client``.
 
     *target* is ``host:port``, with an IPv6 address in brackets, or a name that gRPC resolves.
-    *timeout_s* bounds each call, with all requests that it takes; without it the server's own
-    deadlines hold.  Every method takes a *request_id*, which the server logs and errors carry: up
-    to 128 letters, digits and ``_.:/-``; a new one is made where it is empty.
-    *token* is an API key or a bearer token; a callable is asked at each call, for tokens that
-    expire.  It wants *credentials* (TLS), unless the server is on this machine or *plaintext* says
-    that the network is trusted; `ValueError` otherwise, and for a token that cannot be sent.
-    *server_name* is the name that the server's certificate is for, where *target* has another one.
-    A call is a part of the caller's current trace where OpenTelemetry is installed.
+    *timeout_s* limits each call, including all requests that it needs; without it the server's
+    deadlines apply.  Every method has a *request_id*, which the server logs and errors contain: up
+    to 128 letters, digits and ``_.:/-``; if it is empty, a new one is generated.
+    *token* is an API key or a bearer token, or a callable that returns one for each call, for
+    tokens that expire.  A token requires *credentials* (TLS), unless the server is on this machine
+    or *plaintext* declares the network as trusted; otherwise `ValueError` is raised, as for a token
+    that cannot be sent.
+    *server_name* is the name in the server's certificate, if *target* has another one.
+    If OpenTelemetry is installed, a call is a child of the caller's current span.
     Safe for concurrent use on the event loop that opened it.  Raises the classes of
     `samserve.client.errors`.
 
-    A process that is forked needs a client of its own, which works unless a call was under way in
-    the parent; otherwise `RuntimeError` is raised at once.
+    A forked process needs a client of its own, which works unless a call was in flight in the
+    parent at the fork; otherwise `RuntimeError` is raised at once.
     """
 
     def __init__(
@@ -67,9 +68,11 @@ class Client:
         check_target(target)
         check_credentials(credentials)
         if timeout_s is not None and not (isinstance(timeout_s, int | float) and timeout_s > 0):
-            raise ValueError(f"timeout_s must be over 0 seconds, or None; got {timeout_s!r}")
+            raise ValueError(f"timeout_s must be greater than 0, or None; got {timeout_s!r}")
         if not (isinstance(token, str) or callable(token)):
-            raise TypeError(f"token must be a str, or give one; got {type(token).__name__}")
+            raise TypeError(
+                f"token must be a str, or a callable that returns one; got {type(token).__name__}"
+            )
         if token and credentials is None and not plaintext:
             check_private(target)
         self._token = token
@@ -97,11 +100,11 @@ class Client:
         durable: bool = False,
         request_id: str = "",
     ) -> Embedding:
-        """Encode an image and keep its embedding; again, to extend its life.
+        """Encode an image and cache its embedding; a repeated call extends its lifetime.
 
-        A file over 256 KiB is first asked for by its SHA-256, and sent only if the server does
-        not know it.  With *durable*, it is where the death of any one machine does not lose it, or
-        `Unavailable` is raised.
+        For a file over 256 KiB the client first sends its SHA-256, and sends the file only if the
+        server has no embedding of it.  With *durable*, the embedding survives the loss of any one
+        machine, or `Unavailable` is raised.
         """
         request = pb.EmbedRequest(model=requests.checked_model(model))
         if durable:
@@ -116,9 +119,9 @@ class Client:
         orientation: Orientation = "exif",
         request_id: str = "",
     ) -> Embedding:
-        """Have an image encoded that will be needed soon, without waiting for it.
+        """Request the encoding of an image that will be needed soon, without waiting for it.
 
-        `predict` with what this returns waits until it is encoded.
+        `predict` with the returned embedding waits until the image is encoded.
         """
         request = pb.EmbedRequest(model=requests.checked_model(model), prefetch=True)
         return await self._embed(request, image, orientation, self._begin(request_id))
@@ -132,10 +135,10 @@ class Client:
     ) -> Embedding:
         upload = await asyncio.to_thread(images.read, image, orientation)
         response = await call.upload(embed_method, request, upload)
-        asked = Asked(orientation, request.durability == pb.DURABILITY_DURABLE)
-        return responses.embedding(response.embedding, response.timings, asked)
+        embed_options = EmbedOptions(orientation, request.durability == pb.DURABILITY_DURABLE)
+        return responses.embedding(response.embedding, response.timings, embed_options)
 
-    async def predict(  # noqa: PLR0913 - each may be left out
+    async def predict(  # noqa: PLR0913 - all but two are optional
         self,
         source: Source,
         prompts: Sequence[Prompt],
@@ -149,17 +152,17 @@ class Client:
     ) -> Prediction:
         """Segment one object per prompt.
 
-        An image as *source* is asked for and sent as in `embed`, and stays embedded: go on with
-        ``prediction.embedding``.  With an `Embedding` or an id as *source*, *image* is what it was
-        made of, and is sent if the server does not find it, or cannot look for it.  An `Embedding`
-        knows the *model* and *orientation* that it was made with, and whether it was to be durable;
-        name the first two beside an id if they were not the default model and ``exif``; an
-        *orientation* that is not the `Embedding`'s raises ``ValueError``.  With
-        ``low_res_logits="only"`` masks have no pixels, box, area or stability score, which spares
+        An image as *source* is sent as in `embed`, and its embedding is cached: use
+        ``prediction.embedding`` for further calls.  With an `Embedding` or an id as *source*,
+        *image* is its image, which is sent if the server does not find the embedding, or if its
+        cache is unavailable.  An `Embedding` contains its *model*, *orientation* and durability;
+        with an id, pass the first two unless they are the default model and ``exif``.  An
+        *orientation* other than that of the `Embedding` raises ``ValueError``.  With
+        ``low_res_logits="only"`` masks have no pixels, box, area or stability score, which saves
         the upsampling.
         """
         call = self._begin(request_id)
-        asked = requests.asked(source, orientation)
+        embed_options = requests.embed_options(source, orientation)
         messages = await asyncio.to_thread(requests.prompt_messages, prompts)
         request = pb.PredictRequest(
             model=requests.checked_model(model),
@@ -168,38 +171,38 @@ class Client:
             include_low_res_logits=bool(requests.checked_logits(low_res_logits)),
             output_mode=requests.output_mode_value(low_res_logits),
         )
-        located = await asyncio.to_thread(requests.locate, source, asked.orientation)
-        if isinstance(located, str):
-            request.embedding_id = located
-            response = await self._predict_stored(request, source, image, asked, call)
+        sent = await asyncio.to_thread(requests.id_or_upload, source, embed_options.orientation)
+        if isinstance(sent, str):
+            request.embedding_id = sent
+            response = await self._predict_stored(request, source, image, embed_options, call)
         else:
-            response = await call.upload(predict_method, request, located)
-        return responses.prediction(response, asked)
+            response = await call.upload(predict_method, request, sent)
+        return responses.prediction(response, embed_options)
 
     async def _predict_stored(
         self,
         request: pb.PredictRequest,
         source: Source,
         image: ImageLike | None,
-        asked: Asked,
+        embed_options: EmbedOptions,
         call: Call,
     ) -> pb.PredictResponse:
-        """Predict by the id of an embedding; by *image* where the server does not find it."""
+        """Predict by the id of an embedding, or by *image* if the server does not find it."""
         try:
             return await call.send(predict_method, request)
         except (EmbeddingNotFound, Unavailable) as error:
-            if image is None or error.reason not in _HEALED_BY_IMAGE:
+            if image is None or error.reason not in _RETRY_WITH_IMAGE:
                 raise
             lost = isinstance(error, EmbeddingNotFound)
-        upload = await asyncio.to_thread(images.read, image, asked.orientation)
+        upload = await asyncio.to_thread(images.read, image, embed_options.orientation)
         if isinstance(source, Embedding):
-            # The image alone would be embedded by the default model, and not durably.
+            # The image alone would be encoded by the default model, and not be durable.
             request.model = request.model or source.model
-        if asked.durable and lost:
-            again = pb.EmbedRequest(model=request.model, durability=pb.DURABILITY_DURABLE)
-            # Where it cannot be durable now, the click is answered anyway.
+        if embed_options.durable and lost:
+            embed_request = pb.EmbedRequest(model=request.model, durability=pb.DURABILITY_DURABLE)
+            # If it cannot be durable now, Predict succeeds without.
             with suppress(Unavailable):
-                await call.upload(embed_method, again, upload)
+                await call.upload(embed_method, embed_request, upload)
         return await call.upload(predict_method, request, upload)
 
     async def automask(
@@ -213,23 +216,24 @@ class Client:
     ) -> AsyncGenerator[AutoMaskEvent]:
         """Segment everything; *options* as in `AutoMaskOptions`, *orientation* as in `predict`.
 
-        Yields `Progress` while the search runs, then each `AutoMaskRecord`, then one `Summary`.
-        Closing the generator ends the search on the server.
+        Yields `Progress` while the call runs, then each `AutoMaskRecord`, then one `Summary`.
+        Closing the generator cancels the call on the server.
         """
         call = self._begin(request_id)
         request = pb.AutoMaskRequest(
             model=requests.checked_model(model), options=requests.automask_message(options)
         )
-        asked = requests.asked(source, orientation)
-        located = await asyncio.to_thread(requests.locate, source, asked.orientation)
-        if isinstance(located, str):
-            request.embedding_id = located
+        embed_options = requests.embed_options(source, orientation)
+        sent = await asyncio.to_thread(requests.id_or_upload, source, embed_options.orientation)
+        if isinstance(sent, str):
+            request.embedding_id = sent
         else:
-            # Always the file itself: crops need its pixels, and the search outweighs the upload.
-            request.image.CopyFrom(located.message)
-        async with aclosing(call.search(request)) as messages:
+            # Always the file itself: crops need its pixels, and AutoMask takes far longer than the
+            # upload.
+            request.image.CopyFrom(sent.message)
+        async with aclosing(call.automask(request)) as messages:
             async for message in messages:
-                for event in responses.automask_events(message, asked):
+                for event in responses.automask_events(message, embed_options):
                     yield event
 
     async def automask_all(
@@ -242,13 +246,13 @@ class Client:
         on_progress: Callable[[Progress], object] = lambda progress: None,
         **options: Unpack[AutoMaskOptions],
     ) -> AutoMaskResult:
-        """Segment everything and wait for the end; *on_progress* is called on the way."""
+        """Segment everything and return the result; *on_progress* is called meanwhile."""
         records: list[AutoMaskRecord] = []
         summary: Summary | None = None
-        search = self.automask(
+        generator = self.automask(
             source, model=model, orientation=orientation, request_id=request_id, **options
         )
-        async with aclosing(search) as events:
+        async with aclosing(generator) as events:
             async for event in events:
                 match event:
                     case Progress():
@@ -261,7 +265,7 @@ class Client:
         return AutoMaskResult(records, summary)
 
     async def delete_embedding(self, embedding: Embedding | str, *, request_id: str = "") -> bool:
-        """Forget an embedding; False if there was none.  Safe to repeat."""
+        """Delete an embedding; return False if there was none.  Safe to repeat."""
         known = embedding.id if isinstance(embedding, Embedding) else requests.checked_id(embedding)
         request = pb.DeleteEmbeddingRequest(embedding_id=known)
         response = await self._begin(request_id).send(
@@ -270,7 +274,7 @@ class Client:
         return response.deleted
 
     async def models(self, *, request_id: str = "") -> Catalog:
-        """List what is served, the limits on requests and the defaults of AutoMask."""
+        """Return the served models, the limits of requests and the defaults of AutoMask."""
         request = pb.ListModelsRequest()
         response = await self._begin(request_id).send(
             lambda channel: stub(channel).ListModels, request
@@ -278,7 +282,7 @@ class Client:
         return responses.catalog(response)
 
     async def ready(self) -> bool:
-        """Ask whether the server wants calls, by the standard health service."""
+        """Return whether the server is ready, by the standard health service."""
         request = health_pb2.HealthCheckRequest()
         response = await self._begin("").send(
             lambda channel: health_pb2_grpc.HealthStub(channel).Check, request

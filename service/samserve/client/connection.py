@@ -1,4 +1,4 @@
-"""The channel of a client, from its opening to its end, over forks of the process."""
+"""The channel of a client, from its opening to its close, across forks of the process."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _never_free = ctypes.pythonapi.Py_IncRef
 _never_free.argtypes = [ctypes.py_object]
 _never_free.restype = None
 
-# How long a fork waits for the event loop of another thread.
-_RELEASED_WITHIN_S = 2.0
+# How long a fork waits for the event loop of another thread to release the channel.
+_RELEASE_TIMEOUT_S = 2.0
 
 
 class Connection:
-    """Has a channel while it is open, except during a fork of the process.
+    """Holds a channel while it is open, except during a fork of the process.
 
     Used on the event loop that opened it.
     """
@@ -36,24 +36,24 @@ class Connection:
         # Set while it is open.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        # Made when it is first needed.
+        # Created at the first use.
         self._channel: grpc.aio.Channel | None = None
         self._calls = 0
         self._forked = False
-        forks.watch(self)
+        forks.register(self)
 
     def open(self) -> None:
-        """Begin; raises `RuntimeError` if it is open, or if gRPC cannot work in this process."""
+        """Open the channel; raises `RuntimeError` if it is open, or gRPC cannot work here."""
         if self._loop is not None and not self._forked:
-            raise RuntimeError("the client is open already: make another one, or use this one")
+            raise RuntimeError("the client is already open: create another one, or use this one")
         forks.check_usable()
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._forked = False
-        # At once, so that a target which gRPC does not take fails here.
+        # At once, so that a target which gRPC rejects raises here.
         self.channel()
 
     async def close(self) -> None:
-        """End it; calls that are under way end as well."""
+        """Close the channel; calls in flight end as well."""
         channel, self._channel = self._channel, None
         self._loop = None
         if channel is not None:
@@ -61,7 +61,7 @@ class Connection:
 
     @property
     def encrypted(self) -> bool:
-        """Whether it has TLS."""
+        """Whether the channel uses TLS."""
         return self._credentials is not None
 
     def channel(self) -> grpc.aio.Channel:
@@ -72,16 +72,16 @@ class Connection:
             forks.check_usable()
             raise RuntimeError(
                 "the client was opened before this process was forked: open one in the child, "
-                "`async with Client(...) as client`, or use SyncClient, which opens itself again"
+                "`async with Client(...) as client`, or use SyncClient, which reopens itself"
             )
         if self._channel is None:
-            forks.note_use()
+            forks.mark_used()
             self._channel = open_channel(self._target, self._credentials, self._server_name)
         return self._channel
 
     @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """Keep the channel over forks that happen meanwhile."""
+    def in_use(self) -> Iterator[None]:
+        """Keep the channel during the block, also across forks."""
         self._calls += 1
         try:
             yield
@@ -89,7 +89,7 @@ class Connection:
             self._calls -= 1
 
     def before_fork(self) -> bool:
-        """Drop the channel if no call is under way: see `forks`."""
+        """Drop the channel if no call is in flight: see `forks`."""
         loop = self._loop
         if self._channel is None or loop is None:
             return True
@@ -100,12 +100,12 @@ class Connection:
         return self._channel is None
 
     def after_fork(self) -> None:
-        """Belong to the parent: its event loop is not here."""
+        """Mark the connection as the parent's in the child, which lacks its event loop."""
         self._forked = self._loop is not None
         self._calls = 0
         if self._channel is not None:
-            # Never freed: that would wait for a thread which only the parent has, and take gRPC's
-            # socket out of the parent's epoll, which both share.
+            # Never freed: that would wait for a thread that exists in the parent only, and remove
+            # gRPC's socket from the parent's epoll set, which both processes share.
             _never_free(self._channel)
             self._channel = None
 
@@ -116,12 +116,12 @@ class Connection:
             self._release()
             released.set()
 
-        # An event loop that has just been closed has no call under way either.
+        # A loop that has just been closed has no call in flight either.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(release)
-            released.wait(_RELEASED_WITHIN_S)
+            released.wait(_RELEASE_TIMEOUT_S)
 
     def _release(self) -> None:
         if not self._calls:
-            # Its last reference closes it.
+            # Dropping the last reference closes it.
             self._channel = None

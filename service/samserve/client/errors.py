@@ -1,25 +1,25 @@
-"""What a call can raise, and the one table from `google.rpc` details to these classes.
+"""The exceptions of the client, and their mapping from `google.rpc` details.
 
 ::
 
     SamserveClientError
-    ├── InvalidArgument        change the request; ``field_violations`` say where
+    ├── InvalidArgument        change the request; ``field_violations`` names the fields
     ├── NotFound
     │   ├── EmbeddingNotFound  call ``embed`` again, or send the image
     │   └── ModelNotFound      choose another model
-    ├── Unauthenticated        give a ``token`` that holds
-    ├── PermissionDenied       the token's roles do not allow this
-    ├── ResourceExhausted      a message over the size limit of the server, or of the client
-    │   ├── Overloaded         try again after ``retry_after_s``
-    │   └── QuotaExceeded      the same, if that is not None; ``quota_subject`` says whose quota
-    ├── Unavailable            not reachable, or going down; retried already
+    ├── Unauthenticated        pass a valid ``token``
+    ├── PermissionDenied       the token's roles do not allow the call
+    ├── ResourceExhausted      a message exceeds the size limit of the server or the client
+    │   ├── Overloaded         retry after ``retry_after_s``
+    │   └── QuotaExceeded      the same, unless it is None; ``quota_subject`` owns the quota
+    ├── Unavailable            not reachable, or shutting down; was already retried
     ├── DeadlineExceeded       ``timeout_s``, or the server's own deadline, has passed
-    ├── Cancelled              the server or a proxy ended the call
+    ├── Cancelled              the server or a proxy cancelled the call
     └── Internal               report it with ``request_id``
 
-Other than these, only ``OSError`` (an image file that cannot be read), ``ValueError`` and
-``TypeError`` (arguments that cannot be sent), and ``RuntimeError`` (a client that is not open, or
-cannot be used in a forked process) are raised.
+Apart from these, a call raises only ``OSError`` (an image file that cannot be read), ``ValueError``
+and ``TypeError`` (invalid arguments), and ``RuntimeError`` (a client that is not open, or cannot be
+used in a forked process).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DETAILS = "grpc-status-details-bin"
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """What is wrong with one field of the request, by its protobuf path."""
+    """The violation of one field of the request, by its protobuf path."""
 
     field: str
     description: str
@@ -47,7 +47,7 @@ class FieldViolation:
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetails:
-    """What `google.rpc` details add to a status; ``retry_after_s`` None if it says nothing."""
+    """The `google.rpc` details of a status; ``retry_after_s`` is None without a retry delay."""
 
     reason: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -57,11 +57,11 @@ class ErrorDetails:
 
 
 class SamserveClientError(Exception):
-    """A call that failed.
+    """A failed call.
 
-    ``code`` is the name of the gRPC status; ``reason`` the server's reason, which programs may
-    rely on, empty where no samserve answered; ``metadata`` repeats the numbers of the text;
-    ``request_id`` finds the call in the server's log.
+    ``code`` is the name of the gRPC status; ``reason`` is the server's reason, which programs may
+    rely on, and empty if no samserve server responded; ``metadata`` repeats the numbers of the
+    text; ``request_id`` identifies the call in the server's log.
     """
 
     def __init__(
@@ -84,15 +84,15 @@ class SamserveClientError(Exception):
 
 
 class InvalidArgument(SamserveClientError):
-    """A field of the request is wrong."""
+    """A field of the request is invalid."""
 
 
 class NotFound(SamserveClientError):
-    """Something named in the request is not there."""
+    """The request names something that does not exist."""
 
 
 class EmbeddingNotFound(NotFound):
-    """The embedding is unknown, has expired or was evicted: embed again."""
+    """The embedding is unknown, has expired or was evicted: embed the image again."""
 
 
 class ModelNotFound(NotFound):
@@ -100,35 +100,35 @@ class ModelNotFound(NotFound):
 
 
 class Unauthenticated(SamserveClientError):
-    """The server wants credentials, or does not take those that were given."""
+    """The credentials are missing or invalid."""
 
 
 class PermissionDenied(SamserveClientError):
-    """The server knows who calls, and does not allow it this."""
+    """The caller is authenticated, but not allowed to make the call."""
 
 
 class ResourceExhausted(SamserveClientError):
-    """A message is larger than the server, or this client, takes."""
+    """A message exceeds the size limit of the server or of this client."""
 
 
 class Overloaded(ResourceExhausted):
-    """The server is at one of its bounds: nothing was begun, try again later."""
+    """A limit of the server is reached; no work has begun, retry later."""
 
 
 class QuotaExceeded(Overloaded):
-    """A quota is used up; without ``retry_after_s``, waiting does not help: ask for less."""
+    """A quota is exhausted; without ``retry_after_s`` waiting does not help: request less."""
 
 
 class Unavailable(SamserveClientError):
-    """The server, or a part of it, cannot be reached."""
+    """The server, or one of its components, is unavailable."""
 
 
 class DeadlineExceeded(SamserveClientError):
-    """The call ran out of time."""
+    """The deadline of the call has passed."""
 
 
 class Cancelled(SamserveClientError):
-    """The call was ended by the other side."""
+    """The server or a proxy cancelled the call."""
 
 
 class Internal(SamserveClientError):
@@ -154,21 +154,21 @@ _BY_CODE: Mapping[grpc.StatusCode, type[SamserveClientError]] = {
 }
 
 
-def typed(
+def from_grpc(
     error: grpc.aio.AioRpcError, request_id: str, *, encrypted: bool = False
 ) -> SamserveClientError:
-    """Make the exception of the table of a `grpc` exception.
+    """Convert a `grpc` exception to one of these classes.
 
-    *encrypted* is whether the connection has TLS, for what to do about one that fails.  The cause
-    is left without a traceback, which would keep the channel: see `forks`.
+    *encrypted* is whether the connection uses TLS, which selects the advice in the text.  The cause
+    has no traceback, which would keep the channel: see `forks`.
     """
     trailing = dict(error.trailing_metadata() or ())
     details = _details(trailing.get(_DETAILS))
     code = error.code()
     kind = _BY_REASON.get(details.reason) or _BY_CODE.get(code, SamserveClientError)
-    said = error.details() or code.name
+    text = error.details() or code.name
     failure = kind(
-        said if details.reason else advise(code, said, encrypted=encrypted),
+        text if details.reason else advise(code, text, encrypted=encrypted),
         code=code.name,
         request_id=str(trailing.get(REQUEST_ID, request_id)),
         details=details,
@@ -178,7 +178,7 @@ def typed(
 
 
 def _details(serialized: str | bytes | None) -> ErrorDetails:
-    """Read the details that are known; others, and damaged ones, say nothing."""
+    """Read the known details; unknown and corrupt ones are ignored."""
     if not isinstance(serialized, bytes):
         return ErrorDetails()
     info = error_details_pb2.ErrorInfo()

@@ -1,10 +1,10 @@
 """Clients in processes that fork: gunicorn, celery, data loaders, `multiprocessing`.
 
-gRPC is usable in a forked child only if the parent had shut it down, or had nothing under way.  The
-thread that `grpc.aio` waits in as long as there is a channel is always under way: a child that is
-forked beside it crashes or waits for ever with any channel, also a new one.  So before a fork every
-client that has no call under way drops its channel, which ends that thread, and opens another at
-its next call.  Where that was not possible, clients in the child raise at once.
+gRPC is usable in a forked child only if it was shut down, or inactive, in the parent.  While a
+channel exists, the polling thread of `grpc.aio` is active: in a child that is forked meanwhile, any
+channel, even a new one, crashes or blocks for ever.  So before a fork every client without a call
+in flight drops its channel, which ends that thread, and opens another at its next call.  Where that
+was not possible, clients in the child raise at once.
 """
 
 from __future__ import annotations
@@ -17,58 +17,58 @@ import weakref
 from pathlib import Path
 from typing import Protocol
 
-# In which `grpc.aio` waits; there is no public way to ask whether it does.
+# The polling thread of `grpc.aio`; there is no public way to detect it.
 _POLLER = "(_poll_wrapper)"
-# Threads of gRPC's core by their names in Linux, which come to an end with its last channel.
+# Threads of gRPC's core by their names in Linux, which end with its last channel.
 _CORE = ("grpc", "event_engine", "lifeguard")
 _TASKS = Path("/proc/self/task")
-# How long a fork waits for them; they stay for ever where others use gRPC in this process too.
-_SETTLED_WITHIN_S = 2.0
+# How long a fork waits for them; they never end if other code in this process uses gRPC.
+_SHUTDOWN_TIMEOUT_S = 2.0
 _POLL_S = 0.001
 
 
-class Forking(Protocol):
-    """What has to know of forks."""
+class ForkListener(Protocol):
+    """An object that is notified of forks."""
 
     def before_fork(self) -> bool:
-        """Let go of gRPC, if nothing is under way; say whether.  May be called in any thread."""
+        """Release gRPC unless it is in use; return whether it is released.  Thread-safe."""
 
     def after_fork(self) -> None:
-        """Forget, in the child, what only the parent still has."""
+        """Reset, in the child, the state that belongs to the parent."""
 
 
 class _Forks:
-    """What this process knows of its forks."""
+    """The fork handling of this process."""
 
     def __init__(self) -> None:
-        self._watched: weakref.WeakSet[Forking] = weakref.WeakSet()
-        # Whether gRPC may have been used since it was last seen to be shut down.
+        self._listeners: weakref.WeakSet[ForkListener] = weakref.WeakSet()
+        # Whether gRPC may have been used since it was last known to be shut down.
         self._used = False
         self._in_use = False
         self._unusable = False
 
-    def watch(self, one: Forking) -> None:
-        """Have its methods called at every fork, as long as something refers to it."""
-        self._watched.add(one)
+    def register(self, listener: ForkListener) -> None:
+        """Call the methods of *listener* at every fork, as long as something refers to it."""
+        self._listeners.add(listener)
         self._used = True
 
-    def note_use(self) -> None:
-        """Say that gRPC is about to be used."""
+    def mark_used(self) -> None:
+        """Record that gRPC is about to be used."""
         self._used = True
 
     def check_usable(self) -> None:
-        """Raise `RuntimeError` in a process in which gRPC can only crash or wait for ever."""
+        """Raise `RuntimeError` in a process in which gRPC would crash or block for ever."""
         if self._unusable:
             raise RuntimeError(
-                "gRPC cannot work in this process: it was forked while the parent had a call under "
-                "way. Fork when no call is under way, or before the first one, or start processes "
-                "with multiprocessing's 'spawn' or 'forkserver'"
+                "gRPC cannot work in this process: it was forked while the parent had a call in "
+                "flight. Fork when no call is in flight, or before the first one, or start "
+                "processes with multiprocessing's 'spawn' or 'forkserver'"
             )
 
     def before(self) -> None:
-        held = [one for one in list(self._watched) if not one.before_fork()]
-        if self._used and not held:
-            # A channel may be held by what is referred to by nothing but itself.
+        active = [each for each in list(self._listeners) if not each.before_fork()]
+        if self._used and not active:
+            # A reference cycle may hold a channel.
             if _is_polling():
                 gc.collect()
             _wait_until_shut_down()
@@ -77,18 +77,18 @@ class _Forks:
 
     def in_child(self) -> None:
         self._unusable = self._unusable or self._in_use
-        for one in list(self._watched):
-            one.after_fork()
+        for listener in list(self._listeners):
+            listener.after_fork()
 
 
 def _is_polling() -> bool:
-    """Return whether `grpc.aio` waits in this process."""
+    """Return whether the polling thread of `grpc.aio` runs in this process."""
     return any(_POLLER in thread.name for thread in threading.enumerate())
 
 
 def _wait_until_shut_down() -> None:
-    """Wait for gRPC's core, which ends in a thread of its own; not long, if it has other users."""
-    deadline = time.monotonic() + _SETTLED_WITHIN_S
+    """Wait until gRPC's core has ended in its own threads, with a timeout for other users."""
+    deadline = time.monotonic() + _SHUTDOWN_TIMEOUT_S
     while (_is_polling() or _core_threads()) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
 
@@ -107,5 +107,5 @@ def _name_of(task: Path) -> str:
 
 
 _forks = _Forks()
-watch, note_use, check_usable = _forks.watch, _forks.note_use, _forks.check_usable
+register, mark_used, check_usable = _forks.register, _forks.mark_used, _forks.check_usable
 os.register_at_fork(before=_forks.before, after_in_child=_forks.in_child)

@@ -1,4 +1,4 @@
-"""Images to protobuf: files, bytes of files and numpy arrays."""
+"""Conversion of images to protobuf: files, bytes of files and numpy arrays."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ ImageLike = str | os.PathLike[str] | bytes | bytearray | memoryview | npt.NDArra
 """A path, the bytes of a JPEG, PNG or WebP file, or uint8 ``[h, w, 3]`` RGB or ``[h, w]`` grey."""
 
 Orientation = Literal["exif", "ignore"]
-"""``exif`` turns the image as its camera said, as viewers do; ``ignore`` does not."""
+"""``exif`` applies the EXIF orientation, as viewers do; ``ignore`` does not."""
 
 _ORIENTATIONS = {"exif": pb.ORIENTATION_EXIF, "ignore": pb.ORIENTATION_IGNORE}
-# Below this, asking by hash first costs about as much as sending the file.
-_WORTH_ASKING_BYTES = 256 << 10
+# Below this, sending the hash first costs about as much as sending the file.
+_MIN_DIGEST_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An image ready to be sent; ``digest`` asks for it without its bytes, if that pays."""
+    """An image ready to be sent; ``digest`` is sent first for large files, None for others."""
 
     message: pb.Image
     digest: pb.Image | None = None
@@ -35,47 +35,47 @@ class Upload:
 def read(image: ImageLike, orientation: Orientation = "exif") -> Upload:
     """Read an image.
 
-    Blocks on files and hashes large ones.  Raises ``OSError`` for a file that cannot be read,
-    ``TypeError`` or ``ValueError`` for what cannot be an image.
+    Blocks while reading a file and while hashing a large one.  Raises ``OSError`` for a file that
+    cannot be read, ``TypeError`` or ``ValueError`` for anything that is not an image.
     """
-    orientation = chosen_orientation(orientation, None)
+    orientation = resolve_orientation(orientation, None)
     if isinstance(image, np.ndarray):
         return Upload(pb.Image(raw=_raw(image)))
     if isinstance(image, str) and "://" in image:
-        raise ValueError(f"{image[:200]!r} is a URL: download the image, and give a path or bytes")
+        raise ValueError(f"{image[:200]!r} is a URL: download the image, and pass a path or bytes")
     if isinstance(image, str | os.PathLike):
         if "\0" in os.fspath(image):
-            raise ValueError(f"no file can have the name {os.fspath(image)!r}: it has a zero byte")
+            raise ValueError(f"{os.fspath(image)!r} is not a valid file name: it has a zero byte")
         image = Path(image).read_bytes()
     if isinstance(image, bytearray | memoryview):
         image = bytes(image)
     if not isinstance(image, bytes):
         raise TypeError(
-            "an image is a path, the bytes of a file or a numpy array, which np.asarray makes of "
-            f"most images; got {type(image).__name__}"
+            "an image must be a path, the bytes of a file or a numpy array (np.asarray converts "
+            f"most images); got {type(image).__name__}"
         )
-    chosen = _ORIENTATIONS[orientation]
-    upload = pb.Image(encoded=image, orientation=chosen)
-    if len(image) <= _WORTH_ASKING_BYTES:
+    value = _ORIENTATIONS[orientation]
+    upload = pb.Image(encoded=image, orientation=value)
+    if len(image) <= _MIN_DIGEST_BYTES:
         return Upload(upload)
     sha256 = hashlib.sha256(image).digest()
-    return Upload(upload, pb.Image(encoded_sha256=sha256, orientation=chosen))
+    return Upload(upload, pb.Image(encoded_sha256=sha256, orientation=value))
 
 
-def chosen_orientation(wanted: Orientation | None, made_with: Orientation | None) -> Orientation:
-    """Return the orientation of an image: what is wanted, or what its embedding was made with.
+def resolve_orientation(given: Orientation | None, embedded: Orientation | None) -> Orientation:
+    """Return the given orientation of an image, or the one of its embedding.
 
-    Raises ``ValueError`` for what is none, and where the two differ: coordinates and masks of an
-    embedding are in the frame that it was made in.
+    Raises ``ValueError`` for an invalid value, and if the two differ: coordinates and masks of an
+    embedding are in the frame in which it was computed.
     """
-    if wanted is not None and wanted not in _ORIENTATIONS:
-        raise ValueError(f"orientation must be 'exif' or 'ignore', got {wanted!r}")
-    if wanted and made_with and wanted != made_with:
+    if given is not None and given not in _ORIENTATIONS:
+        raise ValueError(f"orientation must be 'exif' or 'ignore', got {given!r}")
+    if given and embedded and given != embedded:
         raise ValueError(
-            f"orientation: the embedding was made with {made_with!r}; embed the image again "
-            f"for {wanted!r}"
+            f"orientation: the embedding was computed with {embedded!r}; embed the image again "
+            f"for {given!r}"
         )
-    return wanted or made_with or "exif"
+    return given or embedded or "exif"
 
 
 def _raw(pixels: npt.NDArray[Any]) -> pb.RawImage:

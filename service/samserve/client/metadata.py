@@ -1,4 +1,4 @@
-"""What goes with every call beside its request: checked here, since gRPC's core only crashes."""
+"""The metadata of every call; validated here, because invalid metadata crashes gRPC's core."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ from collections.abc import Callable
 from samserve.client.tracing import Headers, trace_headers
 
 Token = str | Callable[[], str]
-"""An API key or bearer token, or what returns one; empty sends none."""
+"""An API key or bearer token, or a callable that returns one; an empty one is not sent."""
 
 REQUEST_ID = "x-request-id"
 
-# What the server takes; any other it would replace by one of its own.
+# The ids that the server accepts; it replaces others by new ones.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 
 
 def call_metadata(request_id: str, token: Token) -> Headers:
-    """Write the metadata of a call, the caller's trace among it; an empty *token* is left out.
+    """Return the metadata of a call, including the trace headers and a non-empty *token*.
 
-    Raises ``ValueError`` and ``TypeError``, which never quote the token.
+    Raises ``ValueError`` and ``TypeError``, whose texts never contain the token.
     """
     if not isinstance(request_id, str):
         raise TypeError(f"request_id must be a str; got {type(request_id).__name__}")
     if not _REQUEST_ID.fullmatch(request_id):
         raise ValueError(
-            "request_id must be from 1 to 128 letters, digits and _.:/- of ASCII; "
-            f"got {request_id[:128]!r}"
+            f"request_id must be 1 to 128 ASCII letters, digits and _.:/-; got {request_id[:128]!r}"
         )
     token = token() if callable(token) else token
     if not isinstance(token, str):
-        raise TypeError(f"token must give a str; got {type(token).__name__}")
+        raise TypeError(f"token must return a str; got {type(token).__name__}")
     token = token.strip()
     if not _can_be_sent(token):
-        raise ValueError("the token has characters that no token has: give it alone, on one line")
-    # Propagators that others have chosen may write anything.
+        raise ValueError("the token has invalid characters: pass the token alone, on one line")
+    # Propagators are configured by the application, and may write anything.
     traces = tuple(pair for pair in trace_headers() if all(map(_can_be_sent, pair)))
     named = ((REQUEST_ID, request_id), *traces)
     return (*named, ("authorization", f"Bearer {token}")) if token else named

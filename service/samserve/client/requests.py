@@ -1,4 +1,4 @@
-"""Sources, prompts and options to protobuf."""
+"""Conversion of sources, prompts and options to protobuf."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from samserve.client import images
 from samserve.client.images import ImageLike, Orientation, Upload
-from samserve.client.results import Asked, Embedding
+from samserve.client.results import Embedding, EmbedOptions
 from samserve.core import rle
 from samserve.v1 import samserve_pb2 as pb
 
 Source = Embedding | ImageLike
-"""What is segmented: an `Embedding` or its id (any ``str``), or an image (a path as ``Path``)."""
+"""What to segment: an `Embedding` or its id (any ``str``), or an image (a path as ``Path``)."""
 
 Multimask = Literal["auto", "all", "single"]
 """``auto``: one mask by the reference's rule; ``all``: three candidates; ``single``: token 0."""
 
-# What ids may look like; what else they say is up to the server.
+# The characters of ids; their content is opaque to the client.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 PointLike = tuple[float, float] | tuple[float, float, int]
@@ -42,9 +42,9 @@ _LABELS = {0: pb.Point.LABEL_BACKGROUND, 1: pb.Point.LABEL_FOREGROUND}
 class Prompt:
     """One object to segment: points, box and mask in any combination, at least one of them.
 
-    ``points`` are ``(x, y)`` for a click on the object, or ``(x, y, label)`` with label 1 on the
-    object and 0 not on it; ``box`` is ``(x0, y0, x1, y1)``; all in pixels of the image.  ``mask``
-    is bool ``[h, w]`` over the whole image, or float32 low-res logits of an earlier answer
+    ``points`` are ``(x, y)`` for a point on the object, or ``(x, y, label)`` with label 1 on the
+    object and 0 on the background; ``box`` is ``(x0, y0, x1, y1)``; all in pixels of the image.
+    ``mask`` is bool ``[h, w]`` over the whole image, or float32 low-res logits of an earlier result
     (`Mask.low_res_logits`).
     """
 
@@ -56,9 +56,9 @@ class Prompt:
 class AutoMaskOptions(TypedDict, total=False):
     """Options of ``automask`` by the names of the reference generator.
 
-    What is left out takes the server's default (`Catalog.automask_defaults`).  ``point_grids``
-    are float ``[k, 2]`` in 0..1, one for each layer; ``region_of_interest`` is
-    ``(x0, y0, x1, y1)`` in pixels of the image.
+    Omitted options have the server's defaults (`Catalog.automask_defaults`).  ``point_grids`` are
+    float ``[k, 2]`` in 0..1, one for each layer; ``region_of_interest`` is ``(x0, y0, x1, y1)`` in
+    pixels of the image.
     """
 
     points_per_side: int
@@ -77,27 +77,28 @@ class AutoMaskOptions(TypedDict, total=False):
     max_masks: int
 
 
-def asked(source: Source, orientation: Orientation | None) -> Asked:
-    """Return how the image of *source* was asked for, or is to be.
+def embed_options(source: Source, orientation: Orientation | None) -> EmbedOptions:
+    """Return the options with which the image of *source* was embedded, or is to be.
 
-    Raises ``ValueError`` for an *orientation* that is none, or not that of the embedding.
+    Raises ``ValueError`` for an *orientation* that is invalid, or not that of the embedding.
     """
     if isinstance(source, Embedding):
-        return Asked(images.chosen_orientation(orientation, source.orientation), source.durable)
-    return Asked(images.chosen_orientation(orientation, None))
+        resolved = images.resolve_orientation(orientation, source.orientation)
+        return EmbedOptions(resolved, source.durable)
+    return EmbedOptions(images.resolve_orientation(orientation, None))
 
 
-def locate(source: Source, orientation: Orientation) -> str | Upload:
-    """Return the id of an embedding, or an image ready to be sent; raises as `images.read`."""
+def id_or_upload(source: Source, orientation: Orientation) -> str | Upload:
+    """Return the id of an embedding, or an image ready to be sent; raises like `images.read`."""
     if isinstance(source, Embedding):
         return source.id
     return checked_id(source) if isinstance(source, str) else images.read(source, orientation)
 
 
 def prompt_messages(prompts: Sequence[Prompt]) -> list[pb.Prompt]:
-    """Write prompts.
+    """Convert prompts.
 
-    Raises ``ValueError`` and ``TypeError``, which name the part, for what no message can say.
+    Raises ``ValueError`` and ``TypeError``, which name the invalid part.
     """
     if isinstance(prompts, Prompt):
         raise TypeError("prompts must be a sequence: write [prompt] for a single one")
@@ -108,20 +109,20 @@ def prompt_messages(prompts: Sequence[Prompt]) -> list[pb.Prompt]:
 def checked_id(text: str) -> str:
     """Return the id of an embedding.
 
-    Raises ``ValueError`` for what is none, the name of a file for instance.
+    Raises ``ValueError`` for a text that is not an id, such as a file name.
     """
     if not isinstance(text, str):
-        raise TypeError(f"an embedding id is a str, Embedding.id; got {type(text).__name__}")
+        raise TypeError(f"an embedding id must be a str; got {type(text).__name__}")
     if not _ID.fullmatch(text):
         raise ValueError(
-            f"{text[:200]!r} is not an embedding id, which Embedding.id is: give an image file as "
+            f"{text[:200]!r} is not an embedding id (Embedding.id); pass an image file as "
             "pathlib.Path, or its bytes"
         )
     return text
 
 
 def checked_model(name: str) -> str:
-    """Return the name of a model; raises ``TypeError`` and ``ValueError`` for what is no text."""
+    """Return the name of a model; raises ``TypeError`` or ``ValueError`` if it is not text."""
     if not isinstance(name, str):
         raise TypeError(f"model must be a str, or '' for the default; got {name!r}")
     try:
@@ -132,28 +133,28 @@ def checked_model(name: str) -> str:
 
 
 def multimask_value(multimask: Multimask) -> pb.Multimask.ValueType:
-    """Write which candidates are wanted."""
+    """Convert the choice of candidates."""
     if not isinstance(multimask, str) or multimask not in _MULTIMASKS:
         raise ValueError(f"multimask must be 'auto', 'all' or 'single', got {multimask!r}")
     return _MULTIMASKS[multimask]
 
 
-def checked_logits(wanted: bool | Literal["only"]) -> bool | Literal["only"]:
-    """Return whether logits are wanted; raises ``ValueError`` for anything else."""
-    if not (isinstance(wanted, bool) or (isinstance(wanted, str) and wanted == "only")):
-        raise ValueError(f"low_res_logits must be True, False or 'only', got {_shown(wanted)}")
-    return wanted
+def checked_logits(value: bool | Literal["only"]) -> bool | Literal["only"]:
+    """Return *value*; raises ``ValueError`` if it is not True, False or ``only``."""
+    if not (isinstance(value, bool) or (isinstance(value, str) and value == "only")):
+        raise ValueError(f"low_res_logits must be True, False or 'only', got {_short(value)}")
+    return value
 
 
 def automask_message(options: AutoMaskOptions) -> pb.AutoMaskOptions:
-    """Write AutoMask options.
+    """Convert AutoMask options.
 
-    Raises ``TypeError`` for an unknown name and ``ValueError`` for a value that cannot be sent.
+    Raises ``TypeError`` for an unknown name and ``ValueError`` for an invalid value.
     """
     known = pb.AutoMaskOptions.DESCRIPTOR.fields_by_name
     if unknown := sorted(set(options) - set(known)):
         raise TypeError(
-            f"no such AutoMask option: {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+            f"unknown AutoMask option: {', '.join(unknown)}; known are {', '.join(sorted(known))}"
         )
     values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     region = values.pop("region_of_interest", None)
@@ -174,7 +175,7 @@ def automask_message(options: AutoMaskOptions) -> pb.AutoMaskOptions:
 
 
 def output_mode_value(logits: bool | Literal["only"]) -> pb.OutputMode.ValueType:
-    """Choose how masks are to be written."""
+    """Return the output mode for masks with pixels, or for logits only."""
     return pb.OUTPUT_MODE_LOW_RES_LOGITS if logits == "only" else pb.OUTPUT_MODE_COCO_RLE
 
 
@@ -196,7 +197,7 @@ def _point(point: PointLike, name: str) -> pb.Point:
         x, y, label = point if len(point) == 3 else (*point, 1)
         message = pb.Point(x=x, y=y)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be (x, y) or (x, y, label), got {_shown(point)}") from None
+        raise ValueError(f"{name} must be (x, y) or (x, y, label), got {_short(point)}") from None
     if label not in (0, 1):
         raise ValueError(f"{name}: the label must be 1 (on the object) or 0, got {label!r}")
     message.label = _LABELS[int(label)]
@@ -208,7 +209,7 @@ def _box(box: BoxLike, name: str) -> pb.Box:
         x_min, y_min, x_max, y_max = box
         return pb.Box(x_min=x_min, y_min=y_min, x_max=x_max, y_max=y_max)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be (x0, y0, x1, y1), got {_shown(box)}") from None
+        raise ValueError(f"{name} must be (x0, y0, x1, y1), got {_short(box)}") from None
 
 
 def _mask(mask: npt.NDArray[Any], name: str) -> pb.MaskInput:
@@ -229,17 +230,17 @@ def _mask(mask: npt.NDArray[Any], name: str) -> pb.MaskInput:
 def _grid(grid: npt.NDArray[Any], name: str) -> pb.PointGrid:
     points = np.asarray(grid)
     if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"{name} must be float [k, 2], got {_shown(grid)}")
+        raise ValueError(f"{name} must be float [k, 2], got {_short(grid)}")
     return pb.PointGrid(points=[pb.NormalizedPoint(x=x, y=y) for x, y in points])
 
 
 def _check_iterable(values: object, name: str) -> None:
     if not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be a sequence, got {_shown(values)}")
+        raise TypeError(f"{name} must be a sequence, got {_short(values)}")
 
 
-def _shown(value: object) -> str:
-    """Write a wrong value in few words."""
+def _short(value: object) -> str:
+    """Return a short text of an invalid value."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {list(value.shape)}"
     return reprlib.repr(value)

@@ -1,4 +1,4 @@
-"""Protobuf to answers."""
+"""Conversion of protobuf responses to results."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 
 from samserve.client.results import (
-    Asked,
     AutoMaskEvent,
     AutoMaskRecord,
     Catalog,
     Embedding,
+    EmbedOptions,
     FilterCount,
     Mask,
     Model,
@@ -32,33 +32,35 @@ from samserve.v1 import samserve_pb2 as pb
 _T = TypeVar("_T", Embedding, Mask, Model, ModelCard, Parity)
 
 
-def embedding(message: pb.Embedding, timings: Iterable[pb.StageTiming], asked: Asked) -> Embedding:
-    """Read which embedding answered."""
+def embedding(
+    message: pb.Embedding, timings: Iterable[pb.StageTiming], options: EmbedOptions
+) -> Embedding:
+    """Read the description of an embedding that was requested with *options*."""
     known = message.HasField("expire_time")
-    return _copied(
+    return _from_message(
         Embedding,
         message,
         image_size=(message.image_size.height, message.image_size.width),
         expires_at=message.expire_time.ToDatetime(tzinfo=UTC) if known else None,
         stored=_name(pb.Stored.DESCRIPTOR, message.stored),
         timings_ms=timings_ms(timings),
-        **asked._asdict(),
+        **options._asdict(),
     )
 
 
-def prediction(message: pb.PredictResponse, asked: Asked) -> Prediction:
-    """Read the answer of Predict about an embedding that was asked for in this way."""
+def prediction(message: pb.PredictResponse, options: EmbedOptions) -> Prediction:
+    """Read the response of Predict; its embedding was requested with *options*."""
     return Prediction(
         results=[[_mask(mask) for mask in result.masks] for result in message.results],
-        embedding=embedding(message.embedding, message.timings, asked),
+        embedding=embedding(message.embedding, message.timings, options),
         timings_ms=timings_ms(message.timings),
     )
 
 
-def automask_events(message: pb.AutoMaskResponse, asked: Asked) -> Iterator[AutoMaskEvent]:
-    """Read one message of the stream about an embedding that was asked for in this way.
+def automask_events(message: pb.AutoMaskResponse, options: EmbedOptions) -> Iterator[AutoMaskEvent]:
+    """Read one message of the stream; its embedding was requested with *options*.
 
-    Kinds that are not known are passed over.
+    Unknown kinds of messages are skipped.
     """
     match message.WhichOneof("event"):
         case "progress":
@@ -66,11 +68,11 @@ def automask_events(message: pb.AutoMaskResponse, asked: Asked) -> Iterator[Auto
         case "masks":
             yield from (_record(record) for record in message.masks.records)
         case "summary":
-            yield _summary(message.summary, asked)
+            yield _summary(message.summary, options)
 
 
 def catalog(message: pb.ListModelsResponse) -> Catalog:
-    """Read what is served."""
+    """Read the served models, limits and defaults."""
     limits = message.limits
     defaults = message.automask_defaults
     return Catalog(
@@ -91,7 +93,7 @@ def timings_ms(timings: Iterable[pb.StageTiming]) -> dict[str, float]:
 
 def _mask(message: pb.Mask) -> Mask:
     size = message.coco_rle.size
-    return _copied(
+    return _from_message(
         Mask,
         message,
         size=(size.height, size.width),
@@ -130,9 +132,9 @@ def _progress(message: pb.AutoMaskProgress) -> Progress:
     )
 
 
-def _summary(message: pb.AutoMaskSummary, asked: Asked) -> Summary:
+def _summary(message: pb.AutoMaskSummary, options: EmbedOptions) -> Summary:
     return Summary(
-        embedding=embedding(message.embedding, message.timings, asked),
+        embedding=embedding(message.embedding, message.timings, options),
         timings_ms=timings_ms(message.timings),
         filters=tuple(
             FilterCount(count.filter, count.in_count, count.out_count) for count in message.filters
@@ -142,7 +144,7 @@ def _summary(message: pb.AutoMaskSummary, asked: Asked) -> Summary:
 
 
 def _model(message: pb.Model) -> Model:
-    return _copied(
+    return _from_message(
         Model,
         message,
         capabilities=tuple(
@@ -155,17 +157,19 @@ def _model(message: pb.Model) -> Model:
 
 def _card(message: pb.ModelCard) -> ModelCard:
     compared = message.HasField("parity")
-    return _copied(ModelCard, message, parity=_copied(Parity, message.parity) if compared else None)
+    return _from_message(
+        ModelCard, message, parity=_from_message(Parity, message.parity) if compared else None
+    )
 
 
-def _copied(kind: type[_T], message: Message, **values: Any) -> _T:
-    """Make a value of *values*, and for its other fields of those that *message* has."""
+def _from_message(kind: type[_T], message: Message, **values: Any) -> _T:
+    """Create a *kind* from *values*, and from *message* for its other fields."""
     same = {each.name for each in fields(kind)} - set(values)
     return kind(**{name: getattr(message, name) for name in same}, **values)
 
 
 def _name(enum: EnumDescriptor, value: int) -> str:
-    """Name a value without its prefix; empty if it is not told, or newer than this client."""
+    """Return the name of a value without its prefix; empty if unspecified or unknown."""
     known = enum.values_by_number.get(value)
     prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
     return known.name.removeprefix(prefix).lower() if value and known else ""

@@ -1,4 +1,4 @@
-"""Answers as plain values; sizes are ``(height, width)``, boxes of answers ``(x, y, w, h)``."""
+"""Results as plain values; sizes are ``(height, width)``, boxes of results ``(x, y, w, h)``."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from samserve.types import CocoRle, ModelCard, Size
 Xywh = tuple[float, float, float, float]
 
 
-class Asked(NamedTuple):
-    """How the image of an embedding was asked for, which its answer does not tell."""
+class EmbedOptions(NamedTuple):
+    """The options with which an image was embedded; responses do not repeat them."""
 
     orientation: Orientation = "exif"
     durable: bool = False
@@ -27,14 +27,14 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """A stored embedding; ``image_size`` is the frame of coordinates.
+    """A cached embedding; ``image_size`` is the frame of coordinates.
 
-    ``cached`` tells whether it was there before the call; ``stored`` where it is: ``shared`` with
-    other servers, ``local`` to this one, ``pending`` after `Client.prefetch`, or empty if that is
-    not told.  ``expires_at`` is None while it is pending.  ``timings_ms`` are the stages of the
-    call that answered it.  ``orientation`` is how the client asked for the image to be turned:
-    an image that is sent again for it is turned alike.  ``durable`` is whether the client asked for
-    it to be durable, and asks again where it has to be made again.
+    ``cached`` is whether it was cached before the call; ``stored`` is where it is: ``shared`` with
+    other servers, ``local`` to this one, ``pending`` after `Client.prefetch`, or empty if unknown.
+    ``expires_at`` is None while it is pending.  ``timings_ms`` are the stages of the call that
+    returned it.  ``orientation`` is the requested orientation of the image; an image that is sent
+    again for it has the same.  ``durable`` is whether the client requested durability, which it
+    requests again if the image is encoded again.
     """
 
     id: str
@@ -54,9 +54,9 @@ class Mask:
 
     ``rle`` is ``{"size": [h, w], "counts": str}`` as pycocotools reads it; ``bbox`` is XYWH
     with ``w = x_max - x_min`` of the inclusive extreme pixels, as the reference writes it;
-    ``token_index`` 0 is the model's single mask, 1 to 3 are the ambiguous ones.
-    ``low_res_logits``, if asked for, is float32 ``[256, 256]`` and serves as `Prompt.mask`; if
-    only they were asked for, ``counts`` is empty and there are no pixels.
+    ``token_index`` 0 is the single-mask output, 1 to 3 are the multimask outputs.
+    ``low_res_logits``, if requested, is float32 ``[256, 256]`` and can be used as `Prompt.mask`; if
+    only logits were requested, ``counts`` is empty and there are no pixels.
     """
 
     size: tuple[int, int]
@@ -75,22 +75,22 @@ class Mask:
 
     @cached_property
     def array(self) -> npt.NDArray[np.bool_]:
-        """Bool ``[h, w]``, decoded when first asked for and kept."""
+        """Bool ``[h, w]``, decoded at the first access and kept."""
         return self.decode()
 
     def decode(self) -> npt.NDArray[np.bool_]:
-        """Decode to bool ``[h, w]``, a byte a pixel, which is not kept.
+        """Decode to bool ``[h, w]``, one byte per pixel, without keeping it.
 
         Raises `ValueError` for a mask without pixels.
         """
         if not self.counts:
-            raise ValueError("this mask has no pixels: only low-res logits were asked for")
+            raise ValueError("this mask has no pixels: only low-res logits were requested")
         return run_lengths.decode(CocoRle(Size(*self.size), self.counts))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """The answer of ``predict``: for each prompt its masks, in token order."""
+    """The result of ``predict``: for each prompt its masks, in token order."""
 
     results: list[list[Mask]]
     embedding: Embedding
@@ -99,7 +99,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a search is, over all crops."""
+    """The progress of ``automask``, over all crops."""
 
     evaluated_points: int
     total_points: int
@@ -109,7 +109,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AutoMaskRecord:
-    """A mask found by ``automask``: the clicked grid point and the crop, in image pixels."""
+    """A mask found by ``automask``: the prompted grid point and the crop, in image pixels."""
 
     mask: Mask
     point: tuple[float, float]
@@ -118,7 +118,7 @@ class AutoMaskRecord:
 
 @dataclass(frozen=True, slots=True)
 class FilterCount:
-    """How many candidates came to a filter and how many it kept."""
+    """The number of candidates before and after a filter."""
 
     name: str
     in_count: int
@@ -127,7 +127,7 @@ class FilterCount:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The end of a search."""
+    """The last event of ``automask``."""
 
     embedding: Embedding
     timings_ms: Mapping[str, float]
@@ -140,7 +140,7 @@ AutoMaskEvent = Progress | AutoMaskRecord | Summary
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AutoMaskResult:
-    """A whole search: its masks in the order of the reference generator, and its end."""
+    """The result of ``automask_all``: masks in the reference generator's order, and a summary."""
 
     records: list[AutoMaskRecord]
     summary: Summary
@@ -150,11 +150,10 @@ class AutoMaskResult:
 class Model:
     """A served model.
 
-    ``capabilities`` are names such as ``points`` and ``automask``; ``transport`` is how tensors
-    travel between server and model runtime: ``in_process``, ``shared_memory``, ``message``, or
-    empty if the server does not tell; ``card`` says where the model comes from.
-    ``digest`` names all weights, ``encoder_digest`` those that embeddings belong to; empty if the
-    server does not tell.
+    ``capabilities`` are names such as ``points`` and ``automask``; ``transport`` is how tensors are
+    transferred between the server and its engine: ``in_process``, ``shared_memory``, ``message``,
+    or empty if unknown; ``card`` describes the source of the model.  ``digest`` identifies all
+    weights, ``encoder_digest`` those that embeddings belong to; empty if unknown.
     """
 
     name: str
@@ -173,7 +172,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """What a server serves: its models, limits on requests and defaults of AutoMask."""
+    """The models of a server, its limits of requests and its defaults of AutoMask."""
 
     models: tuple[Model, ...]
     limits: Mapping[str, int]

@@ -1,4 +1,4 @@
-"""Handing on the trace that the caller is in, where OpenTelemetry is installed."""
+"""Propagation of the caller's trace, if OpenTelemetry is installed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Headers: TypeAlias = tuple[tuple[str, str], ...]
 
 
 def trace_headers() -> Headers:
-    """Return the metadata that makes a call a part of the current trace; empty without one.
+    """Return the metadata that makes a call part of the current trace; empty without a trace.
 
-    Which headers these are is up to the propagators that the application has chosen; `samserve`
-    understands W3C's ``traceparent``, the default.
+    The headers depend on the propagators of the application; `samserve` reads W3C's
+    ``traceparent``, the default.
     """
     carrier: dict[str, str] = {}
     if propagate is not None:

@@ -1,4 +1,4 @@
-"""Pure numerics of promptable segmentation: no I/O, no model runtime, no transport.
+"""Pure numerics of promptable segmentation: no I/O, no engine, no transport.
 
 Sources are cited as ``segment-anything file:line`` of facebookresearch/segment-anything @ dca509f.
 """

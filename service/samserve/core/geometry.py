@@ -1,6 +1,6 @@
-"""Sizes, coordinates and crops: how the image, crop and model frames relate.
+"""Sizes, coordinates and crops: the relations of the image, crop and model frames.
 
-All resizing is decided once, here, in float64; no other code computes a resized size.
+Resized sizes are computed only here, in float64.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ CropBox = tuple[int, int, int, int]
 
 
 def resize_longest_side(size: Size, target: int) -> Size:
-    """Return the size at which an image is placed into a model frame of side *target*.
+    """Return the size of an image after resizing it to a model frame of side *target*.
 
     Source: segment-anything utils/transforms.py:93-102.  In float64, because float32 (the
-    reference's ONNX path) is one pixel off for some sides above 4096.  A side never becomes 0;
-    the reference would, for aspect ratios beyond ``2 * target``.
+    reference's ONNX path) is one pixel off for some sides above 4096.  A side is never 0;
+    in the reference it is, for aspect ratios beyond ``2 * target``.
     """
     scale = target * 1.0 / max(size.height, size.width)
     height, width = (int(side * scale + 0.5) for side in (size.height, size.width))
@@ -33,48 +33,48 @@ def resize_longest_side(size: Size, target: int) -> Size:
 
 
 def points_to_model_frame(points_xy: Array, image: Size, resized: Size) -> Float64Array:
-    """Move points from the image (or crop) frame into the model frame.
+    """Transform points from the image (or crop) frame to the model frame.
 
-    *points_xy* is ``[..., 2]``, real, XY; the answer is float64 of the same shape.  x and y have
-    scales of their own, those of the rounded size.  Source: utils/transforms.py:33-45.
+    *points_xy* is ``[..., 2]``, real, XY; the result is float64 of the same shape.  x and y have
+    separate scales, those of the rounded size.  Source: utils/transforms.py:33-45.
     """
     scale = np.array([resized.width / image.width, resized.height / image.height])
-    moved: Float64Array = np.asarray(points_xy, dtype=np.float64) * scale
-    return moved
+    scaled: Float64Array = np.asarray(points_xy, dtype=np.float64) * scale
+    return scaled
 
 
 def resize_image(rgb: UInt8Array, resized: Size) -> UInt8Array:
-    """Resize uint8 ``[h, w, 3]`` as the model was trained with: Pillow bilinear, antialiased.
+    """Resize uint8 ``[h, w, 3]`` as in the model's training: Pillow bilinear, antialiased.
 
-    Source: segment-anything utils/transforms.py:26-31.  No other resampler gives these bytes.
+    Source: segment-anything utils/transforms.py:26-31.  No other resampler returns these bytes.
     """
     image = Image.fromarray(np.ascontiguousarray(rgb))
-    smaller = image.resize((resized.width, resized.height), Image.Resampling.BILINEAR)
-    return np.asarray(smaller, dtype=np.uint8)
+    resampled = image.resize((resized.width, resized.height), Image.Resampling.BILINEAR)
+    return np.asarray(resampled, dtype=np.uint8)
 
 
 def place_top_left(rgb: UInt8Array, side: int) -> UInt8Array:
-    """Place uint8 ``[h, w, 3]``, h and w at most *side*, into zeros ``[side, side, 3]``.
+    """Pad uint8 ``[h, w, 3]``, h and w at most *side*, with zeros to ``[side, side, 3]``.
 
-    The reference pads after normalising (modeling/sam.py:164-174), so the padding must become
-    0 *after* normalisation: what normalises this array masks with the resized size.
+    The reference pads after normalising (modeling/sam.py:164-174), so the padding must be
+    0 *after* normalisation: the code that normalises this array masks it by the resized size.
     """
-    placed = np.zeros((side, side, 3), dtype=np.uint8)
-    placed[: rgb.shape[0], : rgb.shape[1]] = rgb
-    return placed
+    padded = np.zeros((side, side, 3), dtype=np.uint8)
+    padded[: rgb.shape[0], : rgb.shape[1]] = rgb
+    return padded
 
 
 def xyxy_to_xywh(box_xyxy: Sequence[float]) -> tuple[float, float, float, float]:
-    """Write a box as corner and extent; that of extreme pixels has ``w = x_max - x_min``."""
+    """Convert a box to corner and extent; for extreme pixels ``w = x_max - x_min``."""
     x_min, y_min, x_max, y_max = map(float, box_xyxy)
     return x_min, y_min, x_max - x_min, y_max - y_min
 
 
 def crop_boxes(size: Size, n_layers: int, overlap_ratio: float) -> list[tuple[int, CropBox]]:
-    """List the (layer, crop box) pairs of AutoMask: the image, then ``(2**i)**2`` crops of it.
+    """Return the (layer, crop box) pairs of AutoMask: the image, then ``(2**i)**2`` crops of it.
 
     Source: segment-anything utils/amg.py:200-234, the same boxes in the same order, except that
-    crops without a pixel are left out (an image of very few pixels; the reference fails there).
+    crops without a pixel are omitted (an image of very few pixels; the reference fails there).
     """
     boxes: list[tuple[int, CropBox]] = [(0, (0, 0, size.width, size.height))]
     short_side = min(size.height, size.width)
@@ -94,16 +94,16 @@ def crop_boxes(size: Size, n_layers: int, overlap_ratio: float) -> list[tuple[in
 
 
 def _crop_length(length: int, crops: int, overlap: int) -> int:
-    """Side of *crops* equal crops with *overlap* that cover *length* pixels (amg.py:214-215)."""
+    """Return the side of equal crops, with *overlap*, that cover *length* (amg.py:214-215)."""
     return math.ceil((overlap * (crops - 1) + length) / crops)
 
 
 def near_crop_edge(
     boxes_xyxy: Array, crop_box: CropBox, image: Size, *, atol: float = 20.0
 ) -> BoolArray:
-    """Say which boxes lie within *atol* pixels of a crop edge that is not an image edge.
+    """Return which boxes lie within *atol* pixels of a crop edge that is not an image edge.
 
-    *boxes_xyxy* is ``[n, 4]`` in the crop frame; the answer is bool ``[n]``.
+    *boxes_xyxy* is ``[n, 4]`` in the crop frame; the result is bool ``[n]``.
     Source: segment-anything utils/amg.py:78-88.
     """
     x, y = crop_box[:2]

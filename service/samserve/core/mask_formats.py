@@ -1,7 +1,8 @@
-"""From the pixels of a mask to the format in which it is answered.
+"""Mask formats: encoding of a mask's pixels in the format of the response.
 
-Pixels are written once, where they are computed: what is kept of a mask is as large as its part of
-the answer.  Another format is a member of `MaskFormat`, a value and a function here.
+Pixels are encoded once, where they are computed, so a finished mask uses no more memory than its
+encoding in the response.  A new format needs a member of `MaskFormat`, a value type and a function
+here.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from samserve.types import (
 )
 
 
-def write(mask: BoolArray, mask_format: MaskFormat) -> Segmentation:
-    """Write bool ``[h, w]`` over the image."""
-    return _WRITERS[mask_format](mask)
+def encode(mask: BoolArray, mask_format: MaskFormat) -> Segmentation:
+    """Encode a mask over the image, bool ``[h, w]``."""
+    return _ENCODERS[mask_format](mask)
 
 
 def _uncompressed(mask: BoolArray) -> UncompressedRle:
@@ -34,7 +35,7 @@ def _packed(mask: BoolArray) -> PackedMask:
     return PackedMask(Size(*mask.shape), np.packbits(mask).tobytes())
 
 
-_WRITERS: dict[MaskFormat, Callable[[BoolArray], Segmentation]] = {
+_ENCODERS: dict[MaskFormat, Callable[[BoolArray], Segmentation]] = {
     MaskFormat.COCO_RLE: rle.encode,
     MaskFormat.UNCOMPRESSED_RLE: _uncompressed,
     MaskFormat.BINARY_MASK: _packed,

@@ -1,4 +1,4 @@
-"""An ordinary mask as prompt: conversion to the decoder's low-res logits."""
+"""Binary masks as prompts: conversion to the decoder's low-res logits."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ Float64Array = npt.NDArray[np.float64]
 def binary_mask_to_logits(
     mask: BoolArray, resized: Size, model_side: int, low_res_side: int
 ) -> FloatArray:
-    """Turn a mask over the whole image into mask-input logits.
+    """Convert a mask over the whole image to mask-input logits.
 
-    *mask* is bool ``[h, w]`` in the image frame; the answer is float32 ``[L, L]`` in
-    -10..10.  Each low-res cell gets ``20 * share - 10``, *share* being the part of its area that
-    the mask covers, the padding right of and below the image counting as not covered.  The
+    *mask* is bool ``[h, w]`` in the image frame; the result is float32 ``[L, L]`` in
+    -10..10.  Each low-res cell is ``20 * coverage - 10``, where *coverage* is the fraction of its
+    area that the mask covers; the padding right of and below the image is not covered.  The
     scale of 20 and -10 is SAM 2's for masks as prompts (sam2
     modeling/sam2_base.py, ``_use_mask_as_output``); SAM 1 has no conversion of its own, it only
-    takes logits of an earlier answer.
+    accepts logits of an earlier prediction.
     """
     cell = model_side / low_res_side
     cells_y = np.arange(low_res_side + 1) * (cell * mask.shape[0] / resized.height)
     cells_x = np.arange(low_res_side + 1) * (cell * mask.shape[1] / resized.width)
     rows = _sums_between(np.asarray(mask, dtype=np.bool_), cells_y)
     covered = _sums_between(np.ascontiguousarray(rows.T), cells_x).T
-    share = covered / ((cells_y[1] - cells_y[0]) * (cells_x[1] - cells_x[0]))
-    logits = share * (INSIDE_LOGIT - OUTSIDE_LOGIT) + OUTSIDE_LOGIT
+    coverage = covered / ((cells_y[1] - cells_y[0]) * (cells_x[1] - cells_x[0]))
+    logits = coverage * (INSIDE_LOGIT - OUTSIDE_LOGIT) + OUTSIDE_LOGIT
     clipped: FloatArray = np.clip(logits, OUTSIDE_LOGIT, INSIDE_LOGIT).astype(np.float32)
     return clipped
 
@@ -43,5 +43,5 @@ def _sums_between(values: Array, edges: Float64Array) -> Float64Array:
     edges = np.minimum(edges, len(values))
     whole = edges.astype(np.int64)
     sums = np.stack([values[a:b].sum(axis=0, dtype=np.float64) for a, b in pairwise(whole)])
-    part = (edges - whole)[:, None] * values[np.minimum(whole, len(values) - 1)]
-    return np.asarray(sums + part[1:] - part[:-1], dtype=np.float64)
+    partial = (edges - whole)[:, None] * values[np.minimum(whole, len(values) - 1)]
+    return np.asarray(sums + partial[1:] - partial[:-1], dtype=np.float64)

@@ -1,15 +1,15 @@
 """From low-res logits to masks over the image: upsampling, thresholds, stability, boxes.
 
 Upsampling is bilinear with ``align_corners=False``, in two steps: low-res to the model frame, cut
-to the resized image, then to the image (segment-anything modeling/sam.py:133-162).  Both steps
-together make every image pixel a weighted mean of 3 x 3 neighbouring low-res logits.  That has two
-uses here.  The steps are done as one, three taps per axis, with the coordinates that torch
-computes.  And where nine neighbours all lie on one side of a threshold the pixel is decided
-without computing it: ``summarize`` and ``binary_mask`` look at vertical strips of the image, row
-by row, and interpolate only the rows of a strip whose neighbours straddle.  What they do compute
-they compute as ``upscale_logits`` does, so the bits are the same.
+to the resized image, then to the image (segment-anything modeling/sam.py:133-162).  In both steps
+together, every image pixel is a weighted mean of 3 x 3 neighbouring low-res logits.  This has two
+uses here.  Both steps are computed as one, three taps per axis, with the coordinates that torch
+computes.  And a pixel whose nine neighbours all lie on one side of a threshold is known without
+interpolation: ``summarize`` and ``binary_mask`` process vertical strips of the image, row by row,
+and interpolate only the rows of a strip whose neighbours straddle the threshold.  They interpolate
+as ``upscale_logits`` does, so the results are bit-identical.
 
-Elementwise numpy on purpose: small matrix products in several threads queue for BLAS's own.
+Elementwise numpy is intended: small matrix products in several threads queue for BLAS's threads.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ IntArray = npt.NDArray[np.int64]
 BoxXyxy = tuple[int, int, int, int]
 
 _STRIPS = 16
-# One for each size of image that is clicked on now; 20 bytes for each of its rows and columns.
-_KEPT_WAYS = 32
+# One for each image size in current use; 20 bytes per row and column of the image.
+_CACHED_UPSAMPLINGS = 32
 _TAPS = 3
 _ROUNDING = 1e-5
 """Bound of the rounding error of one pixel, relative to the largest logit; about 50 ulp."""
@@ -48,7 +48,7 @@ class AxisTaps:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Upsampling:
-    """The way from low-res logits to one image (or crop) size, remembered for a while."""
+    """Interpolation weights from low-res logits to one image (or crop) size; cached."""
 
     image: Size
     rows: AxisTaps
@@ -56,14 +56,14 @@ class Upsampling:
     strips: tuple[slice, ...]
 
     @classmethod
-    @lru_cache(maxsize=_KEPT_WAYS)
+    @lru_cache(maxsize=_CACHED_UPSAMPLINGS)
     def between(
         cls, resized: Size, image: Size, *, model_side: int, low_res_side: int
     ) -> Upsampling:
-        """Prepare for *image*, which filled *resized* of the model frame.
+        """Compute the weights for *image*, which covers *resized* of the model frame.
 
-        With a model side that is the low-res side, and *resized* all of it, the first step does
-        nothing: logits that show the whole image are upsampled in one step.
+        If *model_side* equals *low_res_side* and *resized* fills the frame, the first step is the
+        identity: logits that cover the whole image are upsampled in one step.
         """
         edges = np.linspace(0, image.width, min(_STRIPS, image.width) + 1).astype(int).tolist()
         return cls(
@@ -76,11 +76,11 @@ class Upsampling:
 
 @dataclass(frozen=True, slots=True)
 class MaskSummary:
-    """What AutoMask asks of a mask before non-maximum suppression.
+    """Properties of a mask that AutoMask needs before non-maximum suppression.
 
     *area* in pixels; *box_xyxy* of inclusive extreme pixels, zeros for an empty mask; *stability*,
     in 0..1, is the IoU of the masks at the level plus and minus the offset, 0 if both are empty
-    (segment-anything utils/amg.py:156-176, where 0/0 is NaN and no more above a threshold).
+    (segment-anything utils/amg.py:156-176, where 0/0 is NaN, also not above a threshold).
     """
 
     area: int
@@ -88,19 +88,21 @@ class MaskSummary:
     stability: float
 
 
-def upscale_logits(low_res: FloatArray, steps: Upsampling) -> FloatArray:
+def upscale_logits(low_res: FloatArray, upsampling: Upsampling) -> FloatArray:
     """Upsample finite logits float32 ``[L, L]`` to float32 ``[h, w]`` of the image.
 
     Equal to the reference's two calls of ``F.interpolate`` up to float32 rounding.
     """
-    every_row = np.arange(steps.image.height)
+    every_row = np.arange(upsampling.image.height)
     transposed = np.ascontiguousarray(low_res.T, dtype=np.float32)
-    strips = [_strip_logits(transposed, steps, strip, every_row) for strip in steps.strips]
+    strips = [
+        _strip_logits(transposed, upsampling, strip, every_row) for strip in upsampling.strips
+    ]
     return np.concatenate(strips, axis=1)
 
 
 def mask_to_box(mask: BoolArray) -> BoxXyxy:
-    """Return XYXY of the extreme pixels of a mask ``[h, w]``, both inclusive; empty gives zeros.
+    """Return XYXY of the extreme pixels of a mask ``[h, w]``, both inclusive; zeros if empty.
 
     Source: segment-anything utils/amg.py:303-346.
     """
@@ -108,35 +110,35 @@ def mask_to_box(mask: BoolArray) -> BoxXyxy:
 
 
 def summarize(
-    low_res: FloatArray, steps: Upsampling, *, level: float, offset: float
+    low_res: FloatArray, upsampling: Upsampling, *, level: float, offset: float
 ) -> MaskSummary:
     """Return area, box and stability at image resolution of logits float32 ``[L, L]``.
 
-    The same numbers as of the pixels of ``upscale_logits``, without making all of them.  *offset*
-    is not negative.
+    The results equal those on the pixels of ``upscale_logits``, without computing all pixels.
+    *offset* is not negative.
     """
     area = inner = outer = 0
-    in_column = np.zeros(steps.image.width, dtype=np.bool_)
-    in_row = np.zeros(steps.image.height, dtype=np.bool_)
-    for block in _blocks(low_res, steps, level - offset, level + offset):
+    in_column = np.zeros(upsampling.image.width, dtype=np.bool_)
+    in_row = np.zeros(upsampling.image.height, dtype=np.bool_)
+    for block in _blocks(low_res, upsampling, level - offset, level + offset):
         mask = block.logits > level
-        known = block.known_pixels
-        area += known + _count(mask)
-        inner += known + _count(block.logits > level + offset)
-        outer += known + _count(block.logits > level - offset)
-        in_column[block.columns] = mask.any(axis=0) | (known > 0)
+        known_pixels = block.known_pixels
+        area += known_pixels + _count(mask)
+        inner += known_pixels + _count(block.logits > level + offset)
+        outer += known_pixels + _count(block.logits > level - offset)
+        in_column[block.columns] = mask.any(axis=0) | (known_pixels > 0)
         in_row |= block.inside
         in_row[block.open_rows] |= mask.any(axis=1)
     return MaskSummary(area, _extent(in_column, in_row), inner / outer if outer else 0.0)
 
 
-def binary_mask(low_res: FloatArray, steps: Upsampling, *, level: float) -> BoolArray:
+def binary_mask(low_res: FloatArray, upsampling: Upsampling, *, level: float) -> BoolArray:
     """Return the mask bool ``[h, w]``: ``upscale_logits(...) > level``, but faster.
 
-    A pixel at the level itself is outside.
+    A pixel exactly at the level is outside.
     """
-    mask = np.zeros((steps.image.height, steps.image.width), dtype=np.bool_)
-    for block in _blocks(low_res, steps, level, level):
+    mask = np.zeros((upsampling.image.height, upsampling.image.width), dtype=np.bool_)
+    for block in _blocks(low_res, upsampling, level, level):
         strip = mask[:, block.columns]
         strip[:] = block.inside[:, None]
         strip[block.open_rows] = block.logits > level
@@ -158,28 +160,30 @@ class _Block:
 
     @property
     def known_pixels(self) -> int:
-        """Pixels of the rows inside."""
+        """Number of pixels of the rows inside."""
         return _count(self.inside) * int(self.logits.shape[1])
 
 
-def _blocks(low_res: FloatArray, steps: Upsampling, lower: float, upper: float) -> Iterator[_Block]:
-    """Split an upsampled map into what is known and what has to be computed."""
+def _blocks(
+    low_res: FloatArray, upsampling: Upsampling, lower: float, upper: float
+) -> Iterator[_Block]:
+    """Yield strips of an upsampled map, with the rows that are known and those to interpolate."""
     transposed = np.ascontiguousarray(low_res.T, dtype=np.float32)
-    highest, lowest = _bounds(transposed, steps)
+    highest, lowest = _bounds(transposed, upsampling)
     guard = _ROUNDING * max(1.0, float(abs(highest.max())), float(abs(lowest.min())))
-    outside = (highest <= lower - guard)[:, steps.rows.first]
-    inside = (lowest > upper + guard)[:, steps.rows.first]
-    for index, strip in enumerate(steps.strips):
+    outside = (highest <= lower - guard)[:, upsampling.rows.first]
+    inside = (lowest > upper + guard)[:, upsampling.rows.first]
+    for index, strip in enumerate(upsampling.strips):
         if outside[index].all():
             continue
         open_rows = np.flatnonzero(~(outside[index] | inside[index]))
-        logits = _strip_logits(transposed, steps, strip, open_rows)
+        logits = _strip_logits(transposed, upsampling, strip, open_rows)
         yield _Block(strip, inside[index], open_rows, logits)
 
 
-def _bounds(transposed: FloatArray, steps: Upsampling) -> tuple[FloatArray, FloatArray]:
-    """Largest and smallest logit behind each strip and 3 low-res rows: ``[strips, rows - 2]``."""
-    spans = [_span(steps.columns, strip) for strip in steps.strips]
+def _bounds(transposed: FloatArray, upsampling: Upsampling) -> tuple[FloatArray, FloatArray]:
+    """Return the extreme logits per strip and 3 low-res rows, each ``[strips, rows - 2]``."""
+    spans = [_span(upsampling.columns, strip) for strip in upsampling.strips]
     highest = np.stack([transposed[span].max(axis=0) for span in spans])
     lowest = np.stack([transposed[span].min(axis=0) for span in spans])
     highest = np.maximum(np.maximum(highest[:, :-2], highest[:, 1:-1]), highest[:, 2:])
@@ -188,23 +192,23 @@ def _bounds(transposed: FloatArray, steps: Upsampling) -> tuple[FloatArray, Floa
 
 
 def _span(axis: AxisTaps, outputs: slice | IntArray) -> slice:
-    """The low-res samples behind a range of outputs (of which there is one at least)."""
+    """Return the low-res samples under a non-empty range of outputs."""
     first = axis.first[outputs]
     return slice(int(first[0]), int(first[-1]) + _TAPS)
 
 
 def _strip_logits(
-    transposed: FloatArray, steps: Upsampling, strip: slice, rows: IntArray
+    transposed: FloatArray, upsampling: Upsampling, strip: slice, rows: IntArray
 ) -> FloatArray:
     """Upsample the given rows (ascending) of one strip: float32 ``[rows, columns]``."""
     if not rows.size:
         return np.empty((0, strip.stop - strip.start), dtype=np.float32)
-    behind = _span(steps.rows, rows)
+    span = _span(upsampling.rows, rows)
     wide = _blend(
-        transposed[:, behind], steps.columns.first[strip], steps.columns.weights[:, strip]
+        transposed[:, span], upsampling.columns.first[strip], upsampling.columns.weights[:, strip]
     )
-    first = steps.rows.first[rows] - behind.start
-    return _blend(np.ascontiguousarray(wide.T), first, steps.rows.weights[:, rows])
+    first = upsampling.rows.first[rows] - span.start
+    return _blend(np.ascontiguousarray(wide.T), first, upsampling.rows.weights[:, rows])
 
 
 def _blend(samples: FloatArray, first: IntArray, weights: FloatArray) -> FloatArray:
@@ -212,44 +216,44 @@ def _blend(samples: FloatArray, first: IntArray, weights: FloatArray) -> FloatAr
     mixed = samples[first]
     mixed *= weights[0][:, None]
     for tap in range(1, _TAPS):
-        part = samples[first + tap]
-        part *= weights[tap][:, None]
-        mixed += part
+        tap_values = samples[first + tap]
+        tap_values *= weights[tap][:, None]
+        mixed += tap_values
     return mixed
 
 
 def _axis_taps(low_res: int, model: int, resized: int, image: int) -> AxisTaps:
-    """Compose low-res to model, cut at *resized*, to image along one axis."""
-    low, low_next, low_share = _bilinear(low_res, model)
-    mid, mid_next, mid_share = _bilinear(resized, image)
+    """Compose the two steps along one axis: low-res to model, cropped at *resized*, to image."""
+    low, low_next, low_weight = _bilinear(low_res, model)
+    mid, mid_next, mid_weight = _bilinear(resized, image)
     first = np.minimum(low[mid], low_res - _TAPS)
     weights = np.zeros((_TAPS, image))
     outputs = np.arange(image)
-    for model_index, share in ((mid, 1 - mid_share), (mid_next, mid_share)):
+    for model_index, weight in ((mid, 1 - mid_weight), (mid_next, mid_weight)):
         near, far = low[model_index] - first, low_next[model_index] - first
-        np.add.at(weights, (near, outputs), share * (1 - low_share[model_index]))
-        np.add.at(weights, (far, outputs), share * low_share[model_index])
+        np.add.at(weights, (near, outputs), weight * (1 - low_weight[model_index]))
+        np.add.at(weights, (far, outputs), weight * low_weight[model_index])
     taps = AxisTaps(first, weights.astype(np.float32))
     taps.first.flags.writeable = taps.weights.flags.writeable = False
     return taps
 
 
 def _bilinear(inputs: int, outputs: int) -> tuple[IntArray, IntArray, npt.NDArray[np.float64]]:
-    """Index, next index and share of the next, per output, of torch's bilinear resize.
+    """Return per output the index, the next index and its weight in torch's bilinear resize.
 
     torch computes the coordinate in float32 with one fused multiply-add (ATen
-    UpSample.h:area_pixel_compute_source_index); float64 rounded once gives the same.
+    UpSample.h:area_pixel_compute_source_index); float64 rounded once is equal.
     """
     scale = float(np.float32(inputs) / np.float32(outputs))
     centre = scale * (np.arange(outputs) + 0.5) - 0.5
     coordinate = np.maximum(centre.astype(np.float32), np.float32(0))
     index = np.minimum(coordinate.astype(np.int64), inputs - 1)
-    share = np.clip(coordinate - index.astype(np.float32), 0, 1).astype(np.float64)
-    return index, np.minimum(index + 1, inputs - 1), share
+    weight = np.clip(coordinate - index.astype(np.float32), 0, 1).astype(np.float64)
+    return index, np.minimum(index + 1, inputs - 1), weight
 
 
 def _extent(in_column: BoolArray, in_row: BoolArray) -> BoxXyxy:
-    """First and last column and row that hold a pixel, or zeros."""
+    """Return the first and last column and row with a pixel, or zeros."""
     x, y = np.flatnonzero(in_column), np.flatnonzero(in_row)
     if not x.size:
         return (0, 0, 0, 0)
@@ -257,5 +261,5 @@ def _extent(in_column: BoolArray, in_row: BoolArray) -> BoxXyxy:
 
 
 def _count(mask: BoolArray) -> int:
-    """Count as a plain int."""
+    """Return the number of pixels as an int."""
     return int(np.count_nonzero(mask))

@@ -1,7 +1,7 @@
 """COCO run lengths: column-major, starting with a run of background.
 
-``encode`` uses pycocotools.  Strings from outside are parsed here, in numpy, and never reach
-its C code, which trusts them.
+``encode`` uses pycocotools.  Strings of clients are parsed here, in numpy, and never reach its C
+code, which does not validate them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _MAX_PIXELS = 2**31 - 1
 _MAX_CHARS_PER_RUN = 7
 """Seven characters of five bits hold any run, or difference of runs, of 2**31 pixels."""
 _LONG_RUN = f"counts has a run of more than {_MAX_CHARS_PER_RUN} characters"
-_PIECE_CHARS = 1 << 16
-# Characters that say that another follows.
-_CONTINUING = bytes(range(48 + 32, 48 + 64))
+_CHUNK_CHARS = 1 << 16
+# Characters after which the same number continues.
+_CONTINUATION_CHARS = bytes(range(48 + 32, 48 + 64))
 
 
 def encode(mask: BoolArray) -> CocoRle:
@@ -32,44 +32,44 @@ def encode(mask: BoolArray) -> CocoRle:
 
 
 def decode(rle: CocoRle) -> BoolArray:
-    """Decode to bool ``[h, w]``; ``ValueError`` if the run lengths are not those of the size.
+    """Decode to bool ``[h, w]``; raises ``ValueError`` if the run lengths do not sum to the size.
 
-    Allocates what ``rle.size`` says: compare that with the size of the image first.
+    Allocates memory for ``rle.size``: compare that with the size of the image first.
     """
-    parts = [
+    chunks = [
         np.repeat(np.arange(first, first + runs.size) % 2 == 1, runs)
         for first, runs in _runs(rle.size, rle.counts)
     ]
-    pixels = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    pixels = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
     return pixels.reshape(rle.size.width, rle.size.height).T
 
 
 def uncompressed(rle: CocoRle) -> list[int]:
-    """List the run lengths, background first, as the reference's ``uncompressed_rle`` does."""
+    """Return the run lengths, background first, as the reference's ``uncompressed_rle`` does."""
     return [run for _, runs in _runs(rle.size, rle.counts) for run in runs.tolist()]
 
 
 def validate(size: Size, counts: str) -> None:
-    """Raise ``ValueError``, with one line that says why, unless *counts* fits *size* exactly.
+    """Raise ``ValueError`` with a text of one line unless *counts* fits *size* exactly.
 
-    Allocates a few MiB beside a copy of *counts*, whatever *size* says.
+    Allocates a few MiB beside a copy of *counts*, whatever *size* is.
     """
     for _ in _runs(size, counts):
         pass
 
 
 def _runs(size: Size, counts: str) -> Iterator[tuple[int, IntArray]]:
-    """Read and check the run lengths, some at a time: the index of the first, and int64 ``[n]``.
+    """Yield the checked run lengths in chunks: the index of the first, and int64 ``[n]``.
 
-    That they fit *size* exactly is known at the end only; before, they never exceed it.
+    They never exceed *size*; that they fit it exactly is checked at the end.
     """
     if not (size.height > 0 and size.width > 0 and size.pixels <= _MAX_PIXELS):
         raise ValueError(f"size {size.height}x{size.width} is not between 1 and 2**31-1 pixels")
     if len(counts) > _MAX_CHARS_PER_RUN * (size.pixels + 1):
         raise ValueError(f"counts has {len(counts)} characters, too many for {size.pixels} pixels")
     first, total, last = 0, 0, [0, 0]
-    for piece in _pieces(counts):
-        runs = _undo_differences(_numbers(piece), first, last)
+    for chunk in _chunks(counts):
+        runs = _undo_differences(_parse_numbers(chunk), first, last)
         if ((runs < 0) | (runs > size.pixels)).any():
             raise ValueError(f"counts has a run that is negative or over {size.pixels} pixels")
         total += int(runs.sum())
@@ -81,32 +81,32 @@ def _runs(size: Size, counts: str) -> Iterator[tuple[int, IntArray]]:
         raise ValueError(f"counts sums to {total} pixels, the size has {size.pixels}")
 
 
-def _pieces(counts: str) -> Iterator[bytes]:
-    """Cut the string between runs, so that what is made of a piece stays small."""
+def _chunks(counts: str) -> Iterator[bytes]:
+    """Yield the string in chunks that end between runs, to bound the memory of parsed values."""
     try:
         data = counts.encode("ascii")
     except UnicodeEncodeError as error:
         raise ValueError("counts has characters that are not ASCII") from error
     if not data:
         raise ValueError("counts is empty")
-    at = 0
-    while at < len(data):
-        piece = data[at : at + _PIECE_CHARS]
-        if at + len(piece) < len(data):
-            piece = piece.rstrip(_CONTINUING)
-            if not piece:
+    offset = 0
+    while offset < len(data):
+        chunk = data[offset : offset + _CHUNK_CHARS]
+        if offset + len(chunk) < len(data):
+            chunk = chunk.rstrip(_CONTINUATION_CHARS)
+            if not chunk:
                 raise ValueError(_LONG_RUN)
-        yield piece
-        at += len(piece)
+        yield chunk
+        offset += len(chunk)
 
 
-def _numbers(piece: bytes) -> IntArray:
-    """Split characters into signed numbers of 5 bits a character, lowest first.
+def _parse_numbers(chunk: bytes) -> IntArray:
+    """Parse characters to signed numbers of 5 bits per character, lowest first.
 
-    Bit 5 of a character says that another follows, bit 4 of the last one is the sign.
+    Bit 5 of a character means that another follows; bit 4 of the last one is the sign.
     Source: cocoapi common/maskApi.c rleToString, rleFrString.
     """
-    chars = np.frombuffer(piece, dtype=np.uint8).astype(np.int64) - 48
+    chars = np.frombuffer(chunk, dtype=np.uint8).astype(np.int64) - 48
     if ((chars < 0) | (chars > 63)).any():
         raise ValueError("counts has characters outside '0' to 'o'")
     ends = np.flatnonzero(chars & 32 == 0)
@@ -123,17 +123,17 @@ def _numbers(piece: bytes) -> IntArray:
 
 
 def _undo_differences(numbers: IntArray, first: int, last: list[int]) -> IntArray:
-    """From the fourth on, a number is the difference to the run two before it.
+    """Return the runs: from the fourth on, a number is the difference to the run two before it.
 
-    *first* is the index of the first number; *last* holds the last runs of even and of odd index
-    that the first difference refers to, and is brought up to date.
+    *first* is the index of the first number; *last* holds the previous runs of even and of odd
+    index, to which the first differences refer, and is updated.
     """
     runs = numbers.copy()
     for parity in (0, 1):
-        # The first run of all is no difference, and none refers to it.
-        begin = 2 if first == 0 and parity == 0 else (parity - first) % 2
-        summed = np.cumsum(numbers[begin::2]) + last[parity]
-        runs[begin::2] = summed
+        # The very first run is not a difference, and none refers to it.
+        start = 2 if first == 0 and parity == 0 else (parity - first) % 2
+        summed = np.cumsum(numbers[start::2]) + last[parity]
+        runs[start::2] = summed
         if summed.size:
             last[parity] = int(summed[-1])
     return runs

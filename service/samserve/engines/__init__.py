@@ -1,1 +1,1 @@
-"""Runtimes of the two networks of a model, behind one port."""
+"""Runtimes for the two networks of a model, behind one port."""

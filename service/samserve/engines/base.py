@@ -1,4 +1,4 @@
-"""The port to the two networks of a model: the image encoder and the mask decoder."""
+"""The port for the two networks of a model: the image encoder and the mask decoder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from samserve.types import Embedding, FloatArray, ModelInfo, Size, Transport, UI
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncoderInput:
-    """An image as the encoder wants it.
+    """An image as the encoder expects it.
 
     ``pixels`` is uint8 RGB ``[S, S, 3]`` in the model frame; ``valid`` is the size of the image
-    inside it, from the top-left corner on.  What lies outside is ignored by the model.
+    inside it, measured from the top-left corner.  The model ignores pixels outside that area.
     """
 
     pixels: UInt8Array
@@ -40,11 +40,11 @@ class PromptBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderOutput:
-    """All T mask tokens of P prompts; T is the family's.
+    """All T mask tokens of P prompts; the family defines T.
 
     ``low_res_logits`` is float32 ``[P, T, L, L]``, ``predicted_iou`` float32 ``[P, T]``.  The
-    logits may lie in memory that an engine uses again when the last view of them is gone: what is
-    kept for long should be a copy.
+    logits may lie in memory that an engine reuses once the last view of them has been released:
+    copy what is kept for long.
     """
 
     low_res_logits: FloatArray
@@ -54,12 +54,12 @@ class DecoderOutput:
 class Engine(Protocol):
     """Runs encoders and decoders; safe for concurrent use from one event loop.
 
-    Raises `EngineUnavailable` when the runtime cannot be reached and `EngineFailure` when it
-    fails.  Every run says which encoder it belongs to.  Where that is not the one of the
-    embedding, of its facts, it raises `WeightsChanged`, and what it has computed is of no use:
-    a slot is to be discarded.  A cancelled call stops its work where the runtime can.  A call that
-    ends, however it ends, has stopped writing into its slot, or has added to the slot's late
-    writers.
+    Raises `EngineUnavailable` if the runtime cannot be reached and `EngineFailure` if it fails.
+    Every run reports the encoder that it belongs to.  If that differs from the encoder in the facts
+    of the embedding, the call raises `WeightsChanged` and its result is invalid: the slot must be
+    discarded.  Cancelling a call stops its work where the runtime supports that.  When a call has
+    ended, for whatever reason, it no longer writes into its slot, or it has added a future to the
+    slot's ``pending_writes``.
     """
 
     @property
@@ -69,11 +69,11 @@ class Engine(Protocol):
 
     @property
     def transport(self) -> Transport:
-        """How tensors travel to the runtime now."""
+        """The transport of tensors to the runtime that is in use now."""
         ...
 
     def allocate(self, nbytes: int, *, commit: bool) -> Memory:
-        """Map memory for embeddings that the runtime can use in place, if it can any.
+        """Map memory for embeddings, which the runtime uses in place where it supports that.
 
         See `samserve.memory.anonymous.Allocate`.
         """
@@ -88,13 +88,13 @@ class Engine(Protocol):
     async def decode(
         self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
     ) -> DecoderOutput:
-        """Decode *prompts* on *embedding*; waiting work is ordered by ``context.priority``."""
+        """Decode *prompts* on *embedding*; queued work is ordered by ``context.priority``."""
         ...
 
     async def ready(self) -> bool:
-        """Tell whether the next call can be expected to succeed."""
+        """Return whether the next call can be expected to succeed."""
         ...
 
     async def aclose(self) -> None:
-        """Stop all work and free what is held."""
+        """Stop all work and release all resources."""
         ...

@@ -1,8 +1,8 @@
 """A deterministic `Engine` without a model, for development and tests.
 
 Each tensor ``[C, h, w]`` of its embedding, C at least 3, holds the mean colours of h by w cells.
-Its masks are discs around the mean foreground click, or the ellipse inside the box, or the mask
-input grown a little; token *t* is the larger, the greater *t*.
+Its masks are discs around the mean foreground point, or the ellipse inside the box, or the mask
+input slightly enlarged; the mask of token *t* grows with *t*.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _IOUS = (0.90, 0.95, 0.92, 0.89)
 class FakeEngine:
     """Draws masks from prompts alone, for a model of up to four mask tokens.
 
-    ``counts`` tells how often each kind of work was begun, finished and cancelled.
+    ``counts`` holds how often each kind of work was begun, finished and cancelled.
     """
 
     def __init__(self, *, model: ModelInfo = MODEL) -> None:
@@ -59,7 +59,7 @@ class FakeEngine:
         self.counts: Counter[str] = Counter()
 
     def hold(self, until: asyncio.Event) -> None:
-        """Make every later encode wait until the event is set, so that a test decides when."""
+        """Make every later encode wait until the event is set, so that a test controls the time."""
         self._held_by = until
 
     @property
@@ -96,9 +96,9 @@ class FakeEngine:
     ) -> DecoderOutput:
         """See `Engine.decode`."""
         self.counts["decode_begun"] += 1
-        given = tuple(TensorSpec(name, t.dtype, t.shape) for name, t in embedding.tensors.items())
-        if given != self._model.embedding:
-            raise EngineFailure(f"the decoder does not take {given}")
+        specs = tuple(TensorSpec(name, t.dtype, t.shape) for name, t in embedding.tensors.items())
+        if specs != self._model.embedding:
+            raise EngineFailure(f"the decoder does not accept {specs}")
         output = await asyncio.to_thread(self._draw_all, prompts)
         self.counts["decode_finished"] += 1
         return output
@@ -131,7 +131,7 @@ class FakeEngine:
         return np.full((len(self._radii), side, side), -10.0, dtype=np.float32)
 
     def _ellipses(self, centre_xy: FloatArray, stretch_xy: FloatArray) -> FloatArray:
-        """Logits ``[T, L, L]`` that fall by 1 a pixel across the edge of each token's ellipse."""
+        """Return logits ``[T, L, L]`` that fall by 1 per pixel across each token's ellipse edge."""
         grid = np.arange(self._model.mask_size, dtype=np.float32) + 0.5
         stretch = np.maximum(stretch_xy, 1e-3)
         x = (grid[None, :] - centre_xy[0]) / stretch[0]
@@ -148,10 +148,10 @@ class FakeEngine:
 
 
 def _write_colours(pixels: UInt8Array, tensor: Array) -> None:
-    """Fill a tensor ``[C, h, w]`` with the mean colours of h by w cells; other channels are 0."""
+    """Fill a tensor ``[C, h, w]`` with mean colours of h by w cells; other channels are zero."""
     _, rows, columns = tensor.shape
     height, width = pixels.shape[0] // rows, pixels.shape[1] // columns
-    # Sums of rows first: a tenth of the time of a mean over both axes.
+    # Summing rows first takes a tenth of the time of a mean over both axes.
     by_row = pixels.reshape(rows, height, -1).sum(axis=1, dtype=np.uint32)
     sums = by_row.reshape(rows, columns, width, 3).sum(axis=2, dtype=np.uint32)
     tensor[...] = 0

@@ -1,4 +1,4 @@
-"""The `Engine` that runs models in this process, on ONNX Runtime."""
+"""The `Engine` that runs models in this process, with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from samserve.engines.weights import check_weights
 from samserve.errors import EngineFailure, EngineUnavailable
 from samserve.memory.anonymous import AnonymousMemory, Memory
 from samserve.memory.slot import Slot
-from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, STAMP_KEY, noted_digest
+from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, STAMP_KEY, digest_of_note
 from samserve.models.repository import Bundle, default_first, discover
 from samserve.scheduling.fair_semaphore import FairSemaphore
 from samserve.telemetry.metrics import Metrics
@@ -42,21 +42,21 @@ _ORT_ERRORS = (
 class OnnxEngine:
     """Runs one encoder and one decoder at a time, each on all its threads.
 
-    ONNX Runtime parallelises inside a run, so more runs at once would only share the same cores;
-    waiting work is ordered by priority instead.  A cancelled run is told to terminate, which it
-    does between two operators.
+    ONNX Runtime parallelises inside a run, so concurrent runs would only compete for the same
+    cores; queued work is ordered by priority instead.  Cancelling a run sets its terminate flag,
+    which ONNX Runtime checks between two operators.
     """
 
     def __init__(
         self, repository: Path, threads: int, metrics: Metrics, default_model: str = ""
     ) -> None:
-        found = {bundle.info.name: bundle for bundle in discover(repository)}
-        names = default_first(found, default_model)
-        self._bundles = {name: _open(found[name], threads) for name in names}
+        bundles = {bundle.info.name: bundle for bundle in discover(repository)}
+        names = default_first(bundles, default_model)
+        self._bundles = {name: _open(bundles[name], threads) for name in names}
         self._metrics = metrics.engine
-        self._gates = {"encoder": FairSemaphore(1), "decoder": FairSemaphore(1)}
-        for network, gate in self._gates.items():
-            self._metrics.register_queue(network, partial(getattr, gate, "waiting"))
+        self._semaphores = {"encoder": FairSemaphore(1), "decoder": FairSemaphore(1)}
+        for network, semaphore in self._semaphores.items():
+            self._metrics.register_queue(network, partial(getattr, semaphore, "waiting"))
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="engine")
 
     @property
@@ -84,20 +84,20 @@ class OnnxEngine:
         }
 
         def call(options: ort.RunOptions) -> None:
-            said = np.empty((1, DIGEST_WORDS), dtype=np.int32)
+            reported = np.empty((1, DIGEST_WORDS), dtype=np.int32)
             binding = session.io_binding()
             binding.bind_output(
-                DIGEST_OUTPUT, "cpu", 0, said.dtype.type, said.shape, said.ctypes.data
+                DIGEST_OUTPUT, "cpu", 0, reported.dtype.type, reported.shape, reported.ctypes.data
             )
             for name, array in feeds.items():
                 binding.bind_cpu_input(name, array)
             for name, tensor in into.tensors.items():
-                # The network writes straight into the slot: nothing is copied afterwards.
+                # The network writes directly into the slot, so nothing is copied afterwards.
                 binding.bind_output(
                     name, "cpu", 0, tensor.dtype.type, (1, *tensor.shape), tensor.ctypes.data
                 )
             session.run_with_iobinding(binding, options)
-            check_weights(said[0], into.facts)
+            check_weights(reported[0], into.facts)
 
         await self._run("encoder", model, context, call)
 
@@ -114,14 +114,14 @@ class OnnxEngine:
 
         def call(options: ort.RunOptions) -> DecoderOutput:
             names = ["low_res_logits", "predicted_iou", DIGEST_OUTPUT]
-            logits, iou, said = session.run(names, feeds, options)
-            check_weights(said[0], embedding.facts)
+            logits, iou, reported = session.run(names, feeds, options)
+            check_weights(reported[0], embedding.facts)
             return DecoderOutput(logits[0], iou[0])
 
         return await self._run("decoder", model, context, call)
 
     async def ready(self) -> bool:
-        """See `Engine.ready`; models in this process are ready as soon as they are loaded."""
+        """See `Engine.ready`; models in this process are ready once they are loaded."""
         return True
 
     async def aclose(self) -> None:
@@ -135,7 +135,7 @@ class OnnxEngine:
         context: RequestContext,
         call: Callable[[ort.RunOptions], T],
     ) -> T:
-        async with self._gates[network].hold(context):
+        async with self._semaphores[network].acquire(context):
             with self._metrics.run(network, model):
                 return await self._run_alone(network, call)
 
@@ -146,15 +146,15 @@ class OnnxEngine:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             options.terminate = True
-            # The gate and the slot stay taken until the run has really ended.
-            await _settled(running)
+            # The semaphore and the slot stay in use until the run has really ended.
+            await _wait_until_done(running)
             raise
         except _ORT_ERRORS as error:
             raise EngineFailure(f"the {network} failed") from error
 
 
-async def _settled(running: asyncio.Future[T]) -> None:
-    """Wait until *running* is done, whatever its outcome and however often we are cancelled."""
+async def _wait_until_done(running: asyncio.Future[T]) -> None:
+    """Wait until *running* is done, whatever its outcome, ignoring cancellation."""
     while not running.done():
         try:
             await asyncio.wait([running])
@@ -167,7 +167,7 @@ def _open(bundle: Bundle[Path], threads: int) -> Bundle[ort.InferenceSession]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads that spin between runs would take the cores from decoding images and masks.
+    # Threads that spin between runs would compete with image decoding and mask processing.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
@@ -183,16 +183,16 @@ def _open(bundle: Bundle[Path], threads: int) -> Bundle[ort.InferenceSession]:
 
 
 def _check_graph(path: Path, session: ort.InferenceSession, info: ModelInfo) -> None:
-    """Refuse a graph that does not belong to the encoder that its configuration names.
+    """Reject a graph that does not belong to the encoder that its configuration names.
 
     The files may also have been replaced since the configuration was read.
     """
     outputs = {output.name for output in session.get_outputs()}
     note = session.get_modelmeta().custom_metadata_map.get(STAMP_KEY, "")
-    if DIGEST_OUTPUT not in outputs or noted_digest(note) != info.encoder_digest:
-        said, wanted = noted_digest(note)[:12] or "none", info.encoder_digest[:12]
+    if DIGEST_OUTPUT not in outputs or digest_of_note(note) != info.encoder_digest:
+        stamped, expected = digest_of_note(note)[:12] or "none", info.encoder_digest[:12]
         raise EngineUnavailable(
-            f"model {info.name!r}: {path} says the digest {said}, its configuration {wanted}; "
-            f"start again if they are being replaced, or else have both say the same by: "
+            f"model {info.name!r}: {path} has the digest {stamped}, its configuration {expected}; "
+            f"start again if the files are being replaced, otherwise update them with: "
             f"samserve models upgrade {path.parents[2]}"
         )

@@ -1,4 +1,4 @@
-"""Whether an answer belongs to the encoder that it was asked of."""
+"""Checks that a result was computed by the expected encoder."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from samserve.types import Array, EmbeddingFacts
 
 
 def weights_changed(model: str) -> WeightsChanged:
-    """Build the error: one text, wherever it is found out."""
+    """Build the error; the text is the same wherever the change is detected."""
     return WeightsChanged(f"the weights of model {model!r} are being replaced; try again")
 
 
-def check_weights(said: Array, facts: EmbeddingFacts) -> None:
-    """Compare the encoder that a run *said*, int32 ``[8]``, with the encoder of an embedding.
+def check_weights(reported: Array, facts: EmbeddingFacts) -> None:
+    """Compare the digest that a run *reported*, int32 ``[8]``, with the encoder of an embedding.
 
-    Raises `WeightsChanged` if the run made, or takes, embeddings of another encoder.
+    Raises `WeightsChanged` if the run produced, or expects, embeddings of another encoder.
     """
-    if said.tobytes() != digest_words(facts.encoder_digest):
+    if reported.tobytes() != digest_words(facts.encoder_digest):
         raise weights_changed(facts.model_name)

@@ -1,1 +1,1 @@
-"""Making model repositories: checkpoints to ONNX files to the folders that Triton reads."""
+"""Export of checkpoints: from PyTorch weights to ONNX files in a Triton model repository."""

@@ -1,4 +1,4 @@
-"""The models that can be pulled by name: data, in ``catalog.toml``."""
+"""The catalog of models that can be pulled by name, read from ``catalog.toml``."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _OPTIONAL = ("checksum",)
 class Entry:
     """A published checkpoint.
 
-    ``variant`` is one of `VARIANTS`; ``license`` is an SPDX identifier; ``page`` is where people
-    read about the model; ``description`` is one printable line.  ``checksum`` is as
-    `parse_checksum` returns it, None where the publisher gives none.
+    ``variant`` is one of `VARIANTS`; ``license`` is an SPDX identifier; ``page`` is the URL of the
+    model's documentation; ``description`` is one printable line.  ``checksum`` is as returned by
+    `parse_checksum`, None if the publisher provides none.
     """
 
     name: str
@@ -36,15 +36,15 @@ class Entry:
 
 
 def load(path: Path | None = None) -> dict[str, Entry]:
-    """Read a catalogue, without a path the one of the package: entries by their name.
+    """Read a catalog and return its entries by name; the default is the packaged catalog.
 
-    Raises `ExportError`, naming the entry and the key, for anything that does not belong there.
+    Raises `ExportError`, which names the entry and the key, for invalid content.
     """
     path = path or _PACKAGED
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ExportError(f"the catalogue cannot be read: {error}") from error
+        raise ExportError(f"the catalog cannot be read: {error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ExportError(f"{path} is not valid TOML: {error}") from error
     try:
@@ -54,9 +54,9 @@ def load(path: Path | None = None) -> dict[str, Entry]:
 
 
 def find(name: str, catalog: Mapping[str, Entry]) -> Entry:
-    """Look a model up; raises `ExportError`, with the names that there are."""
+    """Return the entry of a model.  Raises `ExportError`, which lists the known names."""
     if name not in catalog:
-        raise ExportError(f"there is no model {name!r} to pull; there are {', '.join(catalog)}")
+        raise ExportError(f"unknown model {name!r}; the catalog has {', '.join(catalog)}")
     return catalog[name]
 
 
@@ -76,7 +76,7 @@ def _entry(name: str, table: object) -> Entry:
 
 def _check(key: str, value: object) -> None:
     if key not in _REQUIRED + _OPTIONAL:
-        raise ExportError("there is no such key")
+        raise ExportError("unknown key")
     if not (isinstance(value, str) and value.strip() and value.isprintable()):
         raise ExportError(f"expected one printable line, not {value!r}")
     if key == "variant" and value not in VARIANTS:

@@ -1,4 +1,4 @@
-"""The text of a Triton config.pbtxt."""
+"""Writing a Triton config.pbtxt."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRITON_TYPES: Mapping[int, str] = {
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One model; ``scheduling`` is text put in as it is, ``parameters`` keep their order."""
+    """The configuration of one model; ``scheduling`` is inserted as it is."""
 
     name: str
     max_batch_size: int
@@ -34,7 +34,7 @@ class ModelConfig:
 
 
 def config_text(config: ModelConfig) -> str:
-    """Write a complete config, so that Triton has nothing to complete by itself."""
+    """Return a complete configuration, so that Triton infers nothing by itself."""
     parts = [
         f"name: {_quoted(config.name)}\n",
         'backend: "onnxruntime"\n',
@@ -47,24 +47,24 @@ def config_text(config: ModelConfig) -> str:
     return "".join(parts)
 
 
-def _tensors(what: str, tensors: tuple[GraphTensor, ...]) -> str:
+def _tensors(field: str, tensors: tuple[GraphTensor, ...]) -> str:
     lines = ",\n".join(f"  {_tensor(tensor)}" for tensor in tensors)
-    return f"{what} [\n{lines}\n]\n"
+    return f"{field} [\n{lines}\n]\n"
 
 
 def _tensor(tensor: GraphTensor) -> str:
     if not tensor.dims or tensor.dims[0] != ANY:
         raise ExportError(f"{tensor.name!r} has no open batch axis")
     if tensor.elem_type not in TRITON_TYPES:
-        raise ExportError(f"{tensor.name!r} has an element type that is not served")
-    # Triton adds the batch axis by itself, because max_batch_size is above zero.
+        raise ExportError(f"{tensor.name!r} has an element type that is not supported")
+    # Triton adds the batch axis itself, because max_batch_size is above zero.
     dims = ", ".join(str(dim) for dim in tensor.dims[1:])
     data_type = TRITON_TYPES[tensor.elem_type]
     return f"{{ name: {_quoted(tensor.name)} data_type: {data_type} dims: [ {dims} ] }}"
 
 
 def parameter_text(key: str, value: str) -> str:
-    """Write one parameter on a line of its own."""
+    """Return one parameter as a line of its own."""
     return f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}\n"
 
 

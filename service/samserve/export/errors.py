@@ -1,7 +1,7 @@
-"""What export refuses; it runs at a command line, so it stays outside the tree of gRPC errors."""
+"""Errors of the export; a command-line tool, so they are not part of the gRPC error classes."""
 
 from __future__ import annotations
 
 
 class ExportError(Exception):
-    """A checkpoint or a graph cannot be served; the text says what is wrong with it."""
+    """A checkpoint or a graph cannot be served; the text names the reason."""

@@ -1,4 +1,4 @@
-"""Reading what an ONNX file says about its own tensors."""
+"""The inputs and outputs of an ONNX graph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 from samserve.export.errors import ExportError
 
 ANY = -1
-"""A dimension that the graph leaves open, written as Triton writes it."""
+"""A dynamic dimension, in the notation of Triton."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +23,13 @@ class GraphTensor:
 
 @dataclass(frozen=True, slots=True)
 class GraphInterface:
-    """The tensors that go into and come out of a graph, in its order."""
+    """The inputs and outputs of a graph, in its order."""
 
     inputs: tuple[GraphTensor, ...]
     outputs: tuple[GraphTensor, ...]
 
     def input(self, name: str) -> GraphTensor:
-        """Find an input by name.  Raises `ExportError`."""
+        """Return an input by name.  Raises `ExportError`."""
         for tensor in self.inputs:
             if tensor.name == name:
                 return tensor
@@ -38,7 +38,7 @@ class GraphInterface:
 
 def read_interface(model: onnx.ModelProto) -> GraphInterface:
     """Read the interface of a model."""
-    # Old files repeat the weights among the inputs; only what has no value must be sent.
+    # Old files list the weights among the inputs; only inputs without a value must be sent.
     weights = {initializer.name for initializer in model.graph.initializer}
     return GraphInterface(
         inputs=tuple(_tensor(value) for value in model.graph.input if value.name not in weights),

@@ -1,4 +1,4 @@
-"""An image encoder in half precision."""
+"""Conversion of an image encoder to half precision."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from samserve.export.errors import ExportError
 from samserve.export.sam.layers import LayerNorm2d
 
-KEPT_WIDE = (nn.LayerNorm, LayerNorm2d)
-"""Norms sum squares, which leave the range of float16 first; they cost next to nothing."""
+FLOAT32_LAYERS = (nn.LayerNorm, LayerNorm2d)
+"""Norms sum squares, which exceed the range of float16 first; their cost is negligible."""
 
 
 def halve(encoder: nn.Module) -> None:
-    """Turn the encoder's weights and arithmetic into float16, all but its norms.
+    """Convert the encoder's weights and arithmetic to float16, except its norms.
 
-    Its output becomes float16 too.  Raises `ExportError` for a weight beyond float16's range.
+    Its output also becomes float16.  Raises `ExportError` for a weight beyond the range of float16.
     """
     for name, value in encoder.state_dict().items():
         if value.is_floating_point() and value.abs().max() > torch.finfo(torch.float16).max:
-            raise ExportError(f"{name} holds values beyond the range of float16")
+            raise ExportError(f"{name} has values beyond the range of float16")
     encoder.half()
     for module in encoder.modules():
-        if isinstance(module, KEPT_WIDE):
+        if isinstance(module, FLOAT32_LAYERS):
             module.float()
             module.register_forward_pre_hook(_widen)
             module.register_forward_hook(_narrow)

@@ -1,4 +1,4 @@
-"""A SAM's two graphs as ONNX files that obey the model contract."""
+"""The two graphs of a SAM as ONNX models that follow the model contract."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from samserve.export.sam.model import Sam
 
 OPSET = 17
 UNCAST = "_float32"
-"""Ends the names of the extra outputs of an encoder that is exported for comparison."""
+"""Suffix of the additional outputs of an encoder that is exported for a comparison."""
 
 Axes = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """Shapes of tensors by name, in the order of the graph; a word is an axis that stays open."""
+    """Shapes of tensors by name, in the order of the graph; a string is a dynamic axis."""
 
     inputs: Mapping[str, Axes]
     outputs: Mapping[str, Axes]
 
 
 def export_encoder(sam: Sam, *, keep_uncast: bool = False) -> onnx.ModelProto:
-    """Trace the image encoder; ``keep_uncast`` adds the embedding in float32 as last outputs.
+    """Trace the image encoder; ``keep_uncast`` appends the embedding in float32 to the outputs.
 
-    The same weights give the same model, under one version of torch.
+    With one version of torch, the same weights give the same model.
     """
     size, embedding = sam.config.image_size, _embedding(sam)
     interface = Interface(
@@ -51,9 +51,9 @@ def export_encoder(sam: Sam, *, keep_uncast: bool = False) -> onnx.ModelProto:
 
 
 def export_decoder(sam: Sam) -> onnx.ModelProto:
-    """Trace prompt encoder and mask decoder as one graph, with B, P, N and M open.
+    """Trace prompt encoder and mask decoder as one graph, with dynamic axes B, P, N and M.
 
-    The same weights give the same model, under one version of torch.
+    With one version of torch, the same weights give the same model.
     """
     side = sam.config.mask_size
     interface = Interface(
@@ -68,7 +68,7 @@ def export_decoder(sam: Sam) -> onnx.ModelProto:
             "predicted_iou": ("B", "P", MASKS),
         },
     )
-    # All open axes differ in the example, so that the trace cannot take one for another.
+    # All dynamic axes differ in the example, so that the trace cannot confuse them.
     example = (
         *(torch.zeros(2, *shape, dtype=torch.float16) for shape in sam.config.embedding.values()),
         torch.zeros(2, 3, 4, 2),
@@ -83,19 +83,19 @@ def _embedding(sam: Sam) -> dict[str, Axes]:
 
 
 def trace(graph: nn.Module, example: tuple[Tensor, ...], interface: Interface) -> onnx.ModelProto:
-    """Trace a graph with an example of its inputs."""
+    """Trace a graph with example inputs."""
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         file = Path(folder) / "graph.onnx"
-        # Beyond 2 GiB every weight is written into a file of its own; loading gathers them.
-        # The TorchScript exporter: its graph runs 1.2 times as fast in ONNX Runtime as that of
-        # its successor, which is why it is used although torch announces its end.
+        # Beyond 2 GiB every weight is written to a separate file; loading merges them.
+        # The TorchScript exporter is used although torch deprecates it: its graph runs 1.2 times as
+        # fast in ONNX Runtime as that of its successor.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", TracerWarning)
         warnings.filterwarnings("ignore", message="Constant folding", category=UserWarning)
         torch.onnx.export(
             graph.eval(),
             example,
-            str(file),  # a plain string, else it refuses what exceeds 2 GiB
+            str(file),  # a string, else models beyond 2 GiB are rejected
             dynamo=False,
             opset_version=OPSET,
             input_names=list(interface.inputs),
@@ -106,7 +106,7 @@ def trace(graph: nn.Module, example: tuple[Tensor, ...], interface: Interface) -
             },
         )
         model = onnx.load(file)
-    # The exporter leaves shapes of outputs half open.
+    # The exporter leaves some dimensions of the outputs undefined.
     for output in model.graph.output:
         _declare(output, list(interface.outputs[output.name]))
     return model

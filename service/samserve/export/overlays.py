@@ -1,4 +1,4 @@
-"""What a machine adds to a model's configuration: its GPUs, its cores, and TensorRT."""
+"""Machine-specific parts of a model's configuration: GPUs, CPU cores and TensorRT."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class TensorRt(StrEnum):
-    """Whether ONNX Runtime hands the image encoder to TensorRT, and in which precision."""
+    """Whether ONNX Runtime runs the image encoder with TensorRT, and in which precision."""
 
     OFF = "off"
     FP32 = "fp32"
@@ -16,11 +16,11 @@ class TensorRt(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Overlays:
-    """Choices of one machine; without any, Triton takes every GPU it finds, or the CPU.
+    """Settings for one machine; by default, Triton uses every GPU it finds, or the CPU.
 
-    ``gpus`` are device numbers, each of which gets the models' instances.  ``tensorrt`` concerns
-    the encoder alone: the decoder's zero-length mask input is nothing for it.  ``cpu_cores`` are
-    those that Triton has where it has no GPU; 0 leaves the encoder all that ONNX Runtime finds.
+    ``gpus`` are device numbers, each of which gets the models' instances.  ``tensorrt`` applies to
+    the encoder only: TensorRT does not support the decoder's zero-length mask input.  ``cpu_cores``
+    is the number of cores of Triton on a machine without a GPU; 0 lets the encoder use all.
     """
 
     gpus: tuple[int, ...] = ()
@@ -29,42 +29,42 @@ class Overlays:
 
 
 PLAIN = Overlays()
-"""Nothing of one machine."""
+"""No machine-specific settings."""
 
 ENGINE_CACHE = "/var/cache/tensorrt"
-"""Where Triton keeps the engines that TensorRT builds for minutes at the first start."""
+"""Folder for the engines that TensorRT builds at the first start, which takes minutes."""
 
 
 def instance_group(count: int, overlays: Overlays) -> str:
-    """Write how many instances there are: on each of the named GPUs, or as Triton chooses."""
-    where = ""
+    """Return the instance group: on each of the named GPUs, or where Triton chooses."""
+    placement = ""
     if overlays.gpus:
-        where = f" kind: KIND_GPU gpus: [ {', '.join(map(str, overlays.gpus))} ]"
-    return f"instance_group [ {{ count: {count}{where} }} ]\n"
+        placement = f" kind: KIND_GPU gpus: [ {', '.join(map(str, overlays.gpus))} ]"
+    return f"instance_group [ {{ count: {count}{placement} }} ]\n"
 
 
 ENCODER_INSTANCES, DECODER_INSTANCES = 1, 2
-"""How many runs of a network there may be at once, on each GPU or on the CPU."""
+"""Maximum number of concurrent inferences of a network, on each GPU or on the CPU."""
 
 _THREADS = """\
-# Threads of a run on a CPU. Idle ones wait actively, so that more than there are cores make
-# everything slow. On a GPU they have next to nothing to do.
+# Threads of an inference on a CPU. Idle threads busy-wait, so that more threads than cores slow
+# everything down. On a GPU they are hardly used.
 parameters {{ key: "intra_op_thread_count" value {{ string_value: "{}" }} }}
 """
 
 
 def encoder_threads(overlays: Overlays) -> str:
-    """Write how many threads an encode has on a CPU; nothing leaves it all cores."""
+    """Return the encoder's threads on a CPU; empty if it may use all cores."""
     return _THREADS.format(overlays.cpu_cores) if overlays.cpu_cores else ""
 
 
 def decoder_threads(overlays: Overlays) -> str:
-    """Write how many threads a decode has on a CPU: its part of the cores, one if unknown."""
+    """Return the decoder's threads on a CPU: the cores per instance, one if unknown."""
     return _THREADS.format(max(1, overlays.cpu_cores // DECODER_INSTANCES))
 
 
 def acceleration(overlays: Overlays) -> str:
-    """Write the encoder's accelerator, if there is one."""
+    """Return the encoder's accelerator; empty if there is none."""
     if overlays.tensorrt is TensorRt.OFF:
         return ""
     settings = {
@@ -77,7 +77,7 @@ def acceleration(overlays: Overlays) -> str:
         f'      parameters {{ key: "{key}" value: "{value}" }}' for key, value in settings.items()
     )
     return (
-        "# Engines are built at the first start, for minutes, and kept in the cache.\n"
+        "# Engines are built at the first start, which takes minutes, and kept in the cache.\n"
         "optimization {\n  execution_accelerators {\n    gpu_execution_accelerator: [ {\n"
         f'      name: "tensorrt"\n{lines}\n    }} ]\n  }}\n}}\n'
     )

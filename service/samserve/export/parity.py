@@ -1,7 +1,7 @@
-"""How far the masks of exported models are from those of the checkpoint's own networks.
+"""Parity: how close the masks of exported models are to those of the checkpoint.
 
-Both sides see the same images and prompts.  The reference is PyTorch in float32 from end to end;
-the exported graphs run in ONNX Runtime, with the embedding rounded as it is stored.
+Both sides get the same images and prompts.  The reference is PyTorch in float32 throughout; the
+exported graphs run in ONNX Runtime, with the embedding rounded to float16, as it is cached.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from samserve.types import Array, FloatArray, Label, Parity, Size, UInt8Array
 
 POINTS_PER_SIDE = 4
 BOXES_PER_SIDE = 3
-PROMPTS_PER_PICTURE = POINTS_PER_SIDE**2 + BOXES_PER_SIDE**2
-LEAST_SHARE, MOST_SHARE = 0.001, 0.99
-"""Of the image.  Two masks of less or more agree whatever is wrong, so that they say nothing."""
+PROMPTS_PER_IMAGE = POINTS_PER_SIDE**2 + BOXES_PER_SIDE**2
+MIN_AREA_RATIO, MAX_AREA_RATIO = 0.001, 0.99
+"""Of the image.  Two smaller or two larger masks agree even if the export is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Greatest relative L2 distances of embeddings, and of the logits of masks that say nothing.
+    """Maximum relative L2 distances of embeddings, and of the logits of empty or full masks.
 
-    Rounding to float16, in which embeddings are stored, makes 2e-4 of the first and somewhat more
-    of the second; what is wrong makes about 1.
+    Rounding embeddings to float16 causes 2e-4 of the first and somewhat more of the second; a wrong
+    export causes about 1.
     """
 
     embedding: float
@@ -46,7 +46,7 @@ BOUNDS = {"fp32": Bounds(embedding=1e-3, logits=5e-3), "fp16": Bounds(embedding=
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Placed:
+class ParityCase:
     """An image in the model frame, uint8 ``[1, side, side, 3]``, and prompts on it."""
 
     family: Family
@@ -57,7 +57,7 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
+class ModelOutput:
     """An embedding's tensors ``[1, ...]``, logits ``[P, T, L, L]``, predicted IoU ``[P, T]``."""
 
     embedding: Mapping[str, FloatArray]
@@ -65,19 +65,19 @@ class Answer:
     iou: FloatArray
 
 
-def place(image: UInt8Array, family: Family, sides: Sides) -> Placed:
-    """Place uint8 RGB ``[h, w, 3]`` into the model frame, with a grid of points and of boxes."""
+def parity_case(image: UInt8Array, family: Family, sides: Sides) -> ParityCase:
+    """Transform uint8 RGB ``[h, w, 3]`` to the model frame, with a grid of points and of boxes."""
     transform = family.transform(Size(*image.shape[:2]), sides)
     scale = np.array([transform.resized.width, transform.resized.height], dtype=np.float32)
     # Boxes around the points of a coarser grid, which overlap by a half.
-    middles = point_grid(BOXES_PER_SIDE) * scale
+    centres = point_grid(BOXES_PER_SIDE) * scale
     half = scale / BOXES_PER_SIDE * 0.75
-    boxes = np.concatenate([np.maximum(middles - half, 0), np.minimum(middles + half, scale)], 1)
-    clicks = point_grid(POINTS_PER_SIDE) * scale
-    prompts = [family.prompt(click, [Label.FOREGROUND], None) for click in clicks]
+    boxes = np.concatenate([np.maximum(centres - half, 0), np.minimum(centres + half, scale)], 1)
+    points = point_grid(POINTS_PER_SIDE) * scale
+    prompts = [family.prompt(point, [Label.FOREGROUND], None) for point in points]
     prompts += [family.prompt(np.empty((0, 2)), [], box) for box in boxes]
     coords, labels = zip(*prompts, strict=True)
-    return Placed(
+    return ParityCase(
         family=family,
         transform=transform,
         image=family.place(image, transform)[None],
@@ -86,116 +86,117 @@ def place(image: UInt8Array, family: Family, sides: Sides) -> Placed:
     )
 
 
-def answer_in_torch(sam: Sam, placed: Placed) -> Answer:
-    """Answer by the networks themselves, without any rounding in between."""
+def run_in_torch(sam: Sam, case: ParityCase) -> ModelOutput:
+    """Run the networks of the checkpoint in PyTorch, without rounding the embedding."""
     side = sam.config.mask_size
-    size = torch.tensor([astuple(placed.transform.resized)], dtype=torch.int32)
+    size = torch.tensor([astuple(case.transform.resized)], dtype=torch.int32)
     with torch.no_grad():
-        encoded = EncoderGraph(sam)(torch.from_numpy(placed.image), size)
+        encoded = EncoderGraph(sam)(torch.from_numpy(case.image), size)
         uncast = encoded[len(sam.config.embedding) :]
         logits, iou = DecoderGraph(sam)(
             *uncast,
-            torch.from_numpy(placed.coords),
-            torch.from_numpy(placed.labels),
+            torch.from_numpy(case.coords),
+            torch.from_numpy(case.labels),
             torch.zeros(1, 0, side, side),
         )
     embedding = {
         name: tensor.numpy() for name, tensor in zip(sam.config.embedding, uncast, strict=True)
     }
-    return Answer(embedding, logits[0].numpy(), iou[0].numpy())
+    return ModelOutput(embedding, logits[0].numpy(), iou[0].numpy())
 
 
 class ExportedModel:
-    """The ONNX graphs that would be served."""
+    """The exported ONNX graphs."""
 
     def __init__(self, graphs: Mapping[str, Path]) -> None:
         self._encoder, self._decoder = _session(graphs["encoder"]), _session(graphs["decoder"])
 
-    def answer(self, placed: Placed) -> Answer:
-        """Answer as a server would."""
-        size = np.array([astuple(placed.transform.resized)], dtype=np.int32)
-        given = {"image": placed.image, "image_size": size}
+    def run(self, case: ParityCase) -> ModelOutput:
+        """Run the graphs as a server does."""
+        size = np.array([astuple(case.transform.resized)], dtype=np.int32)
+        inputs = {"image": case.image, "image_size": size}
         names = [each.name for each in self._encoder.get_outputs() if each.name != DIGEST_OUTPUT]
-        embedding = dict(zip(names, self._encoder.run(names, given), strict=True))
-        side = placed.transform.mask_side
+        embedding = dict(zip(names, self._encoder.run(names, inputs), strict=True))
+        side = case.transform.mask_side
         logits, iou = self._decoder.run(
             ["low_res_logits", "predicted_iou"],
             {
                 **embedding,
-                "point_coords": placed.coords,
-                "point_labels": placed.labels,
+                "point_coords": case.coords,
+                "point_labels": case.labels,
                 "mask_input": np.zeros((1, 0, side, side), dtype=np.float32),
             },
         )
-        wide = {name: tensor.astype(np.float32) for name, tensor in embedding.items()}
-        return Answer(wide, logits[0], iou[0])
+        embedding32 = {name: tensor.astype(np.float32) for name, tensor in embedding.items()}
+        return ModelOutput(embedding32, logits[0], iou[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How far answers are apart.
+    """The differences between an export and its checkpoint.
 
-    The masks of ``empty_or_full`` prompts, nearly so on both sides, are not among the figures;
-    ``logits_error`` is the largest relative L2 distance of their logits, 0 if there are none.
+    ``figures`` exclude the masks of ``empty_or_full`` prompts, which are nearly empty or nearly
+    full on both sides; ``logits_error`` is the largest relative L2 distance of their logits, 0 if
+    there are none.
     """
 
     figures: Parity
     empty_or_full: int
     logits_error: float
 
-    def refusal(self, precision: str, min_iou: float) -> str:
-        """Say why models this far from their checkpoint must not be served; empty if they may."""
+    def failure(self, precision: str, min_iou: float) -> str:
+        """Return why the parity check fails; empty if it passes."""
         figures, bounds = self.figures, BOUNDS[precision]
         if not math.isfinite(figures.embedding_error):
-            return f"embeddings in {precision} are not finite numbers"
+            return f"embeddings in {precision} are not finite"
         if figures.embedding_error > bounds.embedding:
             return (
-                f"embeddings in {precision} differ from the checkpoint's own by "
+                f"embeddings in {precision} differ from those of the checkpoint by "
                 f"{figures.embedding_error:.1e}, more than {bounds.embedding:g}"
             )
         if figures.prompts and figures.mean_iou < min_iou:
             return (
-                f"masks in {precision} have a mean IoU of {figures.mean_iou:.4f} with the "
-                f"checkpoint's own, below {min_iou:g} "
+                f"masks in {precision} have a mean IoU of {figures.mean_iou:.4f} with "
+                f"those of the checkpoint, below {min_iou:g} "
                 f"(worst {figures.worst_iou:.4f}, {figures.prompts} prompts)"
             )
-        # Written so that what is no number is refused.
+        # Written so that NaN fails.
         if self.empty_or_full and not self.logits_error <= bounds.logits:
             return (
                 f"masks of {self.empty_or_full} prompts are nearly empty or full, and their logits "
-                f"in {precision} differ from the checkpoint's own by {self.logits_error:.1e}, more "
-                f"than {bounds.logits:g}"
+                f"in {precision} differ from those of the checkpoint by {self.logits_error:.1e}, "
+                f"more than {bounds.logits:g}"
             )
         return ""
 
 
 def compare(
-    pictures: Sequence[Placed], expected: Sequence[Answer], found: Sequence[Answer]
+    cases: Sequence[ParityCase], expected: Sequence[ModelOutput], actual: Sequence[ModelOutput]
 ) -> Comparison:
-    """Compare answers image by image."""
-    ious, changed, blind, errors = [], [], [], []
-    for placed, right, ours in zip(pictures, expected, found, strict=True):
-        best = _best(right.iou, placed.family)
-        changed.append(_best(ours.iou, placed.family) != best)
-        logits, other = _inside(right, best, placed), _inside(ours, best, placed)
-        level = placed.family.mask_threshold
-        ious.append(_mask_iou(logits > level, other > level))
-        blind.append(_say_nothing(logits > level, other > level))
+    """Compare the outputs of all images."""
+    ious, changed, excluded, errors = [], [], [], []
+    for case, right, ours in zip(cases, expected, actual, strict=True):
+        best = _best(right.iou, case.family)
+        changed.append(_best(ours.iou, case.family) != best)
+        logits, other = _inside(right, best, case), _inside(ours, best, case)
+        threshold = case.family.mask_threshold
+        ious.append(_mask_iou(logits > threshold, other > threshold))
+        excluded.append(_empty_or_full(logits > threshold, other > threshold))
         errors.append(_logits_error(logits, other))
-    distances = [_distance(ours, right) for right, ours in zip(expected, found, strict=True)]
-    empty_or_full = np.concatenate(blind)
+    distances = [_distance(ours, right) for right, ours in zip(expected, actual, strict=True)]
+    empty_or_full = np.concatenate(excluded)
     compared = np.concatenate(ious)[~empty_or_full]
     figures = Parity(
-        pictures=len(pictures),
+        images=len(cases),
         prompts=len(compared),
         mean_iou=float(compared.mean()) if len(compared) else 0.0,
         worst_iou=float(compared.min()) if len(compared) else 0.0,
-        changed_choices=float(np.concatenate(changed).mean()),
+        best_mask_mismatch_ratio=float(np.concatenate(changed).mean()),
         embedding_error=float(np.max(distances)),
     )
-    # The maximum of what is no number in one place is none either.
-    unseen = np.concatenate(errors)[empty_or_full]
-    return Comparison(figures, int(empty_or_full.sum()), float(unseen.max(initial=0.0)))
+    # The maximum of an array with NaN is NaN.
+    excluded_errors = np.concatenate(errors)[empty_or_full]
+    return Comparison(figures, int(empty_or_full.sum()), float(excluded_errors.max(initial=0.0)))
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
@@ -203,54 +204,54 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def _best(iou: FloatArray, family: Family) -> Array:
-    """Choose the token of each prompt; what is no number is never the best."""
+    """Return the token with the highest predicted IoU of each prompt; NaN is never the highest."""
     tokens = np.array(family.multimask_tokens)
     best: Array = tokens[np.nan_to_num(iou[:, tokens], nan=-np.inf).argmax(1)]
     return best
 
 
-def _inside(answer: Answer, tokens: Array, placed: Placed) -> FloatArray:
-    """Cut the logits of one mask of each prompt to the part that shows the image: ``[P, h, w]``."""
-    transform = placed.transform
+def _inside(output: ModelOutput, tokens: Array, case: ParityCase) -> FloatArray:
+    """Crop the logits of one mask of each prompt to the image, without padding: ``[P, h, w]``."""
+    transform = case.transform
     step = transform.model_side // transform.mask_side
     height, width = (-(-side // step) for side in astuple(transform.resized))
-    chosen: FloatArray = answer.logits[np.arange(len(tokens)), tokens, :height, :width]
+    chosen: FloatArray = output.logits[np.arange(len(tokens)), tokens, :height, :width]
     return chosen
 
 
-def _say_nothing(one: Array, other: Array) -> Array:
-    """Tell of which pairs of masks both are nearly empty, or both nearly full."""
-    shares = np.stack([one.mean((1, 2)), other.mean((1, 2))])
-    return np.asarray((shares < LEAST_SHARE).all(0) | (shares > MOST_SHARE).all(0))
+def _empty_or_full(one: Array, other: Array) -> Array:
+    """Return for each pair of masks whether both are nearly empty, or both nearly full."""
+    ratios = np.stack([one.mean((1, 2)), other.mean((1, 2))])
+    return np.asarray((ratios < MIN_AREA_RATIO).all(0) | (ratios > MAX_AREA_RATIO).all(0))
 
 
 def _logits_error(right: FloatArray, ours: FloatArray) -> FloatArray:
-    """L2 distance of each pair of masks before the cut, relative to how the right one varies.
+    """L2 distance of each pair of logits, relative to the deviation of *right* from its mean.
 
-    Not relative to its length: logits far from 0 would hide everything else.
+    Not relative to their norm: logits far from 0 would hide every difference.
     """
-    middle = right.mean((1, 2), keepdims=True, dtype=np.float64)
-    varies = np.linalg.norm((right - middle).reshape(len(right), -1), axis=1)
-    apart = np.linalg.norm((ours - right).reshape(len(right), -1), axis=1)
+    mean = right.mean((1, 2), keepdims=True, dtype=np.float64)
+    deviation = np.linalg.norm((right - mean).reshape(len(right), -1), axis=1)
+    distance = np.linalg.norm((ours - right).reshape(len(right), -1), axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(apart / varies, dtype=np.float32)
+        return np.asarray(distance / deviation, dtype=np.float32)
 
 
 def _mask_iou(one: Array, other: Array) -> FloatArray:
-    """Intersection over union of each pair; two empty masks are equal."""
+    """Intersection over union of each pair of masks; 1 for two empty masks."""
     both = np.logical_and(one, other).sum((1, 2))
     either = np.logical_or(one, other).sum((1, 2))
     return np.where(either == 0, 1.0, both / np.maximum(either, 1)).astype(np.float32)
 
 
-def _distance(ours: Answer, right: Answer) -> float:
-    """Relative L2 distance of two embeddings: that of the tensors that are furthest apart."""
-    lengths = {name: float(np.linalg.norm(tensor)) for name, tensor in right.embedding.items()}
-    if not all(lengths.values()):
+def _distance(ours: ModelOutput, right: ModelOutput) -> float:
+    """Relative L2 distance of two embeddings: the maximum over their tensors."""
+    norms = {name: float(np.linalg.norm(tensor)) for name, tensor in right.embedding.items()}
+    if not all(norms.values()):
         return math.inf
-    apart = [
-        float(np.linalg.norm(ours.embedding[name] - tensor)) / lengths[name]
+    distances = [
+        float(np.linalg.norm(ours.embedding[name] - tensor)) / norms[name]
         for name, tensor in right.embedding.items()
     ]
-    # Not Python's maximum, which may pass over what is no number.
-    return float(np.max(apart))
+    # Not Python's max, which may ignore NaN.
+    return float(np.max(distances))

@@ -1,6 +1,7 @@
-"""From a checkpoint to a ready model: read, trace, write, compare, publish.
+"""The export pipeline: from a checkpoint to a model that can be served.
 
-Nothing of a refused export is left in the repository, and nothing that was there is touched.
+It reads, traces, writes, compares and publishes.  An export that fails leaves the repository
+unchanged.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from samserve.export import parity
 from samserve.export.checkpoint import open_sam
 from samserve.export.errors import ExportError
 from samserve.export.half import halve
+from samserve.export.images import read_images
 from samserve.export.onnx_export import export_decoder, export_encoder
 from samserve.export.overlays import PLAIN, Overlays
-from samserve.export.parity import Answer, ExportedModel, Placed
-from samserve.export.pictures import read_pictures
+from samserve.export.parity import ExportedModel, ModelOutput, ParityCase
 from samserve.export.sam.model import Sam
 from samserve.export.sources.files import shown
 from samserve.export.sources.source import Source
@@ -37,13 +38,13 @@ from samserve.models import card, families
 from samserve.types import ModelCard, Parity
 
 DEFAULT_MIN_IOU = 0.99
-"""Least mean IoU of the exported masks with the checkpoint's own."""
+"""Minimum mean IoU of the exported masks with those of the checkpoint."""
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class Precision(StrEnum):
-    """Of the image encoder's weights and arithmetic; the decoder's are always fp32."""
+    """Precision of the image encoder's weights and arithmetic; the decoder always uses fp32."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -51,11 +52,11 @@ class Precision(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """How to export.
+    """Options of an export.
 
-    ``name`` is the model's, made from the checkpoint's variant if empty.  ``variant`` refuses a
-    checkpoint of any other.  ``pictures`` are compared on instead of the samples, unless ``check``
-    is off, which fp16 does not allow.  Raises `ExportError` for what cannot be.
+    ``name`` is the name of the model, from the checkpoint's variant if empty.  ``variant``, if set,
+    is the required variant of the checkpoint.  ``images`` replace the samples of the parity check,
+    which ``check_parity`` disables; fp16 requires it.  Raises `ExportError` for invalid options.
     """
 
     repository: Path
@@ -65,22 +66,22 @@ class ExportOptions:
     revision: str | None = None
     precision: Precision = Precision.FP32
     overlays: Overlays = PLAIN
-    check: bool = True
-    pictures: tuple[Path, ...] = ()
+    check_parity: bool = True
+    images: tuple[Path, ...] = ()
     min_iou: float = DEFAULT_MIN_IOU
 
     def __post_init__(self) -> None:
         if self.name:
             check_name(self.name)
-        if self.precision is Precision.FP16 and not self.check:
-            raise ExportError("fp16 is never written without comparing its masks")
+        if self.precision is Precision.FP16 and not self.check_parity:
+            raise ExportError("fp16 requires the parity check")
         if not 0 <= self.min_iou <= 1:
-            raise ExportError(f"the least mean IoU must be from 0 to 1, not {self.min_iou:g}")
+            raise ExportError(f"the minimum mean IoU must be from 0 to 1, not {self.min_iou:g}")
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written: the model's name and digest, its folders and its card."""
+    """The result of an export: the model's name and digest, its folders and its card."""
 
     name: str
     digest: str
@@ -88,35 +89,37 @@ class Exported:
     card: ModelCard
 
 
-def export(spec: str | Path, options: ExportOptions, say: Say = lambda text: None) -> Exported:
-    """Turn the checkpoint *spec* into the models ``<name>_encoder`` and ``<name>_decoder``.
+def export(
+    spec: str | Path, options: ExportOptions, report: Report = lambda text: None
+) -> Exported:
+    """Export the checkpoint *spec* to the models ``<name>_encoder`` and ``<name>_decoder``.
 
-    *spec* is as for `open_sam`; *say* is told each step.  Raises `ExportError` in one line for a
-    checkpoint that is none, and for an export whose masks differ by more than the options allow.
+    *spec* is as for `open_sam`; *report* is called with a line for each step.  Raises `ExportError`
+    with a text of one line for an invalid checkpoint, and if the parity check fails.
     """
-    pictures = read_pictures(options.pictures) if options.check else []
-    say(f"reading {shown(str(spec))}")
+    images = read_images(options.images) if options.check_parity else []
+    report(f"reading {shown(str(spec))}")
     sam, source = open_sam(spec, options.revision)
     variant = _variant(sam, source, options)
     name = options.name or default_name(variant, source)
     check_name(name)
-    placed = [parity.place(picture, families.SAM1, sam.config) for picture in pictures]
-    expected = _reference(sam, placed, say)
+    cases = [parity.parity_case(image, families.SAM1, sam.config) for image in images]
+    expected = _reference(sam, cases, report)
     with staging(options.repository) as stage:
-        bundle = _trace(sam, stage.folder, name, options.precision, say)
-        figures = _compare(bundle, placed, expected, options, say) if placed else None
-        made = _card(variant, source, options, figures)
+        bundle = _trace(sam, stage.folder, name, options.precision, report)
+        figures = _compare(bundle, cases, expected, options, report) if cases else None
+        model_card = _card(variant, source, options, figures)
         text = options.description or f"Segment Anything ({variant}) from {source.name}"
-        facts = card.to_parameters(made)
-        described = Description(text, families.SAM1, facts, options.overlays)
-        digest = write_configs(bundle, described)
+        parameters = card.to_parameters(model_card)
+        description = Description(text, families.SAM1, parameters, options.overlays)
+        digest = write_configs(bundle, description)
         stage.publish(bundle.folders)
     folders = tuple(options.repository / folder for folder in bundle.folders)
-    return Exported(name, digest, folders, made)
+    return Exported(name, digest, folders, model_card)
 
 
 def default_name(variant: str, source: Source) -> str:
-    """Name a model by its variant, such as ``sam_vit_b``; one of another size by its source."""
+    """Return a name from the variant, such as ``sam_vit_b``; for a custom size, from the source."""
     if variant == "mobile":
         return "mobile_sam"
     if variant != "custom":
@@ -131,16 +134,16 @@ def _variant(sam: Sam, source: Source, options: ExportOptions) -> str:
     return variant
 
 
-def _reference(sam: Sam, placed: list[Placed], say: Say) -> list[Answer]:
-    if placed:
-        say(f"answering {len(placed)} pictures in PyTorch")
-    return [parity.answer_in_torch(sam, picture) for picture in placed]
+def _reference(sam: Sam, cases: list[ParityCase], report: Report) -> list[ModelOutput]:
+    if cases:
+        report(f"running {len(cases)} images in PyTorch")
+    return [parity.run_in_torch(sam, case) for case in cases]
 
 
-def _trace(sam: Sam, folder: Path, name: str, precision: Precision, say: Say) -> StagedBundle:
-    say("tracing the mask decoder")
+def _trace(sam: Sam, folder: Path, name: str, precision: Precision, report: Report) -> StagedBundle:
+    report("tracing the mask decoder")
     decoder = export_decoder(sam)
-    say(f"tracing the image encoder, {precision.value}")
+    report(f"tracing the image encoder, {precision.value}")
     if precision is Precision.FP16:
         halve(sam.image_encoder)
     return stage_bundle(folder, name, {"encoder": export_encoder(sam), "decoder": decoder})
@@ -148,22 +151,22 @@ def _trace(sam: Sam, folder: Path, name: str, precision: Precision, say: Say) ->
 
 def _compare(
     bundle: StagedBundle,
-    placed: list[Placed],
-    expected: list[Answer],
+    cases: list[ParityCase],
+    expected: list[ModelOutput],
     options: ExportOptions,
-    say: Say,
+    report: Report,
 ) -> Parity:
-    say(f"answering {len(placed)} pictures in ONNX Runtime")
+    report(f"running {len(cases)} images in ONNX Runtime")
     exported = ExportedModel(bundle.graphs)
-    comparison = parity.compare(placed, expected, [exported.answer(image) for image in placed])
+    comparison = parity.compare(cases, expected, [exported.run(case) for case in cases])
     if comparison.empty_or_full:
-        say(
-            f"masks of {comparison.empty_or_full} prompts are nearly empty or full: judged by "
+        report(
+            f"masks of {comparison.empty_or_full} prompts are nearly empty or full: compared by "
             f"their logits, which differ by {comparison.logits_error:.1e}"
         )
-    refusal = comparison.refusal(options.precision.value, options.min_iou)
-    if refusal:
-        raise ExportError(f"refused: {refusal}")
+    failure = comparison.failure(options.precision.value, options.min_iou)
+    if failure:
+        raise ExportError(f"parity check failed: {failure}")
     return comparison.figures
 
 

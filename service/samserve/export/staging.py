@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Publishing folders atomically: all of them appear, complete, or none."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from pathlib import Path
 
 PREFIX = ".samserve-staging-"
 LOCK = "lock"
-"""Held as long as the process lives; its content is the target."""
+"""File that is locked while the process runs; its content is the path of the target."""
 
 _OLD = ".old"
 
 
 class Staging:
-    """A folder on the target's disk, whose sub-folders are renamed into place at the end."""
+    """A folder on the target's file system, whose subfolders are renamed into the target."""
 
     def __init__(self, target: Path, folder: Path) -> None:
         self._target, self.folder = target, folder
 
     def publish(self, names: list[str]) -> None:
-        """Put the folders of these names in place, instead of those that are there.
+        """Move the folders of these names to the target, and replace existing ones.
 
-        Fails or is interrupted as a whole: then the old ones are there again.
+        An error or interrupt restores the previous folders.
         """
         done: list[tuple[Path, Path]] = []
         try:
             for name in names:
                 target = self._target / name
-                # A folder cannot be renamed over one that has files: the old one steps aside first.
+                # A folder cannot be renamed over one with files: the old one is moved aside first.
                 if os.path.lexists(target):
                     self._move(target, self.folder / f"{name}{_OLD}", done)
                 self._move(self.folder / name, target, done)
@@ -43,21 +43,21 @@ class Staging:
             raise
 
     def _move(self, source: Path, target: Path, done: list[tuple[Path, Path]]) -> None:
-        # Noted before it happens: an interrupt may come at any moment.
+        # Recorded before the rename, since an interrupt may happen at any time.
         done.append((source, target))
         source.rename(target)
 
 
 @contextmanager
 def staging(target: Path) -> Iterator[Staging]:
-    """Open a staging folder for *target*, which is made; whatever happens, it is removed.
+    """Yield a staging folder for *target*, which is created; the staging folder is always removed.
 
-    It lies beside *target*, or inside if that is a disk of its own.  What a killed process left
-    there is cleared up first.
+    It is next to *target*, or inside if *target* is a file system of its own.  Staging folders of
+    killed processes are removed first.
     """
     target.mkdir(parents=True, exist_ok=True)
-    clear_up(target)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_place(target)))
+    remove_stale(target)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_staging_parent(target)))
     try:
         with (folder / LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -68,31 +68,31 @@ def staging(target: Path) -> Iterator[Staging]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def clear_up(target: Path) -> None:
+def remove_stale(target: Path) -> None:
     """Remove the staging folders of killed processes.
 
-    A folder that such a process had moved aside, and not replaced yet, is put back.
+    A folder that such a process had moved aside and not yet replaced is restored.
     """
-    for lock in _place(target).glob(f"{PREFIX}*/{LOCK}"):
+    for lock in _staging_parent(target).glob(f"{PREFIX}*/{LOCK}"):
         try:
             with lock.open() as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _put_back(lock.parent, file.read())
+                _restore(lock.parent, file.read())
         except OSError:
-            continue  # in use by an export, just ended, or of another user
+            continue  # in use, just removed, or owned by another user
         shutil.rmtree(lock.parent, ignore_errors=True)
 
 
-def _put_back(folder: Path, target: str) -> None:
+def _restore(folder: Path, target: str) -> None:
     for old in folder.glob(f"*{_OLD}") if target else ():
         missing = Path(target) / old.name.removesuffix(_OLD)
-        # What is there now is newer.
+        # An existing folder is newer.
         if not os.path.lexists(missing):
             old.rename(missing)
 
 
-def _place(target: Path) -> Path:
-    """Choose where to stage: Triton takes every folder in its repository for a model."""
-    beside = target.resolve().parent
-    same_disk = beside.stat().st_dev == target.stat().st_dev
-    return beside if same_disk and os.access(beside, os.W_OK) else target
+def _staging_parent(target: Path) -> Path:
+    """Return the parent of staging folders: Triton loads every folder in its repository."""
+    parent = target.resolve().parent
+    same_device = parent.stat().st_dev == target.stat().st_dev
+    return parent if same_device and os.access(parent, os.W_OK) else target

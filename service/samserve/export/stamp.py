@@ -1,9 +1,8 @@
-"""Making a graph say, with every answer, which encoder it belongs to.
+"""Stamps: an additional output of each graph that identifies its encoder.
 
-A graph gets a further output, the digest of that encoder repeated for each row of the batch, by
-nodes that are added at the end of its file: messages of protobuf that lie one after the other are
-one message, with the nodes of both.  What was there stays as it was, byte for byte, and the digest
-of a graph is that of its file without the added part.
+The output is the digest of the encoder, repeated for each row of the batch.  Its nodes are appended
+to the file: concatenated protobuf messages parse as one message with the nodes of both.  The
+existing bytes stay unchanged, and the digest of a graph is that of its file without the stamp.
 """
 
 from __future__ import annotations
@@ -28,49 +27,49 @@ from samserve.models.digest import (
 )
 
 DIGEST_TENSOR = GraphTensor(DIGEST_OUTPUT, TensorProto.INT32, (ANY, DIGEST_WORDS))
-"""What a stamp adds to the interface of a graph."""
+"""The output that a stamp adds to a graph."""
 
 
 def stamp(path: Path, digest: str) -> None:
-    """Have the graph in this file answer with the digest too; it must not do so yet."""
+    """Append a stamp with the digest to the graph in this file, which must have none."""
     model = onnx.load(path, load_external_data=False)
     with path.open("ab") as file:
         file.write(_stamp(model, digest))
 
 
 def is_stamped(path: Path, digest: str) -> bool:
-    """Tell whether the graph in this file says this digest, and the file ends with that."""
+    """Return whether the file ends with the stamp of this digest."""
     size = stamp_bytes(path)
     if not size:
         return False
     with path.open("rb") as file:
         file.seek(-size, 2)
         found = file.read()
-    return found == _stamp(_bare(onnx.load(path, load_external_data=False)), digest)
+    return found == _stamp(_strip(onnx.load(path, load_external_data=False)), digest)
 
 
 def remove_stamp(path: Path) -> None:
-    """Have the graph in this file be as before it was stamped."""
+    """Restore the graph in this file to its content before it was stamped."""
     size = stamp_bytes(path)
     if size:
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size - size)
     model = onnx.load(path, load_external_data=False)
-    if _names_digest(model):
-        # Another program has written the file since it was stamped.
-        path.write_bytes(serialized(_bare(model)))
+    if _has_digest_output(model):
+        # Another program has rewritten the file since it was stamped.
+        path.write_bytes(serialized(_strip(model)))
 
 
 def without_stamp(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model that says no digest; *model* itself if it does not."""
-    return _bare(model) if _names_digest(model) else model
+    """Return the model without its stamp; *model* itself if it has none."""
+    return _strip(model) if _has_digest_output(model) else model
 
 
-def _names_digest(model: onnx.ModelProto) -> bool:
+def _has_digest_output(model: onnx.ModelProto) -> bool:
     return any(output.name == DIGEST_OUTPUT for output in model.graph.output)
 
 
-def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
+def _strip(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = model.graph
     values: Any
     for values in (graph.node, graph.initializer, graph.output):
@@ -84,11 +83,11 @@ def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _stamp(model: onnx.ModelProto, digest: str) -> bytes:
-    """The added part: a message with nothing but what is added."""
-    if _names_digest(model):
-        raise ExportError(f"the graph has an output {DIGEST_OUTPUT!r} already")
+    """Return the stamp: a message that contains only the additions."""
+    if _has_digest_output(model):
+        raise ExportError(f"the graph already has an output {DIGEST_OUTPUT!r}")
     added = onnx.ModelProto(graph=_graph(model, digest))
-    # Of a fixed length, and last: it is found without reading the model.
+    # Last and of a fixed length, so that it is found without parsing the model.
     note = added.metadata_props.add(key=STAMP_KEY, value=stamp_note(digest, 0))
     note.value = stamp_note(digest, len(serialized(added)))
     return serialized(added)
@@ -97,17 +96,17 @@ def _stamp(model: onnx.ModelProto, digest: str) -> bytes:
 def _graph(model: onnx.ModelProto, digest: str) -> onnx.GraphProto:
     inputs = read_interface(model).inputs
     if not inputs:
-        raise ExportError("a graph has no input: it is empty, or no model of samserve")
-    given = inputs[0].name
-    (value,) = (value for value in model.graph.input if value.name == given)
+        raise ExportError("a graph has no input: it is empty or not a model of samserve")
+    first = inputs[0].name
+    (value,) = (value for value in model.graph.input if value.name == first)
     batch = value.type.tensor_type.shape.dim[0].dim_param
     words = np.frombuffer(digest_words(digest), dtype=np.int32)
 
     def part(name: str) -> str:
         return f"{DIGEST_OUTPUT}_{name}"
 
-    def node(kind: str, taken: list[str], name: str, **attributes: Any) -> onnx.NodeProto:
-        return helper.make_node(kind, taken, [name], name=name, **attributes)
+    def node(kind: str, sources: list[str], name: str, **attributes: Any) -> onnx.NodeProto:
+        return helper.make_node(kind, sources, [name], name=name, **attributes)
 
     graph = onnx.GraphProto()
     graph.initializer.extend(
@@ -119,7 +118,7 @@ def _graph(model: onnx.ModelProto, digest: str) -> onnx.GraphProto:
     )
     graph.node.extend(
         [
-            node("Shape", [given], part("shape")),
+            node("Shape", [first], part("shape")),
             node("Gather", [part("shape"), part("first")], part("batch"), axis=0),
             node("Concat", [part("batch"), part("one")], part("dims"), axis=0),
             node("Expand", [part("words"), part("dims")], DIGEST_OUTPUT),

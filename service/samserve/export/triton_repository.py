@@ -1,15 +1,15 @@
 """Writing the graphs of a model as Triton models that the gateway can discover.
 
-One folder per model, as Triton wants it::
+One folder per graph, in Triton's layout::
 
     <repository>/<name>_encoder/config.pbtxt
     <repository>/<name>_encoder/1/model.onnx
     <repository>/<name>_decoder/config.pbtxt
     <repository>/<name>_decoder/1/model.onnx
 
-with ``model.onnx.data`` beside a model of more than 2 GiB.  A config.pbtxt repeats the tensors that
-its graph declares and carries, as parameters, all that the gateway must know; nothing about a model
-is configured anywhere else.
+with ``model.onnx.data`` next to a model of more than 2 GiB.  A config.pbtxt repeats the tensors
+that its graph declares.  Its parameters contain everything that the gateway must know about the
+model; there is no other configuration of a model.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ CONFIG_FILE = "config.pbtxt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 _DECODER_INSTANCES = """\
-# No kind: Triton then takes a GPU where there is one (KIND_AUTO); one file serves both machines.
-# Two instances, because priorities with a single instance stall for 500 ms now and then.
+# No kind: Triton then uses a GPU if there is one (KIND_AUTO); one file fits both kinds of machines.
+# Two instances, because priorities with a single instance occasionally stall for 500 ms.
 """
 
 _DECODER_BATCHING = """\
-# Priority 1 is a person waiting for Predict, 2 (the default) everything else. Each has a queue of
-# its own, so that a flood of one is refused early and leaves the other alone. The timeout lets
-# requests bring a shorter one: Triton ignores theirs unless there is a longer one here.
+# Priority 1 is for Predict, for which a person waits, 2 (the default) for everything else. Each has
+# its own queue, so that excess requests of one are rejected early and do not delay the other.
+# Requests may set shorter timeouts: Triton ignores those unless a longer default is set here.
 dynamic_batching {
   priority_levels: 2
   default_priority_level: 2
@@ -71,28 +71,28 @@ dynamic_batching {
 """
 
 _ENCODER_INSTANCES = """\
-# One instance: without a GPU Triton takes two for this backend, and so the weights twice.
+# One instance: without a GPU, Triton defaults to two for this backend, which doubles the weights.
 """
 
 _ENCODER_BATCHING = """\
-# Plain on purpose: with priorities or queue limits one instance stalls for 500 ms now and then.
+# No options: with priorities or queue limits, a single instance occasionally stalls for 500 ms.
 dynamic_batching { }
 """
 
 _WARM_UP = """\
-# The first run of a graph is slow: Triton makes it before it calls the model ready.
+# The first inference of a graph is slow: Triton runs it before it reports the model as ready.
 """
 
-_CLICK_DIMS = {"point_coords": (1, 2, 2), "point_labels": (1, 2)}
-"""A click as the gateway sends it: one prompt of a point and its padding."""
+_POINT_PROMPT_DIMS = {"point_coords": (1, 2, 2), "point_labels": (1, 2)}
+"""A point prompt as the gateway sends it: one prompt of a point and its padding."""
 
 
 @dataclass(frozen=True, slots=True)
 class StagedBundle:
-    """A model whose graphs are written, into a folder that nothing reads yet.
+    """A model whose graphs are written to a staging folder.
 
     ``graphs`` and ``interfaces`` are by role.  ``digest`` is that of all weights;
-    ``encoder_digest`` is what every graph says with its answers.
+    ``encoder_digest`` is the one in the digest output of every graph.
     """
 
     name: str
@@ -103,31 +103,30 @@ class StagedBundle:
 
     @property
     def folders(self) -> list[str]:
-        """The names of its graphs as models of Triton."""
+        """The folders of the graphs, which are their names in Triton."""
         return [f"{self.name}_{role}" for role in self.graphs]
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a configuration says beyond its graph.
+    """The parts of a configuration that the graph does not determine.
 
-    ``text`` is one printable line for people, ``facts`` are further parameters without their
-    prefix.
+    ``text`` is one printable line, ``parameters`` are further parameters without their prefix.
     """
 
     text: str
     family: Family = families.SAM1
-    facts: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
     overlays: Overlays = PLAIN
 
 
 def write_bundle(
     repository: Path, name: str, models: Mapping[str, onnx.ModelProto], description: Description
 ) -> None:
-    """Write, or replace, the models ``<name>_encoder`` and ``<name>_decoder``.
+    """Write or replace the models ``<name>_encoder`` and ``<name>_decoder``.
 
-    *models* are, by role, graphs that obey the model contract.  The same arguments give the same
-    bytes.  All folders are complete before any of them appears.
+    *models* are graphs by role that follow the model contract.  The same arguments give the same
+    bytes.  All folders are complete before any of them is visible.
     """
     check_name(name)
     with staging(repository) as stage:
@@ -137,23 +136,24 @@ def write_bundle(
 
 
 def check_name(name: str) -> None:
-    """Refuse, with `ExportError`, a name that is no folder's."""
+    """Raise `ExportError` for a name that is not a valid folder name."""
     if not _NAME.fullmatch(name):
         raise ExportError(
-            f"model name {name[:80]!r}: only letters, digits, '_', '-' and '.', at most 128 of them"
+            f"model name {name[:80]!r}: expected at most 128 letters, digits, '_', '-' and '.'"
         )
 
 
 def stage_bundle(folder: Path, name: str, models: Mapping[str, onnx.ModelProto]) -> StagedBundle:
-    """Write the graphs of a model into *folder*; raises `ExportError` if they do not fit.
+    """Write the graphs of a model into *folder*.
 
-    The models may be changed: their weights move to the disk.
+    The models may be modified: their weights may move to the disk.  Raises `ExportError` if encoder
+    and decoder do not match.
     """
-    bare = {role: without_stamp(model) for role, model in models.items()}
-    interfaces = {role: read_interface(model) for role, model in bare.items()}
-    _check_fit(interfaces["encoder"], interfaces["decoder"])
+    unstamped = {role: without_stamp(model) for role, model in models.items()}
+    interfaces = {role: read_interface(model) for role, model in unstamped.items()}
+    _check_interfaces(interfaces["encoder"], interfaces["decoder"])
     paths: dict[str, Path] = {}
-    for role, model in bare.items():
+    for role, model in unstamped.items():
         version = folder / f"{name}_{role}" / MODEL_VERSION
         version.mkdir(parents=True)
         paths[role] = onnx_file.save(model, version)
@@ -168,8 +168,8 @@ def stage_bundle(folder: Path, name: str, models: Mapping[str, onnx.ModelProto])
 
 
 def write_configs(bundle: StagedBundle, description: Description) -> str:
-    """Write the configurations of a model beside its graphs, and return the model's digest."""
-    if not all(text.isprintable() for text in [description.text, *description.facts.values()]):
+    """Write the configurations of a model next to its graphs, and return the model's digest."""
+    if not all(text.isprintable() for text in [description.text, *description.parameters.values()]):
         raise ExportError("the description must be one printable line")
     parameters = _parameters(bundle, description)
     batches = {"encoder": ENCODER_MAX_BATCH, "decoder": DECODER_MAX_BATCH}
@@ -205,7 +205,7 @@ def _scheduling(overlays: Overlays) -> dict[str, str]:
 def _parameters(bundle: StagedBundle, description: Description) -> dict[str, str]:
     image_size = bundle.interfaces["encoder"].input("image").dims[1]
     mask_size = bundle.interfaces["decoder"].input("mask_input").dims[-1]
-    facts = {f"samserve.{key}": value for key, value in description.facts.items()}
+    others = {f"samserve.{key}": value for key, value in description.parameters.items()}
     return {
         "samserve.family": description.family.name,
         "samserve.model": bundle.name,
@@ -215,27 +215,27 @@ def _parameters(bundle: StagedBundle, description: Description) -> dict[str, str
         "samserve.image_size": str(image_size),
         "samserve.mask_size": str(mask_size),
         "samserve.description": description.text,
-        **facts,
+        **others,
     }
 
 
 def _warm_up(interface: GraphInterface) -> str:
-    """A request of zeros: a blank image, or a click without a mask (zero masks)."""
+    """Return a warm-up request of zeros: a blank image, or a point prompt without a mask."""
     inputs = "\n".join(f"  {_warm_up_input(tensor)}" for tensor in interface.inputs)
     return f'{_WARM_UP}model_warmup {{\n  name: "first"\n  batch_size: 1\n{inputs}\n}}\n'
 
 
 def _warm_up_input(tensor: GraphTensor) -> str:
-    click = _CLICK_DIMS.get(tensor.name)
-    # Axes that are open, the batch axis apart, are those of prompts; of masks there are none.
-    dims = click or [max(dim, 0) for dim in tensor.dims[1:]]
+    point_dims = _POINT_PROMPT_DIMS.get(tensor.name)
+    # The remaining dynamic axis is that of mask prompts, of which there are none.
+    dims = point_dims or [max(dim, 0) for dim in tensor.dims[1:]]
     data_type = TRITON_TYPES[tensor.elem_type]
     value = f"{{ data_type: {data_type} dims: {list(dims)} zero_data: true }}"
     return f"inputs {{ key: {json.dumps(tensor.name)} value: {value} }}"
 
 
-def _check_fit(encoder: GraphInterface, decoder: GraphInterface) -> None:
-    """Refuse a decoder that does not take what the encoder makes, and sizes left open."""
+def _check_interfaces(encoder: GraphInterface, decoder: GraphInterface) -> None:
+    """Raise `ExportError` if the decoder does not accept the embedding, or a size is dynamic."""
     for embedding in encoder.outputs:
         if decoder.input(embedding.name) != embedding:
             raise ExportError(f"encoder and decoder disagree about {embedding.name!r}")

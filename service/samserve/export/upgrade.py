@@ -1,7 +1,7 @@
-"""Making the models of a repository say with each answer which encoder it belongs to.
+"""Upgrading the models of a repository to output the digest of their encoder.
 
-Models of earlier exports say the digest of the model, or nothing.  They get the output and the
-parameter, and nothing else: masks stay the same to the last bit, and so do digests.
+Models of earlier exports output the digest of the model, or none.  The upgrade adds only the output
+and the parameter: masks stay bit-identical, and digests stay the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from samserve.errors import EngineUnavailable
 from samserve.export.config_text import parameter_text
 from samserve.export.errors import ExportError
-from samserve.export.staging import clear_up, staging
+from samserve.export.staging import remove_stale, staging
 from samserve.export.stamp import is_stamped, remove_stamp, stamp
 from samserve.export.triton_repository import CONFIG_FILE, MODEL_VERSION
 from samserve.models.digest import (
@@ -35,18 +35,18 @@ from samserve.models.repository import (
     graphs_of,
     parameter,
     read_configs,
-    says_digest,
+    reports_digest,
 )
 
 _OUTPUT = f'{{ name: "{DIGEST_OUTPUT}" data_type: TYPE_INT32 dims: [ {DIGEST_WORDS} ] }}'
-# As the export writes them; of other texts nothing but their end is known.
+# The layout that the export writes; to any other layout, fields are appended at the end.
 _OUTPUTS = re.compile(r"^output \[\n(?:  \{[^\n]*\},?\n)+", re.MULTILINE)
 _DIGEST_LINE = re.compile(r'^parameters \{ key: "samserve\.digest" .*\}\n', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Upgraded:
-    """What became of a model: ``before`` is the digest that its configuration named."""
+    """The result for one model: ``before`` is the previous digest in its configuration."""
 
     name: str
     digest: str
@@ -54,40 +54,40 @@ class Upgraded:
     changed: bool
 
 
-def upgrade(repository: Path, say: Callable[[str], None] = lambda text: None) -> list[Upgraded]:
-    """Upgrade every model of a repository that needs it; *say* is given a line for each.
+def upgrade(repository: Path, report: Callable[[str], None] = lambda text: None) -> list[Upgraded]:
+    """Upgrade every model of a repository that needs it; *report* is called with a line for each.
 
-    The folders of a model are replaced together, or none is.  A model whose files are not those
-    that its digest was made of gets the digest of what they are.  Raises `ExportError`.
+    The folders of a model are replaced together or not at all.  A model whose files do not match
+    its digest gets a new digest.  Raises `ExportError`.
     """
     try:
-        clear_up(repository)
+        remove_stale(repository)
         configs = read_configs(repository)
         models = [graphs_of(encoder, configs) for encoder in encoders(configs)]
     except (EngineUnavailable, OSError) as error:
         raise ExportError(str(error)) from error
     if not models:
         raise ExportError(f"no model of samserve in {repository}")
-    return [_upgrade(repository, graphs, say) for graphs in models]
+    return [_upgrade(repository, graphs, report) for graphs in models]
 
 
 def _upgrade(
-    repository: Path, graphs: Mapping[str, ModelConfig], say: Callable[[str], None]
+    repository: Path, graphs: Mapping[str, ModelConfig], report: Callable[[str], None]
 ) -> Upgraded:
     name = parameter(graphs["encoder"], "model")
     before = parameter(graphs["decoder"], "digest")
     folders = {role: config.name for role, config in graphs.items()}
-    with _reading(folders):
-        whole = _is_whole(graphs, _paths(repository, folders))
-    if whole:
+    with _read_errors(folders):
+        current = _is_current(graphs, _paths(repository, folders))
+    if current:
         return Upgraded(name, before, before, changed=False)
-    say(f"upgrading {name}")
+    report(f"upgrading {name}")
     return Upgraded(name, _rewrite(repository, folders), before, changed=True)
 
 
-def _is_whole(graphs: Mapping[str, ModelConfig], paths: Mapping[str, Path]) -> bool:
-    """Tell whether the configurations and the graphs say what the files are."""
-    if not all(says_digest(config) for config in graphs.values()):
+def _is_current(graphs: Mapping[str, ModelConfig], paths: Mapping[str, Path]) -> bool:
+    """Return whether configurations and graphs contain the digests of the files."""
+    if not all(reports_digest(config) for config in graphs.values()):
         return False
     digests = graph_digests(paths)
     encoder = digests["encoder"]
@@ -99,12 +99,12 @@ def _is_whole(graphs: Mapping[str, ModelConfig], paths: Mapping[str, Path]) -> b
 
 
 def _rewrite(repository: Path, folders: Mapping[str, str]) -> str:
-    """Replace the folders of a model, which are given by role; return the model's digest."""
+    """Replace the folders of a model, given by role, and return the model's digest."""
     with staging(repository) as stage:
         for folder in folders.values():
             _copy(repository / folder, stage.folder / folder)
         paths = _paths(stage.folder, folders)
-        with _reading(folders):
+        with _read_errors(folders):
             for path in paths.values():
                 remove_stamp(path)
             digests = graph_digests(paths)
@@ -118,13 +118,14 @@ def _rewrite(repository: Path, folders: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def _reading(folders: Mapping[str, str]) -> Iterator[None]:
+def _read_errors(folders: Mapping[str, str]) -> Iterator[None]:
+    """Translate errors of reading the files of a model."""
     try:
         yield
     except (OSError, DecodeError) as error:
-        # Its text may name the staging folder, which is gone by the time that it is read.
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ExportError(f"{' or '.join(folders.values())} cannot be read: {why}") from error
+        # Its text may name the staging folder, which is removed before the user reads it.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ExportError(f"{' or '.join(folders.values())} cannot be read: {reason}") from error
 
 
 def _paths(repository: Path, folders: Mapping[str, str]) -> dict[str, Path]:
@@ -132,7 +133,7 @@ def _paths(repository: Path, folders: Mapping[str, str]) -> dict[str, Path]:
 
 
 def _copy(folder: Path, target: Path) -> None:
-    """Copy a model's folder; files that stay as they are, gigabytes of weights, are linked."""
+    """Copy a model's folder; unchanged files, such as gigabytes of weights, are hard-linked."""
 
     def copy(source: str, copied: str) -> None:
         if Path(source).name in (MODEL_FILE, CONFIG_FILE):
@@ -150,7 +151,7 @@ def _copy(folder: Path, target: Path) -> None:
 
 
 def _declare(path: Path, digest: str, encoder_digest: str) -> None:
-    """Add output and digests to a configuration; everything else stays as it is."""
+    """Add output and digests to a configuration; everything else stays unchanged."""
     text = path.read_text(encoding="utf-8")
     if f'"{DIGEST_OUTPUT}"' not in text:
         found = _OUTPUTS.search(text)
@@ -158,12 +159,12 @@ def _declare(path: Path, digest: str, encoder_digest: str) -> None:
             outputs = f"{found[0].removesuffix(chr(10))},\n  {_OUTPUT}\n"
             text = text[: found.start()] + outputs + text[found.end() :]
         else:
-            # Fields that repeat may be given in several places.
+            # Repeated fields may be given in several places.
             text = f"{text.rstrip()}\noutput [\n  {_OUTPUT}\n]\n"
-    text, count = _said("digest").subn(rf'\g<1>"{digest}"', text)
+    text, count = _parameter_pattern("digest").subn(rf'\g<1>"{digest}"', text)
     if count != 1:
-        raise ExportError(f"{path.parent.name}: the parameter samserve.digest is not found")
-    text, count = _said("encoder_digest").subn(rf'\g<1>"{encoder_digest}"', text)
+        raise ExportError(f"{path.parent.name}: the parameter samserve.digest is missing")
+    text, count = _parameter_pattern("encoder_digest").subn(rf'\g<1>"{encoder_digest}"', text)
     if not count:
         line = parameter_text("samserve.encoder_digest", encoder_digest)
         text, count = _DIGEST_LINE.subn(rf"\g<0>{line}", text)
@@ -171,6 +172,6 @@ def _declare(path: Path, digest: str, encoder_digest: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _said(key: str) -> re.Pattern[str]:
-    """Find the value of a parameter, however the configuration is laid out."""
+def _parameter_pattern(key: str) -> re.Pattern[str]:
+    """Return a pattern for the value of a parameter, in any layout of the configuration."""
     return re.compile(rf'("samserve\.{key}"\s*,?\s*value:?\s*\{{\s*string_value:\s*)"[^"]*"')

@@ -1,19 +1,19 @@
-"""From the bytes of a request to RGB pixels, with every doubt an error of ours.
+"""Decoding of image files to RGB pixels; every ambiguity in a file is an error.
 
-* JPEG, PNG and WebP, told by their first bytes; no other decoder ever runs.
+* JPEG, PNG and WebP, recognised by their first bytes; no other decoder ever runs.
 * The size is read and checked before anything is decompressed.
 * Greyscale is replicated, a palette resolved, CMYK converted by Pillow.  16-bit greyscale becomes
   ``round(v / 257)``; of other 16-bit samples Pillow keeps the high byte.
-* Transparency is laid over white.  The transparent colour of a PNG is compared in the depth of the
-  file.
+* Transparent pixels are blended with white.  The transparent colour of a PNG is compared at the
+  bit depth of the file.
 * The EXIF orientation is applied unless the request says otherwise.  An unreadable EXIF block means
   no orientation.
 * Colour profiles, gamma and background colours are not applied.
-* Animated and truncated files are refused, and files made of more parts than an image needs.
-* A mask (`decode_mask`) is read by the same decoders: what is neither black nor transparent.
+* Animated and truncated files are invalid, and so are files of more parts than an image needs.
+* A mask (`decode_mask`) is read by the same decoders: foreground is neither black nor transparent.
 
 Pillow's classes are used directly, not ``Image.open``: that checks sizes against a process-wide
-limit and warns through the process-wide warnings registry.  Nothing here is shared by threads.
+limit and warns through the process-wide warnings registry.  Threads share no state here.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from PIL import Image
 
 from samserve.errors import ImageTooLarge
 from samserve.images import exif, jpeg, png, raw, webp
+from samserve.images.errors import ENCODED, unreadable
 from samserve.images.jpeg import Jpeg
 from samserve.images.png import Png
-from samserve.images.refusal import ENCODED, unreadable
 from samserve.images.webp import Webp
 from samserve.types import BoolArray, EncodedImage, Orientation, RawImage, Size, UInt8Array
 
@@ -53,7 +53,7 @@ _FOREIGN_ERRORS = (
     struct.error,
     zlib.error,
 )
-"""What Pillow lets out of its parsers for hostile bytes, found by fuzzing and reading."""
+"""Errors of Pillow's parsers on malicious bytes, found by fuzzing and by reading its source."""
 
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -64,12 +64,12 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = frozenset({5, 6, 7, 8})
+_SWAPPED_SIDES = frozenset({5, 6, 7, 8})
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What an image may measure, in pixels, before orientation and after."""
+    """The largest image, in pixels; holds before and after orientation."""
 
     max_pixels: int
     max_side: int
@@ -78,15 +78,15 @@ class ImageLimits:
 def probe(image: EncodedImage | RawImage, limits: ImageLimits) -> Size:
     """Return the size of the image in the image frame (after orientation) from its header.
 
-    Raises ``ImageUnreadable``, ``ImageTooLarge`` or ``InvalidRequest``, as ``decode`` would;
-    but damage of the pixel data is not looked for.
+    Raises ``ImageUnreadable``, ``ImageTooLarge`` or ``InvalidRequest``, as ``decode`` does,
+    except that corrupt pixel data is not detected.
     """
     if isinstance(image, RawImage):
         _check_raw(image, limits)
         return image.size
-    with _opened(image, limits) as (file, orientation):
+    with _open_image(image, limits) as (file, orientation):
         size = file.size
-        return Size(size.width, size.height) if orientation in _SIDEWAYS else size
+        return Size(size.width, size.height) if orientation in _SWAPPED_SIDES else size
 
 
 def decode(image: EncodedImage | RawImage, limits: ImageLimits) -> UInt8Array:
@@ -97,36 +97,40 @@ def decode(image: EncodedImage | RawImage, limits: ImageLimits) -> UInt8Array:
     if isinstance(image, RawImage):
         _check_raw(image, limits)
         return raw.to_rgb(image)
-    with _opened(image, limits) as (file, orientation):
-        return np.array(_upright(file.rgb(), orientation), dtype=np.uint8)
+    with _open_image(image, limits) as (file, orientation):
+        return np.array(_apply_orientation(file.rgb(), orientation), dtype=np.uint8)
 
 
 def decode_mask(image: EncodedImage, limits: ImageLimits) -> BoolArray:
-    """Decode to which pixels a mask marks: bool ``[h, w]`` in the image frame.
+    """Decode a mask to its foreground pixels: bool ``[h, w]`` in the image frame.
 
-    A pixel is marked if it is neither black, at the full depth of the file, nor wholly
+    A pixel is foreground if it is neither black, at the full bit depth of the file, nor fully
     transparent.  Raises ``ImageUnreadable`` or ``ImageTooLarge``.
     """
-    with _opened(image, limits) as (file, orientation):
-        return np.array(_upright(Image.fromarray(file.marked()), orientation), dtype=np.bool_)
+    with _open_image(image, limits) as (file, orientation):
+        return np.array(
+            _apply_orientation(Image.fromarray(file.foreground()), orientation), dtype=np.bool_
+        )
 
 
 @contextmanager
-def _opened(image: EncodedImage, limits: ImageLimits) -> Iterator[tuple[Jpeg | Png | Webp, int]]:
-    """Read the header, and the orientation that the pixels need.
+def _open_image(
+    image: EncodedImage, limits: ImageLimits
+) -> Iterator[tuple[Jpeg | Png | Webp, int]]:
+    """Yield the file with its header read, and the orientation to apply.
 
-    Whatever Pillow raises then becomes ``ImageUnreadable``; its text may quote the file.
+    Any error of Pillow becomes ``ImageUnreadable`` without its text, which may quote the file.
     """
     try:
-        file = _open(image.data, limits)
+        file = _read_header(image.data, limits)
         ignore = image.orientation is Orientation.IGNORE
         yield file, exif.UPRIGHT if ignore else exif.orientation(file.exif)
     except _FOREIGN_ERRORS as error:
-        raise unreadable("is damaged, cut off or not an image") from error
+        raise unreadable("is corrupt, truncated or not an image") from error
 
 
-def _open(data: bytes, limits: ImageLimits) -> Jpeg | Png | Webp:
-    """Read the header by the one decoder for these bytes; refuse what is too large or moves."""
+def _read_header(data: bytes, limits: ImageLimits) -> Jpeg | Png | Webp:
+    """Read the header by the decoder for these bytes; reject large and animated images."""
     if not data:
         raise unreadable("is empty")
     file: Jpeg | Png | Webp
@@ -158,14 +162,14 @@ def _check_size(field: str, size: Size, limits: ImageLimits) -> None:
             raise ImageTooLarge(field, text, metadata=metadata)
 
 
-def _upright(decoded: Image.Image, orientation: int) -> Image.Image:
+def _apply_orientation(decoded: Image.Image, orientation: int) -> Image.Image:
     if orientation not in _TRANSPOSITIONS:
         return decoded
     return decoded.transpose(_TRANSPOSITIONS[orientation])
 
 
 def _check_raw(image: RawImage, limits: ImageLimits) -> None:
-    """Check the size, and that the bytes are as many as it says."""
+    """Check the size, and that the number of bytes matches it."""
     raw.check_size(image)
     _check_size(raw.SIZE, image.size, limits)
     raw.check_data(image)

@@ -1,6 +1,6 @@
 """The orientation in an EXIF block.
 
-Not Pillow's ``getexif``, which warns about damaged blocks and loads the whole of a PNG.
+Not Pillow's ``getexif``, which warns about corrupt blocks and decodes a whole PNG.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _SHORT = 3
 
 
 def orientation(block: bytes | None) -> int:
-    """Read the orientation, 1 to 8.  A block that cannot be read means 1, upright."""
+    """Return the orientation, 1 to 8.  An unreadable block means 1, upright."""
     if block is None:
         return UPRIGHT
     try:
@@ -23,7 +23,7 @@ def orientation(block: bytes | None) -> int:
 
 
 def _from_tiff(tiff: bytes) -> int:
-    """Look the tag up in the first directory of a TIFF block."""
+    """Return the orientation tag of the first directory of a TIFF block."""
     order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
     if order is None:
         return UPRIGHT

@@ -1,4 +1,4 @@
-"""JPEG files: decoding, also of files without their end marker."""
+"""Decoding of JPEG files, including files without an end marker."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from samserve.errors import ImageUnreadable
 from samserve.images import jpeg_segments
+from samserve.images.errors import unreadable
 from samserve.images.jpeg_segments import START
-from samserve.images.refusal import unreadable
 from samserve.images.samples import PillowFile
 from samserve.types import Size
 
 __all__ = ["START", "Jpeg"]
 
 _END = b"\xff\xd9"
-_PATTERNS = (b"\xdb", b"\x33")
-"""Of the patterns that were tried, the two with which no cut file was taken for a whole one."""
-_LONGEST_RUN = 16
-"""Pixel data of an image is never the same byte for so long at its end; what fills a file is."""
+_FILL_PATTERNS = (b"\xdb", b"\x33")
+"""Of the patterns tried, the two with which no truncated file was accepted as complete."""
+_MAX_EQUAL_BYTES = 16
+"""Pixel data never ends in so many equal bytes; the filler of an incomplete file does."""
 
 
 class Jpeg(PillowFile):
@@ -39,56 +39,56 @@ class Jpeg(PillowFile):
     def _opened(self) -> ImageFile:
         return _QuietJpeg(BytesIO(self._data))
 
-    def _decoded(self) -> Image.Image:
-        return super()._decoded() if self._file.ended else self._without_end()
+    def _decode(self) -> Image.Image:
+        return super()._decode() if self._file.has_end_marker else self._decode_without_end()
 
-    def _without_end(self) -> Image.Image:
-        """Decode a file that lacks its end marker, if it lacks nothing else.
+    def _decode_without_end(self) -> Image.Image:
+        """Decode a file that lacks only its end marker.
 
-        libjpeg makes up what is missing and does not say so.  But then the pixels depend on what
-        follows the data, and else they do not.
+        libjpeg invents missing pixels without an error.  Those pixels then depend on the bytes
+        after the data; if nothing is missing, no pixel does.
         """
-        data = self._data.rstrip(b"\xff")  # else it would make a marker of what follows
-        if not self._file.has_all_scans or len(set(data[-_LONGEST_RUN:])) == 1:
-            raise _cut()
-        decoded = _loaded(data + _END)
+        data = self._data.rstrip(b"\xff")  # or it would form a marker with the next byte
+        if not self._file.has_all_scans or len(set(data[-_MAX_EQUAL_BYTES:])) == 1:
+            raise _truncated()
+        decoded = _load(data + _END)
         pixels = _digest(decoded)
-        if any(_digest(_loaded(data + fill + _END)) != pixels for fill in _fills(data)):
-            raise _cut()
+        if any(_digest(_load(data + fill + _END)) != pixels for fill in _continuations(data)):
+            raise _truncated()
         return decoded
 
 
-def _fills(data: bytes) -> Iterator[bytes]:
-    """Make what could go on after *data*: more blocks than an MCU has, and restart intervals."""
+def _continuations(data: bytes) -> Iterator[bytes]:
+    """Yield continuations of *data*: more blocks than an MCU has, and restart intervals."""
     in_scan = data.rfind(b"\xff\xda")
     last = max(range(8), key=lambda number: data.rfind(bytes([0xFF, 0xD0 + number]), in_scan))
-    found = data.rfind(bytes([0xFF, 0xD0 + last]), in_scan) >= 0
-    following = [(last + 1 + step) % 8 if found else step % 8 for step in range(16)]
-    for bits in _PATTERNS:
+    has_restarts = data.rfind(bytes([0xFF, 0xD0 + last]), in_scan) >= 0
+    following = [(last + 1 + step) % 8 if has_restarts else step % 8 for step in range(16)]
+    for bits in _FILL_PATTERNS:
         intervals = (bytes([0xFF, 0xD0 + number]) + bits * 100 for number in following)
         yield bits * 700 + b"".join(intervals)
 
 
 def _digest(decoded: Image.Image) -> bytes:
-    """Compare by digests: the pixels of one image are enough to hold."""
+    """Return a digest, so that the pixels of only one image are in memory."""
     return hashlib.sha256(decoded.tobytes()).digest()
 
 
-def _cut() -> ImageUnreadable:
-    return unreadable("is cut off: a JPEG without its end marker and some of its pixels")
+def _truncated() -> ImageUnreadable:
+    return unreadable("is truncated: a JPEG without its end marker and some of its pixels")
 
 
 class _QuietJpeg(JpegImageFile):
     """A JPEG whose EXIF block is not parsed for a resolution on opening.
 
-    Pillow's parser warns about damaged blocks; should it rename the method, it warns again.
+    Pillow's parser warns about corrupt blocks.  If Pillow renames the method, the warnings return.
     """
 
     def _read_dpi_from_exif(self) -> None:
         pass
 
 
-def _loaded(data: bytes) -> Image.Image:
+def _load(data: bytes) -> Image.Image:
     opened = _QuietJpeg(BytesIO(data))
     opened.load()
     return opened

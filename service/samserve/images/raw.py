@@ -1,4 +1,4 @@
-"""Raw pixels of a request."""
+"""Raw pixels of a request: checks and conversion to RGB."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_size(image: RawImage) -> None:
 
 
 def check_data(image: RawImage) -> None:
-    """Raise ``InvalidRequest`` unless the bytes are as many as the size says."""
+    """Raise ``InvalidRequest`` unless the number of bytes matches the size."""
     expected = image.size.pixels * image.layout.channels
     if len(image.data) != expected:
         text = f"must have {expected} bytes (height * width * channels), not {len(image.data)}"
@@ -30,7 +30,7 @@ def check_data(image: RawImage) -> None:
 
 
 def to_rgb(image: RawImage) -> UInt8Array:
-    """Bring raw pixels into RGB order, as a copy: uint8 ``[h, w, 3]``."""
+    """Return a copy of raw pixels in RGB order: uint8 ``[h, w, 3]``."""
     shape = (image.size.height, image.size.width, image.layout.channels)
     pixels = np.frombuffer(image.data, dtype=np.uint8).reshape(shape)
     if image.layout is RawLayout.GRAY:

@@ -1,4 +1,4 @@
-"""From what Pillow decodes to RGB over white, or to which pixels a mask marks."""
+"""Conversion of Pillow's decoded images to RGB on white, or to a mask's foreground."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WITH_ALPHA = frozenset({"LA", "PA", "RGBA"})
 
 
 class PillowFile(ABC):
-    """A file of 8 bits per sample; *size* is that of the pixels in it."""
+    """A file of 8 bits per sample; *size* is that before orientation."""
 
     size: Size
 
@@ -32,48 +32,48 @@ class PillowFile(ABC):
 
     @property
     def frames(self) -> int:
-        """How many images there are in the file."""
+        """Number of images in the file."""
         return int(getattr(self._opened, "n_frames", 1))
 
     def rgb(self) -> Image.Image:
-        """Decode to RGB over white."""
-        return over_white(self._decoded())
+        """Decode to RGB, blended with white."""
+        return blend_with_white(self._decode())
 
-    def marked(self) -> BoolArray:
-        """Tell which pixels are neither black nor transparent."""
-        return marked(self._decoded())
+    def foreground(self) -> BoolArray:
+        """Return which pixels are neither black nor transparent: bool ``[h, w]``."""
+        return foreground(self._decode())
 
-    def _decoded(self) -> Image.Image:
+    def _decode(self) -> Image.Image:
         self._opened.load()
         return self._opened
 
 
-def over_white(decoded: Image.Image) -> Image.Image:
-    """Convert any mode of 8 bits to RGB, transparency laid over white."""
+def blend_with_white(decoded: Image.Image) -> Image.Image:
+    """Convert any 8-bit mode to RGB, with transparency blended with white."""
     if decoded.mode in _WITH_ALPHA or "transparency" in decoded.info:
-        rgba = _as(decoded, "RGBA")
+        rgba = _convert(decoded, "RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return _as(decoded, "RGB")
+    return _convert(decoded, "RGB")
 
 
-def marked(decoded: Image.Image) -> BoolArray:
-    """Tell which pixels are neither black nor wholly transparent: bool ``[h, w]``."""
+def foreground(decoded: Image.Image) -> BoolArray:
+    """Return which pixels are neither black nor fully transparent: bool ``[h, w]``."""
     if decoded.mode in _WITH_ALPHA or "transparency" in decoded.info:
-        *colour, alpha = _as(decoded, "RGBA").split()
-        found = any_of(colour)
-        found &= np.asarray(alpha) != 0
-        return found
-    return any_of(_as(decoded, "RGB").split())
+        *colour, alpha = _convert(decoded, "RGBA").split()
+        mask = any_nonzero(colour)
+        mask &= np.asarray(alpha) != 0
+        return mask
+    return any_nonzero(_convert(decoded, "RGB").split())
 
 
-def _as(decoded: Image.Image, mode: str) -> Image.Image:
-    """Convert, without the copy that Pillow makes of what has the mode already."""
+def _convert(decoded: Image.Image, mode: str) -> Image.Image:
+    """Convert to *mode*, without Pillow's copy of an image that has it already."""
     return decoded if decoded.mode == mode else decoded.convert(mode)
 
 
-def any_of(bands: Sequence[Image.Image]) -> BoolArray:
-    """Tell which pixels are not 0 in every band: bool ``[h, w]``."""
-    found: BoolArray = np.asarray(bands[0]) != 0
+def any_nonzero(bands: Sequence[Image.Image]) -> BoolArray:
+    """Return which pixels are not 0 in at least one band: bool ``[h, w]``."""
+    mask: BoolArray = np.asarray(bands[0]) != 0
     for band in bands[1:]:
-        found |= np.asarray(band) != 0
-    return found
+        mask |= np.asarray(band) != 0
+    return mask

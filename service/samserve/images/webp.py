@@ -1,4 +1,4 @@
-"""WebP files: the size before a decoder allocates its canvas, and decoding."""
+"""Decoding of WebP files; the size is read before a decoder allocates its canvas."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from io import BytesIO
 from PIL.ImageFile import ImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from samserve.images.refusal import unreadable
+from samserve.images.errors import unreadable
 from samserve.images.samples import PillowFile
 from samserve.types import Size
 
 
 def is_webp(data: bytes) -> bool:
-    """Whether a file begins as WebP files do."""
+    """Return whether a file begins with the WebP signature."""
     return data.startswith(b"RIFF") and data[8:12] == b"WEBP"
 
 
 class Webp(PillowFile):
-    """A WebP file; beyond its size nothing of it is read before it is asked for."""
+    """A WebP file; only its size is read before the first access."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -30,12 +30,12 @@ class Webp(PillowFile):
     def _opened(self) -> ImageFile:
         opened = WebPImageFile(BytesIO(self._data))
         if Size(opened.height, opened.width) != self.size:
-            raise unreadable("is damaged: a WebP file with two sizes")
+            raise unreadable("is corrupt: a WebP file with two different sizes")
         return opened
 
 
 def _size(data: bytes) -> Size:
-    """Read the canvas size of a WebP file (RFC 9649, sections 2.5 to 2.7)."""
+    """Return the canvas size of a WebP file (RFC 9649, sections 2.5 to 2.7)."""
     kind = data[12:16]
     if kind == b"VP8X":
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))

@@ -1,1 +1,1 @@
-"""Memory that tensors lie in: of this process alone, or shared with a model runtime."""
+"""Memory for tensors: private to this process, or shared with an inference server."""

@@ -1,4 +1,4 @@
-"""The port to a block of memory that is cut into slots."""
+"""The port of memory blocks that are divided into slots, and private anonymous memory."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from samserve.types import UInt8Array
 
 
 class Memory(Protocol):
-    """A writable block, mapped as long as it or a view of it is referenced."""
+    """A writable block that stays mapped as long as it or a view of it is referenced."""
 
     @property
     def nbytes(self) -> int:
-        """Size; a whole number of pages."""
+        """Size in bytes; a whole number of pages."""
 
     @property
     def array(self) -> UInt8Array:
         """The whole block as uint8 ``[nbytes]``."""
 
     def commit(self, offset: int, nbytes: int) -> None:
-        """Take real memory for whole pages, so that writing into them cannot fail.
+        """Allocate physical memory for whole pages, so that writing to them cannot fail.
 
         Raises `samserve.errors.MemoryExhausted`.
         """
 
     def release(self, offset: int, nbytes: int) -> None:
-        """Return whole pages to the system; their content becomes zeros."""
+        """Release whole pages to the system; their content becomes zeros."""
 
 
 class Allocate(Protocol):
-    """Maps a block of at least *nbytes* bytes, all of it committed if that is asked for.
+    """Maps a block of at least *nbytes* bytes; with *commit*, all of it is committed.
 
     Raises `samserve.errors.MemoryExhausted`.
     """
@@ -41,14 +41,14 @@ class Allocate(Protocol):
 
 
 class AnonymousMemory:
-    """Memory of this process alone; the system takes pages when they are first written.
+    """Memory private to this process; the system allocates pages when they are first written.
 
-    *commit* changes nothing: the system overcommits private memory.
+    *commit* has no effect: the system overcommits private memory.
     """
 
     def __init__(self, nbytes: int, *, commit: bool = False) -> None:
         self.nbytes = round_up_to_page(nbytes)
-        # Private: the pages of a shared anonymous mapping could not be given back one by one.
+        # Private: pages of a shared anonymous mapping could not be released one by one.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._map = mmap.mmap(-1, self.nbytes, flags=flags)
         self.array: UInt8Array = np.frombuffer(self._map, dtype=np.uint8)
@@ -62,5 +62,5 @@ class AnonymousMemory:
 
 
 def round_up_to_page(nbytes: int) -> int:
-    """Size of the smallest whole number of pages that holds *nbytes*."""
+    """Return the size of the smallest whole number of pages that holds *nbytes*."""
     return -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -1,8 +1,9 @@
-"""Segments of POSIX shared memory, for a model runtime on the same host.
+"""Segments of POSIX shared memory, for an inference server on the same host.
 
 A segment is a file under ``/dev/shm``.  Its owner holds an exclusive lock on it, which the kernel
-drops when the owner dies however it dies; who can take the lock knows that the segment is an
-orphan.  Process ids could not tell that: containers that share ``/dev/shm`` do not share them.
+releases when the owner ends, however it ends; a process that can take the lock knows that the
+segment is orphaned.  Process ids would not show it, since containers that share
+``/dev/shm`` do not share process ids.
 """
 
 from __future__ import annotations
@@ -24,32 +25,32 @@ from samserve.memory.anonymous import round_up_to_page
 from samserve.types import Array, FloatArray, UInt8Array
 
 PREFIX = "samserve-"
-"""How the names of all segments of all gateways begin."""
+"""Prefix of the names of all segments of all gateways."""
 
 _KEY_BYTES = 8
 _NAMES = PREFIX + 2 * _KEY_BYTES * "[0-9a-f]"
 
-# The runtime may run as another user of the same group.
+# The inference server may run as another user of the same group.
 _MODE = 0o660
-# Linux 5.14; populates page tables, so that first use does not fault page by page.
+# Linux 5.14; populates the page tables, so that first use does not fault page by page.
 _MADV_POPULATE_WRITE = 23
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where an array lies: *offset* bytes into the segment of that key."""
+    """Location of an array: *offset* bytes into the segment *key*."""
 
     key: str
     offset: int
 
     @property
     def region(self) -> str:
-        """Name under which a runtime registers the segment."""
+        """The name under which an inference server registers the segment."""
         return region_name(self.key)
 
 
 class SharedSegment:
-    """A `Memory` that another process can map by its ``key``."""
+    """A `Memory` that other processes can map by its ``key``."""
 
     def __init__(self, path: Path, descriptor: int, nbytes: int) -> None:
         self.nbytes = nbytes
@@ -61,7 +62,7 @@ class SharedSegment:
 
     @property
     def key(self) -> str:
-        """What ``shm_open`` calls it."""
+        """The name that ``shm_open`` expects."""
         return f"/{self._path.name}"
 
     def commit(self, offset: int, nbytes: int) -> None:
@@ -72,32 +73,32 @@ class SharedSegment:
             if error.errno not in (errno.ENOSPC, errno.ENOMEM):
                 raise
             raise _exhausted(self._path.parent, nbytes) from error
-        with suppress(OSError):  # an older kernel: pages are mapped when they are first touched
+        with suppress(OSError):  # an older kernel: pages are mapped when they are first accessed
             self._map.madvise(_MADV_POPULATE_WRITE, offset, nbytes)
 
     def release(self, offset: int, nbytes: int) -> None:
-        """See `Memory.release`; the pages are gone for the other process, too."""
+        """See `Memory.release`; the pages are released for other processes as well."""
         self._map.madvise(mmap.MADV_REMOVE, offset, nbytes)
 
     def view(self, offset: int, shape: tuple[int, ...]) -> FloatArray:
-        """View float32 of that shape; its ``base`` lives exactly as long as some view of it."""
+        """Return a float32 view of *shape*; its ``base`` lives as long as any view of it."""
         count = math.prod(shape)
         flat: FloatArray = np.frombuffer(self._map, dtype=np.float32, count=count, offset=offset)
         return flat.reshape(shape)
 
     def close(self) -> None:
-        """Remove the name and drop the lock; the bytes stay while they are mapped."""
+        """Remove the name and release the lock; the bytes stay while they are mapped."""
         self._path.unlink(missing_ok=True)
-        # A thread that still commits must not meet a file that got the same number.
+        # A thread that still commits must not use a new file with the same descriptor.
         descriptor, self._descriptor = self._descriptor, -1
         os.close(descriptor)
 
 
 class SharedMemory:
-    """Makes the segments of one gateway, whose names are used once and never again.
+    """Creates the segments of one gateway; names are never reused.
 
-    *directory* is where ``shm_open`` looks; *group* is the numeric group that may map the segments
-    in addition to the user, None for that of the process (or of a set-group-id directory).
+    *directory* is that of ``shm_open``; *group* is the numeric group that may map the segments in
+    addition to the user, None for the group of the process (or of a set-group-id directory).
     """
 
     def __init__(self, directory: Path = Path("/dev/shm"), group: int | None = None) -> None:  # noqa: S108
@@ -106,17 +107,17 @@ class SharedMemory:
         self._segments: dict[str, SharedSegment] = {}
 
     def create(self, nbytes: int, *, commit: bool = False) -> SharedSegment:
-        """Make a segment of at least *nbytes* bytes, with *commit* all of them committed.
+        """Create a segment of at least *nbytes* bytes; with *commit*, all of it is committed.
 
-        Raises `MemoryExhausted` if there is no room, `OSError` if the directory cannot be used;
-        nothing is left of the segment then.
+        Raises `MemoryExhausted` if the memory is exhausted, `OSError` if the directory cannot be
+        used; then the segment is removed.
         """
         size = round_up_to_page(nbytes)
         path, descriptor = self._create_locked()
         try:
             if self._group is not None:
                 os.fchown(descriptor, -1, self._group)
-            # The mode given to open() is cut by the umask.
+            # The umask masks the mode of open().
             os.fchmod(descriptor, _MODE)
             os.ftruncate(descriptor, size)
             segment = SharedSegment(path, descriptor, size)
@@ -130,12 +131,12 @@ class SharedMemory:
         return segment
 
     def close_segment(self, segment: SharedSegment) -> None:
-        """Remove one segment; its key is never used again."""
+        """Remove one segment; its key is never reused."""
         if self._segments.pop(segment.key, None) is not None:
             segment.close()
 
     def locate(self, array: Array) -> Location | None:
-        """Find the segment that holds a contiguous array, or None if it lies elsewhere."""
+        """Return the location of a contiguous array, None if it is in no segment."""
         if not array.flags.c_contiguous:
             return None
         address = array.ctypes.data
@@ -146,7 +147,7 @@ class SharedMemory:
         return None
 
     def remove_orphans(self) -> list[str]:
-        """Remove the segments of gateways that are dead; return their keys."""
+        """Remove the segments of gateways that have ended; return their keys."""
         removed = []
         for path in sorted(self._directory.glob(_NAMES)):
             if _remove_if_orphan(path):
@@ -154,7 +155,7 @@ class SharedMemory:
         return removed
 
     def exists(self, key: str) -> bool:
-        """Return whether a segment of that key has a name still."""
+        """Return whether the segment *key* still has a name."""
         return (self._directory / region_name(key)).exists()
 
     def close(self) -> None:
@@ -168,12 +169,12 @@ class SharedMemory:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, _MODE)
             if _lock(descriptor) and os.fstat(descriptor).st_nlink:
                 return path, descriptor
-            # Another gateway swept up before the lock was ours.
+            # Another gateway removed the file as an orphan before it was locked.
             os.close(descriptor)
 
 
 def region_name(key: str) -> str:
-    """Name of the region that is the segment of that key."""
+    """Return the name under which an inference server registers the segment *key*."""
     return key.lstrip("/")
 
 
@@ -189,7 +190,7 @@ def _remove_if_orphan(path: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return False  # gone already, or not ours to remove
+        return False  # removed already, or owned by another user
     try:
         if not _lock(descriptor):
             return False

@@ -1,4 +1,4 @@
-"""Memory for one embedding, which engines write and stores keep."""
+"""Memory for one embedding, written by an engine and owned by the cache."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from samserve.types import Array, Embedding, EmbeddingFacts, EmbeddingKey
 class Slot:
     """Memory for one embedding that is being written; its owner publishes or discards it.
 
-    ``tensors`` are writable views, one for each spec, without a batch axis.  ``index`` is the
-    slot's place in its arena.  An engine that loses sight of a run which may still write here adds
-    a future to ``late_writers``; it ends when the run certainly writes no more.
+    ``tensors`` are writable views, one for each spec, without a batch axis.  ``index`` is that of
+    the slot in its arena.  An engine adds a future to ``pending_writes`` for each request without a
+    response that may still write to the slot; the future is done once it cannot write any more.
     """
 
     key: EmbeddingKey
@@ -23,8 +23,8 @@ class Slot:
     tensors: Mapping[str, Array]
     index: int
     nbytes: int
-    late_writers: list[asyncio.Future[None]] = field(default_factory=list)
+    pending_writes: list[asyncio.Future[None]] = field(default_factory=list)
 
     def as_embedding(self) -> Embedding:
-        """View what was written as an embedding that is never published (a crop's, say)."""
+        """Return a view of the slot as an embedding that is never published (of a crop)."""
         return Embedding(self.tensors, self.facts, expires_at=float("inf"))

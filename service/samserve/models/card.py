@@ -1,4 +1,4 @@
-"""Model cards as the parameters of a model's configuration, which is how they travel with it."""
+"""Model cards, stored as parameters of a model's configuration."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from samserve.types import ModelCard, Parity
 TEXTS = tuple(field.name for field in fields(ModelCard) if field.name != "parity")
 """The facts that are plain text, by the names of their parameters."""
 
+# In the cards of models that were exported before these figures were renamed.
+_FORMER_NAMES = {"images": "pictures", "best_mask_mismatch_ratio": "changed_choices"}
+
 
 def to_parameters(card: ModelCard) -> dict[str, str]:
-    """Return the card's facts by name; what is empty is left out."""
+    """Return the card's facts by name, without empty ones."""
     facts = {name: getattr(card, name) for name in TEXTS}
     if card.parity is not None:
         facts["parity"] = json.dumps(_rounded(card.parity))
@@ -22,9 +25,9 @@ def to_parameters(card: ModelCard) -> dict[str, str]:
 
 
 def from_parameters(parameters: Mapping[str, str]) -> ModelCard:
-    """Undo `to_parameters`, passing over what is not known.
+    """Parse the result of `to_parameters`; unknown parameters are ignored.
 
-    A card informs; what is not a figure is left out, and the model is served all the same.
+    A card is informative only: invalid figures are ignored, and the model is served regardless.
     """
     texts: dict[str, Any] = {name: parameters[name] for name in TEXTS if name in parameters}
     return replace(ModelCard(**texts), parity=_parity(parameters.get("parity", "")))
@@ -33,17 +36,21 @@ def from_parameters(parameters: Mapping[str, str]) -> ModelCard:
 def _parity(text: str) -> Parity | None:
     try:
         content = json.loads(text)
-        figures = [content[field.name] for field in fields(Parity)]
+        figures = [_figure(content, field.name) for field in fields(Parity)]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     if not all(type(figure) in (int, float) and 0 <= figure < 1 << 31 for figure in figures):
         return None
-    pictures, prompts, *rest = figures
-    return Parity(int(pictures), int(prompts), *map(float, rest))
+    images, prompts, *rest = figures
+    return Parity(int(images), int(prompts), *map(float, rest))
+
+
+def _figure(content: dict[str, Any], name: str) -> Any:
+    return content[name] if name in content else content[_FORMER_NAMES[name]]
 
 
 def _rounded(parity: Parity) -> dict[str, Any]:
-    """Return the figures by name, to as many digits as mean something."""
+    """Return the figures by name, rounded to six significant digits."""
     return {
         name: float(f"{value:.6g}") if isinstance(value, float) else value
         for name, value in asdict(parity).items()

@@ -1,4 +1,4 @@
-"""Reading a Triton model repository: which models it holds, each a bundle of graphs."""
+"""Reads a Triton model repository: the models in it, each a bundle of graphs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 
 
 class MixedWeights(EngineUnavailable):
-    """A graph of a model belongs to another encoder than the model's; one may be loading."""
+    """A graph belongs to another encoder than the model's; new weights may be loading."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle(Generic[G]):
-    """A model: what it says about itself, and its graphs by role.
+    """A model: its description, and its graphs by role.
 
-    SAM 1 has an ``encoder`` and a ``decoder``.  A graph is the name of a model on Triton, or the
+    SAM 1 has an ``encoder`` and a ``decoder``.  A graph is the name of a model in Triton, or the
     path of a file.
     """
 
@@ -44,8 +44,8 @@ class Bundle(Generic[G]):
 def discover(repository: Path) -> tuple[Bundle[Path], ...]:
     """List the models of a repository in alphabetical order.
 
-    Configurations without samserve's parameters are not samserve's and are passed over.  Raises
-    `EngineUnavailable` for a repository without a model and for graphs that do not fit together.
+    Configurations without samserve's parameters belong to other models and are ignored.  Raises
+    `EngineUnavailable` for a repository without a model and for graphs that are inconsistent.
     """
     configs = read_configs(repository)
     bundles = [bundle_of(encoder, configs, repository) for encoder in encoders(configs)]
@@ -58,7 +58,7 @@ def discover(repository: Path) -> tuple[Bundle[Path], ...]:
 
 
 def read_configs(repository: Path) -> list[ModelConfig]:
-    """Read the configurations of a repository in the order of their folders.
+    """Read the configurations of a repository, sorted by folder.
 
     Raises `EngineUnavailable` for a file that is not a configuration.
     """
@@ -66,12 +66,12 @@ def read_configs(repository: Path) -> list[ModelConfig]:
 
 
 def encoders(configs: Iterable[ModelConfig]) -> list[ModelConfig]:
-    """Choose the configurations of image encoders: each is the beginning of a bundle."""
+    """Return the configurations of image encoders; each one defines a bundle."""
     return [config for config in configs if parameter(config, "role") == "encoder"]
 
 
 def graphs_of(encoder: ModelConfig, configs: Iterable[ModelConfig]) -> dict[str, ModelConfig]:
-    """Find the graphs of an encoder's model by role: those called ``<model>_<role>``.
+    """Return the graphs of an encoder's model by role: those named ``<model>_<role>``.
 
     Raises `EngineUnavailable` if there is no decoder.
     """
@@ -91,62 +91,63 @@ def bundle_of(
     configs: Collection[ModelConfig],
     repository: str | Path = "REPOSITORY",
 ) -> Bundle[str]:
-    """Gather the graphs of an encoder's model.
+    """Collect the graphs of an encoder's model.
 
-    Raises `EngineUnavailable` if they do not fit, `MixedWeights` if one belongs to another encoder.
+    Raises `EngineUnavailable` if they are inconsistent, `MixedWeights` if one belongs to another
+    encoder.
 
-    *repository* is what an error calls the place where they lie.
+    *repository* is the name of the repository in error messages.
     """
     graphs = graphs_of(encoder, configs)
     _check_encoder(graphs, repository)
     info = model_info(encoder, graphs["decoder"])
     _check_preprocessing(info)
-    if not all(says_digest(config) for config in graphs.values()):
+    if not all(reports_digest(config) for config in graphs.values()):
         raise EngineUnavailable(
-            f"model {info.name!r} does not say with its answers which weights made them; "
-            f"add that by: samserve models upgrade {repository}"
+            f"model {info.name!r} does not report the digest of its weights with its results; "
+            f"add it with: samserve models upgrade {repository}"
         )
     return Bundle(info, {role: config.name for role, config in graphs.items()})
 
 
 def _check_preprocessing(info: ModelInfo) -> None:
-    """Refuse a model that was exported for another preprocessing than that of this version."""
-    ours = families.of(info).preprocessing
-    if info.preprocessing != ours:
+    """Reject a model that was exported for another preprocessing than that of this version."""
+    supported = families.of(info).preprocessing
+    if info.preprocessing != supported:
         raise EngineUnavailable(
             f"model {info.name!r} needs preprocessing {info.preprocessing!r}; this version of "
-            f"samserve has {ours!r}"
+            f"samserve has {supported!r}"
         )
 
 
 def _check_encoder(graphs: Mapping[str, ModelConfig], repository: str | Path) -> None:
     encoder = graphs["encoder"]
-    there, digest = encoder_digest(encoder), parameter(encoder, "digest")
+    present, digest = encoder_digest(encoder), parameter(encoder, "digest")
     for role, config in graphs.items():
-        wanted = encoder_digest(config)
-        if wanted == there:
+        expected = encoder_digest(config)
+        if expected == present:
             continue
-        if parameter(config, "digest") == digest and digest in (wanted, there):
+        if parameter(config, "digest") == digest and digest in (expected, present):
             raise MixedWeights(
-                f"model {parameter(encoder, 'model')!r} is upgraded in part: load all of its "
-                f"graphs again, or do the rest by: samserve models upgrade {repository}"
+                f"model {parameter(encoder, 'model')!r} is only partly upgraded: load all of its "
+                f"graphs again, or complete the upgrade with: samserve models upgrade {repository}"
             )
         raise MixedWeights(
-            f"{config.name!r} is of other weights: this {role} belongs to the encoder "
-            f"{wanted[:12]}, not to {there[:12]}"
+            f"{config.name!r} has other weights: this {role} belongs to the encoder "
+            f"{expected[:12]}, not to {present[:12]}"
         )
 
 
 def encoder_digest(config: ModelConfig) -> str:
-    """Read which encoder makes the embeddings that a graph makes or takes.
+    """Return the digest of the encoder whose embeddings a graph produces or consumes.
 
-    Earlier exports do not tell encoders apart from models, and say the digest of the model.
+    Earlier exports do not distinguish encoders from models and have the digest of the model only.
     """
     return parameter(config, "encoder_digest") or parameter(config, "digest")
 
 
-def says_digest(config: ModelConfig) -> bool:
-    """Tell whether a graph declares that its answers name the encoder that it belongs to."""
+def reports_digest(config: ModelConfig) -> bool:
+    """Return whether a graph declares the output that identifies its encoder."""
     return any(
         (output.name, output.data_type, list(output.dims))
         == (DIGEST_OUTPUT, model_config_pb2.TYPE_INT32, [DIGEST_WORDS])
@@ -157,37 +158,37 @@ def says_digest(config: ModelConfig) -> bool:
 def default_first(names: Iterable[str], default_model: str) -> list[str]:
     """Order models by name, the default one first.
 
-    Raises `EngineUnavailable` if a default is named and not there.
+    Raises `EngineUnavailable` if the default model is not among them.
     """
     ordered = sorted(names)
     if default_model and default_model not in ordered:
         raise EngineUnavailable(
-            f"the default model {default_model!r} is not there; there are: {', '.join(ordered)}"
+            f"the default model {default_model!r} is missing; available: {', '.join(ordered)}"
         )
     return sorted(ordered, key=lambda name: name != default_model)
 
 
 def model_info(encoder: ModelConfig, decoder: ModelConfig) -> ModelInfo:
-    """Read what the configurations say about a model.
+    """Read the description of a model from its configurations.
 
-    What belongs to the whole model, and to masks, is the decoder's to say, which may be replaced
-    while its encoder stays.
+    Properties of the whole model, and of masks, come from the decoder, which may be replaced while
+    its encoder stays.
 
-    Raises `EngineUnavailable` if that is not enough to serve it.
+    Raises `EngineUnavailable` if the configurations are insufficient to serve it.
     """
     try:
         return _model_info(encoder, decoder)
     except (KeyError, ValueError) as error:
         raise EngineUnavailable(
-            f"the configuration of {encoder.name!r} or {decoder.name!r} is incomplete or of a kind "
-            f"not served: {error}"
+            f"the configuration of {encoder.name!r} or {decoder.name!r} is incomplete or not "
+            f"supported: {error}"
         ) from error
 
 
 def _model_info(encoder: ModelConfig, decoder: ModelConfig) -> ModelInfo:
     digest, of_encoder = parameter(decoder, "digest"), encoder_digest(encoder)
-    for each in (digest, of_encoder):
-        digest_words(each)
+    for value in (digest, of_encoder):
+        digest_words(value)
     return ModelInfo(
         name=parameter(encoder, "model"),
         family=parameter(encoder, "family"),
@@ -217,7 +218,7 @@ def _file(repository: Path, model: str) -> Path:
 
 
 def parameter(config: ModelConfig, key: str) -> str:
-    """Read one of samserve's parameters, without their prefix; empty if it is not there."""
+    """Return one of samserve's parameters by its name without the prefix; empty if missing."""
     return _parameters(config).get(key, "")
 
 
@@ -235,9 +236,9 @@ def _specs(outputs: Iterable[model_config_pb2.ModelOutput]) -> tuple[TensorSpec,
     specs = tuple(
         TensorSpec(output.name, _DTYPES[output.data_type], tuple(output.dims))
         for output in outputs
-        # What says the weights is no part of an embedding.
+        # The output that identifies the weights is not part of an embedding.
         if output.name != DIGEST_OUTPUT
     )
     if not specs or min(dim for spec in specs for dim in spec.shape) <= 0:
-        raise ValueError("embeddings must have fixed sizes")
+        raise ValueError("embeddings must have fixed shapes")
     return specs

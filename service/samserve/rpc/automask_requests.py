@@ -1,4 +1,4 @@
-"""AutoMask parameters that a request sets: each in its range."""
+"""AutoMask options of a request, each with its valid range."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class _Range:
     high: float | None
     open_above: bool = False
 
-    def holds(self, value: float) -> bool:
-        """Return whether a value is inside; NaN never is."""
+    def contains(self, value: float) -> bool:
+        """Return whether a value is in the range; NaN never is."""
         if not value >= self.low:
             return False
         if self.high is None:
@@ -37,7 +37,7 @@ class _Range:
 def options(message: pb.AutoMaskRequest, limits: LimitSettings) -> dict[str, Any]:
     """Read the options that a request sets, by their names in `AutoMaskOptions`.
 
-    Its source decides whether crops are possible.
+    Crops need a request with an image as its source.
     """
     given = message.options
     violations = Violations()
@@ -69,17 +69,17 @@ def _check_crops(message: pb.AutoMaskRequest, layers: int) -> None:
 def _ranges(limits: LimitSettings) -> dict[str, _Range]:
     unit = _Range(0, 1)
     return {
-        "points_per_side": _Range(1, limits.points_per_side),
-        "points_per_batch": _Range(1, limits.points_per_batch),
+        "points_per_side": _Range(1, limits.max_points_per_side),
+        "points_per_batch": _Range(1, limits.max_points_per_batch),
         "pred_iou_thresh": unit,
         "stability_score_thresh": unit,
-        # Logits are float32: a shift beyond them says nothing, and would overflow.
+        # Logits are float32: a larger shift has no meaning, and would overflow.
         "stability_score_offset": _Range(0, 1e6),
         "box_nms_thresh": unit,
-        "crop_n_layers": _Range(0, limits.crop_n_layers),
+        "crop_n_layers": _Range(0, limits.max_crop_n_layers),
         "crop_nms_thresh": unit,
         "crop_overlap_ratio": _Range(0, 1, open_above=True),
-        "crop_n_points_downscale_factor": _Range(1, limits.points_per_side),
+        "crop_n_points_downscale_factor": _Range(1, limits.max_points_per_side),
         "min_mask_region_area": _Range(0, None),
         "max_masks": _Range(0, None),
     }
@@ -90,7 +90,7 @@ def _scalar(given: pb.AutoMaskOptions, name: str, allowed: _Range) -> dict[str, 
     if not given.HasField(name):  # type: ignore[arg-type]  # names come from the table
         return {}
     value = getattr(given, name)
-    if not allowed.holds(value):
+    if not allowed.contains(value):
         raise out_of_bounds(f"options.{name}", f"must be {allowed}", allowed, f"{value:g}")
     return {name: value}
 
@@ -103,22 +103,23 @@ def _grids(given: pb.AutoMaskOptions, layers: int, limits: LimitSettings) -> tup
     if len(given.point_grids) != layers:
         text = f"must have one grid for each of {layers} layers"
         raise out_of_bounds("options.point_grids", text, layers, len(given.point_grids))
-    most = limits.points_per_side**2
+    max_points = limits.max_points_per_side**2
     violations = Violations()
     grids: list[PointGrid] = []
     for index, grid in enumerate(given.point_grids):
         with violations.collect():
-            grids.append(_grid(f"options.point_grids[{index}]", grid, most))
+            grids.append(_grid(f"options.point_grids[{index}]", grid, max_points))
     violations.check()
     return tuple(grids)
 
 
-def _grid(field: str, grid: pb.PointGrid, most: int) -> PointGrid:
+def _grid(field: str, grid: pb.PointGrid, max_points: int) -> PointGrid:
     count = len(grid.points)
-    if not 1 <= count <= most:
-        raise out_of_bounds(f"{field}.points", f"must have from 1 to {most} entries", most, count)
+    if not 1 <= count <= max_points:
+        text = f"must have from 1 to {max_points} entries"
+        raise out_of_bounds(f"{field}.points", text, max_points, count)
     points = np.array([(point.x, point.y) for point in grid.points], dtype=np.float64)
-    # Written so that NaN counts as outside.
+    # NaN counts as outside.
     outside = np.flatnonzero(~((points >= 0) & (points <= 1)).all(axis=1))
     if len(outside):
         index = int(outside[0])

@@ -1,7 +1,7 @@
-"""Bytes to requests, with a bound on what they become.
+"""Parsing of requests, with a limit on the memory of the parsed message.
 
-A field of two bytes becomes a message of fifty, so a request within its limit of bytes could take
-some thirty times as much memory.  Fields are counted before anything is made of them.
+A field of two bytes is parsed into a message of fifty, so a request within its limit of bytes could
+need about thirty times as much memory.  Fields are counted before the request is parsed.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from samserve.settings import LimitSettings
 
 M = TypeVar("M", bound=Message)
 
-# What is smaller cannot become large.
+# Smaller requests cannot become large.
 _SMALL_BYTES = 1 << 16
 
 _VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
 
 
 def max_fields(limits: LimitSettings) -> int:
-    """How many fields a request within the limits has at most, with room to spare."""
-    grids = (limits.crop_n_layers + 1) * limits.points_per_side**2 * 3
-    prompts = limits.prompts * (limits.points + 4) * 4
+    """Return an upper bound on the number of fields of a request within the limits."""
+    grids = (limits.max_crop_n_layers + 1) * limits.max_points_per_side**2 * 3
+    prompts = limits.max_prompts * (limits.max_points + 4) * 4
     return (grids + prompts) * 2
 
 
-def parse(kind: type[M], data: bytes, most: int) -> M:
-    """Read a message.  Raises `InvalidRequest` if it is none, or has more than *most* fields."""
+def parse(kind: type[M], data: bytes, limit: int) -> M:
+    """Parse a message.  Raises `InvalidRequest` if it is invalid or has over *limit* fields."""
     try:
         if len(data) > _SMALL_BYTES:
-            _check_fields(kind, data, most)
+            _check_fields(kind, data, limit)
         return kind.FromString(data)
     except (DecodeError, IndexError) as error:
-        raise InvalidRequest("request", f"is no {kind.__name__}") from error
+        raise InvalidRequest("request", f"is not a valid {kind.__name__}") from error
 
 
-def _check_fields(kind: type[Message], data: bytes, most: int) -> None:
-    if count_fields(kind.DESCRIPTOR, memoryview(data), most) < 0:
-        text = f"has more than {most} fields"
-        raise InvalidRequest("request", text, metadata={"limit": str(most)})
+def _check_fields(kind: type[Message], data: bytes, limit: int) -> None:
+    if count_fields(kind.DESCRIPTOR, memoryview(data), limit) < 0:
+        text = f"has more than {limit} fields"
+        raise InvalidRequest("request", text, metadata={"limit": str(limit)})
 
 
 def count_fields(descriptor: Any, data: memoryview, left: int) -> int:
-    """Count fields down from *left*, in messages inside messages too, and give what is left.
+    """Subtract the number of fields, nested messages included, from *left* and return the rest.
 
-    Stops when that is less than nothing.  Raises `DecodeError` or `IndexError`, and only for bytes
-    that are no message.
+    Stops below zero.  Raises `DecodeError` or `IndexError`, and only for bytes that are not a valid
+    message.
     """
     at = depth = 0
     while at < len(data):
@@ -60,7 +60,7 @@ def count_fields(descriptor: Any, data: memoryview, left: int) -> int:
         wire = tag & 7
         if wire == _BYTES:
             length, at = _varint(data, at)
-            # Nothing inside a group is known: this protocol has none.
+            # Fields inside a group are unknown: this protocol has no groups.
             inner = None if depth else _message_type(descriptor, tag >> 3)
             if inner is not None:
                 left = count_fields(inner, data[at : at + length], left)
@@ -72,12 +72,12 @@ def count_fields(descriptor: Any, data: memoryview, left: int) -> int:
         elif wire in (_GROUP, _END_GROUP):
             depth += 1 if wire == _GROUP else -1
         else:
-            raise DecodeError("a wire type that there is not")
+            raise DecodeError("unknown wire type")
     return left
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Read a number of 7 bits a byte, lowest first: it, and where the next field begins."""
+    """Read a number of 7 bits per byte, lowest first; return it and the offset after it."""
     value = shift = 0
     while True:
         byte = data[at]
@@ -87,7 +87,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
             return value, at
         shift += 7
         if shift > 63:
-            raise DecodeError("a number of more than 64 bits")
+            raise DecodeError("varint of more than 64 bits")
 
 
 def _message_type(descriptor: Any, number: int) -> Any:

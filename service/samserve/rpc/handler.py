@@ -1,8 +1,8 @@
-"""Handlers of gRPC: a request is parsed, answered inside the pipeline of calls, and serialized.
+"""gRPC handlers: parse the request, run the method in the call pipeline, serialize the response.
 
-To gRPC every method is one that streams both ways, which looks the same to a client.  So a handler
-begins before the request has been received: who may not call does not get to send megabytes, a
-request that arrives too slowly is given up, and bytes that are no request get an error of ours.
+Every method is registered as bidirectional streaming, which clients cannot distinguish.  So a
+handler begins before the request has been received: an unauthorized caller cannot send megabytes, a
+request that arrives too slowly is aborted, and an invalid request gets a samserve error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Streaming = Callable[[Any, RequestContext], AsyncGenerator[Message]]
 
 
 class CallHandler:
-    """Wraps the body of every RPC of the service."""
+    """Creates the gRPC handler of every RPC of the service."""
 
     def __init__(self, pipeline: CallPipeline, limits: LimitSettings) -> None:
         self._pipeline = pipeline
@@ -37,10 +37,10 @@ class CallHandler:
     def handler(
         self, method: Method, request: type[Message], body: Unary | Streaming
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """Make *body*, which gets the request and the context, the handler of an RPC."""
+        """Return a gRPC handler that calls *body* with the request and its context."""
 
         async def serve(call: Call) -> None:
-            # Not kept in a name: nothing needs the request while its answer is sent.
+            # Not bound to a name: the request can be freed while its response is sent.
             await _send(body(await self._receive(request, call), call.context), call)
 
         async def handle(_: AsyncIterator[bytes], rpc: Rpc) -> None:
@@ -51,18 +51,20 @@ class CallHandler:
     async def _receive(self, request: type[Message], call: Call) -> Message:
         data = await call.receive()
         with call.context.clock.stage("prepare"):
-            # An image is copied in no time, but what else is large may be millions of messages.
+            # An image is copied quickly, but another large request may hold millions of messages.
             if is_quick(nbytes=len(data)):
                 return parse(request, data, self._max_fields)
             return await asyncio.to_thread(parse, request, data, self._max_fields)
 
 
-async def _send(answer: Coroutine[Any, Any, Message] | AsyncGenerator[Message], call: Call) -> None:
-    if isinstance(answer, Coroutine):
-        await _send_message(await answer, call, last=True)
+async def _send(
+    response: Coroutine[Any, Any, Message] | AsyncGenerator[Message], call: Call
+) -> None:
+    if isinstance(response, Coroutine):
+        await _send_message(await response, call, last=True)
         return
-    # Closed at once when the client leaves, and not when it is garbage collected.
-    async with aclosing(answer) as messages:
+    # Closed at once when the client cancels, not when it is garbage collected.
+    async with aclosing(response) as messages:
         async for message in messages:
             await _send_message(message, call, last=False)
 

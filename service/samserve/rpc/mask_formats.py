@@ -1,4 +1,4 @@
-"""The formats of masks in the protocol: the values that ask for them, and a case to write each."""
+"""The mask formats of the protocol: the output modes that select them, and their encoding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FORMATS = choices(pb.OutputMode, "OUTPUT_MODE", MaskFormat, MaskFormat.COCO_RLE)
 
 
 def write(message: pb.Mask, segmentation: Segmentation) -> None:
-    """Write the pixels of a mask."""
+    """Write the pixels of a mask into *message*."""
     size = image_size(segmentation.size)
     match segmentation:
         case CocoRle(_, counts):
@@ -22,5 +22,5 @@ def write(message: pb.Mask, segmentation: Segmentation) -> None:
 
 
 def image_size(size: Size) -> pb.ImageSize:
-    """Write a size."""
+    """Convert a size."""
     return pb.ImageSize(height=size.height, width=size.width)

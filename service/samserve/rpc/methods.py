@@ -1,4 +1,4 @@
-"""The methods of the service in gRPC: each row of `calls.methods` with its request message."""
+"""The gRPC methods of the service: each row of `calls.methods` with its request message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SERVICE: str = _SERVICE.full_name
 def served_methods() -> dict[Method, type[Message]]:
     """Pair every method of the protocol with the class of its request.
 
-    Raises `KeyError` for one without a row, so that the server does not start.
+    Raises `KeyError` for a method without a row, so that the server does not start.
     """
     rows = {method.name: method for method in METHODS}
     return {rows[each.name]: GetMessageClass(each.input_type) for each in _SERVICE.methods}

@@ -1,4 +1,4 @@
-"""What is served, and what holds for a caller, to protobuf messages."""
+"""Served models, and the limits of a caller, as protobuf messages."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def model_list(
     limits: LimitSettings,
     allowance: Allowance = UNLIMITED,
 ) -> pb.ListModelsResponse:
-    """Write what is served, the default model first, and what holds for this caller."""
+    """Build the list of models, the default model first, with the limits of this caller."""
     served = list(models)
     return pb.ListModelsResponse(
         models=[_model(info, transport, default=index == 0) for index, info in enumerate(served)],
         limits=pb.Limits(
-            max_request_bytes=limits.request_bytes,
-            max_response_bytes=limits.response_bytes,
-            max_image_pixels=_least(limits.image_pixels, allowance.image_pixels),
-            max_image_side=limits.image_side,
-            max_prompts=_least(limits.prompts, allowance.prompts),
-            max_points=limits.points,
-            max_points_per_side=limits.points_per_side,
-            max_points_per_batch=limits.points_per_batch,
-            max_crop_n_layers=limits.crop_n_layers,
+            max_request_bytes=limits.max_request_bytes,
+            max_response_bytes=limits.max_response_bytes,
+            max_image_pixels=_lower(limits.max_image_pixels, allowance.max_image_pixels),
+            max_image_side=limits.max_image_side,
+            max_prompts=_lower(limits.max_prompts, allowance.max_prompts),
+            max_points=limits.max_points,
+            max_points_per_side=limits.max_points_per_side,
+            max_points_per_batch=limits.max_points_per_batch,
+            max_crop_n_layers=limits.max_crop_n_layers,
         ),
         automask_defaults=_automask_defaults(families.of(served[0])),
     )
@@ -53,7 +53,7 @@ def _capabilities(family: Family) -> pb.Capabilities:
     return pb.Capabilities(**asdict(family.capabilities))
 
 
-def _least(limit: int, quota: int | None) -> int:
+def _lower(limit: int, quota: int | None) -> int:
     return limit if quota is None else min(limit, quota)
 
 

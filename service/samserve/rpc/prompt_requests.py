@@ -1,4 +1,4 @@
-"""Prompts of requests to the types of the use cases."""
+"""Validation of prompts, and their conversion to the types of the use cases."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _LABELS = choices(pb.Point.Label, "LABEL", Label)
 def prompts(message: pb.PredictRequest, limits: LimitSettings) -> tuple[Prompt, ...]:
     """Read the prompts of a request."""
     count = len(message.prompts)
-    if not 1 <= count <= limits.prompts:
-        text = f"must have from 1 to {limits.prompts} entries"
-        raise out_of_bounds("prompts", text, limits.prompts, count)
+    if not 1 <= count <= limits.max_prompts:
+        text = f"must have from 1 to {limits.max_prompts} entries"
+        raise out_of_bounds("prompts", text, limits.max_prompts, count)
     violations = Violations()
     read = []
     for index, prompt in enumerate(message.prompts):
@@ -44,9 +44,9 @@ def prompts(message: pb.PredictRequest, limits: LimitSettings) -> tuple[Prompt, 
 def _prompt(field: str, message: pb.Prompt, limits: LimitSettings) -> Prompt:
     if not (message.points or message.HasField("box") or message.HasField("mask")):
         raise InvalidRequest(field, "set at least one of: points, box, mask")
-    if len(message.points) > limits.points:
-        text = f"must have at most {limits.points} entries"
-        raise out_of_bounds(f"{field}.points", text, limits.points, len(message.points))
+    if len(message.points) > limits.max_points:
+        text = f"must have at most {limits.max_points} entries"
+        raise out_of_bounds(f"{field}.points", text, limits.max_points, len(message.points))
     violations = Violations()
     points: list[Point] = []
     corners: Box | None = None

@@ -1,4 +1,4 @@
-"""Limits of services that can be called without credentials: health and reflection."""
+"""Limits of the services that need no credentials: health and reflection."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from samserve.calls.metadata import size_error
-from samserve.calls.slow_clients import PROMPT_S
+from samserve.calls.slow_clients import SLOW_AFTER_S
 from samserve.errors import Overloaded
 from samserve.rpc.methods import SERVICE
 from samserve.scheduling.fair_semaphore import FairSemaphore
 from samserve.scheduling.tenant_limits import TenantLimit
 
 MAX_CALLS = 256
-"""Calls of one method at once; a connection has at most as many of each as are free."""
+"""Concurrent calls of each method; fairly shared between connections (`TenantLimit`)."""
 LIFETIME_S = 900.0
-"""Time after which a stream is ended; a client that still watches opens a new one."""
-WRITE_S = 10.0
-"""Time in which a client has to take an answer, all of which are small."""
-# Each may hold as much as a message of our own service may have.
+"""Maximum duration of a stream; a client that still watches opens a new one."""
+WRITE_TIMEOUT_S = 10.0
+"""Timeout for sending a response message, all of which are small."""
+# A read may buffer as many bytes as the largest request of the API.
 _MAX_READERS = 4
-# Waiting for a turn to read, and reading.
-_READ_TIMEOUT_S = 2 * PROMPT_S
+# Waiting for a slot to read, and reading.
+_READ_TIMEOUT_S = 2 * SLOW_AFTER_S
 
 Parse = Callable[[bytes], Any]
 
 
 class PublicServiceLimits(grpc.aio.ServerInterceptor):
-    """Puts every handler of other services than ours behind bounds.
+    """Applies limits to every handler of services other than the API.
 
-    As in `CallHandler`, they become handlers that stream both ways, so that they begin before their
-    request has been received; ours have bounds of their own.  Connections take turns and share
-    places, as tenants do there.
+    As in `CallHandler`, they become bidirectional streaming handlers, so that they begin before
+    their request has been received; the API has limits of its own.  Slots are shared fairly between
+    connections, as they are between tenants in the API.
     """
 
     def __init__(self, max_metadata: int) -> None:
         self._max_metadata = max_metadata
-        # By method: of those that are served, so that there are few.
+        # By method; only served methods are added, so that there are few.
         self._limits: dict[str, TenantLimit] = {}
         self._readers = FairSemaphore(_MAX_READERS)
 
@@ -57,66 +57,69 @@ class PublicServiceLimits(grpc.aio.ServerInterceptor):
         too_large = size_error(details.invocation_metadata or (), self._max_metadata)
         limit = self._limits.get(details.method)
         if limit is None:
-            what = f"{details.method} calls"
-            limit = TenantLimit(MAX_CALLS, what, "calls", shared=lambda: True)
+            noun = f"concurrent {details.method} calls"
+            limit = TenantLimit(MAX_CALLS, noun, "calls", shared=lambda: True)
             self._limits[details.method] = limit
 
         async def handle(_: Any, rpc: Any) -> None:
             if too_large is not None:
                 await rpc.abort(grpc.StatusCode.INVALID_ARGUMENT, too_large.message)
             try:
-                with limit.hold(rpc.peer()):
-                    await self._answer(handler, rpc)
+                with limit.acquire(rpc.peer()):
+                    await self._serve(handler, rpc)
             except Overloaded as error:
                 await rpc.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, error.message)
 
         return grpc.stream_stream_rpc_method_handler(
-            # gRPC would answer bytes that are no such message with UNKNOWN and Python's own text.
             handle,
+            # No deserializer: gRPC would report invalid bytes as UNKNOWN, with Python's text.
             None,
             handler.response_serializer,
         )
 
-    async def _answer(self, handler: Any, rpc: Any) -> None:
+    async def _serve(self, handler: Any, rpc: Any) -> None:
         try:
             async with asyncio.timeout(LIFETIME_S):
                 await self._run(handler, rpc)
         except TimeoutError:
-            await rpc.abort(grpc.StatusCode.UNAVAILABLE, "this has been open for long; ask again")
+            text = f"the maximum duration of {LIFETIME_S:g} s is reached; open a new stream"
+            await rpc.abort(grpc.StatusCode.UNAVAILABLE, text)
 
     async def _run(self, handler: Any, rpc: Any) -> None:
         request = await self._first_request(handler.request_deserializer, rpc)
         if handler.request_streaming:
             requests = self._requests(request, handler.request_deserializer, rpc)
-            answers = handler.stream_stream(requests, rpc)
+            responses = handler.stream_stream(requests, rpc)
         elif handler.response_streaming:
-            answers = handler.unary_stream(request, rpc)
+            responses = handler.unary_stream(request, rpc)
         else:
             await self._write(await handler.unary_unary(request, rpc), rpc)
             return
-        async for answer in answers:
-            await self._write(answer, rpc)
+        async for response in responses:
+            await self._write(response, rpc)
 
-    async def _write(self, answer: Any, rpc: Any) -> None:
+    async def _write(self, response: Any, rpc: Any) -> None:
         try:
-            async with asyncio.timeout(WRITE_S):
-                await rpc.write(answer)
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await rpc.write(response)
         except TimeoutError:
-            # A status would wait behind the answer.
+            # A status would be queued behind the response.
             raise asyncio.CancelledError from None
 
     async def _first_request(self, parse: Parse, rpc: Any) -> Any:
-        """Read a request; they are small, and one that does not come at once is not waited for."""
+        """Read a request; requests are small, so the timeout is short."""
         try:
             request = await self._read(parse, rpc)
         except TimeoutError:
-            await rpc.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the request did not arrive")
+            await rpc.abort(
+                grpc.StatusCode.DEADLINE_EXCEEDED, "the request was not received in time"
+            )
         if request is grpc.aio.EOF:
             await rpc.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is missing")
         return request
 
     async def _requests(self, first: Any, parse: Parse, rpc: Any) -> AsyncIterator[Any]:
-        """Return the first request, and those that follow; a stream that pauses has ended."""
+        """Yield the first request and those that follow, until the stream ends or pauses."""
         request = first
         while request is not grpc.aio.EOF:
             yield request
@@ -127,7 +130,7 @@ class PublicServiceLimits(grpc.aio.ServerInterceptor):
 
     async def _read(self, parse: Parse, rpc: Any) -> Any:
         async with asyncio.timeout(_READ_TIMEOUT_S):
-            async with self._readers.hold_for(rpc.peer()), asyncio.timeout(PROMPT_S):
+            async with self._readers.acquire_for(rpc.peer()), asyncio.timeout(SLOW_AFTER_S):
                 data = await rpc.read()
         if data is grpc.aio.EOF:
             return data

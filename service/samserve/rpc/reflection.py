@@ -1,7 +1,7 @@
-"""Server reflection by both of its names: `v1`, and `v1alpha`, which older clients ask for.
+"""Server reflection in both versions: `v1`, and `v1alpha` for older clients.
 
-They have the same messages in packages of different names, and so the same bytes.  The library that
-comes with gRPC has `v1alpha` alone.
+Both have the same messages in packages of different names, and so the same bytes.  The library that
+comes with gRPC has only `v1alpha`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _OLD: str = reflection_pb2.DESCRIPTOR.package
 _NEW = _OLD.removesuffix("alpha")
 _V1ALPHA: str = reflection.SERVICE_NAME
 V1 = f"{_NEW}.ServerReflection"
-"""The name of the service that clients ask for first."""
+"""The name of the service that clients try first."""
 
 
 def add_reflection(services: Iterable[str], server: grpc.aio.Server) -> None:
-    """Let clients list *services* and these two, and read their descriptors."""
+    """Add both versions, which list *services* and themselves with their descriptors."""
     _describe_v1()
     names = (*services, _V1ALPHA, V1)
     reflection.enable_server_reflection(names, server)
@@ -35,7 +35,7 @@ def add_reflection(services: Iterable[str], server: grpc.aio.Server) -> None:
 
 
 def _describe_v1() -> None:
-    """Make the descriptor of `v1` known to this process, unless it is already."""
+    """Register the descriptor of `v1` in this process, unless it is registered already."""
     pool = descriptor_pool.Default()
     try:
         pool.FindServiceByName(V1)

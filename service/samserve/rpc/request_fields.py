@@ -1,4 +1,4 @@
-"""Fields that several requests have, to the types of the use cases."""
+"""Validation of fields that several requests have, and their conversion to use case types."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ E = TypeVar("E", bound=Enum)
 def choices(enum: Any, prefix: str, kind: type[E], unset: E | None = None) -> dict[int, E]:
     """Map numbers of a protobuf *enum* to the members of *kind* with the names after *prefix*.
 
-    Number 0 is *unset*, and is no choice without it.
+    Number 0 maps to *unset*; without it, 0 is not a valid choice.
     """
     named = {enum.Value(f"{prefix}_{member.name}"): member for member in kind}
     return named if unset is None else {0: unset, **named}
@@ -37,12 +37,12 @@ def choices(enum: Any, prefix: str, kind: type[E], unset: E | None = None) -> di
 _ORIENTATIONS = choices(pb.Orientation, "ORIENTATION", Orientation, Orientation.EXIF)
 _LAYOUTS = choices(pb.RawLayout, "RAW_LAYOUT", RawLayout)
 _SHA256_BYTES = 32
-# Ids are 64 characters; more is not worth a look-up, nor a line in the log.
+# Ids have 64 characters; longer ones are neither looked up nor logged.
 _MAX_ID = 128
 
 
 def image(message: pb.Image) -> Image:
-    """Read an image; its pixels are not looked at yet."""
+    """Read an image; its pixels are not decoded yet."""
     content = message.WhichOneof("content")
     orientation = choice("image.orientation", message.orientation, _ORIENTATIONS, pb.Orientation)
     if content == "encoded":
@@ -63,7 +63,7 @@ def _image_digest(sha256: bytes, orientation: Orientation) -> ImageDigest:
 
 
 def source(message: pb.PredictRequest | pb.AutoMaskRequest) -> Source:
-    """Read what is to be segmented."""
+    """Read the source of a request: an embedding or an image."""
     which = message.WhichOneof("source")
     if which == "image":
         return ImageSource(image(message.image))
@@ -108,7 +108,7 @@ def finite(field: str, value: float) -> float:
 
 
 def choice(field: str, value: int, choices: Mapping[Any, T], enum: Any) -> T:
-    """Read a value of *enum*, whose names a client knows; numbers are what travels."""
+    """Read a value of *enum*; errors name it, since clients know names rather than numbers."""
     if value not in choices:
         allowed = ", ".join(enum.Name(choice) for choice in sorted(choices))
         known = value in enum.values()
@@ -122,7 +122,7 @@ def choice(field: str, value: int, choices: Mapping[Any, T], enum: Any) -> T:
 
 
 def out_of_bounds(field: str, text: str, limit: object, value: object) -> InvalidRequest:
-    """Build the error for a number or a length that is not within its limit."""
+    """Build the error for a number or a length that is not within its limits."""
     return InvalidRequest(
         field, f"{text}; got {value}", metadata={"limit": str(limit), "value": str(value)}
     )

@@ -1,6 +1,7 @@
-"""Requests to what the use cases take; with the modules for its parts, the only validator.
+"""Validation of requests, and their conversion to the arguments of the use cases.
 
-What needs the image's size is checked by the use cases, as soon as the size is known.
+Together with the modules for parts of requests, this is the only validation.  Only checks that need
+the size of the image are in the use cases, where the size is known.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _OUTPUT_MODES: dict[int, MaskFormat | None] = {**FORMATS, pb.OUTPUT_MODE_LOW_RES
 
 @dataclass(frozen=True, slots=True)
 class EmbedCall:
-    """An Embed; *durable*: the embedding must survive the loss of a machine."""
+    """An Embed call; a *durable* embedding must survive the loss of a machine."""
 
     image: Image
     model: str
@@ -41,7 +42,7 @@ class EmbedCall:
 
 @dataclass(frozen=True, slots=True)
 class PredictCall:
-    """A Predict."""
+    """A Predict call."""
 
     source: Source
     model: str
@@ -51,7 +52,7 @@ class PredictCall:
 
 @dataclass(frozen=True, slots=True)
 class AutoMaskCall:
-    """An AutoMask; *options* are those that the request sets, by their names."""
+    """An AutoMask call; *options* are those that the request sets, by their names."""
 
     source: Source
     model: str
@@ -67,7 +68,7 @@ class RequestReader:
         self._workers = workers
 
     async def predict(self, request: pb.PredictRequest, context: RequestContext) -> PredictCall:
-        """Read a Predict.  Raises `QuotaExceeded` for more prompts than the tenant may send."""
+        """Read a Predict request.  Raises `QuotaExceeded` for prompts over the tenant's quota."""
         context.allowance.check_prompts(len(request.prompts))
         context.facts.prompts = len(request.prompts)
         with context.clock.stage("prepare"):
@@ -76,27 +77,27 @@ class RequestReader:
             )
 
     async def automask(self, request: pb.AutoMaskRequest, context: RequestContext) -> AutoMaskCall:
-        """Read an AutoMask."""
+        """Read an AutoMask request."""
         with context.clock.stage("prepare"):
             return await self._workers.run(context, automask, request, self._limits)
 
 
 def embed(request: pb.EmbedRequest) -> EmbedCall:
-    """Read an Embed."""
+    """Read an Embed request."""
     violations = Violations()
     with violations.collect():
         sent = image(request.image)
     with violations.collect():
         durable = choice("durability", request.durability, _DURABILITIES, pb.Durability)
         if durable and request.prefetch:
-            text = "leave it out of a prefetch, which waits for nothing"
+            text = "must not be set with prefetch, which returns before anything is stored"
             raise InvalidRequest("durability", text)
     violations.check()
     return EmbedCall(sent, request.model, durable, request.prefetch)
 
 
 def predict(request: pb.PredictRequest, limits: LimitSettings) -> PredictCall:
-    """Read a Predict."""
+    """Read a Predict request."""
     violations = Violations()
     with violations.collect():
         segmented = source(request)
@@ -109,12 +110,12 @@ def predict(request: pb.PredictRequest, limits: LimitSettings) -> PredictCall:
         prompts = prompt_requests.prompts(request, limits)
     violations.check()
     logits = request.include_low_res_logits or mask_format is None
-    options = PredictOptions(multimask, mask_format, logits, limits.response_bytes)
+    options = PredictOptions(multimask, mask_format, logits, limits.max_response_bytes)
     return PredictCall(segmented, request.model, prompts, options)
 
 
 def automask(request: pb.AutoMaskRequest, limits: LimitSettings) -> AutoMaskCall:
-    """Read an AutoMask."""
+    """Read an AutoMask request."""
     violations = Violations()
     with violations.collect():
         segmented = source(request)
@@ -127,12 +128,12 @@ def automask(request: pb.AutoMaskRequest, limits: LimitSettings) -> AutoMaskCall
 
 
 def delete(request: pb.DeleteEmbeddingRequest) -> str:
-    """Read which embedding to delete."""
+    """Read a DeleteEmbedding request: the id of the embedding."""
     return embedding_id(request.embedding_id)
 
 
 def prompts_are_quick(request: pb.PredictRequest) -> bool:
-    """Return whether `predict` takes so little that no thread is worth it."""
+    """Return whether `predict` is too fast to be worth a thread."""
     prompts = request.prompts
     # The number first: a request may hold millions of prompts, and this runs on the event loop.
     return (

@@ -1,4 +1,4 @@
-"""Answers of the use cases to protobuf messages, and nothing else."""
+"""Conversion of results of the use cases to protobuf messages."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from samserve.v1 import samserve_pb2 as pb
 
 M = TypeVar("M", bound=Message)
 
-# A streamed message stays about this small, so that masks arrive while others are being written.
+# The size limit of a streamed message, so that masks arrive while others are still encoded.
 _BATCH_BYTES = 1 << 20
 
 
 class ResponseWriter:
-    """Writes answers, large ones in a thread.  Raises `ResponseTooLarge`."""
+    """Builds responses, large ones in a thread.  Raises `ResponseTooLarge`."""
 
     def __init__(self, limits: LimitSettings, workers: Workers) -> None:
         self._limits = limits
@@ -44,23 +44,23 @@ class ResponseWriter:
     def embed(
         self, found: EmbeddingLease | PendingEmbedding, context: RequestContext
     ) -> pb.EmbedResponse:
-        """Write the answer to an Embed."""
+        """Build the response to an Embed."""
         return pb.EmbedResponse(embedding=found_or_pending(found), timings=_timings(context.clock))
 
-    async def predict(self, answer: Prediction, context: RequestContext) -> pb.PredictResponse:
-        """Write the answer to a Predict."""
+    async def predict(self, result: Prediction, context: RequestContext) -> pb.PredictResponse:
+        """Build the response to a Predict."""
         with context.clock.stage("encode_masks"):
             response = await self._workers.run_unless(
-                prediction_is_quick(answer), context, partial(prediction, answer)
+                prediction_is_quick(result), context, partial(prediction, result)
             )
-        context.facts.masks = sum(map(len, answer.results))
+        context.facts.masks = sum(map(len, result.results))
         response.timings.extend(_timings(context.clock))
         return self._checked(response)
 
     async def automask(
         self, event: Event, context: RequestContext
     ) -> Iterable[pb.AutoMaskResponse]:
-        """Write the messages of one event of an AutoMask."""
+        """Build the messages of one event of an AutoMask."""
         match event:
             case Progress():
                 return (progress(event),)
@@ -75,12 +75,12 @@ class ResponseWriter:
                 return map(self._checked, batches)
 
     def _checked(self, message: M) -> M:
-        size, limit = message.ByteSize(), self._limits.response_bytes
+        size, limit = message.ByteSize(), self._limits.max_response_bytes
         if size > limit:
             raise ResponseTooLarge(
                 "output_mode",
-                f"the answer would have {size} bytes, over the limit of {limit}; "
-                "ask for fewer prompts, for run lengths, or for no logits",
+                f"the response would have {size} bytes, over the limit of {limit}; "
+                "request fewer prompts, run lengths, or no logits",
                 metadata={"limit": str(limit), "value": str(size)},
             )
         return message
@@ -94,7 +94,7 @@ def _timings(clock: StageClock) -> list[pb.StageTiming]:
 
 
 def embedding(leased: EmbeddingLease) -> pb.Embedding:
-    """Write which embedding was used."""
+    """Build the description of the embedding that was used."""
     facts = leased.embedding.facts
     message = pb.Embedding(
         id=leased.embedding_id,
@@ -108,7 +108,7 @@ def embedding(leased: EmbeddingLease) -> pb.Embedding:
 
 
 def found_or_pending(found: EmbeddingLease | PendingEmbedding) -> pb.Embedding:
-    """Write what has become of a prefetch."""
+    """Build the description of an embedding, or of a pending one after a prefetch."""
     if isinstance(found, EmbeddingLease):
         return embedding(found)
     return pb.Embedding(
@@ -119,23 +119,23 @@ def found_or_pending(found: EmbeddingLease | PendingEmbedding) -> pb.Embedding:
     )
 
 
-def prediction(answer: Prediction) -> pb.PredictResponse:
-    """Write the candidates of every prompt, without timings."""
+def prediction(result: Prediction) -> pb.PredictResponse:
+    """Build the response with the candidates of every prompt, without timings."""
     return pb.PredictResponse(
         results=[
             pb.PromptResult(masks=[_candidate(candidate) for candidate in candidates])
-            for candidates in answer.results
+            for candidates in result.results
         ],
-        embedding=embedding(answer.lease),
+        embedding=embedding(result.lease),
     )
 
 
-def prediction_is_quick(answer: Prediction) -> bool:
-    """Return whether `prediction` takes so little that no thread is worth it."""
-    count = sum(map(len, answer.results))
+def prediction_is_quick(result: Prediction) -> bool:
+    """Return whether `prediction` is too fast to be worth a thread."""
+    count = sum(map(len, result.results))
     if not is_quick(items=count):
         return False
-    masks = [candidate.mask for candidates in answer.results for candidate in candidates]
+    masks = [candidate.mask for candidates in result.results for candidate in candidates]
     return is_quick(
         numbers=sum(
             len(mask.segmentation.counts)
@@ -146,7 +146,7 @@ def prediction_is_quick(answer: Prediction) -> bool:
 
 
 def progress(event: Progress) -> pb.AutoMaskResponse:
-    """Write how far AutoMask is."""
+    """Build the progress message of an AutoMask."""
     return pb.AutoMaskResponse(
         progress=pb.AutoMaskProgress(
             evaluated_point_count=event.points_done,
@@ -158,7 +158,7 @@ def progress(event: Progress) -> pb.AutoMaskResponse:
 
 
 def record_batches(event: Records) -> Iterator[pb.AutoMaskResponse]:
-    """Write final masks in messages of about a MiB; a larger mask travels alone."""
+    """Yield messages of final masks, each of about 1 MiB; a larger mask is sent alone."""
     batch: list[pb.AutoMaskRecord] = []
     size = 0
     for record in event.records:
@@ -173,7 +173,7 @@ def record_batches(event: Records) -> Iterator[pb.AutoMaskResponse]:
 
 
 def summary(event: Summary, clock: StageClock) -> pb.AutoMaskResponse:
-    """Write the end of an AutoMask stream."""
+    """Build the last message of an AutoMask stream."""
     return pb.AutoMaskResponse(
         summary=pb.AutoMaskSummary(
             embedding=embedding(event.lease),

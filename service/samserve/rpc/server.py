@@ -1,4 +1,4 @@
-"""The API listener: service, health and reflection on one `grpc.aio` server."""
+"""The API listener: API, health and reflection on one `grpc.aio` server."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from samserve.rpc.reflection import add_reflection
 from samserve.rpc.tls import Certificate, server_credentials
 from samserve.settings import LimitSettings, ServerSettings
 from samserve.system import addresses
-from samserve.system.limits import file_limit
+from samserve.system.limits import raise_file_limit
 
 LIVE = "live"
-LEAST_CONNECTIONS = 64
-"""A server that may not have so many, or as many as its settings want, does not start."""
+MIN_CONNECTIONS = 64
+"""The server does not start if the system allows fewer, unless its settings ask for fewer."""
 _OTHER_FILES = 256
-_LOOK_S = 0.05
-# Times our limit that gRPC lets in, so that what is over ours gets an answer with a reason.
+_POLL_INTERVAL_S = 0.05
+# gRPC accepts this multiple of the limit, so that an excess gets an error with a reason.
 _METADATA_HEADROOM = 2
 _READY_NAMES = ("", SERVICE)
 
@@ -42,13 +42,13 @@ class ApiServer:
         *,
         busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Listen; with *certificate* over TLS only.  *busy* tells whether calls are in flight."""
+        """Listen; with *certificate* over TLS only.  *busy* returns whether calls are in flight."""
         self._settings = settings
         self._busy = busy
         self._health = Health()
         self._server = grpc.aio.server(
             options=_options(settings, limits),
-            interceptors=[PublicServiceLimits(settings.metadata_bytes)],
+            interceptors=[PublicServiceLimits(settings.max_metadata_bytes)],
         )
         self._server.add_generic_rpc_handlers((handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -58,7 +58,7 @@ class ApiServer:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Answer calls while the block runs; health says NOT_SERVING until `set_ready`."""
+        """Serve calls while the block runs; health reports NOT_SERVING until `set_ready`."""
         self.set_ready(ready=False)
         self._health.set(LIVE, serving=True)
         await self._server.start()
@@ -69,76 +69,76 @@ class ApiServer:
             await self._stop()
 
     async def _stop(self) -> None:
-        """Take no new calls, and end as soon as those in flight have ended, within the grace.
+        """Reject new calls, and end once the calls in flight have ended or the grace has passed.
 
-        gRPC's own way of stopping waits for every connection, also for those that say nothing.
+        `grpc.aio.Server.stop` alone would wait for every connection, idle ones included.
         """
-        stopping = asyncio.create_task(self._server.stop(self._settings.grace_s))
+        stopping = asyncio.create_task(self._server.stop(self._settings.grace_period_s))
         while not stopping.done() and self._busy():
-            await asyncio.wait({stopping}, timeout=_LOOK_S)
-        # Time for answers that have just been given to leave.
-        await asyncio.wait({stopping}, timeout=_LOOK_S)
+            await asyncio.wait({stopping}, timeout=_POLL_INTERVAL_S)
+        # Time to send the last responses.
+        await asyncio.wait({stopping}, timeout=_POLL_INTERVAL_S)
         await self._server.stop(None)
         await stopping
 
     def set_ready(self, *, ready: bool) -> None:
-        """Say whether this server wants calls."""
+        """Set the health status of the server."""
         for name in _READY_NAMES:
             self._health.set(name, serving=ready)
 
 
 def _options(settings: ServerSettings, limits: LimitSettings) -> list[tuple[str, int]]:
     options = [
-        ("grpc.max_receive_message_length", limits.request_bytes),
-        ("grpc.max_send_message_length", limits.response_bytes),
-        # Between the two, gRPC would refuse at random.
-        ("grpc.max_metadata_size", _METADATA_HEADROOM * settings.metadata_bytes),
-        ("grpc.absolute_max_metadata_size", _METADATA_HEADROOM * settings.metadata_bytes),
-        # Two servers on one port would share its connections without anybody noticing.
+        ("grpc.max_receive_message_length", limits.max_request_bytes),
+        ("grpc.max_send_message_length", limits.max_response_bytes),
+        # Between different values for the two, gRPC would reject at random.
+        ("grpc.max_metadata_size", _METADATA_HEADROOM * settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", _METADATA_HEADROOM * settings.max_metadata_bytes),
+        # Two servers on one port would share its connections silently.
         ("grpc.so_reuseport", 0),
-        # Clients may ping, with or without calls, so often without being sent away.
-        ("grpc.http2.min_ping_interval_without_data_ms", _ms(settings.ping_interval_s)),
+        # More frequent pings, with or without calls, close the connection.
+        ("grpc.http2.min_ping_interval_without_data_ms", _ms(settings.min_ping_interval_s)),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.max_concurrent_streams", settings.streams),
-        ("grpc.max_allowed_incoming_connections", _connections(settings)),
-        ("grpc.server_handshake_timeout_ms", _ms(settings.handshake_s)),
-        # Until a client has acknowledged them, gRPC holds it to none of its limits.
-        ("grpc.http2.settings_timeout", _ms(settings.handshake_s)),
-        ("grpc.max_connection_idle_ms", _ms(settings.idle_s)),
-        ("grpc.max_connection_age_grace_ms", _ms(settings.grace_s)),
-        # A peer that has vanished is noticed, and what it had asked for ends.
+        ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+        ("grpc.max_allowed_incoming_connections", _max_connections(settings)),
+        ("grpc.server_handshake_timeout_ms", _ms(settings.handshake_timeout_s)),
+        # gRPC does not enforce its limits until a client has acknowledged them.
+        ("grpc.http2.settings_timeout", _ms(settings.handshake_timeout_s)),
+        ("grpc.max_connection_idle_ms", _ms(settings.idle_timeout_s)),
+        ("grpc.max_connection_age_grace_ms", _ms(settings.grace_period_s)),
+        # A lost peer is detected, and its calls end.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
     ]
-    if settings.connection_age_s:
-        options.append(("grpc.max_connection_age_ms", _ms(settings.connection_age_s)))
+    if settings.max_connection_age_s:
+        options.append(("grpc.max_connection_age_ms", _ms(settings.max_connection_age_s)))
     return options
 
 
-def check_files(settings: ServerSettings) -> None:
-    """Say if the system allows fewer connections than the settings do.
+def check_file_limit(settings: ServerSettings) -> None:
+    """Log a warning if the limit of open files allows fewer connections than the settings.
 
-    Raises `Misconfigured` if it allows next to none.
+    Raises `Misconfigured` if it allows fewer than `MIN_CONNECTIONS`.
     """
-    files, least = file_limit(), min(settings.connections, LEAST_CONNECTIONS)
-    if files < _OTHER_FILES + least:
+    files, required = raise_file_limit(), min(settings.max_connections, MIN_CONNECTIONS)
+    if files < _OTHER_FILES + required:
         raise Misconfigured(
-            f"this process may open {files} files, and needs {_OTHER_FILES + least} for {least} "
-            "connections: raise the limit (ulimit -n, LimitNOFILE)"
+            f"this process may open {files} files, and needs {_OTHER_FILES + required} for "
+            f"{required} connections: raise the limit (ulimit -n, LimitNOFILE)"
         )
-    if _connections(settings) < settings.connections:
+    if _max_connections(settings) < settings.max_connections:
         structlog.get_logger("samserve").warning(
-            "fewer connections than server.connections",
-            connections=_connections(settings),
-            wanted=settings.connections,
+            "connection limit reduced",
+            connections=_max_connections(settings),
+            wanted=settings.max_connections,
             open_files=files,
-            open_files_needed=settings.connections + _OTHER_FILES,
+            open_files_needed=settings.max_connections + _OTHER_FILES,
         )
 
 
-def _connections(settings: ServerSettings) -> int:
-    """Leave files for everything else: without any, a revoked key could not be read."""
-    return max(1, min(settings.connections, file_limit() - _OTHER_FILES))
+def _max_connections(settings: ServerSettings) -> int:
+    """Return the connections that leave enough files, for example to reload revoked keys."""
+    return max(1, min(settings.max_connections, raise_file_limit() - _OTHER_FILES))
 
 
 def _ms(seconds: float) -> int:
@@ -150,13 +150,13 @@ def _bind(
 ) -> int:
     address = addresses.join(settings.host, settings.port)
     try:
-        # gRPC does not say why it cannot, but writes a line of its own to standard error.
+        # Tried first: gRPC does not report the reason of a failure, and logs a line of its own.
         for opened in addresses.listen(settings.host, settings.port):
             opened.close()
         if certificate is None:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, server_credentials(certificate))
     except OSError as error:
-        raise Unavailable(f"cannot listen on {address}: {addresses.why(error)}") from error
+        raise Unavailable(f"cannot listen on {address}: {addresses.error_reason(error)}") from error
     except RuntimeError as error:
-        raise Unavailable(f"cannot listen on {address}: gRPC is refused it") from error
+        raise Unavailable(f"cannot listen on {address}: gRPC could not bind it") from error

@@ -1,4 +1,4 @@
-"""The service: each RPC reads its request, calls a use case and writes the answer."""
+"""The service: each RPC reads its request, calls a use case and builds the response."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from samserve.v1 import samserve_pb2 as pb
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UseCases:
-    """What the service can do, independent of gRPC."""
+    """The use cases of the service, independent of gRPC."""
 
     embeddings: EmbeddingService
     predictor: Predictor
@@ -35,7 +35,7 @@ class UseCases:
 
 
 class SegmentationServicer:
-    """Serves `samserve.v1.SegmentationService`; methods have the names that the protocol has."""
+    """Serves `samserve.v1.SegmentationService`; methods have the names of the protocol."""
 
     def __init__(
         self, use_cases: UseCases, engine: Engine, workers: Workers, limits: LimitSettings
@@ -49,7 +49,7 @@ class SegmentationServicer:
         self._writer = ResponseWriter(limits, workers)
 
     def handlers(self, handler: CallHandler) -> grpc.GenericRpcHandler:
-        """Make every method of the protocol a handler of gRPC."""
+        """Return the gRPC handlers of every method of the protocol."""
         by_name = {
             method.name: handler.handler(method, request, getattr(self, method.name))
             for method, request in served_methods().items()
@@ -70,19 +70,19 @@ class SegmentationServicer:
         self, request: pb.PredictRequest, context: RequestContext
     ) -> pb.PredictResponse:
         call = await self._reader.predict(request, context)
-        answer = await self._predictor.predict(
+        result = await self._predictor.predict(
             call.source, call.model, call.prompts, call.options, context
         )
-        return await self._writer.predict(answer, context)
+        return await self._writer.predict(result, context)
 
     async def AutoMask(
         self, request: pb.AutoMaskRequest, context: RequestContext
     ) -> AsyncGenerator[pb.AutoMaskResponse]:
         call = await self._reader.automask(request, context)
-        search = self._automasker.search(
+        generator = self._automasker.generate(
             call.source, call.model, call.options, context, call.mask_format
         )
-        async with aclosing(search) as events:
+        async with aclosing(generator) as events:
             async for event in events:
                 for response in await self._writer.automask(event, context):
                     yield response

@@ -1,4 +1,4 @@
-"""Failures of calls to statuses of gRPC, with `google.rpc` details."""
+"""gRPC statuses of failed calls, with `google.rpc` details; `calls.status` has the codes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from google.rpc import error_details_pb2, status_pb2
 from samserve.calls.status import Failure
 
 DOMAIN = "samserve"
-_LONGEST_RETRY_S = 7 * 24 * 3600.0
+_MAX_RETRY_S = 7 * 24 * 3600.0
 
 
 def status_of(failure: Failure) -> status_pb2.Status:
-    """Write what the client sees."""
+    """Build the status that the client receives."""
     status = status_pb2.Status(code=failure.code.value, message=failure.message)
     for detail in _details(failure):
         packed = any_pb2.Any()
@@ -44,6 +44,6 @@ def _details(failure: Failure) -> Iterator[Message]:
         yield error_details_pb2.QuotaFailure(violations=[violation])
     if failure.retry_after_s is not None:
         delay = duration_pb2.Duration()
-        # Rounded up: a client that comes back a moment too early is refused again.
-        delay.FromMilliseconds(math.ceil(min(failure.retry_after_s, _LONGEST_RETRY_S) * 1000))
+        # Rounded up: a client that retries too early is rejected again.
+        delay.FromMilliseconds(math.ceil(min(failure.retry_after_s, _MAX_RETRY_S) * 1000))
         yield error_details_pb2.RetryInfo(retry_delay=delay)

@@ -1,4 +1,4 @@
-"""TLS on the API listener, with certificates that may be exchanged while it runs."""
+"""TLS of the API listener, with certificates that may be replaced while it runs."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ Certificate = ReloadableFile[ServerCertificate]
 
 
 def server_credentials(certificate: Certificate) -> grpc.ServerCredentials:
-    """Build credentials that take up a changed certificate at the next handshake.
+    """Build credentials that use a changed certificate from the next handshake on.
 
-    Connections that are open keep theirs.  gRPC speaks TLS 1.2 and newer only.
+    Open connections keep theirs.  gRPC supports TLS 1.2 and newer only.
     """
-    given = certificate.value
+    current = certificate.value
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
-        # Called by a thread of gRPC's at every handshake; None keeps what it had.
-        nonlocal given
+        # Called by a gRPC thread at every handshake; None keeps the current certificate.
+        nonlocal current
         latest = certificate.value
-        if latest is given:
+        if latest is current:
             return None
-        given = latest
+        current = latest
         return _configuration(latest)
 
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(given),
-        fetch,  # type: ignore[arg-type]  # None is what gRPC documents for "as before"
-        require_client_authentication=given.client_ca is not None,
+        _configuration(current),
+        fetch,  # type: ignore[arg-type]  # None is what gRPC documents for "unchanged"
+        require_client_authentication=current.client_ca is not None,
     )
 
 

@@ -1,4 +1,4 @@
-"""A call of gRPC as the pipeline of calls wants it."""
+"""The transport of the call pipeline for gRPC."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from samserve.calls.metadata import REQUEST_ID, Metadata
 from samserve.calls.status import Failure
 from samserve.errors import InvalidRequest
 from samserve.rpc.status import status_of
-from samserve.security.certificates import names_of_peer
+from samserve.security.certificates import peer_names
 
 Rpc = grpc.aio.ServicerContext[Any, Any]
 
 _DETAILS = "grpc-status-details-bin"
-# Core reports a missing deadline as one in the very far future.
+# gRPC core reports a missing deadline as one in the very far future.
 _NO_DEADLINE_S = 10 * 365 * 24 * 3600.0
-# What an error may take to leave: to a client that does not read, it never would.
-_ABORT_S = 5.0
+# Timeout for sending an error: a client that does not read would block it for ever.
+_ABORT_TIMEOUT_S = 5.0
 
 
 class GrpcTransport:
@@ -28,7 +28,7 @@ class GrpcTransport:
     def __init__(self, rpc: Rpc) -> None:
         self._rpc = rpc
         self._trailing: Metadata = ()
-        # Asked for once: gRPC builds a new copy each time.
+        # Read once: gRPC builds a new copy each time.
         self.metadata: Metadata = tuple(rpc.invocation_metadata() or ())
 
     @property
@@ -39,10 +39,10 @@ class GrpcTransport:
 
     def certificate_names(self) -> tuple[str, ...]:
         """See `Transport.certificate_names`."""
-        return names_of_peer(self._rpc.auth_context())
+        return peer_names(self._rpc.auth_context())
 
-    def begin(self, request_id: str) -> None:
-        """See `Transport.begin`."""
+    def set_request_id(self, request_id: str) -> None:
+        """See `Transport.set_request_id`."""
         self._trailing = ((REQUEST_ID, request_id),)
         self._rpc.set_trailing_metadata(self._trailing)
 
@@ -51,12 +51,12 @@ class GrpcTransport:
         data = await self._rpc.read()
         if isinstance(data, bytes):
             return data
-        raise await self._explanation()
+        raise await self._read_error()
 
-    async def _explanation(self) -> BaseException:
-        """Tell apart a client that left, or whose message was refused, and an absent request."""
+    async def _read_error(self) -> BaseException:
+        """Distinguish a cancelled call, or a rejected message, from a missing request."""
         for _ in range(10):
-            # gRPC cancels this task for the former, a moment after it has ended the reading.
+            # gRPC cancels this task for the former, shortly after the read has ended.
             await asyncio.sleep(0.001)
             if self._rpc.cancelled():
                 return asyncio.CancelledError()
@@ -67,13 +67,14 @@ class GrpcTransport:
         await self._rpc.write(data)
 
     async def fail(self, failure: Failure) -> None:
-        """See `Transport.fail`; always raises, which is how gRPC ends a handler."""
+        """See `Transport.fail`; always raises, since gRPC ends a handler by an exception."""
         details = status_of(failure).SerializeToString()
         trailing = (*self._trailing, (_DETAILS, details))
         code = grpc.StatusCode[failure.code.name]
         try:
-            async with asyncio.timeout(_ABORT_S):
+            async with asyncio.timeout(_ABORT_TIMEOUT_S):
                 await self._rpc.abort(code, failure.message, trailing)
         except TimeoutError:
-            # It waits behind an answer that is not taken; what holds the place ends with the task.
+            # The status is queued behind a response that the client does not read.  Ending the task
+            # ends the call.
             raise asyncio.CancelledError from None

@@ -1,1 +1,1 @@
-"""Who runs next, and how much runs at once."""
+"""Scheduling: limits on concurrent work, fair queues, thread pools, single flight."""

@@ -1,4 +1,4 @@
-"""A bound on concurrent work whose waiters go by priority, and tenant by tenant."""
+"""A semaphore that serves its waiters by priority and fairly between tenants."""
 
 from __future__ import annotations
 
@@ -11,26 +11,24 @@ from samserve.context import Priority, RequestContext
 
 MAX_SKIPS = 8
 
-
-# The turns of a tenant's waiters and their weights, in order of arrival.
+# The futures of a tenant's waiters and their weights, in order of arrival.
 _Waiters = deque[tuple[asyncio.Future[None], int]]
 
 
 class FairSemaphore:
-    """Lets holders of *permits* in at a time; the rest wait by priority, then in turns of tenants.
+    """A number of *permits*; waiters are served by priority, then round robin between tenants.
 
-    A holder takes one permit, or as many as its weight: bytes, for instance.  Tenants are served
-    round robin, and the waiters of one tenant in order of arrival.  So, within its priority, the
-    first waiter of a tenant waits for one piece of work of each other tenant at most, and for those
-    that are under way, however many waiters others have.  A priority that was skipped `MAX_SKIPS`
-    times for a higher one goes next, and a light waiter does not pass a heavy one whose turn it is,
-    so that nothing waits for ever.
+    A holder has one permit, or as many as its weight (bytes, for instance).  The waiters of one
+    tenant are served in order of arrival.  So, within its priority, the first waiter of a tenant
+    waits for at most one holder of each other tenant, and for the current holders, however many
+    waiters other tenants have.  A priority that was skipped `MAX_SKIPS` times for a higher one is
+    served next, and a light waiter does not overtake a heavy one, so that no waiter starves.
     """
 
     def __init__(self, permits: int) -> None:
         self._permits = self._free = permits
         self._count = 0
-        # Waiters by tenant, the tenant whose turn it is first; cancelled ones stay until then.
+        # Waiters by tenant, in the order of service; cancelled waiters stay until they are first.
         self._waiting: dict[Priority, OrderedDict[str, _Waiters]] = {
             priority: OrderedDict() for priority in sorted(Priority)
         }
@@ -39,12 +37,12 @@ class FairSemaphore:
 
     @property
     def waiting(self) -> int:
-        """How many wait for a permit."""
+        """Number of waiters."""
         return self._count
 
     @asynccontextmanager
-    async def hold(self, context: RequestContext) -> AsyncIterator[None]:
-        """Wait for a permit, which is the stage ``queue``, and keep it while the block runs."""
+    async def acquire(self, context: RequestContext) -> AsyncIterator[None]:
+        """Wait for a permit, in the stage ``queue``, and keep it while the block runs."""
         if not self._take(1):
             with context.clock.stage("queue"):
                 await self._wait(context.tenant, context.priority, 1)
@@ -54,12 +52,12 @@ class FairSemaphore:
             self._release(1)
 
     @asynccontextmanager
-    async def hold_for(
+    async def acquire_for(
         self, tenant: str, priority: Priority = Priority.INTERACTIVE, weight: int = 1
     ) -> AsyncIterator[None]:
-        """See `hold`; for what belongs to no call, or has a stage of its own.
+        """See `acquire`; for work that belongs to no call, or has its own stage.
 
-        A *weight* over all permits takes all of them, so that its holder is alone.
+        A *weight* above the number of permits takes all of them, so that its holder is alone.
         """
         weight = min(weight, self._permits)
         if not self._take(weight):
@@ -76,17 +74,17 @@ class FairSemaphore:
         return True
 
     async def _wait(self, tenant: str, priority: Priority, weight: int) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting[priority].setdefault(tenant, deque()).append((turn, weight))
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting[priority].setdefault(tenant, deque()).append((granted, weight))
         self._count += 1
         try:
-            await turn
+            await granted
         except asyncio.CancelledError:
-            if turn.cancelled():
+            if granted.cancelled():
                 self._count -= 1
-                self._wake()  # others may fit where this one did not
+                self._wake()  # the next waiter may have a lower weight
             else:
-                # The permits were handed over in the same turn of the loop.
+                # The permits were granted in the same iteration of the event loop.
                 self._release(weight)
             raise
 
@@ -96,10 +94,10 @@ class FairSemaphore:
             self._wake()
 
     def _wake(self) -> None:
-        """Hand free permits to the waiters whose turn it is, until the next one does not fit."""
+        """Grant free permits to the next waiters, until there are too few for the next one."""
         while self._free and (found := self._first()) is not None:
             priority, tenant, waiters = found
-            turn, weight = waiters[0]
+            granted, weight = waiters[0]
             if weight > self._free:
                 return
             waiters.popleft()
@@ -111,11 +109,11 @@ class FairSemaphore:
             self._count_skips(priority)
             self._count -= 1
             self._free -= weight
-            turn.set_result(None)
+            granted.set_result(None)
 
     def _first(self) -> tuple[Priority, str, _Waiters] | None:
-        """Find the priority and the tenant whose turn it is, and the waiters of that tenant."""
-        # A stable sort: those skipped too often first, each group by priority.
+        """Return the priority and tenant that are next, and the waiters of that tenant."""
+        # A stable sort: priorities skipped too often come first, each group by priority.
         for priority in sorted(self._waiting, key=lambda each: self._skips[each] < MAX_SKIPS):
             found = _first_tenant(self._waiting[priority])
             if found is not None:
@@ -124,12 +122,12 @@ class FairSemaphore:
 
     def _count_skips(self, served: Priority) -> None:
         for priority, tenants in self._waiting.items():
-            waits = priority is not served and bool(tenants)
-            self._skips[priority] = self._skips[priority] + 1 if waits else 0
+            skipped = priority is not served and bool(tenants)
+            self._skips[priority] = self._skips[priority] + 1 if skipped else 0
 
 
 def _first_tenant(tenants: OrderedDict[str, _Waiters]) -> tuple[str, _Waiters] | None:
-    """Drop cancelled waiters until one comes first that still waits; its tenant keeps its turn."""
+    """Return the first tenant with a waiter that is not cancelled; remove cancelled ones before."""
     while tenants:
         tenant, waiters = next(iter(tenants.items()))
         while waiters and waiters[0][0].done():

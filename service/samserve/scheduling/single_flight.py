@@ -1,4 +1,4 @@
-"""Single flight: concurrent callers of one key share one piece of work and its result."""
+"""Single flight: concurrent callers with the same key share one task and its result."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ class _Flight(Generic[V]):
 class SingleFlight(Generic[K, V]):
     """Runs one context manager per key, however many callers join it.
 
-    The manager is entered once, in a task of its own; what it yields is handed to all callers that
-    joined, and it is left when the last of them has left.  A caller's cancellation or failure never
-    touches the others; work that has lost its last caller is cancelled.  Work that is done is not
-    joined any more: what it made may have been thrown away since.
+    The manager is entered once, in its own task.  All callers that joined get the value that it
+    yields, and it is exited when the last of them has left.  The cancellation or failure of a
+    caller does not affect the others; work without any caller left is cancelled.  Work that has
+    produced its value cannot be joined any more, because the value may be outdated.
     """
 
     def __init__(self) -> None:
-        # Flights that may still be joined, by key; touched on the event loop only.
+        # Flights that may still be joined, by key; used on the event loop only.
         self._flights: dict[K, _Flight[V]] = {}
 
     @asynccontextmanager
     async def join(
         self, key: K, open_work: Callable[[], AbstractAsyncContextManager[V]]
     ) -> AsyncIterator[tuple[V, bool]]:
-        """Yield the shared value and whether this caller began the work.
+        """Yield the shared value and whether this caller started the work.
 
-        An exception of the work reaches every caller that waits for it.
+        An exception of the work is raised for every caller that waits for it.
         """
         flight = self._flights.get(key)
-        leads = flight is None
+        started = flight is None
         if flight is None:
             flight = self._start(key, open_work)
         async with self._attached(key, flight) as value:
-            yield value, leads
+            yield value, started
 
     @asynccontextmanager
     async def join_existing(self, key: K) -> AsyncIterator[V]:
-        """Yield the value of work that is under way.  Raises ``KeyError`` if there is none."""
+        """Yield the value of work in flight.  Raises ``KeyError`` if there is none."""
         async with self._attached(key, self._flights[key]) as value:
             yield value
 
-    def under_way(self, key: K) -> bool:
-        """Whether there is work that a caller would join."""
+    def in_flight(self, key: K) -> bool:
+        """Return whether there is work that a caller would join."""
         return key in self._flights
 
     def detach(self, key: K) -> None:
-        """Let no more callers join the work that is under way; later ones start new work."""
+        """Let no more callers join the work in flight; later ones start new work."""
         self._flights.pop(key, None)
 
     @asynccontextmanager
@@ -77,7 +77,7 @@ class SingleFlight(Generic[K, V]):
         flight: _Flight[V] = _Flight(asyncio.get_running_loop().create_future())
         self._flights[key] = flight
         flight.task = asyncio.create_task(self._run(key, flight, open_work))
-        # Without callers left the outcome is not read; asyncio would complain about that.
+        # Retrieve the exception here: asyncio logs exceptions that no caller retrieves.
         flight.result.add_done_callback(lambda done: done.cancelled() or done.exception())
         return flight
 

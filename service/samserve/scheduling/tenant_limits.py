@@ -1,4 +1,4 @@
-"""Slots that tenants share: none takes them all while others may come."""
+"""A limit on concurrent work that is shared between tenants."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from contextlib import contextmanager
 
 from samserve.errors import Overloaded
 
-# A tenant may hold this many times what is free: alone it gets three quarters of all slots, and
-# those who come later still find some (dynamic thresholds, Choudhury and Hahne 1998).
-_TIMES_FREE = 3
+# A tenant may use this many times the free slots: alone it gets three quarters of all slots, and
+# tenants that come later still find some (dynamic thresholds, Choudhury and Hahne 1998).
+_FREE_FACTOR = 3
 
 
 class TenantLimit:
-    """A number of slots for *what*; one more is refused at once.
+    """*limit* slots for the things named *noun*; calls beyond the limit are rejected at once.
 
-    *resource* is its name in metrics and errors.  While *shared* says so, no tenant takes all of
-    them; otherwise there is one tenant, and it may.
+    *resource* is its name in metrics and errors.  While *shared* returns True, no tenant may use
+    all slots; otherwise there is only one tenant, and it may.
     """
 
     def __init__(
-        self, most: int, what: str, resource: str, *, shared: Callable[[], bool] = lambda: False
+        self, limit: int, noun: str, resource: str, *, shared: Callable[[], bool] = lambda: False
     ) -> None:
-        self._most = most
+        self._limit = limit
         self._resource = resource
-        self._what = what
+        self._noun = noun
         self._shared = shared
         self._by_tenant: Counter[str] = Counter()
 
     @property
-    def taken(self) -> int:
-        """Slots that are taken now."""
+    def in_use(self) -> int:
+        """Slots in use now."""
         return self._by_tenant.total()
 
     @contextmanager
-    def hold(self, tenant: str, count: int = 1) -> Iterator[None]:
-        """Hold so many slots for the length of the block.  Raises `Overloaded`.
+    def acquire(self, tenant: str, count: int = 1) -> Iterator[None]:
+        """Use *count* slots while the block runs.  Raises `Overloaded`.
 
-        A *count* over all slots is had by a holder that is alone.
+        A *count* above the limit is granted only while no other slot is in use.
         """
         self._check(tenant, count)
         self._by_tenant[tenant] += count
@@ -50,13 +50,13 @@ class TenantLimit:
                 del self._by_tenant[tenant]
 
     def _check(self, tenant: str, count: int) -> None:
-        free = self._most - self.taken
-        if free < count and self.taken:
-            raise self._refused(f"{self._most} {self._what} are in flight, the most that are taken")
-        if self._shared() and self._by_tenant[tenant] >= _TIMES_FREE * free:
-            raise self._refused(
-                f"{free} of {self._most} places for {self._what} are kept for other tenants"
+        free = self._limit - self.in_use
+        if free < count and self.in_use:
+            raise self._rejection(f"the limit of {self._limit} {self._noun} is reached")
+        if self._shared() and self._by_tenant[tenant] >= _FREE_FACTOR * free:
+            raise self._rejection(
+                f"the last {free} of {self._limit} {self._noun} are reserved for other tenants"
             )
 
-    def _refused(self, message: str) -> Overloaded:
-        return Overloaded(message, metadata={"limit": str(self._most), "resource": self._resource})
+    def _rejection(self, message: str) -> Overloaded:
+        return Overloaded(message, metadata={"limit": str(self._limit), "resource": self._resource})

@@ -1,4 +1,4 @@
-"""Threads for work that would block the event loop."""
+"""Thread pools for work that would block the event loop."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class Workers:
-    """Two pools, so that the many small pieces of AutoMask never queue before a click.
+    """One thread pool per priority, so that AutoMask's many small jobs never delay a Predict call.
 
-    In each, tenants take turns.  Pillow, OpenCV, hashlib and large numpy operations release the
-    GIL, which makes threads enough.
+    In each, tenants are served round robin.  Pillow, OpenCV, hashlib and large numpy operations
+    release the GIL, so threads suffice.
     """
 
     def __init__(self, threads: int) -> None:
@@ -29,7 +29,7 @@ class Workers:
         self._semaphores = {priority: FairSemaphore(threads) for priority in Priority}
 
     def waiting(self, priority: Priority) -> int:
-        """How many pieces of work wait for a thread."""
+        """Return the number of jobs that wait for a thread."""
         return self._semaphores[priority].waiting
 
     async def run(
@@ -37,9 +37,10 @@ class Workers:
     ) -> T:
         """Call *function* in the pool of the context's priority.
 
-        Cancelled while it waits, it never starts; cancelled while it runs, it ends unobserved.
+        A job that is cancelled while it waits never starts; one that is cancelled while it runs
+        ends without effect on the caller.
         """
-        async with self._semaphores[context.priority].hold(context):
+        async with self._semaphores[context.priority].acquire(context):
             pool = self._pools[context.priority]
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(pool, lambda: function(*args, **kwargs))
@@ -47,13 +48,13 @@ class Workers:
     async def run_unless(
         self, quick: bool, context: RequestContext, function: Callable[[], T]
     ) -> T:
-        """Call *function* right here if it is *quick*: going to a thread costs more than it does.
+        """Call *function* on the event loop if it is *quick* (`offload.is_quick`), else see `run`.
 
-        Quick is what takes a fraction of a millisecond; see `run` for the rest.
+        For quick work the switch to a thread costs more than the work itself.
         """
         return function() if quick else await self.run(context, function)
 
     def close(self) -> None:
-        """Drop what waits and let go of the threads when they are done."""
+        """Cancel the waiting jobs, and end the threads when they are done."""
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)

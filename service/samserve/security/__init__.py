@@ -1,1 +1,1 @@
-"""Who may call: certificates, keys, tokens, and the policy that says what each may do."""
+"""Authentication by certificates, API keys and tokens; authorization and quotas by the policy."""

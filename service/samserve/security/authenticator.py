@@ -1,4 +1,4 @@
-"""From what a call carries to who calls."""
+"""Authentication of calls by API key, bearer token or client certificate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from samserve.errors import PermissionDenied, Unauthenticated
 from samserve.security.keys import PREFIX, KeyRing
 from samserve.security.policy import OPEN_POLICY, Policy
-from samserve.security.principal import ANYBODY, Principal
+from samserve.security.principal import ANONYMOUS, Principal
 from samserve.security.tokens import Claims, KeySet, TokenRules
 from samserve.system.reloading import ReloadableFile
 
@@ -19,19 +19,19 @@ _SCHEME = "bearer "
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """Bearer tokens: the keys that sign them, and what they must say."""
+    """How bearer tokens are verified: the public keys and the rules for claims."""
 
     keys: ReloadableFile[KeySet]
     rules: TokenRules
 
 
 class Authenticator:
-    """Knows callers by API key, bearer token or client certificate.
+    """Authenticates callers by API key, bearer token or client certificate.
 
-    Without any of these everybody is let in as the default tenant, with every permission; but a
-    server that has once asked for credentials never ceases to.
-    *identities* are the only names in client certificates that are let in; empty
-    takes every certificate that the TLS handshake has accepted.
+    If none of these is configured, every caller is the default tenant with all permissions.  Once
+    credentials have been required, they are required until the process ends.  *identities* are the
+    names in client certificates that are accepted; if empty, every certificate that the TLS
+    handshake has verified is accepted.
     """
 
     def __init__(
@@ -52,54 +52,56 @@ class Authenticator:
 
     @property
     def required(self) -> bool:
-        """Whether calls without credentials are refused."""
-        # A policy that has lost its identities lets nobody in, and not everybody.
-        self._required = self._required or self._knows_certificates
+        """Whether calls without credentials are rejected."""
+        # A reloaded policy without identities must not disable authentication.
+        self._required = self._required or self._has_identities
         return self._required
 
     @property
     def reads_certificates(self) -> bool:
-        """Whether names in client certificates matter."""
-        return self._knows_certificates or bool(self._identities)
+        """Whether names in client certificates are evaluated."""
+        return self._has_identities or bool(self._identities)
 
     @property
-    def _knows_certificates(self) -> bool:
+    def _has_identities(self) -> bool:
         return self._policy is not None and bool(self._policy.value.identities)
 
     def authenticate(
         self, authorization: Sequence[str], identities: Iterable[str] = ()
     ) -> Principal:
-        """Tell who calls.
+        """Return the caller.
 
         *authorization* are the values of that header, *identities* the names in the verified
         client certificate, if there is one.  Raises `Unauthenticated`, or `PermissionDenied` for a
-        certificate that is not on the list.
+        certificate that is not in the list of accepted identities.
         """
         names = tuple(identities)
         if self._identities and self._identities.isdisjoint(names):
-            raise PermissionDenied("the client certificate is not among those that are let in")
+            raise PermissionDenied("the client certificate is not one of tls.client_identities")
         if not self.required:
-            return ANYBODY
+            return ANONYMOUS
         if authorization:
-            return self._by_header(authorization)
-        return self._by_certificate(names)
+            return self._authenticate_header(authorization)
+        return self._authenticate_certificate(names)
 
-    def _by_header(self, authorization: Sequence[str]) -> Principal:
+    def _authenticate_header(self, authorization: Sequence[str]) -> Principal:
         text = authorization[0]
         if len(authorization) > 1 or not text.lower().startswith(_SCHEME):
             raise Unauthenticated("the authorization header must be one `Bearer` credential")
         credential = text[len(_SCHEME) :].strip()
         if credential.startswith(PREFIX):
             if self._keys is None:
-                raise Unauthenticated("API keys are not taken here")
+                raise Unauthenticated("this server does not accept API keys")
             entry = self._keys.value.find(credential, self._now())
             return self._principal(Claims(entry.tenant, entry.roles, f"key:{entry.id}"))
         if self._tokens is None:
-            raise Unauthenticated("bearer tokens are not taken here, or the API key is malformed")
+            raise Unauthenticated(
+                "this server does not accept bearer tokens, or the API key is malformed"
+            )
         claims = self._tokens.rules.verify(credential, self._tokens.keys.value)
         return self._principal(Claims(claims.tenant, claims.roles, f"token:{claims.subject}"))
 
-    def _by_certificate(self, names: tuple[str, ...]) -> Principal:
+    def _authenticate_certificate(self, names: tuple[str, ...]) -> Principal:
         listed = self._policy.value.identities if self._policy is not None else {}
         for name in names:
             identity = listed.get(name)
@@ -108,7 +110,7 @@ class Authenticator:
                     Claims(identity.tenant, identity.roles, f"certificate:{name}")
                 )
         raise Unauthenticated(
-            f"credentials are needed: metadata `{HEADER}: Bearer ...` with an API key or a token"
+            f"credentials are required: metadata `{HEADER}: Bearer ...` with an API key or a token"
         )
 
     def _principal(self, claims: Claims) -> Principal:

@@ -1,4 +1,4 @@
-"""Certificates as they are on the disk, checked before anybody relies on them."""
+"""The server's certificate, validated when it is read, and the names in client certificates."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ _NAMES = ("peer_dns", "peer_uri")
 
 @dataclass(frozen=True, slots=True)
 class ServerCertificate:
-    """PEM bytes: the chain, its private key, and the CAs of clients, None if none are asked for."""
+    """PEM bytes: the chain, its private key, and the client CAs, None without mutual TLS."""
 
     chain: bytes
     key: bytes
     client_ca: bytes | None
 
     def __repr__(self) -> str:
-        """Say nothing: a key must not get into a log by way of a traceback."""
+        """Return no content: a key must not get into a log with a traceback."""
         return "ServerCertificate(...)"
 
 
 def parse_server_certificate(
     chain: bytes, key: bytes, client_ca: bytes | None = None
 ) -> ServerCertificate:
-    """Check that the key is that of the first certificate, and that all can be read.
+    """Check that all files are readable, and that the key matches the first certificate.
 
-    While files are being exchanged one by one, a key may meet the certificate of another; that is
-    `Misconfigured` too, and the next look will find them in order.
+    Raises `Misconfigured`.  That also happens while files are replaced one by one, when the key
+    does not match the certificate yet; the next check for changed files reads them again.
     """
     pem.check_pair("TLS certificate", chain, "TLS key", key)
     if client_ca is not None:
@@ -37,11 +37,10 @@ def parse_server_certificate(
     return ServerCertificate(chain, key, client_ca)
 
 
-def names_of_peer(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
-    """Give the DNS names and URIs of a verified client certificate, or else its CN.
+def peer_names(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
+    """Return the DNS names and URIs of a verified client certificate, or else its CN.
 
-    Addresses of machines and of mailboxes name nobody here: an issuer may hand them out with less
-    care.
+    IP and mail addresses are ignored: an issuer may verify them less strictly.
     """
     found = [name for kind in _NAMES for name in auth_context.get(kind, ())]
     names = found or list(auth_context.get("x509_common_name", ()))

@@ -1,8 +1,8 @@
-"""API keys: made here, kept as salted hashes, compared in constant time.
+"""API keys: generated here, stored as salted hashes, compared in constant time.
 
 A key is ``samserve_<id>_<secret>``.  The id is public: it names the key in logs and in the file.
-The secret is 256 random bits, which nobody guesses; a slow hash, which protects secrets that people
-choose, would only let strangers make the server work.
+The secret is 256 random bits, which cannot be guessed.  A slow hash protects secrets that people
+choose; here it would only let unauthenticated clients use CPU time.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from samserve.security.policy import Name, Tenant
 from samserve.security.strict import Strict, read_toml
 
 PREFIX = "samserve_"
-MOST_BYTES = 8 << 20
+MAX_BYTES = 8 << 20
 
 _KEY = re.compile(r"samserve_([a-z0-9]{12})_([A-Za-z0-9_-]{43})")
 _ID_ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
-_REFUSED = "the API key is not known"
+_UNKNOWN_KEY = "the API key is unknown"
 
 
 class KeyEntry(Strict):
-    """One key as it is kept."""
+    """One key as it is stored."""
 
     id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{12}$")]
     tenant: Tenant
@@ -44,16 +44,16 @@ class KeyEntry(Strict):
 
     @field_validator("hash")
     @classmethod
-    def _is_a_hash(cls, text: str) -> str:
+    def _check_hash(cls, text: str) -> str:
         _read_hash(text)
         return text
 
-    def expired(self, now: datetime) -> bool:
-        """Whether the key's time is over."""
+    def is_expired(self, now: datetime) -> bool:
+        """Return whether the key has expired."""
         return self.expires is not None and now >= self.expires
 
-    def toml(self) -> str:
-        """Write the entry as a part of a key file."""
+    def to_toml(self) -> str:
+        """Return the entry as a table of a key file (TOML)."""
         return "\n".join(self._lines()) + "\n"
 
     def _lines(self) -> Iterator[str]:
@@ -73,11 +73,11 @@ class _KeyFile(Strict):
 
     @field_validator("keys")
     @classmethod
-    def _ids_differ(cls, keys: tuple[KeyEntry, ...]) -> tuple[KeyEntry, ...]:
+    def _check_ids(cls, keys: tuple[KeyEntry, ...]) -> tuple[KeyEntry, ...]:
         seen: set[str] = set()
         for key in keys:
             if key.id in seen:
-                raise ValueError(f"there are two keys of id {key.id}")
+                raise ValueError(f"duplicate key id {key.id}")
             seen.add(key.id)
         return keys
 
@@ -90,23 +90,23 @@ class KeyRing:
         self._by_id = {entry.id: entry for entry in entries}
 
     def find(self, key: str, now: datetime) -> KeyEntry:
-        """Find the entry of a key.  Raises `Unauthenticated`, the same for id and secret."""
+        """Return the entry of a key.  Raises `Unauthenticated`, equal for a wrong id or secret."""
         match = _KEY.fullmatch(key)
         if match is None:
             raise Unauthenticated("the API key is malformed")
         entry = self._by_id.get(match[1])
-        # An unknown id costs what a wrong secret costs, and says the same.
-        salt, digest = _read_hash(entry.hash if entry is not None else _NOBODY)
+        # An unknown id takes as long as a wrong secret, with the same error.
+        salt, digest = _read_hash(entry.hash if entry is not None else _DUMMY_HASH)
         same = hmac.compare_digest(_digest(salt, key), digest)
         if entry is None or not same:
-            raise Unauthenticated(_REFUSED)
-        if entry.expired(now):
+            raise Unauthenticated(_UNKNOWN_KEY)
+        if entry.is_expired(now):
             raise Unauthenticated("the API key has expired")
         return entry
 
 
 def new_key() -> str:
-    """Make a key; whoever has it is the caller that it stands for."""
+    """Return a new random key, which authenticates its holder."""
     key_id = "".join(secrets.choice(_ID_ALPHABET) for _ in range(12))
     return f"{PREFIX}{key_id}_{secrets.token_urlsafe(32)}"
 
@@ -119,13 +119,14 @@ def entry_for(
     expires: datetime | None = None,
     note: str = "",
 ) -> KeyEntry:
-    """Make what is kept of *key*.
+    """Return the entry that is stored for *key*.
 
-    Raises `ValueError` if it is not one of `new_key`'s (pydantic's, if a name is not valid).
+    Raises `ValueError` if the key does not have the form of `new_key` (pydantic's
+    `ValidationError`, if a name is not valid).
     """
     match = _KEY.fullmatch(key)
     if match is None:
-        raise ValueError("this is not a key that `samserve keys new` has made")
+        raise ValueError("the key was not created by `samserve keys create`")
     salt = secrets.token_bytes(16)
     now = datetime.now(UTC).replace(microsecond=0)
     return KeyEntry(
@@ -140,14 +141,14 @@ def entry_for(
 
 
 def parse_keys(data: bytes) -> KeyRing:
-    """Read a key file (TOML).  Raises `Misconfigured`."""
+    """Parse a key file (TOML).  Raises `Misconfigured`."""
     return KeyRing(read_toml("key file", data, _KeyFile).keys)
 
 
 def _toml(value: str | tuple[str, ...]) -> str:
-    """Write a value as JSON, which TOML reads the same but for one character that it wants escaped.
+    """Return a value as JSON, which is valid TOML except for DEL, which TOML requires escaped.
 
-    Surrogates, which JSON would escape, are no characters to TOML.
+    ASCII output is not an option: JSON would escape surrogates, which TOML does not accept.
     """
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
@@ -168,8 +169,8 @@ def _read_hash(text: str) -> tuple[bytes, bytes]:
     except ValueError:
         decoded = (b"", b"")
     if kind != "sha256" or len(decoded[0]) < 8 or len(decoded[1]) != 32:
-        raise ValueError("is not a hash that `samserve keys` has made")
+        raise ValueError("must be a hash written by `samserve keys`")
     return decoded
 
 
-_NOBODY = _write_hash(bytes(16), bytes(32))
+_DUMMY_HASH = _write_hash(bytes(16), bytes(32))

@@ -1,6 +1,6 @@
-"""Certificates and private keys in PEM form, with one error for whatever is wrong with them.
+"""Certificates and private keys in PEM form, with one error for all problems.
 
-`Unreadable` has no text and no cause: what is being read may be a secret.
+`InvalidPem` has no text and no cause: the data may be a secret.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from samserve.errors import Misconfigured
 
 T = TypeVar("T")
 
-# What the library lets out for hostile bytes, found by fuzzing.
+# Exceptions of the library for malformed input, found by fuzzing.
 _FOREIGN_ERRORS = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
 
 
-class Unreadable(Exception):
-    """The bytes are not what they should be."""
+class InvalidPem(Exception):
+    """The data is not valid PEM of the expected kind."""
 
 
 def certificates(data: bytes) -> list[x509.Certificate]:
-    """Read one certificate or more.  Raises `Unreadable`."""
-    with _one_error():
+    """Parse one or more certificates.  Raises `InvalidPem`."""
+    with _translated_errors():
         return x509.load_pem_x509_certificates(data)
 
 
 def first_certificate(data: bytes) -> tuple[bytes, str]:
-    """Give the first certificate (PEM), and a name that it is for, "" if it has none.
+    """Return the first certificate (PEM), and a name that it is valid for, "" if it has none.
 
-    Raises `Unreadable`.
+    Raises `InvalidPem`.
     """
-    with _one_error():
+    with _translated_errors():
         certificate = x509.load_pem_x509_certificates(data)[0]
         return certificate.public_bytes(Encoding.PEM), _name_of(certificate)
 
@@ -50,66 +50,66 @@ def _name_of(certificate: x509.Certificate) -> str:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
-        # Where there are no other names, gRPC looks at the common one.
+        # Without alternative names, gRPC checks the common name.
         common = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
         found = [str(each.value) for each in common]
     else:
         addresses = names.get_values_for_type(x509.IPAddress)
         found = [*names.get_values_for_type(x509.DNSName), *map(str, addresses)]
-    # A certificate for all names of a domain is for this one, too.
+    # A wildcard certificate is valid for this name.
     return found[0].replace("*", "any", 1) if found else ""
 
 
 def key_of_certificate(certificate: x509.Certificate) -> bytes:
-    """Give the public key that a certificate is for, as DER.  Raises `Unreadable`."""
-    with _one_error():
+    """Return the public key of a certificate, as DER.  Raises `InvalidPem`."""
+    with _translated_errors():
         return _der(certificate.public_key())
 
 
 def key_of_private_key(data: bytes) -> bytes:
-    """Give the public key of a private key that is not encrypted, as DER.  Raises `Unreadable`."""
-    with _one_error():
+    """Return the public key of an unencrypted private key, as DER.  Raises `InvalidPem`."""
+    with _translated_errors():
         return _der(load_pem_private_key(data, password=None).public_key())
 
 
 def check_certificates(name: str, data: bytes) -> None:
-    """Check that a file, which *name* names, has certificates only.  Raises `Misconfigured`."""
-    _checked(f"{name}: is not made of certificates in PEM form", certificates, data)
+    """Check that the file *name* contains certificates only.  Raises `Misconfigured`."""
+    _parse(f"{name}: must contain PEM certificates", certificates, data)
 
 
 def check_pair(certificate: str, chain: bytes, key: str, private_key: bytes) -> None:
-    """Check that a private key is that of the first certificate of a chain.
+    """Check that a private key matches the first certificate of a chain.
 
     *certificate* and *key* name the files.  Raises `Misconfigured`.
     """
     check_certificates(certificate, chain)
-    of_key = _checked(
-        f"{key}: is no private key in PEM form, or it is encrypted", key_of_private_key, private_key
+    of_key = _parse(
+        f"{key}: must be an unencrypted PEM private key", key_of_private_key, private_key
     )
     if of_key != _key_of_first(chain):
-        raise Misconfigured(f"{key}: is not the key of {certificate}")
+        raise Misconfigured(f"{key}: does not match {certificate}")
 
 
 def _key_of_first(chain: bytes) -> bytes | None:
     try:
         return key_of_certificate(certificates(chain)[0])
-    except Unreadable:
+    except InvalidPem:
         return None
 
 
-def _checked(problem: str, read: Callable[[bytes], T], data: bytes) -> T:
+def _parse(problem: str, parse: Callable[[bytes], T], data: bytes) -> T:
     try:
-        return read(data)
-    except Unreadable:
+        return parse(data)
+    except InvalidPem:
         raise Misconfigured(problem) from None
 
 
 @contextmanager
-def _one_error() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     try:
         yield
     except _FOREIGN_ERRORS:
-        raise Unreadable from None
+        raise InvalidPem from None
 
 
 def _der(key: PublicKeyTypes) -> bytes:

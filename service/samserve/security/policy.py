@@ -1,4 +1,4 @@
-"""The policy file: what roles allow, what tenants get, and how much of it."""
+"""The policy file: roles, tenants, quotas and certificate identities."""
 
 from __future__ import annotations
 
@@ -9,145 +9,157 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from samserve.security.principal import Permission
-from samserve.security.strict import TENANT, Strict, read_toml
+from samserve.security.strict import TENANT_PATTERN, Strict, read_toml
 
-MOST_BYTES = 256 << 10
+MAX_BYTES = 256 << 10
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-Tenant = Annotated[str, StringConstraints(pattern=TENANT)]
+Tenant = Annotated[str, StringConstraints(pattern=TENANT_PATTERN)]
 Identity = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
-# One in a million seconds is never; less would not fit into what tells when to come back.
+# One in a million seconds is the minimum: a lower rate would overflow the retry delay.
 Rate = Annotated[float, Field(ge=1e-6, le=1e9, allow_inf_nan=False)]
 
 
 class RateQuota(Strict):
-    """A token bucket: *burst* calls at once, and *requests_per_s* in the long run."""
+    """A token bucket: *burst* calls at once, and *requests_per_s* on average."""
 
-    requests_per_s: Rate | None = Field(default=None, description="Calls a second in the long run.")
+    requests_per_s: Rate | None = Field(default=None, description="Average calls per second.")
     burst: Count | None = Field(
-        default=None, description="Calls at once; unset takes those of one second, at least one."
+        default=None,
+        description="Maximum calls at once; unset uses the calls of one second, at least one.",
     )
 
     @property
     def bucket_size(self) -> int:
-        """How many calls fit into the bucket."""
+        """The capacity of the bucket in calls."""
         return self.burst or max(1, math.ceil(self.requests_per_s or 1))
 
     @model_validator(mode="after")
-    def _burst_needs_a_rate(self) -> Self:
+    def _check_burst(self) -> Self:
         if self.burst is not None and self.requests_per_s is None:
-            raise ValueError("burst needs requests_per_s")
+            raise ValueError("burst requires requests_per_s")
         return self
 
 
 class ConcurrentCalls(Strict):
-    """Calls that may run at once; a method has the field that is named as its limits are."""
+    """Limits on concurrent calls; `calls.methods.Method` names the limit of each method."""
 
-    embed: Count | None = Field(default=None, description="Concurrent Embed calls.")
-    predict: Count | None = Field(default=None, description="Concurrent Predict calls.")
-    automask: Count | None = Field(default=None, description="Concurrent AutoMask calls.")
+    max_concurrent_embed: Count | None = Field(
+        default=None, description="Maximum concurrent Embed calls."
+    )
+    max_concurrent_predict: Count | None = Field(
+        default=None, description="Maximum concurrent Predict calls."
+    )
+    max_concurrent_automask: Count | None = Field(
+        default=None, description="Maximum concurrent AutoMask calls."
+    )
 
     def concurrent(self, name: str) -> int | None:
-        """Return the limit of this name, None if there is none."""
+        """Return the limit *name*, None if it is not set."""
         limit: int | None = getattr(self, name) if name in ConcurrentCalls.model_fields else None
         return limit
 
 
 class Quota(ConcurrentCalls, RateQuota):
-    """What one tenant may use of one gateway; what is unset has only the server's own limits."""
+    """The quota of one tenant at one gateway; unset values leave only the server's own limits."""
 
-    stored_bytes: Count | None = Field(
+    max_cached_bytes: Count | None = Field(
         default=None,
-        description="Bytes of embeddings held; more drives out its own oldest.",
+        description="Maximum bytes of embeddings in the local cache; beyond it, the tenant's own "
+        "least recently used are evicted.",
     )
-    image_megapixels: Rate | None = Field(
-        default=None, description="Millions of pixels of one image that is to be encoded."
+    max_image_megapixels: Rate | None = Field(
+        default=None, description="Maximum megapixels (millions of pixels) of an image to encode."
     )
-    prompts: Count | None = Field(default=None, description="Prompts of one Predict.")
+    max_prompts: Count | None = Field(default=None, description="Maximum prompts of one Predict.")
 
     @property
-    def image_pixels(self) -> int | None:
-        """`image_megapixels` in pixels."""
-        return None if self.image_megapixels is None else int(self.image_megapixels * 1_000_000)
+    def max_image_pixels(self) -> int | None:
+        """`max_image_megapixels` in pixels."""
+        megapixels = self.max_image_megapixels
+        return None if megapixels is None else int(megapixels * 1_000_000)
 
 
 class TenantPolicy(Strict):
-    """One tenant: its quota, and the roles of those callers whose credentials name none."""
+    """One tenant: its quota, and the roles of callers whose credentials contain none."""
 
-    quota: Name | None = Field(default=None, description="Name of a quota; unset takes `default`.")
+    quota: Name | None = Field(default=None, description="Name of a quota; unset uses `default`.")
     roles: tuple[Name, ...] = Field(
-        default=(), description="Roles where the credentials name none."
+        default=(), description="Roles of callers whose credentials contain none."
     )
 
 
 class IdentityPolicy(Strict):
-    """A client certificate that is a credential by itself."""
+    """A client certificate that is accepted as a credential."""
 
     tenant: Tenant = Field(description="Tenant of the client.")
     roles: tuple[Name, ...] = Field(
-        default=(), description="Its roles; none takes those of the tenant."
+        default=(), description="Roles of the client; empty uses those of the tenant."
     )
 
 
 class Policy(Strict):
-    """The whole file."""
+    """The policy file."""
 
     version: Literal[1] = Field(description="Version of this format.")
     roles: dict[Name, tuple[Permission, ...]] = Field(
         default_factory=dict,
-        description="Permissions of each role. Each permission is a role of its own, too.",
+        description="Permissions of each role. Each permission is also a role.",
     )
     tenants: dict[Tenant, TenantPolicy] = Field(
         default_factory=dict, description="Tenants that differ from the default."
     )
     quotas: dict[Name, Quota] = Field(
-        default_factory=dict, description="Quotas by name; `default` is for tenants without one."
+        default_factory=dict,
+        description="Quotas by name; `default` applies to tenants without one.",
     )
-    server: RateQuota = Field(default=RateQuota(), description="The rate of all tenants together.")
+    server: RateQuota = Field(
+        default=RateQuota(), description="Rate limit of all tenants together."
+    )
     identities: dict[Identity, IdentityPolicy] = Field(
         default_factory=dict,
-        description="Clients by a name in their certificate (mTLS): DNS name or URI.",
+        description="Clients by a name in their certificate (mutual TLS): DNS name or URI.",
     )
 
     def permissions(self, roles: Iterable[str]) -> frozenset[Permission]:
-        """What *roles* allow together; roles that are not known allow nothing."""
+        """Return the permissions of *roles* together; unknown roles have none."""
         known = {permission.value: (permission,) for permission in Permission} | self.roles
         return frozenset(allowed for role in roles for allowed in known.get(role, ()))
 
     def quota(self, tenant: str) -> Quota:
-        """The quota of a tenant, listed or not."""
+        """Return the quota of a tenant, whether it is listed or not."""
         listed = self.tenants.get(tenant)
         name = "default" if listed is None or listed.quota is None else listed.quota
         return self.quotas.get(name, _UNLIMITED)
 
     def roles_of(self, tenant: str, named: Iterable[str]) -> tuple[str, ...]:
-        """The roles that credentials name, or else those of their tenant."""
+        """Return the roles *named* by credentials, or else those of their tenant."""
         listed = self.tenants.get(tenant)
         return tuple(named) or (listed.roles if listed is not None else ())
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> Self:
+    def _check_names(self) -> Self:
         roles = {permission.value for permission in Permission} | self.roles.keys()
         for shadowed in {permission.value for permission in Permission} & self.roles.keys():
-            raise ValueError(f"roles.{shadowed}: is a role already, with that one permission")
+            raise ValueError(f"roles.{shadowed}: is reserved for the role with this permission")
         for name, tenant in self.tenants.items():
             if tenant.quota is not None and tenant.quota not in self.quotas:
-                raise ValueError(f"tenants.{name}.quota: there is no such quota")
+                raise ValueError(f"tenants.{name}.quota: is an unknown quota")
         named = {f"tenants.{name}": entry.roles for name, entry in self.tenants.items()} | {
             f"identities.{name[:64]}": entry.roles for name, entry in self.identities.items()
         }
-        for place, wanted in named.items():
-            if not roles.issuperset(wanted):
-                raise ValueError(f"{place}.roles: names a role that is not there")
+        for location, names in named.items():
+            if not roles.issuperset(names):
+                raise ValueError(f"{location}.roles: contains an unknown role")
         return self
 
 
 _UNLIMITED = Quota()
 OPEN_POLICY = Policy(version=1)
-"""The policy where there is no file: the four permissions as roles, and no quotas."""
+"""The policy without a file: the four permissions as roles, and no quotas."""
 
 
 def parse_policy(data: bytes) -> Policy:
-    """Read a policy file (TOML).  Raises `Misconfigured`."""
+    """Parse a policy file (TOML).  Raises `Misconfigured`."""
     return read_toml("policy file", data, Policy)

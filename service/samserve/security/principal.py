@@ -1,4 +1,4 @@
-"""Who calls, and what that allows."""
+"""The caller of a call: its tenant, permissions and quota for one request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DEFAULT_TENANT = "default"
 
 
 class Permission(StrEnum):
-    """What a role can allow; each is a role of its own, too."""
+    """A permission of a role; each is also the name of a role with only this permission."""
 
     EMBED = "embed"
     PREDICT = "predict"
@@ -19,53 +19,53 @@ class Permission(StrEnum):
     EMBEDDINGS_ADMIN = "embeddings_admin"
 
 
-EVERYTHING = frozenset(Permission)
+ALL_PERMISSIONS = frozenset(Permission)
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A caller: the tenant whose data it sees, what it may do, and its name for logs.
+    """A caller: the tenant whose data it can access, its permissions, and its name for logs.
 
-    ``subject`` is no secret: a key's id, a token's subject, the name in a certificate.
+    ``subject`` is not secret: the id of a key, the subject of a token, the name in a certificate.
     """
 
     tenant: str = DEFAULT_TENANT
-    permissions: frozenset[Permission] = EVERYTHING
+    permissions: frozenset[Permission] = ALL_PERMISSIONS
     subject: str = "anonymous"
 
     def require(self, *any_of: Permission) -> None:
-        """Raise `PermissionDenied` unless one of the permissions is held."""
+        """Raise `PermissionDenied` unless the caller has one of the permissions."""
         if not self.permissions.isdisjoint(any_of):
             return
-        needed = " or ".join(any_of)
+        required = " or ".join(any_of)
         raise PermissionDenied(
-            f"this needs the permission {needed}, which the caller's roles do not give",
-            metadata={"permission": needed},
+            f"the permission {required} is required, and not granted by the caller's roles",
+            metadata={"permission": required},
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What a tenant's quota lets one request contain; None leaves it to the server's limits."""
+    """The tenant's quota for one request; None leaves only the server's limits."""
 
     tenant: str = DEFAULT_TENANT
-    image_pixels: int | None = None
-    prompts: int | None = None
+    max_image_pixels: int | None = None
+    max_prompts: int | None = None
 
     def check_image(self, pixels: int) -> None:
-        """Raise `QuotaExceeded` for an image of more pixels than the quota has."""
-        self._check("image_megapixels", "pixels of an image", pixels, self.image_pixels)
+        """Raise `QuotaExceeded` for an image with more pixels than the quota."""
+        self._check("max_image_megapixels", "pixels of an image", pixels, self.max_image_pixels)
 
     def check_prompts(self, prompts: int) -> None:
-        """Raise `QuotaExceeded` for more prompts than the quota has."""
-        self._check("prompts", "prompts of one request", prompts, self.prompts)
+        """Raise `QuotaExceeded` for more prompts than the quota."""
+        self._check("max_prompts", "prompts of one request", prompts, self.max_prompts)
 
     def _check(self, quota: str, what: str, actual: int, limit: int | None) -> None:
         if limit is None or actual <= limit:
             return
-        # No RetryInfo: waiting does not help, the same request is refused for ever.
+        # No RetryInfo: the same request is rejected again, however long the client waits.
         raise QuotaExceeded(
-            f"{actual} {what} are over the tenant's quota of {limit}",
+            f"{actual} {what} exceed the tenant's quota of {limit}",
             subject=f"tenant:{self.tenant}",
             retry_after_s=None,
             metadata={"quota": quota, "limit": str(limit), "actual": str(actual)},
@@ -74,8 +74,8 @@ class Allowance:
 
 UNLIMITED = Allowance()
 WARM_UP = Principal(tenant="(warm-up)")
-"""The server itself; no caller's tenant can have this name."""
-ANYBODY = Principal()
-"""The caller of a server that asks nobody for credentials."""
-NOBODY = Principal(tenant="", permissions=frozenset(), subject="")
-"""Who calls, as long as that is not known."""
+"""The server's own warm-up; the name is not valid for a tenant of callers."""
+ANONYMOUS = Principal()
+"""Every caller of a server that does not require credentials."""
+UNAUTHENTICATED = Principal(tenant="", permissions=frozenset(), subject="")
+"""The caller before authentication."""

@@ -1,7 +1,7 @@
-"""Quotas of tenants, and the rate of the whole server: decided before any work.
+"""Quotas of tenants and the rate limit of the server, checked before any work.
 
-A rate is a token bucket: tokens arrive steadily, a call takes one, and there is room for *burst*.
-In any time *t*, at most ``burst + rate * t`` calls pass.
+A rate limit is a token bucket: it is refilled at a constant rate up to *burst* tokens, and each
+call takes one.  In any time *t*, at most ``burst + rate * t`` calls are admitted.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from samserve.security.policy import ConcurrentCalls, Policy, Quota, RateQuota
 from samserve.security.principal import Allowance
 
 _SERVER = "server"
-# Who is counted together; no tenant has such a name.
+# Labels of tenants that are counted together; neither is a valid name of a tenant.
 _ALL, _OTHERS = "(server)", "(others)"
-# Tenants that metrics tell apart.
-_MOST_NAMED = 100
-# Tenants whose use is remembered at once; see `Quotas._forget`.
-_MOST_TENANTS = 10_000
+# Tenants with their own series in metrics.
+_MAX_NAMED = 100
+# Tenants whose usage is tracked at the same time; see `Quotas._remove_idle`.
+_MAX_TENANTS = 10_000
 
 
 class TokenBucket:
-    """Tokens that arrive at a steady rate, up to a number."""
+    """A token bucket; rate and capacity are passed with each operation."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        # What is missing from a full bucket, so that a new burst or rate holds at once.
+        # Tokens missing from a full bucket, so that a changed burst or rate applies at once.
         self._missing = 0.0
         self._at = now()
 
     def wait_s(self, quota: RateQuota) -> float:
-        """Seconds until there is a token; 0 if there is one."""
+        """Return the seconds until a token is available; 0 if one is."""
         if quota.requests_per_s is None:
             return 0.0
         self._fill(quota.requests_per_s)
-        # A bucket that was made smaller is empty at most.
+        # A bucket whose capacity was reduced cannot be more than empty.
         self._missing = min(self._missing, quota.bucket_size)
-        lacking = 1 - (quota.bucket_size - self._missing)
-        # Less than this is the rounding of sums.
-        return lacking / quota.requests_per_s if lacking > 1e-9 else 0.0
+        required = 1 - (quota.bucket_size - self._missing)
+        # Anything below is rounding error.
+        return required / quota.requests_per_s if required > 1e-9 else 0.0
 
     def take(self, quota: RateQuota) -> None:
-        """Take a token that `wait_s` has said to be there."""
+        """Take a token, after `wait_s` has returned 0."""
         if quota.requests_per_s is not None:
             self._missing += 1
 
-    def full(self, quota: RateQuota) -> bool:
-        """Whether nothing is missing."""
+    def is_full(self, quota: RateQuota) -> bool:
+        """Return whether the bucket is full."""
         self._fill(quota.requests_per_s or 1.0)
         return self._missing == 0
 
@@ -62,7 +62,7 @@ class TokenBucket:
         self._at = now
 
     def used_ratio(self, quota: RateQuota) -> float:
-        """How much of the bucket is missing, 0 to 1; may be called in another thread."""
+        """Return the used ratio of the bucket, 0 to 1; may be called in another thread."""
         if quota.requests_per_s is None:
             return 0.0
         missing = self._missing - (self._now() - self._at) * quota.requests_per_s
@@ -70,15 +70,15 @@ class TokenBucket:
 
 
 @dataclass(slots=True, eq=False)
-class _Use:
+class _TenantUsage:
     bucket: TokenBucket
     calls: Counter[str] = field(default_factory=Counter)
 
     def is_idle(self, quota: Quota) -> bool:
-        return not self.calls.total() and self.bucket.full(quota)
+        return not self.calls.total() and self.bucket.is_full(quota)
 
     def ratios(self, quota: Quota) -> Iterator[tuple[str, float]]:
-        """Name the quotas that there are, and how much of each is used."""
+        """Yield the name and the used ratio of each quota that is set."""
         if quota.requests_per_s is not None:
             yield "requests_per_s", self.bucket.used_ratio(quota)
         for name in ConcurrentCalls.model_fields:
@@ -87,9 +87,9 @@ class _Use:
 
 
 class Quotas:
-    """Holds every tenant to its quota; used on the event loop only.
+    """Enforces the quotas of tenants; used on the event loop only.
 
-    *policy* is called for each call, so that a changed file applies from then on.
+    *policy* is called for each call, so that a reloaded file applies at once.
     """
 
     def __init__(
@@ -98,79 +98,79 @@ class Quotas:
         self._policy = policy
         self._now = now
         self._server = TokenBucket(now)
-        # By tenant, the one that has called least recently first.
-        self._uses: OrderedDict[str, _Use] = OrderedDict()
+        # By tenant, in the order of their last calls.
+        self._usage: OrderedDict[str, _TenantUsage] = OrderedDict()
 
     def allowance(self, tenant: str) -> Allowance:
-        """What one request of the tenant may contain."""
+        """Return the tenant's quota for one request."""
         quota = self._policy().quota(tenant)
-        return Allowance(tenant, quota.image_pixels, quota.prompts)
+        return Allowance(tenant, quota.max_image_pixels, quota.max_prompts)
 
-    def used(self) -> list[tuple[str, str, float]]:
-        """Return how much of their quotas tenants use: tenant, quota, and 0 to 1.
+    def used_ratios(self) -> list[tuple[str, str, float]]:
+        """Return tenant, quota and used ratio (0 to 1) of all quotas in use.
 
-        Tenants by name are those of the policy file, up to a number; of the others, together, the
-        one counts that uses most.  May be called in another thread.
+        The first tenants of the policy file are listed by name; of all others together, the
+        highest ratio of one tenant.  May be called in another thread.
         """
         policy = self._policy()
-        named = set(itertools.islice(policy.tenants, _MOST_NAMED))
-        most: dict[tuple[str, str], float] = {}
-        for tenant, use in list(self._uses.items()):
-            for quota, ratio in use.ratios(policy.quota(tenant)):
-                of = (tenant if tenant in named else _OTHERS, quota)
-                most[of] = max(ratio, most.get(of, 0.0))
+        named = set(itertools.islice(policy.tenants, _MAX_NAMED))
+        highest: dict[tuple[str, str], float] = {}
+        for tenant, usage in list(self._usage.items()):
+            for quota, ratio in usage.ratios(policy.quota(tenant)):
+                series = (tenant if tenant in named else _OTHERS, quota)
+                highest[series] = max(ratio, highest.get(series, 0.0))
         if policy.server.requests_per_s is not None:
-            most[_ALL, "requests_per_s"] = self._server.used_ratio(policy.server)
-        return [(*of, ratio) for of, ratio in most.items()]
+            highest[_ALL, "requests_per_s"] = self._server.used_ratio(policy.server)
+        return [(*series, ratio) for series, ratio in highest.items()]
 
     @contextmanager
-    def admit(self, limits: str, tenant: str, method: str) -> Iterator[None]:
-        """Count a call of *method*, whose quota has the name *limits*, for the length of the block.
+    def admit(self, name: str, tenant: str, method: str) -> Iterator[None]:
+        """Count a call of *method* against the quota *name* while the block runs.
 
-        Raises `QuotaExceeded`, and counts nothing then.
+        Raises `QuotaExceeded`; the call is not counted then.
         """
         policy = self._policy()
         quota = policy.quota(tenant)
-        use = self._use(tenant, policy)
+        usage = self._tenant_usage(tenant, policy)
         subject = f"tenant:{tenant}"
-        limit = quota.concurrent(limits)
-        if limit is not None and use.calls[limits] >= limit:
+        limit = quota.concurrent(name)
+        if limit is not None and usage.calls[name] >= limit:
             raise QuotaExceeded(
-                f"{limit} {method} calls of this tenant are in flight, its quota",
+                f"the tenant's quota of {limit} concurrent {method} calls is reached",
                 subject=subject,
                 retry_after_s=1.0,
-                metadata={"quota": limits, "limit": str(limit)},
+                metadata={"quota": name, "limit": str(limit)},
             )
-        _check_rate(use.bucket, quota, subject)
+        _check_rate(usage.bucket, quota, subject)
         _check_rate(self._server, policy.server, _SERVER)
-        use.bucket.take(quota)
+        usage.bucket.take(quota)
         self._server.take(policy.server)
-        use.calls[limits] += 1
+        usage.calls[name] += 1
         try:
             yield
         finally:
-            use.calls[limits] -= 1
+            usage.calls[name] -= 1
 
-    def _use(self, tenant: str, policy: Policy) -> _Use:
-        use = self._uses.get(tenant)
-        if use is None:
-            if len(self._uses) >= _MOST_TENANTS:
-                self._forget(policy)
-            use = self._uses[tenant] = _Use(TokenBucket(self._now))
-        self._uses.move_to_end(tenant)
-        return use
+    def _tenant_usage(self, tenant: str, policy: Policy) -> _TenantUsage:
+        usage = self._usage.get(tenant)
+        if usage is None:
+            if len(self._usage) >= _MAX_TENANTS:
+                self._remove_idle(policy)
+            usage = self._usage[tenant] = _TenantUsage(TokenBucket(self._now))
+        self._usage.move_to_end(tenant)
+        return usage
 
-    def _forget(self, policy: Policy) -> None:
-        """Make room: who has used nothing lately is as good as new, and loses nothing."""
-        idle = [name for name, use in self._uses.items() if use.is_idle(policy.quota(name))]
+    def _remove_idle(self, policy: Policy) -> None:
+        """Remove idle tenants: with a full bucket and no calls, their state equals a new one."""
+        idle = [name for name, usage in self._usage.items() if usage.is_idle(policy.quota(name))]
         for name in idle:
-            del self._uses[name]
-        if len(self._uses) >= _MOST_TENANTS:
+            del self._usage[name]
+        if len(self._usage) >= _MAX_TENANTS:
             raise QuotaExceeded(
-                f"{_MOST_TENANTS} tenants are active, the most that are taken",
+                f"the limit of {_MAX_TENANTS} active tenants is reached",
                 subject=_SERVER,
                 retry_after_s=1.0,
-                metadata={"quota": "tenants", "limit": str(_MOST_TENANTS)},
+                metadata={"quota": "tenants", "limit": str(_MAX_TENANTS)},
             )
 
 
@@ -178,9 +178,9 @@ def _check_rate(bucket: TokenBucket, quota: RateQuota, subject: str) -> None:
     wait_s = bucket.wait_s(quota)
     if wait_s <= 0:
         return
-    of = "the whole server" if subject == _SERVER else "this tenant"
+    owner = "the server" if subject == _SERVER else "the tenant"
     raise QuotaExceeded(
-        f"{quota.requests_per_s:g} requests a second are the quota of {of}",
+        f"the quota of {owner}, {quota.requests_per_s:g} requests per second, is exceeded",
         subject=subject,
         retry_after_s=wait_s,
         metadata={"quota": "requests_per_s", "limit": f"{quota.requests_per_s:g}"},

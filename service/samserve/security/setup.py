@@ -1,4 +1,4 @@
-"""From settings to everything that decides who may call."""
+"""Setup of authentication, authorization, quotas and TLS from the settings and their files."""
 
 from __future__ import annotations
 
@@ -22,48 +22,48 @@ from samserve.system.reloading import ReloadableFile
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Security:
-    """What was read from the files that the settings name; ``watched`` are those files."""
+    """The content of the files that the settings name; ``files`` are reloaded when they change."""
 
     authenticator: Authenticator
     certificate: ReloadableFile[ServerCertificate] | None
-    watched: tuple[ReloadableFile[Any], ...]
+    files: tuple[ReloadableFile[Any], ...]
     _policy: ReloadableFile[Policy] | None
 
     def policy(self) -> Policy:
-        """The policy that is in force."""
+        """Return the policy in use."""
         return OPEN_POLICY if self._policy is None else self._policy.value
 
     def has_tenants(self) -> bool:
-        """Whether callers may be of several tenants: without credentials all are of one."""
+        """Return whether there are several tenants; without authentication there is only one."""
         return self.authenticator.required
 
-    def stored_bytes(self, tenant: str) -> int | None:
-        """The bytes of embeddings that a tenant may hold."""
-        return None if tenant == WARM_UP.tenant else self.policy().quota(tenant).stored_bytes
+    def max_cached_bytes(self, tenant: str) -> int | None:
+        """Return the tenant's quota of bytes in the local cache, None if there is none."""
+        return None if tenant == WARM_UP.tenant else self.policy().quota(tenant).max_cached_bytes
 
 
 def open_security(settings: Settings) -> Security:
-    """Read the files.  Raises `Misconfigured` for the first that cannot be used."""
+    """Read the files.  Raises `Misconfigured` for the first that is not valid."""
     auth, tls = settings.auth, settings.tls
     certificate = _certificate(tls)
-    rules = _file("policy", auth.policy_file, policy.parse_policy, policy.MOST_BYTES)
-    key_ring = _file("API keys", auth.keys_file, keys.parse_keys, keys.MOST_BYTES)
-    key_set = _file("JWKS", auth.jwks_file, tokens.parse_jwks, tokens.MOST_BYTES)
+    rules = _file("policy", auth.policy_file, policy.parse_policy, policy.MAX_BYTES)
+    key_ring = _file("API keys", auth.api_keys_file, keys.parse_keys, keys.MAX_BYTES)
+    key_set = _file("JWKS", auth.jwks_file, tokens.parse_jwks, tokens.MAX_BYTES)
     if rules is not None and rules.value.identities and tls.client_ca_file is None:
-        raise Misconfigured("policy file: identities need tls.client_ca_file, which proves them")
+        raise Misconfigured("policy file: identities require tls.client_ca_file")
     authenticator = Authenticator(
         rules,
         keys=key_ring,
         tokens=None if key_set is None else Tokens(key_set, _token_rules(auth)),
         identities=tls.identities,
     )
-    watched = tuple(file for file in (certificate, rules, key_ring, key_set) if file is not None)
+    files = tuple(file for file in (certificate, rules, key_ring, key_set) if file is not None)
     if not authenticator.required and not is_loopback(settings.server.host):
-        # Said, and not refused: the network may be somebody else's to guard.
+        # A warning and not an error: access may be controlled by the network.
         structlog.get_logger("samserve").warning(
-            "everybody who reaches the API may call it", host=settings.server.host
+            "authentication disabled", host=settings.server.host
         )
-    return Security(authenticator, certificate, watched, rules)
+    return Security(authenticator, certificate, files, rules)
 
 
 def _certificate(tls: TlsSettings) -> ReloadableFile[ServerCertificate] | None:
@@ -75,8 +75,8 @@ def _certificate(tls: TlsSettings) -> ReloadableFile[ServerCertificate] | None:
     return ReloadableFile("TLS certificate", paths, parse_server_certificate)
 
 
-def _file(name: str, path: Path | None, parse: Any, most_bytes: int) -> ReloadableFile[Any] | None:
-    return None if path is None else ReloadableFile(name, [path], parse, most_bytes)
+def _file(name: str, path: Path | None, parse: Any, max_bytes: int) -> ReloadableFile[Any] | None:
+    return None if path is None else ReloadableFile(name, [path], parse, max_bytes)
 
 
 def _token_rules(auth: AuthSettings) -> TokenRules:

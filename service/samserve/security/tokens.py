@@ -11,27 +11,27 @@ from typing import Any
 import jwt
 
 from samserve.errors import Misconfigured, Unauthenticated
-from samserve.security.strict import TENANT
+from samserve.security.strict import TENANT_PATTERN
 
-MOST_BYTES = 1 << 20
-MOST_TOKEN_CHARACTERS = 8192
+MAX_BYTES = 1 << 20
+MAX_TOKEN_CHARACTERS = 8192
 
-# Signatures only: with a shared secret, whoever can check a token could make one.
+# Asymmetric signatures only: with a shared secret, every verifier could also issue tokens.
 _ALGORITHMS = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
-# A shared secret is not passed over but refused: it has no place in the file.
-_TAKEN = (*_ALGORITHMS, "HS256", "HS384", "HS512")
-# No sets: what a file holds may be of any type, and some have no hash.
+# A shared secret is not skipped but an error: it must not be in the file.
+_KNOWN_ALGORITHMS = (*_ALGORITHMS, "HS256", "HS384", "HS512")
+# A tuple and not a set: values in the file may be of unhashable types.
 _CURVES = (("EC", "P-256"), ("EC", "P-384"), ("EC", "P-521"), ("OKP", "Ed25519"))
-_LEAST_RSA_BITS = 2048
-# What PyJWT lets out for hostile bytes besides its own errors.
+_MIN_RSA_BITS = 2048
+# Exceptions of PyJWT for malformed input, its own and others.
 _FOREIGN_ERRORS = (jwt.PyJWTError, ValueError, TypeError, LookupError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Claims:
-    """What a verified token says."""
+    """The claims of a verified token."""
 
     tenant: str
     roles: tuple[str, ...]
@@ -45,18 +45,18 @@ class KeySet:
         self._keys = keys
 
     def choose(self, key_id: object) -> jwt.PyJWK:
-        """Find the key that a token names; without a name, there may be only one."""
+        """Return the key with this id; a token without an id requires a file with one key."""
         if key_id is None and len(self._keys) == 1:
             return next(iter(self._keys.values()))
         key = self._keys.get(key_id) if isinstance(key_id, str) else None
         if key is None:
-            raise Unauthenticated("the token is signed with a key that is not known")
+            raise Unauthenticated("the token is signed with an unknown key")
         return key
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRules:
-    """What a token must say; *leeway_s* is how far clocks may be apart."""
+    """Required claims of a token; *leeway_s* is the accepted difference between clocks."""
 
     issuer: str
     audience: str
@@ -66,8 +66,8 @@ class TokenRules:
 
     def verify(self, token: str, keys: KeySet) -> Claims:
         """Check signature, issuer, audience, expiry and claims.  Raises `Unauthenticated`."""
-        if len(token) > MOST_TOKEN_CHARACTERS:
-            raise Unauthenticated(f"the token has over {MOST_TOKEN_CHARACTERS} characters")
+        if len(token) > MAX_TOKEN_CHARACTERS:
+            raise Unauthenticated(f"the token has more than {MAX_TOKEN_CHARACTERS} characters")
         return self._claims(self._payload(token, keys))
 
     def _payload(self, token: str, keys: KeySet) -> Mapping[str, Any]:
@@ -85,15 +85,15 @@ class TokenRules:
         except jwt.ExpiredSignatureError:
             raise Unauthenticated("the token has expired") from None
         except _FOREIGN_ERRORS:
-            # Which of its parts is wrong is nobody's business; its text may quote the token.
-            raise Unauthenticated("the token is not valid here") from None
+            # The error does not say which part is invalid; the original text may quote the token.
+            raise Unauthenticated("the token is not valid") from None
 
     def _claims(self, payload: Mapping[str, Any]) -> Claims:
         tenant = payload.get(self.tenant_claim)
-        if not isinstance(tenant, str) or not re.fullmatch(TENANT, tenant):
-            raise Unauthenticated(f"the token has no usable claim {self.tenant_claim!r}")
+        if not isinstance(tenant, str) or not re.fullmatch(TENANT_PATTERN, tenant):
+            raise Unauthenticated(f"the token has no valid claim {self.tenant_claim!r}")
         subject = payload.get("sub", "")
-        known = isinstance(subject, str) and re.fullmatch(TENANT, subject)
+        known = isinstance(subject, str) and re.fullmatch(TENANT_PATTERN, subject)
         return Claims(tenant, self._roles(payload), subject if known else "token")
 
     def _roles(self, payload: Mapping[str, Any]) -> tuple[str, ...]:
@@ -107,51 +107,55 @@ class TokenRules:
 
 
 def parse_jwks(data: bytes) -> KeySet:
-    """Read a JWKS file (JSON).  Raises `Misconfigured`, also if no key of it can be used."""
+    """Parse a JWKS file (JSON).  Raises `Misconfigured`, also if it contains no usable key."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):
         raise Misconfigured("JWKS file: is not valid JSON") from None
     entries = content.get("keys") if isinstance(content, dict) else None
     if not isinstance(entries, list):
-        raise Misconfigured("JWKS file: has no list of keys")
+        raise Misconfigured("JWKS file: must have a list `keys`")
     keys = {}
     for index, entry in enumerate(entries):
-        if not _is_for_us(entry):
+        if not _is_relevant(entry):
             continue
-        key = _usable(index, entry)
+        key = _parse_key(index, entry)
         name = key.key_id or f"#{index}"
         if name in keys:
-            raise Misconfigured(f"JWKS file: keys[{index}] has the kid of another")
+            raise Misconfigured(f"JWKS file: keys[{index}] has a duplicate kid")
         keys[name] = key
     if not keys:
-        raise Misconfigured("JWKS file: has no key for signatures")
+        raise Misconfigured("JWKS file: contains no signature key")
     return KeySet(keys)
 
 
-def _is_for_us(entry: object) -> bool:
-    """Pass over keys for encryption, and over kinds that we do not know (RFC 7517, section 5)."""
+def _is_relevant(entry: object) -> bool:
+    """Return false for encryption keys and unknown types, to be ignored (RFC 7517, section 5)."""
     if not isinstance(entry, dict):
         return True
     kind = entry.get("kty"), entry.get("crv")
     known = kind[0] in ("RSA", "oct") or kind in _CURVES
-    return known and entry.get("use", "sig") == "sig" and entry.get("alg", "RS256") in _TAKEN
+    return (
+        known
+        and entry.get("use", "sig") == "sig"
+        and entry.get("alg", "RS256") in _KNOWN_ALGORITHMS
+    )
 
 
-def _usable(index: int, entry: object) -> jwt.PyJWK:
+def _parse_key(index: int, entry: object) -> jwt.PyJWK:
     where = f"JWKS file: keys[{index}]"
     if not isinstance(entry, dict):
         raise Misconfigured(f"{where} is not an object")
     if entry.get("kty") == "oct" or "d" in entry:
-        raise Misconfigured(f"{where} is a secret; only public keys belong here")
+        raise Misconfigured(f"{where} is a secret key; only public keys are allowed")
     if not isinstance(entry.get("kid", ""), str):
         raise Misconfigured(f"{where} has a kid that is not a string")
     try:
         key = jwt.PyJWK(entry)
     except _FOREIGN_ERRORS:
-        raise Misconfigured(f"{where} cannot be read as a public key") from None
+        raise Misconfigured(f"{where} is not a valid public key") from None
     if key.algorithm_name not in _ALGORITHMS:
-        raise Misconfigured(f"{where} is for an algorithm that is not taken")
-    if key.key_type == "RSA" and key.key.key_size < _LEAST_RSA_BITS:
-        raise Misconfigured(f"{where} has fewer than {_LEAST_RSA_BITS} bits")
+        raise Misconfigured(f"{where} has an unsupported algorithm")
+    if key.key_type == "RSA" and key.key.key_size < _MIN_RSA_BITS:
+        raise Misconfigured(f"{where} has fewer than {_MIN_RSA_BITS} bits")
     return key

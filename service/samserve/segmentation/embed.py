@@ -1,4 +1,4 @@
-"""The use case Embed: from an image to a leased embedding, encoding it at most once."""
+"""The Embed use case: from an image to a leased embedding, encoding it at most once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from samserve import images
+from samserve.cache.base import EmbeddingCache, not_found
 from samserve.context import CallFacts, Priority, RequestContext
 from samserve.engines.base import Engine
 from samserve.errors import (
+    CacheUnavailable,
     EmbeddingNotFound,
     InvalidRequest,
-    StoreUnavailable,
     WeightsChanged,
 )
 from samserve.scheduling.thread_pools import Workers
@@ -28,7 +29,6 @@ from samserve.segmentation.sources import (
     PendingEmbedding,
     Source,
 )
-from samserve.stores.base import EmbeddingStore, not_found
 from samserve.types import (
     Embedding,
     EmbeddingFacts,
@@ -42,24 +42,24 @@ from samserve.types import (
     UInt8Array,
 )
 
-# Of an image in one call.  Two servers of different weights behind one name of Triton can go on
-# contradicting each other for as long as both are there.
-_MAX_ENCODINGS = 3
+# Encodes of one image in one call.  Two Triton servers with different weights behind one host name
+# can contradict each other for as long as both run.
+_MAX_ENCODE_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbeddingService:
-    """Finds embeddings in the store and makes those that are missing."""
+    """Finds embeddings in the cache and computes those that are missing."""
 
     engine: Engine
-    store: EmbeddingStore
+    cache: EmbeddingCache
     workers: Workers
     limits: images.ImageLimits
     jobs: EncodeJobs
     prefetches: PrefetchQueue
 
     def model(self, name: str) -> ModelInfo:
-        """Find a model; the empty name means the default.  Raises `ModelNotFound`."""
+        """Return a model by name; the empty name means the default.  Raises `ModelNotFound`."""
         return served.find(self.engine.models, name)
 
     def lease(
@@ -69,24 +69,25 @@ class EmbeddingService:
         context: RequestContext,
         options: LeaseOptions = DEFAULT_LEASE,
     ) -> AbstractAsyncContextManager[EmbeddingLease]:
-        """Hold the embedding of *source* while the block runs, encoding it first if need be.
+        """Lease the embedding of *source* while the block runs, encoding it first if necessary.
 
-        If the weights of the model are replaced meanwhile, an image is encoded again.  Raises
-        `WeightsChanged` if they are not known yet, or if that happens within the block, and
-        `EmbeddingNotFound` for an embedding, given by its id, whose weights are gone.
+        If the weights of the model are replaced before the block is entered, an image is encoded
+        again.  Raises `WeightsChanged` if the new weights are not known yet or if they are replaced
+        within the block, and `EmbeddingNotFound` for an embedding id whose weights are no longer
+        served.
         """
         if isinstance(source, EmbeddingRef):
-            leasing = self._by_id(source.embedding_id, model_name, context, options)
+            leasing = self._lease_by_id(source.embedding_id, model_name, context, options)
         else:
-            leasing = self._by_image(source.image, model_name, context, options)
-        return self._durable(leasing, context) if options.durable else leasing
+            leasing = self._lease_by_image(source.image, model_name, context, options)
+        return self._lease_durable(leasing, context) if options.durable else leasing
 
     async def prefetch(
         self, image: Image, model_name: str, context: RequestContext
     ) -> EmbeddingLease | PendingEmbedding:
-        """Begin to encode *image*, after all that calls wait for; see `PrefetchQueue`.
+        """Start to encode *image* at the lowest priority; see `PrefetchQueue`.
 
-        Returns the embedding, which is not held, if it is stored already.
+        Returns the embedding, without a lease on it, if it is in the cache already.
         """
         model = self.model(model_name)
         key = await self._key(image, model, context)
@@ -94,24 +95,24 @@ class EmbeddingService:
             if embedding is not None:
                 return EmbeddingLease(key.embedding_id, embedding, model, cached=True)
         job = await self._job(key, image, model, context)
-        # It may begin long after this call, and must not bring back what is deleted until then.
+        # The job may start long after this call and must not restore what is deleted before then.
         with context.clock.stage("cache_get_miss"):
-            job = replace(job, since=await self.store.epoch(key))
+            job = replace(job, since=await self.cache.epoch(key))
         context.facts.cache = "pending"
         clock, facts = context.clock.branch(), CallFacts()
         background = replace(context, priority=Priority.BULK, clock=clock, facts=facts)
-        self.prefetches.start(job, partial(self._complete, context=background))
+        self.prefetches.start(job, partial(self._run_prefetch, context=background))
         return PendingEmbedding(key.embedding_id, job.size, model)
 
     async def delete(self, embedding_id: str, context: RequestContext) -> bool:
-        """Delete an embedding of the caller's tenant; False if there was none."""
+        """Delete an embedding of the caller's tenant; return False if there was none."""
         key = EmbeddingKey(context.tenant, embedding_id)
         self._detach(key)
         try:
             with context.clock.stage("cache_delete"):
-                return await self.store.delete(key)
+                return await self.cache.delete(key)
         finally:
-            # What was begun meanwhile may not have known of it.
+            # Jobs that started during the deletion may not have seen it.
             self._detach(key)
 
     async def decode(self, image: EncodedImage | RawImage, context: RequestContext) -> UInt8Array:
@@ -120,33 +121,33 @@ class EmbeddingService:
             return await self.workers.run(context, images.decode, image, self.limits)
 
     @asynccontextmanager
-    async def unpublished(
+    async def encode_transient(
         self, pixels: UInt8Array, name: str, model: ModelInfo, context: RequestContext
     ) -> AsyncIterator[Embedding]:
-        """Encode uint8 RGB ``[h, w, 3]`` for this call alone; no other call finds it by *name*."""
+        """Encode uint8 RGB ``[h, w, 3]`` for this call only; no other call finds it by *name*."""
         facts = EmbeddingFacts.of(Size(*pixels.shape[:2]), model)
         key = EmbeddingKey(context.tenant, name)
-        slot = await self.store.reserve(key, facts, model.embedding, transient=True)
+        slot = await self.cache.reserve(key, facts, model.embedding, transient=True)
         try:
             await self.jobs.encode_pixels(pixels, model, slot, context)
             yield slot.as_embedding()
         finally:
-            await self.store.discard(slot)
+            await self.cache.discard(slot)
 
     def _detach(self, key: EmbeddingKey) -> None:
-        """Keep calls that begin after a deletion from joining work that began before it."""
+        """Prevent calls that begin after a deletion from joining work that began before it."""
         self.jobs.detach(key)
-        self.prefetches.forget(key)
+        self.prefetches.detach(key)
 
     @asynccontextmanager
-    async def _by_id(
+    async def _lease_by_id(
         self, embedding_id: str, model_name: str, context: RequestContext, options: LeaseOptions
     ) -> AsyncIterator[EmbeddingLease]:
         key, lease = EmbeddingKey(context.tenant, embedding_id), None
         try:
-            async with self._pending_or_stored(key, context) as embedding:
+            async with self._lease_pending_or_cached(key, context) as embedding:
                 assert embedding is not None
-                model = served.maker_of(embedding_id, embedding.facts, self.engine.models)
+                model = served.model_of(embedding_id, embedding.facts, self.engine.models)
                 context.facts.model = model.name
                 served.check_name(model_name, model, self.engine.models)
                 options.check(embedding.facts.image_size, model)
@@ -154,34 +155,34 @@ class EmbeddingService:
                 yield lease
         except WeightsChanged:
             if lease is None:
-                # It was being made, and will not be.
+                # The embedding was being encoded; that encode failed.
                 raise not_found(key) from None
-            # Raises `EmbeddingNotFound` if calls with this id will not succeed again.
-            served.maker_of(embedding_id, lease.embedding.facts, self.engine.models)
+            # Raises `EmbeddingNotFound` if a retry with this id cannot succeed.
+            served.model_of(embedding_id, lease.embedding.facts, self.engine.models)
             raise
 
-    def _pending_or_stored(
+    def _lease_pending_or_cached(
         self, key: EmbeddingKey, context: RequestContext
     ) -> AbstractAsyncContextManager[Embedding | None]:
         job = self.prefetches.job(key)
         if job is not None or self.jobs.is_running(key):
-            return self._pending(key, job, context)
-        return Lookup(self.store.lease(key), context)
+            return self._lease_pending(key, job, context)
+        return Lookup(self.cache.lease(key), context)
 
     @asynccontextmanager
-    async def _pending(
+    async def _lease_pending(
         self, key: EmbeddingKey, job: EncodeJob | None, context: RequestContext
     ) -> AsyncIterator[Embedding]:
-        """Wait for what is being made; a job that only waits for its turn runs at once."""
+        """Wait for an encode in progress; run a job at once that is still queued."""
         if job is None or self.jobs.is_running(key):
-            making = self.jobs.join(key, context)
+            encoding = self.jobs.join(key, context)
         else:
-            making = self.jobs.encode(job, context)
+            encoding = self.jobs.encode(job, context)
         async with AsyncExitStack() as stack:
             try:
-                embedding = (await stack.enter_async_context(making)).embedding
+                embedding = (await stack.enter_async_context(encoding)).embedding
             except InvalidRequest:
-                # It is about an image that this caller has not sent.
+                # The error concerns an image that this caller has not sent.
                 raise not_found(key) from None
             if embedding.revoked:
                 raise not_found(key)
@@ -189,14 +190,14 @@ class EmbeddingService:
             yield embedding
 
     @asynccontextmanager
-    async def _by_image(
+    async def _lease_by_image(
         self, image: Image, model_name: str, context: RequestContext, options: LeaseOptions
     ) -> AsyncIterator[EmbeddingLease]:
         async with AsyncExitStack() as stack:
-            for retries in reversed(range(_MAX_ENCODINGS)):
+            for retries in reversed(range(_MAX_ENCODE_ATTEMPTS)):
                 model = self.model(model_name)
                 try:
-                    leasing = self._by_model(image, model, context, options)
+                    leasing = self._lease_by_model(image, model, context, options)
                     lease = await stack.enter_async_context(leasing)
                     break
                 except WeightsChanged as error:
@@ -207,15 +208,15 @@ class EmbeddingService:
     def _check_replaced(
         self, model: ModelInfo, model_name: str, retries: int, error: WeightsChanged
     ) -> None:
-        """Raise *error* unless the engine, which has looked again, serves another encoder now."""
+        """Raise *error* unless the engine, which has checked again, serves another encoder now."""
         if not retries or self.model(model_name).encoder_digest == model.encoder_digest:
             raise error
 
     @asynccontextmanager
-    async def _by_model(
+    async def _lease_by_model(
         self, image: Image, model: ModelInfo, context: RequestContext, options: LeaseOptions
     ) -> AsyncIterator[EmbeddingLease]:
-        """Hold the embedding of *image* by exactly this model: the stored one, or a new one."""
+        """Lease the embedding of *image* by exactly this model: the cached one, or a new one."""
         key = await self._key(image, model, context)
         async with self._lookup(key, image, context, renew=options.renew) as embedding:
             if embedding is not None:
@@ -230,7 +231,8 @@ class EmbeddingService:
 
     async def _key(self, image: Image, model: ModelInfo, context: RequestContext) -> EmbeddingKey:
         context.facts.model = model.name
-        # Without the header: a stored image needs it not, and it takes half as long as the hash.
+        # The header is not read here: a cached image does not need it, and reading it takes half
+        # as long as the hash.
         with context.clock.stage("hash"):
             embedding_id = await self.workers.run(context, ids.embedding_id, image, model)
         return EmbeddingKey(context.tenant, embedding_id)
@@ -238,43 +240,43 @@ class EmbeddingService:
     def _lookup(
         self, key: EmbeddingKey, image: Image, context: RequestContext, *, renew: bool
     ) -> Lookup:
-        """Hold the stored embedding of *image*; a store that is unavailable has none."""
-        sent = not isinstance(image, ImageDigest)
-        stored = self.store.lease(key, renew=renew, image_sent=sent)
-        return Lookup(stored, context, EmbeddingNotFound, StoreUnavailable)
+        """Lease the cached embedding of *image*; an unavailable cache counts as a miss."""
+        image_sent = not isinstance(image, ImageDigest)
+        cache_lease = self.cache.lease(key, renew=renew, image_sent=image_sent)
+        return Lookup(cache_lease, context, EmbeddingNotFound, CacheUnavailable)
 
     async def _job(
         self, key: EmbeddingKey, image: Image, model: ModelInfo, context: RequestContext
     ) -> EncodeJob:
-        """Read the header of an image, after checking that the caller may have it encoded.
+        """Read the header of an image, after checking the caller's permission to encode it.
 
         Raises `EmbeddingNotFound` for an image that is only a digest.
         """
         if isinstance(image, ImageDigest):
-            # Also during an outage: a caller that sends the image can go on.
+            # Also during an outage: the caller can then send the image itself.
             raise not_found(key)
         context.principal.require(Permission.EMBED)
-        self.store.check_room(context.tenant, model.embedding)
+        self.cache.check_quota(context.tenant, model.embedding)
         with context.clock.stage("decode_image"):
             size = await self.workers.run(context, images.probe, image, self.limits)
         context.allowance.check_image(size.pixels)
         return EncodeJob(key, image, model, size)
 
     @asynccontextmanager
-    async def _durable(
+    async def _lease_durable(
         self, leasing: AbstractAsyncContextManager[EmbeddingLease], context: RequestContext
     ) -> AsyncIterator[EmbeddingLease]:
-        """Hold it where the death of one machine does not lose it."""
+        """Lease an embedding that the loss of one machine does not lose."""
         async with leasing as lease, AsyncExitStack() as stack:
             key = EmbeddingKey(context.tenant, lease.embedding_id)
-            stored = self.store.lease(key, durable=True, again=True)
+            cache_lease = self.cache.lease(key, durable=True, after_miss=True)
             try:
-                entering = context.clock.entering("cache_put", stored)
+                entering = context.clock.entering("cache_put", cache_lease)
                 embedding = await stack.enter_async_context(entering)
             except EmbeddingNotFound:
-                raise StoreUnavailable("the embedding was deleted while it was stored") from None
+                raise CacheUnavailable("the embedding was deleted while it was stored") from None
             yield replace(lease, embedding=embedding)
 
-    async def _complete(self, job: EncodeJob, context: RequestContext) -> None:
+    async def _run_prefetch(self, job: EncodeJob, context: RequestContext) -> None:
         async with self.jobs.encode(job, context):
             pass

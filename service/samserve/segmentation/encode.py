@@ -1,4 +1,4 @@
-"""Making embeddings: decode the image, resize it, run the image encoder, publish."""
+"""Computing embeddings, each once for concurrent calls: decode, resize, encode, publish."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from samserve import images
+from samserve.cache.base import EmbeddingCache, Epoch
 from samserve.context import CallFacts, RequestContext
 from samserve.engines.base import EncoderInput, Engine
 from samserve.errors import EmbeddingNotFound, SamserveError
@@ -17,7 +18,6 @@ from samserve.models import families
 from samserve.scheduling.single_flight import SingleFlight
 from samserve.scheduling.thread_pools import Workers
 from samserve.stages import Entering, StageClock
-from samserve.stores.base import EmbeddingStore, Epoch
 from samserve.types import (
     Embedding,
     EmbeddingFacts,
@@ -32,10 +32,10 @@ from samserve.types import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodeJob:
-    """One image to be encoded by one model; ``size`` is what its header says.
+    """One image to be encoded by one model; ``size`` is read from its header.
 
-    ``since`` is what had been deleted when the job was requested, None for when the work begins.
-    With ``keep_pixels`` the lease has the decoded image, if this job decodes it.
+    ``since`` is the deletion epoch at the time of the request; None means the time at which the
+    work begins.  With ``keep_pixels`` the lease has the decoded image, if this job decodes it.
     """
 
     key: EmbeddingKey
@@ -50,9 +50,8 @@ class EncodeJob:
 class EmbeddingLease:
     """An embedding in use, and the model that decodes it.
 
-    ``cached`` says whether it was stored before this call.
-    ``pixels`` is the decoded image, uint8 RGB ``[h, w, 3]``, if that was to be kept and there was
-    need to decode it.
+    ``cached`` is whether it was in the cache before this call.  ``pixels`` is the decoded image,
+    uint8 RGB ``[h, w, 3]``, if the job had ``keep_pixels`` and decoded it.
     """
 
     embedding_id: str
@@ -64,10 +63,10 @@ class EmbeddingLease:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodeJobs:
-    """Encodes images, each once however many calls want it at the same time."""
+    """Encodes images, each once however many calls need it at the same time."""
 
     engine: Engine
-    store: EmbeddingStore
+    cache: EmbeddingCache
     workers: Workers
     limits: images.ImageLimits
     deadline_s: float
@@ -77,33 +76,33 @@ class EncodeJobs:
 
     def is_running(self, key: EmbeddingKey) -> bool:
         """Return whether a job for this key runs that a call could join."""
-        return self._flights.under_way(key)
+        return self._flights.in_flight(key)
 
     def detach(self, key: EmbeddingKey) -> None:
-        """Keep later calls from joining the job that runs."""
+        """Prevent later calls from joining the running job."""
         self._flights.detach(key)
 
     def join(
         self, key: EmbeddingKey, context: RequestContext
     ) -> AbstractAsyncContextManager[EmbeddingLease]:
-        """Wait for the job that runs and hold its embedding.  Raises ``KeyError`` if none does."""
+        """Wait for the running job and lease its embedding.  Raises ``KeyError`` without one."""
         return context.clock.entering("join", self._flights.join_existing(key))
 
     @asynccontextmanager
     async def encode(
         self, job: EncodeJob, context: RequestContext
     ) -> AsyncIterator[EmbeddingLease]:
-        """Make an embedding, or wait for the call that makes it already, and hold it."""
+        """Encode an image, or join the encode in progress, and lease the embedding."""
         while True:
-            # The call that begins the work is charged its stages, the others their wait.
+            # The call that starts the work is charged for its stages, the others for their wait.
             work = context.clock.branch()
             flight = self._flights.join(job.key, partial(self._run, job, context, work))
-            async with context.clock.entering("join", flight, work) as (lease, leads):
-                if leads or not lease.embedding.revoked:
-                    context.facts.cache = "miss" if leads else "joined"
+            async with context.clock.entering("join", flight, work) as (lease, started):
+                if started or not lease.embedding.revoked:
+                    context.facts.cache = "miss" if started else "joined"
                     yield lease
                     return
-            # It was deleted after that work had begun, which may be before this call did.
+            # The embedding was deleted after that work began, perhaps before this call began.
 
     async def encode_pixels(
         self, pixels: UInt8Array, model: ModelInfo, slot: Slot, context: RequestContext
@@ -117,80 +116,80 @@ class EncodeJobs:
     def _run(
         self, job: EncodeJob, caller: RequestContext, clock: StageClock
     ) -> AbstractAsyncContextManager[EmbeddingLease]:
-        """Find or make the embedding and hold it; for all calls that join, not for *caller*."""
+        """Find or encode the embedding and lease it, for all joined calls and not only *caller*."""
         deadline = caller.now() + self.deadline_s
         context = replace(caller, deadline=deadline, clock=clock, facts=CallFacts())
-        return Entering(clock.running(), self._find_or_make(job, context))
+        return Entering(clock.running(), self._find_or_encode(job, context))
 
     @asynccontextmanager
-    async def _find_or_make(
+    async def _find_or_encode(
         self, job: EncodeJob, context: RequestContext
     ) -> AsyncIterator[EmbeddingLease]:
         with context.clock.stage("cache_get"):
-            since = await self.store.epoch(job.key) if job.since is None else job.since
-        # The caller met a miss, then read the header: another job may have ended meanwhile.
-        stored = self.store.lease(job.key, again=True, image_sent=True)
-        async with Lookup(stored, context, EmbeddingNotFound) as embedding:
+            since = await self.cache.epoch(job.key) if job.since is None else job.since
+        # Since the caller's lookup missed, another job may have published the embedding.
+        cache_lease = self.cache.lease(job.key, after_miss=True, image_sent=True)
+        async with Lookup(cache_lease, context, EmbeddingNotFound) as embedding:
             if embedding is not None:
                 yield EmbeddingLease(job.key.embedding_id, embedding, job.model, cached=True)
                 return
-        slot, pixels = await self._make(job, since, context)
-        published = self.store.publish(slot)
+        slot, pixels = await self._encode_to_slot(job, since, context)
+        published = self.cache.publish(slot)
         async with context.clock.entering("cache_put", published) as embedding:
             yield EmbeddingLease(
                 job.key.embedding_id, embedding, job.model, cached=False, pixels=pixels
             )
 
-    async def _make(
+    async def _encode_to_slot(
         self, job: EncodeJob, since: Epoch, context: RequestContext
     ) -> tuple[Slot, UInt8Array | None]:
-        """Return a slot that is ready to be published, and the pixels if the job keeps them."""
+        """Return a slot that is ready to publish, and the pixels if the job keeps them."""
         clock = context.clock
         with clock.in_thread("decode_image") as thread_clock:
             pixels, prepared = await self.workers.run(
                 context, _prepare, job, self.limits, thread_clock
             )
         facts = EmbeddingFacts.of(Size(*pixels.shape[:2]), job.model)
-        kept = pixels if job.keep_pixels else None
-        del pixels  # which may be large, and encoding takes long
+        kept_pixels = pixels if job.keep_pixels else None
+        del pixels  # may be large, and encoding takes long
         with clock.stage("cache_put"):
-            slot = await self.store.reserve(job.key, facts, job.model.embedding, since=since)
+            slot = await self.cache.reserve(job.key, facts, job.model.embedding, since=since)
         try:
             with clock.stage("encode"):
                 await self.engine.encode(job.model.name, prepared, slot, context)
         except BaseException:
-            await self.store.discard(slot)
+            await self.cache.discard(slot)
             raise
-        return slot, kept
+        return slot, kept_pixels
 
 
 class Lookup(Entering[Embedding | None]):
-    """Holds what a lease of the store finds, None if it raises one of *absent*.
+    """Leases an embedding from the cache; yields None if the lease raises one of *miss_errors*.
 
-    Where it was found is the stage that is charged, ``cache_get_memory``, ``cache_get_shared`` or
-    ``cache_get_miss``, and a fact of the call.
+    The time is charged to the stage of the tier that had it, ``cache_get_local`` or
+    ``cache_get_shared``, or to ``cache_get_miss``.  The tier is also recorded in the call's facts.
     """
 
     def __init__(
         self,
         lease: AbstractAsyncContextManager[Embedding],
         context: RequestContext,
-        *absent: type[SamserveError],
+        *miss_errors: type[SamserveError],
     ) -> None:
         super().__init__(context.clock.stage("cache_get"), lease)
         self._context = context
-        self._absent = absent
+        self._miss_errors = miss_errors
         self._embedding: Embedding | None = None
 
     async def __aenter__(self) -> Embedding | None:
         try:
             self._embedding = await super().__aenter__()
-        except self._absent:
+        except self._miss_errors:
             pass
         finally:
-            found = "miss" if self._embedding is None else self._embedding.tier.value
-            self._context.clock.rename("cache_get", f"cache_get_{found}")
-            self._context.facts.cache = found
+            tier = "miss" if self._embedding is None else self._embedding.tier.value
+            self._context.clock.rename("cache_get", f"cache_get_{tier}")
+            self._context.facts.cache = tier
         return self._embedding
 
     async def __aexit__(self, *error: Any) -> bool | None:

@@ -1,4 +1,4 @@
-"""Names of embeddings by content."""
+"""Content-addressed embedding ids."""
 
 from __future__ import annotations
 
@@ -6,38 +6,39 @@ import hashlib
 
 from samserve.types import EncodedImage, Image, ImageDigest, ModelInfo, RawImage
 
-_DOMAIN = b"samserve.embedding.v1"
-_NAMED_DOMAIN = b"samserve.embedding.v2"
+_DOMAIN_V1 = b"samserve.embedding.v1"
+_DOMAIN_V2 = b"samserve.embedding.v2"
 
 
 def embedding_id(image: Image, model: ModelInfo) -> str:
-    """Name the embedding of *image* under *model*: 64 hexadecimal digits.
+    """Return the id of the embedding of *image* by *model*: 64 hexadecimal digits.
 
-    SHA-256 over the model's name, its encoder's digest, the preprocessing version, how the bytes
-    are to be read, and the SHA-256 of the bytes.  The two levels let a client ask with the inner
-    hash before it uploads; hashing the encoded file makes a repeat cost no image decoding.
+    SHA-256 over the model's name, its encoder's digest, the preprocessing version, the pixel
+    layout or orientation with which the bytes are decoded, and the SHA-256 of the bytes.  The two
+    levels let a client send only the inner hash before it uploads; the encoded file is hashed, so
+    a repeated image is not decoded again.
 
-    The name keeps models with the same encoder apart: the id alone says whose decoder answers.
-    Models of earlier exports, whose encoder has no digest of its own, keep the ids of that time.
+    The model's name separates models with the same encoder: the id alone selects the decoder.
+    Models of earlier exports, whose encoder has no digest of its own, keep their earlier ids.
     """
-    of_its_own = model.encoder_digest != model.digest
+    has_encoder_digest = model.encoder_digest != model.digest
     parts = (
-        *((_NAMED_DOMAIN, model.name.encode()) if of_its_own else (_DOMAIN,)),
+        *((_DOMAIN_V2, model.name.encode()) if has_encoder_digest else (_DOMAIN_V1,)),
         model.encoder_digest.encode(),
         model.preprocessing.encode(),
-        _reading(image).encode(),
+        _decoding(image).encode(),
         _content_sha256(image),
     )
     digest = hashlib.sha256()
     for part in parts:
-        # The length before each part keeps ("ab", "c") and ("a", "bc") apart.
+        # The length before each part distinguishes ("ab", "c") from ("a", "bc").
         digest.update(len(part).to_bytes(4, "big"))
         digest.update(part)
     return digest.hexdigest()
 
 
-def _reading(image: Image) -> str:
-    """How the bytes become pixels: equal bytes read differently are different images."""
+def _decoding(image: Image) -> str:
+    """Return how the bytes are decoded: equal bytes decoded differently are different images."""
     if isinstance(image, RawImage):
         return f"raw:{image.layout.value}:{image.size.height}x{image.size.width}"
     return f"encoded:{image.orientation.value}"

@@ -1,4 +1,4 @@
-"""The use case Predict: prompts on one image to masks in image pixels."""
+"""The Predict use case: from prompts on one image to masks in image pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from samserve.scheduling.offload import is_quick
 from samserve.scheduling.thread_pools import Workers
 from samserve.segmentation.embed import EmbeddingService
 from samserve.segmentation.encode import EmbeddingLease
-from samserve.segmentation.prompts import PromptGroup, check_prompts, group, with_logits
+from samserve.segmentation.prompts import PromptGroup, batch_prompts, check_prompts, with_logits
 from samserve.segmentation.sources import LeaseOptions, Source
 from samserve.types import (
     BinaryMask,
@@ -31,7 +31,7 @@ from samserve.types import (
 
 @dataclass(frozen=True, slots=True)
 class PredictOptions:
-    """What is wanted of each prompt; without a format of masks, nothing is upsampled."""
+    """What to return for each prompt; without a mask format, nothing is upsampled."""
 
     multimask: Multimask = Multimask.AUTO
     mask_format: MaskFormat | None = MaskFormat.COCO_RLE
@@ -39,7 +39,7 @@ class PredictOptions:
     max_logits_bytes: int = 64 << 20
 
     def check_logits(self, prompts: int, model: ModelInfo) -> None:
-        """Raise `ResponseTooLarge` if the logits alone would not fit into the answer."""
+        """Raise `ResponseTooLarge` if the logits alone would exceed the response's limit."""
         if not self.low_res_logits:
             return
         masks_per_prompt = families.of(model).masks_per_prompt(self.multimask)
@@ -48,16 +48,16 @@ class PredictOptions:
             raise ResponseTooLarge(
                 "include_low_res_logits",
                 f"the logits would have {nbytes} bytes, over the limit of "
-                f"{self.max_logits_bytes}; ask for fewer prompts or for no logits",
+                f"{self.max_logits_bytes}; send fewer prompts or request no logits",
                 metadata={"limit": str(self.max_logits_bytes), "value": str(nbytes)},
             )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """A mask that answers a prompt; ``token_index`` says which of the decoder's.
+    """One mask for a prompt; ``token_index`` is that of the decoder's mask token.
 
-    ``mask`` is None if only logits were asked for.
+    ``mask`` is None if only logits were requested.
     """
 
     predicted_iou: float
@@ -76,12 +76,12 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictor:
-    """Answers prompts with masks."""
+    """Predicts masks for prompts."""
 
     embeddings: EmbeddingService
     engine: Engine
     workers: Workers
-    prompts_per_run: int
+    max_prompts_per_batch: int
 
     async def predict(
         self,
@@ -91,7 +91,7 @@ class Predictor:
         options: PredictOptions,
         context: RequestContext,
     ) -> Prediction:
-        """Predict masks for *prompts*, each as if it were alone.
+        """Predict masks for *prompts*, each independently of the others.
 
         Raises `InvalidRequest` for prompts outside the image, before any model runs.
         """
@@ -105,28 +105,28 @@ class Predictor:
             with context.clock.stage("prepare"):
                 family = families.of(lease.model)
                 transform = family.transform(lease.embedding.facts.image_size, lease.model)
-                answer = _Postprocessing(lease.model, family, transform, options)
-                groups = await self._groups(prompts, family, transform, context)
+                postprocessing = _Postprocessing(lease.model, family, transform, options)
+                groups = await self._prompt_groups(prompts, family, transform, context)
             results: dict[int, tuple[Candidate, ...]] = {}
-            for members in groups:
-                output = await self._decode(members, lease, context)
-                quick = options.mask_format is None and is_quick(items=len(members.indices))
+            for group in groups:
+                output = await self._decode(group, lease, context)
+                quick = options.mask_format is None and is_quick(items=len(group.indices))
                 with context.clock.stage("postprocess"):
-                    answered = await self.workers.run_unless(
-                        quick, context, partial(answer.candidates, members, output)
+                    candidates = await self.workers.run_unless(
+                        quick, context, partial(postprocessing.candidates, group, output)
                     )
-                results.update(zip(members.indices, answered, strict=True))
+                results.update(zip(group.indices, candidates, strict=True))
         return Prediction(tuple(results[index] for index in range(len(prompts))), lease)
 
-    async def _groups(
+    async def _prompt_groups(
         self,
         prompts: tuple[Prompt, ...],
         family: Family,
         transform: ImageTransform,
         context: RequestContext,
     ) -> list[PromptGroup]:
-        # One by one: large masks take long, others get their turn between them, and a call that
-        # has ended leaves the rest undone.
+        # One by one: large masks take long, so other calls' work is interleaved, and the rest is
+        # skipped once the call has ended.
         ready = [
             await self.workers.run(context, with_logits, prompt, family, transform)
             if isinstance(prompt.mask, BinaryMask)
@@ -138,40 +138,38 @@ class Predictor:
         return await self.workers.run_unless(
             quick and all(prompt.mask is None for prompt in prompts),
             context,
-            lambda: list(group(tuple(ready), family, transform, self.prompts_per_run)),
+            lambda: list(
+                batch_prompts(tuple(ready), family, transform, self.max_prompts_per_batch)
+            ),
         )
 
     async def _decode(
-        self, members: PromptGroup, lease: EmbeddingLease, context: RequestContext
+        self, group: PromptGroup, lease: EmbeddingLease, context: RequestContext
     ) -> DecoderOutput:
         context.check_deadline()
         with context.clock.stage("decode"):
-            return await self.engine.decode(
-                lease.model.name, lease.embedding, members.batch, context
-            )
+            return await self.engine.decode(lease.model.name, lease.embedding, group.batch, context)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Postprocessing:
-    """How logits of one image become candidates."""
+    """Converts logits of one image to candidates."""
 
     model: ModelInfo
     family: Family
     transform: ImageTransform
     options: PredictOptions
 
-    def candidates(
-        self, members: PromptGroup, output: DecoderOutput
-    ) -> list[tuple[Candidate, ...]]:
-        """Choose among the masks of each prompt, and write them; takes long for a large image."""
-        choose = self.family.answered_tokens
+    def candidates(self, group: PromptGroup, output: DecoderOutput) -> list[tuple[Candidate, ...]]:
+        """Select masks of each prompt and encode them; slow for a large image."""
+        select_tokens = self.family.select_tokens
         return [
             tuple(
                 self._candidate(logits[token], float(iou[token]), token)
-                for token in choose(self.options.multimask, labels, iou, logits, self.model)
+                for token in select_tokens(self.options.multimask, labels, iou, logits, self.model)
             )
             for labels, logits, iou in zip(
-                members.batch.point_labels, output.low_res_logits, output.predicted_iou, strict=True
+                group.batch.point_labels, output.low_res_logits, output.predicted_iou, strict=True
             )
         ]
 
@@ -191,7 +189,7 @@ class _Postprocessing:
         summary = masks.summarize(low_res, upsampling, level=level, offset=offset)
         pixels = masks.binary_mask(low_res, upsampling, level=level)
         return Mask(
-            segmentation=mask_formats.write(pixels, mask_format),
+            segmentation=mask_formats.encode(pixels, mask_format),
             area=summary.area,
             bbox=geometry.xyxy_to_xywh(summary.box_xyxy),
             predicted_iou=iou,

@@ -1,4 +1,4 @@
-"""Prompts in image pixels to tensors of the decoder."""
+"""Conversion of prompts in image pixels to tensors of the mask decoder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from samserve.types import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptGroup:
-    """Prompts that can be decoded together, with their places in the request."""
+    """Prompts that are decoded in one batch, with their indices in the request."""
 
     indices: tuple[int, ...]
     batch: PromptBatch
@@ -41,33 +41,33 @@ class _SparsePrompt:
 
 
 def check_prompts(prompts: tuple[Prompt, ...], image: Size, model: ModelInfo) -> None:
-    """Raise `InvalidRequest` with all that does not fit the image or the model."""
+    """Raise `InvalidRequest` with every violation of the limits of the image or the model."""
     violations = Violations()
-    taken = families.of(model).capabilities
+    supported = families.of(model).capabilities
     for i, prompt in enumerate(prompts):
-        _check_kind(violations, f"prompts[{i}].points", prompt.points, taken.points, model)
-        _check_kind(violations, f"prompts[{i}].box", prompt.box, taken.boxes, model)
-        _check_kind(violations, f"prompts[{i}].mask", prompt.mask, taken.masks, model)
+        _check_kind(violations, f"prompts[{i}].points", prompt.points, supported.points, model)
+        _check_kind(violations, f"prompts[{i}].box", prompt.box, supported.boxes, model)
+        _check_kind(violations, f"prompts[{i}].mask", prompt.mask, supported.masks, model)
         for j, point in enumerate(prompt.points):
-            place = f"prompts[{i}].points[{j}]"
-            _check_coordinate(violations, f"{place}.x", point.x, image.width, "width")
-            _check_coordinate(violations, f"{place}.y", point.y, image.height, "height")
+            field = f"prompts[{i}].points[{j}]"
+            _check_coordinate(violations, f"{field}.x", point.x, image.width, "width")
+            _check_coordinate(violations, f"{field}.y", point.y, image.height, "height")
         if prompt.box is not None:
             _check_box(violations, f"prompts[{i}].box", prompt.box, image)
         if isinstance(prompt.mask, BinaryMask):
-            place, size = f"prompts[{i}].mask.binary.size", prompt.mask.rle.size
-            _check_mask_size(violations, place, size, image)
+            field, size = f"prompts[{i}].mask.binary.size", prompt.mask.rle.size
+            _check_mask_size(violations, field, size, image)
         if isinstance(prompt.mask, LogitsMask):
-            place, size = f"prompts[{i}].mask.low_res_logits", Size(*prompt.mask.logits.shape)
-            _check_mask_size(violations, place, size, Size(model.mask_size, model.mask_size))
+            field, size = f"prompts[{i}].mask.low_res_logits", Size(*prompt.mask.logits.shape)
+            _check_mask_size(violations, field, size, Size(model.mask_size, model.mask_size))
     violations.check()
 
 
 def _check_kind(
-    violations: Violations, field: str, value: object, taken: bool, model: ModelInfo
+    violations: Violations, field: str, value: object, supported: bool, model: ModelInfo
 ) -> None:
-    if value and not taken:
-        violations.add(InvalidRequest(field, f"is not taken by model {model.name!r}"))
+    if value and not supported:
+        violations.add(InvalidRequest(field, f"is not supported by model {model.name!r}"))
 
 
 def check_box_inside(field: str, box: Box, image: Size) -> None:
@@ -85,11 +85,11 @@ def _check_box(violations: Violations, field: str, box: Box, image: Size) -> Non
 
 
 def _check_coordinate(
-    violations: Violations, field: str, value: float, limit: int, what: str
+    violations: Violations, field: str, value: float, limit: int, dimension: str
 ) -> None:
-    """Note a coordinate unless 0 <= value <= limit."""
+    """Add a violation unless 0 <= value <= limit."""
     if not 0 <= value <= limit:
-        text = f"must be from 0 to {limit}, the {what} of the image; got {value:g}"
+        text = f"must be from 0 to {limit}, the {dimension} of the image; got {value:g}"
         metadata = {"limit": str(limit), "value": f"{value:g}"}
         violations.add(InvalidRequest(field, text, metadata=metadata))
 
@@ -104,22 +104,22 @@ def _check_mask_size(violations: Violations, field: str, size: Size, expected: S
     violations.add(InvalidRequest(field, text, metadata=metadata))
 
 
-def group(
-    prompts: tuple[Prompt, ...], family: Family, transform: ImageTransform, most: int
+def batch_prompts(
+    prompts: tuple[Prompt, ...], family: Family, transform: ImageTransform, max_prompts: int
 ) -> Iterator[PromptGroup]:
-    """Cut prompts into batches of at most *most* with equal point counts and kinds of mask.
+    """Yield batches of at most *max_prompts* prompts with equal point counts and kinds of mask.
 
-    Binary masks must have become logits, see `with_logits`.  Point counts are never padded to
-    match: a further padding point is a token that the decoder attends to, so a prompt's answer
-    would depend on its neighbours.
+    Binary masks must have been converted to logits, see `with_logits`.  Point counts are never
+    padded to match: an additional padding point is a token that the decoder attends to, so a
+    prompt's masks would depend on the other prompts of its batch.
     """
     groups: dict[tuple[int, bool], list[_SparsePrompt]] = {}
     for index, prompt in enumerate(prompts):
         sparse = _sparse_prompt(index, prompt, family, transform)
         groups.setdefault((len(sparse.labels), sparse.mask is not None), []).append(sparse)
     for members in groups.values():
-        for start in range(0, len(members), most):
-            yield _batch(members[start : start + most], transform)
+        for start in range(0, len(members), max_prompts):
+            yield _stack(members[start : start + max_prompts], transform)
 
 
 def _sparse_prompt(
@@ -136,7 +136,7 @@ def _sparse_prompt(
 
 
 def with_logits(prompt: Prompt, family: Family, transform: ImageTransform) -> Prompt:
-    """Bring a binary mask into the low-resolution frame; takes a while for a large image."""
+    """Convert a binary mask to low-resolution logits; slow for a large image."""
     if not isinstance(prompt.mask, BinaryMask):
         return prompt
     mask = rle.decode(prompt.mask.rle)
@@ -144,7 +144,7 @@ def with_logits(prompt: Prompt, family: Family, transform: ImageTransform) -> Pr
 
 
 def grid_batch(points: Array, family: Family, transform: ImageTransform) -> PromptBatch:
-    """Make a prompt of each AutoMask point, XY ``[P, 2]`` in image (or crop) pixels."""
+    """Return one prompt per AutoMask point, XY ``[P, 2]`` in image (or crop) pixels."""
     coords, labels = family.grid_prompts(transform.points_to_model(points))
     return PromptBatch(coords, labels, _no_masks(transform))
 
@@ -153,7 +153,7 @@ def _no_masks(transform: ImageTransform) -> FloatArray:
     return np.zeros((0, transform.mask_side, transform.mask_side), dtype=np.float32)
 
 
-def _batch(members: list[_SparsePrompt], transform: ImageTransform) -> PromptGroup:
+def _stack(members: list[_SparsePrompt], transform: ImageTransform) -> PromptGroup:
     masks = [member.mask for member in members if member.mask is not None]
     return PromptGroup(
         indices=tuple(member.index for member in members),

@@ -1,4 +1,4 @@
-"""What the use cases are given to work on, and how they want its embedding."""
+"""Inputs of the use cases: where an embedding comes from, and options of its lease."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from samserve.types import Image, ModelInfo, Size
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRef:
-    """An image by the id of its stored embedding."""
+    """An image by the id of its cached embedding."""
 
     embedding_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """An image given as such, or by its digest."""
+    """An image by its bytes or its digest."""
 
     image: Image
 
@@ -28,11 +28,11 @@ Check = Callable[[Size, ModelInfo], None]
 
 @dataclass(frozen=True, slots=True)
 class LeaseOptions:
-    """How an embedding is leased.
+    """Options of an embedding's lease.
 
-    ``check`` sees the image's size and the model before any model runs and may raise.  With
-    ``renew`` the time to live of a stored embedding starts again.  With ``durable``, see
-    `EmbeddingStore.lease`.  With ``keep_pixels`` the lease has the pixels of an image that was
+    ``check`` is called with the image's size and the model before any inference and may raise.
+    ``renew`` restarts the time to live of a cached embedding.  For ``durable`` see
+    `EmbeddingCache.lease`.  With ``keep_pixels`` the lease has the pixels of an image that was
     decoded for it.
     """
 
@@ -47,7 +47,7 @@ DEFAULT_LEASE = LeaseOptions()
 
 @dataclass(frozen=True, slots=True)
 class PendingEmbedding:
-    """An embedding that is made in the background."""
+    """An embedding that is encoded in the background."""
 
     embedding_id: str
     image_size: Size

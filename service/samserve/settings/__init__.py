@@ -1,11 +1,12 @@
-"""Every setting, once: type, default and meaning; from flags, environment and a TOML file."""
+"""All settings, read from command line, environment and TOML file, in order of precedence."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -15,7 +16,13 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from samserve.settings.backends import CacheSettings, EngineSettings, StoreSettings, TritonSettings
+from samserve.settings.backends import (
+    CacheSettings,
+    EngineSettings,
+    LocalCacheSettings,
+    SharedCacheSettings,
+    TritonSettings,
+)
 from samserve.settings.listeners import (
     AdmissionSettings,
     AuthSettings,
@@ -36,10 +43,11 @@ __all__ = [
     "DeadlineSettings",
     "EngineSettings",
     "LimitSettings",
+    "LocalCacheSettings",
     "LogSettings",
     "ServerSettings",
     "Settings",
-    "StoreSettings",
+    "SharedCacheSettings",
     "TlsSettings",
     "TraceSettings",
     "TritonSettings",
@@ -51,9 +59,9 @@ __all__ = [
 class Settings(BaseSettings):
     """All settings.
 
-    `SAMSERVE_STORE__TTL_S=60` in the environment, `ttl_s = 60` under `[store]` in the file that
-    `--config` or `SAMSERVE_CONFIG` names, and `--set store.ttl_s=60` on the command line say the
-    same thing; the command line wins over the environment, the environment over the file.
+    `SAMSERVE_CACHE__TTL_S=60` in the environment, `ttl_s = 60` under `[cache]` in the file of
+    `--config` or `SAMSERVE_CONFIG`, and `--set cache.ttl_s=60` on the command line are equivalent.
+    The command line overrides the environment, the environment overrides the file.
     """
 
     model_config = SettingsConfigDict(
@@ -68,35 +76,45 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     engine: EngineSettings = EngineSettings()
     triton: TritonSettings = TritonSettings()
-    store: StoreSettings = StoreSettings()
     cache: CacheSettings = CacheSettings()
     trace: TraceSettings = TraceSettings()
     log: LogSettings = LogSettings()
 
     @model_validator(mode="after")
-    def _plaintext_is_wanted(self) -> Settings:
-        open_to_others = not is_loopback(self.server.host) and not self.server.plaintext
-        if open_to_others and self.tls.cert_file is None:
+    def _check_plaintext(self) -> Settings:
+        exposed = not is_loopback(self.server.host) and not self.server.allow_plaintext
+        if exposed and self.tls.cert_file is None:
             raise ValueError(
-                f"server.host {self.server.host} is not loopback: give tls.cert_file and "
-                "tls.key_file, or server.plaintext=true where the network is trusted"
+                f"server.host {self.server.host} is not loopback: set tls.cert_file and "
+                "tls.key_file, or server.allow_plaintext=true if the network is trusted"
             )
         return self
 
 
 def _check_sections(values: dict[str, Any]) -> dict[str, Any]:
-    """Return what a source says; raises `ValidationError` for sections that are no tables.
+    """Return the values of a source; raises `ValidationError` for sections that are not tables.
 
-    A source that says more of the section would else replace them, and nothing would be wrong.
+    Otherwise another source with values of that section would replace them without an error.
     """
-    wrong: list[InitErrorDetails] = [
-        {"type": "dict_type", "loc": (section,), "input": value}
-        for section, value in values.items()
-        if section in Settings.model_fields and not isinstance(value, dict)
-    ]
+    wrong = list(_not_tables(values, Settings))
     if wrong:
         raise ValidationError.from_exception_data("Settings", wrong)
     return values
+
+
+def _not_tables(
+    values: dict[str, Any], model: type[BaseModel], path: tuple[str, ...] = ()
+) -> Iterator[InitErrorDetails]:
+    """Yield an error for each section of *model*, nested ones included, that is not a table."""
+    for name, value in values.items():
+        field, location = model.model_fields.get(name), (*path, name)
+        kind = None if field is None else field.annotation
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            continue
+        if isinstance(value, dict):
+            yield from _not_tables(value, kind, location)
+        else:
+            yield {"type": "dict_type", "loc": location, "input": value}
 
 
 class _File(TomlConfigSettingsSource):
@@ -106,9 +124,9 @@ class _File(TomlConfigSettingsSource):
 
 
 class _Environment(EnvSettingsSource):
-    """The environment, with variables of sections that there are not, so that they are mistakes.
+    """The environment, including variables of unknown sections, which are reported as errors.
 
-    Other names that begin as ours, those that Kubernetes makes of Services for instance, are not.
+    Other names with the same prefix, such as those that Kubernetes sets for Services, are ignored.
     """
 
     def __call__(self) -> dict[str, Any]:
@@ -118,26 +136,26 @@ class _Environment(EnvSettingsSource):
             name = variable.lower().removeprefix(self.env_prefix.lower())
             section, nested, setting = name.partition("__")
             if nested and name != variable.lower() and section not in Settings.model_fields:
-                values[section] = {setting: value}
+                values.setdefault(section, {})[setting] = value
         return _check_sections(values)
 
 
-class _Place(BaseSettings):
+class _ConfigLocation(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SAMSERVE_")
 
     config: str = ""
 
 
 def file_of_environment() -> Path | None:
-    """Return the file of settings that `SAMSERVE_CONFIG` names, if it names one."""
-    name = _Place().config
+    """Return the settings file that `SAMSERVE_CONFIG` names, None if it is not set."""
+    name = _ConfigLocation().config
     return Path(name) if name else None
 
 
 def load(overrides: dict[str, Any] | None = None, file: Path | None = None) -> Settings:
-    """Read the settings; *overrides* is nested as the sections are and wins.
+    """Read the settings; *overrides* are nested like the sections and have priority.
 
-    Raises `pydantic.ValidationError`, which names every wrong or unknown setting at once.
+    Raises `pydantic.ValidationError`, which contains every invalid or unknown setting.
     """
 
     class FromFile(Settings):

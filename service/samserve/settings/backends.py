@@ -1,4 +1,4 @@
-"""Settings of the model runtime and of the stores."""
+"""Settings of the engine, Triton and the embedding cache."""
 
 from __future__ import annotations
 
@@ -13,136 +13,150 @@ from samserve.system.addresses import parse_hosts
 
 
 class EngineSettings(Section):
-    """The model runtime."""
+    """The engine, which runs the models."""
 
     kind: Literal["onnx", "triton", "fake"] = "onnx"
-    """`onnx` runs models in this process, `triton` asks the server that `triton.url` names,
-    `fake` draws discs around prompts, for development."""
+    """`onnx` runs models in this process with ONNX Runtime, `triton` on the Triton Inference Server
+    at `triton.url`; `fake` draws discs around prompts, for development."""
     model_repository: Path | None = None
-    """Folder of the models (`onnx`); unset takes the default model that comes with the package."""
+    """Directory of the models (`onnx`); unset uses the default model of the package."""
     threads: int = Field(default=0, ge=0)
-    """Threads of one model run (`onnx`); 0 takes one per core."""
-    prompts_per_run: int = Field(default=16, ge=1)
-    """Prompts decoded in one run at most, which bounds memory and how long a click waits."""
+    """Threads of one inference (`onnx`); 0 uses one per CPU core."""
+    max_prompts_per_batch: int = Field(default=16, ge=1)
+    """Maximum prompts of one mask decoder run; bounds memory, and how long a Predict waits for a
+    running batch."""
     default_model: str = ""
-    """Model of requests that name none; empty takes the first in alphabetical order."""
+    """Model of requests that name none; empty uses the first in alphabetical order."""
 
 
 class TritonSettings(Section):
     """The Triton Inference Server, for `engine.kind=triton`."""
 
     url: Target = "127.0.0.1:8001"
-    """Host and port of its gRPC listener, an IPv6 address in brackets."""
+    """Address of Triton's gRPC listener as HOST:PORT, an IPv6 address in brackets."""
     shared_memory: Literal["auto", "required", "off"] = "auto"
-    """`auto` shares memory with a Triton that accepts it and else sends tensors in messages,
-    `required` refuses to start without it."""
+    """Transport of tensors: `auto` uses shared memory if Triton accepts it and messages otherwise,
+    `required` does not start without shared memory, `off` uses messages."""
     shared_memory_group: int | None = Field(default=None, ge=0)
-    """Numeric group that owns the segments, for a Triton of another user; unset keeps ours."""
-    scratch_bytes: int = Field(default=256 * MIB, ge=0)
-    """Bytes of shared memory for pictures and logits under way; beyond it they go in messages."""
-    encoder_in_flight: int = Field(default=8, ge=1)
-    """Requests of one image encoder that Triton is given at once; more wait here."""
-    decoder_in_flight: int = Field(default=32, ge=1)
-    """Requests of one mask decoder that Triton is given at once; more wait here."""
+    """Numeric group id of the shared memory segments, for a Triton of another user; unset uses the
+    gateway's group."""
+    shared_memory_pool_bytes: int = Field(default=256 * MIB, ge=0)
+    """Size in bytes of the shared memory pool for images and logits of requests in flight; requests
+    beyond it are sent in messages."""
+    max_concurrent_encoder_requests: int = Field(default=8, ge=1)
+    """Maximum concurrent requests to one image encoder; more requests queue in the gateway."""
+    max_concurrent_decoder_requests: int = Field(default=32, ge=1)
+    """Maximum concurrent requests to one mask decoder; more requests queue in the gateway."""
     channels: int = Field(default=2, ge=1)
-    """Connections that share the requests."""
-    answer_s: float = Field(default=60.0, gt=0)
-    """Time after which a request counts as lost, if the call's deadline is not sooner."""
-    startup_s: float = Field(default=600.0, ge=0)
-    """Time that Triton gets to load its models and to answer a first inference with each, before
-    this server gives up."""
+    """Number of connections to Triton; requests are distributed over them."""
+    request_timeout_s: float = Field(default=60.0, gt=0)
+    """Timeout in seconds of a request; the call's deadline applies if it is earlier."""
+    startup_timeout_s: float = Field(default=600.0, ge=0)
+    """Maximum time in seconds at startup for Triton to load its models and to respond to a first
+    inference of each; after it, this server exits."""
     health_interval_s: float = Field(default=0.5, gt=0)
-    """Time between two looks at Triton's health, and at the files below."""
+    """Interval in seconds of Triton health checks, and of checks for changed files below."""
     tls: bool = False
-    """Whether the connections are encrypted, and Triton's certificate is verified."""
+    """Whether connections use TLS; Triton's certificate is verified."""
     ca_file: Path | None = None
-    """CA certificates (PEM) that may have signed Triton's; unset takes the system's."""
+    """CA certificates that verify Triton's certificate (PEM); unset uses those of the system."""
     cert_file: Path | None = None
-    """Client certificate (PEM, then its chain) for a Triton that asks for one."""
+    """Client certificate with its chain (PEM), for a Triton that requires mutual TLS."""
     key_file: Path | None = None
     """Private key (PEM, not encrypted) of `triton.cert_file`."""
     headers_file: Path | None = None
-    """Lines `name: value`, sent with every request: what `--grpc-restricted-protocol` expects."""
+    """File of metadata sent with every request, in lines `name: value`, as
+    `--grpc-restricted-protocol` requires."""
 
     def conflicts(self) -> Iterator[str]:
         """See `Section.conflicts`."""
         yield from _tls_conflicts("triton", self)
 
 
-class StoreSettings(Section):
-    """The embedding store."""
+class LocalCacheSettings(Section):
+    """The local tier of the cache: the memory of this gateway."""
 
     capacity_bytes: int = Field(default=512 * MIB, ge=1)
-    """Bytes of embeddings held in memory."""
-    ttl_s: float = Field(default=3600.0, gt=0)
-    """Time after which an embedding is forgotten; Embed starts it again."""
+    """Maximum bytes of embeddings in memory; beyond it, the least recently used are evicted."""
 
 
-class CacheSettings(Section):
-    """The cache that gateways share: Redis Cluster or Valkey Cluster."""
+def _tls_conflicts(name: str, section: TritonSettings | SharedCacheSettings) -> Iterator[str]:
+    if (section.cert_file is None) != (section.key_file is None):
+        missing = "cert_file" if section.cert_file is None else "key_file"
+        yield f"{name}.{missing} is missing: certificate and key must be set together"
+    if not section.tls:
+        unused = [each for each in ("ca_file", "cert_file") if getattr(section, each) is not None]
+        yield from (f"{name}.{each} requires {name}.tls=true" for each in unused)
+
+
+class SharedCacheSettings(Section):
+    """The shared tier of the cache, a Redis Cluster or Valkey Cluster of several gateways."""
 
     nodes: str = ""
-    """Some nodes of the cluster as HOST:PORT (an IPv6 address in brackets), separated by commas;
-    the others are discovered. Empty: nothing is shared."""
-    prefix: str = Field(default="samserve", pattern=r"^[A-Za-z0-9_.-]+$")
-    """How all keys begin; gateways that share embeddings have the same."""
+    """Seed nodes of the cluster as HOST:PORT (an IPv6 address in brackets), separated by commas;
+    the other nodes are discovered. Empty disables the shared tier."""
+    key_prefix: str = Field(default="samserve", pattern=r"^[A-Za-z0-9_.-]+$")
+    """Prefix of all keys; the same for all gateways that share embeddings."""
     username: str = ""
-    """ACL user; empty takes the default user."""
+    """ACL user; empty uses the default user."""
     password_file: Path | None = None
-    """File with the user's password."""
+    """File with the password of the user."""
     tls: bool = False
-    """Whether the connections are encrypted, and the nodes' certificates are verified."""
+    """Whether connections use TLS; the certificates of the nodes are verified."""
     ca_file: Path | None = None
-    """CA certificates (PEM) that may have signed the nodes'; unset takes the system's."""
+    """CA certificates that verify those of the nodes (PEM); unset uses those of the system."""
     cert_file: Path | None = None
-    """Client certificate (PEM, then its chain) for nodes that ask for one."""
+    """Client certificate with its chain (PEM), for nodes that require mutual TLS."""
     key_file: Path | None = None
-    """Private key (PEM, not encrypted) of `cache.cert_file`."""
+    """Private key (PEM, not encrypted) of `cache.shared.cert_file`."""
     timeout_s: float = Field(default=0.5, gt=0)
-    """Time that a node gets for an answer, once it is a call's turn; if nobody gets one in that
-    time, it is left alone until it answers in the background."""
-    connect_s: float = Field(default=0.25, gt=0)
-    """Time that a connection may take to open, a part of `cache.timeout_s`."""
-    durable_s: float = Field(default=1.0, gt=0)
-    """Time that a replica gets to confirm what was asked to be durable, besides that; the disk of
-    the key's owner gets as much."""
-    durable_needs: Literal["replica_and_disk", "replica"] = "replica_and_disk"
-    """What has to have an embedding before it is called durable: a replica, and the append-only
-    file of the key's owner. `replica` is for clusters whose nodes are never restarted without
-    their data, which cannot be checked then."""
-    breaker_failures: int = Field(default=3, ge=1)
-    """Connections refused or broken in a row after which a node is left alone, too."""
-    connections: int = Field(default=8, ge=1)
-    """Connections to one node; more calls wait, tenants in turns."""
-    in_flight_bytes: int = Field(default=64 * MIB, ge=1)
-    """Bytes of embeddings on their way to or from one node; more calls wait."""
-    check_s: float = Field(default=0.5, ge=0)
-    """Time for which an embedding in memory is used without asking whether it was deleted by
-    way of another gateway."""
-    unconfirmed_s: float = Field(default=10.0, ge=0)
-    """Time after the last answer about an embedding in memory for which it is used while the
-    cluster cannot be asked whether it was deleted; longer than a failover takes."""
-    refresh_s: float = Field(default=10.0, gt=0)
-    """Time between two looks at who owns what, if nothing tells of a change."""
+    """Timeout in seconds of a command, from when it gets a connection. If no command gets a
+    response in that time, the node's circuit opens until it responds to a background check."""
+    connect_timeout_s: float = Field(default=0.25, gt=0)
+    """Timeout in seconds of opening a connection; counts towards `cache.shared.timeout_s`."""
+    durability_timeout_s: float = Field(default=1.0, gt=0)
+    """Timeout in seconds of a replica's confirmation of a durable write, in addition to
+    `cache.shared.timeout_s`; the confirmation of the owner's disk has the same timeout again."""
+    durability_level: Literal["replica_and_disk", "replica"] = "replica_and_disk"
+    """Required confirmations of a durable embedding. `replica_and_disk`: by a replica, and by the
+    append-only file of the node that owns the key. `replica`: by a replica only, for clusters whose
+    nodes never restart without their data, which is then not verified."""
+    circuit_breaker_failures: int = Field(default=3, ge=1)
+    """Consecutive refused or broken connections to a node after which its circuit opens."""
+    max_connections_per_node: int = Field(default=8, ge=1)
+    """Maximum connections to one node; more commands queue, round robin between tenants."""
+    max_in_flight_bytes: int = Field(default=64 * MIB, ge=1)
+    """Maximum bytes of embeddings in flight to and from one node; more commands queue."""
+    revalidate_interval_s: float = Field(default=0.5, ge=0)
+    """Time in seconds for which a local embedding is used without a check whether another gateway
+    deleted it."""
+    stale_if_error_s: float = Field(default=10.0, ge=0)
+    """Time in seconds after its last successful check for which a local embedding is used while the
+    cluster is unavailable; should be longer than a failover."""
+    topology_refresh_interval_s: float = Field(default=10.0, gt=0)
+    """Interval in seconds of refreshes of the cluster topology; redirections and errors refresh it
+    sooner."""
 
     def conflicts(self) -> Iterator[str]:
         """See `Section.conflicts`."""
-        yield from _tls_conflicts("cache", self)
+        yield from _tls_conflicts("cache.shared", self)
         if self.username and self.password_file is None:
-            yield "cache.username needs cache.password_file"
+            yield "cache.shared.username requires cache.shared.password_file"
 
     @field_validator("nodes")
     @classmethod
-    def _are_addresses(cls, nodes: str) -> str:
+    def _check_addresses(cls, nodes: str) -> str:
         if nodes and not parse_hosts(nodes):
-            raise ValueError("names no node")
+            raise ValueError("must contain at least one node")
         return nodes
 
 
-def _tls_conflicts(name: str, section: TritonSettings | CacheSettings) -> Iterator[str]:
-    if (section.cert_file is None) != (section.key_file is None):
-        missing = "cert_file" if section.cert_file is None else "key_file"
-        yield f"{name}.{missing} is missing: certificate and key go together"
-    if not section.tls:
-        useless = [each for each in ("ca_file", "cert_file") if getattr(section, each) is not None]
-        yield from (f"{name}.{each} is for {name}.tls=true only" for each in useless)
+class CacheSettings(Section):
+    """The embedding cache, in two tiers."""
+
+    ttl_s: float = Field(default=3600.0, gt=0)
+    """Time to live of an embedding in seconds, in both tiers; Embed restarts it."""
+    local: LocalCacheSettings = LocalCacheSettings()
+    """The local tier."""
+    shared: SharedCacheSettings = SharedCacheSettings()
+    """The shared tier."""

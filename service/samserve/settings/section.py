@@ -1,4 +1,4 @@
-"""What all sections of the settings share."""
+"""Base class and types of the settings' sections."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from samserve.system.addresses import parse_host, parse_target
 KIB, MIB = 1 << 10, 1 << 20
 
 Host = Annotated[str, AfterValidator(parse_host)]
-"""The name or the address of a machine, without brackets."""
+"""A host name or an IP address, without brackets."""
 Target = Annotated[str, AfterValidator(parse_target)]
-"""What a gRPC client connects to, with an IPv6 address in brackets."""
+"""A gRPC target, HOST:PORT with an IPv6 address in brackets."""
 
 
 class Section(BaseModel):
-    """Part of the settings: closed, fixed, and described by what stands below each field."""
+    """One section: immutable, without unknown names; docstrings describe its fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     def conflicts(self) -> Iterator[str]:
-        """Name, one by one, the settings that make no sense together."""
+        """Yield one text for each combination of settings that is invalid."""
         yield from ()
 
     @model_validator(mode="after")
-    def _goes_together(self) -> Self:
+    def _check_conflicts(self) -> Self:
         found = list(self.conflicts())
         if found:
             raise ValueError("\n".join(found))

@@ -13,28 +13,28 @@ from samserve.system.addresses import parse_endpoint
 
 
 class TraceSettings(Section):
-    """Traces of calls, sent as OTLP; needs the extra: `pip install '.[tracing]'` in a clone."""
+    """Traces of calls, exported as OTLP; needs the extra: `pip install '.[tracing]'` in a clone."""
 
     endpoint: Annotated[str, AfterValidator(parse_endpoint)] = ""
-    """Receiver that speaks OTLP over gRPC, as `http://HOST:4317`, or `https://` for TLS; empty: no
-    traces are made."""
+    """OTLP receiver (gRPC) as `http://HOST:4317`, or `https://` for TLS; empty disables tracing."""
     ca_file: Path | None = None
-    """CA certificates (PEM) that may have signed the receiver's; unset takes the system's."""
-    ratio: float = Field(default=0.01, ge=0, le=1)
-    """Part of the calls that are traced, where the client has not decided that."""
-    follow_clients: bool = True
-    """Whether what a client says in `traceparent` about sampling decides."""
+    """CA certificates that verify the receiver's (PEM); unset uses those of the system."""
+    sampling_ratio: float = Field(default=0.01, ge=0, le=1)
+    """Ratio of calls that are traced, 0 to 1, where a client's `traceparent` does not decide."""
+    parent_based: bool = True
+    """Whether the sampled flag of a client's `traceparent` decides; false applies
+    `trace.sampling_ratio` to every call."""
 
     def conflicts(self) -> Iterator[str]:
         """See `Section.conflicts`."""
         if self.ca_file is not None and not self.endpoint.startswith("https://"):
-            yield "trace.ca_file is for an endpoint with https:// only"
+            yield "trace.ca_file requires an endpoint with https://"
 
 
 class LogSettings(Section):
     """Logging, to standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe level that is written."""
+    """Lowest severity that is logged."""
     format: Literal["json", "console"] = "console"
-    """`json` for machines, `console` for people."""
+    """`json`, one object per line; `console`, text for people."""

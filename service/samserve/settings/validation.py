@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, in the words of this package."""
+"""Error texts of this package for validation errors of pydantic."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-_LONGEST = 80
+_MAX_SHOWN = 80
 
-# By text, pydantic's names of errors; the fields are those of their contexts.
+# By error text, the error types of pydantic; the fields in braces are those of their contexts.
 _KINDS: Mapping[str, str] = {
     "is missing": "missing",
-    "is not known": "extra_forbidden",
+    "is unknown": "extra_forbidden",
     "must be true or false": "bool_parsing bool_type",
     "must be a whole number": "int_parsing int_type int_from_float",
     "must be a whole number of fewer digits": "int_parsing_size",
@@ -40,10 +40,10 @@ _TEXTS = {kind: text for text, kinds in _KINDS.items() for kind in kinds.split()
 
 
 def describe(problem: ErrorDetails, *, otherwise: str = "is not valid") -> str:
-    """Return what is wrong with a value, without its place and without the value itself.
+    """Return the error text for a value, without its location and without the value.
 
-    *otherwise* is for what is wrong in ways that have no words here.  The words of `ValueError`s
-    are our own validators', and may say both.
+    *otherwise* is the text for types of errors that are not listed here.  Texts of `ValueError`s
+    come from the validators of this package, and may contain both.
     """
     kind = problem["type"]
     context: dict[str, Any] = problem.get("ctx", {})
@@ -53,16 +53,16 @@ def describe(problem: ErrorDetails, *, otherwise: str = "is not valid") -> str:
     return otherwise if text is None else text.format_map(_Numbers(context))
 
 
-def shown(value: object) -> str:
-    """Quote a value for a message, at most some of it; empty for one that has no short form."""
+def short_repr(value: object) -> str:
+    """Return a value for an error text, truncated; empty for one without a short form."""
     if not isinstance(value, str | int | float):
         return ""
     text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 class _Numbers(dict[str, Any]):
-    """Numbers as people write them."""
+    """Format floats without trailing digits."""
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)

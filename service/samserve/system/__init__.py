@@ -1,1 +1,1 @@
-"""What the operating system gives: files, addresses, limits."""
+"""Operating system services: files, addresses, signals, limits, background tasks."""

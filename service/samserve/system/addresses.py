@@ -1,4 +1,4 @@
-"""Addresses of machines: the one place that joins and splits host and port, and opens listeners."""
+"""Network addresses: parses and formats hosts and ports, and opens listeners."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from contextlib import ExitStack
 
 ANY_PORT = 0
 
-_MOST_PORT = (1 << 16) - 1
-_WILDCARD_V6, _WILDCARD_V4 = "::", "0.0.0.0"  # noqa: S104 - names of what others choose
-# Names that gRPC resolves in its own way; what follows is not for us to check.
+_MAX_PORT = (1 << 16) - 1
+_WILDCARD_V6, _WILDCARD_V4 = "::", "0.0.0.0"  # noqa: S104 - only compared with settings
+# Schemes that gRPC resolves itself; the rest of such a target is not checked here.
 _GRPC_SCHEMES = ("dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds")
 _TLS_SCHEMES = ("https", "rediss", "valkeys", "grpcs")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
@@ -23,22 +23,22 @@ _ATTEMPTS = 10
 
 
 def join(host: str, port: int | str) -> str:
-    """Write ``HOST:PORT``, with an IPv6 address in brackets."""
+    """Return ``HOST:PORT``, with an IPv6 address in brackets."""
     bare = host.removeprefix("[").removesuffix("]")
     return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
 
 
 def split(text: str) -> tuple[str, int]:
-    """Read ``HOST:PORT``; an IPv6 address stands in brackets, which the host comes without.
+    """Parse ``HOST:PORT``; an IPv6 address must be in brackets, which are not part of the host.
 
-    Raises ``ValueError``, whose text says what was expected instead.
+    Raises ``ValueError`` with a text that states the expected form.
     """
-    _refuse_scheme(text)
+    _reject_scheme(text)
     host, colon, port = text.rpartition(":")
     if _is_ipv6(text) or _is_ipv6(host):
-        # The last part may be a port or belong to the address; what looks like a port is one.
+        # The last part may be a port or belong to the address; a decimal number is a port.
         right = f"[{host}]:{port}" if _is_ipv6(host) and port.isdecimal() else f"[{text}]:PORT"
-        raise ValueError(f"{text!r}: an IPv6 address stands in brackets: {right}")
+        raise ValueError(f"{text!r}: an IPv6 address must be in brackets: {right}")
     if not colon or not host or text.endswith("]"):
         raise ValueError(f"{text!r}: expected HOST:PORT, a host and a port")
     number = _port(text, port)
@@ -46,28 +46,28 @@ def split(text: str) -> tuple[str, int]:
 
 
 def parse_host(text: str) -> str:
-    """Read a name or an address without a port; the brackets of an IPv6 address are taken off.
+    """Parse a name or an address without a port; the brackets of an IPv6 address are removed.
 
-    Raises ``ValueError``, whose text says what was expected instead.
+    Raises ``ValueError`` with a text that states the expected form.
     """
-    _refuse_scheme(text)
+    _reject_scheme(text)
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if ":" in bare or bare != text:
         if not _is_ipv6(bare):
-            raise ValueError(f"{text!r}: expected a host alone, without a port")
-        # As nodes and resolvers write it, so that one machine has one name.
+            raise ValueError(f"{text!r}: expected a host without a port")
+        # The canonical form, as nodes and resolvers write it, so that one machine has one name.
         return str(ipaddress.ip_address(bare))
     if not bare:
-        raise ValueError("expected a host; :: is every address of this machine")
+        raise ValueError("expected a host; :: stands for every address of this machine")
     if _NO_HOST.search(bare):
-        raise ValueError(f"{text!r}: is neither the name of a host nor an address")
+        raise ValueError(f"{text!r}: is neither a host name nor an address")
     return bare
 
 
 def parse_target(text: str) -> str:
-    """Check what a gRPC client connects to: ``HOST:PORT``, or a name that gRPC resolves.
+    """Parse the target of a gRPC client: ``HOST:PORT``, or a URI that gRPC resolves.
 
-    Raises ``ValueError``, whose text says what was expected instead.
+    Raises ``ValueError`` with a text that states the expected form.
     """
     scheme, colon, _ = text.partition(":")
     if not text.isprintable() or " " in text or not text.isascii():
@@ -78,9 +78,9 @@ def parse_target(text: str) -> str:
 
 
 def parse_endpoint(text: str) -> str:
-    """Check the URL of a receiver: ``http://HOST:PORT`` or ``https://HOST:PORT``, or nothing.
+    """Check the URL of a receiver: ``http://HOST:PORT``, ``https://HOST:PORT`` or empty.
 
-    Raises ``ValueError``, whose text says what was expected instead.
+    Raises ``ValueError`` with a text that states the expected form.
     """
     match = _SCHEME.fullmatch(text)
     if text and (match is None or match[1] not in ("http", "https")):
@@ -91,12 +91,12 @@ def parse_endpoint(text: str) -> str:
 
 
 def parse_hosts(text: str) -> tuple[tuple[str, int], ...]:
-    """Read ``HOST:PORT,...``; an IPv6 address stands in brackets.  Raises ``ValueError``."""
+    """Parse ``HOST:PORT,...``; IPv6 addresses must be in brackets.  Raises ``ValueError``."""
     return tuple(split(part.strip()) for part in text.split(",") if part.strip())
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener on *host*, a name or an address."""
+    """Return whether only this machine can reach a listener on *host*, a name or an address."""
     if host == "localhost":
         return True
     try:
@@ -105,44 +105,44 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def from_here(host: str) -> str:
+def reachable_host(host: str) -> str:
     """Return the address at which this machine reaches its own listener on *host*.
 
-    ``::`` cannot be connected to where IPv6 is switched off, as in most containers; a listener on
-    it takes IPv4 in any case.
+    Connections to ``::`` fail where IPv6 is disabled, as in most containers; a listener on it
+    always accepts IPv4.
     """
     return "127.0.0.1" if host in (_WILDCARD_V6, _WILDCARD_V4) else host
 
 
 def is_local_target(target: str) -> bool:
-    """Whether what a gRPC client connects to is surely on this machine."""
+    """Return whether the target of a gRPC client is certainly on this machine."""
     scheme, _, rest = target.partition(":")
     if scheme in ("unix", "unix-abstract"):
         return True
     address = rest if scheme in ("dns", "ipv4", "ipv6") else target
-    # With an authority, `dns://SERVER/NAME`, another server says where the name leads.
+    # With an authority, `dns://SERVER/NAME`, another server resolves the name.
     host, _, port = address.removeprefix("///").rpartition(":")
     return is_loopback(host if port.isdecimal() else address.removeprefix("///"))
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """Open TCP listeners on every address of *host*, all on one port; `ANY_PORT` takes a free one.
+    """Open TCP listeners on every address of *host*, all on one port.
 
-    ``::`` takes IPv4 and IPv6 on one socket, and IPv4 alone where the system has no IPv6.  Raises
-    ``OSError``; then none is open.
+    `ANY_PORT` selects a free port.  ``::`` accepts IPv4 and IPv6 on one socket, and only IPv4 where
+    the system has no IPv6.  Raises ``OSError``; then no listener is open.
     """
     for attempt in range(_ATTEMPTS):
         try:
             return _listen_on_all(host, port)
         except OSError as error:
-            lost = error.errno == errno.EADDRINUSE and port == ANY_PORT
-            if not lost or attempt == _ATTEMPTS - 1:
+            conflict = error.errno == errno.EADDRINUSE and port == ANY_PORT
+            if not conflict or attempt == _ATTEMPTS - 1:
                 raise
     raise AssertionError("the last attempt returns or raises")
 
 
-def why(error: OSError) -> str:
-    """Return the system's reason in its own words; `socket` adds the address to them."""
+def error_reason(error: OSError) -> str:
+    """Return the system's text for an error, without the address that `socket` adds."""
     if isinstance(error, socket.gaierror) or not error.errno:
         return error.strerror or str(error)
     return os.strerror(error.errno)
@@ -150,39 +150,39 @@ def why(error: OSError) -> str:
 
 def _listen_on_all(host: str, port: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
-    with ExitStack() as held:
+    with ExitStack() as stack:
         for family, address in _addresses(host):
             both = address == _WILDCARD_V6
             opened = socket.create_server((address, port), family=family, dualstack_ipv6=both)
-            sockets.append(held.enter_context(opened))
+            sockets.append(stack.enter_context(opened))
             port = opened.getsockname()[1]
-        held.pop_all()
+        stack.pop_all()
     return sockets
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
-    """Resolve a host to its addresses of this system's families, each once."""
+    """Resolve a host to its addresses, each once, of the families that this system supports."""
     bare = host.strip("[]")
     if bare == _WILDCARD_V6 and not socket.has_dualstack_ipv6():
         bare = _WILDCARD_V4
     found = socket.getaddrinfo(bare, None, type=socket.SOCK_STREAM)
-    addresses = {(family, str(place[0])): None for family, _, _, _, place in found}
+    addresses = {(family, str(address[0])): None for family, _, _, _, address in found}
     return list(addresses)
 
 
 def _port(text: str, port: str) -> int:
-    if not (port.isascii() and port.isdecimal() and 0 < int(port[:9]) <= _MOST_PORT):
-        raise ValueError(f"{text!r}: the port must be a number from 1 to {_MOST_PORT}")
+    if not (port.isascii() and port.isdecimal() and 0 < int(port[:9]) <= _MAX_PORT):
+        raise ValueError(f"{text!r}: the port must be a number from 1 to {_MAX_PORT}")
     return int(port)
 
 
-def _refuse_scheme(text: str) -> None:
+def _reject_scheme(text: str) -> None:
     match = _SCHEME.fullmatch(text)
     if match is not None:
-        # What else a URL may hold, a password for instance, is not repeated.
-        place = re.split(r"[/?#]", match[2], maxsplit=1)[0].rpartition("@")[2]
-        hint = "; TLS is a setting of its own" if match[1].lower() in _TLS_SCHEMES else ""
-        raise ValueError(f"is a URL: write {place or 'HOST:PORT'} instead{hint}")
+        # Only the host is repeated: the rest of a URL may contain a password.
+        address = re.split(r"[/?#]", match[2], maxsplit=1)[0].rpartition("@")[2]
+        hint = "; TLS is a separate setting" if match[1].lower() in _TLS_SCHEMES else ""
+        raise ValueError(f"is a URL: write {address or 'HOST:PORT'} instead{hint}")
 
 
 def _is_ipv6(text: str) -> bool:

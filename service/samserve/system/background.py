@@ -1,4 +1,4 @@
-"""Tasks that run in the background while a block runs, and go on after unexpected exceptions."""
+"""Background tasks that run while a block runs, and continue after unexpected exceptions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ async def supervised(
 ) -> AsyncIterator[None]:
     """Run *run* in a task while the block runs, and cancel it at the end.
 
-    After an exception *failure* is logged to *log*, and *run* is called again *restart_s* later.
-    Errors that are expected are handled in *run*.
+    After an exception, *failure* is logged to *log*, and *run* is called again *restart_s* later.
+    *run* handles expected errors itself.
     """
     task = asyncio.create_task(_restarting(run, failure, restart_s, log))
     try:
@@ -31,9 +31,9 @@ async def supervised(
 async def periodic(
     step: Callable[[], Awaitable[None]], interval_s: float, failure: str, log: str = "samserve"
 ) -> AsyncIterator[None]:
-    """Await *step* every *interval_s* while the block runs, first when one interval has passed.
+    """Await *step* every *interval_s* while the block runs, first after one interval.
 
-    After an exception *failure* is logged to *log*; the next step follows as usual.
+    After an exception, *failure* is logged to *log*; the next step follows after the interval.
     """
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""Warnings about files that decide who may do what and that every user may write."""
+"""Warnings about security-relevant files that every user may write."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import structlog
 
 
 def warn_if_world_writable(paths: Sequence[Path]) -> None:
-    """Log each file that other users may write, or exchange for one of theirs.
+    """Log each file that other users may write or replace.
 
-    It is not refused: file systems that come from other systems show every file like that.
+    It is no error: some foreign file systems report these permissions for every file.
     """
     log = structlog.get_logger("samserve.files")
     for path in paths:
         for found in _world_writable(path):
-            log.warning("other users may change this", path=str(found), used_as=str(path))
+            log.warning("insecure file permissions", path=str(found), used_as=str(path))
 
 
 def _world_writable(path: Path) -> list[Path]:
-    """Look at the file itself, its folder, and the folder of a link to it."""
+    """Check the file itself, its folder, and the folder of a link to it."""
     real = path.resolve()
     folders = dict.fromkeys([real.parent, path.parent.absolute()])
     files = [real] if _may_be_changed(real) else []
@@ -33,5 +33,5 @@ def _may_be_changed(path: Path, *, folder: bool = False) -> bool:
         mode = path.stat().st_mode
     except OSError:
         return False
-    # In a sticky folder, /tmp for instance, only the owner of a file can exchange it.
+    # In a sticky folder, /tmp for instance, only the owner of a file can replace it.
     return bool(mode & stat.S_IWOTH) and not (folder and mode & stat.S_ISVTX)

@@ -1,4 +1,4 @@
-"""Contents as paths, for libraries that only read files."""
+"""In-memory files, for libraries that only accept paths."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def as_path(content: bytes) -> Iterator[str]:
-    """Yield a path to read *content* from, which is in memory and gone after the block.
+    """Yield a path from which *content* can be read; the file is in memory, and only in the block.
 
-    The file that it came from may have been replaced since the content was checked.
+    The original file may have been replaced since the content was checked.
     """
     with open(os.memfd_create("samserve"), "w+b", buffering=0) as file:
         file.write(content)

@@ -1,4 +1,4 @@
-"""Files that may be replaced while the server runs: read again, and kept if they got worse."""
+"""Files that are reloaded while the server runs; invalid content does not replace valid content."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ from samserve.system.file_permissions import warn_if_world_writable
 T = TypeVar("T")
 
 _Signature = tuple[tuple[int, ...] | None, ...]
-# Reads of files that are exchanged while they are read.
+# Reads of files that change while they are read.
 _ATTEMPTS = 5
 
 
 class ReloadableFile(Generic[T]):
-    """What *parse* makes of the contents of some files, as they were when last valid.
+    """The parsed content of one or more files; ``value`` is the last valid one.
 
-    *parse* takes the bytes of each file, at most *most_bytes* each, and raises `Misconfigured`;
-    its text may hold no value, since it is logged.  Files are followed through symbolic links, so
-    that Kubernetes' way of exchanging a mounted secret is noticed.  `refresh` and `reload` may be
-    called in any thread; ``value`` is replaced in one step.
+    *parse* gets the bytes of each file, at most *max_bytes* each, and raises `Misconfigured`, whose
+    text must not contain values, since it is logged.  Symbolic links are followed, so that the
+    replacement of a mounted secret by Kubernetes is noticed.  `refresh` and `reload` may be called
+    in any thread; ``value`` is replaced atomically.
     """
 
     def __init__(
-        self, name: str, paths: Sequence[Path], parse: Callable[..., T], most_bytes: int = 1 << 20
+        self, name: str, paths: Sequence[Path], parse: Callable[..., T], max_bytes: int = 1 << 20
     ) -> None:
         self.name = name
         self.paths = tuple(paths)
         self._parse = parse
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._log = structlog.get_logger("samserve.files")
         self._lock = threading.Lock()
         self._seen: _Signature | None = None
-        # The state of the files that could not be used.
-        self._refused: _Signature | None = None
+        # The state of the files whose last reload failed.
+        self._rejected: _Signature | None = None
         self.value = self._read()
 
     @property
     def healthy(self) -> bool:
-        """Whether ``value`` is what the files say now."""
+        """Whether ``value`` is the current content of the files."""
         return self._seen is not None
 
     def refresh(self) -> None:
-        """Read the files if they have changed; what cannot be used is logged, and not taken."""
+        """Reload the files if they have changed; log a failure and keep the previous content."""
         try:
             if self.reload():
-                self._log.info("read again", file=self.name)
+                self._log.info("config reloaded", file=self.name)
         except Misconfigured as error:
-            self._log.error("kept the old content", file=self.name, reason=error.message)
+            self._log.error("config reload failed", file=self.name, reason=error.message)
 
     def reload(self) -> bool:
-        """Read the files if they have changed, and return whether there is a new ``value``.
+        """Reload the files if they have changed; return whether ``value`` is new.
 
-        Raises `Misconfigured` if they cannot be used, once for each change.  They are tried again
-        at the next call, since reading may have failed for another reason than their content.
+        Raises `Misconfigured` if they are invalid, once for each change.  The next call tries
+        again, since reading may have failed for another reason than the content.
         """
         with self._lock:
             now = self._signature()
@@ -72,18 +72,18 @@ class ReloadableFile(Generic[T]):
             try:
                 self.value = self._read()
             except Misconfigured:
-                known, self._refused = self._refused, now
-                if known == now:
+                reported, self._rejected = self._rejected, now
+                if reported == now:
                     return False
                 raise
-            self._refused = None
+            self._rejected = None
             return True
 
     def _read(self) -> T:
         for _ in range(_ATTEMPTS):
             before = self._signature()
             contents = [self._content(path) for path in self.paths]
-            # A key of today with the certificate of yesterday would be no pair.
+            # Files must be of one version: a new key would not match an old certificate.
             if self._signature() == before:
                 value = self._parsed(contents)
                 self._seen = before
@@ -97,17 +97,17 @@ class ReloadableFile(Generic[T]):
         except Misconfigured:
             raise
         except Exception as error:
-            # A bug of a parser must not keep the other files from being looked at.
+            # A bug in one parser must not keep the other files from being reloaded.
             raise Misconfigured(f"{self.name}: {type(error).__name__} while reading") from None
 
     def _content(self, path: Path) -> bytes:
         try:
             with path.open("rb") as file:
-                content = file.read(self._most_bytes + 1)
+                content = file.read(self._max_bytes + 1)
         except OSError as error:
             raise Misconfigured(f"{path}: {error.strerror or 'cannot be read'}") from None
-        if len(content) > self._most_bytes:
-            raise Misconfigured(f"{path}: is larger than {self._most_bytes} bytes")
+        if len(content) > self._max_bytes:
+            raise Misconfigured(f"{path}: is larger than {self._max_bytes} bytes")
         return content
 
     def _signature(self) -> _Signature:
@@ -117,17 +117,17 @@ class ReloadableFile(Generic[T]):
 def refreshing(
     files: Sequence[ReloadableFile[Any]], interval_s: float
 ) -> AbstractAsyncContextManager[None]:
-    """Look at the files every *interval_s* seconds while the block runs."""
+    """Reload changed files every *interval_s* seconds while the block runs."""
 
     async def refresh() -> None:
         for each in files:
             await asyncio.to_thread(each.refresh)
 
-    return periodic(refresh, interval_s, "looking at files failed", "samserve.files")
+    return periodic(refresh, interval_s, "checking files failed", "samserve.files")
 
 
 def _state(path: Path) -> tuple[int, ...] | None:
-    """Identity, size and times of a file, which tell that it was replaced; None without it."""
+    """Return identity, size and times of a file, which show a change; None if it is missing."""
     try:
         status = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Retries at start, while what the server needs may only be slow to come up."""
+"""Retries at startup, for services that the server depends on and that may start slowly."""
 
 from __future__ import annotations
 
@@ -13,54 +13,53 @@ from samserve.errors import SamserveError
 
 T = TypeVar("T")
 
-# Between two attempts, and between two log lines.
+# Between two attempts, and between two log entries.
 _RETRY_S = 0.2
-_SAY_SO_EVERY_S = 10.0
+_LOG_INTERVAL_S = 10.0
 
 
 class StartupRetry:
-    """Retries for *seconds* from now; *setting* is the name of the setting that says how long.
+    """Retries for *seconds* from now; *setting* is the name of the setting of that time.
 
-    Several steps may share the time, one after the other.  Without a setting there is one attempt.
+    Several consecutive steps may share the time.  Without a setting there is one attempt.
     """
 
     def __init__(self, seconds: float, setting: str = "") -> None:
         self._seconds = seconds
         self._setting = setting
-        self._ends = time.monotonic() + seconds
+        self._deadline = time.monotonic() + seconds
         self._log = structlog.get_logger("samserve.start")
 
-    async def until_done(
+    async def run(
         self,
         step: Callable[[], Awaitable[T]],
         event: str,
-        worth_it: tuple[type[SamserveError], ...] = (SamserveError,),
+        retry_on: tuple[type[SamserveError], ...] = (SamserveError,),
     ) -> T:
-        """Call *step* until it raises none of the errors *worth_it*, and return what it returns.
+        """Call *step* until it raises none of the errors *retry_on*, and return its result.
 
-        Logs *event* now and then.  Once the time is over the last error is raised, with a text that
+        Logs *event* periodically.  When the time is over, raises the last error, with a text that
         names the setting.
         """
-        say_so = time.monotonic()
+        next_log = time.monotonic()
         while True:
             try:
                 return await step()
-            except worth_it as error:
+            except retry_on as error:
                 now = time.monotonic()
                 if not self._setting:
                     raise
-                if now >= self._ends:
-                    raise type(error)(self._given_up(error)) from error
-                if now >= say_so:
-                    left = round(self._ends - now)
+                if now >= self._deadline:
+                    raise type(error)(self._timeout_message(error)) from error
+                if now >= next_log:
+                    remaining_s = round(self._deadline - now)
                     self._log.info(
-                        event, reason=str(error), setting=self._setting, gives_up_in_s=left
+                        event, reason=str(error), setting=self._setting, gives_up_in_s=remaining_s
                     )
-                    say_so = now + _SAY_SO_EVERY_S
+                    next_log = now + _LOG_INTERVAL_S
             await asyncio.sleep(_RETRY_S)
 
-    def _given_up(self, error: SamserveError) -> str:
+    def _timeout_message(self, error: SamserveError) -> str:
         return (
-            f"{error}; given up after {self._seconds:g} s, "
-            f"{self._setting} gives a slow start more time"
+            f"{error}; given up after {self._seconds:g} s, increase {self._setting} for slow starts"
         )

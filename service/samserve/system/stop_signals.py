@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, which end the process in turn."""
+"""Graceful shutdown by SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(slots=True)
 class StopRequest:
-    """Whether a signal has asked for the end; ``cancels`` is the task that it cancels, if any."""
+    """Whether a signal has requested the shutdown; ``cancels`` is the task to cancel, if any."""
 
     requested: asyncio.Event
     cancels: asyncio.Task[Any] | None
@@ -22,19 +22,19 @@ class StopRequest:
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Have signals make the request while the block runs, and cancel its task.
+    """Handle signals while the block runs: request the shutdown, and cancel the current task.
 
-    A second signal has its ordinary effect: it ends the process at once.
+    A second signal has its default effect: it ends the process at once.
     """
     loop = asyncio.get_running_loop()
     stop = StopRequest(asyncio.Event(), asyncio.current_task())
 
-    def forget() -> None:
+    def remove_handlers() -> None:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
 
     def request() -> None:
-        forget()
+        remove_handlers()
         stop.requested.set()
         if stop.cancels is not None:
             stop.cancels.cancel()
@@ -44,4 +44,4 @@ def stop_signals() -> Iterator[StopRequest]:
     try:
         yield stop
     finally:
-        forget()
+        remove_handlers()

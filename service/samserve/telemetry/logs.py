@@ -13,16 +13,16 @@ from samserve.settings import LogSettings
 
 
 def configure(settings: LogSettings) -> None:
-    """Send our lines and those of libraries to standard error in the chosen format.
+    """Write log lines of samserve and of libraries to standard error in the configured format.
 
-    Called once, at start.
+    Called once, at startup.
     """
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if settings.format == "json"
         else structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
-            # The prettier formatters print local variables: images and prompts of callers.
+            # The default formatters print local variables, which contain images and prompts.
             exception_formatter=structlog.dev.plain_traceback,
         )
     )
@@ -30,31 +30,31 @@ def configure(settings: LogSettings) -> None:
         [structlog.processors.format_exc_info] if settings.format == "json" else []
     )
     level = logging.getLevelNamesMapping()[settings.level.upper()]
-    begin: list[structlog.typing.Processor] = [
+    common: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*begin, *exceptions, renderer],
+        processors=[*common, *exceptions, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Unfailing(sys.stderr))),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _SafeStream(sys.stderr))),
     )
-    _take_over(
+    _configure_libraries(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*begin, structlog.stdlib.add_logger_name],
+            foreign_pre_chain=[*common, structlog.stdlib.add_logger_name],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 *exceptions,
                 renderer,
             ],
         ),
-        # What libraries tell beyond warnings is about themselves.
+        # Of libraries, only warnings and errors are relevant.
         max(level, logging.WARNING),
     )
 
 
-class _Unfailing:
-    """Writes where it can: a full disk or a reader that has gone must not fail a call."""
+class _SafeStream:
+    """Ignores errors of writes: a full disk or a closed reader must not fail a call."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -69,11 +69,11 @@ class _Unfailing:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Ours, to be told from what others add."""
+    """The handler of `configure`, distinguishable from those of libraries."""
 
 
-def _take_over(formatter: logging.Formatter, level: int) -> None:
-    """Have the lines of libraries look like ours."""
+def _configure_libraries(formatter: logging.Formatter, level: int) -> None:
+    """Format the log lines of libraries like those of samserve."""
     root = logging.getLogger()
     for handler in list(root.handlers):
         if isinstance(handler, _Handler):

@@ -1,4 +1,4 @@
-"""Standard error of which every line is a JSON object, of whatever writer."""
+"""Standard error with every line as a JSON object, including lines of libraries."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _STDERR = 2
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def as_json() -> None:
-    """Have all that this process writes to standard error from now on arrive as JSON objects.
+def redirect_as_json() -> None:
+    """Convert all lines that this process writes to standard error to JSON objects.
 
-    Our own lines are such objects.  What Python says, warnings and exceptions that nobody has
-    caught, become one object each, with the exception; of what libraries in C and the interpreter
-    itself write, every line becomes one, by a process beside this one.  Called once, at start.
+    Log lines are JSON objects already.  Warnings and uncaught exceptions of Python become one
+    object each, with the traceback.  Every line of C libraries and of the interpreter becomes one
+    object, by a helper process.  Called once, at startup.
     """
     _pipe_through_writer()
     logging.captureWarnings(capture=True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
     sys.unraisablehook = _unraisable
-    # Written where the crash has happened; the other process still reads it.
+    # Written in the crashed process; the helper process still reads it.
     faulthandler.enable()
 
 
@@ -45,11 +45,11 @@ def _pipe_through_writer() -> None:
     source, sink = os.pipe()
     flushed, flushing = os.pipe()
     program = Path(log_writer.__file__)
-    # It inherits this: what ends the server, sent to its whole group, does not end the writer.
+    # The mask is inherited: a signal to the process group ends the server and not the writer.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
-        writer = subprocess.Popen(  # noqa: S603  # a file of ours
-            # Isolated, and without site-packages: nothing but the standard library.
+        writer = subprocess.Popen(  # noqa: S603  # a file of this package
+            # Isolated, without site-packages: it uses only the standard library.
             [sys.executable, "-I", "-S", str(program), str(flushing)],
             stdin=source,
             stdout=_STDERR,
@@ -62,28 +62,28 @@ def _pipe_through_writer() -> None:
     os.dup2(sink, _STDERR)
     for descriptor in (source, sink, flushing):
         os.close(descriptor)
-    without = threading.Thread(target=_do_without, args=(writer, original), daemon=True)
-    without.start()
+    fallback = threading.Thread(target=_restore_on_exit, args=(writer, original), daemon=True)
+    fallback.start()
     atexit.register(_flush, flushed, writer)
 
 
-def _do_without(writer: subprocess.Popen[bytes], original: int) -> None:
-    """Write past a writer that was killed, for want of memory for instance: our lines are JSON."""
+def _restore_on_exit(writer: subprocess.Popen[bytes], original: int) -> None:
+    """Restore standard error if the writer was killed, by the OOM killer for instance."""
     code = writer.wait()
     os.dup2(original, _STDERR)
-    _log().error("the log writer has ended; lines of libraries are written as they are", code=code)
+    _log().error("log writer ended, lines of libraries are not converted to JSON", code=code)
 
 
 def _flush(flushed: int, writer: subprocess.Popen[bytes]) -> None:
-    """Wait until what was written is out, so that a parent that waits for this process finds it."""
+    """Wait until all lines are written, so that a parent that waits for this process finds them."""
     if writer.returncode is not None:
         return
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
-        # After what may be a line without an end.
-        os.write(_STDERR, b"\n" + log_writer.FLUSHED + b"\n")
+        # The newline ends a line that may be incomplete.
+        os.write(_STDERR, b"\n" + log_writer.FLUSH_MARKER + b"\n")
         select.select([flushed], [], [], _FLUSH_S)
-    # It outlives this process; Python need not warn of that.
+    # The writer outlives this process; this suppresses the ResourceWarning of Python.
     writer.returncode = 0
 
 
@@ -104,7 +104,7 @@ def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
 
 
 def _unraisable(args: Any) -> None:
-    # No repr of the object: it may hold what no log may.
+    # No repr of the object: it may contain data that must not be logged.
     where = getattr(args.object, "__qualname__", type(args.object).__name__)
     trace = (args.exc_type, args.exc_value, args.exc_traceback)
     _log().error(args.err_msg or "exception ignored", where=where, exc_info=trace)

@@ -27,24 +27,26 @@ class _Durability:
 class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
-    """Nothing in particular: see `Embedding.stored` for what became of it."""
+    """No guarantee: `Embedding.stored` reports where the embedding is."""
     DURABILITY_DURABLE: _Durability.ValueType  # 1
-    """The death of any one machine and the restart of any one process: a node of
-    the shared cache has it on disk, and a replica has it too. `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if
-    that cannot be had; the embedding may be stored nevertheless, and asking
-    again costs little. It can still be evicted for want of room.
+    """The loss of any one machine and the restart of any one process: a node of
+    the shared cache has written the embedding to disk, and a replica has it
+    too. `UNAVAILABLE` with reason `CACHE_UNAVAILABLE` if this is not
+    confirmed; the embedding may be cached nevertheless, and a retry costs
+    little. The embedding can still be evicted when memory is short.
     """
 
 class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
-    """What a stored embedding has to survive."""
+    """Which failures a cached embedding can survive."""
 
 DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
-"""Nothing in particular: see `Embedding.stored` for what became of it."""
+"""No guarantee: `Embedding.stored` reports where the embedding is."""
 DURABILITY_DURABLE: Durability.ValueType  # 1
-"""The death of any one machine and the restart of any one process: a node of
-the shared cache has it on disk, and a replica has it too. `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if
-that cannot be had; the embedding may be stored nevertheless, and asking
-again costs little. It can still be evicted for want of room.
+"""The loss of any one machine and the restart of any one process: a node of
+the shared cache has written the embedding to disk, and a replica has it
+too. `UNAVAILABLE` with reason `CACHE_UNAVAILABLE` if this is not
+confirmed; the embedding may be cached nevertheless, and a retry costs
+little. The embedding can still be evicted when memory is short.
 """
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
@@ -55,25 +57,25 @@ class _Stored:
 class _StoredEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Stored.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     STORED_UNSPECIFIED: _Stored.ValueType  # 0
-    """Not told."""
+    """Unknown."""
     STORED_LOCAL: _Stored.ValueType  # 1
-    """In the memory of the server that answers."""
+    """In the memory of the responding server."""
     STORED_SHARED: _Stored.ValueType  # 2
-    """In the cache that several servers share, each of which finds it at once."""
+    """In the shared cache, where every server finds it."""
     STORED_PENDING: _Stored.ValueType  # 3
-    """Nowhere yet: it is being made, see `EmbedRequest.prefetch`."""
+    """Not stored yet: encoding is in progress, see `EmbedRequest.prefetch`."""
 
 class Stored(_Stored, metaclass=_StoredEnumTypeWrapper):
-    """Where an embedding is."""
+    """Where an embedding is stored."""
 
 STORED_UNSPECIFIED: Stored.ValueType  # 0
-"""Not told."""
+"""Unknown."""
 STORED_LOCAL: Stored.ValueType  # 1
-"""In the memory of the server that answers."""
+"""In the memory of the responding server."""
 STORED_SHARED: Stored.ValueType  # 2
-"""In the cache that several servers share, each of which finds it at once."""
+"""In the shared cache, where every server finds it."""
 STORED_PENDING: Stored.ValueType  # 3
-"""Nowhere yet: it is being made, see `EmbedRequest.prefetch`."""
+"""Not stored yet: encoding is in progress, see `EmbedRequest.prefetch`."""
 Global___Stored: _TypeAlias = Stored  # noqa: Y015
 
 class _Transport:
@@ -83,25 +85,27 @@ class _Transport:
 class _TransportEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Transport.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TRANSPORT_UNSPECIFIED: _Transport.ValueType  # 0
-    """Not told."""
+    """Unknown."""
     TRANSPORT_IN_PROCESS: _Transport.ValueType  # 1
     """The models run in the process of this server."""
     TRANSPORT_SHARED_MEMORY: _Transport.ValueType  # 2
-    """By address, in memory that this server and the runtime share."""
+    """By reference to memory that this server and Triton share."""
     TRANSPORT_MESSAGE: _Transport.ValueType  # 3
-    """In messages."""
+    """In gRPC messages to Triton."""
 
 class Transport(_Transport, metaclass=_TransportEnumTypeWrapper):
-    """How tensors travel between this server and the model runtime."""
+    """How tensors are transferred between this server and its engine, which runs
+    the models.
+    """
 
 TRANSPORT_UNSPECIFIED: Transport.ValueType  # 0
-"""Not told."""
+"""Unknown."""
 TRANSPORT_IN_PROCESS: Transport.ValueType  # 1
 """The models run in the process of this server."""
 TRANSPORT_SHARED_MEMORY: Transport.ValueType  # 2
-"""By address, in memory that this server and the runtime share."""
+"""By reference to memory that this server and Triton share."""
 TRANSPORT_MESSAGE: Transport.ValueType  # 3
-"""In messages."""
+"""In gRPC messages to Triton."""
 Global___Transport: _TypeAlias = Transport  # noqa: Y015
 
 class _Multimask:
@@ -111,29 +115,29 @@ class _Multimask:
 class _MultimaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Multimask.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MULTIMASK_UNSPECIFIED: _Multimask.ValueType  # 0
-    """As `MULTIMASK_AUTO`."""
+    """Same as `MULTIMASK_AUTO`."""
     MULTIMASK_AUTO: _Multimask.ValueType  # 1
-    """One mask, chosen by the reference rule of the model's family. For `sam1`:
-    with a single click or only a box the best of the three ambiguous outputs,
-    with more the single-mask output.
+    """One mask, selected by the reference rule of the model's family. For `sam1`:
+    with at most one point and no box, or a box and no points, the multimask
+    output with the highest predicted IoU; otherwise the single-mask output.
     """
     MULTIMASK_ALL: _Multimask.ValueType  # 2
-    """The three ambiguous outputs."""
+    """The three multimask outputs."""
     MULTIMASK_SINGLE: _Multimask.ValueType  # 3
     """The single-mask output."""
 
 class Multimask(_Multimask, metaclass=_MultimaskEnumTypeWrapper):
-    """Which of the decoder's four outputs are answered."""
+    """Which of the decoder's four masks are returned."""
 
 MULTIMASK_UNSPECIFIED: Multimask.ValueType  # 0
-"""As `MULTIMASK_AUTO`."""
+"""Same as `MULTIMASK_AUTO`."""
 MULTIMASK_AUTO: Multimask.ValueType  # 1
-"""One mask, chosen by the reference rule of the model's family. For `sam1`:
-with a single click or only a box the best of the three ambiguous outputs,
-with more the single-mask output.
+"""One mask, selected by the reference rule of the model's family. For `sam1`:
+with at most one point and no box, or a box and no points, the multimask
+output with the highest predicted IoU; otherwise the single-mask output.
 """
 MULTIMASK_ALL: Multimask.ValueType  # 2
-"""The three ambiguous outputs."""
+"""The three multimask outputs."""
 MULTIMASK_SINGLE: Multimask.ValueType  # 3
 """The single-mask output."""
 Global___Multimask: _TypeAlias = Multimask  # noqa: Y015
@@ -145,7 +149,7 @@ class _OutputMode:
 class _OutputModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputMode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     OUTPUT_MODE_UNSPECIFIED: _OutputMode.ValueType  # 0
-    """As `OUTPUT_MODE_COCO_RLE`."""
+    """Same as `OUTPUT_MODE_COCO_RLE`."""
     OUTPUT_MODE_COCO_RLE: _OutputMode.ValueType  # 1
     """COCO compressed run lengths."""
     OUTPUT_MODE_UNCOMPRESSED_RLE: _OutputMode.ValueType  # 2
@@ -153,17 +157,17 @@ class _OutputModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputMode
     OUTPUT_MODE_BINARY_MASK: _OutputMode.ValueType  # 3
     """One bit per pixel."""
     OUTPUT_MODE_LOW_RES_LOGITS: _OutputMode.ValueType  # 4
-    """No pixels, box, area or stability score: only `low_res_logits`, for clients
-    that upsample by themselves or only refine. `Predict` only.
+    """No pixels, box, area or stability score, only `low_res_logits`: for clients
+    that upsample the logits or use them as the next prompt. `Predict` only.
     """
 
 class OutputMode(_OutputMode, metaclass=_OutputModeEnumTypeWrapper):
-    """How the pixels of masks are written; names are those of the reference
+    """How the pixels of masks are encoded. Names are those of the reference
     generator.
     """
 
 OUTPUT_MODE_UNSPECIFIED: OutputMode.ValueType  # 0
-"""As `OUTPUT_MODE_COCO_RLE`."""
+"""Same as `OUTPUT_MODE_COCO_RLE`."""
 OUTPUT_MODE_COCO_RLE: OutputMode.ValueType  # 1
 """COCO compressed run lengths."""
 OUTPUT_MODE_UNCOMPRESSED_RLE: OutputMode.ValueType  # 2
@@ -171,8 +175,8 @@ OUTPUT_MODE_UNCOMPRESSED_RLE: OutputMode.ValueType  # 2
 OUTPUT_MODE_BINARY_MASK: OutputMode.ValueType  # 3
 """One bit per pixel."""
 OUTPUT_MODE_LOW_RES_LOGITS: OutputMode.ValueType  # 4
-"""No pixels, box, area or stability score: only `low_res_logits`, for clients
-that upsample by themselves or only refine. `Predict` only.
+"""No pixels, box, area or stability score, only `low_res_logits`: for clients
+that upsample the logits or use them as the next prompt. `Predict` only.
 """
 Global___OutputMode: _TypeAlias = OutputMode  # noqa: Y015
 
@@ -183,21 +187,21 @@ class _Orientation:
 class _OrientationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Orientation.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     ORIENTATION_UNSPECIFIED: _Orientation.ValueType  # 0
-    """As `ORIENTATION_EXIF`."""
+    """Same as `ORIENTATION_EXIF`."""
     ORIENTATION_EXIF: _Orientation.ValueType  # 1
-    """Turn the image as its EXIF orientation says, as viewers do."""
+    """Rotate and flip the image by its EXIF orientation, as viewers do."""
     ORIENTATION_IGNORE: _Orientation.ValueType  # 2
-    """Take the pixels as they are stored."""
+    """Use the pixels as they are stored."""
 
 class Orientation(_Orientation, metaclass=_OrientationEnumTypeWrapper):
-    """What to do with the orientation that a camera wrote into a file."""
+    """How to apply the EXIF orientation of a file."""
 
 ORIENTATION_UNSPECIFIED: Orientation.ValueType  # 0
-"""As `ORIENTATION_EXIF`."""
+"""Same as `ORIENTATION_EXIF`."""
 ORIENTATION_EXIF: Orientation.ValueType  # 1
-"""Turn the image as its EXIF orientation says, as viewers do."""
+"""Rotate and flip the image by its EXIF orientation, as viewers do."""
 ORIENTATION_IGNORE: Orientation.ValueType  # 2
-"""Take the pixels as they are stored."""
+"""Use the pixels as they are stored."""
 Global___Orientation: _TypeAlias = Orientation  # noqa: Y015
 
 class _RawLayout:
@@ -207,7 +211,7 @@ class _RawLayout:
 class _RawLayoutEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RawLayout.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     RAW_LAYOUT_UNSPECIFIED: _RawLayout.ValueType  # 0
-    """Invalid: say what the bytes mean."""
+    """Invalid: the layout is required."""
     RAW_LAYOUT_RGB: _RawLayout.ValueType  # 1
     """Red, green, blue."""
     RAW_LAYOUT_BGR: _RawLayout.ValueType  # 2
@@ -216,10 +220,10 @@ class _RawLayoutEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RawLayout.V
     """One byte of brightness."""
 
 class RawLayout(_RawLayout, metaclass=_RawLayoutEnumTypeWrapper):
-    """Meaning of the bytes of a pixel."""
+    """Channel layout of a pixel."""
 
 RAW_LAYOUT_UNSPECIFIED: RawLayout.ValueType  # 0
-"""Invalid: say what the bytes mean."""
+"""Invalid: the layout is required."""
 RAW_LAYOUT_RGB: RawLayout.ValueType  # 1
 """Red, green, blue."""
 RAW_LAYOUT_BGR: RawLayout.ValueType  # 2
@@ -241,13 +245,13 @@ class EmbedRequest(_message.Message):
     model: _builtins.str
     """Name of the model. Empty selects the server's default model."""
     durability: Global___Durability.ValueType
-    """What the embedding has to survive before the call ends."""
+    """The call returns when the embedding can survive these failures."""
     prefetch: _builtins.bool
-    """Answers as soon as the image has been looked at, and encodes it later, after
-    everybody who waits for something: for the images that will be needed next.
-    `Predict` and `AutoMask` with the id wait for it at the same server; it is
-    not known if the server stops, or if the image turns out to be unreadable.
-    Not together with `durability`.
+    """Returns as soon as the image is validated, and encodes it in the background
+    at the lowest priority: for images that are needed next. `Predict` and
+    `AutoMask` with the id wait for the encoding on the same server. The id is
+    not found if the server stops first, or if the image cannot be decoded. Not
+    together with `durability`.
     """
     @_builtins.property
     def image(self) -> Global___Image:
@@ -279,11 +283,11 @@ class EmbedResponse(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def embedding(self) -> Global___Embedding:
-        """The embedding that is now stored."""
+        """The cached embedding."""
 
     @_builtins.property
     def timings(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTiming]:
-        """Where the time of this call went."""
+        """Duration of each stage of this call."""
 
     def __init__(
         self,
@@ -314,29 +318,29 @@ class PredictRequest(_message.Message):
     OUTPUT_MODE_FIELD_NUMBER: _builtins.int
     embedding_id: _builtins.str
     """Id of an embedding. `NOT_FOUND` with reason `EMBEDDING_NOT_FOUND` if it
-    is unknown, has expired or was evicted: call `Embed`, or send the image.
+    is unknown, expired or evicted: call `Embed`, or send the image.
     """
     model: _builtins.str
     """Name of the model for `image`. Empty selects the server's default model.
-    An `embedding_id` belongs to the model that made it: leave this empty or
-    name that model.
+    An `embedding_id` belongs to the model that computed it: leave this empty
+    or name that model.
     """
     multimask: Global___Multimask.ValueType
-    """Which of the decoder's candidates are answered."""
+    """Which of the decoder's candidate masks are returned."""
     include_low_res_logits: _builtins.bool
-    """Whether each mask carries its low-resolution logits, 256 KiB for models of
-    256 x 256. Six prompts with three masks each are over 4 MiB.
+    """Whether each mask includes its low-resolution logits: 256 KiB for models of
+    256 x 256. Six prompts with three masks each exceed 4 MiB.
     """
     output_mode: Global___OutputMode.ValueType
-    """How the pixels of the masks are written."""
+    """How the pixels of the masks are encoded."""
     @_builtins.property
     def image(self) -> Global___Image:
-        """An image, encoded on the fly unless its embedding is already stored."""
+        """An image. It is encoded unless its embedding is cached."""
 
     @_builtins.property
     def prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prompt]:
-        """Required. One object each, from 1 to `Limits.max_prompts`; answered in
-        order, and no prompt changes the answer to another.
+        """Required. One prompt for each object, from 1 to `Limits.max_prompts`.
+        Results are in the same order and independent of each other.
         """
 
     def __init__(
@@ -371,7 +375,7 @@ class PredictResponse(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptResult]:
-        """One entry per prompt, in request order."""
+        """One result for each prompt, in request order."""
 
     @_builtins.property
     def embedding(self) -> Global___Embedding:
@@ -379,7 +383,7 @@ class PredictResponse(_message.Message):
 
     @_builtins.property
     def timings(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTiming]:
-        """Where the time of this call went."""
+        """Duration of each stage of this call."""
 
     def __init__(
         self,
@@ -408,23 +412,25 @@ class AutoMaskRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     OUTPUT_MODE_FIELD_NUMBER: _builtins.int
     embedding_id: _builtins.str
-    """Id of an embedding; needs `crop_n_layers` 0, because crops are encoded
+    """Id of an embedding. Requires `crop_n_layers` 0, because crops are encoded
     from the image.
     """
     model: _builtins.str
     """Name of the model for `image`. Empty selects the server's default model.
-    An `embedding_id` belongs to the model that made it: leave this empty or
-    name that model.
+    An `embedding_id` belongs to the model that computed it: leave this empty
+    or name that model.
     """
     output_mode: Global___OutputMode.ValueType
-    """How the pixels of the masks are written."""
+    """How the pixels of the masks are encoded."""
     @_builtins.property
     def image(self) -> Global___Image:
         """An image."""
 
     @_builtins.property
     def options(self) -> Global___AutoMaskOptions:
-        """How to search. What is unset takes the reference generator's default."""
+        """Parameters of the generator. An unset field takes its default from
+        `ListModelsResponse.automask_defaults`.
+        """
 
     def __init__(
         self,
@@ -456,15 +462,15 @@ class AutoMaskResponse(_message.Message):
     SUMMARY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def progress(self) -> Global___AutoMaskProgress:
-        """How far the server is. Sent at least once per crop."""
+        """Progress of the call. Sent at least once for each crop."""
 
     @_builtins.property
     def masks(self) -> Global___AutoMaskBatch:
-        """Final masks. Never sent twice, never withdrawn."""
+        """Final masks. A mask is sent once and never changed afterwards."""
 
     @_builtins.property
     def summary(self) -> Global___AutoMaskSummary:
-        """The last message of a stream that succeeds."""
+        """The last message of a successful stream."""
 
     def __init__(
         self,
@@ -513,7 +519,7 @@ class DeleteEmbeddingResponse(_message.Message):
 
     DELETED_FIELD_NUMBER: _builtins.int
     deleted: _builtins.bool
-    """False if there was nothing to delete."""
+    """False if the embedding did not exist."""
     def __init__(
         self,
         *,
@@ -563,7 +569,7 @@ class ListModelsResponse(_message.Message):
 
     @_builtins.property
     def automask_defaults(self) -> Global___AutoMaskOptions:
-        """The values of AutoMask options that a request leaves unset."""
+        """Defaults of the AutoMask options that a request leaves unset."""
 
     def __init__(
         self,
@@ -591,16 +597,17 @@ class Image(_message.Message):
     ENCODED_SHA256_FIELD_NUMBER: _builtins.int
     ORIENTATION_FIELD_NUMBER: _builtins.int
     encoded: _builtins.bytes
-    """A JPEG, PNG or WebP file. Greyscale is replicated, 16 bits are scaled to
-    8, a palette is resolved, CMYK is converted and transparency is laid
-    over white.
+    """A JPEG, PNG or WebP file. It is converted to 8-bit RGB: greyscale is
+    replicated, 16 bits are scaled to 8, palettes and CMYK are converted, and
+    transparency is composited over white.
     """
     encoded_sha256: _builtins.bytes
-    """The 32 bytes of the SHA-256 of an encoded file that was embedded before.
-    `NOT_FOUND` with reason `EMBEDDING_NOT_FOUND` means: send the file.
+    """SHA-256, 32 bytes, of an encoded file that was embedded before.
+    `NOT_FOUND` with reason `EMBEDDING_NOT_FOUND` if its embedding is not
+    cached: send the file.
     """
     orientation: Global___Orientation.ValueType
-    """What to do with the orientation written in an encoded file."""
+    """How to apply the EXIF orientation of an encoded file."""
     @_builtins.property
     def raw(self) -> Global___RawImage:
         """Uncompressed pixels."""
@@ -633,7 +640,7 @@ class RawImage(_message.Message):
     LAYOUT_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     layout: Global___RawLayout.ValueType
-    """Required. Meaning of the bytes of a pixel."""
+    """Required. Channel layout of a pixel."""
     data: _builtins.bytes
     """Required. `height * width * channels` bytes."""
     @_builtins.property
@@ -657,7 +664,7 @@ Global___RawImage: _TypeAlias = RawImage  # noqa: Y015
 
 @_typing.final
 class Embedding(_message.Message):
-    """A stored embedding."""
+    """A cached embedding."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -668,21 +675,21 @@ class Embedding(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     STORED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Names the embedding. Opaque: do not parse."""
+    """Identifies the embedding. Opaque: do not parse."""
     model: _builtins.str
-    """Name of the model that made it."""
+    """Name of the model that computed it."""
     cached: _builtins.bool
-    """True if it was stored before this call."""
+    """True if it was in the cache before this call."""
     stored: Global___Stored.ValueType
-    """Where it was when the call looked."""
+    """Where it was stored at the time of the call."""
     @_builtins.property
     def image_size(self) -> Global___ImageSize:
-        """Size of the image after orientation, which is the frame of coordinates."""
+        """Size of the image after orientation: the frame of all coordinates."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it will be forgotten at the latest. `Embed` extends it. Unset while it
-        is pending.
+        """When it expires, if it is not evicted before. `Embed` extends it. Unset
+        while the embedding is pending.
         """
 
     def __init__(
@@ -705,8 +712,8 @@ Global___Embedding: _TypeAlias = Embedding  # noqa: Y015
 
 @_typing.final
 class Prompt(_message.Message):
-    """One object to segment. Points, box and mask may be combined; at least one
-    must be set.
+    """Prompt for one object. Points, box and mask may be combined; at least one is
+    required.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -716,7 +723,7 @@ class Prompt(_message.Message):
     MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___Point]:
-        """Clicks, at most `Limits.max_points`."""
+        """Point prompts, at most `Limits.max_points`."""
 
     @_builtins.property
     def box(self) -> Global___Box:
@@ -743,7 +750,7 @@ Global___Prompt: _TypeAlias = Prompt  # noqa: Y015
 
 @_typing.final
 class Point(_message.Message):
-    """A click."""
+    """A point prompt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -754,17 +761,17 @@ class Point(_message.Message):
     class _LabelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Point._Label.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         LABEL_UNSPECIFIED: Point._Label.ValueType  # 0
-        """Invalid: say which side."""
+        """Invalid: the label is required."""
         LABEL_FOREGROUND: Point._Label.ValueType  # 1
         """On the object."""
         LABEL_BACKGROUND: Point._Label.ValueType  # 2
         """Not on the object."""
 
     class Label(_Label, metaclass=_LabelEnumTypeWrapper):
-        """Which side of the object a click is on."""
+        """Whether a point is on the object."""
 
     LABEL_UNSPECIFIED: Point.Label.ValueType  # 0
-    """Invalid: say which side."""
+    """Invalid: the label is required."""
     LABEL_FOREGROUND: Point.Label.ValueType  # 1
     """On the object."""
     LABEL_BACKGROUND: Point.Label.ValueType  # 2
@@ -778,7 +785,7 @@ class Point(_message.Message):
     y: _builtins.float
     """Required. Vertical position, from 0 to the height of the image."""
     label: Global___Point.Label.ValueType
-    """Required. Which side of the object the click is on."""
+    """Required. Whether the point is on the object."""
     def __init__(
         self,
         *,
@@ -830,20 +837,20 @@ Global___Box: _TypeAlias = Box  # noqa: Y015
 
 @_typing.final
 class MaskInput(_message.Message):
-    """A mask as a prompt."""
+    """A mask prompt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     LOW_RES_LOGITS_FIELD_NUMBER: _builtins.int
     BINARY_FIELD_NUMBER: _builtins.int
     low_res_logits: _builtins.bytes
-    """`Mask.low_res_logits` of an earlier answer for the same image:
-    `mask_size * mask_size` little-endian float32, row by row (see `Model`).
+    """`Mask.low_res_logits` of an earlier response for the same image:
+    `mask_side * mask_side` little-endian float32, row by row (see `Model`).
     """
     @_builtins.property
     def binary(self) -> Global___CocoRle:
-        """An ordinary binary mask of the image's size. The server resizes it into
-        the low-resolution frame by area and writes +10 inside and -10 outside.
+        """A binary mask of the image's size. The server resizes it to the
+        low-resolution frame by area, and sets +10 inside and -10 outside.
         """
 
     def __init__(
@@ -864,14 +871,14 @@ Global___MaskInput: _TypeAlias = MaskInput  # noqa: Y015
 
 @_typing.final
 class PromptResult(_message.Message):
-    """The answer to one prompt."""
+    """The result for one prompt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MASKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def masks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mask]:
-        """Candidates in token order."""
+        """Candidate masks in token order."""
 
     def __init__(
         self,
@@ -902,20 +909,22 @@ class Mask(_message.Message):
     BBOX_FIELD_NUMBER: _builtins.int
     LOW_RES_LOGITS_FIELD_NUMBER: _builtins.int
     token_index: _builtins.int
-    """Which decoder output this is: 0 the single-mask token, 1 to 3 the three
-    ambiguous ones. 0 in `AutoMask` answers, which do not tell.
+    """Index of the decoder's mask token: 0 for the single-mask output, 1 to 3 for
+    the three multimask outputs. Always 0 in `AutoMask` responses, which do not
+    report it.
     """
     predicted_iou: _builtins.float
     """The model's own estimate of the mask's quality, about 0 to 1."""
     stability_score: _builtins.float
-    """Pixels above the mask threshold plus 1 over those above it minus 1; 0 if
-    there are none of the latter.
+    """Number of pixels above the mask threshold plus 1, divided by the number
+    above the mask threshold minus 1. 0 if the latter is 0.
     """
     area: _builtins.int
     """Number of pixels in the mask."""
     low_res_logits: _builtins.bytes
-    """`mask_size * mask_size` little-endian float32 before upsampling, row by
-    row, if requested. A later prompt on the same image takes them as mask.
+    """`mask_side * mask_side` little-endian float32 before upsampling, row by
+    row, if requested. Accepted as the mask of a later prompt on the same
+    image.
     """
     @_builtins.property
     def coco_rle(self) -> Global___CocoRle:
@@ -958,16 +967,14 @@ Global___Mask: _TypeAlias = Mask  # noqa: Y015
 
 @_typing.final
 class CocoRle(_message.Message):
-    """Run lengths as COCO compresses them: column by column, starting with
-    background.
-    """
+    """COCO compressed run lengths, column by column, starting with background."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SIZE_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
     counts: _builtins.str
-    """The compressed lengths, as `pycocotools` reads and writes them."""
+    """The compressed run lengths, in the format of `pycocotools`."""
     @_builtins.property
     def size(self) -> Global___ImageSize:
         """Size of the mask."""
@@ -1000,7 +1007,7 @@ class UncompressedRle(_message.Message):
 
     @_builtins.property
     def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The lengths; the first is 0 if the first pixel is inside the mask."""
+        """The run lengths. The first is 0 if the first pixel is inside the mask."""
 
     def __init__(
         self,
@@ -1027,7 +1034,7 @@ class BinaryMask(_message.Message):
     SIZE_FIELD_NUMBER: _builtins.int
     BITS_FIELD_NUMBER: _builtins.int
     bits: _builtins.bytes
-    """The bits, the last byte padded with zeros."""
+    """The bits. The last byte is padded with zeros."""
     @_builtins.property
     def size(self) -> Global___ImageSize:
         """Size of the mask."""
@@ -1048,9 +1055,9 @@ Global___BinaryMask: _TypeAlias = BinaryMask  # noqa: Y015
 
 @_typing.final
 class BoundingBox(_message.Message):
-    """A box by corner and extent, exactly as the reference generator writes it:
-    the extent is that between the first and last pixel, so a mask of one pixel
-    has width 0.
+    """A box by corner and extent, as the reference generator computes it: the
+    extent is the distance between the first and the last pixel, so a mask of one
+    pixel has width 0.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1085,7 +1092,7 @@ Global___BoundingBox: _TypeAlias = BoundingBox  # noqa: Y015
 
 @_typing.final
 class AutoMaskOptions(_message.Message):
-    """How AutoMask searches; names and defaults are those of the reference
+    """Parameters of AutoMask. Names and defaults are those of the reference
     `SamAutomaticMaskGenerator`.
     """
 
@@ -1110,8 +1117,9 @@ class AutoMaskOptions(_message.Message):
     Default 32. Not together with `point_grids`.
     """
     points_per_batch: _builtins.int
-    """Points decoded together, from 1 to `Limits.max_points_per_batch`. Default
-    64. The server may split batches further; answers do not depend on it.
+    """Points that are decoded together, from 1 to `Limits.max_points_per_batch`.
+    Default 64. The server may split batches further; masks do not depend on
+    it.
     """
     pred_iou_thresh: _builtins.float
     """Keeps masks whose predicted IoU is greater. From 0 to 1, default 0.88."""
@@ -1120,34 +1128,34 @@ class AutoMaskOptions(_message.Message):
     0.95.
     """
     stability_score_offset: _builtins.float
-    """Shift of the threshold for the stability score. From 0 to 1000000, default
-    1.
+    """Offset of the mask threshold for the stability score. From 0 to 1000000,
+    default 1.
     """
     box_nms_thresh: _builtins.float
-    """Box IoU above which the worse of two masks of one crop is dropped. From 0
-    to 1, default 0.7.
+    """Non-maximum suppression within a crop: of two masks with a greater box IoU,
+    the one with the lower predicted IoU is dropped. From 0 to 1, default 0.7.
     """
     crop_n_layers: _builtins.int
-    """Layers of crops that are searched besides the whole image; layer i has
-    4^i crops. From 0 to `Limits.max_crop_n_layers`, default 0.
+    """Layers of crops that are searched in addition to the whole image; layer i
+    has 4^i crops. From 0 to `Limits.max_crop_n_layers`, default 0.
     """
     crop_nms_thresh: _builtins.float
-    """Box IoU above which the mask of the larger of two crops is dropped. From 0
-    to 1, default 0.7.
+    """Non-maximum suppression between crops: of two masks with a greater box IoU,
+    the one from the larger crop is dropped. From 0 to 1, default 0.7.
     """
     crop_overlap_ratio: _builtins.float
-    """Overlap of the crops of the first layer as a part of the image's short
+    """Overlap of the crops of the first layer, as a fraction of the image's short
     side; halved for each further layer. From 0 to below 1, default 512/1500.
     """
     crop_n_points_downscale_factor: _builtins.int
     """Layer i has `points_per_side / this^i` points per side. From 1, default 1."""
     min_mask_region_area: _builtins.int
-    """Holes and islands below this many pixels are removed from each mask. From
-    0 (off, the default) up.
+    """Removes holes and islands of fewer pixels from each mask. From 0 (off, the
+    default).
     """
     max_masks: _builtins.int
-    """Sends only this many masks, those of highest predicted IoU. From 0 (no
-    bound, the default) up.
+    """Returns at most this many masks, those with the highest predicted IoU. From
+    0 (no limit, the default).
     """
     @_builtins.property
     def point_grids(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointGrid]:
@@ -1158,7 +1166,7 @@ class AutoMaskOptions(_message.Message):
     @_builtins.property
     def region_of_interest(self) -> Global___Box:
         """Restricts the search to grid points inside this box, in image pixels. Masks
-        may reach out of it. Nothing is encoded again.
+        may extend beyond it. The image is not encoded again.
         """
 
     def __init__(
@@ -1236,14 +1244,14 @@ Global___AutoMaskOptions: _TypeAlias = AutoMaskOptions  # noqa: Y015
 
 @_typing.final
 class PointGrid(_message.Message):
-    """Points to prompt with."""
+    """A grid of point prompts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POINTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___NormalizedPoint]:
-        """At least one and at most the square of `Limits.max_points_per_side`."""
+        """At least one, at most the square of `Limits.max_points_per_side`."""
 
     def __init__(
         self,
@@ -1286,7 +1294,7 @@ Global___NormalizedPoint: _TypeAlias = NormalizedPoint  # noqa: Y015
 
 @_typing.final
 class AutoMaskProgress(_message.Message):
-    """How far an AutoMask call is."""
+    """Progress of an AutoMask call."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1320,7 +1328,7 @@ Global___AutoMaskProgress: _TypeAlias = AutoMaskProgress  # noqa: Y015
 
 @_typing.final
 class AutoMaskBatch(_message.Message):
-    """Some of the final masks."""
+    """A batch of final masks."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1361,7 +1369,7 @@ class AutoMaskRecord(_message.Message):
 
     @_builtins.property
     def crop_box(self) -> Global___BoundingBox:
-        """The crop that it was found in, in image pixels."""
+        """The crop in which the mask was found, in image pixels."""
 
     def __init__(
         self,
@@ -1406,7 +1414,7 @@ Global___Position: _TypeAlias = Position  # noqa: Y015
 
 @_typing.final
 class AutoMaskSummary(_message.Message):
-    """What an AutoMask call did."""
+    """Summary of an AutoMask call."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1422,11 +1430,11 @@ class AutoMaskSummary(_message.Message):
 
     @_builtins.property
     def timings(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTiming]:
-        """Where the time of this call went."""
+        """Duration of each stage of this call."""
 
     @_builtins.property
     def filters(self) -> _containers.RepeatedCompositeFieldContainer[Global___FilterCount]:
-        """What each filter saw, in the order they ran."""
+        """Candidates before and after each filter, in the order of execution."""
 
     def __init__(
         self,
@@ -1446,7 +1454,7 @@ Global___AutoMaskSummary: _TypeAlias = AutoMaskSummary  # noqa: Y015
 
 @_typing.final
 class FilterCount(_message.Message):
-    """What one filter of AutoMask did."""
+    """Candidates before and after one filter of AutoMask."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1458,9 +1466,9 @@ class FilterCount(_message.Message):
     `crop_nms`, `small_regions` or `max_masks`.
     """
     in_count: _builtins.int
-    """Candidates that came in."""
+    """Candidates before the filter."""
     out_count: _builtins.int
-    """Candidates that were kept."""
+    """Candidates after the filter."""
     def __init__(
         self,
         *,
@@ -1478,8 +1486,8 @@ Global___FilterCount: _TypeAlias = FilterCount  # noqa: Y015
 
 @_typing.final
 class StageTiming(_message.Message):
-    """The wall-clock time of one stage. Stages do not overlap: together they are
-    what the call took until its answer was put together.
+    """Wall-clock time of one stage. Stages do not overlap: their sum is the time
+    until the response was built.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1489,7 +1497,7 @@ class StageTiming(_message.Message):
     stage: _builtins.str
     """Name of the stage, for instance `decode_image`, `encode` or `decode`."""
     duration_ms: _builtins.float
-    """Milliseconds."""
+    """Duration in milliseconds."""
     def __init__(
         self,
         *,
@@ -1523,34 +1531,36 @@ class Model(_message.Message):
     CARD_FIELD_NUMBER: _builtins.int
     ENCODER_DIGEST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name to select it by."""
+    """Name that selects the model in requests."""
     family: _builtins.str
-    """Family, which decides preprocessing and the multimask rule: `sam1`."""
+    """Model family, which determines preprocessing and the multimask rule:
+    `sam1`.
+    """
     digest: _builtins.str
-    """Digest of the weights of all its networks."""
+    """Digest of the weights of all networks of the model."""
     description: _builtins.str
-    """What the model is, for people."""
+    """Human-readable description."""
     image_side: _builtins.int
-    """Side of the square that the encoder sees, in pixels."""
+    """Side of the encoder's square input, in pixels."""
     mask_side: _builtins.int
     """Side of the low-resolution logits, in pixels."""
     embedding_bytes: _builtins.int
-    """Bytes that one embedding takes in the store."""
+    """Size of one embedding in the cache, in bytes."""
     default: _builtins.bool
     """True for the model that is used when a request names none."""
     transport: Global___Transport.ValueType
-    """How its tensors travel between this server and the model runtime now."""
+    """How tensors are currently transferred between this server and its engine."""
     encoder_digest: _builtins.str
-    """Digest of the weights of its image encoder. Embeddings of another encoder
-    are not decoded; those of this one are, whatever becomes of the decoder.
+    """Digest of the weights of the image encoder. Only embeddings of the same
+    encoder are decoded; they stay valid when the decoder is replaced.
     """
     @_builtins.property
     def capabilities(self) -> Global___Capabilities:
-        """What it can do."""
+        """Supported prompts and methods."""
 
     @_builtins.property
     def card(self) -> Global___ModelCard:
-        """Where it comes from and what was lost on the way."""
+        """Source of the model, and parity of its export."""
 
     def __init__(
         self,
@@ -1578,7 +1588,7 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class ModelCard(_message.Message):
-    """What an export wrote down about a model. What is empty is not known."""
+    """What the export recorded about a model. Empty fields are unknown."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1591,7 +1601,9 @@ class ModelCard(_message.Message):
     EXPORTER_FIELD_NUMBER: _builtins.int
     PARITY_FIELD_NUMBER: _builtins.int
     variant: _builtins.str
-    """Published size: `vit_b`, `vit_l`, `vit_h`, `mobile`; `custom` is any other."""
+    """Published variant: `vit_b`, `vit_l`, `vit_h`, `mobile`; `custom` is any
+    other.
+    """
     source: _builtins.str
     """File, directory or hub name of the checkpoint."""
     source_revision: _builtins.str
@@ -1599,14 +1611,14 @@ class ModelCard(_message.Message):
     source_sha256: _builtins.str
     """SHA-256 of the checkpoint, 64 hexadecimal digits."""
     source_format: _builtins.str
-    """Whose names the checkpoint's tensors had, and their narrowest type."""
+    """Naming scheme of the checkpoint's tensors, and their narrowest data type."""
     precision: _builtins.str
     """Precision of the image encoder's weights and arithmetic: `fp32`, `fp16`."""
     exporter: _builtins.str
     """Programs that wrote the model."""
     @_builtins.property
     def parity(self) -> Global___Parity:
-        """Unset if nothing was compared."""
+        """Unset if the export was not compared with the checkpoint."""
 
     def __init__(
         self,
@@ -1630,41 +1642,47 @@ Global___ModelCard: _TypeAlias = ModelCard  # noqa: Y015
 
 @_typing.final
 class Parity(_message.Message):
-    """How far the served model is from its checkpoint's own networks in float32."""
+    """Comparison of the served model with its checkpoint's own networks in float32."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    PICTURES_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
     PROMPTS_FIELD_NUMBER: _builtins.int
     MEAN_IOU_FIELD_NUMBER: _builtins.int
     WORST_IOU_FIELD_NUMBER: _builtins.int
-    CHANGED_CHOICES_FIELD_NUMBER: _builtins.int
+    BEST_MASK_MISMATCH_RATIO_FIELD_NUMBER: _builtins.int
     EMBEDDING_ERROR_FIELD_NUMBER: _builtins.int
-    pictures: _builtins.int
-    """Pictures that masks were compared on."""
+    images: _builtins.int
+    """Number of images that were compared."""
     prompts: _builtins.int
-    """Prompts on all of them whose masks were compared; masks that are nearly empty or full are not."""
+    """Number of prompts, over all images, whose masks were compared. Prompts with
+    nearly empty or full masks are excluded.
+    """
     mean_iou: _builtins.float
-    """Mean intersection over union of each prompt's best mask; 0 if no masks were compared."""
+    """Mean intersection over union of each prompt's best mask; 0 if no masks were
+    compared.
+    """
     worst_iou: _builtins.float
-    """The least of them."""
-    changed_choices: _builtins.float
-    """Share of prompts for which another of the three masks would be chosen."""
+    """Lowest intersection over union of them."""
+    best_mask_mismatch_ratio: _builtins.float
+    """Fraction of all prompts for which another of the three multimask outputs
+    has the highest predicted IoU.
+    """
     embedding_error: _builtins.float
     """Largest relative L2 distance of an embedding."""
     def __init__(
         self,
         *,
-        pictures: _builtins.int = ...,
+        images: _builtins.int = ...,
         prompts: _builtins.int = ...,
         mean_iou: _builtins.float = ...,
         worst_iou: _builtins.float = ...,
-        changed_choices: _builtins.float = ...,
+        best_mask_mismatch_ratio: _builtins.float = ...,
         embedding_error: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_choices", b"changed_choices", "embedding_error", b"embedding_error", "mean_iou", b"mean_iou", "pictures", b"pictures", "prompts", b"prompts", "worst_iou", b"worst_iou"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_mask_mismatch_ratio", b"best_mask_mismatch_ratio", "embedding_error", b"embedding_error", "images", b"images", "mean_iou", b"mean_iou", "prompts", b"prompts", "worst_iou", b"worst_iou"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1672,7 +1690,7 @@ Global___Parity: _TypeAlias = Parity  # noqa: Y015
 
 @_typing.final
 class Capabilities(_message.Message):
-    """What a model can do."""
+    """Prompts and methods that a model supports."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1682,15 +1700,15 @@ class Capabilities(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     AUTOMASK_FIELD_NUMBER: _builtins.int
     points: _builtins.bool
-    """Takes points."""
+    """Point prompts."""
     boxes: _builtins.bool
-    """Takes a box."""
+    """Box prompts."""
     masks: _builtins.bool
-    """Takes a mask."""
+    """Mask prompts."""
     text: _builtins.bool
-    """Takes text."""
+    """Text prompts."""
     automask: _builtins.bool
-    """Serves `AutoMask`."""
+    """The method `AutoMask`."""
     def __init__(
         self,
         *,
@@ -1710,8 +1728,8 @@ Global___Capabilities: _TypeAlias = Capabilities  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
-    """Limits on requests; beyond one, the answer is `INVALID_ARGUMENT` unless said
-    otherwise.
+    """Limits on requests. A request over a limit fails with `INVALID_ARGUMENT`
+    unless stated otherwise.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

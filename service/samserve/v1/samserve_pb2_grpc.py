@@ -29,22 +29,23 @@ class SegmentationServiceStub:
     """Segments images with models of the Segment Anything family.
 
     Encode an image once with `Embed`, then call `Predict` as often as needed
-    with the returned id; both `Predict` and `AutoMask` also take the image
-    itself, which heals an id that has expired.
+    with the returned id. `Predict` and `AutoMask` also accept the image itself,
+    for instance after an id has expired.
 
-    Coordinates are continuous pixels of the image as people see it, after EXIF
-    orientation: x grows right, y grows down, and the outer corner of the first
-    pixel is (0, 0).
+    Coordinates are continuous pixels of the image as it is displayed, after EXIF
+    orientation: x grows to the right, y grows downwards, and the outer corner of
+    the first pixel is (0, 0).
 
-    Every error carries a `google.rpc.ErrorInfo` of domain `samserve` whose
-    `reason` is part of this contract; a bad request also carries
-    `google.rpc.BadRequest` naming every field that is wrong, up to 16 of them, a
-    refused one `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in
-    its metadata, of 1 to 128 letters, digits and `_.:/-`, and returns it, or a
-    new one instead of any other, in the trailing metadata of its answer.
+    Every error carries a `google.rpc.ErrorInfo` with domain `samserve`, whose
+    `reason` is part of this contract. An invalid request also carries a
+    `google.rpc.BadRequest` that names every invalid field, up to 16 of them; a
+    rejected one carries a `google.rpc.RetryInfo` if a retry can succeed. Every
+    call accepts an `x-request-id` in its metadata: 1 to 128 letters, digits and
+    `_.:/-`. The trailing metadata of the response contains it, or a generated id
+    if it is missing or invalid.
 
-    Answers may be larger than the 4 MiB that most gRPC libraries take at most:
-    raise the client's limit for messages that it receives, see docs/clients.md.
+    Responses may be larger than 4 MiB, the default limit of most gRPC libraries:
+    raise the client's limit for received messages, see docs/clients.md.
     """
 
     def __init__(self, channel):
@@ -84,27 +85,28 @@ class SegmentationServiceServicer:
     """Segments images with models of the Segment Anything family.
 
     Encode an image once with `Embed`, then call `Predict` as often as needed
-    with the returned id; both `Predict` and `AutoMask` also take the image
-    itself, which heals an id that has expired.
+    with the returned id. `Predict` and `AutoMask` also accept the image itself,
+    for instance after an id has expired.
 
-    Coordinates are continuous pixels of the image as people see it, after EXIF
-    orientation: x grows right, y grows down, and the outer corner of the first
-    pixel is (0, 0).
+    Coordinates are continuous pixels of the image as it is displayed, after EXIF
+    orientation: x grows to the right, y grows downwards, and the outer corner of
+    the first pixel is (0, 0).
 
-    Every error carries a `google.rpc.ErrorInfo` of domain `samserve` whose
-    `reason` is part of this contract; a bad request also carries
-    `google.rpc.BadRequest` naming every field that is wrong, up to 16 of them, a
-    refused one `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in
-    its metadata, of 1 to 128 letters, digits and `_.:/-`, and returns it, or a
-    new one instead of any other, in the trailing metadata of its answer.
+    Every error carries a `google.rpc.ErrorInfo` with domain `samserve`, whose
+    `reason` is part of this contract. An invalid request also carries a
+    `google.rpc.BadRequest` that names every invalid field, up to 16 of them; a
+    rejected one carries a `google.rpc.RetryInfo` if a retry can succeed. Every
+    call accepts an `x-request-id` in its metadata: 1 to 128 letters, digits and
+    `_.:/-`. The trailing metadata of the response contains it, or a generated id
+    if it is missing or invalid.
 
-    Answers may be larger than the 4 MiB that most gRPC libraries take at most:
-    raise the client's limit for messages that it receives, see docs/clients.md.
+    Responses may be larger than 4 MiB, the default limit of most gRPC libraries:
+    raise the client's limit for received messages, see docs/clients.md.
     """
 
     def Embed(self, request, context):
-        """Encodes an image and keeps its embedding. The same image, options and
-        model always give the same id, and a repeat costs one hash of the bytes.
+        """Encodes an image and caches its embedding. The same image, options and
+        model always give the same id. A repeated call costs one hash of the bytes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,7 +120,7 @@ class SegmentationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AutoMask(self, request, context):
-        """Segments everything in one image: progress while the point grid is
+        """Segments everything in one image. Streams progress while the point grid is
         evaluated, then final masks in bounded batches, then one summary.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -126,10 +128,10 @@ class SegmentationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteEmbedding(self, request, context):
-        """Forgets an embedding, on every server that shares its cache: within a second
-        on those that reach the cache, within a time that is set on others.
-        `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if others could not be told.
-        Safe to repeat.
+        """Deletes an embedding on every server that shares its cache: within a second
+        on servers that are connected to the cache, within a configured time on
+        others. `UNAVAILABLE` with reason `CACHE_UNAVAILABLE` if the deletion did
+        not reach the shared cache. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,22 +184,23 @@ class SegmentationService:
     """Segments images with models of the Segment Anything family.
 
     Encode an image once with `Embed`, then call `Predict` as often as needed
-    with the returned id; both `Predict` and `AutoMask` also take the image
-    itself, which heals an id that has expired.
+    with the returned id. `Predict` and `AutoMask` also accept the image itself,
+    for instance after an id has expired.
 
-    Coordinates are continuous pixels of the image as people see it, after EXIF
-    orientation: x grows right, y grows down, and the outer corner of the first
-    pixel is (0, 0).
+    Coordinates are continuous pixels of the image as it is displayed, after EXIF
+    orientation: x grows to the right, y grows downwards, and the outer corner of
+    the first pixel is (0, 0).
 
-    Every error carries a `google.rpc.ErrorInfo` of domain `samserve` whose
-    `reason` is part of this contract; a bad request also carries
-    `google.rpc.BadRequest` naming every field that is wrong, up to 16 of them, a
-    refused one `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in
-    its metadata, of 1 to 128 letters, digits and `_.:/-`, and returns it, or a
-    new one instead of any other, in the trailing metadata of its answer.
+    Every error carries a `google.rpc.ErrorInfo` with domain `samserve`, whose
+    `reason` is part of this contract. An invalid request also carries a
+    `google.rpc.BadRequest` that names every invalid field, up to 16 of them; a
+    rejected one carries a `google.rpc.RetryInfo` if a retry can succeed. Every
+    call accepts an `x-request-id` in its metadata: 1 to 128 letters, digits and
+    `_.:/-`. The trailing metadata of the response contains it, or a generated id
+    if it is missing or invalid.
 
-    Answers may be larger than the 4 MiB that most gRPC libraries take at most:
-    raise the client's limit for messages that it receives, see docs/clients.md.
+    Responses may be larger than 4 MiB, the default limit of most gRPC libraries:
+    raise the client's limit for received messages, see docs/clients.md.
     """
 
     @staticmethod

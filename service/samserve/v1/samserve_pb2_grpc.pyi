@@ -30,22 +30,23 @@ class SegmentationServiceStub:
     """Segments images with models of the Segment Anything family.
 
     Encode an image once with `Embed`, then call `Predict` as often as needed
-    with the returned id; both `Predict` and `AutoMask` also take the image
-    itself, which heals an id that has expired.
+    with the returned id. `Predict` and `AutoMask` also accept the image itself,
+    for instance after an id has expired.
 
-    Coordinates are continuous pixels of the image as people see it, after EXIF
-    orientation: x grows right, y grows down, and the outer corner of the first
-    pixel is (0, 0).
+    Coordinates are continuous pixels of the image as it is displayed, after EXIF
+    orientation: x grows to the right, y grows downwards, and the outer corner of
+    the first pixel is (0, 0).
 
-    Every error carries a `google.rpc.ErrorInfo` of domain `samserve` whose
-    `reason` is part of this contract; a bad request also carries
-    `google.rpc.BadRequest` naming every field that is wrong, up to 16 of them, a
-    refused one `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in
-    its metadata, of 1 to 128 letters, digits and `_.:/-`, and returns it, or a
-    new one instead of any other, in the trailing metadata of its answer.
+    Every error carries a `google.rpc.ErrorInfo` with domain `samserve`, whose
+    `reason` is part of this contract. An invalid request also carries a
+    `google.rpc.BadRequest` that names every invalid field, up to 16 of them; a
+    rejected one carries a `google.rpc.RetryInfo` if a retry can succeed. Every
+    call accepts an `x-request-id` in its metadata: 1 to 128 letters, digits and
+    `_.:/-`. The trailing metadata of the response contains it, or a generated id
+    if it is missing or invalid.
 
-    Answers may be larger than the 4 MiB that most gRPC libraries take at most:
-    raise the client's limit for messages that it receives, see docs/clients.md.
+    Responses may be larger than 4 MiB, the default limit of most gRPC libraries:
+    raise the client's limit for received messages, see docs/clients.md.
     """
 
     @_typing.overload
@@ -53,20 +54,20 @@ class SegmentationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SegmentationServiceAsyncStub: ...
     Embed: _grpc.UnaryUnaryMultiCallable[_samserve_pb2.EmbedRequest, _samserve_pb2.EmbedResponse]
-    """Encodes an image and keeps its embedding. The same image, options and
-    model always give the same id, and a repeat costs one hash of the bytes.
+    """Encodes an image and caches its embedding. The same image, options and
+    model always give the same id. A repeated call costs one hash of the bytes.
     """
     Predict: _grpc.UnaryUnaryMultiCallable[_samserve_pb2.PredictRequest, _samserve_pb2.PredictResponse]
     """Predicts masks for one or more prompts on one image."""
     AutoMask: _grpc.UnaryStreamMultiCallable[_samserve_pb2.AutoMaskRequest, _samserve_pb2.AutoMaskResponse]
-    """Segments everything in one image: progress while the point grid is
+    """Segments everything in one image. Streams progress while the point grid is
     evaluated, then final masks in bounded batches, then one summary.
     """
     DeleteEmbedding: _grpc.UnaryUnaryMultiCallable[_samserve_pb2.DeleteEmbeddingRequest, _samserve_pb2.DeleteEmbeddingResponse]
-    """Forgets an embedding, on every server that shares its cache: within a second
-    on those that reach the cache, within a time that is set on others.
-    `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if others could not be told.
-    Safe to repeat.
+    """Deletes an embedding on every server that shares its cache: within a second
+    on servers that are connected to the cache, within a configured time on
+    others. `UNAVAILABLE` with reason `CACHE_UNAVAILABLE` if the deletion did
+    not reach the shared cache. Idempotent.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_samserve_pb2.ListModelsRequest, _samserve_pb2.ListModelsResponse]
     """Lists the served models, the limits on requests and the defaults."""
@@ -76,40 +77,41 @@ class SegmentationServiceAsyncStub(SegmentationServiceStub):
     """Segments images with models of the Segment Anything family.
 
     Encode an image once with `Embed`, then call `Predict` as often as needed
-    with the returned id; both `Predict` and `AutoMask` also take the image
-    itself, which heals an id that has expired.
+    with the returned id. `Predict` and `AutoMask` also accept the image itself,
+    for instance after an id has expired.
 
-    Coordinates are continuous pixels of the image as people see it, after EXIF
-    orientation: x grows right, y grows down, and the outer corner of the first
-    pixel is (0, 0).
+    Coordinates are continuous pixels of the image as it is displayed, after EXIF
+    orientation: x grows to the right, y grows downwards, and the outer corner of
+    the first pixel is (0, 0).
 
-    Every error carries a `google.rpc.ErrorInfo` of domain `samserve` whose
-    `reason` is part of this contract; a bad request also carries
-    `google.rpc.BadRequest` naming every field that is wrong, up to 16 of them, a
-    refused one `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in
-    its metadata, of 1 to 128 letters, digits and `_.:/-`, and returns it, or a
-    new one instead of any other, in the trailing metadata of its answer.
+    Every error carries a `google.rpc.ErrorInfo` with domain `samserve`, whose
+    `reason` is part of this contract. An invalid request also carries a
+    `google.rpc.BadRequest` that names every invalid field, up to 16 of them; a
+    rejected one carries a `google.rpc.RetryInfo` if a retry can succeed. Every
+    call accepts an `x-request-id` in its metadata: 1 to 128 letters, digits and
+    `_.:/-`. The trailing metadata of the response contains it, or a generated id
+    if it is missing or invalid.
 
-    Answers may be larger than the 4 MiB that most gRPC libraries take at most:
-    raise the client's limit for messages that it receives, see docs/clients.md.
+    Responses may be larger than 4 MiB, the default limit of most gRPC libraries:
+    raise the client's limit for received messages, see docs/clients.md.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Embed: _aio.UnaryUnaryMultiCallable[_samserve_pb2.EmbedRequest, _samserve_pb2.EmbedResponse]  # type: ignore[assignment]
-    """Encodes an image and keeps its embedding. The same image, options and
-    model always give the same id, and a repeat costs one hash of the bytes.
+    """Encodes an image and caches its embedding. The same image, options and
+    model always give the same id. A repeated call costs one hash of the bytes.
     """
     Predict: _aio.UnaryUnaryMultiCallable[_samserve_pb2.PredictRequest, _samserve_pb2.PredictResponse]  # type: ignore[assignment]
     """Predicts masks for one or more prompts on one image."""
     AutoMask: _aio.UnaryStreamMultiCallable[_samserve_pb2.AutoMaskRequest, _samserve_pb2.AutoMaskResponse]  # type: ignore[assignment]
-    """Segments everything in one image: progress while the point grid is
+    """Segments everything in one image. Streams progress while the point grid is
     evaluated, then final masks in bounded batches, then one summary.
     """
     DeleteEmbedding: _aio.UnaryUnaryMultiCallable[_samserve_pb2.DeleteEmbeddingRequest, _samserve_pb2.DeleteEmbeddingResponse]  # type: ignore[assignment]
-    """Forgets an embedding, on every server that shares its cache: within a second
-    on those that reach the cache, within a time that is set on others.
-    `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if others could not be told.
-    Safe to repeat.
+    """Deletes an embedding on every server that shares its cache: within a second
+    on servers that are connected to the cache, within a configured time on
+    others. `UNAVAILABLE` with reason `CACHE_UNAVAILABLE` if the deletion did
+    not reach the shared cache. Idempotent.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_samserve_pb2.ListModelsRequest, _samserve_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the served models, the limits on requests and the defaults."""
@@ -118,22 +120,23 @@ class SegmentationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Segments images with models of the Segment Anything family.
 
     Encode an image once with `Embed`, then call `Predict` as often as needed
-    with the returned id; both `Predict` and `AutoMask` also take the image
-    itself, which heals an id that has expired.
+    with the returned id. `Predict` and `AutoMask` also accept the image itself,
+    for instance after an id has expired.
 
-    Coordinates are continuous pixels of the image as people see it, after EXIF
-    orientation: x grows right, y grows down, and the outer corner of the first
-    pixel is (0, 0).
+    Coordinates are continuous pixels of the image as it is displayed, after EXIF
+    orientation: x grows to the right, y grows downwards, and the outer corner of
+    the first pixel is (0, 0).
 
-    Every error carries a `google.rpc.ErrorInfo` of domain `samserve` whose
-    `reason` is part of this contract; a bad request also carries
-    `google.rpc.BadRequest` naming every field that is wrong, up to 16 of them, a
-    refused one `google.rpc.RetryInfo`. Every call accepts an `x-request-id` in
-    its metadata, of 1 to 128 letters, digits and `_.:/-`, and returns it, or a
-    new one instead of any other, in the trailing metadata of its answer.
+    Every error carries a `google.rpc.ErrorInfo` with domain `samserve`, whose
+    `reason` is part of this contract. An invalid request also carries a
+    `google.rpc.BadRequest` that names every invalid field, up to 16 of them; a
+    rejected one carries a `google.rpc.RetryInfo` if a retry can succeed. Every
+    call accepts an `x-request-id` in its metadata: 1 to 128 letters, digits and
+    `_.:/-`. The trailing metadata of the response contains it, or a generated id
+    if it is missing or invalid.
 
-    Answers may be larger than the 4 MiB that most gRPC libraries take at most:
-    raise the client's limit for messages that it receives, see docs/clients.md.
+    Responses may be larger than 4 MiB, the default limit of most gRPC libraries:
+    raise the client's limit for received messages, see docs/clients.md.
     """
 
     @_abc_1.abstractmethod
@@ -142,8 +145,8 @@ class SegmentationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _samserve_pb2.EmbedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_samserve_pb2.EmbedResponse, _abc.Awaitable[_samserve_pb2.EmbedResponse]]:
-        """Encodes an image and keeps its embedding. The same image, options and
-        model always give the same id, and a repeat costs one hash of the bytes.
+        """Encodes an image and caches its embedding. The same image, options and
+        model always give the same id. A repeated call costs one hash of the bytes.
         """
 
     @_abc_1.abstractmethod
@@ -160,7 +163,7 @@ class SegmentationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _samserve_pb2.AutoMaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_samserve_pb2.AutoMaskResponse], _abc.AsyncIterator[_samserve_pb2.AutoMaskResponse]]:
-        """Segments everything in one image: progress while the point grid is
+        """Segments everything in one image. Streams progress while the point grid is
         evaluated, then final masks in bounded batches, then one summary.
         """
 
@@ -170,10 +173,10 @@ class SegmentationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _samserve_pb2.DeleteEmbeddingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_samserve_pb2.DeleteEmbeddingResponse, _abc.Awaitable[_samserve_pb2.DeleteEmbeddingResponse]]:
-        """Forgets an embedding, on every server that shares its cache: within a second
-        on those that reach the cache, within a time that is set on others.
-        `UNAVAILABLE` with reason `STORE_UNAVAILABLE` if others could not be told.
-        Safe to repeat.
+        """Deletes an embedding on every server that shares its cache: within a second
+        on servers that are connected to the cache, within a configured time on
+        others. `UNAVAILABLE` with reason `CACHE_UNAVAILABLE` if the deletion did
+        not reach the shared cache. Idempotent.
         """
 
     @_abc_1.abstractmethod

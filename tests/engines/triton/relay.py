@@ -1,4 +1,4 @@
-"""A TCP relay that counts what passes: the wire between gateway and Triton."""
+"""A TCP relay between gateway and Triton that counts the bytes it forwards."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Relay:
-    """Bytes seen so far; ``url`` is where to connect instead of the real address.
+    """Bytes forwarded so far; ``url`` replaces the real address.
 
-    While it is ``stuck`` nothing passes, but connections stay open, as to a machine that hangs.
+    While the relay is ``stuck`` it forwards nothing, but connections stay open, as if the machine
+    hung.
     """
 
     url: str = ""
@@ -27,21 +28,23 @@ class Relay:
 
     @property
     def port(self) -> int:
-        """The port to connect to."""
+        """Return the port of the relay."""
         return int(self.url.rpartition(":")[2])
 
 
 @asynccontextmanager
 async def relay(target: str, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Relay]:
-    """Relay connections to *host* on to *target* while the block runs."""
+    """Forward connections to *host* to *target* while the block runs."""
     counts = Relay()
     far_host, _, far_port = target.rpartition(":")
 
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
+    async def pump(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: str
+    ) -> None:
         while data := await reader.read(1 << 20):
             if counts.stuck:
                 continue
-            setattr(counts, way, getattr(counts, way) + len(data))
+            setattr(counts, direction, getattr(counts, direction) + len(data))
             writer.write(data)
             await writer.drain()
         writer.close()

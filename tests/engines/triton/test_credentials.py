@@ -1,4 +1,4 @@
-"""How files of credentials are read, and that nothing of them gets into a text."""
+"""Credentials files are parsed, and their contents never appear in texts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from samserve.engines.triton.credentials import Credentials, open_credentials
 from samserve.errors import Misconfigured
 from samserve.settings import TritonSettings
 
-from tests.secrecy import secret
+from tests.secret_leaks import secret
 from tests.support.certificates import Issuer, Mounted
 
 ISSUER = Issuer()
 CERT, KEY = ISSUER.issue("gateway")
 OTHER_KEY = ISSUER.issue("gateway")[1]
-VALUE = secret("a-header-value-that-nobody-may-see")
+VALUE = secret("a-secret-header-value")
 HEADERS = f"triton-grpc-protocol-admin: {VALUE}\n"
 FILES = {"ca": ISSUER.pem, "cert": CERT, "key": KEY, "headers": HEADERS}
 
@@ -45,7 +45,7 @@ def encrypted(key: str) -> str:
     )
 
 
-def test_files_are_read(tmp_path: Path) -> None:
+def test_credentials_files_are_read(tmp_path: Path) -> None:
     credentials = read(mounted(tmp_path))
 
     assert credentials.tls
@@ -57,12 +57,12 @@ def test_files_are_read(tmp_path: Path) -> None:
 BROKEN: list[tuple[str, str, str]] = [
     ("ca", "", "No such file"),
     ("ca", KEY, "triton.ca_file"),
-    ("ca", ISSUER.pem[: len(ISSUER.pem) // 2], "not made of certificates"),
-    ("cert", KEY, "not made of certificates"),
-    ("key", OTHER_KEY, "is not the key of"),
-    ("key", CERT, "is no private key"),
-    ("key", KEY[: len(KEY) // 2], "is no private key"),
-    ("key", encrypted(KEY), "or it is encrypted"),
+    ("ca", ISSUER.pem[: len(ISSUER.pem) // 2], "must contain PEM certificates"),
+    ("cert", KEY, "must contain PEM certificates"),
+    ("key", OTHER_KEY, "does not match"),
+    ("key", CERT, "must be an unencrypted PEM private key"),
+    ("key", KEY[: len(KEY) // 2], "must be an unencrypted PEM private key"),
+    ("key", encrypted(KEY), "must be an unencrypted PEM private key"),
     ("key", KEY + " " * (1 << 20), "is larger than"),
     ("headers", VALUE, "line 1: not `name: value`"),
     ("headers", f"good: {VALUE}\n\nX-Bad: {VALUE}", "line 3: not `name: value`"),
@@ -73,36 +73,36 @@ BROKEN: list[tuple[str, str, str]] = [
     ("headers", "name:  ", "line 1: the value is empty or not printable ASCII"),
     ("headers", f"name: {VALUE}é", "line 1: the value is empty or not printable ASCII"),
     ("headers", f"name: {VALUE}\x00", "line 1: the value is empty or not printable ASCII"),
-    ("headers", f"name: {VALUE}\nname: {VALUE}", "line 2: this name was there before"),
+    ("headers", f"name: {VALUE}\nname: {VALUE}", "line 2: duplicate name"),
 ]
 
 
-# Without ids of our own these would be the contents, which are secrets.
+# Explicit ids, because the default ids would be the contents, which are secrets.
 @pytest.mark.parametrize(
-    ("name", "content", "said"), BROKEN, ids=[f"{row[0]} {n}" for n, row in enumerate(BROKEN)]
+    ("name", "content", "expected"), BROKEN, ids=[f"{row[0]} {n}" for n, row in enumerate(BROKEN)]
 )
-def test_an_error_names_the_file_and_nothing_that_is_in_it(
-    tmp_path: Path, name: str, content: str, said: str
+def test_error_names_the_file_but_contains_nothing_of_it(
+    tmp_path: Path, name: str, content: str, expected: str
 ) -> None:
     settings = mounted(tmp_path, **{name: content})
     with pytest.raises(Misconfigured) as caught:
         read(settings)
 
     text = str(caught.value)
-    assert said in text
+    assert expected in text
     assert str(getattr(settings, f"{name}_file")) in text
-    everything = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
-    assert "PRIVATE KEY" not in everything
-    assert not [part for part in secrets_of(content) if part in everything]
+    output = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
+    assert "PRIVATE KEY" not in output
+    assert not [part for part in secrets_of(content) if part in output]
     assert caught.value.__cause__ is None
 
 
 def secrets_of(content: str) -> list[str]:
-    """What of a file must not be seen: a header's value, the lines of PEM text."""
+    """Return the secret parts of a file: a header's value, the lines of PEM text."""
     return [VALUE, *(line for line in content.splitlines() if len(line) > 30)]
 
 
-def test_a_repr_tells_nothing(tmp_path: Path) -> None:
+def test_repr_contains_no_secrets(tmp_path: Path) -> None:
     files = open_credentials(mounted(tmp_path))
     text = f"{files.value} {files.value!r} {files!r}"
 
@@ -110,7 +110,7 @@ def test_a_repr_tells_nothing(tmp_path: Path) -> None:
     assert len(text) < 500
 
 
-def test_without_a_ca_file_the_systems_are_trusted(
+def test_without_a_ca_file_the_cas_of_the_system_are_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = tmp_path / "system.crt"
@@ -122,7 +122,7 @@ def test_without_a_ca_file_the_systems_are_trusted(
     assert files.value.roots == ISSUER.pem.encode()
 
 
-def test_without_settings_nothing_is_read() -> None:
+def test_without_settings_no_file_is_read() -> None:
     files = open_credentials(TritonSettings())
 
     assert files.paths == ()
@@ -130,17 +130,17 @@ def test_without_settings_nothing_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("settings", "error"),
     [
         ({"tls": True, "cert_file": "a"}, "triton.key_file is missing"),
         ({"tls": True, "key_file": "a"}, "triton.cert_file is missing"),
-        ({"ca_file": "a"}, "triton.ca_file is for triton.tls=true only"),
-        ({"cert_file": "a", "key_file": "b"}, "triton.cert_file is for triton.tls=true only"),
+        ({"ca_file": "a"}, "triton.ca_file requires triton.tls=true"),
+        ({"cert_file": "a", "key_file": "b"}, "triton.cert_file requires triton.tls=true"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
-        TritonSettings(**given)
+def test_inconsistent_settings_are_rejected(settings: dict[str, Any], error: str) -> None:
+    with pytest.raises(ValidationError, match=error):
+        TritonSettings(**settings)
 
 
 def test_headers_do_not_need_tls() -> None:

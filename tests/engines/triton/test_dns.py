@@ -1,4 +1,4 @@
-"""The name in `triton.url` gets another address, or comes late."""
+"""The host name in `triton.url` changes its address, or resolves only later."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from samserve.engines.triton.connection import TritonConnection
 from samserve.errors import SamserveError
 from samserve.v1 import samserve_pb2 as pb
 
-from tests import pictures
-from tests.engines.triton.opening import gateway, is_healthy, opened
+from tests import sample_images
 from tests.engines.triton.relay import relay
+from tests.engines.triton.services import gateway, is_healthy, opened
 from tests.support.name_server import Names, name_server
 from tests.support.waiting import until
 from tests.triton import servers
@@ -30,7 +30,7 @@ async def names() -> AsyncIterator[Names]:
 
 
 async def failures_before(step: Callable[[], Awaitable[object]]) -> int:
-    """Try again and again, and count the failures before the first success."""
+    """Retry *step*, and return the number of failures before the first success."""
     count = 0
     while True:
         try:
@@ -43,7 +43,7 @@ async def failures_before(step: Callable[[], Awaitable[object]]) -> int:
 
 
 @pytest.mark.parametrize("memory", ["off", "required"])
-async def test_a_triton_at_another_address_is_found(names: Names, memory: str) -> None:
+async def test_triton_is_found_at_its_new_address(names: Names, memory: str) -> None:
     target = servers.drawing().grpc_address
     async with relay(target, OLD) as old:
         names.addresses[NAME] = OLD
@@ -54,15 +54,15 @@ async def test_a_triton_at_another_address_is_found(names: Names, memory: str) -
         names.addresses[NAME] = NEW
         await until(lambda: not is_healthy(service))
         await until(lambda: is_healthy(service))
-        answer = await stub.Predict(
-            pb.PredictRequest(image=pictures.image(), prompts=[pictures.click()])
+        response = await stub.Predict(
+            pb.PredictRequest(image=sample_images.image(), prompts=[sample_images.point_prompt()])
         )
         await session.__aexit__(None, None, None)
 
-    assert answer.results
+    assert response.results
 
 
-async def test_a_name_is_looked_up_when_its_connection_ends_even_if_it_was_just_before(
+async def test_name_is_resolved_when_a_connection_ends_even_if_resolved_recently(
     names: Names,
 ) -> None:
     target = servers.drawing().grpc_address
@@ -75,15 +75,15 @@ async def test_a_name_is_looked_up_when_its_connection_ends_even_if_it_was_just_
         failures = await failures_before(connection.ready_models)
         await connection.aclose()
 
-    # By default gRPC looks a name up every 30 s at most: that would be some 300 failures, or a
-    # hundred on a machine that is three times as slow.  A slow one makes fewer, never more.
+    # By default gRPC resolves a name at most every 30 s: that would be about 300 failures, or a
+    # hundred on a machine that is three times slower.  A slow machine has fewer, never more.
     assert failures < 60
 
 
-async def test_a_name_that_comes_late_is_asked_for_all_the_time(
+async def test_unknown_name_is_resolved_repeatedly_at_startup(
     names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health_monitor, "_REOPEN_EVERY_S", 0.0)
+    monkeypatch.setattr(health_monitor, "_REOPEN_INTERVAL_S", 0.0)
     host, port = servers.drawing().grpc_address.split(":")
 
     async def open_and_close() -> list[str]:
@@ -92,27 +92,27 @@ async def test_a_name_that_comes_late_is_asked_for_all_the_time(
             return list(engine.models)
 
     opening = asyncio.create_task(open_and_close())
-    # gRPC itself would wait longer after each answer without an address, in the end two minutes.
-    await until(lambda: names.asked >= 15)
+    # gRPC itself would back off after each response without an address, up to two minutes.
+    await until(lambda: names.queries >= 15)
     names.addresses[NAME] = host
 
     assert await opening == ["fake"]
 
 
 @pytest.mark.slow
-async def test_a_triton_that_hangs_is_left_when_its_name_leads_elsewhere(
+async def test_connections_to_a_hanging_triton_are_replaced_when_its_address_changes(
     names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health_monitor, "_REOPEN_EVERY_S", 0.0)
+    monkeypatch.setattr(health_monitor, "_REOPEN_INTERVAL_S", 0.0)
     target = servers.drawing().grpc_address
     async with relay(target, OLD) as old, relay(target, NEW, old.port):
         names.addresses[NAME] = OLD
         async with gateway(names.target(NAME, old.port), shared_memory="off") as (service, _):
             connection = service.engine._connection  # type: ignore[attr-defined]
-            before = connection._now
+            before = connection._current
             old.stuck = True
             await until(lambda: not is_healthy(service))
             names.addresses[NAME] = NEW
-            # gRPC itself holds on to the old connections until a ping has had no answer for long.
-            await until(lambda: connection._now is not before)
+            # gRPC itself keeps the old connections until a keepalive ping times out.
+            await until(lambda: connection._current is not before)
             await until(lambda: is_healthy(service))

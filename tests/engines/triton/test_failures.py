@@ -1,4 +1,4 @@
-"""What Triton's errors are turned into, and after which of them a request has ended."""
+"""How Triton's errors are translated, and after which of them a request has ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from samserve.errors import (
 )
 from tritonclient.utils import InferenceServerException
 
-# Status and text of a real server (2.51, or by the source of mid 2026), our error, is it over.
+# Status and message of a real server (2.51, or by the source of mid 2026), our error, has it ended.
 ERRORS = [
     ("NOT_FOUND", "Unable to find shared memory region: 'x'", EngineUnavailable, True),
     ("NOT_FOUND", "Request for unknown model: 'x' is not found", EngineUnavailable, False),
@@ -46,7 +46,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("status", "text", "kind", "ended"), ERRORS)
-def test_errors_of_triton_become_ours(
+def test_errors_of_triton_are_translated(
     status: str, text: str, kind: type[SamserveError], ended: bool
 ) -> None:
     error = translate(InferenceServerException(text, f"StatusCode.{status}" if status else None))
@@ -56,30 +56,30 @@ def test_errors_of_triton_become_ours(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("CERTIFICATE_VERIFY_FAILED: self signed certificate in chain", "not signed by a CA"),
         ("CERTIFICATE_VERIFY_FAILED: certificate has expired: OK", "has expired"),
-        ("UNAUTHENTICATED: Hostname Verification Check failed.", "for another name"),
-        ("Handshake read failed (Socket closed)", "maybe the model server does not use TLS"),
-        ("UNAVAILABLE: ipv4:127.0.0.1:1: Socket closed", "maybe it wants TLS or a client"),
+        ("UNAUTHENTICATED: Hostname Verification Check failed.", "not valid for the host"),
+        ("Handshake read failed (Socket closed)", "Triton may not use TLS"),
+        ("UNAVAILABLE: ipv4:127.0.0.1:1: Socket closed", "it may require TLS or a client"),
         ("UNAVAILABLE: ipv4:127.0.0.1:1: Connection refused", "cannot be reached"),
-        ("address lookup failed for a:1: Domain name not found", "leads to no address"),
+        ("address lookup failed for a:1: Domain name not found", "cannot be resolved"),
     ],
 )
-def test_what_is_wrong_with_a_new_connection_is_told(text: str, told: str) -> None:
-    whole = f"failed to connect to all addresses; last error: {text}"
+def test_error_states_why_a_new_connection_failed(text: str, expected: str) -> None:
+    message = f"failed to connect to all addresses; last error: {text}"
 
-    assert told in str(translate(InferenceServerException(whole, "StatusCode.UNAVAILABLE")))
+    assert expected in str(translate(InferenceServerException(message, "StatusCode.UNAVAILABLE")))
 
 
-def test_a_connection_that_breaks_later_is_no_matter_of_tls() -> None:
+def test_established_connection_that_breaks_is_not_attributed_to_tls() -> None:
     broken = InferenceServerException("Socket closed", "StatusCode.UNAVAILABLE")
 
-    assert str(translate(broken)) == "the model server cannot be reached"
+    assert str(translate(broken)) == "Triton cannot be reached"
 
 
-def test_a_clients_text_holds_nothing_of_tritons() -> None:
+def test_text_for_clients_contains_nothing_of_tritons_message() -> None:
     secret = "/models/secret/1/model.onnx"
     texts = [
         str(translate(InferenceServerException(secret, f"StatusCode.{status}")))

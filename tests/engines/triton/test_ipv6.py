@@ -8,20 +8,19 @@ import pytest
 from samserve.system.addresses import join
 
 from harness.triton.server import TritonServer
-from tests import chosen
-from tests.engines.triton.opening import opened
-
-# Which tritonserver joins with its port as it is.
+from tests import engine_choice
+from tests.engines.triton.services import opened
 
 HOST = "::1"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shared_memory", ["required", "off"])
-async def test_a_triton_on_ipv6_is_used(shared_memory: str, tmp_path: Path) -> None:
+async def test_gateway_connects_to_triton_over_ipv6(shared_memory: str, tmp_path: Path) -> None:
     server = TritonServer(
-        model_repository=chosen.drawing_repository(),
+        model_repository=engine_choice.drawing_repository(),
         log=tmp_path / "log",
+        # tritonserver appends the port without adding brackets.
         extra_args=[f"--grpc-address=[{HOST}]"],
     )
     with server:

@@ -1,4 +1,4 @@
-"""People who click go before searches, also in Triton's queue."""
+"""Interactive calls have priority over bulk calls, also in Triton's queue."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from samserve.context import Priority, RequestContext
 from samserve.engines.base import PromptBatch
 from samserve.engines.fake import MODEL
 
-from tests.engines.triton.opening import clicks, encoded, opened
+from tests.engines.triton.services import encoded, opened, point_prompts
 from tests.support.waiting import until
-from tests.triton import asking
+from tests.triton import queries
 from tests.triton.servers import Holding
 
-SEARCHES = 12
+BULK_CALLS = 12
 DECODER = f"{MODEL.name}_decoder"
 
 
-async def test_a_click_overtakes_searches_that_wait_in_triton(holding: Holding) -> None:
+async def test_interactive_decode_overtakes_bulk_decodes_in_the_queue_of_triton(
+    holding: Holding,
+) -> None:
     triton = holding.server
-    async with opened(triton.grpc_address) as (engine, store):
-        slot = await encoded(engine, store)
+    async with opened(triton.grpc_address) as (engine, cache):
+        slot = await encoded(engine, cache)
         embedding = slot.as_embedding()
         done: list[str] = []
 
@@ -30,25 +32,27 @@ async def test_a_click_overtakes_searches_that_wait_in_triton(holding: Holding) 
             await engine.decode(MODEL.name, embedding, batch, context)
             done.append(name)
 
-        # Both instances are at work; neighbours differ in shape, so that none are batched.
+        # Both instances are busy; consecutive requests differ in shape, so that none are batched.
         busy = [
-            asyncio.create_task(decode("busy", clicks(count, held=True), Priority.INTERACTIVE))
+            asyncio.create_task(
+                decode("busy", point_prompts(count, held=True), Priority.INTERACTIVE)
+            )
             for count in (4, 5)
         ]
         await holding.hold.begun(2)
-        searches = [
-            asyncio.create_task(decode("search", clicks(1 + 2 * (number % 2)), Priority.BULK))
-            for number in range(SEARCHES)
+        bulk = [
+            asyncio.create_task(decode("bulk", point_prompts(1 + 2 * (number % 2)), Priority.BULK))
+            for number in range(BULK_CALLS)
         ]
-        await until(partial(asking.is_queued, triton, DECODER, SEARCHES))
-        click = asyncio.create_task(decode("click", clicks(2), Priority.INTERACTIVE))
-        await until(partial(asking.is_queued, triton, DECODER, SEARCHES + 1))
+        await until(partial(queries.is_queued, triton, DECODER, BULK_CALLS))
+        call = asyncio.create_task(decode("interactive", point_prompts(2), Priority.INTERACTIVE))
+        await until(partial(queries.is_queued, triton, DECODER, BULK_CALLS + 1))
         assert done == []
-        # One instance only, so that answers come in the order in which they were computed.
+        # One instance only, so that results arrive in the order in which they were computed.
         holding.hold.release(1)
-        await click
-        before_the_click = done[: done.index("click")]
+        await call
+        earlier = done[: done.index("interactive")]
         holding.hold.release()
-        await asyncio.gather(*busy, *searches)
+        await asyncio.gather(*busy, *bulk)
 
-    assert before_the_click.count("search") <= SEARCHES // 4
+    assert earlier.count("bulk") <= BULK_CALLS // 4

@@ -1,7 +1,7 @@
-"""Runs that were lost and still write while their memory is wanted for others.
+"""Requests without a response that still write while their memory is needed for other requests.
 
-Triton holds some runs until the test lets them go on: calls about those are given up in the middle,
-and the other instance of the model goes on with what others want.
+Triton holds some runs until the test releases them: their calls are cancelled during the run, and
+the other instance of the model serves the other requests.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from functools import partial
 
 import numpy as np
 import pytest
+from samserve.cache.local.cache import LocalCache
 from samserve.context import RequestContext
 from samserve.engines.base import EncoderInput, PromptBatch
 from samserve.engines.fake import MODEL, FakeEngine
 from samserve.engines.triton.engine import TritonEngine
 from samserve.errors import EngineFailure, EngineUnavailable, WeightsChanged
-from samserve.stores.local.store import MemoryStore
 
-from tests.engines.drawing import held_pixels
-from tests.engines.triton.opening import (
-    clicks,
+from tests.engines.drawing import mark_held
+from tests.engines.triton.services import (
     encoded,
-    holds,
-    looked_again,
+    matches,
     opened,
-    picture,
+    point_prompts,
+    random_image,
     reserved,
-    under_way,
+    runs_in_flight,
+    wait_for_checks,
 )
 from tests.support.waiting import until
 from tests.triton.servers import Holding
 
 NAME = MODEL.name
 SLOTS = 4
-Pair = tuple[TritonEngine, MemoryStore]
+Pair = tuple[TritonEngine, LocalCache]
 
 
 @pytest.fixture
@@ -49,67 +49,69 @@ async def pair(holding: Holding) -> AsyncIterator[Pair]:
         yield both
 
 
-def held_picture() -> EncoderInput:
-    image = picture(7)
-    held_pixels(image.pixels)
+def held_image() -> EncoderInput:
+    image = random_image(7)
+    mark_held(image.pixels)
     return image
 
 
-async def give_up(tasks: list[asyncio.Task[None]]) -> None:
+async def cancel(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
 
 
-def is_under_way(engine: TritonEngine, network: str, count: int) -> bool:
-    return under_way(engine._metrics, network) == count
+def is_in_flight(engine: TritonEngine, network: str, count: int) -> bool:
+    return runs_in_flight(engine._metrics, network) == count
 
 
-async def test_a_slot_is_not_used_again_while_a_lost_encode_may_write(
+async def test_slot_is_not_reused_while_a_cancelled_encode_may_write(
     pair: Pair, holding: Holding
 ) -> None:
-    engine, store = pair
-    lost = await reserved(engine, store, "lost")
-    task = asyncio.create_task(engine.encode(NAME, held_picture(), lost, RequestContext()))
+    engine, cache = pair
+    cancelled = await reserved(engine, cache, "cancelled")
+    task = asyncio.create_task(engine.encode(NAME, held_image(), cancelled, RequestContext()))
     await holding.hold.begun()
-    await give_up([task])
-    await store.discard(lost)
-    written = lost.tensors["image_embedding"]
+    await cancel([task])
+    await cache.discard(cancelled)
+    written = cancelled.tensors["image_embedding"]
     written[...] = -5
 
-    # Everything else in the store is wanted now.
-    images, filled = [picture(100 + seed) for seed in range(SLOTS - 1)], []
+    # All other slots are needed now.
+    images, filled = [random_image(100 + seed) for seed in range(SLOTS - 1)], []
     for number, image in enumerate(images):
-        slot = await reserved(engine, store, f"new {number}")
-        assert slot.index != lost.index
+        slot = await reserved(engine, cache, f"new {number}")
+        assert slot.index != cancelled.index
         await engine.encode(NAME, image, slot, RequestContext())
         filled.append(slot)
-    assert all(map(holds, filled, images))
-    await looked_again(engine)
-    assert store.stats().quarantined_bytes == MODEL.embedding_bytes
+    assert all(map(matches, filled, images))
+    await wait_for_checks(engine)
+    assert cache.stats().quarantined_bytes == MODEL.embedding_bytes
     assert (written == -5).all()
 
-    # The lost run ends by writing into the slot that nobody else was given.
+    # The cancelled run ends by writing into the slot, which was not reused.
     holding.hold.release()
-    await until(lambda: store.stats().quarantined_bytes == 0)
+    await until(lambda: cache.stats().quarantined_bytes == 0)
     assert (written[3:] == 0).all()
-    assert all(map(holds, filled, images))
-    assert (await reserved(engine, store, "again")).index == lost.index
+    assert all(map(matches, filled, images))
+    assert (await reserved(engine, cache, "again")).index == cancelled.index
 
 
-async def test_logits_do_not_change_when_a_lost_decode_writes(pair: Pair, holding: Holding) -> None:
-    engine, store = pair
-    slot = await encoded(engine, store)
+async def test_logits_do_not_change_when_a_cancelled_decode_writes(
+    pair: Pair, holding: Holding
+) -> None:
+    engine, cache = pair
+    slot = await encoded(engine, cache)
     embedding = slot.as_embedding()
     task = asyncio.create_task(
-        engine.decode(NAME, embedding, clicks(2, seed=7, held=True), RequestContext())
+        engine.decode(NAME, embedding, point_prompts(2, seed=7, held=True), RequestContext())
     )
     await holding.hold.begun()
-    await give_up([task])
-    batches = [clicks(2, seed=10 + seed) for seed in range(4)]
+    await cancel([task])
+    batches = [point_prompts(2, seed=10 + seed) for seed in range(4)]
     held = [await engine.decode(NAME, embedding, batch, RequestContext()) for batch in batches]
     before = [output.low_res_logits.copy() for output in held]
-    await looked_again(engine)
+    await wait_for_checks(engine)
     assert engine._regions.retired_bytes > 0
 
     holding.hold.release()
@@ -121,16 +123,16 @@ async def test_logits_do_not_change_when_a_lost_decode_writes(pair: Pair, holdin
         assert np.allclose(copy, expected.low_res_logits, atol=1e-3)
 
 
-async def test_a_request_that_triton_refuses_holds_nothing(pair: Pair) -> None:
-    engine, store = pair
-    slot = await encoded(engine, store)
-    good = clicks(2)
+async def test_rejected_request_retires_no_memory(pair: Pair) -> None:
+    engine, cache = pair
+    slot = await encoded(engine, cache)
+    good = point_prompts(2)
     wrong = PromptBatch(good.point_coords[..., :1], good.point_labels, good.mask_input)
     for _ in range(3):
         with pytest.raises(EngineFailure):
             await engine.decode(NAME, slot.as_embedding(), wrong, RequestContext())
         assert engine._regions.retired_bytes == 0
-    # These are for a decoder that was replaced by one with masks of another size.
+    # These prompts are for a decoder that was replaced by one with masks of another size.
     smaller = replace(good, mask_input=np.zeros((0, 128, 128), dtype=np.float32))
     with pytest.raises(WeightsChanged):
         await engine.decode(NAME, slot.as_embedding(), smaller, RequestContext())
@@ -140,61 +142,63 @@ async def test_a_request_that_triton_refuses_holds_nothing(pair: Pair) -> None:
     assert engine._pool._bytes == before
 
 
-async def test_a_request_that_a_stopped_triton_has_yet_to_read_harms_nobody(
+async def test_cancelled_requests_that_a_paused_triton_reads_later_change_no_result(
     holding: Holding, pair: Pair
 ) -> None:
     triton = holding.server
-    engine, store = pair
-    slot = await encoded(engine, store)
+    engine, cache = pair
+    slot = await encoded(engine, cache)
     embedding = slot.as_embedding()
     fake = FakeEngine()
     for _ in range(2):
         triton.pause()
-        lost = [
-            asyncio.create_task(engine.decode(NAME, embedding, clicks(1, seed=s), RequestContext()))
+        cancelled = [
+            asyncio.create_task(
+                engine.decode(NAME, embedding, point_prompts(1, seed=s), RequestContext())
+            )
             for s in range(4)
         ]
-        await until(partial(is_under_way, engine, "decoder", 4))
-        await give_up(lost)
-        wanted = [clicks(1, seed=50 + s) for s in range(4)]
+        await until(partial(is_in_flight, engine, "decoder", 4))
+        await cancel(cancelled)
+        batches = [point_prompts(1, seed=50 + s) for s in range(4)]
         calls = [
             asyncio.create_task(engine.decode(NAME, embedding, batch, RequestContext()))
-            for batch in wanted
+            for batch in batches
         ]
-        await until(partial(is_under_way, engine, "decoder", 4))
+        await until(partial(is_in_flight, engine, "decoder", 4))
         await asyncio.to_thread(triton.resume)
         outputs = await asyncio.gather(*calls)
-        # What was lost has ended, too.
+        # The cancelled requests have ended as well.
         await until(lambda: engine._regions.retired_bytes == 0)
-        for batch, output in zip(wanted, outputs, strict=True):
+        for batch, output in zip(batches, outputs, strict=True):
             expected = await fake.decode(NAME, embedding, batch, RequestContext())
             assert np.allclose(output.low_res_logits, expected.low_res_logits, atol=1e-3)
         del outputs, output
 
 
-async def test_what_a_lost_request_holds_ends_with_the_triton_that_held_it(
-    holding: Holding, pair: Pair
-) -> None:
+async def test_quarantine_ends_when_triton_has_restarted(holding: Holding, pair: Pair) -> None:
     triton = holding.server
-    engine, store = pair
-    slot = await reserved(engine, store, "x")
-    # The first one makes the segments.
-    await engine.encode(NAME, picture(), slot, RequestContext())
+    engine, cache = pair
+    slot = await reserved(engine, cache, "x")
+    # The first request creates the segments.
+    await engine.encode(NAME, random_image(), slot, RequestContext())
     triton.pause()
-    task = asyncio.create_task(engine.encode(NAME, picture(), slot, RequestContext()))
-    await until(partial(is_under_way, engine, "encoder", 1))
-    await give_up([task])
-    await store.discard(slot)
-    assert store.stats().quarantined_bytes == MODEL.embedding_bytes
+    task = asyncio.create_task(engine.encode(NAME, random_image(), slot, RequestContext()))
+    await until(partial(is_in_flight, engine, "encoder", 1))
+    await cancel([task])
+    await cache.discard(slot)
+    assert cache.stats().quarantined_bytes == MODEL.embedding_bytes
     triton.kill()
     await until(lambda: not engine._monitor.healthy)
-    # Nobody can tell yet whether it is dead or cut off.
-    assert store.stats().quarantined_bytes == MODEL.embedding_bytes
+    # It may be dead or only disconnected.
+    assert cache.stats().quarantined_bytes == MODEL.embedding_bytes
     with pytest.raises(EngineUnavailable):
-        await engine.encode(NAME, picture(), await reserved(engine, store, "y"), RequestContext())
+        await engine.encode(
+            NAME, random_image(), await reserved(engine, cache, "y"), RequestContext()
+        )
     triton.start()
-    await until(lambda: store.stats().quarantined_bytes == 0)
+    await until(lambda: cache.stats().quarantined_bytes == 0)
     await until(lambda: engine._monitor.healthy)
-    image = picture(3)
-    slot = await encoded(engine, store, "z", image)
-    assert holds(slot, image)
+    image = random_image(3)
+    slot = await encoded(engine, cache, "z", image)
+    assert matches(slot, image)

@@ -1,4 +1,4 @@
-"""A trace from the client's application through the gateway into the model server."""
+"""A trace from the client's application through the gateway into Triton."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from samserve.client import Client, Prompt
 
 from harness.otlp import Receiver
 from harness.triton.server import TritonServer
-from tests import pictures
+from tests import sample_images
 from tests.conftest import serving, settings_with
-from tests.engines.triton.opening import STARTUP_S
+from tests.engines.triton.services import STARTUP_S
 from tests.support.waiting import until
 
-# Triton 24.10 loses what it is told of a trace now and then: it reads the header as a C string,
-# which it is not. Nothing of such a request is recorded then, or under a trace of its own: clicks
-# are repeated until one is recorded.
+# Triton 24.10 sometimes loses the trace context: it reads the header as a C string, which it is
+# not. Such a request is not recorded, or in a trace of its own: calls are repeated until one is
+# recorded.
 _CALL = "samserve.v1.SegmentationService/Predict"
 
 
@@ -35,7 +35,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def triton(receiver: Receiver, tmp_path: Path) -> Iterator[TritonServer]:
-    """A model server that records what it is told to record, and nothing else."""
+    """A Triton that only records requests with a trace context."""
     config = (
         "mode=opentelemetry",
         "rate=1000000000",
@@ -62,43 +62,43 @@ async def test_one_trace_from_the_application_to_the_network(
     numbers = itertools.count()
     settings = settings_with(
         engine={"kind": "triton"},
-        triton={"url": triton.grpc_address, "startup_s": STARTUP_S},
-        trace={"endpoint": f"http://{receiver.grpc_address}", "ratio": 0.0},
+        triton={"url": triton.grpc_address, "startup_timeout_s": STARTUP_S},
+        trace={"endpoint": f"http://{receiver.grpc_address}", "sampling_ratio": 0.0},
     )
     async with serving(settings) as (service, _), Client(service.address) as client:
-        embedding = await client.embed(pictures.png(40, 50))
+        embedding = await client.embed(sample_images.png(40, 50))
 
-        async def click() -> bool:
-            """Click, and see whether the trace of any click so far is complete."""
-            with tracer.start_as_current_span("click"):
-                request_id = f"click-{next(numbers)}"
+        async def predict() -> bool:
+            """Call Predict, and return whether the trace of any call so far is complete."""
+            with tracer.start_as_current_span("predict"):
+                request_id = f"predict-{next(numbers)}"
                 await client.predict(embedding, [Prompt(points=[(20, 20)])], request_id=request_id)
             return linked(receiver.spans)
 
-        await until(click, poll_s=0.1)
+        await until(predict, poll_s=0.1)
     provider.shutdown()
 
     spans = receiver.spans
-    clicks = {span.trace_id for span in spans if span.name == "click"}
-    # What has lost its trace may have begun one of its own.
-    ended = {span.trace_id for span in spans if span.name == "InferRequest"} & clicks
-    linked_ones = [span for span in spans if span.name == "compute" and span.trace_id in ended]
-    path = ancestors(spans, linked_ones[0])
+    traces = {span.trace_id for span in spans if span.name == "predict"}
+    # A request that lost its context may have started a trace of its own.
+    ended = {span.trace_id for span in spans if span.name == "InferRequest"} & traces
+    computed = [span for span in spans if span.name == "compute" and span.trace_id in ended]
+    path = ancestors(spans, computed[0])
     assert [span.name for span in path] == [
-        *("compute", "sam_tiny_decoder", "InferRequest", "decode", _CALL, "click")
+        *("compute", "sam_tiny_decoder", "InferRequest", "decode", _CALL, "predict")
     ]
     assert len({span.trace_id for span in path}) == 1
     assert attributes(path[1])["triton.request_id"] == attributes(path[4])["samserve.request_id"]
-    # The embedding was asked for outside of a trace, and nothing of it was recorded anywhere.
+    # The Embed call had no trace context, so none of its spans were recorded.
     assert not [span for span in spans if "Embed" in span.name or "encoder" in span.name]
 
 
 def linked(spans: Sequence[Span]) -> bool:
-    """Whether the whole trace of a click is there, Triton's last span too."""
-    clicks = {span.trace_id for span in spans if span.name == "click"}
+    """Return whether the trace of a call is complete, including Triton's last span."""
+    traces = {span.trace_id for span in spans if span.name == "predict"}
     computed = {span.trace_id for span in spans if span.name == "compute"}
     ended = {span.trace_id for span in spans if span.name == "InferRequest"}
-    return bool(clicks & computed & ended)
+    return bool(traces & computed & ended)
 
 
 def attributes(span: Span) -> dict[str, str]:
@@ -106,7 +106,7 @@ def attributes(span: Span) -> dict[str, str]:
 
 
 def ancestors(spans: Sequence[Span], span: Span) -> list[Span]:
-    """The span, its parent, and so on."""
+    """Return the span, its parent, and so on."""
     by_id = {each.span_id: each for each in spans}
     path = [span]
     while path[-1].parent_span_id in by_id:

@@ -1,4 +1,4 @@
-"""Weights that change under one name while calls run: an answer is of the weights that it names."""
+"""Weights replaced during calls: every result belongs to the weights of its embedding id."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
 from harness.triton.server import TritonServer
-from tests import pictures
-from tests.engines.triton import opening
-from tests.engines.triton.drill import NAME, Drill, Weights
-from tests.engines.triton.opening import is_healthy, looked_again
+from tests import sample_images
+from tests.engines.triton import services
+from tests.engines.triton.services import is_healthy, wait_for_checks
+from tests.engines.triton.traffic import NAME, Traffic, Weights
 from tests.engines.weights import Versions, versions_of, write_version
 from tests.export.config_check import age
+from tests.metric_values import total
 from tests.rpc.errors import failure_of
-from tests.samples import total
 from tests.support.waiting import until
-from tests.triton import asking
+from tests.triton import queries
 
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
 POLL = ("--model-control-mode=poll", "--repository-poll-secs=1")
@@ -35,52 +35,54 @@ Change = Callable[[TritonServer, Weights, int], None]
 
 
 def load(server: TritonServer, *models: str) -> None:
-    """Have a running Triton load what is in its repository."""
-    with asking.client(server) as client:
+    """Make a running Triton load models from its repository."""
+    with queries.client(server) as client:
         for model in models:
             client.load_model(model)
 
 
 def by_load(server: TritonServer, weights: Weights, version: int) -> None:
-    """Load them one after the other, as a client of Triton's model control does."""
+    """Load the models one after the other, as a client of Triton's model control does."""
     weights.write(version)
     load(server, f"{NAME}_encoder", f"{NAME}_decoder")
 
 
 def by_poll(_server: TritonServer, weights: Weights, version: int) -> None:
-    """Let Triton find them by itself."""
+    """Let Triton detect them by polling."""
     weights.write(version)
 
 
 def by_restart(server: TritonServer, weights: Weights, version: int) -> None:
-    """Restart Triton with them."""
+    """Restart Triton with the new version."""
     server.kill()
     weights.write(version)
     server.start()
 
 
-async def run_drill(change: Change, args: tuple[str, ...], times: int, folder: Path) -> Drill:
-    """Replace the weights so many times under calls that never stop."""
+async def replace_under_traffic(
+    change: Change, args: tuple[str, ...], times: int, folder: Path
+) -> Traffic:
+    """Replace the weights *times* times during continuous calls."""
     weights = Weights(folder / "models")
     weights.write(1)
     with TritonServer(weights.repository, log=folder / "log", extra_args=args) as server:
-        gateway = opening.gateway(
+        gateway = services.gateway(
             server.grpc_address, shared_memory="required", capacity_bytes=1 << 30
         )
         async with gateway as service:
-            drill = Drill(service, weights)
-            async with drill.running():
+            traffic = Traffic(service, weights)
+            async with traffic.running():
                 for number in range(times):
-                    await drill.progress()
-                    # Twice the same: then what was stored under the first ones is found again.
+                    await traffic.progress()
+                    # Alternate, so that embeddings cached for earlier weights are found again.
                     version = 2 - number % 2
                     await asyncio.to_thread(partial(change, server, weights, version))
                     digest = weights.infos[version].digest
                     await until(lambda d=digest: service[0].engine.models[NAME].digest == d)  # type: ignore[misc]  # mypy cannot see the type of a default
-                await drill.progress()
-            await drill.inspect()
-            print(drill)
-    return drill
+                await traffic.progress()
+            await traffic.check_cache()
+            print(traffic)
+    return traffic
 
 
 CHANGES = {
@@ -90,79 +92,82 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("way", CHANGES)
+@pytest.mark.parametrize("method", CHANGES)
 @pytest.mark.parametrize(
     "least",
     [pytest.param(1, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.long)],
     ids=["few", "many"],
 )
-async def test_no_answer_is_of_other_weights_than_its_id(
-    way: str, least: int, tmp_path: Path
+async def test_every_result_belongs_to_the_weights_of_its_id(
+    method: str, least: int, tmp_path: Path
 ) -> None:
-    change, args, times = CHANGES[way]
-    drill = await run_drill(change, args, max(times, least), tmp_path)
+    change, args, times = CHANGES[method]
+    traffic = await replace_under_traffic(change, args, max(times, least), tmp_path)
 
-    assert drill.wrong == []
-    assert drill.stored > 0
+    assert traffic.mismatches == []
+    assert traffic.cached > 0
 
 
 @asynccontextmanager
 async def served(
     models: Path, **settings: Any
 ) -> AsyncIterator[tuple[TritonServer, Running, SegmentationServiceStub]]:
-    """Run a Triton that loads models when it is told to, and a gateway before it."""
+    """Run a Triton that loads models on request only, and a gateway connected to it."""
     with TritonServer(models, log=models.parent / "log", extra_args=EXPLICIT) as server:
-        async with opening.gateway(server.grpc_address, **settings) as (service, stub):
+        async with services.gateway(server.grpc_address, **settings) as (service, stub):
             yield server, service, stub
 
 
-async def test_while_only_the_encoder_is_new_a_model_is_there_and_says_so(tmp_path: Path) -> None:
+async def test_model_stays_listed_but_unavailable_while_only_its_encoder_is_replaced(
+    tmp_path: Path,
+) -> None:
     models = tmp_path / "models"
     for name in ("fake", "other"):
         write_version(models, name, 1)
     async with served(models, shared_memory="required") as (server, service, stub):
-        image, click = pictures.image(), [pictures.click()]
+        image, prompts = sample_images.image(), [sample_images.point_prompt()]
         old = (await stub.Embed(pb.EmbedRequest(image=image, model="fake"))).embedding.id
         write_version(models, "fake", 2)
         await asyncio.to_thread(load, server, "fake_encoder")
-        await looked_again(service.engine)  # type: ignore[arg-type]  # it is a TritonEngine
+        await wait_for_checks(service.engine)  # type: ignore[arg-type]  # it is a TritonEngine
         listed = [m.name for m in (await stub.ListModels(pb.ListModelsRequest())).models]
-        fresh = pb.EmbedRequest(image=pictures.image(seed=1), model="fake")
-        refused = await failure_of(stub.Embed(fresh))
-        kept = await stub.Predict(pb.PredictRequest(embedding_id=old, prompts=click))
+        fresh = pb.EmbedRequest(image=sample_images.image(seed=1), model="fake")
+        unavailable = await failure_of(stub.Embed(fresh))
+        by_id = pb.PredictRequest(embedding_id=old, prompts=prompts)
+        kept = await stub.Predict(by_id)
         await stub.Embed(pb.EmbedRequest(image=image, model="other"))
         healthy = is_healthy(service)
         registry = service.metrics.registry
-        counted = total(registry, "samserve_triton_errors_total", kind="other_weights")
+        counted = total(registry, "samserve_triton_errors_total", kind="weights_mismatch")
         await asyncio.to_thread(load, server, "fake_decoder")
-        gone = await failure_of(stub.Predict(pb.PredictRequest(embedding_id=old, prompts=click)))
+        missing = await failure_of(stub.Predict(by_id))
         await until(lambda: "version 2" in service.engine.models["fake"].description)
         assert not (await stub.Embed(fresh)).embedding.cached
 
     assert listed == ["fake", "other"]
-    assert (refused.reason, refused.retry_after_s) == ("ENGINE_UNAVAILABLE", 1.0)
-    assert "weights of model 'fake'" in refused.text
+    assert (unavailable.reason, unavailable.retry_after_s) == ("ENGINE_UNAVAILABLE", 1.0)
+    assert "weights of model 'fake'" in unavailable.text
     assert kept.embedding.cached
     assert healthy
     assert counted == 1
-    assert gone.reason == "EMBEDDING_NOT_FOUND"
+    assert missing.reason == "EMBEDDING_NOT_FOUND"
 
 
-async def test_a_decoder_that_is_replaced_alone_fails_no_call_and_loses_no_embedding(
+async def test_replacing_only_the_decoder_fails_no_call_and_keeps_all_embeddings(
     tmp_path: Path,
 ) -> None:
     models = tmp_path / "models"
     old = write_version(models, "fake", 1)
     async with served(models) as (server, service, stub):
-        image = pictures.image()
+        image = sample_images.image()
         embedding = (await stub.Embed(pb.EmbedRequest(image=image))).embedding
         seen: Counter[Versions] = Counter()
         over = asyncio.Event()
 
-        async def click() -> None:
+        async def predict() -> None:
             request = pb.PredictRequest(
                 embedding_id=embedding.id,
-                prompts=[pictures.click()],
+                prompts=[sample_images.point_prompt()],
                 multimask=pb.MULTIMASK_ALL,
             )
             while not over.is_set():
@@ -171,7 +176,7 @@ async def test_a_decoder_that_is_replaced_alone_fails_no_call_and_loses_no_embed
 
         async with asyncio.TaskGroup() as callers:
             for _ in range(4):
-                callers.create_task(click())
+                callers.create_task(predict())
             await until(lambda: seen[Versions(1, 1)] > 10)
             new = write_version(models, "fake", 1, decoder=2)
             await asyncio.to_thread(load, server, "fake_decoder")
@@ -188,109 +193,111 @@ async def test_a_decoder_that_is_replaced_alone_fails_no_call_and_loses_no_embed
     assert listed.digest == new.digest != old.digest
     assert listed.encoder_digest == new.encoder_digest == old.encoder_digest
     assert listed.description == "version 2"
-    # The first one is that of the start.
+    # The first one is the warm-up.
     assert encodes == 2
 
 
-async def test_models_of_the_previous_export_are_upgraded_under_a_running_gateway(
+async def test_models_of_the_previous_export_can_be_upgraded_while_the_gateway_runs(
     tmp_path: Path,
 ) -> None:
     models = tmp_path / "models"
     write_version(models, "fake", 1)
     age(models, "fake", stamped=True)
     async with served(models) as (server, service, stub):
-        image, click = pictures.image(), [pictures.click()]
+        image, prompts = sample_images.image(), [sample_images.point_prompt()]
         old = (await stub.Embed(pb.EmbedRequest(image=image))).embedding.id
         before = service.engine.models["fake"]
-        await stub.Predict(pb.PredictRequest(embedding_id=old, prompts=click))
+        await stub.Predict(pb.PredictRequest(embedding_id=old, prompts=prompts))
         (upgraded,) = upgrade(models)
         await asyncio.to_thread(load, server, "fake_encoder", "fake_decoder")
         await until(lambda: service.engine.models["fake"] != before)
         after = service.engine.models["fake"]
-        by_id = pb.PredictRequest(embedding_id=old, prompts=click)
-        gone = await failure_of(stub.Predict(by_id))
-        fresh = await stub.Predict(pb.PredictRequest(image=image, prompts=click))
+        by_id = pb.PredictRequest(embedding_id=old, prompts=prompts)
+        missing = await failure_of(stub.Predict(by_id))
+        fresh = await stub.Predict(pb.PredictRequest(image=image, prompts=prompts))
 
     assert before.encoder_digest == before.digest == after.digest == upgraded.digest
     assert after.encoder_digest != before.encoder_digest
-    assert gone.reason == "EMBEDDING_NOT_FOUND"
+    assert missing.reason == "EMBEDDING_NOT_FOUND"
     assert not fresh.embedding.cached
 
 
 @pytest.mark.parametrize("shared_memory", ["required", "off"])
-async def test_a_decoder_alone_may_have_masks_of_another_size(
+async def test_replaced_decoder_may_have_another_mask_size(
     shared_memory: str, tmp_path: Path
 ) -> None:
     models = tmp_path / "models"
     write_version(models, "fake", 1)
-    # Only what a call meets has the gateway look.
+    # Only a failed call triggers a check of Triton.
     gateway = served(models, shared_memory=shared_memory, health_interval_s=600)
     async with gateway as (server, _, stub):
-        embedding = (await stub.Embed(pb.EmbedRequest(image=pictures.image()))).embedding
+        embedding = (await stub.Embed(pb.EmbedRequest(image=sample_images.image()))).embedding
         write_version(models, "fake", 1, decoder=2, mask_size=128)
         await asyncio.to_thread(load, server, "fake_decoder")
         request = pb.PredictRequest(
-            embedding_id=embedding.id, prompts=[pictures.click()], include_low_res_logits=True
+            embedding_id=embedding.id,
+            prompts=[sample_images.point_prompt()],
+            include_low_res_logits=True,
         )
-        refused = await failure_of(stub.Predict(request))
+        unavailable = await failure_of(stub.Predict(request))
         (mask, *_) = (await stub.Predict(request)).results[0].masks
 
-    assert (refused.reason, refused.retry_after_s) == ("ENGINE_UNAVAILABLE", 1.0)
+    assert (unavailable.reason, unavailable.retry_after_s) == ("ENGINE_UNAVAILABLE", 1.0)
     assert len(mask.low_res_logits) == 128 * 128 * 4
 
 
-async def test_a_decoder_of_another_encoder_answers_no_call(tmp_path: Path) -> None:
+async def test_decoder_of_another_encoder_is_never_used(tmp_path: Path) -> None:
     models = tmp_path / "models"
     write_version(models, "fake", 1)
     async with served(models) as (server, _, stub):
-        embedding = (await stub.Embed(pb.EmbedRequest(image=pictures.image()))).embedding
+        embedding = (await stub.Embed(pb.EmbedRequest(image=sample_images.image()))).embedding
         write_version(models, "fake", 2)
         await asyncio.to_thread(load, server, "fake_decoder")
-        by_id = pb.PredictRequest(embedding_id=embedding.id, prompts=[pictures.click()])
-        # The first one finds it out, the second one is after a look.
-        refused = [await failure_of(stub.Predict(by_id)) for _ in range(2)]
+        by_id = pb.PredictRequest(embedding_id=embedding.id, prompts=[sample_images.point_prompt()])
+        # The first call detects it, the second one follows a check of Triton.
+        failures = [await failure_of(stub.Predict(by_id)) for _ in range(2)]
         write_version(models, "fake", 1)
         await asyncio.to_thread(load, server, "fake_decoder")
-        answered = await stub.Predict(by_id)
+        response = await stub.Predict(by_id)
 
-    assert [(each.reason, each.retry_after_s) for each in refused] == [
+    assert [(each.reason, each.retry_after_s) for each in failures] == [
         ("ENGINE_UNAVAILABLE", 1.0)
     ] * 2
-    assert "weights of model 'fake'" in refused[0].text
-    assert answered.embedding.cached
+    assert "weights of model 'fake'" in failures[0].text
+    assert response.embedding.cached
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shared_memory", ["required", "off"])
-async def test_weights_with_other_tensors_are_no_failure_of_the_model(
+async def test_weights_with_other_tensor_types_are_handled_as_replaced_weights(
     shared_memory: str, tmp_path: Path
 ) -> None:
-    models, click = tmp_path / "models", [pictures.click()]
+    models, prompts = tmp_path / "models", [sample_images.point_prompt()]
     for name in ("fake", "other"):
         write_version(models, name, 1)
-    # Only what a call meets has the gateway look.
+    # Only a failed call triggers a check of Triton.
     gateway = served(models, shared_memory=shared_memory, health_interval_s=600)
     async with gateway as (server, service, stub):
 
         async def embed(seed: int) -> str:
-            request = pb.EmbedRequest(image=pictures.image(seed=seed), model="fake")
+            request = pb.EmbedRequest(image=sample_images.image(seed=seed), model="fake")
             return (await stub.Embed(request)).embedding.id
 
         async def failure(embedding_id: str) -> str:
-            request = pb.PredictRequest(embedding_id=embedding_id, prompts=click)
+            request = pb.PredictRequest(embedding_id=embedding_id, prompts=prompts)
             return (await failure_of(stub.Predict(request))).reason
 
         old = await embed(0)
         write_version(models, "fake", 2, precision="float")
         await asyncio.to_thread(load, server, "fake_encoder", "fake_decoder")
         new = await embed(1)
-        clicked_on_old = await failure(old)
-        await stub.Predict(pb.PredictRequest(embedding_id=new, prompts=click))
+        with_old = await failure(old)
+        await stub.Predict(pb.PredictRequest(embedding_id=new, prompts=prompts))
 
         age(models, "fake")
         await asyncio.to_thread(load, server, "fake_encoder", "fake_decoder")
-        clicked_on_new = await failure(new)
+        with_new = await failure(new)
         listed = list(service.engine.models)
 
-    assert (clicked_on_old, clicked_on_new) == ("EMBEDDING_NOT_FOUND", "EMBEDDING_NOT_FOUND")
+    assert (with_old, with_new) == ("EMBEDDING_NOT_FOUND", "EMBEDDING_NOT_FOUND")
     assert listed == ["other"]

@@ -1,4 +1,4 @@
-"""A family that is nothing like SAM 1, registered here, through the real service."""
+"""A family that differs from SAM 1 in everything, registered here, through the real service."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ MIDDLE = pb.Point(x=64, y=32, label=pb.Point.LABEL_FOREGROUND)
 
 
 class Stretched(Family):
-    """Three mask tokens; the image fills the model frame, in BGR; two pads before everything."""
+    """Three mask tokens; the image fills the model frame, in BGR; two padding points come first."""
 
     name = "stretched"
     preprocessing = "stretched-1"
@@ -100,7 +100,7 @@ class Stretched(Family):
     def mask_prompt(self, mask: BoolArray, transform: ImageTransform) -> FloatArray:
         raise NotImplementedError
 
-    def answered_tokens(
+    def select_tokens(
         self,
         mode: Multimask,
         labels: FloatArray,
@@ -121,8 +121,8 @@ class Stretched(Family):
         return Upsampling.between(whole, transform.image, model_side=side, low_res_side=side)
 
 
-class Recorder(FakeEngine):
-    """Remembers all runs, the warm-up's first; its logits are rough, so that every pixel counts."""
+class RecordingEngine(FakeEngine):
+    """Records all runs, the warm-up's first; its logits are noisy, so that every pixel matters."""
 
     def __init__(self) -> None:
         super().__init__(model=MODEL)
@@ -146,18 +146,18 @@ class Recorder(FakeEngine):
         return output
 
 
-Served = tuple[Recorder, SegmentationServiceStub]
+Served = tuple[RecordingEngine, SegmentationServiceStub]
 
 
 @pytest.fixture
 async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
     monkeypatch.setitem(families.FAMILIES, "stretched", Stretched())
-    engine = Recorder()
+    engine = RecordingEngine()
     async with serving(engine=engine) as (_, stub):
         yield engine, stub
 
 
-async def test_an_image_and_its_prompts_are_brought_into_the_frame_of_the_family(
+async def test_image_and_prompts_are_transformed_to_the_frame_of_the_family(
     served: Served,
 ) -> None:
     engine, stub = served
@@ -169,10 +169,10 @@ async def test_an_image_and_its_prompts_are_brought_into_the_frame_of_the_family
     assert engine.images[-1].valid == Size(256, 256)
     bgr = geometry.resize_image(PIXELS, Size(256, 256))[..., ::-1]
     assert np.array_equal(engine.images[-1].pixels, bgr)
-    warm_up, click, both = engine.prompts
+    warm_up, point, both = engine.prompts
     assert warm_up.point_labels.tolist() == [[1]]
-    assert click.point_labels.tolist() == [[-1, -1, 1]]
-    assert click.point_coords.tolist() == [[[0, 0], [0, 0], [128, 128]]]
+    assert point.point_labels.tolist() == [[-1, -1, 1]]
+    assert point.point_coords.tolist() == [[[0, 0], [0, 0], [128, 128]]]
     assert both.point_labels.tolist() == [[-1, -1, 2, 3, 1]]
     assert both.point_coords.tolist() == [[[0, 0], [0, 0], [64, 64], [192, 192], [128, 128]]]
 
@@ -181,18 +181,18 @@ async def test_an_image_and_its_prompts_are_brought_into_the_frame_of_the_family
     ("mode", "tokens"),
     [(pb.MULTIMASK_ALL, [0, 2]), (pb.MULTIMASK_SINGLE, [1]), (pb.MULTIMASK_AUTO, [1])],
 )
-async def test_the_family_chooses_the_tokens_that_answer(
+async def test_family_selects_the_returned_tokens(
     mode: pb.Multimask, tokens: list[int], served: Served
 ) -> None:
     prompt = pb.Prompt(points=[MIDDLE])
     request = pb.PredictRequest(image=IMAGE, prompts=[prompt], multimask=mode)
 
-    answer = await served[1].Predict(request)
+    response = await served[1].Predict(request)
 
-    assert [mask.token_index for mask in answer.results[0].masks] == tokens
+    assert [mask.token_index for mask in response.results[0].masks] == tokens
 
 
-async def test_logits_become_a_mask_as_the_family_does_it(served: Served) -> None:
+async def test_logits_are_upsampled_as_the_family_defines(served: Served) -> None:
     request = pb.PredictRequest(
         image=IMAGE, prompts=[pb.Prompt(points=[MIDDLE])], include_low_res_logits=True
     )
@@ -200,10 +200,10 @@ async def test_logits_become_a_mask_as_the_family_does_it(served: Served) -> Non
     (mask,) = (await served[1].Predict(request)).results[0].masks
 
     logits = np.frombuffer(mask.low_res_logits, "<f4").reshape(64, 64)
-    in_one_step = upsampled(logits)
-    found = rle.decode(CocoRle(WIDE, mask.coco_rle.counts))
-    assert np.array_equal(found, in_one_step > 3)
-    stable = np.count_nonzero(in_one_step > 5) / np.count_nonzero(in_one_step > 1)
+    expected_logits = upsampled(logits)
+    decoded = rle.decode(CocoRle(WIDE, mask.coco_rle.counts))
+    assert np.array_equal(decoded, expected_logits > 3)
+    stable = np.count_nonzero(expected_logits > 5) / np.count_nonzero(expected_logits > 1)
     assert mask.stability_score == pytest.approx(stable)
 
 
@@ -211,68 +211,68 @@ def upsampled(logits: FloatArray) -> FloatArray:
     return np.asarray(cv2.resize(logits, (128, 64), interpolation=cv2.INTER_LINEAR))
 
 
-async def test_automask_takes_tokens_defaults_and_comparisons_of_the_family(
+async def test_automask_uses_tokens_defaults_and_comparisons_of_the_family(
     served: Served,
 ) -> None:
     engine, stub = served
 
-    records, kept = await everything(stub, pb.AutoMaskOptions())
+    records, counts_out = await run_automask(stub, pb.AutoMaskOptions())
 
     batches = engine.prompts[1:]
     assert [batch.point_labels.tolist() for batch in batches] == [[[1]] * 3, [[1]]]
     assert batches[1].point_coords.tolist() == [[[192, 192]]]
-    # Of the tokens 0 and 2, whose predicted IoUs are 0.9 and 0.92: the threshold, which passes.
-    assert (kept["pred_iou"], len(records)) == (4, 4)
-    answers = [upsampled(logits[2]) > 3 for batch in engine.logits[1:] for logits in batch]
-    found = [rle.decode(CocoRle(WIDE, record.mask.coco_rle.counts)) for record in records]
-    assert sorted(mask.tobytes() for mask in found) == sorted(mask.tobytes() for mask in answers)
-    assert sorted(each.mask.area for each in records) == sorted(map(np.count_nonzero, answers))
-    # A stability that equals its threshold does not pass.
-    least = min(record.mask.stability_score for record in records)
-    _, kept = await everything(stub, pb.AutoMaskOptions(stability_score_thresh=least))
-    assert kept["stability_score"] < 4
+    # The predicted IoUs of tokens 0 and 2 are 0.9 and 0.92, which equals the threshold and passes.
+    assert (counts_out["pred_iou"], len(records)) == (4, 4)
+    expected = [upsampled(logits[2]) > 3 for batch in engine.logits[1:] for logits in batch]
+    decoded = [rle.decode(CocoRle(WIDE, record.mask.coco_rle.counts)) for record in records]
+    assert sorted(mask.tobytes() for mask in decoded) == sorted(mask.tobytes() for mask in expected)
+    assert sorted(entry.mask.area for entry in records) == sorted(map(np.count_nonzero, expected))
+    # A stability equal to its threshold does not pass.
+    smallest = min(record.mask.stability_score for record in records)
+    _, counts_out = await run_automask(stub, pb.AutoMaskOptions(stability_score_thresh=smallest))
+    assert counts_out["stability_score"] < 4
 
 
-async def everything(
+async def run_automask(
     stub: SegmentationServiceStub, options: pb.AutoMaskOptions
 ) -> tuple[list[pb.AutoMaskRecord], dict[str, int]]:
-    """All records of the image, and how many masks each filter kept."""
+    """Return all records of the image, and how many masks each filter kept."""
     request = pb.AutoMaskRequest(image=IMAGE, options=options)
     events = [event async for event in stub.AutoMask(request)]
     records = [record for event in events for record in event.masks.records]
-    return records, {each.filter: each.out_count for each in events[-1].summary.filters}
+    return records, {entry.filter: entry.out_count for entry in events[-1].summary.filters}
 
 
-async def test_models_say_what_their_family_can_and_takes_for_left_out_options(
+async def test_models_list_capabilities_and_defaults_of_their_family(
     served: Served,
 ) -> None:
-    answer = await served[1].ListModels(pb.ListModelsRequest())
+    response = await served[1].ListModels(pb.ListModelsRequest())
 
-    (model,) = answer.models
+    (model,) = response.models
     assert model.family == "stretched"
     assert (model.capabilities.points, model.capabilities.masks) == (True, False)
-    assert answer.automask_defaults.points_per_side == 2
-    assert answer.automask_defaults.crop_n_layers == 0
+    assert response.automask_defaults.points_per_side == 2
+    assert response.automask_defaults.crop_n_layers == 0
 
 
-async def test_what_a_family_cannot_do_is_refused_with_the_field(
+async def test_error_of_an_unsupported_capability_names_the_field(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nothing = Capabilities(points=False, boxes=False, masks=False, automask=False)
-    monkeypatch.setattr(Stretched, "capabilities", nothing)
+    no_capabilities = Capabilities(points=False, boxes=False, masks=False, automask=False)
+    monkeypatch.setattr(Stretched, "capabilities", no_capabilities)
     counts = rle.encode(np.ones((64, 128), dtype=bool)).counts
     mask = pb.MaskInput(binary=pb.CocoRle(size=pb.ImageSize(height=64, width=128), counts=counts))
     box = pb.Box(x_min=32, y_min=16, x_max=96, y_max=48)
     prompts = [pb.Prompt(points=[MIDDLE], box=box), pb.Prompt(mask=mask)]
 
     predict = await failure_of(served[1].Predict(pb.PredictRequest(image=IMAGE, prompts=prompts)))
-    search = await failure_of(served[1].AutoMask(pb.AutoMaskRequest(image=IMAGE)))
+    automask = await failure_of(served[1].AutoMask(pb.AutoMaskRequest(image=IMAGE)))
 
     assert predict.fields == ["prompts[0].points", "prompts[0].box", "prompts[1].mask"]
-    assert search.fields == ["model"]
-    assert len(served[0].images) == 1  # that of the warm-up
+    assert automask.fields == ["model"]
+    assert len(served[0].images) == 1  # from the warm-up
 
 
-def test_a_model_of_an_unknown_family_is_refused() -> None:
-    with pytest.raises(EngineUnavailable, match="model 'fake' is of unknown family 'stretched'"):
+def test_model_of_an_unknown_family_is_invalid() -> None:
+    with pytest.raises(EngineUnavailable, match="model 'fake' has the unknown family 'stretched'"):
         families.of(MODEL)

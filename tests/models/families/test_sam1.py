@@ -1,4 +1,4 @@
-"""The rules of SAM 1, each beside the original where the original has it."""
+"""The rules of SAM 1, compared with `segment-anything` where it has them."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from segment_anything.utils.onnx import SamOnnxModel  # noqa: E402
 from segment_anything.utils.transforms import ResizeLongestSide  # noqa: E402
 
 NO_POINTS = np.empty((0, 2))
-CLICK = np.array([[10.0, 20.0]])
+POINT = np.array([[10.0, 20.0]])
 BOX = np.array([1.0, 2.0, 3.0, 4.0])
 LOGITS = np.zeros((4, 256, 256), dtype=np.float32)
 ious = st.lists(st.floats(-10, 10, width=32), min_size=4, max_size=4)
 
 
-def answered(mode: Multimask, token_count: int, iou: list[float]) -> list[int]:
-    """Tokens that answer a prompt of so many sparse tokens."""
+def selected(mode: Multimask, token_count: int, iou: list[float]) -> list[int]:
+    """Return the tokens that are selected for a prompt of *token_count* sparse tokens."""
     labels, predicted = np.zeros(token_count, np.float32), np.array(iou, np.float32)
-    return list(SAM1.answered_tokens(mode, labels, predicted, LOGITS, MODEL))
+    return list(SAM1.select_tokens(mode, labels, predicted, LOGITS, MODEL))
 
 
-def test_an_image_fills_the_longest_side_of_the_model_frame() -> None:
+def test_image_fills_the_longest_side_of_the_model_frame() -> None:
     transform = SAM1.transform(Size(480, 640), MODEL)
 
     assert transform == ImageTransform(Size(480, 640), Size(768, 1024), 1024, 256)
@@ -47,20 +47,20 @@ def test_an_image_fills_the_longest_side_of_the_model_frame() -> None:
 
 
 @pytest.mark.parametrize("name", ["coffee 1080x1920", "coffee panorama 97x1500"])
-def test_an_image_lies_top_left_in_zeros_as_the_reference_resizes_it(name: str) -> None:
+def test_image_is_resized_as_in_the_reference_and_zero_padded(name: str) -> None:
     rgb = photos.odd_sizes()[name]
     resized = ResizeLongestSide(1024).apply_image(rgb)
 
-    placed = SAM1.place(rgb, SAM1.transform(Size(*rgb.shape[:2]), MODEL))
+    padded = SAM1.place(rgb, SAM1.transform(Size(*rgb.shape[:2]), MODEL))
 
-    assert np.array_equal(placed[: len(resized)], resized)
-    assert placed.shape == (1024, 1024, 3)
-    assert not placed[len(resized) :].any()
+    assert np.array_equal(padded[: len(resized)], resized)
+    assert padded.shape == (1024, 1024, 3)
+    assert not padded[len(resized) :].any()
 
 
 def test_points_and_labels_must_match() -> None:
     with pytest.raises(ValueError, match="1 points have 2 labels"):
-        SAM1.prompt(CLICK, [Label.FOREGROUND] * 2, None)
+        SAM1.prompt(POINT, [Label.FOREGROUND] * 2, None)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def prompt_encoder() -> PromptEncoder:
 
 
 def embedded(encoder: PromptEncoder, coords: FloatArray, labels: FloatArray) -> torch.Tensor:
-    """What the exported decoder does with coordinates and labels."""
+    """Return the embeddings of points as the exported decoder computes them."""
     exported = SimpleNamespace(img_size=1024, model=SimpleNamespace(prompt_encoder=encoder))
     result: torch.Tensor = SamOnnxModel._embed_points(
         exported, torch.from_numpy(coords), torch.from_numpy(labels)
@@ -80,30 +80,30 @@ def embedded(encoder: PromptEncoder, coords: FloatArray, labels: FloatArray) -> 
 
 @pytest.mark.parametrize("point_count", [0, 1, 3])
 @pytest.mark.parametrize("with_box", [False, True])
-def test_prompt_is_embedded_as_in_the_reference(
+def test_embedded_prompt_matches_the_reference(
     prompt_encoder: PromptEncoder, point_count: int, with_box: bool
 ) -> None:
     rng = np.random.default_rng(point_count)
     points, labels = rng.random((point_count, 2)) * 1024, [1, 0, 1][:point_count]
     box = np.array([100.3, 200.7, 640.1, 900.9]) if with_box else None
-    given_points = torch.tensor(points[None]).float(), torch.tensor(labels, dtype=torch.int)[None]
-    theirs, _ = prompt_encoder(
-        points=given_points if point_count else None,
+    points_in = torch.tensor(points[None]).float(), torch.tensor(labels, dtype=torch.int)[None]
+    expected, _ = prompt_encoder(
+        points=points_in if point_count else None,
         boxes=None if box is None else torch.tensor(box[None]).float(),
         masks=torch.zeros(1, 1, 256, 256),
     )
 
     coords, values = SAM1.prompt(points, [Label(label) for label in labels], box)
 
-    assert len(coords) == len(values) == theirs.shape[1]
+    assert len(coords) == len(values) == expected.shape[1]
     if len(coords):
-        ours = embedded(prompt_encoder, coords[None], values[None])
-        assert torch.allclose(ours, theirs, atol=1e-6)
+        actual = embedded(prompt_encoder, coords[None], values[None])
+        assert torch.allclose(actual, expected, atol=1e-6)
 
 
-def test_grid_prompts_are_embedded_as_in_the_reference(prompt_encoder: PromptEncoder) -> None:
+def test_embedded_grid_prompts_match_the_reference(prompt_encoder: PromptEncoder) -> None:
     points = np.random.default_rng(0).random((1000, 2)) * 1024
-    theirs, _ = prompt_encoder(
+    expected, _ = prompt_encoder(
         points=(torch.from_numpy(points)[:, None], torch.ones(len(points), 1, dtype=torch.int)),
         boxes=None,
         masks=None,
@@ -111,8 +111,8 @@ def test_grid_prompts_are_embedded_as_in_the_reference(prompt_encoder: PromptEnc
 
     coords, labels = SAM1.grid_prompts(points)
 
-    ours = embedded(prompt_encoder, coords, labels)
-    assert torch.equal(ours, theirs)
+    actual = embedded(prompt_encoder, coords, labels)
+    assert torch.equal(actual, expected)
 
 
 def test_mask_prompt_covers_the_image_and_not_the_padding() -> None:
@@ -125,40 +125,42 @@ def test_mask_prompt_covers_the_image_and_not_the_padding() -> None:
 
 @settings(deadline=None)
 @given(ious, st.integers(0, 40))
-def test_auto_answers_the_token_of_return_single_mask(iou: list[float], count: int) -> None:
+def test_auto_selects_the_token_of_return_single_mask(iou: list[float], count: int) -> None:
     model = SimpleNamespace(model=SimpleNamespace(mask_decoder=SimpleNamespace(num_mask_tokens=4)))
     numbered = torch.arange(4.0).reshape(1, 4, 1, 1)
     chosen, _ = SamOnnxModel.select_masks(model, numbered, torch.tensor([iou]), count)
 
-    assert answered(Multimask.AUTO, count, iou) == [int(chosen)]
+    assert selected(Multimask.AUTO, count, iou) == [int(chosen)]
 
 
 @pytest.mark.parametrize(
     ("mode", "expected"), [(Multimask.ALL, [1, 2, 3]), (Multimask.SINGLE, [0])]
 )
 @pytest.mark.parametrize("count", [0, 2, 3])
-def test_all_and_single_do_not_depend_on_the_prompt(
+def test_tokens_of_all_and_single_do_not_depend_on_the_prompt(
     mode: Multimask, expected: list[int], count: int
 ) -> None:
-    assert answered(mode, count, [0.9, 0.1, 0.2, 0.3]) == expected
+    assert selected(mode, count, [0.9, 0.1, 0.2, 0.3]) == expected
     assert SAM1.masks_per_prompt(mode) == len(expected)
 
 
-def test_auto_of_a_mask_alone_is_the_best_of_three() -> None:
-    assert answered(Multimask.AUTO, 0, [0.9, 0.1, 0.8, 0.3]) == [2]
+def test_auto_of_a_mask_without_points_is_the_best_of_three() -> None:
+    assert selected(Multimask.AUTO, 0, [0.9, 0.1, 0.8, 0.3]) == [2]
     assert SAM1.masks_per_prompt(Multimask.AUTO) == 1
 
 
-def test_numbers_are_those_of_the_reference() -> None:
+def test_defaults_match_the_reference() -> None:
     generator = inspect.signature(SamAutomaticMaskGenerator.__init__).parameters
-    ambiguous = inspect.signature(MaskDecoder.__init__).parameters["num_multimask_outputs"].default
+    multimask_count = (
+        inspect.signature(MaskDecoder.__init__).parameters["num_multimask_outputs"].default
+    )
 
     assert all(generator[name].default == value for name, value in asdict(SAM1.automask).items())
     assert SAM1.mask_threshold == Sam.mask_threshold
-    assert (SAM1.mask_tokens, len(SAM1.multimask_tokens)) == (ambiguous + 1, ambiguous)
+    assert (SAM1.mask_tokens, len(SAM1.multimask_tokens)) == (multimask_count + 1, multimask_count)
     assert SAM1.capabilities == Capabilities(points=True, boxes=True, masks=True, automask=True)
 
 
-def test_automask_keeps_what_is_above_its_iou_and_at_least_its_stability() -> None:
+def test_automask_keeps_masks_above_the_iou_and_at_or_above_the_stability() -> None:
     assert SAM1.iou_passes([0.8, 0.9, 0.95], 0.9).tolist() == [False, False, True]
     assert SAM1.stability_passes([0.8, 0.9, np.nan], 0.9).tolist() == [False, True, False]

@@ -1,4 +1,4 @@
-"""Records of the product held against those of the original generator."""
+"""Comparison of AutoMask records with those of the reference generator."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from tests.segmentation.automask.replay import mask_of
 
 
 def differences(records: tuple[AutoMaskRecord, ...], expected: list[dict[str, Any]]) -> list[str]:
-    """List everything in which the product's records differ from the original's."""
+    """Return all differences of samserve's records from the reference's."""
     found = []
     if len(records) != len(expected):
         found.append(f"{len(records)} masks instead of {len(expected)}")
-    for index, (ours, theirs) in enumerate(zip(records, expected, strict=False)):
-        found += [f"mask {index}: {text}" for text in _record_differences(ours, theirs)]
+    for index, (record, reference) in enumerate(zip(records, expected, strict=False)):
+        found += [f"mask {index}: {text}" for text in _record_differences(record, reference)]
     return found
 
 
-def _record_differences(ours: AutoMaskRecord, theirs: dict[str, Any]) -> Iterator[str]:
-    pixels = np.count_nonzero(mask_of(ours) != theirs["segmentation"])
-    # Two-step upsampling in another order of operations may flip a pixel that lies at 0.
+def _record_differences(actual: AutoMaskRecord, expected: dict[str, Any]) -> Iterator[str]:
+    pixels = np.count_nonzero(mask_of(actual) != expected["segmentation"])
+    # Upsampling in another order of operations may flip a pixel whose logit is 0.
     if pixels > 1:
         yield f"{pixels} pixels differ"
-    if abs(ours.mask.area - theirs["area"]) > 1:
-        yield f"area {ours.mask.area} instead of {theirs['area']}"
-    if not np.allclose(ours.mask.bbox, theirs["bbox"], atol=1 if pixels else 0):
-        yield f"bbox {ours.mask.bbox} instead of {theirs['bbox']}"
+    if abs(actual.mask.area - expected["area"]) > 1:
+        yield f"area {actual.mask.area} instead of {expected['area']}"
+    if not np.allclose(actual.mask.bbox, expected["bbox"], atol=1 if pixels else 0):
+        yield f"bbox {actual.mask.bbox} instead of {expected['bbox']}"
     for name, value in (
-        ("predicted_iou", ours.mask.predicted_iou),
-        ("stability_score", ours.mask.stability_score),
+        ("predicted_iou", actual.mask.predicted_iou),
+        ("stability_score", actual.mask.stability_score),
     ):
-        if abs(value - theirs[name]) > 1e-4:
-            yield f"{name} {value} instead of {theirs[name]}"
-    if not np.allclose(ours.point, theirs["point_coords"][0], atol=1e-9):
-        yield f"point {ours.point} instead of {theirs['point_coords']}"
-    if list(ours.crop_box) != list(theirs["crop_box"]):
-        yield f"crop box {ours.crop_box} instead of {theirs['crop_box']}"
+        if abs(value - expected[name]) > 1e-4:
+            yield f"{name} {value} instead of {expected[name]}"
+    if not np.allclose(actual.point, expected["point_coords"][0], atol=1e-9):
+        yield f"point {actual.point} instead of {expected['point_coords']}"
+    if list(actual.crop_box) != list(expected["crop_box"]):
+        yield f"crop box {actual.crop_box} instead of {expected['crop_box']}"
 
 
-def kept_by(counts: FilterCounts) -> dict[str, int]:
-    """Say what each filter of the original kept, by the product's names."""
+def counts_out(counts: FilterCounts) -> dict[str, int]:
+    """Return what each filter of the reference kept, by samserve's names."""
     return {
         "pred_iou": counts.after_pred_iou,
         "stability_score": counts.after_stability,

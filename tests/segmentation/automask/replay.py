@@ -1,4 +1,4 @@
-"""AutoMask of the product on recorded networks, so that a changed step costs no inference."""
+"""AutoMask of samserve on recorded inferences, so that an altered step needs no new ones."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from samserve.types import CocoRle, Embedding, ModelInfo
 
 from tests.segmentation.use_cases import UseCases, image_of
 
-# As many as the reference decodes at once: equal batch shapes give equal bits.
-PROMPTS_PER_RUN = 64
+# The batch size of the reference: equal batch shapes give bit-identical outputs.
+PROMPTS_PER_BATCH = 64
 
 
 class RecordingEngine:
-    """Answers from memory what it was asked before, and asks the engine behind it otherwise."""
+    """Replays recorded outputs; runs an inference on the wrapped engine for new inputs."""
 
-    def __init__(self, behind: Engine) -> None:
-        self._behind = behind
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._embeddings: dict[bytes, dict[str, np.ndarray]] = {}
         self._outputs: dict[bytes, DecoderOutput] = {}
 
     @property
     def models(self) -> Mapping[str, ModelInfo]:
-        return self._behind.models
+        return self._engine.models
 
     async def encode(
         self, model: str, image: EncoderInput, into: Slot, context: RequestContext
     ) -> None:
         key = digest(image.pixels, np.array([image.valid.height, image.valid.width]))
         if key not in self._embeddings:
-            await self._behind.encode(model, image, into, context)
+            await self._engine.encode(model, image, into, context)
             self._embeddings[key] = {name: t.copy() for name, t in into.tensors.items()}
         for name, tensor in self._embeddings[key].items():
             into.tensors[name][...] = tensor
@@ -48,33 +48,33 @@ class RecordingEngine:
         tensors = [embedding.tensors[name] for name in sorted(embedding.tensors)]
         key = digest(*tensors, prompts.point_coords, prompts.point_labels)
         if key not in self._outputs:
-            self._outputs[key] = await self._behind.decode(model, embedding, prompts, context)
+            self._outputs[key] = await self._engine.decode(model, embedding, prompts, context)
         return self._outputs[key]
 
     async def ready(self) -> bool:
         return True
 
     async def aclose(self) -> None:
-        await self._behind.aclose()
+        await self._engine.aclose()
 
 
 def digest(*arrays: np.ndarray) -> bytes:
-    """Name the content of arrays."""
-    hashed = hashlib.sha256()
+    """Return a digest of arrays."""
+    hasher = hashlib.sha256()
     for array in arrays:
-        hashed.update(np.ascontiguousarray(array).tobytes())
-    return hashed.digest()
+        hasher.update(np.ascontiguousarray(array).tobytes())
+    return hasher.digest()
 
 
-async def product_auto_mask(
-    engine: Engine, picture: np.ndarray, options: Mapping[str, Any]
+async def samserve_auto_mask(
+    engine: Engine, image: np.ndarray, options: Mapping[str, Any]
 ) -> tuple[tuple[AutoMaskRecord, ...], dict[str, FilterCount]]:
-    """Run the product's AutoMask on uint8 RGB ``[h, w, 3]``: records, and counts by filter."""
-    use_cases = UseCases(engine, prompts_per_run=PROMPTS_PER_RUN)
+    """Run samserve's AutoMask on uint8 RGB ``[h, w, 3]``: records, and counts by filter."""
+    use_cases = UseCases(engine, max_prompts_per_batch=PROMPTS_PER_BATCH)
     records: tuple[AutoMaskRecord, ...] = ()
     counts: dict[str, FilterCount] = {}
-    search = use_cases.automasker.search(image_of(picture), "", options, RequestContext())
-    async for event in search:
+    events = use_cases.automasker.generate(image_of(image), "", options, RequestContext())
+    async for event in events:
         if isinstance(event, Records):
             records += event.records
         elif isinstance(event, Summary):

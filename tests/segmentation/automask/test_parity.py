@@ -1,8 +1,8 @@
-"""AutoMask against the original generator, and the proof that each step matters.
+"""AutoMask compared with the reference generator, and a check that each step is covered.
 
-Both sides run the default model: the original `SamAutomaticMaskGenerator` on its ONNX files, and
-the product's own pipeline.  Then every step of the product is altered, one at a time, and the
-comparison must notice.
+Both run the default model: the reference `SamAutomaticMaskGenerator` on its ONNX files, and
+samserve's pipeline.  Then each step of samserve is altered, one at a time, and the comparison must
+report differences.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from samserve.segmentation.automask.events import AutoMaskRecord
 from samserve.telemetry.metrics import Metrics
 
 from tests.oracle.generator import FilterCounts, reference_auto_mask
-from tests.segmentation.automask.comparison import differences, kept_by
-from tests.segmentation.automask.replay import RecordingEngine, product_auto_mask
+from tests.segmentation.automask.comparison import counts_out, differences
+from tests.segmentation.automask.replay import RecordingEngine, samserve_auto_mask
 
-# As many as the original has here: equal ones give equal bits.
+# As many as the reference uses here: equal thread counts give bit-identical outputs.
 THREADS = 1
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: a picture and the options that differ from the defaults."""
+    """One comparison: an image and the options that differ from the defaults."""
 
-    picture: np.ndarray
+    image: np.ndarray
     options: dict[str, Any]
 
 
 def coins() -> np.ndarray:
-    """Coins at an odd size above that of the model frame."""
+    """Return coins at a size that is odd and larger than the model frame."""
     grey = Image.fromarray(skimage.data.coins()).resize((1153, 907), Image.Resampling.BICUBIC)
     return np.asarray(grey.convert("RGB"))
 
 
-# Lower thresholds than the defaults let all filters see something, in few points and crops.
-# The defaults are compared on a Segment Anything in tests/export/test_automask.py.
+# With lower thresholds than the defaults, all filters have candidates from few points and crops.
+# The defaults are compared on a Segment Anything model in tests/export/test_automask.py.
 CASES = {
     "whole": Case(
         coins(),
@@ -76,7 +76,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Reference:
-    """What the original answered."""
+    """Results of the reference."""
 
     records: list[dict[str, Any]]
     counts: FilterCounts
@@ -100,18 +100,18 @@ def reference(name: str) -> Reference:
     case = CASES[name]
     return Reference(
         *reference_auto_mask(
-            case.picture, encoder, decoder, output_mode="binary_mask", **case.options
+            case.image, encoder, decoder, output_mode="binary_mask", **case.options
         )
     )
 
 
 def run(engine: RecordingEngine, name: str) -> tuple[tuple[AutoMaskRecord, ...], dict[str, Any]]:
     case = CASES[name]
-    return asyncio.run(product_auto_mask(engine, case.picture, case.options))
+    return asyncio.run(samserve_auto_mask(engine, case.image, case.options))
 
 
 @pytest.mark.parametrize("name", ["whole", pytest.param("crops", marks=pytest.mark.slow)])
-def test_records_are_those_of_the_original_generator(name: str, engine: RecordingEngine) -> None:
+def test_records_match_the_reference_generator(name: str, engine: RecordingEngine) -> None:
     records, _ = run(engine, name)
 
     assert len(reference(name).records) >= 20
@@ -119,14 +119,14 @@ def test_records_are_those_of_the_original_generator(name: str, engine: Recordin
 
 
 @pytest.mark.parametrize("name", ["whole", pytest.param("crops", marks=pytest.mark.slow)])
-def test_filters_keep_as_many_as_the_original_and_each_rejects_some(
+def test_filter_counts_match_the_reference_and_each_filter_rejects_some(
     name: str, engine: RecordingEngine
 ) -> None:
     _, counts = run(engine, name)
-    expected = kept_by(reference(name).counts)
-    ours = {filter_name: count.count_out for filter_name, count in counts.items()}
+    expected = counts_out(reference(name).counts)
+    actual = {filter_name: count.count_out for filter_name, count in counts.items()}
 
-    assert ours == {filter_name: expected[filter_name] for filter_name in ours}
+    assert actual == {filter_name: expected[filter_name] for filter_name in actual}
     rejecting = {count.name for count in counts.values() if count.count_out < count.count_in}
     # Without crops every edge is an edge of the image: the filter cannot reject.
     assert rejecting >= set(counts) - ({"crop_edge"} if name == "whole" else {"small_regions"})
@@ -136,27 +136,27 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def option(**changed: Any) -> Patch:
-    """Alter a threshold on its way in."""
+    """Alter options of the call."""
 
     def apply(patch: pytest.MonkeyPatch) -> None:
-        original = generator.AutoMasker.search
+        original = generator.AutoMasker.generate
 
-        def altered(self: Any, source: Any, model: str, given: Any, context: Any) -> Any:
-            return original(self, source, model, {**given, **changed}, context)
+        def altered(self: Any, source: Any, model: str, overrides: Any, context: Any) -> Any:
+            return original(self, source, model, {**overrides, **changed}, context)
 
-        patch.setattr(generator.AutoMasker, "search", altered)
+        patch.setattr(generator.AutoMasker, "generate", altered)
 
     return apply
 
 
-def swap(module: Any, name: str, make: Callable[[Any], Any]) -> Patch:
-    """Replace a function by one made from it."""
-    return lambda patch: patch.setattr(module, name, make(getattr(module, name)))
+def swap(module: Any, name: str, wrap: Callable[[Any], Any]) -> Patch:
+    """Replace a function by a wrapper of it."""
+    return lambda patch: patch.setattr(module, name, wrap(getattr(module, name)))
 
 
 def one_step_upsampling(original: Any) -> Any:
-    def binary_mask(low_res: Any, steps: Any, *, level: float = 0.0) -> Any:
-        size = (steps.image.width, steps.image.height)
+    def binary_mask(low_res: Any, upsampling: Any, *, level: float = 0.0) -> Any:
+        size = (upsampling.image.width, upsampling.image.height)
         side = max(size)
         whole = cv2.resize(low_res, (side, side), interpolation=cv2.INTER_LINEAR)
         return whole[: size[1], : size[0]] > level
@@ -165,21 +165,21 @@ def one_step_upsampling(original: Any) -> Any:
 
 
 def low_res_stability(original: Any) -> Any:
-    def summarize(low_res: Any, steps: Any, *, level: float = 0.0, offset: float = 1.0) -> Any:
-        summary = original(low_res, steps, level=level, offset=offset)
+    def summarize(low_res: Any, upsampling: Any, *, level: float = 0.0, offset: float = 1.0) -> Any:
+        summary = original(low_res, upsampling, level=level, offset=offset)
         inner, outer = ((low_res > bound).sum() for bound in (level + offset, level - offset))
         return replace(summary, stability=inner / outer if outer else 0.0)
 
     return summarize
 
 
-def area_favoured(original: Any) -> Any:
-    """Prefer large crops."""
+def large_crops_preferred(original: Any) -> Any:
+    """Return a suppression that prefers large crops."""
 
-    def across(found: Any, options: Any) -> Any:
-        scores = np.array([float(each.crop.size.pixels) for each in found])
-        kept = nms.nms(filters._boxes(found), scores, options.crop_nms_thresh)
-        return [found[index] for index in kept]
+    def across(candidates: Any, options: Any) -> Any:
+        scores = np.array([float(candidate.crop.size.pixels) for candidate in candidates])
+        kept = nms.nms(filters._boxes(candidates), scores, options.crop_nms_thresh)
+        return [candidates[index] for index in kept]
 
     return across
 
@@ -190,13 +190,13 @@ def inclusive_bbox(record: AutoMaskRecord) -> AutoMaskRecord:
 
 
 def only(mode: str) -> Any:
-    def make(original: Any) -> Any:
-        def remove(mask: Any, area: float, asked: str) -> Any:
-            return original(mask, area, asked) if asked == mode else (mask, False)
+    def wrap(original: Any) -> Any:
+        def remove(mask: Any, area: float, requested: str) -> Any:
+            return original(mask, area, requested) if requested == mode else (mask, False)
 
         return remove
 
-    return make
+    return wrap
 
 
 ALTERED: dict[str, tuple[str, Patch]] = {
@@ -210,12 +210,12 @@ ALTERED: dict[str, tuple[str, Patch]] = {
         "whole",
         lambda patch: patch.setattr(type(SAM1), "mask_threshold", 0.1),
     ),
-    "the single-mask token too": (
+    "the single-mask token included": (
         "whole",
         lambda patch: patch.setattr(type(SAM1), "multimask_tokens", (0, 1, 2)),
     ),
-    "a looser NMS": ("whole", option(box_nms_thresh=0.9)),
-    "NMS in order of arrival": (
+    "a higher NMS threshold": ("whole", option(box_nms_thresh=0.9)),
+    "NMS in input order": (
         "whole",
         swap(nms, "nms", lambda nms: lambda boxes, scores, thr: nms(boxes, scores * 0, thr)),
     ),
@@ -239,8 +239,8 @@ ALTERED: dict[str, tuple[str, Patch]] = {
         "whole",
         swap(
             filters,
-            "record",
-            lambda record: lambda *words: inclusive_bbox(record(*words)),
+            "to_record",
+            lambda record: lambda *args: inclusive_bbox(record(*args)),
         ),
     ),
     "no filter at crop edges": (
@@ -262,11 +262,14 @@ ALTERED: dict[str, tuple[str, Patch]] = {
     "less overlap of crops": ("crops", option(crop_overlap_ratio=0.2)),
     "a full grid in every crop": ("crops", option(crop_n_points_downscale_factor=1)),
     "no NMS across crops": ("crops", option(crop_nms_thresh=1.0)),
-    "large crops favoured": ("crops", swap(filters, "suppress_across_crops", area_favoured)),
+    "large crops preferred": (
+        "crops",
+        swap(filters, "suppress_across_crops", large_crops_preferred),
+    ),
     "small regions kept": ("crops", option(min_mask_region_area=0)),
     "only holes filled": ("crops", swap(regions, "remove_small_regions", only("holes"))),
     "only islands dropped": ("crops", swap(regions, "remove_small_regions", only("islands"))),
-    "crop points left in the crop": (
+    "crop points in the frame of the crop": (
         "crops",
         lambda patch: patch.setattr(crops.CropPlan, "origin", property(lambda self: (0, 0))),
     ),
@@ -275,7 +278,7 @@ ALTERED: dict[str, tuple[str, Patch]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALTERED)
-def test_an_altered_step_is_noticed(
+def test_altered_step_is_detected(
     name: str, engine: RecordingEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case, patch = ALTERED[name]

@@ -1,4 +1,4 @@
-"""AutoMask through the real server, with an engine that draws: options, streaming, sources."""
+"""AutoMask through the real server with the fake engine: options, streaming, sources."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from samserve.app import Running
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
 
-from tests import chosen, pictures
+from tests import engine_choice, sample_images
 from tests.conftest import serving, settings_with
 
 Service = tuple[Running, SegmentationServiceStub]
@@ -27,8 +27,8 @@ async def run(
 
 def request(image: pb.Image | None = None, **options: object) -> pb.AutoMaskRequest:
     return pb.AutoMaskRequest(
-        image=image or pictures.image(480, 640),
-        options=pb.AutoMaskOptions(**options),  # type: ignore[arg-type]  # given by name
+        image=image or sample_images.image(480, 640),
+        options=pb.AutoMaskOptions(**options),  # type: ignore[arg-type]  # passed by name
     )
 
 
@@ -46,7 +46,7 @@ async def test_progress_counts_points_and_crops_to_their_totals(
     assert progress[-1].finished_crop_count == progress[-1].total_crop_count == 5
 
 
-async def test_the_summary_tells_what_each_filter_did(stub: SegmentationServiceStub) -> None:
+async def test_summary_has_the_counts_of_each_filter(stub: SegmentationServiceStub) -> None:
     _, records, summary = await run(
         stub,
         request(
@@ -75,9 +75,9 @@ async def test_the_summary_tells_what_each_filter_did(stub: SegmentationServiceS
     assert {"decode", "postprocess"} <= {timing.stage for timing in summary.timings}
 
 
-async def test_an_embedding_id_gives_the_masks_of_its_image(service: Service) -> None:
+async def test_embedding_id_returns_the_masks_of_its_image(service: Service) -> None:
     running, stub = service
-    image = pictures.image(480, 640)
+    image = sample_images.image(480, 640)
     _, from_image, summary = await run(stub, request(image, points_per_side=5))
     by_id = pb.AutoMaskRequest(
         embedding_id=summary.embedding.id, options=pb.AutoMaskOptions(points_per_side=5)
@@ -86,14 +86,14 @@ async def test_an_embedding_id_gives_the_masks_of_its_image(service: Service) ->
 
     assert from_id == from_image != []
     assert second.embedding.cached
-    assert chosen.runs(running, "encoder") == 2
+    assert engine_choice.run_count(running, "encoder") == 2
 
 
-async def test_a_region_of_interest_filters_points_and_encodes_nothing_again(
+async def test_region_of_interest_filters_points_without_another_encode(
     service: Service,
 ) -> None:
     running, stub = service
-    image = pictures.image(480, 640)
+    image = sample_images.image(480, 640)
     region = pb.Box(x_min=100, y_min=50, x_max=400, y_max=300)
     _, everything, _ = await run(stub, request(image, points_per_side=8, **KEEP_ALL))
     progress, inside, _ = await run(
@@ -103,10 +103,10 @@ async def test_a_region_of_interest_filters_points_and_encodes_nothing_again(
 
     assert points(inside) == expected != set()
     assert progress[-1].total_point_count < 64
-    assert chosen.runs(running, "encoder") == 2
+    assert engine_choice.run_count(running, "encoder") == 2
 
 
-async def test_a_custom_grid_is_clicked_as_given(stub: SegmentationServiceStub) -> None:
+async def test_custom_grid_is_used_as_points(stub: SegmentationServiceStub) -> None:
     grid = pb.PointGrid(
         points=[pb.NormalizedPoint(x=0.25, y=0.5), pb.NormalizedPoint(x=0.9, y=0.1)]
     )
@@ -115,7 +115,7 @@ async def test_a_custom_grid_is_clicked_as_given(stub: SegmentationServiceStub) 
     assert points(records) == {(160.0, 240.0), (576.0, 48.0)}
 
 
-async def test_max_masks_keeps_the_best_in_their_order(stub: SegmentationServiceStub) -> None:
+async def test_max_masks_keeps_the_best_in_order(stub: SegmentationServiceStub) -> None:
     _, everything, _ = await run(stub, request(points_per_side=4, **KEEP_ALL))
     _, best, _ = await run(stub, request(points_per_side=4, max_masks=5, **KEEP_ALL))
     floor = sorted((r.mask.predicted_iou for r in everything), reverse=True)[4]
@@ -125,27 +125,27 @@ async def test_max_masks_keeps_the_best_in_their_order(stub: SegmentationService
     assert [record for record in everything if record in best] == best
 
 
-async def test_answers_do_not_depend_on_points_per_batch(stub: SegmentationServiceStub) -> None:
-    image = pictures.image(480, 640)
+async def test_records_do_not_depend_on_points_per_batch(stub: SegmentationServiceStub) -> None:
+    image = sample_images.image(480, 640)
     _, one, _ = await run(stub, request(image, points_per_side=5, points_per_batch=1))
     _, many, _ = await run(stub, request(image, points_per_side=5, points_per_batch=1024))
 
     assert one == many
 
 
-async def test_crops_are_encoded_and_their_slots_are_given_back(service: Service) -> None:
+async def test_crops_are_encoded_and_their_slots_released(service: Service) -> None:
     running, stub = service
     _, records, _ = await run(stub, request(points_per_side=4, crop_n_layers=1, **KEEP_ALL))
     crops = {(r.crop_box.x, r.crop_box.y, r.crop_box.width, r.crop_box.height) for r in records}
 
     assert len(crops) == 5
     assert (0.0, 0.0, 640.0, 480.0) in crops
-    assert chosen.runs(running, "encoder") == 1 + 5
-    assert running.store.stats().entries == 1
-    assert running.store.stats().bytes == 2 << 20
+    assert engine_choice.run_count(running, "encoder") == 1 + 5
+    assert running.cache.stats().entries == 1
+    assert running.cache.stats().bytes == 2 << 20
 
 
-async def test_masks_lie_in_the_whole_image_also_from_crops(
+async def test_masks_of_crops_are_in_the_frame_of_the_whole_image(
     stub: SegmentationServiceStub,
 ) -> None:
     _, records, _ = await run(stub, request(points_per_side=4, crop_n_layers=1, **KEEP_ALL))
@@ -159,7 +159,7 @@ async def test_masks_lie_in_the_whole_image_also_from_crops(
 
 
 async def test_large_masks_are_streamed_in_several_messages(stub: SegmentationServiceStub) -> None:
-    message = request(pictures.image(1500, 1500), points_per_side=3, **KEEP_ALL)
+    message = request(sample_images.image(1500, 1500), points_per_side=3, **KEEP_ALL)
     message.output_mode = pb.OUTPUT_MODE_BINARY_MASK
     batches = [
         event.masks
@@ -173,7 +173,7 @@ async def test_large_masks_are_streamed_in_several_messages(stub: SegmentationSe
     assert np.unpackbits(bits).sum() == batches[0].records[0].mask.area
 
 
-async def test_a_region_without_grid_points_finds_nothing(stub: SegmentationServiceStub) -> None:
+async def test_region_without_grid_points_returns_no_masks(stub: SegmentationServiceStub) -> None:
     region = pb.Box(x_min=1, y_min=1, x_max=2, y_max=2)
     progress, records, summary = await run(
         stub, request(points_per_side=2, region_of_interest=region)
@@ -183,16 +183,17 @@ async def test_a_region_without_grid_points_finds_nothing(stub: SegmentationServ
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 40), (700, 3)])
-async def test_pictures_of_a_few_pixels_work(width: int, height: int) -> None:
+async def test_images_of_a_few_pixels_are_segmented(width: int, height: int) -> None:
     async with serving(settings_with()) as (_, stub):
         _, records, _ = await run(
-            stub, request(pictures.image(height, width), points_per_side=2, crop_n_layers=1)
+            stub, request(sample_images.image(height, width), points_per_side=2, crop_n_layers=1)
         )
-        answer = await stub.Predict(
+        response = await stub.Predict(
             pb.PredictRequest(
-                image=pictures.image(height, width), prompts=[pictures.click(width / 2, height / 2)]
+                image=sample_images.image(height, width),
+                prompts=[sample_images.point_prompt(width / 2, height / 2)],
             )
         )
 
     assert records is not None
-    assert answer.results[0].masks[0].area >= 0
+    assert response.results[0].masks[0].area >= 0

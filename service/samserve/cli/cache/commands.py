@@ -1,4 +1,4 @@
-"""`samserve cache`: what the servers keep, filled, emptied and looked at."""
+"""`samserve cache`: filling, inspecting and deleting from the embedding cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from samserve.cli.command import Commands
 from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import UsageError
 from samserve.cli.options import Assignments, CaFile, ConfigFile, JsonFile, ModelName, TokenFile
-from samserve.cli.terminal import say
+from samserve.cli.terminal import write_line
 
 cache = Commands()
 
@@ -21,19 +21,20 @@ Folder = Annotated[
         metavar="DIR",
         exists=True,
         file_okay=False,
-        help="Folder with .jpg, .jpeg, .png and .webp files.",
+        help="Directory with .jpg, .jpeg, .png and .webp files.",
     ),
 ]
 RunningServer = Annotated[
-    str, typer.Option("--server", metavar="HOST:PORT", help="The running server. Needed.")
+    str,
+    typer.Option("--server", metavar="HOST:PORT", help="Address of the running server. Required."),
 ]
 
 
 @cache.callback(invoke_without_command=True)
-def help_with_cache(context: typer.Context) -> None:
-    """Fill, empty and look at what servers keep of images."""
+def show_help(context: typer.Context) -> None:
+    """Fill and inspect the embedding cache, and delete embeddings."""
     if context.invoked_subcommand is None:
-        say(context.get_help())
+        write_line(context.get_help())
 
 
 @cache.command()
@@ -45,43 +46,47 @@ def warm(  # noqa: PLR0913 - each is an option of the command line
     ca: CaFile = None,
     token_file: TokenFile = None,
     concurrency: Annotated[
-        int, typer.Option(min=1, max=256, help="Images that are under way at once.")
+        int, typer.Option(min=1, max=256, help="Maximum number of concurrent calls.")
     ] = 4,
     recursive: Annotated[
         bool,
-        typer.Option("--recursive", help="Folders in it too; links to folders are not followed."),
+        typer.Option(
+            "--recursive", help="Include subdirectories; links to directories are not followed."
+        ),
     ] = False,
     no_wait: Annotated[
         bool,
-        typer.Option("--no-wait", help="Only have it begun: failures after that are not told."),
+        typer.Option(
+            "--no-wait", help="Return once encoding has started; later failures are not reported."
+        ),
     ] = False,
     durable: Annotated[
         bool,
-        typer.Option("--durable", help="Fail where the death of one machine could lose it."),
+        typer.Option("--durable", help="Fail if the loss of one machine could lose the embedding."),
     ] = False,
     as_json: Annotated[
         str,
         typer.Option(
             "--json",
             metavar="FILE",
-            help="JSON Lines to write, a record as each file is done; `-` is standard output.",
+            help="Write JSON Lines, one record per file; `-` is standard output.",
         ),
     ] = "",
 ) -> None:
-    """Embed every image of a folder, so that predictions on them find it done.
+    """Embed every image of a directory, so that later predictions find it in the cache.
 
-    Names that begin with a dot are passed over. What cannot be embedded is told at the end, and
-    makes the exit code 1. `samserve cache rm -` takes the records.
+    Names that start with a dot are skipped. Images that cannot be embedded are listed at the end,
+    and the exit code is then 1. `samserve cache rm -` reads the records of --json.
     """
     from samserve.cli import files
     from samserve.cli.cache import warm
 
     if no_wait and durable:
-        raise UsageError("--durable means to wait: leave out --no-wait")
+        raise UsageError("--durable and --no-wait exclude each other")
     files.check_outputs(None, as_json)
     endpoint = _endpoint("warm", server, ca, token_file)
-    wish = warm.Wish(model, concurrency, wait=not no_wait, durable=durable)
-    warm.run(warm.find(folder, recursive=recursive), endpoint, wish, as_json)
+    options = warm.WarmOptions(model, concurrency, wait=not no_wait, durable=durable)
+    warm.run(warm.find(folder, recursive=recursive), endpoint, options, as_json)
 
 
 @cache.command()
@@ -90,8 +95,8 @@ def rm(
         list[str],
         typer.Argument(
             metavar="ID",
-            help="Ids of embeddings; `-` reads ids, or records of `warm --json`, a line each, "
-            "from standard input.",
+            help="Embedding ids; `-` reads ids, or records of `warm --json`, from standard input, "
+            "one per line.",
         ),
     ],
     *,
@@ -99,25 +104,25 @@ def rm(
     ca: CaFile = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Delete embeddings, everywhere that the server shares them.
+    """Delete embeddings from both tiers of the cache, on all gateways that share it.
 
-    Prints for each whether it was deleted or not there; exit code 1 if one could not be deleted.
+    Prints for each whether it was deleted or not found; exit code 1 if one could not be deleted.
     """
     from samserve.cli.cache import rm
 
     endpoint = _endpoint("rm", server, ca, token_file)
-    rm.run(rm.named(ids), endpoint)
+    rm.run(rm.parse_ids(ids), endpoint)
 
 
 @cache.command()
 def stats(
     config: ConfigFile = None, assignments: Assignments = None, as_json: JsonFile = ""
 ) -> None:
-    """Show what this machine's server has in memory, and whether the shared cache can be used.
+    """Show the cache statistics of this machine's server and the state of the shared tier.
 
-    Takes the server's own settings. The server is asked at its admin listener, each node directly;
-    what is written to a master, to see whether it is durable, is gone after a second.
-    Exit code 1 if one of them does not answer.
+    Takes the server's own settings. Statistics are read from the server's admin listener, and each
+    node is checked directly; the value that is written to a master, to check durability, expires
+    after a second. Exit code 1 if the server or a node does not respond.
     """
     from samserve.cli import files
     from samserve.cli.cache import stats
@@ -130,7 +135,7 @@ def stats(
 def _endpoint(command: str, server: str, ca: Path | None, token_file: Path | None) -> Endpoint:
     if not server:
         raise UsageError(
-            f"{command} needs --server HOST:PORT: a server of its own would forget all at its end"
+            f"{command} requires --server HOST:PORT: the cache of a temporary server would be lost"
         )
     endpoint = Endpoint(server, ca=ca, token_file=token_file)
     endpoint.check()

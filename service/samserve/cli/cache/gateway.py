@@ -1,4 +1,4 @@
-"""What a running server says of its cache, at its admin listener."""
+"""Cache statistics of a running server, from its admin listener."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from samserve.settings import ServerSettings
 from samserve.system import addresses
 
 _TIMEOUT_S = 3.0
-_MOST_BYTES = 16 << 20
+_MAX_BYTES = 16 << 20
 
 _Samples = Mapping[str, Mapping[str, float]]
 """Values by the name of the sample and its labels, the tier before the result."""
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """The server's own embeddings; hits and misses since it was started."""
+class Local:
+    """State of the local tier; hits and misses since the server started."""
 
     entries: int
     bytes: int
@@ -35,29 +35,29 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the server has asked of the shared cache since it was started, by how it ended."""
+    """Requests to the shared tier since the server started, by result."""
 
     reads: Mapping[str, int]
     writes: Mapping[str, int]
-    failures: Mapping[str, int]
-    nodes_away: tuple[str, ...]
+    errors: Mapping[str, int]
+    unavailable_nodes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """A server, asked once."""
+    """Statistics of a server at one time."""
 
-    memory: Memory
+    local: Local
     shared: Shared
 
 
-def ask(server: ServerSettings) -> Gateway:
+def read_statistics(server: ServerSettings) -> Gateway:
     """Read /metrics of the server that has these settings.  Raises `CommandError`."""
-    host = addresses.from_here(server.admin_host)
+    host = addresses.reachable_host(server.admin_host)
     address = addresses.join(host, server.admin_port)
     if server.admin_port == 0:
         raise CommandError(
-            "server.admin_port is 0, any free one: name the one that the server has logged with "
+            "server.admin_port is 0, a free port: set the port that the server has logged with "
             "--set server.admin_port=PORT"
         )
     try:
@@ -67,26 +67,26 @@ def ask(server: ServerSettings) -> Gateway:
         raise CommandError(f"no server at http://{address}/metrics: {reason}") from error
     except ValueError as error:
         raise CommandError(f"http://{address}/metrics: {error}") from error
-    return Gateway(_memory(samples), _shared(samples))
+    return Gateway(_local(samples), _shared(samples))
 
 
 def _fetch(host: str, port: int) -> str:
-    """Get the page without a proxy that the environment may name."""
+    """Get the metrics page, ignoring a proxy of the environment."""
     deadline = time.monotonic() + _TIMEOUT_S
     connection = HTTPConnection(host, port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", "/metrics")
         response = connection.getresponse()
         if response.status != 200:
-            raise ValueError(f"is answered with {response.status} {response.reason}")
+            raise ValueError(f"responded with {response.status} {response.reason}")
         content = b""
         while chunk := response.read1():
             content += chunk
-            # The timeout of the connection is that of each read.
+            # The timeout of the connection applies to each read, not to the whole response.
             if time.monotonic() > deadline:
                 raise TimeoutError("timed out")
-            if len(content) > _MOST_BYTES:
-                raise ValueError("is too long for metrics")
+            if len(content) > _MAX_BYTES:
+                raise ValueError("the response is too large for metrics")
         return content.decode()
     finally:
         connection.close()
@@ -98,18 +98,18 @@ def _parse(text: str) -> _Samples:
         for sample in family.samples:
             label = ".".join(value for _, value in sorted(sample.labels.items(), reverse=True))
             samples.setdefault(sample.name, {})[label] = sample.value
-    if "samserve_store_entries" not in samples:
-        raise ValueError("has no metrics of a store, maybe since the server is still starting")
+    if "samserve_cache_local_entries" not in samples:
+        raise ValueError("contains no cache metrics; the server may still be starting")
     return samples
 
 
-def _memory(samples: _Samples) -> Memory:
+def _local(samples: _Samples) -> Local:
     def value(name: str) -> int:
-        return int(samples.get(f"samserve_store_{name}", {}).get("", 0))
+        return int(samples.get(f"samserve_cache_local_{name}", {}).get("", 0))
 
     requests = samples.get("samserve_cache_requests_total", {})
-    hits, misses = (int(requests.get(f"memory.{result}", 0)) for result in ("hit", "miss"))
-    return Memory(
+    hits, misses = (int(requests.get(f"local.{result}", 0)) for result in ("hit", "miss"))
+    return Local(
         entries=value("entries"),
         bytes=value("bytes"),
         capacity_bytes=value("capacity_bytes"),
@@ -131,7 +131,7 @@ def _shared(samples: _Samples) -> Shared:
 
     return Shared(
         reads=counts("requests_total", "shared."),
-        writes=counts("writes_total"),
-        failures=counts("failures_total"),
-        nodes_away=tuple(node for node, away in counts("node_away").items() if away),
+        writes=counts("shared_writes_total"),
+        errors=counts("shared_errors_total"),
+        unavailable_nodes=tuple(node for node, up in counts("shared_node_up").items() if not up),
     )

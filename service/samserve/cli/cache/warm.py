@@ -1,4 +1,4 @@
-"""Embedding all images of a folder."""
+"""Embedding all images of a directory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import typer
 from samserve.cli import bulk, session
 from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import CommandError, UsageError
-from samserve.cli.terminal import STDOUT, json_line, note, say
+from samserve.cli.terminal import STDOUT, json_line, write_line, write_note
 from samserve.client import Client
 from samserve.client.channel import MAX_MESSAGE_BYTES
 
-_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """How the images are to be embedded."""
+class WarmOptions:
+    """Options of the Embed calls."""
 
     model: str
     concurrency: int
@@ -34,16 +34,16 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Images by name, folders that could not be read, and how many files are none."""
+    """Image files by name, directories that could not be read, and the number of other files."""
 
-    pictures: Sequence[Path]
+    images: Sequence[Path]
     failures: Sequence[OSError]
-    passed_over: int
+    skipped: int
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What became of one file; ``stored`` as in `samserve.client.Embedding`."""
+    """Result of one file; ``stored`` as in `samserve.client.Embedding`."""
 
     file: str
     id: str | None = None
@@ -52,14 +52,14 @@ class Record:
     error: str | None = None
 
     def line(self) -> bytes:
-        """Write it as a line of JSON."""
+        """Return the record as a line of JSON."""
         return json_line(asdict(self))
 
 
 @dataclass(slots=True)
 class _Tally:
     new: int = 0
-    there: int = 0
+    cached: int = 0
     stored: dict[str, int] = field(default_factory=lambda: {"shared": 0, "local": 0})
     failures: list[str] = field(default_factory=list)
 
@@ -67,78 +67,78 @@ class _Tally:
         if record.error is not None:
             self.failures.append(f"{record.file}: {record.error}")
             return
-        self.there += bool(record.cached)
+        self.cached += bool(record.cached)
         self.new += not record.cached
-        place = record.stored or "not told where"
-        self.stored[place] = self.stored.get(place, 0) + 1
+        tier = record.stored or "unknown tier"
+        self.stored[tier] = self.stored.get(tier, 0) + 1
 
-    def lines(self, whole: int, passed_over: int) -> list[str]:
+    def lines(self, total: int, skipped: int) -> list[str]:
         failed = len(self.failures)
         counts = {
-            "files": whole,
+            "files": total,
             "new": self.new,
-            "already there": self.there,
+            "already cached": self.cached,
             **self.stored,
             "failed": failed,
         }
         exceptions = {
-            "not tried": whole - self.new - self.there - failed,
-            "passed over": passed_over,
+            "not attempted": total - self.new - self.cached - failed,
+            "skipped": skipped,
         }
         counts |= {name: count for name, count in exceptions.items() if count}
         return [f"{name}: {count}" for name, count in counts.items()]
 
 
 def find(folder: Path, *, recursive: bool) -> Found:
-    """Look for images by the ends of their names.  Raises `UsageError` if there are none."""
+    """Find images by their file name suffixes.  Raises `UsageError` if there are none."""
     failures: list[OSError] = []
-    pictures: list[Path] = []
-    others = 0
-    for place, folders, names in os.walk(folder, onerror=failures.append):
+    images: list[Path] = []
+    skipped = 0
+    for parent, folders, names in os.walk(folder, onerror=failures.append):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        files = [path for name in names if not _is_special(path := Path(place, name))]
-        chosen = [path for path in files if _is_picture(path)]
-        pictures += chosen
-        others += len(files) - len(chosen)
-    if not pictures and not failures:
-        hint = "" if recursive else " (--recursive looks into the folders in it)"
-        raise UsageError(f"{folder}: there is no JPEG, PNG or WebP file{hint}")
-    return Found(sorted(pictures), failures, others)
+        files = [path for name in names if not _is_special(path := Path(parent, name))]
+        found = [path for path in files if _is_image(path)]
+        images += found
+        skipped += len(files) - len(found)
+    if not images and not failures:
+        hint = "" if recursive else " (--recursive includes subdirectories)"
+        raise UsageError(f"{folder}: contains no JPEG, PNG or WebP file{hint}")
+    return Found(sorted(images), failures, skipped)
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in _PICTURES and not path.name.startswith(".")
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _is_special(path: Path) -> bool:
-    """Return whether it is no file: a pipe, say, which would be waited for."""
+    """Return whether a path is not a regular file; reading a pipe, for instance, would block."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
     except OSError:
-        return False  # told when it is read
+        return False  # reported when it is read
 
 
 def _is_too_large(path: Path) -> bool:
     return path.stat().st_size > MAX_MESSAGE_BYTES
 
 
-def run(found: Found, endpoint: Endpoint, wish: Wish, as_json: str) -> None:
-    """Embed what was found, write the records and say how it went."""
+def run(found: Found, endpoint: Endpoint, options: WarmOptions, as_json: str) -> None:
+    """Embed the images, write the records and print the counts."""
     tally = _Tally()
-    ended = session.run(_embed_all(found, endpoint, wish, as_json, tally))
-    report = note if as_json == STDOUT else say
-    whole = len(found.pictures) + len(found.failures)
-    report("\n".join(tally.lines(whole, found.passed_over)))
-    failures = [*bulk.shortened(tally.failures, "--json tells of each"), *ended]
+    aborted = session.run(_embed_all(found, endpoint, options, as_json, tally))
+    report = write_note if as_json == STDOUT else write_line
+    total = len(found.images) + len(found.failures)
+    report("\n".join(tally.lines(total, found.skipped)))
+    failures = [*bulk.truncated(tally.failures, "--json lists all"), *aborted]
     if failures:
         raise CommandError(*failures)
 
 
 async def _embed_all(
-    found: Found, endpoint: Endpoint, wish: Wish, as_json: str, tally: _Tally
+    found: Found, endpoint: Endpoint, options: WarmOptions, as_json: str, tally: _Tally
 ) -> list[str]:
-    """Return what has ended it early, if anything."""
-    # Where records appear on the terminal line by line, they are the progress.
+    """Embed the images, and return the error that aborted this, if any."""
+    # Records that are printed to the terminal show the progress already.
     shown = as_json == STDOUT and sys.stdout.isatty()
     async with session.connected(endpoint) as client:
         with _records(as_json) as write:
@@ -148,26 +148,26 @@ async def _embed_all(
                 write(record)
 
             async def embed(path: Path) -> None:
-                done(await _record(client, path, wish))
+                done(await _embed(client, path, options))
 
-            def failed(path: Path, text: str) -> None:
+            def on_failure(path: Path, text: str) -> None:
                 done(Record(str(path), error=text))
 
             for failure in found.failures:
                 done(Record(str(failure.filename), error=failure.strerror or str(failure)))
-            job = bulk.Job("embedding", embed, failed, wish.concurrency)
-            return await bulk.run(found.pictures, job, quiet=shown)
+            job = bulk.Job("embedding", embed, on_failure, options.concurrency)
+            return await bulk.run(found.images, job, quiet=shown)
 
 
-async def _record(client: Client, path: Path, wish: Wish) -> Record:
+async def _embed(client: Client, path: Path, options: WarmOptions) -> Record:
     """Embed one image."""
     try:
         if _is_too_large(path):
-            return Record(str(path), error=f"is over {MAX_MESSAGE_BYTES >> 20} MiB")
-        if wish.wait:
-            embedding = await client.embed(path, model=wish.model, durable=wish.durable)
+            return Record(str(path), error=f"is larger than {MAX_MESSAGE_BYTES >> 20} MiB")
+        if options.wait:
+            embedding = await client.embed(path, model=options.model, durable=options.durable)
         else:
-            embedding = await client.prefetch(path, model=wish.model)
+            embedding = await client.prefetch(path, model=options.model)
     except OSError as error:
         return Record(str(path), error=error.strerror or str(error))
     return Record(str(path), embedding.id, embedding.cached, embedding.stored)
@@ -175,7 +175,7 @@ async def _record(client: Client, path: Path, wish: Wish) -> Record:
 
 @contextmanager
 def _records(destination: str) -> Iterator[Callable[[Record], object]]:
-    """Write each record at once, so that an interrupt loses none."""
+    """Yield a function that writes a record immediately, so that an interrupt loses none."""
     if not destination:
         yield lambda record: None
         return
@@ -184,4 +184,4 @@ def _records(destination: str) -> Iterator[Callable[[Record], object]]:
         return
     with Path(destination).open("wb", buffering=0) as file:
         yield lambda record: file.write(record.line())
-    note(f"wrote {destination}")
+    write_note(f"wrote {destination}")

@@ -1,1 +1,1 @@
-"""The `Engine` that asks a Triton Inference Server."""
+"""The `Engine` that runs models on a Triton Inference Server."""

@@ -1,4 +1,4 @@
-"""One set of channels to Triton, all with the same credentials."""
+"""A set of gRPC channels to Triton, all with the same credentials."""
 
 from __future__ import annotations
 
@@ -16,56 +16,56 @@ from samserve.system.memfd import as_path
 T = TypeVar("T")
 
 CONTROL_S = 2.0
-"""Control calls are small; one that takes longer means that Triton is not well."""
+"""Control calls are small; if one takes longer, Triton is unhealthy."""
 
 
 class Channels:
-    """*count* channels that share the requests, and one for everything else.
+    """*count* channels for inference requests, and one for control calls.
 
-    Control calls have a channel of their own so that megabytes of tensors never delay them.
-    ``headers`` go with every call.  Used from one event loop.
+    Control calls have a separate channel so that megabytes of tensors never delay them.
+    ``headers`` are sent with every call.  To be used from one event loop.
     """
 
     def __init__(self, url: str, count: int, credentials: Credentials) -> None:
         self.headers = dict(credentials.headers)
         self.control = _client(url, credentials)
         self._data = [_client(url, credentials) for _ in range(count)]
-        self._turns = itertools.cycle(self._data)
-        self._calls = 0
+        self._round_robin = itertools.cycle(self._data)
+        self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Count a call as under way while the block runs."""
-        self._calls += 1
+        """Count a call as in flight while the block runs."""
+        self._in_flight += 1
         self._idle.clear()
         try:
             yield
         finally:
-            self._calls -= 1
-            if not self._calls:
+            self._in_flight -= 1
+            if not self._in_flight:
                 self._idle.set()
 
     def next(self) -> InferenceServerClient:
-        """Take the channel for one request."""
-        return next(self._turns)
+        """Return the channel for the next inference request."""
+        return next(self._round_robin)
 
     async def call(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
-        """Await a *method* of `InferenceServerClient` over the channel for control calls."""
+        """Call a *method* of `InferenceServerClient` over the control channel."""
         return await method(self.control, *args, headers=self.headers, client_timeout=CONTROL_S)
 
-    async def reach(self) -> None:
-        """See that every channel for requests is connected."""
+    async def ensure_connected(self) -> None:
+        """Check that every channel for inference requests is connected."""
         for client in self._data:
             await client.is_server_live(headers=self.headers, client_timeout=CONTROL_S)
 
     async def idle(self) -> None:
-        """Wait until no call is under way."""
+        """Wait until no call is in flight."""
         await self._idle.wait()
 
     async def close(self) -> None:
-        """Close the channels; requests under way end."""
+        """Close the channels; requests in flight fail."""
         await asyncio.gather(*(client.close() for client in (self.control, *self._data)))
 
 
@@ -73,7 +73,7 @@ def _client(url: str, credentials: Credentials) -> InferenceServerClient:
     with ExitStack() as stack:
 
         def path_of(content: bytes | None) -> str | None:
-            # tritonclient wants paths and reads them at once.
+            # tritonclient accepts paths only and reads the files immediately.
             return None if content is None else stack.enter_context(as_path(content))
 
         return InferenceServerClient(
@@ -91,13 +91,13 @@ def _client(url: str, credentials: Credentials) -> InferenceServerClient:
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.min_reconnect_backoff_ms", 1000),
                 ("grpc.max_reconnect_backoff_ms", 1000),
-                # The default is 30 s between two looks at a name, so that a Triton whose name has
-                # got another address would be looked for at the old one for as long.
+                # The default is 30 s between two DNS lookups; for that time, gRPC would try to
+                # reach a Triton whose name has a new address at the old one.
                 ("grpc.dns_min_time_between_resolutions_ms", 1000),
                 ("grpc.enable_http_proxy", 0),
-                # Pings no more often than Triton allows by default. What counts is that gRPC also
-                # gives up a connection on which data stays unacknowledged for the timeout: without
-                # this, a machine that vanishes would be waited for until the kernel gives up,
+                # Pings are not more frequent than Triton allows by default. The timeout matters
+                # more: gRPC also closes a connection on which data stays unacknowledged for that
+                # long. Otherwise a lost machine would only be noticed when the kernel gives up,
                 # minutes later.
                 ("grpc.keepalive_time_ms", 300_000),
                 ("grpc.keepalive_timeout_ms", 10_000),

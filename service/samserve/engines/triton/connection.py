@@ -1,4 +1,4 @@
-"""A thin adapter over `tritonclient.grpc.aio`: its calls, our errors."""
+"""A thin adapter for `tritonclient.grpc.aio` that raises the errors of this package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _INDEX = InferenceServerClient.get_model_repository_index
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InferCall:
-    """One inference: tensors as tritonclient has them; *priority* 0 means that none is given."""
+    """One inference request: tensors in the types of tritonclient; *priority* 0 means none."""
 
     model: str
     inputs: Sequence[InferInput]
@@ -32,50 +32,50 @@ class InferCall:
 
 
 class TritonConnection:
-    """The channels to one Triton, which may be exchanged for others while calls are under way.
+    """The channels to one Triton, which can be replaced while calls are in flight.
 
-    All methods raise what `translate` makes of Triton's errors.  With *credentials* None there is
-    no channel before `open` tells them.
+    All methods raise the result of `translate` for Triton's errors.  With *credentials* None there
+    is no channel until `open` is called.
     """
 
     def __init__(self, url: str, channels: int, credentials: Credentials | None = PLAIN) -> None:
         self._url = url
         self._count = channels
         self._credentials = credentials
-        self._now: Channels | None = None
+        self._current: Channels | None = None
         self._retired: dict[asyncio.Task[None], Channels] = {}
         if credentials is not None:
             self.open(credentials)
 
     def open(self, credentials: Credentials) -> None:
-        """Make the first channels, whether or not Triton is there."""
+        """Create the first channels, whether or not Triton is reachable."""
         self._credentials = credentials
-        self._now = Channels(self._url, self._count, credentials)
+        self._current = Channels(self._url, self._count, credentials)
 
     async def reopen(self) -> None:
-        """Do as `renew` does, with the same credentials: the url's name is looked up again.
+        """Do as `renew` does, with the same credentials: the url's host name is resolved again.
 
-        gRPC itself asks for a name only when a connection has ended, and after an answer without
-        addresses only after up to two minutes.
+        gRPC itself resolves a name only when a connection has ended, and after a DNS response
+        without addresses only after up to two minutes.
         """
         if self._credentials is not None:
             await self.renew(self._credentials)
 
     async def renew(self, credentials: Credentials) -> None:
-        """Use new channels for what comes; the old ones are closed when their last call has ended.
+        """Use new channels for later calls; the old ones are closed once their last call has ended.
 
-        If the new ones do not reach Triton this raises, and everything stays as it was.
+        Raises an error and changes nothing if the new channels do not reach Triton.
         """
         new = Channels(self._url, self._count, credentials)
         try:
-            await _translated(new.reach())
-            # Live is what Triton says to all clients; its models may be for those with a header.
+            await _translated(new.ensure_connected())
+            # Liveness is public; the model repository may be restricted to clients with a header.
             await _translated(new.call(_INDEX))
         except BaseException:
             await new.close()
             raise
         self._credentials = credentials
-        old, self._now = self._now, new
+        old, self._current = self._current, new
         if old is not None:
             self._retire(old)
 
@@ -84,10 +84,10 @@ class TritonConnection:
     ) -> InferResult:
         """Run one inference; cancelling this cancels the request.
 
-        *timeout_s* ends the call here, and takes the request out of Triton's queue there.  *trace*
-        makes what Triton records of it a part of a trace.
+        *timeout_s* ends the call, and removes the request from Triton's queue.  *trace* holds the
+        headers that make Triton's spans part of a trace.
         """
-        return await self._ask(
+        return await self._call(
             lambda channels: channels.next().infer(
                 call.model,
                 list(call.inputs),
@@ -101,49 +101,49 @@ class TritonConnection:
         )
 
     async def ready_models(self) -> frozenset[str]:
-        """List the models that Triton would run now."""
+        """Return the names of the models that are ready in Triton."""
         index = await self._control(_INDEX)
         return frozenset(model.name for model in index.models if model.state == "READY")
 
     async def config(self, model: str) -> model_config_pb2.ModelConfig:
-        """Read the configuration of a model, completed by Triton."""
+        """Return the configuration of a model, as completed by Triton."""
         return (await self._control(InferenceServerClient.get_model_config, model)).config
 
-    async def reach(self) -> None:
-        """See that every channel for requests is connected."""
-        await self._ask(Channels.reach)
+    async def ensure_connected(self) -> None:
+        """Check that every channel for inference requests is connected."""
+        await self._call(Channels.ensure_connected)
 
     async def regions(self) -> dict[str, str]:
-        """List the system shared-memory regions: their keys by name."""
+        """Return the keys of the system shared-memory regions, by name."""
         status = await self._control(InferenceServerClient.get_system_shared_memory_status)
         return {name: region.key for name, region in status.regions.items()}
 
     async def register(self, name: str, key: str, nbytes: int) -> None:
-        """Let Triton map a segment; `EngineFailure` if it will not, or has done so before."""
+        """Register a segment with Triton; `EngineFailure` if rejected or already registered."""
         call = InferenceServerClient.register_system_shared_memory
         await self._control(call, name, key, nbytes)
 
     async def unregister(self, name: str) -> None:
-        """Let Triton forget a region, at once or when the requests that use it have ended.
+        """Unregister a region, immediately or when the requests that use it have ended.
 
-        `EngineFailure` if it is in use and this Triton does not wait for that by itself.
+        Raises `EngineFailure` if it is in use and this version of Triton does not defer that.
         """
         await self._control(InferenceServerClient.unregister_system_shared_memory, name)
 
     async def aclose(self) -> None:
-        """Close the channels; requests under way end."""
+        """Close the channels; requests in flight fail."""
         for closing in self._retired:
             closing.cancel()
-        now = [] if self._now is None else [self._now]
-        await asyncio.gather(*(each.close() for each in (*self._retired.values(), *now)))
+        current = [] if self._current is None else [self._current]
+        await asyncio.gather(*(each.close() for each in (*self._retired.values(), *current)))
 
     async def _control(self, method: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
-        return await self._ask(lambda channels: channels.call(method, *args))
+        return await self._call(lambda channels: channels.call(method, *args))
 
-    async def _ask(self, call: Callable[[Channels], Coroutine[Any, Any, T]]) -> T:
-        channels = self._now
+    async def _call(self, call: Callable[[Channels], Coroutine[Any, Any, T]]) -> T:
+        channels = self._current
         if channels is None:
-            raise Unreachable("the model server was not looked for yet")
+            raise Unreachable("the connection to Triton is not open yet")
         with channels.in_use():
             return await _translated(call(channels))
 

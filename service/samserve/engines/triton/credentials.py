@@ -1,7 +1,7 @@
-"""What this gateway shows to Triton, and whom it trusts: the contents of some files.
+"""Client credentials for Triton, and its trusted CAs, read from files.
 
-The files hold secrets.  No text that leaves this module holds anything of a file but its path and
-the number of a line, and no foreign exception is chained to ours.
+The files contain secrets.  Texts that leave this module contain nothing of a file but its path and
+a line number, and no foreign exception is chained to ours.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from samserve.security import pem
 from samserve.settings import TritonSettings
 from samserve.system.reloading import ReloadableFile
 
-# Where systems keep the certificates that they trust; gRPC itself would take a list of its own.
+# The trust stores of operating systems; gRPC itself would use its bundled list.
 _SYSTEM_CAS = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
-# Metadata as gRPC takes it; names of its own begin with "grpc-", binary values are named "-bin".
+# Valid gRPC metadata; the prefix "grpc-" is reserved, and names of binary values end in "-bin".
 _HEADER_NAME = re.compile(r"(?!grpc-)[0-9a-z_.-]+(?<!-bin)")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]+")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Credentials:
-    """How to connect: PEM texts, and the metadata of every request.  Its repr tells nothing."""
+    """PEM texts, and the metadata of every request.  The repr contains no secrets."""
 
     tls: bool = False
     roots: bytes | None = None
@@ -44,14 +44,14 @@ PLAIN = Credentials()
 
 
 def open_credentials(settings: TritonSettings) -> ReloadableFile[Credentials]:
-    """Read the files that the settings name.  Raises `Misconfigured`, which names the file."""
-    named = {
+    """Read the files of the settings.  Raises `Misconfigured`, which names the file."""
+    files = {
         "ca_file": settings.ca_file or (_system_ca_file() if settings.tls else None),
         "cert_file": settings.cert_file,
         "key_file": settings.key_file,
         "headers_file": settings.headers_file,
     }
-    paths = {name: path for name, path in named.items() if path is not None}
+    paths = {name: path for name, path in files.items() if path is not None}
 
     def parse(*contents: bytes) -> Credentials:
         return _parsed(settings, dict(zip(paths, contents, strict=True)))
@@ -75,27 +75,27 @@ def _parsed(settings: TritonSettings, contents: Mapping[str, bytes]) -> Credenti
 
 
 def _system_ca_file() -> Path | None:
-    """Find what the system trusts; None leaves it to gRPC, which brings Mozilla's list along."""
+    """Return the system's CA file; None lets gRPC use its bundled list of Mozilla."""
     candidates = (ssl.get_default_verify_paths().cafile, *_SYSTEM_CAS)
     return next((Path(name) for name in candidates if name and Path(name).is_file()), None)
 
 
 def _parsed_headers(path: Path | None, content: bytes) -> dict[str, str]:
-    """Read lines ``name: value``; errors tell no name either, which may be a misplaced secret."""
+    """Parse lines ``name: value``; errors omit the name as well, since it may be a secret."""
     headers: dict[str, str] = {}
     for number, line in enumerate(content.decode("ascii", errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         name, _, value = (part.strip() for part in line.partition(":"))
-        place = f"triton.headers_file {path}, line {number}"
+        location = f"triton.headers_file {path}, line {number}"
         if not _HEADER_NAME.fullmatch(name) or ":" not in line:
             raise Misconfigured(
-                f"{place}: not `name: value` with a name of lower-case letters, digits and -_. "
+                f"{location}: not `name: value` with a name of lower-case letters, digits and -_. "
                 "that neither begins with grpc- nor ends in -bin"
             )
         if not _HEADER_VALUE.fullmatch(value):
-            raise Misconfigured(f"{place}: the value is empty or not printable ASCII")
+            raise Misconfigured(f"{location}: the value is empty or not printable ASCII")
         if name in headers:
-            raise Misconfigured(f"{place}: this name was there before")
+            raise Misconfigured(f"{location}: duplicate name")
         headers[name] = value
     return headers

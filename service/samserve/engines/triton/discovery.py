@@ -1,4 +1,4 @@
-"""Which models a running Triton serves, from what it says of their graphs."""
+"""Discovers the models that Triton serves, from the configurations of their graphs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tritonclient.grpc import model_config_pb2
 
 from samserve.engines.triton.connection import TritonConnection
-from samserve.engines.triton.failures import NoAnswer, Unreachable
+from samserve.engines.triton.failures import RequestTimeout, Unreachable
 from samserve.errors import EngineUnavailable, SamserveError
 from samserve.models.repository import (
     Bundle,
@@ -23,10 +23,10 @@ from samserve.models.repository import (
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The models by name, the default one first, and why others were left out."""
+    """The models by name, the default one first, and why others were skipped."""
 
     bundles: Mapping[str, Bundle[str]]
-    left_out: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
 async def served_bundles(
@@ -35,44 +35,44 @@ async def served_bundles(
     default_model: str,
     before: Mapping[str, Bundle[str]],
 ) -> Served:
-    """Read the configurations of the *ready* graphs and gather the graphs of each model.
+    """Read the configurations of the *ready* graphs and collect the graphs of each model.
 
-    They are read every time: weights may be replaced under the same name.  While graphs of two
-    encoders are there, the model stays what it was *before*: it is not gone, and its runs say which
-    encoder they belong to.
+    They are read every time: weights may be replaced under the same name.  While a model has graphs
+    of two encoders, it stays what it was *before*: it is still served, and its runs report the
+    encoder that they belong to.
 
-    A model whose graphs do not fit together is left out, because other models on the same Triton
-    are not to blame for it.  Raises `EngineUnavailable` if nothing is left, or not the default
-    model.
+    A model whose graphs are inconsistent is skipped, so that other models on the same Triton are
+    still served.  Raises `EngineUnavailable` if no model is left, or if the default model is
+    missing.
     """
-    answers = await asyncio.gather(*(_config(connection, name) for name in sorted(ready)))
-    configs = [config for config in answers if config is not None]
+    responses = await asyncio.gather(*(_config(connection, name) for name in sorted(ready)))
+    configs = [config for config in responses if config is not None]
     found: dict[str, Bundle[str]] = {}
     changing: dict[str, Bundle[str]] = {}
-    left_out: list[str] = []
+    skipped: list[str] = []
     for encoder in encoders(configs):
         name = parameter(encoder, "model")
         try:
             found[name] = bundle_of(encoder, configs)
         except EngineUnavailable as error:
-            left_out.append(str(error))
+            skipped.append(str(error))
             if isinstance(error, MixedWeights) and name in before:
                 changing[name] = before[name]
-    why = "".join(f"; {reason}" for reason in left_out)
+    details = "".join(f"; {reason}" for reason in skipped)
     if not found:
-        raise EngineUnavailable(f"the model server serves no model that samserve knows{why}")
+        raise EngineUnavailable(f"Triton serves no samserve model{details}")
     try:
         names = default_first({**changing, **found}, default_model)
     except EngineUnavailable as error:
-        raise EngineUnavailable(f"{error}{why}") from None
-    return Served({name: found.get(name) or changing[name] for name in names}, tuple(left_out))
+        raise EngineUnavailable(f"{error}{details}") from None
+    return Served({name: found.get(name) or changing[name] for name in names}, tuple(skipped))
 
 
 async def _config(connection: TritonConnection, model: str) -> model_config_pb2.ModelConfig | None:
-    """Read one configuration; None if the model has just been unloaded."""
+    """Return one configuration; None if the model has just been unloaded."""
     try:
         return await connection.config(model)
-    except (NoAnswer, Unreachable):
+    except (RequestTimeout, Unreachable):
         raise
     except SamserveError:
         return None

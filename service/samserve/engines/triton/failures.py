@@ -1,7 +1,8 @@
-"""What Triton's errors mean here: the one table.
+"""The only table that translates Triton's errors into those of this package.
 
-Triton says UNAVAILABLE both when its queue is full and when it is not there, so its texts are read
-too.  Source of the texts: triton-inference-server core, server; tried on 2.51.
+Triton returns UNAVAILABLE both when its queue is full and when it is unreachable, so the table also
+matches the messages.  Source of the messages: triton-inference-server core, server; tested with
+2.51.
 """
 
 from __future__ import annotations
@@ -22,123 +23,127 @@ from samserve.errors import (
 from samserve.models.digest import DIGEST_OUTPUT
 
 
-class RegionUnknown(EngineUnavailable):
-    """Triton does not know a shared-memory region of the request; it has done nothing."""
+class RegionUnregistered(EngineUnavailable):
+    """A shared-memory region of the request is not registered; the request was not run."""
 
 
 class QueueFull(Overloaded):
-    """Triton has refused the request; it has done nothing."""
+    """Triton's queue is full; the request was not run."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, metadata={"resource": "engine_queue"})
 
 
 class QueueTimeout(DeadlineExceeded):
-    """The request's time was over before Triton began."""
+    """The request's timeout expired in Triton's queue; the request was not run."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, metadata={"stage": "queue"})
 
 
-class Refused(EngineFailure):
-    """Triton finds something wrong with the request; it has done nothing."""
+class RequestRejected(EngineFailure):
+    """Triton rejected the request as invalid; the request was not run."""
 
 
-class NoAnswer(EngineUnavailable):
-    """Triton did not answer in the time that the request was given."""
+class RequestTimeout(EngineUnavailable):
+    """Triton did not respond within the timeout of the request."""
 
 
 class Unreachable(EngineUnavailable):
-    """There is no connection to Triton, or it broke while the request was under way."""
+    """There is no connection to Triton, or it broke while the request was in flight."""
 
 
-ENDED = (RegionUnknown, QueueFull, QueueTimeout, Refused, WeightsChanged)
-"""Errors after which the request has certainly ended; after any other it may still be run."""
+ENDED = (RegionUnregistered, QueueFull, QueueTimeout, RequestRejected, WeightsChanged)
+"""Errors after which the request has certainly ended; after any other, Triton may still run it."""
 
 _KINDS: tuple[tuple[type[SamserveError], str], ...] = (
-    (RegionUnknown, "region_unknown"),
+    (RegionUnregistered, "region_unregistered"),
     (QueueFull, "queue_full"),
     (QueueTimeout, "queue_timeout"),
-    (Refused, "refused"),
-    (NoAnswer, "no_answer"),
+    (RequestRejected, "rejected"),
+    (RequestTimeout, "timeout"),
     (Unreachable, "unreachable"),
-    (WeightsChanged, "other_weights"),
-    (EngineUnavailable, "not_served"),
+    (WeightsChanged, "weights_mismatch"),
+    (EngineUnavailable, "model_not_served"),
 )
 
 
 def kind_of(error: SamserveError) -> str:
-    """Name what became of a request, for metrics."""
+    """Return the value of the label ``kind`` for an error."""
     return next((name for kind, name in _KINDS if isinstance(error, kind)), "failed")
 
 
 _Row = tuple[str, type[SamserveError], str]
 _TABLE: Mapping[str, tuple[_Row, ...]] = {
-    # By status: pattern in Triton's text, our error, the text for clients; the first match counts.
+    # By status: pattern in Triton's message, our error, text for clients; the first match counts.
     "NOT_FOUND": (
-        ("shared memory region", RegionUnknown, "the model server has lost our memory"),
-        ("", EngineUnavailable, "the model server does not serve the model any more"),
+        (
+            "shared memory region",
+            RegionUnregistered,
+            "a shared memory region of the request is not registered with Triton",
+        ),
+        ("", EngineUnavailable, "Triton no longer serves the model"),
     ),
     "UNAVAILABLE": (
-        ("maximum queue size", QueueFull, "the queue of the model server is full"),
-        ("timeout expired", QueueTimeout, "deadline exceeded in the model server's queue"),
-        ("not ready", EngineUnavailable, "the model is not ready in the model server"),
+        ("maximum queue size", QueueFull, "Triton's queue is full"),
+        ("timeout expired", QueueTimeout, "deadline exceeded in Triton's queue"),
+        ("not ready", EngineUnavailable, "the model is not ready in Triton"),
         (
             "is restricted",
-            Refused,
-            "the model server restricts this protocol, and triton.headers_file has not what "
-            "it expects",
+            RequestRejected,
+            "Triton restricts this protocol; triton.headers_file lacks the header that it requires "
+            "or has another value",
         ),
-        ("certificate has expired", Unreachable, "the certificate of the model server has expired"),
+        ("certificate has expired", Unreachable, "Triton's certificate has expired"),
         (
             "CERTIFICATE_VERIFY_FAILED",
             Unreachable,
-            "the certificate of the model server is not signed by a CA of triton.ca_file",
+            "Triton's certificate is not signed by a CA of triton.ca_file",
         ),
         (
             "Hostname Verification|not in peer certificate",
             Unreachable,
-            "the certificate of the model server is for another name than that in triton.url",
+            "Triton's certificate is not valid for the host in triton.url",
         ),
         (
             "[Hh]andshake",
             Unreachable,
-            "the TLS handshake failed; maybe the model server does not use TLS",
+            "the TLS handshake failed; Triton may not use TLS",
         ),
         (
             "failed to connect.*Socket closed",
             Unreachable,
-            "the model server closes new connections; maybe it wants TLS or a client certificate",
+            "Triton closes new connections; it may require TLS or a client certificate",
         ),
         (
             "(?i)errors resolving|lookup failed|dns",
             Unreachable,
-            "the name in triton.url leads to no address",
+            "the host name in triton.url cannot be resolved",
         ),
-        ("", Unreachable, "the model server cannot be reached"),
+        ("", Unreachable, "Triton cannot be reached"),
     ),
     "INVALID_ARGUMENT": (
         (
             f"inference output '{DIGEST_OUTPUT}'",
             WeightsChanged,
-            "the model server has loaded a model that does not say which weights make its answers",
+            "Triton has loaded a model that does not report the digest of its weights",
         ),
     ),
-    "DEADLINE_EXCEEDED": (("", NoAnswer, "the model server did not answer in time"),),
-    "CANCELLED": (("", Unreachable, "the model server gave up the request"),),
+    "DEADLINE_EXCEEDED": (("", RequestTimeout, "Triton did not respond in time"),),
+    "CANCELLED": (("", Unreachable, "Triton cancelled the request"),),
 }
 
 
-# INTERNAL and UNKNOWN may come from gRPC itself: then it is not known what Triton does.
-_REFUSALS = frozenset({"INVALID_ARGUMENT", "ALREADY_EXISTS", "UNIMPLEMENTED"})
+# INTERNAL and UNKNOWN may come from gRPC itself: then the state of the request is unknown.
+_REJECTED = frozenset({"INVALID_ARGUMENT", "ALREADY_EXISTS", "UNIMPLEMENTED"})
 
 
 def translate(error: InferenceServerException) -> SamserveError:
-    """Turn an error of tritonclient into one of ours; Triton's own text goes to the log only."""
+    """Translate an error of tritonclient; Triton's own message only goes to the log."""
     code = str(error.status() or "").removeprefix("StatusCode.")
-    text = error.message() or ""
-    for pattern, kind, told in _TABLE.get(code, ()):
-        if re.search(pattern, text):
-            return kind(told)
-    failure = Refused if code in _REFUSALS else EngineFailure
-    return failure(f"the model server failed: {code}: {text}")
+    message = error.message() or ""
+    for pattern, kind, text in _TABLE.get(code, ()):
+        if re.search(pattern, message):
+            return kind(text)
+    failure = RequestRejected if code in _REJECTED else EngineFailure
+    return failure(f"Triton failed: {code}: {message}")

@@ -1,4 +1,4 @@
-"""What is known of a Triton that may restart: its models, its health, its shared memory."""
+"""Monitors a Triton that may restart: its health, its models and its shared memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import structlog
 
 from samserve.engines.triton.connection import TritonConnection
 from samserve.engines.triton.discovery import served_bundles
-from samserve.engines.triton.failures import NoAnswer, Unreachable
-from samserve.engines.triton.rotation import Rotation
+from samserve.engines.triton.failures import RequestTimeout, Unreachable
+from samserve.engines.triton.rotation import CredentialRotation
 from samserve.engines.triton.shm_regions import ShmRegions
 from samserve.errors import EngineUnavailable, SamserveError
 from samserve.models.repository import Bundle
@@ -20,17 +20,17 @@ from samserve.system.background import supervised
 from samserve.system.startup_retry import StartupRetry
 from samserve.types import ModelInfo
 
-# Between two attempts to reach a Triton that is restarting, when a request has asked for one.
+# Between two checks that failed requests have triggered, while Triton restarts.
 _RETRY_S = 0.2
-# Between two attempts with new connections, while there is no answer over those that there are.
-_REOPEN_EVERY_S = 5.0
-# Time between two looks for models that were not there before.
-_LIST_EVERY_S = 5.0
-_WAITING = "waiting for the model server"
+# Between two attempts with new connections, while Triton does not respond over the current ones.
+_REOPEN_INTERVAL_S = 5.0
+# Between two listings of Triton's models.
+_LIST_INTERVAL_S = 5.0
+_WAITING = "waiting for Triton"
 
 
 class HealthMonitor:
-    """Looks at Triton again and again, and keeps what it has seen."""
+    """Checks Triton periodically and keeps the last known state."""
 
     def __init__(
         self,
@@ -42,93 +42,94 @@ class HealthMonitor:
         self._connection = connection
         self._regions = regions
         self._settings = settings
-        self._rotation = Rotation(settings, connection)
+        self._rotation = CredentialRotation(settings, connection)
         self._default_model = default_model
         self._log = structlog.get_logger("samserve.triton")
         self._ready_models: frozenset[str] = frozenset()
-        self._list_again = 0.0
+        self._list_at = 0.0
         self._reopen_at: float | None = None
         self._logged: tuple[bool, bool] | None = None
-        # Set when what is known may be wrong.
+        # Set when the known state may be out of date.
         self._stale = True
         self._wake = asyncio.Event()
-        # Callers of `look_again`: they wait for a look that begins after their call.
-        self._asked: list[asyncio.Future[None]] = []
-        self._left_out: tuple[str, ...] = ()
+        # Callers of `refresh`: they wait for a check that begins after their call.
+        self._waiters: list[asyncio.Future[None]] = []
+        self._skipped: tuple[str, ...] = ()
         self._tasks = AsyncExitStack()
-        self._watching = False
+        self._running = False
         self.bundles: Mapping[str, Bundle[str]] = {}
         self.models: Mapping[str, ModelInfo] = {}
         self.healthy = False
 
     async def open(self) -> None:
-        """Wait until Triton serves a model, see whether it shares memory, and keep watching.
+        """Wait until Triton serves a model, try shared memory, and start the periodic checks.
 
-        Raises `EngineUnavailable` if it does not come up in time, or refuses to share memory that
-        is required, and `Misconfigured` if a file of credentials cannot be used.
+        Raises `EngineUnavailable` if Triton does not become ready in time, or if shared memory is
+        required but unavailable, and `Misconfigured` if a credentials file is invalid.
         """
         await self._rotation.open()
-        retry = StartupRetry(self._settings.startup_s, "triton.startup_s")
-        await retry.until_done(self._check, _WAITING)
+        retry = StartupRetry(self._settings.startup_timeout_s, "triton.startup_timeout_s")
+        await retry.run(self._check, _WAITING)
         if self._settings.shared_memory != "off":
-            await retry.until_done(self._offer_shared_memory, _WAITING)
+            await retry.run(self._try_shared_memory, _WAITING)
             self._require_shared_memory()
-        failure = "the watch over the model server failed"
-        watching = supervised(self._watch, failure, _RETRY_S, "samserve.triton")
-        await self._tasks.enter_async_context(watching)
-        self._watching = True
+        monitoring = supervised(
+            self._monitor, "monitoring of Triton failed", _RETRY_S, "samserve.triton"
+        )
+        await self._tasks.enter_async_context(monitoring)
+        self._running = True
 
     def report_failure(self) -> None:
-        """Note that a request has met a broken connection; look at once."""
+        """Report that the connection of a request broke; triggers an immediate check."""
         self.healthy = False
         self._stale = True
         self._wake.set()
 
-    async def look_again(self) -> None:
-        """Look at Triton's models at once, and return when that has been done, or has failed."""
-        if not self._watching:
+    async def refresh(self) -> None:
+        """Refresh the state of Triton's models; return when that has completed or failed."""
+        if not self._running:
             return
-        seen: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._asked.append(seen)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(done)
         self._wake.set()
-        await seen
+        await done
 
     async def aclose(self) -> None:
-        """Stop watching."""
-        self._watching = False
+        """Stop the periodic checks."""
+        self._running = False
         await self._tasks.aclose()
 
-    async def _offer_shared_memory(self) -> None:
+    async def _try_shared_memory(self) -> None:
         try:
             self._regions.remove_orphans()
             await self._regions.probe()
         except OSError as error:
-            self._regions.refusal = f"no shared memory on this machine: {error.strerror}"
+            self._regions.rejection = f"no shared memory on this machine: {error.strerror}"
         if self._regions.accepted:
-            await self._regions.forget_orphans()
+            await self._regions.unregister_orphans()
 
     def _require_shared_memory(self) -> None:
         if self._settings.shared_memory == "required" and not self._regions.accepted:
             raise EngineUnavailable(
-                f"the model server shares no memory with us: {self._regions.refusal}"
+                f"shared memory with Triton is required but unavailable: {self._regions.rejection}"
             )
 
-    async def _watch(self) -> None:
+    async def _monitor(self) -> None:
         try:
             while True:
                 await self._check_when_due()
         finally:
-            # What was seen last says nothing of now.
+            # The last known state is out of date.
             self.healthy = False
-            _release(self._asked)
+            _release(self._waiters)
 
     async def _check_when_due(self) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), self._settings.health_interval_s)
-            # Calls that fail must not keep us busy while Triton is unavailable.
+            # Limits the rate of checks that failed calls trigger while Triton is unavailable.
             await asyncio.sleep(_RETRY_S)
         self._wake.clear()
-        asked, self._asked = self._asked, []
+        waiters, self._waiters = self._waiters, []
         reason = ""
         try:
             await self._check()
@@ -136,43 +137,43 @@ class HealthMonitor:
             self.healthy = False
             reason = str(error)
         finally:
-            _release(asked)
-        self._log_change(reason)
+            _release(waiters)
+        self._log_state_change(reason)
 
     async def _check(self) -> None:
-        """See what there is, over new connections if there is no answer over the old ones."""
+        """Check Triton once; if it does not respond, reopen the connections."""
         try:
             await self._check_once()
-        except (NoAnswer, Unreachable):
+        except (RequestTimeout, Unreachable):
             await self._reopen()
             raise
         self._reopen_at = None
 
     async def _reopen(self) -> None:
-        """Look up the name in the url again, as long as no Triton shares memory with us.
+        """Resolve the host name in the url again, unless a Triton shares memory with this gateway.
 
-        One that does is on this machine, and may still write into our memory: a Triton at another
-        address, to which its requests are unknown, would not tell when they have ended.
+        A Triton that does is on this machine and may still write into that memory: a Triton at
+        another address does not know those requests and could not report when they have ended.
         """
         now = asyncio.get_running_loop().time()
         if self._reopen_at is None:
-            self._reopen_at = now + _REOPEN_EVERY_S
-        if now < self._reopen_at or self._regions.shares:
+            self._reopen_at = now + _REOPEN_INTERVAL_S
+        if now < self._reopen_at or self._regions.in_use:
             return
-        self._reopen_at = now + _REOPEN_EVERY_S
+        self._reopen_at = now + _REOPEN_INTERVAL_S
         with suppress(SamserveError):
             await self._connection.reopen()
 
     async def _check_once(self) -> None:
-        """See what there is; `healthy` only if no request has met anything else meanwhile."""
+        """Refresh the known state; set `healthy` only if no request has failed in the meantime."""
         stale, self._stale = self._stale, False
         try:
-            await self._rotation.look()
+            await self._rotation.refresh()
             if self._settings.shared_memory != "off":
                 await self._regions.restore()
                 await self._regions.reap()
             if stale:
-                await self._connection.reach()
+                await self._connection.ensure_connected()
             await self._discover(stale=stale)
         except BaseException:
             self._stale = True
@@ -181,35 +182,35 @@ class HealthMonitor:
 
     async def _discover(self, *, stale: bool) -> None:
         now = asyncio.get_running_loop().time()
-        # Triton lists its storage for this, which may be far away.
-        if stale or now >= self._list_again:
+        # Triton reads its model storage for this, which may be remote.
+        if stale or now >= self._list_at:
             self._ready_models = await self._connection.ready_models()
-            self._list_again = now + _LIST_EVERY_S
+            self._list_at = now + _LIST_INTERVAL_S
         served = await served_bundles(
             self._connection, self._ready_models, self._default_model, self.bundles
         )
         models = {name: bundle.info for name, bundle in served.bundles.items()}
         if models != self.models:
             self._log.info("models discovered", models=list(models))
-        for reason in served.left_out:
-            if reason not in self._left_out:
-                self._log.warning("model left out", reason=reason)
-        self.bundles, self.models, self._left_out = served.bundles, models, served.left_out
+        for reason in served.skipped:
+            if reason not in self._skipped:
+                self._log.warning("model skipped", reason=reason)
+        self.bundles, self.models, self._skipped = served.bundles, models, served.skipped
 
-    def _log_change(self, reason: str) -> None:
-        now = (self.healthy, self._regions.accepted)
-        if self._logged not in (None, now):
+    def _log_state_change(self, reason: str) -> None:
+        state = (self.healthy, self._regions.accepted)
+        if self._logged not in (None, state):
             log = self._log.info if self.healthy else self._log.warning
             log(
-                "model server " + ("is here" if self.healthy else "is away"),
+                "Triton ready" if self.healthy else "Triton unavailable",
                 shared_memory=self._regions.accepted,
                 reason=reason or None,
             )
-        self._logged = now
+        self._logged = state
 
 
-def _release(asked: Iterable[asyncio.Future[None]]) -> None:
-    """Let the callers of `look_again` go on that still wait."""
-    for seen in asked:
-        if not seen.done():
-            seen.set_result(None)
+def _release(waiters: Iterable[asyncio.Future[None]]) -> None:
+    """Wake the callers of `refresh` that are still waiting."""
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

@@ -1,4 +1,4 @@
-"""Shared memory for single requests: an image on its way in, logits on their way out."""
+"""Shared memory for single requests: the encoder's input image, or the decoder's logits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from samserve.types import Array
 
 
 class ShmPool:
-    """Hands out segments, one a request, and uses them again; at most *budget* bytes of them.
+    """A pool of reusable segments, one per request, of at most *budget* bytes in total.
 
-    Used from one event loop.
+    To be used from one event loop.
     """
 
     def __init__(
@@ -30,34 +30,34 @@ class ShmPool:
         self._loop = asyncio.get_running_loop()
         self._idle: defaultdict[int, list[SharedSegment]] = defaultdict(list)
         self._bytes = 0
-        metrics.triton.register_scratch_bytes("all", lambda: self._bytes)
-        metrics.triton.register_scratch_bytes("quarantined", lambda: regions.retired_bytes)
+        metrics.triton.register_pool_bytes("total", lambda: self._bytes)
+        metrics.triton.register_pool_bytes("quarantined", lambda: regions.retired_bytes)
 
-    async def take(self, nbytes: int) -> SharedSegment | None:
-        """Take a segment of at least *nbytes*; None if the request has to do without."""
+    async def acquire(self, nbytes: int) -> SharedSegment | None:
+        """Return a segment of at least *nbytes*; None if the request must use messages."""
         if not self._regions.accepted:
             return None
         size = _size_class(nbytes)
         if self._idle[size]:
             return self._idle[size].pop()
-        self._drop_idle_of_others(size)
+        self._evict_idle(size)
         if self._bytes + size > self._budget:
             return None
         return await self._create(size)
 
-    def give_back(self, segment: SharedSegment) -> None:
-        """Take back a segment whose request has been answered."""
+    def release(self, segment: SharedSegment) -> None:
+        """Return a segment to the pool whose request has ended."""
         self._idle[segment.nbytes].append(segment)
 
-    def give_back_after(self, segment: SharedSegment, array: Array) -> None:
-        """Take back a segment when the last view of *array*, which lies in it, is gone."""
+    def release_after(self, segment: SharedSegment, array: Array) -> None:
+        """Return a segment to the pool when the last view of *array*, inside it, is freed."""
         root = array.base if array.base is not None else array
-        weakref.finalize(root, self._give_back_from_anywhere, segment).atexit = False
+        weakref.finalize(root, self._release_threadsafe, segment).atexit = False
 
     def retire(self, segment: SharedSegment) -> asyncio.Future[None]:
-        """Take back a segment whose request was lost; the future ends when that is over."""
+        """Remove a segment whose request has no response; the future is done when it has ended."""
         future = self._regions.retire(segment)
-        future.add_done_callback(lambda _: self._forget(segment))
+        future.add_done_callback(lambda _: self._subtract(segment))
         return future
 
     async def _create(self, size: int) -> SharedSegment | None:
@@ -67,35 +67,35 @@ class ShmPool:
         except OSError:
             self._bytes -= size
             return None
-        taken = False
+        registered = False
         try:
             with suppress(MemoryExhausted):
                 # Clearing megabytes of pages takes milliseconds.
                 await asyncio.to_thread(segment.commit, 0, segment.nbytes)
-                taken = await self._regions.add(segment)
+                registered = await self._regions.register(segment)
         finally:
-            if not taken:
+            if not registered:
                 self.retire(segment)
-        return segment if taken else None
+        return segment if registered else None
 
-    def _drop_idle_of_others(self, size: int) -> None:
-        """Make room, for the next request of this size at the latest."""
+    def _evict_idle(self, size: int) -> None:
+        """Evict idle segments of other sizes, to free memory at least for the next request."""
         for other, idle in self._idle.items():
             while other != size and idle and self._bytes + size > self._budget:
                 self.retire(idle.pop())
                 if self._regions.retired_bytes >= size:
                     return
 
-    def _forget(self, segment: SharedSegment) -> None:
+    def _subtract(self, segment: SharedSegment) -> None:
         self._bytes -= segment.nbytes
 
-    def _give_back_from_anywhere(self, segment: SharedSegment) -> None:
-        # The last view may go in any thread, and after the loop has ended.
+    def _release_threadsafe(self, segment: SharedSegment) -> None:
+        # The last view may be freed in any thread, and after the loop has ended.
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.give_back, segment)
+            self._loop.call_soon_threadsafe(self.release, segment)
 
 
 def _size_class(nbytes: int) -> int:
-    """Round up to one of four sizes an octave, so that requests of similar sizes share segments."""
+    """Round up to one of four sizes per octave, so that similar requests can reuse segments."""
     step = max(mmap.PAGESIZE, 1 << max(0, nbytes.bit_length() - 3))
     return -(-nbytes // step) * step

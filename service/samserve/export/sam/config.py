@@ -1,4 +1,4 @@
-"""The sizes of a SAM, read from the shapes in its checkpoint."""
+"""The sizes of a SAM, derived from the shapes in its checkpoint."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 from samserve.export.errors import ExportError
 
 GRID = 64
-"""Cells along a side of an embedding; a MobileSAM's shapes do not tell it."""
+"""Cells per side of an embedding; cannot be derived from the shapes of a MobileSAM."""
 
 
 @dataclass(frozen=True, slots=True)
 class VitConfig:
     """Sizes of a plain ViT.
 
-    ``windows`` holds one entry per block: the side of its attention windows in cells, or the whole
-    grid where attention is global.
+    ``windows`` has one entry per block: the side of its attention windows in cells, or of the whole
+    grid if its attention is global.
     """
 
     embed_dim: int
@@ -46,7 +46,7 @@ class TinyVitConfig:
 
 @dataclass(frozen=True, slots=True)
 class SamConfig:
-    """Sizes of a SAM.  ``grid`` cells are a side of the model frame, each of a patch's pixels."""
+    """Sizes of a SAM.  A side of the model frame has ``grid`` cells, each the size of a patch."""
 
     encoder: VitConfig | TinyVitConfig
     grid: int = GRID
@@ -72,7 +72,7 @@ class SamConfig:
 
     @property
     def variant(self) -> str:
-        """Name of the published size, or ``custom``."""
+        """Name of the published size, else ``custom``."""
         return next(
             (name for name, encoder in VARIANTS.items() if encoder == self.encoder), "custom"
         )
@@ -84,21 +84,21 @@ VARIANTS: Mapping[str, VitConfig | TinyVitConfig] = {
     "vit_h": VitConfig(1280, 16, (14, 14, 14, 14, 14, 14, 14, 64) * 4, 5120),
     "mobile": TinyVitConfig((64, 128, 160, 320), (2, 2, 6, 2), (4, 5, 10), (7, 14, 7)),
 }
-"""The encoders that were published."""
+"""The published encoders."""
 
 
 def config_from_state(state: Mapping[str, Tensor]) -> SamConfig:
-    """Read the sizes from a state dict; every variant of SAM 1 tells itself by them.
+    """Derive the sizes from a state dict; they identify every variant of SAM 1.
 
     Raises `ExportError` if they are not those of a SAM.
     """
     try:
         return _read(state)
     except KeyError as error:
-        raise ExportError(f"no SAM checkpoint: {error} is not there") from error
+        raise ExportError(f"not a SAM checkpoint: {error} is missing") from error
     except (IndexError, ValueError, ZeroDivisionError) as error:
         raise ExportError(
-            "no SAM checkpoint: its tensors have other shapes than a SAM's"
+            "not a SAM checkpoint: its tensors do not have the shapes of a SAM"
         ) from error
 
 
@@ -116,7 +116,7 @@ def _read(state: Mapping[str, Tensor]) -> SamConfig:
 
 def _vit(state: Mapping[str, Tensor]) -> VitConfig:
     embed_dim, _, patch_size, _ = state["image_encoder.patch_embed.proj.weight"].shape
-    # The tables hold one row per distance, -(side - 1) to side - 1, and a head's channels.
+    # The tables have one row per distance, from -(side - 1) to side - 1, and a column per channel.
     tables = [
         state[f"image_encoder.blocks.{block}.attn.rel_pos_h"].shape
         for block in range(_count(state, "image_encoder.blocks."))
@@ -133,7 +133,7 @@ def _vit(state: Mapping[str, Tensor]) -> VitConfig:
 def _tiny_vit(state: Mapping[str, Tensor]) -> TinyVitConfig:
     stages = range(_count(state, "image_encoder.layers."))
     first = [f"image_encoder.layers.{stage}.blocks.0." for stage in stages]
-    # One bias per head and distance; distances are counted without their sign.
+    # One bias per head and absolute distance.
     biases = [state[f"{prefix}attn.attention_biases"].shape for prefix in first[1:]]
     convolution = state[f"{first[0]}conv3.c.weight"].shape[0]
     return TinyVitConfig(

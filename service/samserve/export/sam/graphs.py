@@ -1,4 +1,4 @@
-"""The two graphs that are served, with the tensors of the model contract."""
+"""The two graphs that are exported, with the tensors of the model contract."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from samserve.export.sam.model import Sam
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-"""Of R, G and B, in 0..255."""
+"""For R, G and B, in 0..255."""
 
 
 class EncoderGraph(nn.Module):
-    """Image to embedding, normalisation included."""
+    """Image to embedding, including the normalisation."""
 
     mean: Tensor
     std: Tensor
@@ -22,24 +22,24 @@ class EncoderGraph(nn.Module):
         super().__init__()
         self.image_encoder = sam.image_encoder
         self.dtype = next(sam.image_encoder.parameters()).dtype
-        # Persistent buffers, as only these are stored once, however often a graph uses them.
+        # Persistent buffers, since only these are stored once if a graph uses them several times.
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN))
         self.register_buffer("std", torch.tensor(PIXEL_STD))
 
     def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors of `SamConfig.embedding` as float16, then the same before their cast.
+        """Return the tensors of `SamConfig.embedding` as float16, then the same in float32.
 
-        ``image`` uint8 ``[B,1024,1024,3]`` RGB, the image resized and placed top-left;
-        ``image_size`` int32 ``[B,2]``, its height and width there. Other pixels do not matter.
+        ``image`` uint8 ``[B,1024,1024,3]`` RGB, the resized image in the top-left corner;
+        ``image_size`` int32 ``[B,2]``, its height and width. Pixels outside of it are ignored.
         """
-        pictures = self.standardise(image, image_size)
-        embedding = self.image_encoder(pictures.to(self.dtype))
+        images = self.standardise(image, image_size)
+        embedding = self.image_encoder(images.to(self.dtype))
         return embedding.half(), embedding.float()
 
     def standardise(self, image: Tensor, image_size: Tensor) -> Tensor:
-        """Normalise, then zero what is outside: float32 ``[B,3,1024,1024]``.
+        """Normalise the image and zero the padding: float32 ``[B,3,1024,1024]``.
 
-        Division, not a product with the inverse: that one is not equal to the last bit.
+        Divides, since multiplying by the inverse is not bit-identical.
         """
         height, width = image.shape[1], image.shape[2]
         size = image_size.reshape(-1, 2, 1, 1, 1)
@@ -51,15 +51,15 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """Embeddings and prompts to all masks; choosing and upsampling are the gateway's."""
+    """Embeddings and prompts to all masks; the gateway selects and upsamples them."""
 
     places: Tensor
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
         self.prompt_encoder, self.mask_decoder = sam.prompt_encoder, sam.mask_decoder
-        places = sam.prompt_encoder.dense_positions().detach()
-        self.register_buffer("places", places)
+        # The name is part of the exported graph, and thus of its digest.
+        self.register_buffer("places", sam.prompt_encoder.dense_positions().detach())
 
     def forward(
         self,
@@ -72,7 +72,7 @@ class DecoderGraph(nn.Module):
 
         ``image_embedding`` float16 ``[B,256,64,64]``; ``point_coords`` ``[B,P,N,2]`` in model
         pixels and ``point_labels`` ``[B,P,N]``, N from 0; ``mask_input`` ``[B,M,256,256]`` logits
-        for the first M of the P prompts. The caller appends the padding point where it belongs.
+        for the first M of the P prompts. The caller appends the padding point.
         """
         batch, prompts = point_coords.shape[0], point_coords.shape[1]
         sparse = self.prompt_encoder.embed_points(point_coords, point_labels)

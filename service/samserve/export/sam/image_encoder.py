@@ -1,4 +1,4 @@
-"""SAM's image encoder: a plain ViT with windowed and a few global attention blocks."""
+"""SAM's image encoder: a plain ViT with windowed attention and a few global attention blocks."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class ImageEncoder(nn.Module):
             LayerNorm2d(config.channels),
         )
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Embed images that are normalised and zero in their padding."""
-        cells = self.patch_embed(pictures) + self.pos_embed
+        cells = self.patch_embed(images) + self.pos_embed
         for block in self.blocks:
             cells = block(cells)
         embedding: Tensor = self.neck(cells.permute(0, 3, 1, 2))
@@ -43,17 +43,17 @@ class PatchEmbedding(nn.Module):
         patch = sizes.patch_size
         self.proj = nn.Conv2d(3, sizes.embed_dim, patch, stride=patch)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Project patches, channels last."""
-        patches: Tensor = self.proj(pictures)
+        patches: Tensor = self.proj(images)
         return patches.permute(0, 2, 3, 1)
 
 
 class Block(nn.Module):
     """Attention and MLP with residuals on ``[B,grid,grid,C]``.
 
-    Attention looks around inside windows of ``window`` cells, or everywhere where ``window`` is
-    the grid.
+    Attention is limited to windows of ``window`` cells per side, or global if ``window`` equals the
+    grid.
     """
 
     def __init__(self, sizes: VitConfig, window: int, grid: int) -> None:
@@ -72,7 +72,7 @@ class Block(nn.Module):
         return result
 
     def attend(self, cells: Tensor) -> Tensor:
-        """Attention alone, shape kept."""
+        """Apply the attention only, shape kept."""
         mixed: Tensor = self.attn(cells if self.is_global else self.windows.split(cells))
         return mixed if self.is_global else self.windows.join(mixed)
 
@@ -80,10 +80,10 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over a square of cells, with decomposed relative positions.
 
-    A score is ``q.k`` plus a number for the distance in rows and one for that in columns.  Both
-    are entries of the query's own lists ``rows`` and ``columns``, so the whole score is one
+    A score is ``q.k`` plus a term for the distance in rows and one for the distance in columns.
+    Both are entries of the query's own lists ``rows`` and ``columns``, so the whole score is one
     product, ``[q,rows,columns].[k,one-hot row,one-hot column]``: plain attention, which fused
-    kernels take, and to the last bit what adding gives where sums run in order.
+    kernels support, and bit-identical to adding the terms if sums are evaluated in order.
     """
 
     def __init__(self, sizes: VitConfig, side: int) -> None:
@@ -98,27 +98,27 @@ class Attention(nn.Module):
     def forward(self, cells: Tensor) -> Tensor:
         """Mix the cells of each square ``[n,side,side,C]``, shape kept.
 
-        Only the first axis is left open in every reshape, so that the exported graph holds
-        constant shapes and no arithmetic on them.
+        Only the first axis of every reshape is dynamic, so that the exported graph has constant
+        shapes and no arithmetic on them.
         """
         side, heads, width = self.side, self.heads, self.head_width
         split = self.qkv(cells).reshape(-1, side * side, 3, heads, width)
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
         rows, columns = self.position_scores(query)
-        placed_query = torch.cat([query * width**-0.5, rows, columns], 3)
-        places = one_hot_places(side).to(key.dtype)
-        places = places.expand(key.shape[0], heads, side * side, 2 * side)
-        placed_key = torch.cat([key, places], 3)
-        weights = torch.softmax(placed_query @ placed_key.transpose(2, 3), dim=3)
+        extended_query = torch.cat([query * width**-0.5, rows, columns], 3)
+        positions = one_hot_positions(side).to(key.dtype)
+        positions = positions.expand(key.shape[0], heads, side * side, 2 * side)
+        extended_key = torch.cat([key, positions], 3)
+        weights = torch.softmax(extended_query @ extended_key.transpose(2, 3), dim=3)
         mixed = (weights @ value).transpose(1, 2).reshape(-1, side, side, heads * width)
         result: Tensor = self.proj(mixed)
         return result
 
     def position_scores(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores of the distances in rows and in columns, from unscaled queries.
+        """Return the scores of the distances in rows and in columns, from unscaled queries.
 
         ``query`` is ``[n,heads,side*side,width]``; both results are
-        ``[n,heads,side*side,side]`` with the key's row, respectively column, last.
+        ``[n,heads,side*side,side]`` with the row or column of the key as the last axis.
         """
         side, heads = self.side, self.heads
         square = query.reshape(-1, heads, side, side, self.head_width)
@@ -128,14 +128,14 @@ class Attention(nn.Module):
         return rows.reshape(shape), columns.transpose(2, 3).reshape(shape)
 
 
-def one_hot_places(side: int) -> Tensor:
-    """Row and column of every cell, each one-hot: ``[side*side,2*side]``."""
+def one_hot_positions(side: int) -> Tensor:
+    """Return row and column of every cell, each one-hot: ``[side*side,2*side]``."""
     row, column = torch.eye(side).repeat_interleave(side, 0), torch.eye(side).repeat(side, 1)
     return torch.cat([row, column], 1)
 
 
 def distance_table(table: Tensor, side: int) -> Tensor:
-    """Spread ``[2*side-1,width]`` to ``[side,width,side]``, query cell first, key last."""
+    """Expand ``[2*side-1,width]`` to ``[side,width,side]``, query cell first, key last."""
     cell = torch.arange(side)
     distance = cell.reshape(-1, 1) - cell.reshape(1, -1) + (side - 1)
     return table[distance].transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Layers that several parts of SAM share."""
+"""Layers that several networks of SAM share."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ MASKS = 4
 
 
 class MaskDecoder(nn.Module):
-    """Decode prompts, each as one row n of its inputs."""
+    """Decodes prompts, each as one row n of its inputs."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
@@ -36,16 +36,16 @@ class MaskDecoder(nn.Module):
         self.iou_prediction_head = Mlp(width, width, MASKS, 3)
 
     def output_tokens(self) -> Tensor:
-        """Tokens that come before a prompt's own: ``[5,256]``."""
+        """Return the tokens that precede those of a prompt: ``[5,256]``."""
         return torch.cat([self.iou_token.weight, self.mask_tokens.weight])
 
-    def forward(self, cells: Tensor, places: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, cells: Tensor, positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits ``[n,4,4*grid,4*grid]`` and predicted IoU ``[n,4]``.
 
-        ``cells`` ``[n,grid*grid,256]`` embedding plus mask, ``places`` ``[1,grid*grid,256]``,
+        ``cells`` ``[n,grid*grid,256]`` embedding plus mask, ``positions`` ``[1,grid*grid,256]``,
         ``tokens`` ``[n,5+N,256]`` output tokens and the prompt's.
         """
-        tokens, cells = self.transformer(cells, places, tokens)
+        tokens, cells = self.transformer(cells, positions, tokens)
         planes = cells.transpose(1, 2).reshape(-1, cells.shape[2], self.grid, self.grid)
         fine = self.output_upscaling(planes)
         # Token 0 predicts the IoU, tokens 1 to 4 the masks.

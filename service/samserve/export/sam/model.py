@@ -1,4 +1,4 @@
-"""A whole SAM, as its checkpoint holds it."""
+"""A complete SAM, with the structure of its checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from samserve.export.sam.tiny_vit import TinyVit
 
 
 class Sam(nn.Module):
-    """The three networks; :mod:`samserve.export.sam.graphs` joins them for serving."""
+    """The three networks; :mod:`samserve.export.sam.graphs` combines them for serving."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()

@@ -36,29 +36,29 @@ class PromptEncoder(nn.Module):
         self.no_mask_embed = nn.Embedding(1, config.channels)
 
     def embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
-        """Sparse embeddings ``[B,P,N,256]``.
+        """Return sparse embeddings ``[B,P,N,256]``.
 
-        ``coords`` float32 ``[B,P,N,2]`` in model pixels, before the half pixel that moves them to
-        the pixel's centre; ``labels`` float32 ``[B,P,N]`` as in ``LABELS``.
+        ``coords`` float32 ``[B,P,N,2]`` in model pixels, before the half pixel is added that moves
+        them to the pixel's centre; ``labels`` float32 ``[B,P,N]`` as in ``LABELS``.
         """
-        place = self.pe_layer((coords + 0.5) / self.image_size)
+        position = self.pe_layer((coords + 0.5) / self.image_size)
         label = labels.unsqueeze(3)
-        place = torch.where(label == LABELS[0], torch.zeros_like(place), place)
+        position = torch.where(label == LABELS[0], torch.zeros_like(position), position)
         embeddings = [self.not_a_point_embed, *self.point_embeddings]
         kinds = torch.cat([embedding.weight for embedding in embeddings])
-        # Indexed adds would fix P and N in a traced graph; a one-hot product adds the same value.
-        chosen = (label == torch.tensor(LABELS)).to(place.dtype)
-        return place + chosen @ kinds
+        # Indexed addition would fix P and N in a traced graph; a one-hot product is equivalent.
+        chosen = (label == torch.tensor(LABELS)).to(position.dtype)
+        return position + chosen @ kinds
 
     def embed_masks(self, masks: Tensor, prompts: int) -> Tensor:
-        """Dense embeddings ``[B,P,256,grid,grid]``; the first M of the P prompts have masks.
+        """Return dense embeddings ``[B,P,256,grid,grid]``; the first M of the P prompts have masks.
 
         ``masks`` float32 ``[B,M,4*grid,4*grid]`` low-res logits, with M from 0 to P.
         """
         batch, given = masks.shape[0], masks.shape[1]
         side, channels = 4 * self.grid, self.no_mask_embed.weight.shape[1]
-        # ONNX's Reshape reads a 0 as "keep this axis": one mask more, dropped below, makes
-        # sure that there is never an axis of length 0 in front of it.
+        # ONNX's Reshape interprets a 0 as "keep this axis": an additional mask, removed below,
+        # ensures that no input of it has an axis of length 0.
         spare = torch.zeros(1, 1, side, side).expand(batch, 1, side, side)
         every = torch.cat([masks, spare], 1).reshape(-1, 1, side, side)
         shape = (batch, given + 1, channels, self.grid, self.grid)
@@ -68,11 +68,11 @@ class PromptEncoder(nn.Module):
         return torch.cat([dense, absent], 1)
 
     def dense_positions(self) -> Tensor:
-        """Position encoding of the embedding's cells: ``[1,grid*grid,256]``, row by row."""
+        """Return the position encoding of the cells: ``[1,grid*grid,256]``, row by row."""
         centres = (torch.ones(self.grid).cumsum(0) - 0.5) / self.grid
         rows, columns = torch.meshgrid(centres, centres, indexing="ij")
-        # Term by term: these numbers are baked into the model, and the order in which a matrix
-        # product adds depends on the processor.
+        # Term by term: these values become constants of the model, and the order of the additions
+        # in a matrix product depends on the processor.
         along_x, along_y = self.pe_layer.positional_encoding_gaussian_matrix.unsqueeze(1)
         waves = (2 * columns - 1).unsqueeze(2) * along_x + (2 * rows - 1).unsqueeze(2) * along_y
         return self.pe_layer.encoded(waves).reshape(1, self.grid * self.grid, -1)
@@ -85,7 +85,7 @@ class PositionEncoding(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # The name is the checkpoints'.
+        # The name is that of the checkpoints.
         self.register_buffer("positional_encoding_gaussian_matrix", torch.zeros(2, channels // 2))
 
     def forward(self, positions: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""MobileSAM's image encoder: TinyViT, whose last stage keeps the resolution of the one before.
+"""MobileSAM's image encoder: TinyViT, whose last stage has the resolution of the previous one.
 
-Source: Wu et al., "TinyViT" (2022); Zhang et al., "Faster Segment Anything" (2023) and the
-checkpoint's original code, ChaoningZhang/MobileSAM.  Key names are those of its checkpoint.
+Source: Wu et al., "TinyViT" (2022); Zhang et al., "Faster Segment Anything" (2023) and the original
+code of the checkpoint, ChaoningZhang/MobileSAM.  State dict keys are those of its checkpoint.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from samserve.export.sam.layers import LayerNorm2d
 from samserve.export.sam.windows import Windows
 
 MERGE_STRIDES = (2, 2, 1)
-"""Of the merging at the end of each stage but the last, so that 64 x 64 cells remain of 256."""
+"""Strides of the merging after each stage but the last: from 256 x 256 to 64 x 64 cells."""
 
 STEM_STRIDE = 4
 EXPANSION = 4
-"""Hidden channels per channel, of convolutional blocks and of MLPs."""
+"""Ratio of hidden channels to channels, in convolutional blocks and MLPs."""
 
 
 class TinyVit(nn.Module):
@@ -49,9 +49,9 @@ class TinyVit(nn.Module):
             LayerNorm2d(config.channels),
         )
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Embed images that are normalised and zero in their padding."""
-        planes = self.patch_embed(pictures)
+        planes = self.patch_embed(images)
         for stage in self.layers:
             planes = stage(planes)
         embedding: Tensor = self.neck(planes)
@@ -87,9 +87,9 @@ class Stem(nn.Module):
             ConvNorm(width // 2, width, 3, stride=2),
         )
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Halve the resolution twice."""
-        planes: Tensor = self.seq(pictures)
+        planes: Tensor = self.seq(images)
         return planes
 
 
@@ -112,7 +112,7 @@ class InvertedBottleneck(nn.Module):
 
 
 class Merging(nn.Module):
-    """To another width, and to half the resolution if the stride is 2: planes to planes."""
+    """Changes the width, and halves the resolution if the stride is 2; planes to planes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class WindowAttention(nn.Module):
     def forward(self, cells: Tensor) -> Tensor:
         """Mix the cells of each square ``[n,side,side,C]``, shape kept."""
         side, heads, width = self.side, self.heads, self.head_width
-        # Every head has its query, key and value side by side.
+        # The query, key and value of each head are adjacent.
         split = self.qkv(self.norm(cells)).reshape(-1, side * side, heads, 3, width)
         query, key, value = split.permute(3, 0, 2, 1, 4).unbind(0)
         scores = (query @ key.transpose(2, 3)) * width**-0.5
@@ -219,14 +219,14 @@ class WindowAttention(nn.Module):
         return result
 
     def biases(self) -> Tensor:
-        """Spread the biases to every pair of cells: ``[heads,side*side,side*side]``.
+        """Expand the biases to every pair of cells: ``[heads,side*side,side*side]``.
 
-        The checkpoint holds them in the order in which a walk over the pairs, row by row, first
-        meets their distances, which is that of ``(rows, columns)`` apart.
+        In the checkpoint they are sorted by the first occurrence of their distance when the pairs
+        are visited row by row, which is the order of the distances ``(rows, columns)``.
         """
         cell = torch.arange(self.side)
-        apart = (cell.reshape(-1, 1) - cell.reshape(1, -1)).abs()
-        pairs = apart.reshape(self.side, 1, self.side, 1) * self.side
-        pairs = pairs + apart.reshape(1, self.side, 1, self.side)
+        distance = (cell.reshape(-1, 1) - cell.reshape(1, -1)).abs()
+        pairs = distance.reshape(self.side, 1, self.side, 1) * self.side
+        pairs = pairs + distance.reshape(1, self.side, 1, self.side)
         cells = self.side * self.side
         return self.attention_biases[:, pairs.reshape(cells, cells)]

@@ -1,7 +1,7 @@
 """The two-way transformer of SAM's mask decoder: tokens and cells attend to each other.
 
 ``tokens`` are ``[n,T,C]``, ``cells`` ``[n,K,C]``, one row n per prompt; the position encodings are
-``[n,T,C]`` (the tokens as they came in) and ``[1,K,C]``.
+``[n,T,C]`` (the input tokens) and ``[1,K,C]``.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from samserve.export.sam.config import SamConfig
 from samserve.export.sam.layers import TransformerMlp
 
 HEADS = 8
-"""The same in every SAM 1; shapes do not tell it."""
+"""The same in every SAM 1; cannot be derived from shapes."""
 
 
 class TwoWayTransformer(nn.Module):
-    """A stack of two-way blocks and a last look of the tokens at the cells."""
+    """A stack of two-way blocks and a final attention of the tokens to the cells."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
@@ -29,13 +29,17 @@ class TwoWayTransformer(nn.Module):
         self.final_attn_token_to_image = CrossAttention(config.channels, config.channels // 2)
         self.norm_final_attn = nn.LayerNorm(config.channels)
 
-    def forward(self, cells: Tensor, cell_places: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, cells: Tensor, cell_positions: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return tokens and cells after attention, shapes kept."""
-        token_places = tokens
+        token_positions = tokens
         for layer in self.layers:
-            tokens, cells = layer(tokens, cells, token_places, cell_places)
-        look = self.final_attn_token_to_image(tokens + token_places, cells + cell_places, cells)
-        return self.norm_final_attn(tokens + look), cells
+            tokens, cells = layer(tokens, cells, token_positions, cell_positions)
+        attended = self.final_attn_token_to_image(
+            tokens + token_positions, cells + cell_positions, cells
+        )
+        return self.norm_final_attn(tokens + attended), cells
 
 
 class TwoWayBlock(nn.Module):
@@ -55,28 +59,30 @@ class TwoWayBlock(nn.Module):
         self.cross_attn_image_to_token = CrossAttention(width, half)
 
     def forward(
-        self, tokens: Tensor, cells: Tensor, token_places: Tensor, cell_places: Tensor
+        self, tokens: Tensor, cells: Tensor, token_positions: Tensor, cell_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return tokens and cells, shapes kept."""
-        tokens = self.norm1(self.among_tokens(tokens, token_places))
-        placed_cells = cells + cell_places
-        look = self.cross_attn_token_to_image(tokens + token_places, placed_cells, cells)
-        tokens = self.norm2(tokens + look)
+        tokens = self.norm1(self.among_tokens(tokens, token_positions))
+        positioned_cells = cells + cell_positions
+        attended = self.cross_attn_token_to_image(tokens + token_positions, positioned_cells, cells)
+        tokens = self.norm2(tokens + attended)
         tokens = self.norm3(tokens + self.mlp(tokens))
-        look = self.cross_attn_image_to_token(placed_cells, tokens + token_places, tokens)
-        return tokens, self.norm4(cells + look)
+        attended = self.cross_attn_image_to_token(
+            positioned_cells, tokens + token_positions, tokens
+        )
+        return tokens, self.norm4(cells + attended)
 
-    def among_tokens(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """Self-attention; the first block starts from the places alone and has no residual."""
+    def among_tokens(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Apply self-attention; the first block adds no positions and has no residual."""
         if self.first:
             return self.self_attn(tokens, tokens, tokens)  # type: ignore[no-any-return]
-        placed = tokens + places
-        result: Tensor = tokens + self.self_attn(placed, placed, tokens)
+        positioned = tokens + positions
+        result: Tensor = tokens + self.self_attn(positioned, positioned, tokens)
         return result
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention, inside a narrower width where asked."""
+    """Multi-head attention, optionally with a smaller inner width."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Cutting a grid of cells into squares."""
+"""Partitioning a grid of cells into square windows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Cutting ``[B,grid,grid,C]`` into ``count * count`` windows per image and back."""
+    """Partitions ``[B,grid,grid,C]`` into ``count * count`` windows per image, and back."""
 
     grid: int
     side: int
@@ -18,13 +18,13 @@ class Windows:
 
     @property
     def count(self) -> int:
-        """Windows along one side of the grid; the last ones may stick out."""
+        """Windows per side of the grid; the last ones may extend beyond it."""
         return -(-self.grid // self.side)
 
     def split(self, cells: Tensor) -> Tensor:
-        """Cut into ``[B*count*count,side,side,C]``; zero cells fill what sticks out.
+        """Partition into ``[B*count*count,side,side,C]``, padded with zero cells.
 
-        The filling takes part in attention, as it did in training.
+        The padding takes part in attention, as in training.
         """
         count, side = self.count, self.side
         missing = count * side - self.grid
@@ -33,7 +33,7 @@ class Windows:
         return blocks.transpose(2, 3).reshape(-1, side, side, self.channels)
 
     def join(self, windows: Tensor) -> Tensor:
-        """Undo :meth:`split`."""
+        """Revert :meth:`split`."""
         count, side = self.count, self.side
         blocks = windows.reshape(-1, count, count, side, side, self.channels).transpose(2, 3)
         whole = blocks.reshape(-1, count * side, count * side, self.channels)

@@ -1,1 +1,1 @@
-"""Where checkpoints come from: files, directories of the transformers library, its hub."""
+"""Sources of checkpoints: files, directories of the transformers library, the Hugging Face hub."""

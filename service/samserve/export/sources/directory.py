@@ -1,4 +1,4 @@
-"""Directories as the transformers library writes them: a configuration and weights beside it."""
+"""Directories of the transformers library: a configuration and weights."""
 
 from __future__ import annotations
 
@@ -11,37 +11,40 @@ from samserve.export.sources.files import State, check_size, read_tensors, shown
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""In the order of preference; each may be cut into shards that an index lists."""
+"""In the order of preference; each may be split into shards that an index lists."""
 
 MODEL_TYPE = "sam"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files that hold a SAM's weights.
+    """Return the files with a SAM's weights.
 
-    Raises `ExportError` if there are none, or if the configuration is another model's.
+    Raises `ExportError` if there are none, or if the configuration is that of another model.
     """
     name = shown(folder.name)
     found = _read_json(folder / CONFIG).get("model_type")
     if found != MODEL_TYPE:
-        kind = shown(repr(found)) if found else "that it does not name"
-        raise ExportError(f"{name} holds a model of type {kind}; only {MODEL_TYPE!r} is served")
+        kind = f"type {shown(repr(found))}" if found else "unknown type"
+        raise ExportError(f"{name} has a model of {kind}; only {MODEL_TYPE!r} is supported")
     for file in WEIGHTS:
         if (folder / file).is_file():
             return [folder / file]
         if (folder / f"{file}.index.json").is_file():
             return _shards(folder, f"{file}.index.json")
-    raise ExportError(f"{name} holds neither {' nor '.join(WEIGHTS)}")
+    raise ExportError(f"{name} has neither {' nor '.join(WEIGHTS)}")
 
 
 def read_files(files: list[Path], name: str) -> State:
-    """Read the tensors of all *files* of the checkpoint *name*; one that is twice is refused."""
+    """Read the tensors of all *files* of the checkpoint *name*.
+
+    Raises `ExportError` for a tensor that two files contain.
+    """
     state: State = {}
     for path in files:
         shard = read_tensors(path)
-        twice = state.keys() & shard.keys()
-        if twice:
-            raise ExportError(f"{shown(path.name)} repeats {shown(min(twice))}")
+        repeated = state.keys() & shard.keys()
+        if repeated:
+            raise ExportError(f"{shown(path.name)} repeats {shown(min(repeated))}")
         state |= shard
     check_size(state, name)
     return state
@@ -51,15 +54,17 @@ def _shards(folder: Path, index: str) -> list[Path]:
     names = _read_json(folder / index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise ExportError(f"{index} lists no weights")
-    # An index is untrusted input: it must not lead out of its folder.
+    # An index is untrusted input: its paths must not leave its folder.
     if not all(isinstance(name, str) and _is_plain(name) for name in names.values()):
         raise ExportError(f"{index} names files outside of its directory")
     files = [folder / name for name in sorted(set(names.values()))]
     for path in files:
         if not path.is_file():
-            raise ExportError(f"{shown(folder.name)} lacks {shown(path.name)}, which {index} lists")
+            raise ExportError(
+                f"{shown(folder.name)} has no {shown(path.name)}, which {index} lists"
+            )
         if not _is_inside(path, folder):
-            raise ExportError(f"{shown(path.name)} is a link out of its directory")
+            raise ExportError(f"{shown(path.name)} is a link to outside of its directory")
     return files
 
 
@@ -68,21 +73,21 @@ def _is_plain(name: str) -> bool:
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    """Tell where links end; the hub's cache keeps what its snapshots link to in one folder."""
-    home = folder.resolve()
-    allowed = [home]
-    if home.parent.name == "snapshots":
-        allowed.append(home.parent.with_name("blobs"))
+    """Return whether a link ends in its folder, or in the blob folder of the hub's cache."""
+    resolved = folder.resolve()
+    allowed = [resolved]
+    if resolved.parent.name == "snapshots":
+        allowed.append(resolved.parent.with_name("blobs"))
     return path.resolve().parent in allowed
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ExportError(f"{shown(path.parent.name)} holds no {path.name}")
+        raise ExportError(f"{shown(path.parent.name)} has no {path.name}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{path.name} is no JSON file") from error
+        raise ExportError(f"{path.name} is not a JSON file") from error
     if not isinstance(content, dict):
-        raise ExportError(f"{path.name} is no JSON object")
+        raise ExportError(f"{path.name} is not a JSON object")
     return content

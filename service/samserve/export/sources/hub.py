@@ -1,4 +1,4 @@
-"""Checkpoints of the transformers library's hub."""
+"""Checkpoints on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _OLDER = ("config.json", "pytorch_model.bin", "pytorch_model-*.bin", "pytorch_mo
 
 
 def is_hub_name(text: str) -> bool:
-    """Tell whether *text* has the form ``owner/name``."""
+    """Return whether *text* has the form ``owner/name``."""
     return _NAME.fullmatch(text) is not None
 
 
 def fetch(name: str, revision: str | None = None) -> tuple[Path, str]:
-    """Download a model into the hub's cache: its folder, and the commit that it is of.
+    """Download a model into the hub's cache; return its folder and its commit.
 
-    Files that are there already are not downloaded again, and weights only in one format.  Raises
+    Cached files are not downloaded again, and weights are downloaded in one format only.  Raises
     `ExportError`.
     """
     from huggingface_hub import snapshot_download  # noqa: PLC0415  (slow, and rarely needed)
@@ -31,26 +31,26 @@ def fetch(name: str, revision: str | None = None) -> tuple[Path, str]:
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_OLDER)))
     except Exception as error:
-        # The library lets through what its HTTP client raises, and changes that client.
+        # The library passes on exceptions of its HTTP client, which differs between versions.
         raise ExportError(
-            f"{name}: no such file or directory, and not to be had from the hub: {_reason(error)}"
+            f"{name}: no such file or directory, and not available from the hub: {_reason(error)}"
         ) from error
-    # The cache keeps a snapshot in a folder named by its commit.
+    # The cache stores a snapshot in a folder with the name of its commit.
     return folder, folder.name
 
 
 def _reason(error: Exception) -> str:
     from huggingface_hub import errors  # noqa: PLC0415
 
-    # Their own texts are of several lines, and begin with the number of a request.
-    told: tuple[tuple[type[Exception], str], ...] = (
-        (errors.GatedRepoError, "its owner has to grant access first"),
-        (errors.RepositoryNotFoundError, "there is no such model, or it is private"),
-        (errors.RevisionNotFoundError, "it has no such revision"),
+    # Their own texts have several lines and begin with a request id.
+    texts: tuple[tuple[type[Exception], str], ...] = (
+        (errors.GatedRepoError, "its owner must grant access first"),
+        (errors.RepositoryNotFoundError, "the model does not exist or is private"),
+        (errors.RevisionNotFoundError, "the revision does not exist"),
         (
             errors.LocalEntryNotFoundError,
-            "it cannot be reached, and has not been downloaded before",
+            "the hub is unreachable, and the model is not in its cache",
         ),
     )
-    text = next((text for kind, text in told if isinstance(error, kind)), "")
+    text = next((text for kind, text in texts if isinstance(error, kind)), "")
     return text or shown(str(error).strip().partition("\n")[0]) or type(error).__name__

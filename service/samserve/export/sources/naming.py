@@ -1,4 +1,4 @@
-"""Whose names a checkpoint's tensors have, and what they are called in the original ones."""
+"""Naming schemes of checkpoints, and the conversion to the names of the original ones."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from samserve.export.sources.files import State, shown
 
 
 class Naming(StrEnum):
-    """Who named the tensors."""
+    """Naming scheme of the tensors."""
 
     ORIGINAL = "original"
     TRANSFORMERS = "transformers"
 
 
-FOREIGN: Mapping[str, str] = {
+OTHER_FAMILIES: Mapping[str, str] = {
     r"mask_decoder\.(hf_token|hf_mlp|hq_token|hq_mask_mlp)\.": "SAM-HQ",
     r"(memory_attention|memory_encoder|sam_mask_decoder|image_encoder\.trunk)\.": "SAM 2",
     r"(vision_encoder|detector)\.backbone\.|geometry_encoder\.": "SAM 2 or SAM 3",
@@ -30,29 +30,29 @@ FOREIGN: Mapping[str, str] = {
     r"image_encoder\.features\.": "EdgeSAM or RepViT-SAM",
     r"(image_encoder|vision_encoder|mask_decoder)\..*([Aa]dapter|lora_)": "a SAM with adapters",
 }
-"""Parts of names that only other models have."""
+"""Families of models that are not supported, by patterns of names that only they have."""
 
-SIGNS: Mapping[Naming, tuple[str, ...]] = {
+PREFIXES: Mapping[Naming, tuple[str, ...]] = {
     Naming.ORIGINAL: ("image_encoder.blocks.", "image_encoder.layers."),
     Naming.TRANSFORMERS: ("vision_encoder.layers.", "shared_image_embedding."),
 }
-"""How names begin, of which a SAM has some."""
+"""Prefixes of names, some of which every SAM has."""
 
 _NORMALISATION = {"pixel_mean": PIXEL_MEAN, "pixel_std": PIXEL_STD}
 
 _UNUSED = re.compile(r"image_encoder\.(norm_head|head)\.")
-"""MobileSAM keeps the classifier that its encoder was trained with."""
+"""MobileSAM's checkpoint includes the classifier that its encoder was trained with."""
 
 _SHARED = "shared_image_embedding.positional_embedding"
 _TIED = "prompt_encoder.shared_embedding.positional_embedding"
-"""One tensor with two names in the transformers library, which has saved either or both."""
+"""One tensor with two names in the transformers library, whose versions save either or both."""
 
-_WHOLE = {
+_EXACT = {
     _SHARED: "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
     "vision_encoder.pos_embed": "image_encoder.pos_embed",
 }
 _MLPS = r"(mask_decoder.(?:output_hypernetworks_mlps.\d+|iou_prediction_head))"
-_BEFORE_LAST: Mapping[str, str] = {
+_PATTERNS: Mapping[str, str] = {
     r"vision_encoder.patch_embed.projection": r"image_encoder.patch_embed.proj",
     r"vision_encoder.layers.(\d+).layer_norm([12])": r"image_encoder.blocks.\1.norm\2",
     r"vision_encoder.layers.(\d+).(attn|mlp)([\w.]*)": r"image_encoder.blocks.\1.\2\3",
@@ -79,44 +79,44 @@ _BEFORE_LAST: Mapping[str, str] = {
     rf"{_MLPS}.layers.0": r"\1.layers.1",
     rf"{_MLPS}.proj_out": r"\1.layers.2",
 }
-"""Names of the transformers library and the original ones, some of them but for the last part."""
+"""Patterns of names of the transformers library and the original names, without the last part."""
 
 _RENAMES = [
     (re.compile(pattern.replace(".", r"\.") + r"(?P<last>\.\w+)"), rf"{name}\g<last>")
-    for pattern, name in _BEFORE_LAST.items()
+    for pattern, name in _PATTERNS.items()
 ]
 
 
 def original_names(tensors: Mapping[str, Tensor]) -> tuple[Naming, State]:
-    """Return the tensors under the names of the original checkpoints, and whose names they had.
+    """Return the previous naming scheme, and the tensors under the names of original checkpoints.
 
-    What a SAM does not use is dropped.  Raises `ExportError` for another family of models.
+    Tensors that a SAM does not use are removed.  Raises `ExportError` for other families of models.
     """
     state = _without_prefix(dict(tensors))
     naming = _naming(state)
     if naming is Naming.TRANSFORMERS:
         _untie(state)
         state = {_renamed(key): value for key, value in state.items()}
-    _drop_normalisation(state)
+    _remove_normalisation(state)
     return naming, {key: value for key, value in state.items() if not _UNUSED.match(key)}
 
 
 def _naming(state: State) -> Naming:
-    for pattern, family in FOREIGN.items():
-        sign = next((key for key in state if re.search(pattern, key)), None)
-        if sign:
+    for pattern, family in OTHER_FAMILIES.items():
+        name = next((key for key in state if re.search(pattern, key)), None)
+        if name:
             raise ExportError(
-                f"this looks like {family} ({shown(sign)}); only SAM 1 and MobileSAM are read"
+                f"this looks like {family} ({shown(name)}); only SAM 1 and MobileSAM are supported"
             )
-    for naming, starts in SIGNS.items():
+    for naming, starts in PREFIXES.items():
         if any(key.startswith(starts) for key in state):
             return naming
-    some = ", ".join(list(state)[:3])
-    raise ExportError(f"this is no SAM: its {len(state)} tensors are called {shown(some)} ...")
+    names = ", ".join(list(state)[:3])
+    raise ExportError(f"this is not a SAM: its {len(state)} tensors are named {shown(names)} ...")
 
 
 def _without_prefix(state: State) -> State:
-    """Undo what data-parallel training puts before every name."""
+    """Remove the prefix that data-parallel training adds to every name."""
     prefix = "module."
     if state and all(key.startswith(prefix) for key in state):
         return {key.removeprefix(prefix): value for key, value in state.items()}
@@ -126,26 +126,29 @@ def _without_prefix(state: State) -> State:
 def _untie(state: State) -> None:
     tied = state.pop(_TIED, None)
     if tied is not None and not torch.equal(state.setdefault(_SHARED, tied).float(), tied.float()):
-        raise ExportError(f"{_TIED} differs from {_SHARED}, though they are one")
+        raise ExportError(f"{_TIED} differs from {_SHARED}, but they must be equal")
 
 
 def _renamed(key: str) -> str:
-    if key in _WHOLE:
-        return _WHOLE[key]
+    if key in _EXACT:
+        return _EXACT[key]
     for pattern, name in _RENAMES:
         match = pattern.fullmatch(key)
         if match:
             return match.expand(name)
-    raise ExportError(f"no SAM of the transformers library: {shown(key)} does not belong there")
+    raise ExportError(f"not a SAM of the transformers library: unexpected tensor {shown(key)}")
 
 
-def _drop_normalisation(state: State) -> None:
-    """Drop a checkpoint's own normalisation, if it is SAM's, which is part of the served graph."""
+def _remove_normalisation(state: State) -> None:
+    """Remove the checkpoint's normalisation constants; those of SAM are part of the served graph.
+
+    Raises `ExportError` if they differ from those of SAM.
+    """
     for key, expected in _NORMALISATION.items():
         found = state.pop(key, None)
         if found is None:
             continue
-        # Rounded as it is stored, and once more where it is wider than the graph's.
+        # Rounded to the stored type, and to float32 if that is wider.
         rounded = torch.tensor(expected, dtype=found.dtype).float()
         if not torch.equal(found.flatten().float(), rounded):
-            raise ExportError(f"{key} differs from SAM's, which the served models apply")
+            raise ExportError(f"{key} differs from SAM's, which the exported models use")

@@ -1,4 +1,4 @@
-"""Opening what a user names: a file, a directory or a name on the hub."""
+"""Opening a checkpoint: a file, a directory or a name on the hub."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from samserve.export.sources.naming import Naming, original_names
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where weights came from.
+    """The source of weights.
 
-    ``name`` is that of the file, the directory or the model on the hub, never a whole path;
-    ``revision`` the hub's commit or empty.  ``sha256`` is the file's; for a directory it is that
-    of the lines ``<name>\\0<sha256>\\n`` of its weights and configuration, in order of names.
-    ``dtype`` is the narrowest type of the weights as they were stored.
+    ``name`` is the name of the file, the directory or the model on the hub, never a whole path;
+    ``revision`` is the commit on the hub, else empty.  ``sha256`` is that of the file; for a
+    directory, that of the lines ``<name>\\0<sha256>\\n`` of its weights and configuration, in
+    order of names.  ``dtype`` is the narrowest stored type of the weights.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Source:
 def open_source(spec: str | Path, revision: str | None = None) -> tuple[State, Source]:
     """Read the tensors of *spec*, in their stored types, under the original names.
 
-    A file or directory that is there goes before a name on the hub, and has no *revision*.  Raises
-    `ExportError`.
+    An existing file or directory takes precedence over a name on the hub, and has no *revision*.
+    Raises `ExportError`.
     """
     path, commit = Path(spec), ""
     name = os.path.basename(os.path.abspath(path))
@@ -48,7 +48,9 @@ def open_source(spec: str | Path, revision: str | None = None) -> tuple[State, S
             path, commit = _fetch(spec, revision)
             name = str(spec)
         elif revision:
-            raise ExportError(f"{shown(name)} is on this machine; only the hub has revisions")
+            raise ExportError(
+                f"{shown(name)} is a local path; only models on the hub have revisions"
+            )
         tensors, sha256 = _read(path, shown(name))
     except OSError as error:
         raise ExportError(f"{shown(name)} cannot be read: {error.strerror or error}") from error
@@ -58,22 +60,24 @@ def open_source(spec: str | Path, revision: str | None = None) -> tuple[State, S
 
 def _fetch(spec: str | Path, revision: str | None) -> tuple[Path, str]:
     if not hub.is_hub_name(str(spec)):
-        raise ExportError(f"{shown(str(spec))}: no such file or directory, and no name on the hub")
+        raise ExportError(
+            f"{shown(str(spec))}: no such file or directory, and not a name on the hub"
+        )
     return hub.fetch(str(spec), revision)
 
 
 def _read(path: Path, name: str) -> tuple[State, str]:
-    """Read a file or directory, and the SHA-256 of just that."""
+    """Read a file or directory; return its tensors and its SHA-256."""
     is_folder = path.is_dir()
     if not is_folder and not path.is_file():
         raise ExportError(f"{name} is neither a file nor a directory")
     weights = weight_files(path) if is_folder else [path]
     files = sorted([*weights, path / CONFIG]) if is_folder else weights
-    before = [_state(file) for file in files]
+    before = [_fingerprint(file) for file in files]
     sums = [_sha256(file) for file in files]
     tensors = read_files(weights, name)
-    if [_state(file) for file in files] != before:
-        raise ExportError(f"{name} was changed while it was read")
+    if [_fingerprint(file) for file in files] != before:
+        raise ExportError(f"{name} changed while it was read")
     return tensors, _digest(files, sums) if is_folder else sums[0]
 
 
@@ -84,8 +88,8 @@ def _digest(files: list[Path], sums: list[str]) -> str:
     return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
-def _state(path: Path) -> tuple[int, ...]:
-    """What tells that a file is another one, or was written to."""
+def _fingerprint(path: Path) -> tuple[int, ...]:
+    """Return values that change if a file is replaced or written to."""
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 

@@ -1,4 +1,4 @@
-"""The families whose models can be served, by the names in their configurations."""
+"""The families of models that can be served, by the names in their configurations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FAMILIES: dict[str, Family] = {SAM1.name: SAM1}
 
 
 def of(model: ModelInfo) -> Family:
-    """Find the rules of a model.  Raises `EngineUnavailable` for an unknown family."""
+    """Return the rules of a model.  Raises `EngineUnavailable` for an unknown family."""
     if model.family not in FAMILIES:
-        raise EngineUnavailable(f"model {model.name!r} is of unknown family {model.family!r}")
+        raise EngineUnavailable(f"model {model.name!r} has the unknown family {model.family!r}")
     return FAMILIES[model.family]

@@ -1,7 +1,7 @@
-"""What differs between families of SAM: the port, and the values that it speaks in.
+"""The differences between families of SAM: the port, and its value types.
 
-Everything that a family decides is here and nowhere else: how an image fills the model frame, what
-the decoder is given for a prompt, which of its masks answer, and how logits become pixels.  A
+Everything that depends on the family is here and nowhere else: how an image fills the model frame,
+the decoder's inputs for a prompt, which of its masks are returned, and how logits become pixels.  A
 family chooses among the building blocks of `samserve.core`.
 """
 
@@ -29,11 +29,11 @@ from samserve.types import (
 
 PAD_LABEL = -1.0
 BOX_LABELS = (2.0, 3.0)
-"""Top-left and bottom-right corner; the decoders of all families read the same labels."""
+"""Top-left and bottom-right corner; the decoders of all families use the same labels."""
 
 
 class Sides(Protocol):
-    """Sides of a model's frames in pixels, of `ModelInfo` for example."""
+    """Sides of a model's frames in pixels; `ModelInfo` is one implementation."""
 
     @property
     def image_size(self) -> int:
@@ -50,7 +50,7 @@ class Sides(Protocol):
 class ImageTransform:
     """How pixels of one image (or crop) map to one model's frames.
 
-    ``resized`` is the size of the image inside the model frame, from its top-left corner on;
+    ``resized`` is the size of the image inside the model frame, measured from its top-left corner;
     ``mask_side`` is the side of low-res logits and of mask prompts.
     """
 
@@ -60,13 +60,13 @@ class ImageTransform:
     mask_side: int
 
     def points_to_model(self, points_xy: Array) -> Array:
-        """Move points ``[..., 2]``, XY, from the image into the model frame, as float64."""
+        """Transform points ``[..., 2]``, XY, from the image into the model frame, as float64."""
         return geometry.points_to_model_frame(points_xy, self.image, self.resized)
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What can be asked of a model."""
+    """The prompts and calls that a model supports."""
 
     points: bool
     boxes: bool
@@ -76,7 +76,7 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class AutoMaskDefaults:
-    """Parameters of AutoMask that a request may leave out; see the protocol for what they mean."""
+    """Defaults for optional parameters of AutoMask; the protocol documents their meaning."""
 
     points_per_side: int
     points_per_batch: int
@@ -92,11 +92,11 @@ class AutoMaskDefaults:
 class Family(ABC):
     """The rules of one family.  Coordinates are float64 in the model frame, XY.
 
-    ``mask_tokens`` is how many masks the decoder makes of a prompt, ``multimask_tokens`` which of
-    them are answers to an ambiguous prompt.  Pixels with logits above ``mask_threshold`` belong to
-    a mask.  ``iou_passes`` and ``stability_passes`` compare with the thresholds of AutoMask.
-    ``preprocessing`` is the version of `transform` and `place` together: embeddings of different
-    versions are not the same.
+    ``mask_tokens`` is the number of masks that the decoder computes for a prompt,
+    ``multimask_tokens`` those that are returned for an ambiguous prompt.  Pixels with logits above
+    ``mask_threshold`` belong to a mask.  ``iou_passes`` and ``stability_passes`` compare with the
+    thresholds of AutoMask.  ``preprocessing`` is the version of `transform` and `place` together:
+    embeddings of different versions are not interchangeable.
     """
 
     name: ClassVar[str]
@@ -111,7 +111,7 @@ class Family(ABC):
 
     @abstractmethod
     def transform(self, image: Size, sides: Sides) -> ImageTransform:
-        """Decide the size of an image (or crop) inside the model frame."""
+        """Compute the size of an image (or crop) inside the model frame."""
 
     @abstractmethod
     def place(self, pixels: UInt8Array, transform: ImageTransform) -> UInt8Array:
@@ -121,25 +121,25 @@ class Family(ABC):
     def prompt(
         self, points: Array, labels: Sequence[Label], box: Array | None
     ) -> tuple[FloatArray, FloatArray]:
-        """Order one object's points ``[K, 2]`` and box ``[4]`` (XYXY) for the decoder.
+        """Arrange one object's points ``[K, 2]`` and box ``[4]`` (XYXY) for the decoder.
 
         Returns float32 coordinates ``[N, 2]`` and labels ``[N]``.
         """
 
     @abstractmethod
     def grid_prompts(self, points: Array) -> tuple[FloatArray, FloatArray]:
-        """Make one prompt of each AutoMask point: coords ``[P, N, 2]``, labels ``[P, N]``."""
+        """Build one prompt from each AutoMask point: coords ``[P, N, 2]``, labels ``[P, N]``."""
 
     @abstractmethod
     def mask_prompt(self, mask: BoolArray, transform: ImageTransform) -> FloatArray:
-        """Turn a mask over the image, ``[h, w]``, into mask-input logits, float32 ``[L, L]``."""
+        """Convert a mask of the image, ``[h, w]``, into mask-input logits, float32 ``[L, L]``."""
 
     def masks_per_prompt(self, mode: Multimask) -> int:
-        """Return how many tokens answer a prompt, at most."""
+        """Return the largest number of masks that are returned for a prompt."""
         return len(self.multimask_tokens) if mode is Multimask.ALL else 1
 
     @abstractmethod
-    def answered_tokens(
+    def select_tokens(
         self,
         mode: Multimask,
         labels: FloatArray,
@@ -147,12 +147,12 @@ class Family(ABC):
         low_res_logits: FloatArray,
         model: ModelInfo,
     ) -> Sequence[int]:
-        """Choose which of the T mask tokens answer a prompt, ascending.
+        """Return the ascending indices of the mask tokens, of T, that are returned for a prompt.
 
-        *labels* ``[N]`` are those of `prompt`; the decoder made *predicted_iou* ``[T]`` and
-        *low_res_logits* ``[T, L, L]`` of it.
+        *labels* ``[N]`` are those of `prompt`; *predicted_iou* ``[T]`` and *low_res_logits*
+        ``[T, L, L]`` are the decoder's output for it.
         """
 
     @abstractmethod
     def upsampling(self, transform: ImageTransform) -> Upsampling:
-        """Choose how low-res logits become pixels of the image (or crop)."""
+        """Return how low-res logits become pixels of the image (or crop)."""

@@ -1,4 +1,4 @@
-"""The rules of Segment Anything, of 2023: SAM, MobileSAM and what was trained like them."""
+"""The rules of Segment Anything (2023): SAM, MobileSAM and models trained like them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from samserve.types import (
 
 
 class Sam1(Family):
-    """Source of the rules: segment-anything, by file and line."""
+    """The rules of SAM 1; sources are files and lines of segment-anything."""
 
     name = "sam1"
     preprocessing = "sam1-1"
@@ -55,27 +55,27 @@ class Sam1(Family):
     stability_passes = np.greater_equal
 
     def transform(self, image: Size, sides: Sides) -> ImageTransform:
-        """Make the longest side fill the model frame; the aspect ratio stays."""
+        """Scale the longest side to the model frame, keeping the aspect ratio."""
         resized = geometry.resize_longest_side(image, sides.image_size)
         return ImageTransform(image, resized, sides.image_size, sides.mask_size)
 
     def place(self, pixels: UInt8Array, transform: ImageTransform) -> UInt8Array:
-        """Place the resized image top-left, with zeros right of and below it."""
+        """Place the resized image top-left, padded with zeros on the right and below."""
         resized = geometry.resize_image(pixels, transform.resized)
         return geometry.place_top_left(resized, transform.model_side)
 
     def prompt(
         self, points: Array, labels: Sequence[Label], box: Array | None
     ) -> tuple[FloatArray, FloatArray]:
-        """Put the box after the points, and a pad after points that have no box::
+        """Append the box to the points, or a padding point to points without a box::
 
             points, no box     points, then one (0, 0) labelled -1
             points and box     points, then two corners labelled 2 and 3
             box only           two corners
             neither            nothing (N = 0; a mask prompt)
 
-        The decoder adds its half pixel itself.  Rounded from float64 to float32 after scaling, as
-        predictor.py:140-148 does.  Source: modeling/prompt_encoder.py:73-101,128-168.
+        The decoder adds half a pixel itself.  Coordinates are rounded from float64 to float32 after
+        scaling, as in predictor.py:140-148.  Source: modeling/prompt_encoder.py:73-101,128-168.
         """
         points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
         if len(points) != len(labels):
@@ -86,27 +86,28 @@ class Sam1(Family):
         return coords, np.array(values, dtype=np.float32)
 
     def grid_prompts(self, points: Array) -> tuple[FloatArray, FloatArray]:
-        """Make a foreground click, followed by the pad, of each point: N = 2.
+        """Build a foreground point prompt, followed by the padding point, from each point: N = 2.
 
         The reference keeps AutoMask's points in float64 until half a pixel is added
         (automatic_mask_generator.py:276-277, prompt_encoder.py:80,214), so rounding them to float32
-        first, as for clicks, could differ in the last bit of the sum.  The sum itself is rounded
-        here and the half taken off again, which is exact: the decoder's float32 ``coords + 0.5``
-        is then the reference's value to the bit (points at or right of 0).
+        first, as in `prompt`, could differ in the last bit of the sum.  Here the sum itself is
+        rounded and the half subtracted again, which is exact: the decoder's float32
+        ``coords + 0.5`` then equals the reference's value to the bit (for non-negative
+        coordinates).
         """
         points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-        clicks = (points + 0.5).astype(np.float32) - np.float32(0.5)
-        coords = np.stack([clicks, np.zeros_like(clicks)], axis=1)
+        rounded = (points + 0.5).astype(np.float32) - np.float32(0.5)
+        coords = np.stack([rounded, np.zeros_like(rounded)], axis=1)
         labels = np.array([Label.FOREGROUND.value, PAD_LABEL], np.float32)
         return coords, np.tile(labels, (len(points), 1))
 
     def mask_prompt(self, mask: BoolArray, transform: ImageTransform) -> FloatArray:
-        """Convert as SAM 2 does: SAM 1 itself takes logits of an earlier answer only."""
+        """Convert as SAM 2 does: SAM 1 itself only accepts logits of an earlier result."""
         return binary_mask_to_logits(
             mask, transform.resized, transform.model_side, transform.mask_side
         )
 
-    def answered_tokens(
+    def select_tokens(
         self,
         mode: Multimask,
         labels: FloatArray,
@@ -119,12 +120,12 @@ class Sam1(Family):
             ALL                                    1, 2, 3
             SINGLE                                 0
             AUTO, 3 or more (unambiguous)          0
-            AUTO, 0 to 2 (a click, a box, a mask)  the best predicted of 1, 2, 3
+            AUTO, 0 to 2 (a point, a box, a mask)  the one of 1, 2, 3 with the best predicted IoU
 
         AUTO is ``return_single_mask`` of the reference's ONNX export, which adds
         ``(len(labels) - 2.5) * 1000`` to token 0 and takes the maximum (utils/onnx.py:92-105); the
-        first wins a tie.  Its formula sends a prompt of a mask alone (no labels) to the best of
-        three.
+        first wins a tie.  For a prompt that is only a mask (no labels), that formula selects the
+        best of the three.
         """
         if mode is Multimask.ALL:
             return self.multimask_tokens
@@ -134,7 +135,7 @@ class Sam1(Family):
         return (first + int(np.argmax(predicted_iou[first:])),)
 
     def upsampling(self, transform: ImageTransform) -> Upsampling:
-        """Upsample to the model frame, cut to the resized image, then resize to the image.
+        """Upsample to the model frame, crop to the resized image, then resize to the image.
 
         Source: modeling/sam.py:133-162.
         """
@@ -147,7 +148,7 @@ class Sam1(Family):
 
 
 def _tail(point_count: int, box: Array | None) -> tuple[Array, list[float]]:
-    """What follows the points: the corners of the box, a pad for points alone, else nothing."""
+    """Return what follows the points: box corners, or a padding point without a box, or nothing."""
     if box is not None:
         return np.asarray(box, dtype=np.float64).reshape(2, 2), list(BOX_LABELS)
     if point_count:

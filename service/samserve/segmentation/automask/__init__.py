@@ -1,1 +1,1 @@
-"""The use case AutoMask: every object of an image, as the reference generator finds them."""
+"""The AutoMask use case: every object of an image, as the reference generator finds them."""

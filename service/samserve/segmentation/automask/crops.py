@@ -1,4 +1,4 @@
-"""What AutoMask decodes: crops of the image, and the points of a grid in each."""
+"""Crop boxes of AutoMask and the grid points of each crop."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class CropPlan:
 
 
 def plan_crops(image: Size, options: AutoMaskOptions) -> list[CropPlan]:
-    """List the crops in the reference's order, the whole image first, with their points.
+    """Return the crops with their points in the reference's order, the whole image first.
 
-    Crops that keep no point inside the region of interest are left out, except the whole image.
+    Crops without a point inside the region of interest are omitted, except the whole image.
     """
     grids = _grids(options)
     crops = [
@@ -53,9 +53,11 @@ def _grids(options: AutoMaskOptions) -> list[PointGrid]:
     )
 
 
-def _points(unit: PointGrid, box: tuple[int, int, int, int], region: Box | None) -> PointGrid:
+def _points(
+    unit_points: PointGrid, box: tuple[int, int, int, int], region: Box | None
+) -> PointGrid:
     x_min, y_min, x_max, y_max = box
-    points = unit * np.array([x_max - x_min, y_max - y_min], dtype=np.float64)
+    points = unit_points * np.array([x_max - x_min, y_max - y_min], dtype=np.float64)
     if region is None:
         return points
     x, y = points[:, 0] + x_min, points[:, 1] + y_min

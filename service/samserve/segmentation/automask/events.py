@@ -1,4 +1,4 @@
-"""What AutoMask reports while it runs and when it is done."""
+"""Events of an AutoMask call: progress, records and the summary."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AutoMaskRecord:
 
 
 class FilterCount(NamedTuple):
-    """How many candidates one filter was given, and how many it kept."""
+    """Numbers of candidates before and after one filter."""
 
     name: str
     count_in: int
@@ -28,7 +28,7 @@ class FilterCount(NamedTuple):
 
 
 def sum_counts(counts: Iterable[FilterCount]) -> tuple[FilterCount, ...]:
-    """Add up what each filter did, in the order in which they first ran."""
+    """Sum the counts per filter, in the order of first use."""
     sums: dict[str, FilterCount] = {}
     for name, count_in, count_out in counts:
         _, sum_in, sum_out = sums.get(name, (name, 0, 0))
@@ -38,7 +38,7 @@ def sum_counts(counts: Iterable[FilterCount]) -> tuple[FilterCount, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the search is, over all crops."""
+    """Progress over all crops."""
 
     points_done: int
     points_total: int
@@ -48,7 +48,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Summary:
-    """The end of a search: which embedding it used and what each filter did."""
+    """The last event: the embedding that was used and the counts per filter."""
 
     lease: EmbeddingLease
     filters: tuple[FilterCount, ...]
@@ -57,7 +57,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Records:
-    """Some of the final masks; all batches together are in the reference's order."""
+    """A batch of the final masks; all batches together are in the reference's order."""
 
     records: tuple[AutoMaskRecord, ...]
 

@@ -1,4 +1,4 @@
-"""Masks on their way through the filters of AutoMask; pure computation, run in worker threads."""
+"""The mask filters of AutoMask: pure computation, run in worker threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from samserve.types import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CropView:
-    """One crop during the search: its plan and how low-res logits become its pixels."""
+    """One crop: its plan and the upsampling of low-res logits to its pixels."""
 
     family: Family
     plan: CropPlan
@@ -56,7 +56,7 @@ class DeferredMask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """One mask: its box XYXY and point in image pixels, and its pixels in one form or the other."""
+    """One mask: its box XYXY and point in image pixels, and its pixels as logits or run lengths."""
 
     box: tuple[float, float, float, float]
     area: int
@@ -73,15 +73,15 @@ class Candidate:
         return self.pixels.image_mask()
 
     def segmentation(self, mask_format: MaskFormat) -> Segmentation:
-        """Write the mask over the image."""
+        """Return the mask over the image in *mask_format*."""
         if isinstance(self.pixels, CocoRle) and mask_format is MaskFormat.COCO_RLE:
             return self.pixels
-        return mask_formats.write(self.mask(), mask_format)
+        return mask_formats.encode(self.mask(), mask_format)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FilteredBatch:
-    """What is left of one batch of ``points`` points, and what each filter did."""
+    """The remaining candidates of one batch of ``points`` points, and the counts per filter."""
 
     points: int
     candidates: list[Candidate]
@@ -94,14 +94,14 @@ def filter_batch(
     """Filter one batch by predicted IoU, stability and crop edge.
 
     *points* is float64 ``[P, 2]`` in crop pixels.  Predicted IoU goes first because it needs no
-    mask; only survivors are upsampled (the result is that of
+    mask; only remaining candidates are upsampled (the result is that of
     automatic_mask_generator.py:266-322, which upsamples everything).
     """
     family = view.family
     iou = output.predicted_iou[:, family.multimask_tokens]
     rows, columns = np.nonzero(_passes_iou(iou, family, options))
-    found: list[Candidate] = []
-    stable = 0
+    candidates: list[Candidate] = []
+    stable_count = 0
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
         low_res = output.low_res_logits[row, family.multimask_tokens[column]]
         summary = masks.summarize(
@@ -112,16 +112,16 @@ def filter_batch(
         )
         if not _passes_stability(summary.stability, family, options):
             continue
-        stable += 1
-        if _cut_by_crop(summary, view):
+        stable_count += 1
+        if _touches_crop_edge(summary, view):
             continue
-        found.append(_candidate(low_res, float(iou[row, column]), summary, points[row], view))
+        candidates.append(_candidate(low_res, float(iou[row, column]), summary, points[row], view))
     counts = (
         FilterCount("pred_iou", iou.size, len(rows)),
-        FilterCount("stability_score", len(rows), stable),
-        FilterCount("crop_edge", stable, len(found)),
+        FilterCount("stability_score", len(rows), stable_count),
+        FilterCount("crop_edge", stable_count, len(candidates)),
     )
-    return FilteredBatch(len(points), found, counts)
+    return FilteredBatch(len(points), candidates, counts)
 
 
 def _passes_iou(iou: FloatArray, family: Family, options: AutoMaskOptions) -> BoolArray:
@@ -138,7 +138,7 @@ def _passes_stability(stability: float, family: Family, options: AutoMaskOptions
     return bool(family.stability_passes(np.float32(stability), threshold))
 
 
-def _cut_by_crop(summary: masks.MaskSummary, view: CropView) -> bool:
+def _touches_crop_edge(summary: masks.MaskSummary, view: CropView) -> bool:
     box = np.array([summary.box_xyxy], dtype=np.float64)
     return bool(geometry.near_crop_edge(box, view.plan.box, view.image)[0])
 
@@ -165,7 +165,7 @@ def _candidate(
 
 
 def spill_to_rle(candidates: list[Candidate], max_deferred: int) -> list[Candidate]:
-    """Bound memory: of more than *max_deferred* candidates, keep run lengths instead of logits.
+    """Bound memory: convert logits to run lengths if more than *max_deferred* candidates have them.
 
     Logits are kept as long as possible because most candidates never need run lengths.
     """
@@ -181,7 +181,7 @@ def spill_to_rle(candidates: list[Candidate], max_deferred: int) -> list[Candida
 
 
 def suppress_in_crop(candidates: Sequence[Candidate], options: AutoMaskOptions) -> list[Candidate]:
-    """Drop what overlaps a mask of higher predicted IoU (automatic_mask_generator.py:251-257)."""
+    """Drop masks that overlap one of higher predicted IoU (automatic_mask_generator.py:251-257)."""
     scores = np.array([candidate.predicted_iou for candidate in candidates], dtype=np.float32)
     kept = nms.nms(_boxes(candidates), scores, options.box_nms_thresh)
     return [candidates[index] for index in kept]
@@ -201,9 +201,9 @@ def remove_small_regions(
 ) -> list[Candidate]:
     """Fill small holes and drop small islands, then suppress again, unchanged masks first.
 
-    Source: automatic_mask_generator.py:324-372; quality estimates are not made again.
+    Source: automatic_mask_generator.py:324-372; quality estimates are not computed again.
     """
-    cleaned = [_cleaned(candidate, options.min_mask_region_area) for candidate in candidates]
+    cleaned = [_remove_regions(candidate, options.min_mask_region_area) for candidate in candidates]
     scores = np.array([float(not changed) for _, changed in cleaned], dtype=np.float32)
     results = [candidate for candidate, _ in cleaned]
     threshold = max(options.box_nms_thresh, options.crop_nms_thresh)
@@ -211,7 +211,7 @@ def remove_small_regions(
     return [results[index] for index in kept]
 
 
-def _cleaned(candidate: Candidate, min_area: int) -> tuple[Candidate, bool]:
+def _remove_regions(candidate: Candidate, min_area: int) -> tuple[Candidate, bool]:
     mask, holes = regions.remove_small_regions(candidate.mask(), min_area, "holes")
     mask, islands = regions.remove_small_regions(mask, min_area, "islands")
     if not (holes or islands):
@@ -227,14 +227,14 @@ def _cleaned(candidate: Candidate, min_area: int) -> tuple[Candidate, bool]:
 
 
 def keep_best(candidates: Sequence[Candidate], options: AutoMaskOptions) -> list[Candidate]:
-    """Keep the ``max_masks`` candidates of highest predicted IoU, in their order."""
+    """Return the ``max_masks`` candidates of highest predicted IoU, in their order."""
     scores = np.array([-candidate.predicted_iou for candidate in candidates])
     kept = sorted(np.argsort(scores, kind="stable")[: options.max_masks].tolist())
     return [candidates[index] for index in kept]
 
 
-def record(candidate: Candidate, mask_format: MaskFormat) -> AutoMaskRecord:
-    """Finish a candidate: its pixels in a format, and the fields of an SA-1B annotation."""
+def to_record(candidate: Candidate, mask_format: MaskFormat) -> AutoMaskRecord:
+    """Return a candidate with encoded pixels and the fields of an SA-1B annotation."""
     return AutoMaskRecord(
         mask=Mask(
             segmentation=candidate.segmentation(mask_format),

@@ -1,4 +1,4 @@
-"""Parameters of AutoMask, by the names of the reference generator."""
+"""Parameters of AutoMask, with the names of the reference generator."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ PointGrid = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class AutoMaskOptions(AutoMaskDefaults):
-    """How to search; see `AutoMaskOptions` in the protocol for meanings and ranges.
+    """Parameters; see `AutoMaskOptions` in the protocol for meanings and ranges.
 
-    Source: segment_anything/automatic_mask_generator.py:36-52.  Ours are ``point_grids`` given as
-    float64 ``[K, 2]`` in 0..1 for each layer, ``region_of_interest`` and ``max_masks`` (0: all).
+    Source: segment_anything/automatic_mask_generator.py:36-52.  Additions of samserve are
+    ``point_grids`` (float64 ``[K, 2]`` in 0..1 per layer), ``region_of_interest`` and
+    ``max_masks`` (0: all).
     """
 
     crop_n_layers: int = 0
@@ -30,6 +31,6 @@ class AutoMaskOptions(AutoMaskDefaults):
     region_of_interest: Box | None = None
 
     @classmethod
-    def of(cls, family: Family, given: Mapping[str, Any]) -> AutoMaskOptions:
-        """Complete the *given* fields by the defaults of a family."""
-        return cls(**{**asdict(family.automask), **given})
+    def of(cls, family: Family, overrides: Mapping[str, Any]) -> AutoMaskOptions:
+        """Return *overrides* completed by the defaults of a family."""
+        return cls(**{**asdict(family.automask), **overrides})

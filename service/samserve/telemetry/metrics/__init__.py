@@ -1,19 +1,20 @@
-"""Every Prometheus metric, on a registry that is handed in.
+"""All Prometheus metrics, a class for each part of the server, on a given registry.
 
-Those of calls stand apart (`samserve.telemetry.metrics.rpc`): they know the methods of the service.
+Metrics of calls are separate (`samserve.telemetry.metrics.rpc`): they depend on the methods of the
+service.
 """
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
+from samserve.telemetry.metrics.cache import CacheMetrics
 from samserve.telemetry.metrics.engine import EngineMetrics, TritonMetrics
 from samserve.telemetry.metrics.process import ServerMetrics
-from samserve.telemetry.metrics.store import CacheMetrics
 
 
 class Metrics:
-    """What the layers below the API write to."""
+    """The metrics of the layers below the API."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry

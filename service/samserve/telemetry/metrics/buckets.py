@@ -1,4 +1,4 @@
-"""Bounds of histograms, and values of labels that several metrics share."""
+"""Bucket bounds of histograms, and label values of several metrics."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ PROMPTS = tuple(2**power for power in range(9))
 MASKS = tuple(2**power for power in range(11))
 
 OUTCOMES = ("ok", "cancelled", "failed")
-"""How a piece of work ends; known beforehand, so that a first failure is an increase from 0."""
+"""Outcomes of work; exported from the start, so that a first failure is an increase from 0."""

@@ -1,4 +1,4 @@
-"""Metrics of the model runtime and of the queues before it."""
+"""Metrics of the engine and its queues."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from samserve.types import ModelInfo, Transport
 
 
 class EngineMetrics:
-    """Runs of the two networks, by model, and what waits for them."""
+    """Inferences of the two networks by model, and the queues."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._runs = Counters(
             "samserve_engine_runs",
-            "Runs of a network, by outcome (ok, cancelled, failed).",
+            "Inferences of a network, by outcome (ok, cancelled, failed).",
             ["network", "model", "outcome"],
             registry=registry,
         )
         self._seconds = Histograms(
             "samserve_engine_run_seconds",
-            "Time of the runs of a network, as the gateway sees it.",
+            "Duration of inferences of a network, measured in the gateway.",
             ["network", "model"],
             SECONDS,
             registry,
         )
         self._running = Gauges(
             "samserve_engine_running",
-            "Runs of a network that are under way.",
+            "Inferences of a network in progress.",
             ["network"],
             registry=registry,
         )
         self.ready = Gauges(
             "samserve_engine_ready",
-            "1 if the model runtime can be expected to answer.",
+            "1 if the engine is available.",
             [],
             registry=registry,
         ).labels()
         self._queues: dict[str, Callable[[], int]] = {}
         ScrapedGauge(
-            "samserve_queue_waiting",
-            "Pieces of work that wait for their turn at a network, or for a thread.",
+            "samserve_queue_depth",
+            "Work items in the queue of a network or of a thread pool.",
             ["queue"],
             lambda: _by_name(self._queues),
             registry,
@@ -57,27 +57,27 @@ class EngineMetrics:
         self._of_network = cache(self._network_metrics)
 
     def run(self, network: str, model: str) -> _Run:
-        """Count a run of a network while the block runs, and how it ended; on the event loop."""
+        """Measure an inference while the block runs; used on the event loop only."""
         return _Run(self._of_network(network, model))
 
     def _network_metrics(self, network: str, model: str) -> _NetworkMetrics:
         return _NetworkMetrics(
             running=self._running.labels(network),
-            # All of them, so that a first failure is an increase.
+            # All outcomes exist from the start, so that a first failure is an increase.
             outcomes={name: self._runs.labels(network, model, name) for name in OUTCOMES},
             seconds=self._seconds.labels(network, model),
         )
 
     def register_queue(self, name: str, waiting: Callable[[], int]) -> None:
-        """Export how many wait, at the time of the scrape, which is in another thread."""
+        """Export the length of a queue; *waiting* is called at a scrape, in another thread."""
         self._queues[name] = waiting
 
-    def register(
+    def register_state(
         self,
         transport: Callable[[], Transport],
         models: Callable[[], Mapping[str, ModelInfo]],
     ) -> None:
-        """Export the state of the runtime, at the time of the scrape, in another thread."""
+        """Export the state of the engine, read at a scrape, in another thread."""
 
         def transports() -> Rows:
             used = transport()
@@ -85,14 +85,14 @@ class EngineMetrics:
 
         ScrapedGauge(
             "samserve_engine_transport",
-            "1 for the way in which tensors travel to the model runtime, 0 for the others.",
+            "1 for the transport of tensors in use, 0 for the others.",
             ["transport"],
             transports,
             self._registry,
         )
         ScrapedGauge(
             "samserve_model_info",
-            "1 for each model that is served.",
+            "1 for each served model.",
             ["model", "digest"],
             lambda: [((each.name, each.digest), 1.0) for each in list(models().values())],
             self._registry,
@@ -109,7 +109,7 @@ class _NetworkMetrics:
 
 
 class _Run:
-    """The block of a run; a class, since a generator costs twice as much."""
+    """The context manager of an inference; a class, since a generator costs twice as much."""
 
     __slots__ = ("_metrics", "_started")
 
@@ -132,34 +132,35 @@ class _Run:
 
 
 class TritonMetrics:
-    """What only a Triton Inference Server has."""
+    """Metrics of the Triton engine."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         counter = partial(Counters, registry=registry)
         self.errors = counter(
             "samserve_triton_errors",
-            "Requests to Triton that were not answered, by what became of them.",
+            "Failed requests to Triton, by kind.",
             ["kind"],
         )
-        self.message_fallbacks = counter(
-            "samserve_triton_message_fallbacks",
-            "Requests that went in messages although memory is shared, for want of scratch memory.",
+        self.shared_memory_fallbacks = counter(
+            "samserve_triton_shared_memory_fallbacks",
+            "Requests sent in messages because the shared memory pool was exhausted.",
             ["network"],
         )
-        self._scratch_bytes: dict[str, Callable[[], int]] = {}
+        self._pool_bytes: dict[str, Callable[[], int]] = {}
         ScrapedGauge(
-            "samserve_triton_scratch_bytes",
-            "Shared memory for requests under way: all of it, and what lost runs may write into.",
+            "samserve_triton_shared_memory_pool_bytes",
+            "Bytes of the shared memory pool: total, and quarantined (a request without a response "
+            "may still write to them).",
             ["state"],
-            lambda: _by_name(self._scratch_bytes),
+            lambda: _by_name(self._pool_bytes),
             registry,
         )
 
-    def register_scratch_bytes(self, state: str, nbytes: Callable[[], int]) -> None:
-        """Export shared memory in a state, at the time of the scrape, in another thread."""
-        self._scratch_bytes[state] = nbytes
+    def register_pool_bytes(self, state: str, nbytes: Callable[[], int]) -> None:
+        """Export the bytes of the pool in a state; called at a scrape, in another thread."""
+        self._pool_bytes[state] = nbytes
 
 
 def _by_name(reads: Mapping[str, Callable[[], float]]) -> Rows:
-    """Read what was registered under each name."""
+    """Return the value registered under each name."""
     return [((name,), read()) for name, read in list(reads.items())]

@@ -1,8 +1,8 @@
-"""Counters, gauges and histograms that a call can afford to use thirty times.
+"""Counters, gauges and histograms without locks; each call updates about thirty of them.
 
-Those of prometheus_client lock at each use, and its histograms go through their buckets one by one:
-with them, metrics cost a click twice as much.  These are for one thread, and a scrape reads them in
-another; to the registry they are collectors like any.
+Those of prometheus_client lock at each update, and its histograms search their buckets linearly:
+with them, metrics would take twice as much of the time of a Predict.  These are updated by one
+thread only, and a scrape reads them in another; to the registry they are ordinary collectors.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.samples import Exemplar as Sample
 from prometheus_client.utils import floatToGoString
 
-from samserve.telemetry.metrics.scraped import Exported, Rows
+from samserve.telemetry.metrics.scraped import MetricFamily, Rows
 
 Exemplar = tuple[dict[str, str], float]
-"""The labels of an exemplar, and when it was seen, in seconds since the epoch."""
+"""The labels of an exemplar, and its time in seconds since the epoch."""
 _Bucket = tuple[str, float] | tuple[str, float, Sample]
 
 
 class Value:
-    """A number under one set of labels; as a block, one more while it runs."""
+    """The value of one set of labels; as a context manager, incremented while the block runs."""
 
     __slots__ = ("value",)
 
@@ -32,11 +32,11 @@ class Value:
         self.value = 0.0
 
     def inc(self, amount: float = 1) -> None:
-        """Add."""
+        """Add *amount*."""
         self.value += amount
 
     def set(self, value: float) -> None:
-        """Replace the number."""
+        """Set the value."""
         self.value = value
 
     def __enter__(self) -> None:
@@ -47,20 +47,20 @@ class Value:
 
 
 class Histogram:
-    """What was observed under one set of labels."""
+    """The observations of one set of labels."""
 
     __slots__ = ("_bounds", "counts", "exemplars", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
-        """Observations by bucket, not added up; the last is of those beyond all bounds."""
+        """Observations by bucket, not cumulative; the last bucket is above all bounds."""
         self.total = 0.0
         self.exemplars: dict[int, tuple[float, Exemplar]] = {}
-        """The last that was traced, by bucket."""
+        """The last traced observation, by bucket."""
 
     def observe(self, value: float, exemplar: Exemplar | None = None) -> None:
-        """Count a value, with the trace that it belongs to, if it has one that is recorded."""
+        """Count a value, with the exemplar of its trace if the trace is recorded."""
         bucket = bisect_left(self._bounds, value)
         self.counts[bucket] += 1
         self.total += value
@@ -68,23 +68,23 @@ class Histogram:
             self.exemplars[bucket] = value, exemplar
 
     def buckets(self, names: Sequence[str]) -> Iterator[_Bucket]:
-        """Return what a scrape reads: observations up to each bound, which are named."""
-        counts, below = self.counts.copy(), 0
+        """Yield the cumulative observations up to each bound, with exemplars, for a scrape."""
+        counts, cumulative = self.counts.copy(), 0
         for bucket, name in enumerate(names):
-            below += counts[bucket]
+            cumulative += counts[bucket]
             found = self.exemplars.get(bucket)
             if found is None:
-                yield name, below
+                yield name, cumulative
             else:
-                value, (labels, seen_at) = found
-                yield name, below, Sample(labels, value, seen_at)
+                value, (labels, observed_at) = found
+                yield name, cumulative, Sample(labels, value, observed_at)
 
 
 _Child = TypeVar("_Child", Value, Histogram)
 
 
-class _Family(Exported, Generic[_Child]):
-    """A metric: its children, by their labels."""
+class _Family(MetricFamily, Generic[_Child]):
+    """A metric with its children by label values."""
 
     def __init__(
         self, name: str, documentation: str, labelnames: Sequence[str], registry: CollectorRegistry
@@ -93,7 +93,7 @@ class _Family(Exported, Generic[_Child]):
         super().__init__(name, documentation, labelnames, registry)
 
     def labels(self, *values: str) -> _Child:
-        """Return the child of these labels, a new one the first time."""
+        """Return the child with these label values; it is created at first use."""
         found = self._children.get(values)
         if found is None:
             found = self._children[values] = self._new()
@@ -112,19 +112,19 @@ class _Values(_Family[Value]):
 
 
 class Counters(_Values):
-    """What only grows."""
+    """A family of counters."""
 
     _metric = CounterMetricFamily
 
 
 class Gauges(_Values):
-    """What rises and falls."""
+    """A family of gauges."""
 
     _metric = GaugeMetricFamily
 
 
 class Histograms(_Family[Histogram]):
-    """What has a size."""
+    """A family of histograms."""
 
     _metric = HistogramMetricFamily
 

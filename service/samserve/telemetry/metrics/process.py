@@ -1,4 +1,4 @@
-"""Metrics of the process: what it is, whether it is well, who uses up what."""
+"""Metrics of the process: build, readiness, event loop, reloaded files and quotas."""
 
 from __future__ import annotations
 
@@ -18,54 +18,57 @@ from samserve.telemetry.metrics.buckets import OUTCOMES, SECONDS
 from samserve.telemetry.metrics.lockfree import Counters, Gauges, Histograms
 from samserve.telemetry.metrics.scraped import ScrapedGauge
 
-_LAG_EVERY_S = 1.0
+_LAG_INTERVAL_S = 1.0
 
 QuotaUse = tuple[str, str, float]
-"""A tenant, one of its quotas, and how much of it is used: 0 to 1."""
+"""A tenant, one of its quotas, and the used ratio: 0 to 1."""
 
 
 class ServerMetrics:
-    """The process, its files and its tenants."""
+    """Metrics of the process, its files and its tenants."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         ProcessCollector(registry=registry)
         self._build = Gauges(
-            "samserve_build_info", "1; what runs here.", ["version", "python", "engine"], registry
+            "samserve_build_info",
+            "1; labelled by version, Python version and engine.",
+            ["version", "python", "engine"],
+            registry,
         )
         self._lag = Histograms(
             "samserve_event_loop_lag_seconds",
-            "How late the event loop came to what was due; all calls wait for it.",
+            "Scheduling delay of the event loop, measured once a second; it delays all calls.",
             [],
             SECONDS,
             registry,
         ).labels()
         self.prefetches = Counters(
             "samserve_prefetches",
-            "Prefetches that ended, by outcome (ok, cancelled, failed).",
+            "Completed prefetches, by outcome (ok, cancelled, failed).",
             ["outcome"],
             registry,
         )
 
     def set_build_info(self, engine: str) -> None:
-        """Export what runs: version, Python and kind of engine."""
+        """Export version, Python version and kind of engine."""
         self._build.labels(__version__, platform.python_version(), engine).set(1)
 
     def register_ready(self, ready: Callable[[], bool]) -> None:
-        """Export what /readyz answers, at the time of the scrape."""
+        """Export the state of /readyz, read at a scrape."""
         ScrapedGauge(
             "samserve_ready",
-            "1 if calls are answered, as /readyz says.",
+            "1 if the gateway is ready, as reported by /readyz.",
             [],
             lambda: [((), float(ready()))],
             self._registry,
         )
 
     def register_prefetches(self, pending: Callable[[], int]) -> None:
-        """Export how many prefetches are not done, at the time of the scrape."""
+        """Export the number of pending prefetches, read at a scrape."""
         ScrapedGauge(
             "samserve_prefetch_pending",
-            "Pictures that are being encoded, or wait for that, without a caller.",
+            "Prefetches that are running or queued.",
             [],
             lambda: [((), pending())],
             self._registry,
@@ -74,34 +77,34 @@ class ServerMetrics:
             self.prefetches.labels(outcome)
 
     def register_files(self, files: Sequence[ReloadableFile[Any]]) -> None:
-        """Export whether files that may change are valid, at the time of the scrape."""
+        """Export whether the last reload of each file succeeded, read at a scrape."""
         ScrapedGauge(
-            "samserve_file_in_order",
-            "1 if a watched file is in force as it is, 0 if an older content had to be kept.",
+            "samserve_config_last_reload_successful",
+            "1 if the last reload of the file succeeded, 0 if its previous content stays in use.",
             ["file"],
             lambda: [((file.name,), float(file.healthy)) for file in files],
             self._registry,
         )
 
     def register_quotas(self, used: Callable[[], Iterable[QuotaUse]]) -> None:
-        """Export how much of their quotas tenants use, at the time of the scrape.
+        """Export the used ratio of the tenants' quotas, read at a scrape.
 
         *used* is called in another thread.
         """
         ScrapedGauge(
             "samserve_quota_used_ratio",
-            "Part of a quota that is in use: 0 to 1.",
+            "Used ratio of a tenant's quota, 0 to 1.",
             ["tenant", "quota"],
             lambda: [((tenant, quota), ratio) for tenant, quota, ratio in used()],
             self._registry,
         )
 
-    def lag_observed(self) -> AbstractAsyncContextManager[None]:
-        """Observe how late the event loop is while the block runs."""
-        return supervised(self._observe_lag, "observing the event loop failed", _LAG_EVERY_S)
+    def observing_lag(self) -> AbstractAsyncContextManager[None]:
+        """Measure the delay of the event loop while the block runs."""
+        return supervised(self._observe_lag, "event loop monitoring failed", _LAG_INTERVAL_S)
 
     async def _observe_lag(self) -> None:
         while True:
-            due = time.monotonic() + _LAG_EVERY_S
-            await asyncio.sleep(_LAG_EVERY_S)
+            due = time.monotonic() + _LAG_INTERVAL_S
+            await asyncio.sleep(_LAG_INTERVAL_S)
             self._lag.observe(max(0.0, time.monotonic() - due))

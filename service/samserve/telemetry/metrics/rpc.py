@@ -1,4 +1,4 @@
-"""Metrics of calls: how many, how they ended, how long they took and where."""
+"""Metrics of calls: counts, status codes, durations and stages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from samserve.telemetry.metrics.buckets import MASKS, PROMPTS, SECONDS
 from samserve.telemetry.metrics.lockfree import Counters, Gauges, Histograms, Value
 
 CLIENT_STAGES = ("receive", "send")
-"""Stages whose time is the client's: it sends its request, it takes the answer."""
+"""Stages whose duration the client determines: sending its request, accepting the response."""
 
 _OK = "OK"
 
@@ -23,15 +23,15 @@ _OK = "OK"
 class CallRecord:
     """One call that has ended.
 
-    ``code`` is the name of its status, ``reason`` that of its error or empty, ``refused`` what was
-    exhausted if it was refused.  ``stages`` are seconds of the critical path.  ``trace_id`` is that
-    of a trace that is recorded, or empty.
+    ``code`` is the name of its status, ``reason`` that of its error or empty, ``exhausted`` the
+    limit or quota that rejected it.  ``stages`` are seconds of the critical path.  ``trace_id`` is
+    that of a recorded trace, or empty.
     """
 
     method: str
     code: str
     reason: str
-    refused: str
+    exhausted: str
     seconds: float
     stages: Mapping[str, float]
     facts: CallFacts
@@ -41,7 +41,7 @@ class CallRecord:
 class CallMetrics:
     """Counters and histograms of calls, by method.
 
-    *types* gives the kind of each method: ``unary`` or ``server_stream``.
+    *types* are the types of all methods: ``unary`` or ``server_stream``.
     """
 
     def __init__(self, registry: CollectorRegistry, service: str, types: Mapping[str, str]) -> None:
@@ -49,13 +49,13 @@ class CallMetrics:
         self._declare_calls(registry)
         self._declare_work(registry)
         for method in types:
-            # So that rates are 0, and not unknown, before the first call, and that the first
-            # failure is an increase.
+            # Series exist before the first call, so that rates are 0 and the first failure is an
+            # increase.
             self.started(method)
             self._handled.labels(*self._standard[method], _OK)
             self.in_flight(method)
             self._errors.labels(method, "INTERNAL")
-            self._refusals.labels(method, "memory")
+            self._rejected.labels(method, "memory")
 
     def _declare_calls(self, registry: CollectorRegistry) -> None:
         counter = partial(Counters, registry=registry)
@@ -63,71 +63,73 @@ class CallMetrics:
         rpc = ["grpc_type", "grpc_service", "grpc_method"]
         by_method = ["grpc_method"]
         by_model = ["grpc_method", "model"]
-        self._started = counter("grpc_server_started", "RPCs that were begun.", rpc)
+        self._started = counter("grpc_server_started", "Started RPCs.", rpc)
         self._handled = counter(
-            "grpc_server_handled", "RPCs that ended, by status code.", [*rpc, "grpc_code"]
+            "grpc_server_handled", "Completed RPCs, by status code.", [*rpc, "grpc_code"]
         )
         self._handling = seconds(
-            "grpc_server_handling_seconds", "Time from the call to the end of the answer.", rpc
+            "grpc_server_handling_seconds",
+            "Duration of RPCs, from the start of the call to the end of the response.",
+            rpc,
         )
         self._served = seconds(
             "samserve_call_seconds",
-            "Time of calls that succeeded, without what the client took to send and to receive.",
+            "Duration of successful calls, without the time of the client to send and receive.",
             by_model,
         )
         self._stages = seconds(
             "samserve_stage_seconds",
-            "Time by stage of a call; the stages of one call add up to its handling time.",
+            "Time of calls by stage; the stages of one call add up to its duration.",
             [*by_model, "stage"],
         )
         self._errors = counter(
             "samserve_errors",
-            "Calls that were refused or failed, by the reason that the client was told.",
+            "Calls that were rejected or failed, by the reason in the error.",
             [*by_method, "reason"],
         )
-        self._refusals = counter(
-            "samserve_refusals",
-            "Calls that were refused for a bound or a quota, by what was exhausted.",
+        self._rejected = counter(
+            "samserve_rejected",
+            "Calls that were rejected by a limit or a quota, by what was exhausted.",
             [*by_method, "kind"],
         )
 
     def _declare_work(self, registry: CollectorRegistry) -> None:
         by_method = ["grpc_method"]
         self._in_flight = Gauges(
-            "samserve_inflight_requests", "Calls that are being worked on.", by_method, registry
+            "samserve_inflight_requests", "Calls in flight.", by_method, registry
         )
         self._limits = Gauges(
-            "samserve_inflight_limit", "Calls that may be worked on at once.", by_method, registry
+            "samserve_inflight_limit", "Maximum calls in flight.", by_method, registry
         )
         self._bytes = Counters(
             "samserve_message_bytes",
-            "Bytes of requests that were received and of answers that were sent.",
+            "Bytes of received requests and of sent responses.",
             [*by_method, "direction"],
             registry,
         )
         self._prompts = Histograms(
-            "samserve_prompts_per_call", "Prompts of a call.", by_method, PROMPTS, registry
+            "samserve_prompts_per_call", "Prompts per call.", by_method, PROMPTS, registry
         )
         self._masks = Histograms(
-            "samserve_masks_per_call", "Masks in an answer.", by_method, MASKS, registry
+            "samserve_masks_per_call", "Masks per call.", by_method, MASKS, registry
         )
         self._candidates = Counters(
             "samserve_automask_candidates",
-            "Candidates that came to a filter of AutoMask, and that it has kept.",
+            "AutoMask candidates before (in) and after (out) each filter.",
             ["filter", "direction"],
             registry,
         )
 
     def started(self, method: str) -> Value:
-        """Return the number of calls of *method* that were begun."""
+        """Return the counter of started calls of *method*."""
         return self._started.labels(*self._standard[method])
 
     def in_flight(self, method: str) -> Value:
-        """Return the number of calls of *method* that are being worked on."""
+        """Return the gauge of calls of *method* in flight."""
         return self._in_flight.labels(method)
 
     def set_limit(self, method: str, limit: int) -> None:
-        """Export how many calls of *method* may be in flight."""
+        """Export the maximum of calls of *method* in flight."""
         self._limits.labels(method).set(limit)
 
     def record(self, call: CallRecord) -> None:
@@ -139,12 +141,12 @@ class CallMetrics:
         for stage, spent in call.stages.items():
             self._stages.labels(method, facts.model, stage).observe(spent, exemplar)
         if call.code == _OK:
-            theirs = sum(call.stages.get(stage, 0.0) for stage in CLIENT_STAGES)
-            self._served.labels(method, facts.model).observe(call.seconds - theirs, exemplar)
+            client_s = sum(call.stages.get(stage, 0.0) for stage in CLIENT_STAGES)
+            self._served.labels(method, facts.model).observe(call.seconds - client_s, exemplar)
         if call.reason:
             self._errors.labels(method, call.reason).inc()
-        if call.refused:
-            self._refusals.labels(method, call.refused).inc()
+        if call.exhausted:
+            self._rejected.labels(method, call.exhausted).inc()
         self._bytes.labels(method, "received").inc(facts.received_bytes)
         self._bytes.labels(method, "sent").inc(facts.sent_bytes)
         self._count_work(method, facts)
@@ -152,9 +154,9 @@ class CallMetrics:
     def _count_work(self, method: str, facts: CallFacts) -> None:
         if facts.prompts:
             self._prompts.labels(method).observe(facts.prompts)
-        # An AutoMask that finds nothing has an answer, too.
+        # An AutoMask that finds no mask counts as well: it has filters.
         if facts.masks or facts.filters:
             self._masks.labels(method).observe(facts.masks)
-        for name, came, kept in facts.filters:
-            self._candidates.labels(name, "in").inc(came)
-            self._candidates.labels(name, "out").inc(kept)
+        for name, count_in, count_out in facts.filters:
+            self._candidates.labels(name, "in").inc(count_in)
+            self._candidates.labels(name, "out").inc(count_out)

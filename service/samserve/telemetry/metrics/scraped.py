@@ -1,4 +1,4 @@
-"""Metrics that are read at the time of a scrape, in the thread of the scrape."""
+"""Metrics whose values are read at a scrape, in the thread of the scrape."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 Rows = Iterable[tuple[Sequence[str], float]]
-"""Values of labels, and what there is under them."""
+"""Label values, and the value of that series."""
 
 
-class Exported(Collector):
-    """A metric, in whatever way it gets its values."""
+class MetricFamily(Collector):
+    """Base class of metrics; subclasses provide the values."""
 
     _metric: ClassVar[type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]]
 
@@ -31,23 +31,23 @@ class Exported(Collector):
         registry.register(self)
 
     def describe(self) -> list[Metric]:
-        """Return the metric without samples, which tells the registry its name."""
+        """Return the metric without samples, from which the registry takes its name."""
         return [self._metric(*self._about, labels=self._labelnames)]
 
     def collect(self) -> Iterator[Metric]:
-        """Return what there is now; called in another thread."""
+        """Yield the metric with its current samples; called in another thread."""
         family: Any = self._metric(*self._about, labels=self._labelnames)
         for row in self._rows():
             family.add_metric(*row)
         yield family
 
     def _rows(self) -> Iterable[tuple[Any, ...]]:
-        """Return the arguments of the family's `add_metric`, for each set of labels."""
+        """Return the arguments of `add_metric` for each set of labels."""
         raise NotImplementedError
 
 
-class ScrapedGauge(Exported):
-    """What rises and falls; *read* returns it."""
+class ScrapedGauge(MetricFamily):
+    """A gauge; *read* returns its values."""
 
     _metric: ClassVar[type[CounterMetricFamily | GaugeMetricFamily]] = GaugeMetricFamily
 
@@ -67,6 +67,6 @@ class ScrapedGauge(Exported):
 
 
 class ScrapedCounter(ScrapedGauge):
-    """What only grows; *read* returns it."""
+    """A counter; *read* returns its values."""
 
     _metric = CounterMetricFamily

@@ -1,6 +1,6 @@
-"""Traces of calls: the port, and how it is opened.
+"""Traces of calls: the port and its factory.
 
-The SDK of OpenTelemetry is asked for only where traces are wanted; the extra ``tracing`` has it.
+The OpenTelemetry SDK is imported only if tracing is enabled; the extra ``tracing`` installs it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from samserve.telemetry.tracing.base import NoTracing, Tracing
 
 
 def open_tracing(settings: TraceSettings) -> Tracing:
-    """Open what the settings ask for.  Raises `Misconfigured`."""
+    """Return the tracing of the settings.  Raises `Misconfigured`."""
     if not settings.endpoint:
         return NoTracing()
     try:
         from samserve.telemetry.tracing.otel import OtelTracing  # noqa: PLC0415 - it is optional
     except ImportError as error:
         raise Misconfigured(
-            f"trace.endpoint needs the OpenTelemetry SDK, {how_to_install('tracing')}: {error}"
+            f"trace.endpoint requires the OpenTelemetry SDK, {how_to_install('tracing')}: {error}"
         ) from None
     return OtelTracing(settings)

@@ -1,4 +1,4 @@
-"""The port to traces of calls."""
+"""The port for traces of calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 @dataclass(frozen=True, slots=True)
 class CallEnd:
-    """What a trace says of a call that has ended; ``code`` is the number of its status."""
+    """Attributes of a call that has ended, for its trace; ``code`` is its numeric status."""
 
     request_id: str
     tenant: str
@@ -24,10 +24,10 @@ class CallEnd:
 
 
 class CallTrace(Protocol):
-    """The part of the server in one trace.
+    """The server's span of one call.
 
-    ``trace_id`` is in hexadecimal, empty if there is none; ``recorded`` tells whether it is sent
-    anywhere.  ``span`` is what stages are parts of.
+    ``trace_id`` is hexadecimal, empty without tracing; ``recorded`` is whether the trace is
+    exported.  ``span`` is the parent of the spans of stages.
     """
 
     @property
@@ -40,21 +40,21 @@ class CallTrace(Protocol):
     def span(self) -> Span | None: ...  # noqa: D102
 
     def end(self, end: CallEnd) -> None:
-        """Note that the call is over."""
+        """End the span."""
 
 
 class Tracing(Protocol):
-    """Makes traces of calls."""
+    """Creates traces of calls."""
 
     def begin(self, service: str, method: str, metadata: Metadata | None) -> CallTrace:
-        """Begin the part of a call whose client may have begun a trace in its *metadata*."""
+        """Begin the span of a call; *metadata* may contain the client's trace context."""
 
     async def aclose(self) -> None:
-        """Send what is left."""
+        """Export the remaining spans."""
 
 
 class NoTracing:
-    """Makes no traces."""
+    """Creates no traces."""
 
     trace_id = ""
     recorded = False

@@ -1,4 +1,4 @@
-"""Traces by the SDK of OpenTelemetry, sent as OTLP over gRPC."""
+"""Traces with the OpenTelemetry SDK, exported as OTLP over gRPC."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from samserve.telemetry.tracing.base import CallEnd, Metadata
 _PROPAGATOR = TraceContextTextMapPropagator()
 _SCOPE = InstrumentationScope("samserve", __version__)
 _HEADERS = ("traceparent", "tracestate")
-# At the end of the process; a receiver that is away must not hold that up.
+# At shutdown, which an unavailable receiver must not delay.
 _FLUSH_S = 2.0
 
 
 class OtelTracing:
-    """Samples calls and sends their spans, from a thread, in batches.
+    """Samples calls and exports their spans in batches, from a thread.
 
-    What a receiver does not take in time is dropped: traces never hold up calls.
+    Spans that the receiver does not accept in time are dropped: tracing never delays calls.
     """
 
     def __init__(self, settings: TraceSettings) -> None:
@@ -73,7 +73,7 @@ class OtelTracing:
         """See `Tracing.aclose`."""
         flushing = asyncio.create_task(asyncio.to_thread(self._provider.force_flush))
         await asyncio.wait([flushing], timeout=_FLUSH_S)
-        # Ends an export that goes on.  The timeouts that the SDK's processor takes have no effect:
+        # Ends a running export.  The timeouts of the SDK's processor have no effect:
         # https://github.com/open-telemetry/opentelemetry-python/issues/4568
         await asyncio.to_thread(self._exporter.shutdown)
         await flushing
@@ -83,9 +83,8 @@ class OtelTracing:
 class OtelCall:
     """See `CallTrace`.
 
-    The call is a span of the SDK's.  Its stages, of which there are a dozen, are written down as
-    they pass, and made into spans when all is over: to begin and end one in the SDK costs more
-    than most of them take.
+    The call is a span of the SDK.  Its dozen of stages are recorded while the call runs, and become
+    spans when it ends: to begin and end a span of the SDK takes longer than most stages.
     """
 
     def __init__(self, span: ApiSpan, processor: SpanProcessor, resource: Resource) -> None:
@@ -95,18 +94,18 @@ class OtelCall:
         self.context = span.get_span_context()
         self.recorded = span.is_recording()
         self.trace_id = f"{self.context.trace_id:032x}"
-        # Triton records every trace that it gets, so it gets only those that are sampled.
-        self.span: Span | None = _Part(self, "", self.context) if self.recorded else None
-        self.parts: list[_Part] = []
-        self.over = False
+        # Triton records every trace context that it receives, so only sampled ones are sent.
+        self.span: Span | None = _StageSpan(self, "", self.context) if self.recorded else None
+        self.stages: list[_StageSpan] = []
+        self.ended = False
 
     def end(self, end: CallEnd) -> None:
         """See `CallTrace.end`."""
-        self.over = True
-        for part in self.parts:
-            # Work that others wait for goes on, and is sent when it ends.
-            if part.ended_ns:
-                self.send(part)
+        self.ended = True
+        for stage in self.stages:
+            # Work that other calls wait for continues; its span is exported when it ends.
+            if stage.ended_ns:
+                self.export(stage)
         facts = end.facts
         self._span.set_attributes(
             {
@@ -123,21 +122,21 @@ class OtelCall:
             self._span.set_status(Status(StatusCode.ERROR))
         self._span.end()
 
-    def send(self, part: _Part) -> None:
-        """Make a span of a part that has ended."""
+    def export(self, stage: _StageSpan) -> None:
+        """Export a stage that has ended as a span."""
         span = ReadableSpan(
-            part.name,
-            part.context,
-            part.parent,
+            stage.name,
+            stage.context,
+            stage.parent,
             self._resource,
-            start_time=part.began_ns,
-            end_time=part.ended_ns,
+            start_time=stage.began_ns,
+            end_time=stage.ended_ns,
             instrumentation_scope=_SCOPE,
         )
         self._processor.on_end(span)
 
 
-class _Part:
+class _StageSpan:
     """See `samserve.stages.Span`; the one without a parent is the call itself."""
 
     __slots__ = ("_call", "began_ns", "context", "ended_ns", "name", "parent")
@@ -152,21 +151,21 @@ class _Part:
         self.began_ns = time.time_ns()
         self.ended_ns = 0
 
-    def child(self, name: str) -> _Part:
-        call, around = self._call, self.context
-        # The SDK's own ids are as random as this.
-        identity = random.getrandbits(64) or 1
+    def child(self, name: str) -> _StageSpan:
+        call, parent = self._call, self.context
+        # The SDK generates its ids in the same way.
+        span_id = random.getrandbits(64) or 1
         context = SpanContext(
-            around.trace_id, identity, False, around.trace_flags, around.trace_state
+            parent.trace_id, span_id, False, parent.trace_flags, parent.trace_state
         )
-        part = _Part(call, name, context, around)
-        call.parts.append(part)
-        return part
+        stage = _StageSpan(call, name, context, parent)
+        call.stages.append(stage)
+        return stage
 
     def end(self) -> None:
         self.ended_ns = time.time_ns()
-        if self._call.over:
-            self._call.send(self)
+        if self._call.ended:
+            self._call.export(self)
 
     def headers(self) -> Mapping[str, str]:
         carrier: dict[str, str] = {}
@@ -175,31 +174,31 @@ class _Part:
 
 
 def _sampler(settings: TraceSettings) -> Sampler:
-    ours = TraceIdRatioBased(settings.ratio)
-    if settings.follow_clients:
-        return ParentBased(ours)
-    return ParentBased(ours, remote_parent_sampled=ours, remote_parent_not_sampled=ours)
+    ratio = TraceIdRatioBased(settings.sampling_ratio)
+    if settings.parent_based:
+        return ParentBased(ratio)
+    return ParentBased(ratio, remote_parent_sampled=ratio, remote_parent_not_sampled=ratio)
 
 
 def _resource() -> Resource:
-    ours = Resource.create({"service.name": "samserve", "service.version": __version__})
-    # What OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME say, wins.
-    return ours.merge(OTELResourceDetector().detect())
+    defaults = Resource.create({"service.name": "samserve", "service.version": __version__})
+    # OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME have priority.
+    return defaults.merge(OTELResourceDetector().detect())
 
 
 class _Exporter(OTLPSpanExporter):
-    """Can be shut down more than once; refuses spans from then on without a line in the log."""
+    """Can be shut down more than once; then rejects spans without a log line."""
 
-    _over = False
+    _closed = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send spans; see `OTLPSpanExporter`."""
-        return SpanExportResult.FAILURE if self._over else super().export(spans)
+        """Export spans; see `OTLPSpanExporter`."""
+        return SpanExportResult.FAILURE if self._closed else super().export(spans)
 
     def shutdown(self, timeout_millis: float = 0, **kwargs: Any) -> None:
-        """End an export that is under way, and refuse others."""
-        if not self._over:
-            self._over = True
+        """End a running export, and reject others."""
+        if not self._closed:
+            self._closed = True
             super().shutdown(timeout_millis, **kwargs)
 
 

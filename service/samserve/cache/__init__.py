@@ -1,0 +1,1 @@
+"""The embedding cache: a port, and its implementations in two tiers."""

@@ -1,0 +1,1 @@
+"""The local tier: embeddings in the memory of this process."""

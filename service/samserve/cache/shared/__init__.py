@@ -1,0 +1,1 @@
+"""The shared tier: embeddings in a Redis or Valkey Cluster that all gateways use."""

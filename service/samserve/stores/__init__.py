@@ -1,1 +1,0 @@
-"""Places where embeddings live, behind one port."""

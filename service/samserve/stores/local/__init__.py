@@ -1,1 +1,0 @@
-"""The tier of this process: embeddings in its memory."""

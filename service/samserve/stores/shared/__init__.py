@@ -1,1 +1,0 @@
-"""The tier that gateways share: embeddings in a Redis or Valkey Cluster."""
