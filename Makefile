@@ -75,6 +75,7 @@ check: $(VENV)/.dev ## Lint, check types, and check that generated code is up to
 	$(BIN)/mypy
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
+	$(BIN)/python scripts/contract check
 	./scripts/generate-stubs "$(BIN)" build/stubs
 	diff -r build/stubs/samserve/v1 service/samserve/v1 --exclude __pycache__ --exclude __init__.py
 	$(BIN)/python -m monitoring check
@@ -83,6 +84,10 @@ check: $(VENV)/.dev ## Lint, check types, and check that generated code is up to
 .PHONY: proto
 proto: $(VENV)/.dev ## Generate the stubs from proto/.
 	./scripts/generate-stubs "$(BIN)" service
+
+.PHONY: contract
+contract: $(VENV)/.test ## Record the API contract of proto/; CHANGELOG.md must have a line for the change.
+	$(BIN)/python scripts/contract renew
 
 .PHONY: constraints
 constraints: $(VENV)/.dev ## Pin the packages of the images to the versions in .venv.
