@@ -75,6 +75,7 @@ check: $(VENV)/.dev ## Lint, check types, and check that generated code is up to
 	$(BIN)/mypy
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
+	$(BIN)/python scripts/check-words
 	$(BIN)/python scripts/contract check
 	./scripts/generate-stubs "$(BIN)" build/stubs
 	diff -r build/stubs/samserve/v1 service/samserve/v1 --exclude __pycache__ --exclude __init__.py
