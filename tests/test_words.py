@@ -16,6 +16,7 @@ FOUND = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "check-words"
         ("decodes a picture", "picture"),
         ("def read_pictures(paths):", "pictures"),
         ("the node is left alone", "left alone"),
+        ("log(nodes_away=nodes)", "nodes away"),
         ("while Triton is away", "is away"),
         ("the file is not in order", "is not in order"),
         ("what clients are told", "are told"),
