@@ -298,6 +298,8 @@ async def test_list_models_returns_capabilities_limits_and_defaults(
         crop_n_points_downscale_factor=1,
         min_mask_region_area=0,
         max_masks=0,
+        multimask_output=True,
+        use_m2m=False,
     )
 
 

@@ -97,7 +97,7 @@ TARGETS = {
     "encode": Target(FakeEngine, "encode"),
     "cache_put": Target(LocalCache, "publish"),
     "decode": Target(FakeEngine, "decode"),
-    "postprocess": Target(predict._Postprocessing, "candidates"),
+    "postprocess": Target(predict._Postprocessing, "results"),
     "encode_masks": Target(responses, "prediction"),
 }
 

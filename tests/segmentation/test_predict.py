@@ -56,6 +56,7 @@ async def test_mask_has_the_requested_format(
     )
     await use_cases.aclose()
 
-    ((candidate,),) = prediction.results
+    (result,) = prediction.results
+    (candidate,) = result.candidates
     assert candidate.mask is not None
     assert type(candidate.mask.segmentation) is kind

@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from samserve.context import RequestContext
 from samserve.memory.anonymous import Memory
 from samserve.memory.slot import Slot
-from samserve.types import Embedding, FloatArray, ModelInfo, Size, Transport, UInt8Array
+from samserve.types import Array, Embedding, FloatArray, ModelInfo, Size, Transport, UInt8Array
+
+LOGITS, IOU, OBJECT_SCORE = "low_res_logits", "predicted_iou", "object_score_logits"
+"""Outputs of decoders; the last one is that of families with an object score only."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -17,11 +22,21 @@ class EncoderInput:
     """An image as the encoder expects it.
 
     ``pixels`` is uint8 RGB ``[S, S, 3]`` in the model frame; ``valid`` is the size of the image
-    inside it, measured from the top-left corner.  The model ignores pixels outside that area.
+    inside it, measured from the top-left corner.  The model ignores pixels outside that area.  It
+    is None for a family whose images fill the frame: its encoders have no such input.
     """
 
     pixels: UInt8Array
-    valid: Size
+    valid: Size | None = None
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        """The inputs of the encoder by name, each with a batch axis of 1."""
+        tensors: dict[str, Array] = {"image": self.pixels[None]}
+        if self.valid is not None:
+            size = [[self.valid.height, self.valid.width]]
+            tensors["image_size"] = np.array(size, dtype=np.int32)
+        return tensors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +52,10 @@ class PromptBatch:
     point_labels: FloatArray
     mask_input: FloatArray
 
+    def part(self, rows: slice) -> PromptBatch:
+        """Return some of the prompts, of a batch in which all have a mask or none has."""
+        return PromptBatch(self.point_coords[rows], self.point_labels[rows], self.mask_input[rows])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderOutput:
@@ -44,11 +63,13 @@ class DecoderOutput:
 
     ``low_res_logits`` is float32 ``[P, T, L, L]``, ``predicted_iou`` float32 ``[P, T]``.  The
     logits may lie in memory that an engine reuses once the last view of them has been released:
-    copy what is kept for long.
+    copy what is kept for long.  ``object_score_logits`` is float32 ``[P]``, None for a family
+    without them.
     """
 
     low_res_logits: FloatArray
     predicted_iou: FloatArray
+    object_score_logits: FloatArray | None = None
 
 
 class Engine(Protocol):

@@ -41,12 +41,13 @@ MODEL = ModelInfo(
     description="Draws discs around prompts; not a model.",
 )
 
-_RADII = (40.0, 20.0, 40.0, 60.0)
-_IOUS = (0.90, 0.95, 0.92, 0.89)
+_RADII = (40.0, 20.0, 40.0, 60.0, 30.0)
+_IOUS = (0.90, 0.95, 0.92, 0.89, 0.91)
+_OBJECT_SCORE_LOGIT = 4.0
 
 
 class FakeEngine:
-    """Draws masks from prompts alone, for a model of up to four mask tokens.
+    """Draws masks from prompts alone, for a model of up to five mask tokens.
 
     ``counts`` holds how often each kind of work was begun, finished and cancelled.
     """
@@ -54,7 +55,8 @@ class FakeEngine:
     def __init__(self, *, model: ModelInfo = MODEL) -> None:
         self._held_by: asyncio.Event | None = None
         self._model = model
-        tokens = families.of(model).mask_tokens
+        family = families.of(model)
+        tokens, self._has_score = family.mask_tokens, family.object_score
         self._radii, self._ious = _RADII[:tokens], _IOUS[:tokens]
         self.counts: Counter[str] = Counter()
 
@@ -114,7 +116,8 @@ class FakeEngine:
             ]
         )
         iou = np.tile(np.array(self._ious, dtype=np.float32), (len(logits), 1))
-        return DecoderOutput(logits, iou)
+        score = np.full(len(logits), _OBJECT_SCORE_LOGIT, np.float32) if self._has_score else None
+        return DecoderOutput(logits, iou, score)
 
     def _draw(self, coords: FloatArray, labels: FloatArray, mask: FloatArray | None) -> FloatArray:
         side = self._model.mask_size

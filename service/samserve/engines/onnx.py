@@ -14,11 +14,19 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from samserve.context import RequestContext
-from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
+from samserve.engines.base import (
+    IOU,
+    LOGITS,
+    OBJECT_SCORE,
+    DecoderOutput,
+    EncoderInput,
+    PromptBatch,
+)
 from samserve.engines.weights import check_weights
 from samserve.errors import EngineFailure, EngineUnavailable
 from samserve.memory.anonymous import AnonymousMemory, Memory
 from samserve.memory.slot import Slot
+from samserve.models import families
 from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, STAMP_KEY, digest_of_note
 from samserve.models.repository import Bundle, default_first, discover
 from samserve.scheduling.fair_semaphore import FairSemaphore
@@ -78,10 +86,7 @@ class OnnxEngine:
     ) -> None:
         """See `Engine.encode`."""
         session = self._bundles[model].graphs["encoder"]
-        feeds = {
-            "image": image.pixels[None],
-            "image_size": np.array([[image.valid.height, image.valid.width]], dtype=np.int32),
-        }
+        feeds = image.tensors
 
         def call(options: ort.RunOptions) -> None:
             reported = np.empty((1, DIGEST_WORDS), dtype=np.int32)
@@ -105,7 +110,8 @@ class OnnxEngine:
         self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
     ) -> DecoderOutput:
         """See `Engine.decode`."""
-        session = self._bundles[model].graphs["decoder"]
+        bundle = self._bundles[model]
+        session, has_score = bundle.graphs["decoder"], families.of(bundle.info).object_score
         feeds = {name: tensor[None] for name, tensor in embedding.tensors.items()} | {
             "point_coords": prompts.point_coords[None],
             "point_labels": prompts.point_labels[None],
@@ -113,10 +119,10 @@ class OnnxEngine:
         }
 
         def call(options: ort.RunOptions) -> DecoderOutput:
-            names = ["low_res_logits", "predicted_iou", DIGEST_OUTPUT]
-            logits, iou, reported = session.run(names, feeds, options)
+            names = [LOGITS, IOU, DIGEST_OUTPUT, *([OBJECT_SCORE] if has_score else [])]
+            logits, iou, reported, *scores = session.run(names, feeds, options)
             check_weights(reported[0], embedding.facts)
-            return DecoderOutput(logits[0], iou[0])
+            return DecoderOutput(logits[0], iou[0], *(score[0, :, 0] for score in scores))
 
         return await self._run("decoder", model, context, call)
 

@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 from samserve.errors import EngineUnavailable
 from samserve.models import card, families
 from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, MODEL_FILE, digest_words
-from samserve.types import ModelInfo, TensorSpec
+from samserve.types import DynamicMultimask, ModelInfo, TensorSpec
 
 G = TypeVar("G")
 ModelConfig: TypeAlias = model_config_pb2.ModelConfig
@@ -200,7 +200,15 @@ def _model_info(encoder: ModelConfig, decoder: ModelConfig) -> ModelInfo:
         embedding=_specs(encoder.output),
         description=parameter(decoder, "description"),
         card=card.from_parameters(_parameters(decoder)),
+        dynamic_multimask=_dynamic_multimask(decoder),
     )
+
+
+def _dynamic_multimask(decoder: ModelConfig) -> DynamicMultimask | None:
+    delta, thresh = (
+        parameter(decoder, f"multimask_stability_{name}") for name in ("delta", "thresh")
+    )
+    return DynamicMultimask(float(delta), float(thresh)) if delta and thresh else None
 
 
 def _read(path: Path) -> ModelConfig:

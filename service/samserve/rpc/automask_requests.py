@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from samserve.errors import InvalidRequest, Violations
-from samserve.rpc.request_fields import box, out_of_bounds
+from samserve.rpc.request_fields import HQ_MODES, box, choice, out_of_bounds
 from samserve.segmentation.automask.options import PointGrid
 from samserve.settings import LimitSettings
 from samserve.v1 import samserve_pb2 as pb
+
+_SWITCHES: tuple[Literal["multimask_output", "use_m2m"], ...] = ("multimask_output", "use_m2m")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,12 @@ def options(message: pb.AutoMaskRequest, limits: LimitSettings) -> dict[str, Any
     for name, allowed in _ranges(limits).items():
         with violations.collect():
             values |= _scalar(given, name, allowed)
+    for name in _SWITCHES:
+        if given.HasField(name):
+            values[name] = getattr(given, name)
+    with violations.collect():
+        mode = choice("options.hq_mode", given.hq_mode, HQ_MODES, pb.HqMode)
+        values |= {} if mode is None else {"hq_mode": mode}
     layers = values.get("crop_n_layers", 0)
     with violations.collect():
         _check_crops(message, layers)

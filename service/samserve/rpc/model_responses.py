@@ -44,7 +44,7 @@ def model_list(
 @cache
 def _automask_defaults(family: Family) -> pb.AutoMaskOptions:
     options = asdict(AutoMaskOptions.of(family, {}))
-    del options["point_grids"], options["region_of_interest"]
+    del options["point_grids"], options["region_of_interest"], options["hq_mode"]
     return pb.AutoMaskOptions(**options)
 
 
@@ -58,6 +58,7 @@ def _lower(limit: int, quota: int | None) -> int:
 
 
 def _model(info: ModelInfo, transport: Transport, *, default: bool) -> pb.Model:
+    family = families.of(info)
     return pb.Model(
         name=info.name,
         family=info.family,
@@ -66,11 +67,13 @@ def _model(info: ModelInfo, transport: Transport, *, default: bool) -> pb.Model:
         image_side=info.image_size,
         mask_side=info.mask_size,
         embedding_bytes=info.embedding_bytes,
-        capabilities=_capabilities(families.of(info)),
+        capabilities=_capabilities(family),
         default=default,
         transport=pb.Transport.Value(f"TRANSPORT_{transport.name}"),
         card=_card(info.card),
         encoder_digest=info.encoder_digest,
+        automask_defaults=_automask_defaults(family),
+        mask_tokens=family.mask_tokens,
     )
 
 

@@ -12,6 +12,7 @@ from samserve.segmentation.sources import EmbeddingRef, ImageSource, Source
 from samserve.types import (
     Box,
     EncodedImage,
+    HqMode,
     Image,
     ImageDigest,
     Orientation,
@@ -33,6 +34,9 @@ def choices(enum: Any, prefix: str, kind: type[E], unset: E | None = None) -> di
     named = {enum.Value(f"{prefix}_{member.name}"): member for member in kind}
     return named if unset is None else {0: unset, **named}
 
+
+HQ_MODES: dict[int, HqMode | None] = {0: None, **choices(pb.HqMode, "HQ_MODE", HqMode)}
+"""Modes by their numbers; None is the default of the family."""
 
 _ORIENTATIONS = choices(pb.Orientation, "ORIENTATION", Orientation, Orientation.EXIF)
 _LAYOUTS = choices(pb.RawLayout, "RAW_LAYOUT", RawLayout)

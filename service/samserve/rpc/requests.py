@@ -15,13 +15,13 @@ from samserve.context import RequestContext
 from samserve.errors import InvalidRequest, Violations
 from samserve.rpc import automask_requests, prompt_requests
 from samserve.rpc.mask_formats import FORMATS
-from samserve.rpc.request_fields import choice, choices, embedding_id, image, source
+from samserve.rpc.request_fields import HQ_MODES, choice, choices, embedding_id, image, source
 from samserve.scheduling.offload import is_quick
 from samserve.scheduling.thread_pools import Workers
 from samserve.segmentation.predict import PredictOptions
 from samserve.segmentation.sources import Source
 from samserve.settings import LimitSettings
-from samserve.types import Image, MaskFormat, Multimask, Prompt
+from samserve.types import Image, MaskFormat, MaskSelection, Multimask, Prompt
 from samserve.v1 import samserve_pb2 as pb
 
 _DURABILITIES = {pb.DURABILITY_UNSPECIFIED: False, pb.DURABILITY_DURABLE: True}
@@ -107,10 +107,13 @@ def predict(request: pb.PredictRequest, limits: LimitSettings) -> PredictCall:
     with violations.collect():
         multimask = choice("multimask", request.multimask, _MULTIMASKS, pb.Multimask)
     with violations.collect():
+        hq_mode = choice("hq_mode", request.hq_mode, HQ_MODES, pb.HqMode)
+    with violations.collect():
         prompts = prompt_requests.prompts(request, limits)
     violations.check()
     logits = request.include_low_res_logits or mask_format is None
-    options = PredictOptions(multimask, mask_format, logits, limits.max_response_bytes)
+    selection = MaskSelection(multimask, hq_mode)
+    options = PredictOptions(selection, mask_format, logits, limits.max_response_bytes)
     return PredictCall(segmented, request.model, prompts, options)
 
 

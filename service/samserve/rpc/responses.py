@@ -53,7 +53,7 @@ class ResponseWriter:
             response = await self._workers.run_unless(
                 prediction_is_quick(result), context, partial(prediction, result)
             )
-        context.facts.masks = sum(map(len, result.results))
+        context.facts.masks = sum(len(each.candidates) for each in result.results)
         response.timings.extend(_timings(context.clock))
         return self._checked(response)
 
@@ -123,8 +123,11 @@ def prediction(result: Prediction) -> pb.PredictResponse:
     """Build the response with the candidates of every prompt, without timings."""
     return pb.PredictResponse(
         results=[
-            pb.PromptResult(masks=[_candidate(candidate) for candidate in candidates])
-            for candidates in result.results
+            pb.PromptResult(
+                masks=[_candidate(candidate) for candidate in each.candidates],
+                object_score=each.object_score,
+            )
+            for each in result.results
         ],
         embedding=embedding(result.lease),
     )
@@ -132,10 +135,10 @@ def prediction(result: Prediction) -> pb.PredictResponse:
 
 def prediction_is_quick(result: Prediction) -> bool:
     """Return whether `prediction` is too fast to be worth a thread."""
-    count = sum(map(len, result.results))
+    count = sum(len(each.candidates) for each in result.results)
     if not is_quick(items=count):
         return False
-    masks = [candidate.mask for candidates in result.results for candidate in candidates]
+    masks = [candidate.mask for each in result.results for candidate in each.candidates]
     return is_quick(
         numbers=sum(
             len(mask.segmentation.counts)

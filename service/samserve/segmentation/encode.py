@@ -208,4 +208,5 @@ def _prepare(
 def _resize(pixels: UInt8Array, model: ModelInfo) -> EncoderInput:
     family = families.of(model)
     transform = family.transform(Size(*pixels.shape[:2]), model)
-    return EncoderInput(family.place(pixels, transform), transform.resized)
+    valid = None if family.fills_frame else transform.resized
+    return EncoderInput(family.place(pixels, transform), valid)

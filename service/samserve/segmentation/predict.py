@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from functools import partial
 
 from samserve.context import RequestContext
@@ -10,20 +11,26 @@ from samserve.core import geometry, mask_formats, masks
 from samserve.engines.base import DecoderOutput, Engine
 from samserve.errors import ResponseTooLarge
 from samserve.models import families
-from samserve.models.families.base import Family, ImageTransform
+from samserve.models.families.base import Family, ImageTransform, MaskChoice
 from samserve.scheduling.offload import is_quick
 from samserve.scheduling.thread_pools import Workers
 from samserve.segmentation.embed import EmbeddingService
 from samserve.segmentation.encode import EmbeddingLease
-from samserve.segmentation.prompts import PromptGroup, batch_prompts, check_prompts, with_logits
+from samserve.segmentation.prompts import (
+    PromptGroup,
+    batch_prompts,
+    check_prompts,
+    check_selection,
+    with_logits,
+)
 from samserve.segmentation.sources import LeaseOptions, Source
 from samserve.types import (
     BinaryMask,
     FloatArray,
     Mask,
     MaskFormat,
+    MaskSelection,
     ModelInfo,
-    Multimask,
     Prompt,
     Size,
 )
@@ -33,7 +40,7 @@ from samserve.types import (
 class PredictOptions:
     """What to return for each prompt; without a mask format, nothing is upsampled."""
 
-    multimask: Multimask = Multimask.AUTO
+    selection: MaskSelection = field(default_factory=MaskSelection)
     mask_format: MaskFormat | None = MaskFormat.COCO_RLE
     low_res_logits: bool = False
     max_logits_bytes: int = 64 << 20
@@ -42,7 +49,7 @@ class PredictOptions:
         """Raise `ResponseTooLarge` if the logits alone would exceed the response's limit."""
         if not self.low_res_logits:
             return
-        masks_per_prompt = families.of(model).masks_per_prompt(self.multimask)
+        masks_per_prompt = families.of(model).masks_per_prompt(self.selection)
         nbytes = prompts * masks_per_prompt * model.mask_size**2 * 4
         if nbytes > self.max_logits_bytes:
             raise ResponseTooLarge(
@@ -67,10 +74,18 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
-    """Candidates of each prompt, in request order, and the embedding that was used."""
+class PromptResult:
+    """The masks of one prompt, and the probability of an object, None if the family has none."""
 
-    results: tuple[tuple[Candidate, ...], ...]
+    candidates: tuple[Candidate, ...]
+    object_score: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """The result of each prompt, in request order, and the embedding that was used."""
+
+    results: tuple[PromptResult, ...]
     lease: EmbeddingLease
 
 
@@ -98,6 +113,7 @@ class Predictor:
 
         def check(image: Size, chosen: ModelInfo) -> None:
             options.check_logits(len(prompts), chosen)
+            check_selection(options.selection, chosen)
             check_prompts(prompts, image, chosen)
 
         leasing = self.embeddings.lease(source, model, context, LeaseOptions(check))
@@ -107,15 +123,15 @@ class Predictor:
                 transform = family.transform(lease.embedding.facts.image_size, lease.model)
                 postprocessing = _Postprocessing(lease.model, family, transform, options)
                 groups = await self._prompt_groups(prompts, family, transform, context)
-            results: dict[int, tuple[Candidate, ...]] = {}
+            results: dict[int, PromptResult] = {}
             for group in groups:
                 output = await self._decode(group, lease, context)
                 quick = options.mask_format is None and is_quick(items=len(group.indices))
                 with context.clock.stage("postprocess"):
-                    candidates = await self.workers.run_unless(
-                        quick, context, partial(postprocessing.candidates, group, output)
+                    of_group = await self.workers.run_unless(
+                        quick, context, partial(postprocessing.results, group, output)
                     )
-                results.update(zip(group.indices, candidates, strict=True))
+                results.update(zip(group.indices, of_group, strict=True))
         return Prediction(tuple(results[index] for index in range(len(prompts))), lease)
 
     async def _prompt_groups(
@@ -153,34 +169,41 @@ class Predictor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Postprocessing:
-    """Converts logits of one image to candidates."""
+    """Converts the decoder's output for one image to results."""
 
     model: ModelInfo
     family: Family
     transform: ImageTransform
     options: PredictOptions
 
-    def candidates(self, group: PromptGroup, output: DecoderOutput) -> list[tuple[Candidate, ...]]:
+    def results(self, group: PromptGroup, output: DecoderOutput) -> list[PromptResult]:
         """Select masks of each prompt and encode them; slow for a large image."""
-        select_tokens = self.family.select_tokens
+        scores = output.object_score_logits
         return [
-            tuple(
-                self._candidate(logits[token], float(iou[token]), token)
-                for token in select_tokens(self.options.multimask, labels, iou, logits, self.model)
+            PromptResult(
+                self._candidates(labels, output.predicted_iou[row], output.low_res_logits[row]),
+                None if scores is None else probability(float(scores[row])),
             )
-            for labels, logits, iou in zip(
-                group.batch.point_labels, output.low_res_logits, output.predicted_iou, strict=True
-            )
+            for row, labels in enumerate(group.batch.point_labels)
         ]
 
-    def _candidate(self, low_res: FloatArray, iou: float, token: int) -> Candidate:
-        mask_format = self.options.mask_format
+    def _candidates(
+        self, labels: FloatArray, iou: FloatArray, logits: FloatArray
+    ) -> tuple[Candidate, ...]:
+        selection, dynamic = self.options.selection, self.model.dynamic_multimask
+        return tuple(
+            self._candidate(choice, float(iou[choice.iou_token]), choice.logits(logits))
+            for choice in self.family.choose(selection, labels, iou, logits, dynamic)
+        )
+
+    def _candidate(self, choice: MaskChoice, iou: float, low_res: FloatArray) -> Candidate:
+        mask_format, limit = self.options.mask_format, self.family.max_returned_logit
         return Candidate(
             predicted_iou=iou,
-            token_index=token,
+            token_index=choice.token_index,
             mask=None if mask_format is None else self._mask(low_res, iou, mask_format),
-            # A copy: a view would keep the logits of the whole batch alive.
-            low_res_logits=low_res.copy() if self.options.low_res_logits else None,
+            # Always a copy: a view would keep the logits of the whole batch alive.
+            low_res_logits=low_res.clip(-limit, limit) if self.options.low_res_logits else None,
         )
 
     def _mask(self, low_res: FloatArray, iou: float, mask_format: MaskFormat) -> Mask:
@@ -195,3 +218,10 @@ class _Postprocessing:
             predicted_iou=iou,
             stability_score=summary.stability,
         )
+
+
+def probability(logit: float) -> float:
+    """Return the sigmoid of a finite logit."""
+    # Of the absolute value, so that it cannot overflow.
+    ratio = math.exp(-abs(logit))
+    return 1 / (1 + ratio) if logit >= 0 else ratio / (1 + ratio)

@@ -18,6 +18,7 @@ from samserve.types import (
     Box,
     FloatArray,
     LogitsMask,
+    MaskSelection,
     ModelInfo,
     Prompt,
     Size,
@@ -61,6 +62,12 @@ def check_prompts(prompts: tuple[Prompt, ...], image: Size, model: ModelInfo) ->
             field, size = f"prompts[{i}].mask.low_res_logits", Size(*prompt.mask.logits.shape)
             _check_mask_size(violations, field, size, Size(model.mask_size, model.mask_size))
     violations.check()
+
+
+def check_selection(selection: MaskSelection, model: ModelInfo, field: str = "hq_mode") -> None:
+    """Raise `InvalidRequest` for a selection that the model does not support."""
+    if selection.hq_mode is not None and not families.of(model).capabilities.hq_mode:
+        raise InvalidRequest(field, f"is not supported by model {model.name!r}")
 
 
 def _check_kind(

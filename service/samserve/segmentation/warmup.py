@@ -54,7 +54,8 @@ async def _warm_up_model(name: str, engine: Engine, cache: EmbeddingCache) -> No
     slot = await cache.reserve(key, facts, model.embedding, transient=True)
     try:
         blank = np.zeros((transform.model_side, transform.model_side, 3), dtype=np.uint8)
-        await engine.encode(model.name, EncoderInput(blank, transform.resized), slot, context)
+        valid = None if family.fills_frame else transform.resized
+        await engine.encode(model.name, EncoderInput(blank, valid), slot, context)
         centre = np.array([[transform.image.width / 2, transform.image.height / 2]])
         point_prompt = grid_batch(centre, family, transform)
         await engine.decode(model.name, slot.as_embedding(), point_prompt, context)

@@ -117,30 +117,87 @@ class _MultimaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Multimask.V
     MULTIMASK_UNSPECIFIED: _Multimask.ValueType  # 0
     """Same as `MULTIMASK_AUTO`."""
     MULTIMASK_AUTO: _Multimask.ValueType  # 1
-    """One mask, selected by the reference rule of the model's family. For `sam1`:
-    with at most one point and no box, or a box and no points, the multimask
-    output with the highest predicted IoU; otherwise the single-mask output.
+    """One mask, selected by the reference rule of the model's family.
+
+    `sam1`, `sam_hq`: with at most one point and no box, or a box and no points,
+    the multimask output with the highest predicted IoU; otherwise the
+    single-mask output.
+
+    `sam2`: the single-mask output if it is stable, otherwise the multimask
+    output with the highest predicted IoU. It is stable if enough of its
+    low-resolution pixels keep their side when the mask threshold moves; the
+    model has the distance and the fraction, 0.05 and 0.98 as published.
     """
     MULTIMASK_ALL: _Multimask.ValueType  # 2
-    """The three multimask outputs."""
+    """The three multimask outputs. For `sam_hq`, unless `hq_mode` is
+    `HQ_MODE_OFF`: one mask, from the one with the highest predicted IoU.
+    """
     MULTIMASK_SINGLE: _Multimask.ValueType  # 3
     """The single-mask output."""
 
 class Multimask(_Multimask, metaclass=_MultimaskEnumTypeWrapper):
-    """Which of the decoder's four masks are returned."""
+    """Which of the decoder's masks are returned."""
 
 MULTIMASK_UNSPECIFIED: Multimask.ValueType  # 0
 """Same as `MULTIMASK_AUTO`."""
 MULTIMASK_AUTO: Multimask.ValueType  # 1
-"""One mask, selected by the reference rule of the model's family. For `sam1`:
-with at most one point and no box, or a box and no points, the multimask
-output with the highest predicted IoU; otherwise the single-mask output.
+"""One mask, selected by the reference rule of the model's family.
+
+`sam1`, `sam_hq`: with at most one point and no box, or a box and no points,
+the multimask output with the highest predicted IoU; otherwise the
+single-mask output.
+
+`sam2`: the single-mask output if it is stable, otherwise the multimask
+output with the highest predicted IoU. It is stable if enough of its
+low-resolution pixels keep their side when the mask threshold moves; the
+model has the distance and the fraction, 0.05 and 0.98 as published.
 """
 MULTIMASK_ALL: Multimask.ValueType  # 2
-"""The three multimask outputs."""
+"""The three multimask outputs. For `sam_hq`, unless `hq_mode` is
+`HQ_MODE_OFF`: one mask, from the one with the highest predicted IoU.
+"""
 MULTIMASK_SINGLE: Multimask.ValueType  # 3
 """The single-mask output."""
 Global___Multimask: _TypeAlias = Multimask  # noqa: Y015
+
+class _HqMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HqModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HqMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HQ_MODE_UNSPECIFIED: _HqMode.ValueType  # 0
+    """The default of the family: `HQ_MODE_ADDED` for `sam_hq`. The only valid
+    value for other families.
+    """
+    HQ_MODE_ADDED: _HqMode.ValueType  # 1
+    """Its logits are added to those of the mask that `multimask` selects."""
+    HQ_MODE_ONLY: _HqMode.ValueType  # 2
+    """It replaces the mask that `multimask` selects, `hq_token_only` of the
+    reference.
+    """
+    HQ_MODE_OFF: _HqMode.ValueType  # 3
+    """It is not used: the masks are those of `sam1`."""
+
+class HqMode(_HqMode, metaclass=_HqModeEnumTypeWrapper):
+    """How the additional mask of SAM-HQ is used. Its logits are computed from the
+    same prompt with finer features; the predicted IoU is that of the plain mask
+    in any mode.
+    """
+
+HQ_MODE_UNSPECIFIED: HqMode.ValueType  # 0
+"""The default of the family: `HQ_MODE_ADDED` for `sam_hq`. The only valid
+value for other families.
+"""
+HQ_MODE_ADDED: HqMode.ValueType  # 1
+"""Its logits are added to those of the mask that `multimask` selects."""
+HQ_MODE_ONLY: HqMode.ValueType  # 2
+"""It replaces the mask that `multimask` selects, `hq_token_only` of the
+reference.
+"""
+HQ_MODE_OFF: HqMode.ValueType  # 3
+"""It is not used: the masks are those of `sam1`."""
+Global___HqMode: _TypeAlias = HqMode  # noqa: Y015
 
 class _OutputMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -316,6 +373,7 @@ class PredictRequest(_message.Message):
     MULTIMASK_FIELD_NUMBER: _builtins.int
     INCLUDE_LOW_RES_LOGITS_FIELD_NUMBER: _builtins.int
     OUTPUT_MODE_FIELD_NUMBER: _builtins.int
+    HQ_MODE_FIELD_NUMBER: _builtins.int
     embedding_id: _builtins.str
     """Id of an embedding. `NOT_FOUND` with reason `EMBEDDING_NOT_FOUND` if it
     is unknown, expired or evicted: call `Embed`, or send the image.
@@ -333,6 +391,8 @@ class PredictRequest(_message.Message):
     """
     output_mode: Global___OutputMode.ValueType
     """How the pixels of the masks are encoded."""
+    hq_mode: Global___HqMode.ValueType
+    """How SAM-HQ's additional mask is used, for models with `Capabilities.hq_mode`."""
     @_builtins.property
     def image(self) -> Global___Image:
         """An image. It is encoded unless its embedding is cached."""
@@ -353,10 +413,11 @@ class PredictRequest(_message.Message):
         multimask: Global___Multimask.ValueType = ...,
         include_low_res_logits: _builtins.bool = ...,
         output_mode: Global___OutputMode.ValueType = ...,
+        hq_mode: Global___HqMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["embedding_id", b"embedding_id", "image", b"image", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_id", b"embedding_id", "image", b"image", "include_low_res_logits", b"include_low_res_logits", "model", b"model", "multimask", b"multimask", "output_mode", b"output_mode", "prompts", b"prompts", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_id", b"embedding_id", "hq_mode", b"hq_mode", "image", b"image", "include_low_res_logits", b"include_low_res_logits", "model", b"model", "multimask", b"multimask", "output_mode", b"output_mode", "prompts", b"prompts", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["embedding_id", "image"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
@@ -429,7 +490,7 @@ class AutoMaskRequest(_message.Message):
     @_builtins.property
     def options(self) -> Global___AutoMaskOptions:
         """Parameters of the generator. An unset field takes its default from
-        `ListModelsResponse.automask_defaults`.
+        `Model.automask_defaults`.
         """
 
     def __init__(
@@ -569,7 +630,9 @@ class ListModelsResponse(_message.Message):
 
     @_builtins.property
     def automask_defaults(self) -> Global___AutoMaskOptions:
-        """Defaults of the AutoMask options that a request leaves unset."""
+        """Defaults of the AutoMask options that a request leaves unset, for the default
+        model; those of others are in `Model.automask_defaults`.
+        """
 
     def __init__(
         self,
@@ -876,6 +939,11 @@ class PromptResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MASKS_FIELD_NUMBER: _builtins.int
+    OBJECT_SCORE_FIELD_NUMBER: _builtins.int
+    object_score: _builtins.float
+    """The model's estimate, from 0 to 1, that there is an object at the prompt.
+    Unset for families without it; `sam2` has it.
+    """
     @_builtins.property
     def masks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mask]:
         """Candidate masks in token order."""
@@ -884,12 +952,15 @@ class PromptResult(_message.Message):
         self,
         *,
         masks: _abc.Iterable[Global___Mask] | None = ...,
+        object_score: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_object_score", b"_object_score", "object_score", b"object_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["masks", b"masks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_object_score", b"_object_score", "masks", b"masks", "object_score", b"object_score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__object_score: _TypeAlias = _typing.Literal["object_score"]  # noqa: Y015
+    _WhichOneofArgType__object_score: _TypeAlias = _typing.Literal["_object_score", b"_object_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__object_score) -> _WhichOneofReturnType__object_score | None: ...
 
 Global___PromptResult: _TypeAlias = PromptResult  # noqa: Y015
 
@@ -910,8 +981,8 @@ class Mask(_message.Message):
     LOW_RES_LOGITS_FIELD_NUMBER: _builtins.int
     token_index: _builtins.int
     """Index of the decoder's mask token: 0 for the single-mask output, 1 to 3 for
-    the three multimask outputs. Always 0 in `AutoMask` responses, which do not
-    report it.
+    the three multimask outputs, 4 for SAM-HQ's mask, alone or added to another.
+    Always 0 in `AutoMask` responses, which do not report it.
     """
     predicted_iou: _builtins.float
     """The model's own estimate of the mask's quality, about 0 to 1."""
@@ -1092,8 +1163,9 @@ Global___BoundingBox: _TypeAlias = BoundingBox  # noqa: Y015
 
 @_typing.final
 class AutoMaskOptions(_message.Message):
-    """Parameters of AutoMask. Names and defaults are those of the reference
-    `SamAutomaticMaskGenerator`.
+    """Parameters of AutoMask. Names and defaults are those of the reference generator
+    of the model's family, `SamAutomaticMaskGenerator` or
+    `SAM2AutomaticMaskGenerator`.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1112,6 +1184,9 @@ class AutoMaskOptions(_message.Message):
     MIN_MASK_REGION_AREA_FIELD_NUMBER: _builtins.int
     REGION_OF_INTEREST_FIELD_NUMBER: _builtins.int
     MAX_MASKS_FIELD_NUMBER: _builtins.int
+    MULTIMASK_OUTPUT_FIELD_NUMBER: _builtins.int
+    USE_M2M_FIELD_NUMBER: _builtins.int
+    HQ_MODE_FIELD_NUMBER: _builtins.int
     points_per_side: _builtins.int
     """Grid points along each side, from 1 to `Limits.max_points_per_side`.
     Default 32. Not together with `point_grids`.
@@ -1122,7 +1197,9 @@ class AutoMaskOptions(_message.Message):
     it.
     """
     pred_iou_thresh: _builtins.float
-    """Keeps masks whose predicted IoU is greater. From 0 to 1, default 0.88."""
+    """Keeps masks whose predicted IoU is greater. From 0 to 1, default 0.88; 0.8
+    for `sam2`.
+    """
     stability_score_thresh: _builtins.float
     """Keeps masks whose stability score is at least this. From 0 to 1, default
     0.95.
@@ -1151,12 +1228,26 @@ class AutoMaskOptions(_message.Message):
     """Layer i has `points_per_side / this^i` points per side. From 1, default 1."""
     min_mask_region_area: _builtins.int
     """Removes holes and islands of fewer pixels from each mask. From 0 (off, the
-    default).
+    default). The same for all families; the generator of SAM 2 instead changes
+    the low-resolution logits before the other filters, on a GPU only.
     """
     max_masks: _builtins.int
     """Returns at most this many masks, those with the highest predicted IoU. From
     0 (no limit, the default).
     """
+    multimask_output: _builtins.bool
+    """Whether each grid point has the masks of `MULTIMASK_ALL` as candidates, the
+    default, or one: that of `MULTIMASK_AUTO` in the family `sam2`, that of
+    `MULTIMASK_SINGLE` in others.
+    """
+    use_m2m: _builtins.bool
+    """Decodes each candidate again, with its grid point and its own logits as the
+    mask prompt, and replaces it by the result, a single mask as without
+    `multimask_output`. Takes up to four times as long. Default false. Not for
+    models without mask prompts.
+    """
+    hq_mode: Global___HqMode.ValueType
+    """How SAM-HQ's additional mask is used, for models with `Capabilities.hq_mode`."""
     @_builtins.property
     def point_grids(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointGrid]:
         """Explicit grids, one for each layer including the whole image. Not together
@@ -1186,10 +1277,13 @@ class AutoMaskOptions(_message.Message):
         min_mask_region_area: _builtins.int | None = ...,
         region_of_interest: Global___Box | None = ...,
         max_masks: _builtins.int | None = ...,
+        multimask_output: _builtins.bool | None = ...,
+        use_m2m: _builtins.bool | None = ...,
+        hq_mode: Global___HqMode.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_nms_thresh", b"_box_nms_thresh", "_crop_n_layers", b"_crop_n_layers", "_crop_n_points_downscale_factor", b"_crop_n_points_downscale_factor", "_crop_nms_thresh", b"_crop_nms_thresh", "_crop_overlap_ratio", b"_crop_overlap_ratio", "_max_masks", b"_max_masks", "_min_mask_region_area", b"_min_mask_region_area", "_points_per_batch", b"_points_per_batch", "_points_per_side", b"_points_per_side", "_pred_iou_thresh", b"_pred_iou_thresh", "_stability_score_offset", b"_stability_score_offset", "_stability_score_thresh", b"_stability_score_thresh", "box_nms_thresh", b"box_nms_thresh", "crop_n_layers", b"crop_n_layers", "crop_n_points_downscale_factor", b"crop_n_points_downscale_factor", "crop_nms_thresh", b"crop_nms_thresh", "crop_overlap_ratio", b"crop_overlap_ratio", "max_masks", b"max_masks", "min_mask_region_area", b"min_mask_region_area", "points_per_batch", b"points_per_batch", "points_per_side", b"points_per_side", "pred_iou_thresh", b"pred_iou_thresh", "region_of_interest", b"region_of_interest", "stability_score_offset", b"stability_score_offset", "stability_score_thresh", b"stability_score_thresh"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_nms_thresh", b"_box_nms_thresh", "_crop_n_layers", b"_crop_n_layers", "_crop_n_points_downscale_factor", b"_crop_n_points_downscale_factor", "_crop_nms_thresh", b"_crop_nms_thresh", "_crop_overlap_ratio", b"_crop_overlap_ratio", "_max_masks", b"_max_masks", "_min_mask_region_area", b"_min_mask_region_area", "_multimask_output", b"_multimask_output", "_points_per_batch", b"_points_per_batch", "_points_per_side", b"_points_per_side", "_pred_iou_thresh", b"_pred_iou_thresh", "_stability_score_offset", b"_stability_score_offset", "_stability_score_thresh", b"_stability_score_thresh", "_use_m2m", b"_use_m2m", "box_nms_thresh", b"box_nms_thresh", "crop_n_layers", b"crop_n_layers", "crop_n_points_downscale_factor", b"crop_n_points_downscale_factor", "crop_nms_thresh", b"crop_nms_thresh", "crop_overlap_ratio", b"crop_overlap_ratio", "max_masks", b"max_masks", "min_mask_region_area", b"min_mask_region_area", "multimask_output", b"multimask_output", "points_per_batch", b"points_per_batch", "points_per_side", b"points_per_side", "pred_iou_thresh", b"pred_iou_thresh", "region_of_interest", b"region_of_interest", "stability_score_offset", b"stability_score_offset", "stability_score_thresh", b"stability_score_thresh", "use_m2m", b"use_m2m"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_nms_thresh", b"_box_nms_thresh", "_crop_n_layers", b"_crop_n_layers", "_crop_n_points_downscale_factor", b"_crop_n_points_downscale_factor", "_crop_nms_thresh", b"_crop_nms_thresh", "_crop_overlap_ratio", b"_crop_overlap_ratio", "_max_masks", b"_max_masks", "_min_mask_region_area", b"_min_mask_region_area", "_points_per_batch", b"_points_per_batch", "_points_per_side", b"_points_per_side", "_pred_iou_thresh", b"_pred_iou_thresh", "_stability_score_offset", b"_stability_score_offset", "_stability_score_thresh", b"_stability_score_thresh", "box_nms_thresh", b"box_nms_thresh", "crop_n_layers", b"crop_n_layers", "crop_n_points_downscale_factor", b"crop_n_points_downscale_factor", "crop_nms_thresh", b"crop_nms_thresh", "crop_overlap_ratio", b"crop_overlap_ratio", "max_masks", b"max_masks", "min_mask_region_area", b"min_mask_region_area", "point_grids", b"point_grids", "points_per_batch", b"points_per_batch", "points_per_side", b"points_per_side", "pred_iou_thresh", b"pred_iou_thresh", "region_of_interest", b"region_of_interest", "stability_score_offset", b"stability_score_offset", "stability_score_thresh", b"stability_score_thresh"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_nms_thresh", b"_box_nms_thresh", "_crop_n_layers", b"_crop_n_layers", "_crop_n_points_downscale_factor", b"_crop_n_points_downscale_factor", "_crop_nms_thresh", b"_crop_nms_thresh", "_crop_overlap_ratio", b"_crop_overlap_ratio", "_max_masks", b"_max_masks", "_min_mask_region_area", b"_min_mask_region_area", "_multimask_output", b"_multimask_output", "_points_per_batch", b"_points_per_batch", "_points_per_side", b"_points_per_side", "_pred_iou_thresh", b"_pred_iou_thresh", "_stability_score_offset", b"_stability_score_offset", "_stability_score_thresh", b"_stability_score_thresh", "_use_m2m", b"_use_m2m", "box_nms_thresh", b"box_nms_thresh", "crop_n_layers", b"crop_n_layers", "crop_n_points_downscale_factor", b"crop_n_points_downscale_factor", "crop_nms_thresh", b"crop_nms_thresh", "crop_overlap_ratio", b"crop_overlap_ratio", "hq_mode", b"hq_mode", "max_masks", b"max_masks", "min_mask_region_area", b"min_mask_region_area", "multimask_output", b"multimask_output", "point_grids", b"point_grids", "points_per_batch", b"points_per_batch", "points_per_side", b"points_per_side", "pred_iou_thresh", b"pred_iou_thresh", "region_of_interest", b"region_of_interest", "stability_score_offset", b"stability_score_offset", "stability_score_thresh", b"stability_score_thresh", "use_m2m", b"use_m2m"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__box_nms_thresh: _TypeAlias = _typing.Literal["box_nms_thresh"]  # noqa: Y015
     _WhichOneofArgType__box_nms_thresh: _TypeAlias = _typing.Literal["_box_nms_thresh", b"_box_nms_thresh"]  # noqa: Y015
@@ -1205,6 +1299,8 @@ class AutoMaskOptions(_message.Message):
     _WhichOneofArgType__max_masks: _TypeAlias = _typing.Literal["_max_masks", b"_max_masks"]  # noqa: Y015
     _WhichOneofReturnType__min_mask_region_area: _TypeAlias = _typing.Literal["min_mask_region_area"]  # noqa: Y015
     _WhichOneofArgType__min_mask_region_area: _TypeAlias = _typing.Literal["_min_mask_region_area", b"_min_mask_region_area"]  # noqa: Y015
+    _WhichOneofReturnType__multimask_output: _TypeAlias = _typing.Literal["multimask_output"]  # noqa: Y015
+    _WhichOneofArgType__multimask_output: _TypeAlias = _typing.Literal["_multimask_output", b"_multimask_output"]  # noqa: Y015
     _WhichOneofReturnType__points_per_batch: _TypeAlias = _typing.Literal["points_per_batch"]  # noqa: Y015
     _WhichOneofArgType__points_per_batch: _TypeAlias = _typing.Literal["_points_per_batch", b"_points_per_batch"]  # noqa: Y015
     _WhichOneofReturnType__points_per_side: _TypeAlias = _typing.Literal["points_per_side"]  # noqa: Y015
@@ -1215,6 +1311,8 @@ class AutoMaskOptions(_message.Message):
     _WhichOneofArgType__stability_score_offset: _TypeAlias = _typing.Literal["_stability_score_offset", b"_stability_score_offset"]  # noqa: Y015
     _WhichOneofReturnType__stability_score_thresh: _TypeAlias = _typing.Literal["stability_score_thresh"]  # noqa: Y015
     _WhichOneofArgType__stability_score_thresh: _TypeAlias = _typing.Literal["_stability_score_thresh", b"_stability_score_thresh"]  # noqa: Y015
+    _WhichOneofReturnType__use_m2m: _TypeAlias = _typing.Literal["use_m2m"]  # noqa: Y015
+    _WhichOneofArgType__use_m2m: _TypeAlias = _typing.Literal["_use_m2m", b"_use_m2m"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__box_nms_thresh) -> _WhichOneofReturnType__box_nms_thresh | None: ...
     @_typing.overload
@@ -1230,6 +1328,8 @@ class AutoMaskOptions(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_mask_region_area) -> _WhichOneofReturnType__min_mask_region_area | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__multimask_output) -> _WhichOneofReturnType__multimask_output | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__points_per_batch) -> _WhichOneofReturnType__points_per_batch | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__points_per_side) -> _WhichOneofReturnType__points_per_side | None: ...
@@ -1239,6 +1339,8 @@ class AutoMaskOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stability_score_offset) -> _WhichOneofReturnType__stability_score_offset | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stability_score_thresh) -> _WhichOneofReturnType__stability_score_thresh | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__use_m2m) -> _WhichOneofReturnType__use_m2m | None: ...
 
 Global___AutoMaskOptions: _TypeAlias = AutoMaskOptions  # noqa: Y015
 
@@ -1530,11 +1632,13 @@ class Model(_message.Message):
     TRANSPORT_FIELD_NUMBER: _builtins.int
     CARD_FIELD_NUMBER: _builtins.int
     ENCODER_DIGEST_FIELD_NUMBER: _builtins.int
+    AUTOMASK_DEFAULTS_FIELD_NUMBER: _builtins.int
+    MASK_TOKENS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name that selects the model in requests."""
     family: _builtins.str
-    """Model family, which determines preprocessing and the multimask rule:
-    `sam1`.
+    """Model family, which determines preprocessing and the multimask rule: `sam1`
+    (SAM, MobileSAM), `sam2` (SAM 2, SAM 2.1, EdgeTAM) or `sam_hq`.
     """
     digest: _builtins.str
     """Digest of the weights of all networks of the model."""
@@ -1554,6 +1658,8 @@ class Model(_message.Message):
     """Digest of the weights of the image encoder. Only embeddings of the same
     encoder are decoded; they stay valid when the decoder is replaced.
     """
+    mask_tokens: _builtins.int
+    """Number of mask tokens of the decoder, see `Mask.token_index`."""
     @_builtins.property
     def capabilities(self) -> Global___Capabilities:
         """Supported prompts and methods."""
@@ -1561,6 +1667,10 @@ class Model(_message.Message):
     @_builtins.property
     def card(self) -> Global___ModelCard:
         """Source of the model, and parity of its export."""
+
+    @_builtins.property
+    def automask_defaults(self) -> Global___AutoMaskOptions:
+        """Defaults of the AutoMask options that a request for this model leaves unset."""
 
     def __init__(
         self,
@@ -1577,10 +1687,12 @@ class Model(_message.Message):
         transport: Global___Transport.ValueType = ...,
         card: Global___ModelCard | None = ...,
         encoder_digest: _builtins.str = ...,
+        automask_defaults: Global___AutoMaskOptions | None = ...,
+        mask_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "card", b"card"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["automask_defaults", b"automask_defaults", "capabilities", b"capabilities", "card", b"card"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "card", b"card", "default", b"default", "description", b"description", "digest", b"digest", "embedding_bytes", b"embedding_bytes", "encoder_digest", b"encoder_digest", "family", b"family", "image_side", b"image_side", "mask_side", b"mask_side", "name", b"name", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["automask_defaults", b"automask_defaults", "capabilities", b"capabilities", "card", b"card", "default", b"default", "description", b"description", "digest", b"digest", "embedding_bytes", b"embedding_bytes", "encoder_digest", b"encoder_digest", "family", b"family", "image_side", b"image_side", "mask_side", b"mask_side", "mask_tokens", b"mask_tokens", "name", b"name", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1600,9 +1712,10 @@ class ModelCard(_message.Message):
     PRECISION_FIELD_NUMBER: _builtins.int
     EXPORTER_FIELD_NUMBER: _builtins.int
     PARITY_FIELD_NUMBER: _builtins.int
+    LICENSE_FIELD_NUMBER: _builtins.int
     variant: _builtins.str
-    """Published variant: `vit_b`, `vit_l`, `vit_h`, `mobile`; `custom` is any
-    other.
+    """Published variant, for instance `vit_b`, `mobile` or `sam2.1_hiera_tiny`;
+    `custom` is any other.
     """
     source: _builtins.str
     """File, directory or hub name of the checkpoint."""
@@ -1616,6 +1729,8 @@ class ModelCard(_message.Message):
     """Precision of the image encoder's weights and arithmetic: `fp32`, `fp16`."""
     exporter: _builtins.str
     """Programs that wrote the model."""
+    license: _builtins.str
+    """License of the weights, an SPDX identifier or a name."""
     @_builtins.property
     def parity(self) -> Global___Parity:
         """Unset if the export was not compared with the checkpoint."""
@@ -1631,10 +1746,11 @@ class ModelCard(_message.Message):
         precision: _builtins.str = ...,
         exporter: _builtins.str = ...,
         parity: Global___Parity | None = ...,
+        license: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["parity", b"parity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exporter", b"exporter", "parity", b"parity", "precision", b"precision", "source", b"source", "source_format", b"source_format", "source_revision", b"source_revision", "source_sha256", b"source_sha256", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exporter", b"exporter", "license", b"license", "parity", b"parity", "precision", b"precision", "source", b"source", "source_format", b"source_format", "source_revision", b"source_revision", "source_sha256", b"source_sha256", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1699,6 +1815,7 @@ class Capabilities(_message.Message):
     MASKS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     AUTOMASK_FIELD_NUMBER: _builtins.int
+    HQ_MODE_FIELD_NUMBER: _builtins.int
     points: _builtins.bool
     """Point prompts."""
     boxes: _builtins.bool
@@ -1709,6 +1826,8 @@ class Capabilities(_message.Message):
     """Text prompts."""
     automask: _builtins.bool
     """The method `AutoMask`."""
+    hq_mode: _builtins.bool
+    """The option `hq_mode`."""
     def __init__(
         self,
         *,
@@ -1717,10 +1836,11 @@ class Capabilities(_message.Message):
         masks: _builtins.bool = ...,
         text: _builtins.bool = ...,
         automask: _builtins.bool = ...,
+        hq_mode: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["automask", b"automask", "boxes", b"boxes", "masks", b"masks", "points", b"points", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["automask", b"automask", "boxes", b"boxes", "hq_mode", b"hq_mode", "masks", b"masks", "points", b"points", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -21,16 +21,18 @@ from samserve.models.families.base import (
     Capabilities,
     Family,
     ImageTransform,
+    MaskChoice,
     Sides,
 )
 from samserve.types import (
     Array,
     BoolArray,
     CocoRle,
+    DynamicMultimask,
     Embedding,
     FloatArray,
     Label,
-    ModelInfo,
+    MaskSelection,
     Multimask,
     Size,
     UInt8Array,
@@ -61,6 +63,7 @@ class Stretched(Family):
     name = "stretched"
     preprocessing = "stretched-1"
     capabilities = Capabilities(points=True, boxes=True, masks=False, automask=True)
+    fills_frame = True
     mask_tokens = 3
     multimask_tokens = (0, 2)
     mask_threshold = 3.0
@@ -100,20 +103,20 @@ class Stretched(Family):
     def mask_prompt(self, mask: BoolArray, transform: ImageTransform) -> FloatArray:
         raise NotImplementedError
 
-    def select_tokens(
+    def choose(
         self,
-        mode: Multimask,
+        selection: MaskSelection,
         labels: FloatArray,
         predicted_iou: FloatArray,
         low_res_logits: FloatArray,
-        model: ModelInfo,
-    ) -> Sequence[int]:
-        if mode is Multimask.ALL:
-            return self.multimask_tokens
-        if mode is Multimask.SINGLE:
-            return (1,)
+        dynamic: DynamicMultimask | None,
+    ) -> Sequence[MaskChoice]:
+        if selection.multimask is Multimask.ALL:
+            return [MaskChoice.of(token) for token in self.multimask_tokens]
+        if selection.multimask is Multimask.SINGLE:
+            return [MaskChoice.of(1)]
         smallest = (low_res_logits > self.mask_threshold).sum((1, 2)).argmin()
-        return (int(smallest),)
+        return [MaskChoice.of(int(smallest))]
 
     def upsampling(self, transform: ImageTransform) -> Upsampling:
         side = transform.mask_side
@@ -166,7 +169,7 @@ async def test_image_and_prompts_are_transformed_to_the_frame_of_the_family(
 
     await stub.Predict(pb.PredictRequest(image=IMAGE, prompts=prompts))
 
-    assert engine.images[-1].valid == Size(256, 256)
+    assert engine.images[-1].valid is None
     bgr = geometry.resize_image(PIXELS, Size(256, 256))[..., ::-1]
     assert np.array_equal(engine.images[-1].pixels, bgr)
     warm_up, point, both = engine.prompts
@@ -251,7 +254,9 @@ async def test_models_list_capabilities_and_defaults_of_their_family(
     (model,) = response.models
     assert model.family == "stretched"
     assert (model.capabilities.points, model.capabilities.masks) == (True, False)
-    assert response.automask_defaults.points_per_side == 2
+    assert model.mask_tokens == 3
+    assert model.automask_defaults.points_per_side == 2
+    assert response.automask_defaults == model.automask_defaults
     assert response.automask_defaults.crop_n_layers == 0
 
 

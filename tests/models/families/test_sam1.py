@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samserve.engines.fake import MODEL
 from samserve.models.families import SAM1
-from samserve.models.families.base import Capabilities, ImageTransform
-from samserve.types import FloatArray, Label, Multimask, Size
+from samserve.models.families.base import Capabilities, ImageTransform, MaskChoice
+from samserve.types import FloatArray, Label, MaskSelection, Multimask, Size
 
 from tests.core import photos
 from tests.oracle import torchvision_shim
@@ -36,7 +36,9 @@ ious = st.lists(st.floats(-10, 10, width=32), min_size=4, max_size=4)
 def selected(mode: Multimask, token_count: int, iou: list[float]) -> list[int]:
     """Return the tokens that are selected for a prompt of *token_count* sparse tokens."""
     labels, predicted = np.zeros(token_count, np.float32), np.array(iou, np.float32)
-    return list(SAM1.select_tokens(mode, labels, predicted, LOGITS, MODEL))
+    chosen = SAM1.choose(MaskSelection(mode), labels, predicted, LOGITS, None)
+    assert all(choice == MaskChoice.of(choice.token_index) for choice in chosen)
+    return [choice.token_index for choice in chosen]
 
 
 def test_image_fills_the_longest_side_of_the_model_frame() -> None:
@@ -141,12 +143,12 @@ def test_tokens_of_all_and_single_do_not_depend_on_the_prompt(
     mode: Multimask, expected: list[int], count: int
 ) -> None:
     assert selected(mode, count, [0.9, 0.1, 0.2, 0.3]) == expected
-    assert SAM1.masks_per_prompt(mode) == len(expected)
+    assert SAM1.masks_per_prompt(MaskSelection(mode)) == len(expected)
 
 
 def test_auto_of_a_mask_without_points_is_the_best_of_three() -> None:
     assert selected(Multimask.AUTO, 0, [0.9, 0.1, 0.8, 0.3]) == [2]
-    assert SAM1.masks_per_prompt(Multimask.AUTO) == 1
+    assert SAM1.masks_per_prompt(MaskSelection()) == 1
 
 
 def test_defaults_match_the_reference() -> None:

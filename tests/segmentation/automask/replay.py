@@ -35,7 +35,7 @@ class RecordingEngine:
     async def encode(
         self, model: str, image: EncoderInput, into: Slot, context: RequestContext
     ) -> None:
-        key = digest(image.pixels, np.array([image.valid.height, image.valid.width]))
+        key = digest(*image.tensors.values())
         if key not in self._embeddings:
             await self._engine.encode(model, image, into, context)
             self._embeddings[key] = {name: t.copy() for name, t in into.tensors.items()}
@@ -46,7 +46,7 @@ class RecordingEngine:
         self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
     ) -> DecoderOutput:
         tensors = [embedding.tensors[name] for name in sorted(embedding.tensors)]
-        key = digest(*tensors, prompts.point_coords, prompts.point_labels)
+        key = digest(*tensors, prompts.point_coords, prompts.point_labels, prompts.mask_input)
         if key not in self._outputs:
             self._outputs[key] = await self._engine.decode(model, embedding, prompts, context)
         return self._outputs[key]

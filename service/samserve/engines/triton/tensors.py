@@ -8,24 +8,31 @@ import numpy as np
 from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
 from tritonclient.utils import np_to_triton_dtype
 
-from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
+from samserve.engines.base import (
+    IOU,
+    LOGITS,
+    OBJECT_SCORE,
+    DecoderOutput,
+    EncoderInput,
+    PromptBatch,
+)
 from samserve.memory.posix import Location, SharedMemory, SharedSegment
 from samserve.memory.slot import Slot
 from samserve.models import families
 from samserve.models.digest import DIGEST_OUTPUT
 from samserve.types import Array, Embedding, ModelInfo
 
-_LOGITS, _IOU = "low_res_logits", "predicted_iou"
-
 
 def encoder_inputs(image: EncoderInput, segment: SharedSegment | None) -> list[InferInput]:
     """Write the image into *segment*, or into the message if there is none."""
-    pixels, location = image.pixels[None], None
-    size = np.array([[image.valid.height, image.valid.width]], dtype=np.int32)
+    pixels, location = image.pixels, None
     if segment is not None:
         segment.array[: pixels.nbytes] = pixels.reshape(-1)
         location = Location(segment.key, 0)
-    return [_input("image", pixels, location), _input("image_size", size)]
+    return [
+        _input(name, tensor, location if name == "image" else None)
+        for name, tensor in image.tensors.items()
+    ]
 
 
 def decoder_inputs(
@@ -82,11 +89,13 @@ class DecoderResponse:
     """The outputs of a decoder request: in *segment*, or in the message if there is none."""
 
     def __init__(self, model: ModelInfo, prompts: int, segment: SharedSegment | None) -> None:
-        self._iou_shape = (prompts, families.of(model).mask_tokens)
+        family = families.of(model)
+        self._has_score = family.object_score
+        self._iou_shape = (prompts, family.mask_tokens)
         self._logits_shape = (*self._iou_shape, model.mask_size, model.mask_size)
         self._sizes = {
-            _LOGITS: int(np.prod(self._logits_shape)) * 4,
-            _IOU: int(np.prod(self._iou_shape)) * 4,
+            LOGITS: int(np.prod(self._logits_shape)) * 4,
+            IOU: int(np.prod(self._iou_shape)) * 4,
         }
         self._segment = segment
 
@@ -102,21 +111,24 @@ class DecoderResponse:
             {}
             if segment is None
             else {
-                _LOGITS: Location(segment.key, 0),
-                _IOU: Location(segment.key, self._sizes[_LOGITS]),
+                LOGITS: Location(segment.key, 0),
+                IOU: Location(segment.key, self._sizes[LOGITS]),
             }
         )
         return [
             *(_output(name, nbytes, locations.get(name)) for name, nbytes in self._sizes.items()),
             _output(DIGEST_OUTPUT, 0, None),
+            # Always in the message: it has four bytes per prompt.
+            *([_output(OBJECT_SCORE, 0, None)] if self._has_score else []),
         ]
 
     def read(self, result: InferResult) -> DecoderOutput:
         """Return the outputs; the logits are a view of the segment if there is one."""
+        scores = result.as_numpy(OBJECT_SCORE)[0, :, 0] if self._has_score else None
         if self._segment is None:
-            return DecoderOutput(result.as_numpy(_LOGITS)[0], result.as_numpy(_IOU)[0])
-        iou = self._segment.view(self._sizes[_LOGITS], self._iou_shape).copy()
-        return DecoderOutput(self._segment.view(0, self._logits_shape), iou)
+            return DecoderOutput(result.as_numpy(LOGITS)[0], result.as_numpy(IOU)[0], scores)
+        iou = self._segment.view(self._sizes[LOGITS], self._iou_shape).copy()
+        return DecoderOutput(self._segment.view(0, self._logits_shape), iou, scores)
 
 
 def _input(name: str, array: Array, location: Location | None = None) -> InferInput:

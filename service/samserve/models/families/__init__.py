@@ -5,10 +5,14 @@ from __future__ import annotations
 from samserve.errors import EngineUnavailable
 from samserve.models.families.base import Family
 from samserve.models.families.sam1 import Sam1
+from samserve.models.families.sam2 import Sam2
+from samserve.models.families.sam_hq import SamHq
 from samserve.types import ModelInfo
 
 SAM1 = Sam1()
-FAMILIES: dict[str, Family] = {SAM1.name: SAM1}
+SAM2 = Sam2()
+SAM_HQ = SamHq()
+FAMILIES: dict[str, Family] = {family.name: family for family in (SAM1, SAM2, SAM_HQ)}
 
 
 def of(model: ModelInfo) -> Family:

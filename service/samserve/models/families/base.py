@@ -19,9 +19,10 @@ from samserve.core.masks import Upsampling
 from samserve.types import (
     Array,
     BoolArray,
+    DynamicMultimask,
     FloatArray,
     Label,
-    ModelInfo,
+    MaskSelection,
     Multimask,
     Size,
     UInt8Array,
@@ -72,6 +73,7 @@ class Capabilities:
     boxes: bool
     masks: bool
     automask: bool
+    hq_mode: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -89,23 +91,59 @@ class AutoMaskDefaults:
     crop_n_points_downscale_factor: int
 
 
+@dataclass(frozen=True, slots=True)
+class MaskChoice:
+    """A mask that is returned for a prompt, as a choice among the decoder's T mask tokens.
+
+    Its logits are the sum of those of ``tokens``, its predicted IoU is that of ``iou_token``, and
+    ``token_index`` is reported to the client.
+    """
+
+    token_index: int
+    iou_token: int
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def of(cls, token: int) -> MaskChoice:
+        """Return the unchanged mask of one token."""
+        return cls(token, token, (token,))
+
+    def logits(self, low_res_logits: FloatArray) -> FloatArray:
+        """Return the mask's logits ``[L, L]`` from those of all tokens, ``[T, L, L]``.
+
+        The logits of one token are a view.
+        """
+        first, *others = self.tokens
+        logits: FloatArray = low_res_logits[first]
+        for token in others:
+            logits = logits + low_res_logits[token]
+        return logits
+
+
 class Family(ABC):
     """The rules of one family.  Coordinates are float64 in the model frame, XY.
 
-    ``mask_tokens`` is the number of masks that the decoder computes for a prompt,
-    ``multimask_tokens`` those that are returned for an ambiguous prompt.  Pixels with logits above
-    ``mask_threshold`` belong to a mask.  ``iou_passes`` and ``stability_passes`` compare with the
-    thresholds of AutoMask.  ``preprocessing`` is the version of `transform` and `place` together:
+    ``fills_frame`` is whether every image fills the model frame; the encoders of other families
+    have an input for its size.  ``mask_tokens`` is the number of masks that the decoder computes
+    for a prompt, ``multimask_tokens`` those for an ambiguous prompt.  ``object_score`` is whether
+    it also estimates that there is an object.  Pixels with logits above ``mask_threshold`` belong
+    to a mask; logits that are returned are limited to ``max_returned_logit``.  ``iou_passes`` and
+    ``stability_passes`` compare with the thresholds of AutoMask, ``automask_single`` is its mode
+    without multimask output.  ``preprocessing`` is the version of `transform` and `place` together:
     embeddings of different versions are not interchangeable.
     """
 
     name: ClassVar[str]
     preprocessing: ClassVar[str]
     capabilities: ClassVar[Capabilities]
+    fills_frame: ClassVar[bool]
     mask_tokens: ClassVar[int]
     multimask_tokens: ClassVar[tuple[int, ...]]
+    object_score: ClassVar[bool] = False
     mask_threshold: ClassVar[float]
+    max_returned_logit: ClassVar[float] = np.inf
     automask: ClassVar[AutoMaskDefaults]
+    automask_single: ClassVar[Multimask] = Multimask.SINGLE
     iou_passes: ClassVar[np.ufunc]
     stability_passes: ClassVar[np.ufunc]
 
@@ -134,24 +172,32 @@ class Family(ABC):
     def mask_prompt(self, mask: BoolArray, transform: ImageTransform) -> FloatArray:
         """Convert a mask of the image, ``[h, w]``, into mask-input logits, float32 ``[L, L]``."""
 
-    def masks_per_prompt(self, mode: Multimask) -> int:
+    def masks_per_prompt(self, selection: MaskSelection) -> int:
         """Return the largest number of masks that are returned for a prompt."""
-        return len(self.multimask_tokens) if mode is Multimask.ALL else 1
+        return len(self.multimask_tokens) if selection.multimask is Multimask.ALL else 1
 
     @abstractmethod
-    def select_tokens(
+    def choose(
         self,
-        mode: Multimask,
+        selection: MaskSelection,
         labels: FloatArray,
         predicted_iou: FloatArray,
         low_res_logits: FloatArray,
-        model: ModelInfo,
-    ) -> Sequence[int]:
-        """Return the ascending indices of the mask tokens, of T, that are returned for a prompt.
+        dynamic: DynamicMultimask | None,
+    ) -> Sequence[MaskChoice]:
+        """Return the masks that are returned for a prompt, in the order of their tokens.
 
         *labels* ``[N]`` are those of `prompt`; *predicted_iou* ``[T]`` and *low_res_logits*
-        ``[T, L, L]`` are the decoder's output for it.
+        ``[T, L, L]`` are the decoder's output for it.  *dynamic* is that of the model.
         """
+
+    def best_multimask(self, predicted_iou: FloatArray) -> int:
+        """Return the multimask token with the highest predicted IoU ``[T]``, the first of equals.
+
+        NaN is never the highest.
+        """
+        iou = np.nan_to_num(predicted_iou[list(self.multimask_tokens)], nan=-np.inf)
+        return self.multimask_tokens[int(np.argmax(iou))]
 
     @abstractmethod
     def upsampling(self, transform: ImageTransform) -> Upsampling:

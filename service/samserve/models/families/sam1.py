@@ -16,14 +16,16 @@ from samserve.models.families.base import (
     Capabilities,
     Family,
     ImageTransform,
+    MaskChoice,
     Sides,
 )
 from samserve.types import (
     Array,
     BoolArray,
+    DynamicMultimask,
     FloatArray,
     Label,
-    ModelInfo,
+    MaskSelection,
     Multimask,
     Size,
     UInt8Array,
@@ -36,6 +38,7 @@ class Sam1(Family):
     name = "sam1"
     preprocessing = "sam1-1"
     capabilities = Capabilities(points=True, boxes=True, masks=True, automask=True)
+    fills_frame = False
     mask_tokens = 4
     multimask_tokens = (1, 2, 3)
     mask_threshold = 0.0
@@ -107,14 +110,14 @@ class Sam1(Family):
             mask, transform.resized, transform.model_side, transform.mask_side
         )
 
-    def select_tokens(
+    def choose(
         self,
-        mode: Multimask,
+        selection: MaskSelection,
         labels: FloatArray,
         predicted_iou: FloatArray,
         low_res_logits: FloatArray,
-        model: ModelInfo,
-    ) -> Sequence[int]:
+        dynamic: DynamicMultimask | None,
+    ) -> Sequence[MaskChoice]:
         """Choose by the number of sparse tokens, padding and box corners included::
 
             ALL                                    1, 2, 3
@@ -127,12 +130,11 @@ class Sam1(Family):
         first wins a tie.  For a prompt that is only a mask (no labels), that formula selects the
         best of the three.
         """
-        if mode is Multimask.ALL:
-            return self.multimask_tokens
-        if mode is Multimask.SINGLE or len(labels) >= 3:
-            return (0,)
-        first, *_ = self.multimask_tokens
-        return (first + int(np.argmax(predicted_iou[first:])),)
+        if selection.multimask is Multimask.ALL:
+            return [MaskChoice.of(token) for token in self.multimask_tokens]
+        if selection.multimask is Multimask.SINGLE or len(labels) >= 3:
+            return [MaskChoice.of(0)]
+        return [MaskChoice.of(self.best_multimask(predicted_iou))]
 
     def upsampling(self, transform: ImageTransform) -> Upsampling:
         """Upsample to the model frame, crop to the resized image, then resize to the image.

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from samserve.core import geometry, mask_formats, masks, nms, regions, rle
-from samserve.engines.base import DecoderOutput
-from samserve.models.families.base import Family
+from samserve.engines.base import DecoderOutput, PromptBatch
+from samserve.models.families.base import Family, MaskChoice
 from samserve.segmentation.automask.crops import CropPlan
 from samserve.segmentation.automask.events import AutoMaskRecord, FilterCount
 from samserve.segmentation.automask.options import AutoMaskOptions
@@ -20,6 +20,8 @@ from samserve.types import (
     FloatArray,
     Mask,
     MaskFormat,
+    MaskSelection,
+    ModelInfo,
     Segmentation,
     Size,
 )
@@ -30,6 +32,7 @@ class CropView:
     """One crop: its plan and the upsampling of low-res logits to its pixels."""
 
     family: Family
+    model: ModelInfo
     plan: CropPlan
     image: Size
     upsampling: masks.Upsampling
@@ -80,6 +83,44 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class DecodedBatch:
+    """Prompts of one run of the decoder, its output, and the masks that are candidates.
+
+    ``points`` is the prompts' point each, float64 ``[P, 2]`` in crop pixels; ``evaluated`` is the
+    number of grid points that are finished with this batch.
+    """
+
+    prompts: PromptBatch
+    output: DecoderOutput
+    points: Array
+    selection: MaskSelection
+    evaluated: int
+
+    def choices(self, view: CropView) -> list[tuple[int, MaskChoice]]:
+        """Return the rows of the batch with each of their candidates."""
+        iou, logits = self.output.predicted_iou, self.output.low_res_logits
+        choose, dynamic = view.family.choose, view.model.dynamic_multimask
+        return [
+            (row, choice)
+            for row, labels in enumerate(self.prompts.point_labels)
+            for choice in choose(self.selection, labels, iou[row], logits[row], dynamic)
+        ]
+
+
+def mask_prompts(batch: DecodedBatch, view: CropView) -> tuple[Array, PromptBatch]:
+    """Return each candidate as a prompt: its row in the batch ``[C]``, and points and mask ``[C]``.
+
+    Masks are limited as those that are returned to clients.
+    """
+    choices, limit = batch.choices(view), view.family.max_returned_logit
+    rows = np.array([row for row, _ in choices], dtype=np.int64)
+    logits = [choice.logits(batch.output.low_res_logits[row]) for row, choice in choices]
+    masks = np.stack(logits).clip(-limit, limit)
+    prompts = batch.prompts
+    return rows, PromptBatch(prompts.point_coords[rows], prompts.point_labels[rows], masks)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class FilteredBatch:
     """The remaining candidates of one batch of ``points`` points, and the counts per filter."""
 
@@ -88,22 +129,21 @@ class FilteredBatch:
     counts: tuple[FilterCount, ...]
 
 
-def filter_batch(
-    output: DecoderOutput, points: Array, view: CropView, options: AutoMaskOptions
-) -> FilteredBatch:
+def filter_batch(batch: DecodedBatch, view: CropView, options: AutoMaskOptions) -> FilteredBatch:
     """Filter one batch by predicted IoU, stability and crop edge.
 
-    *points* is float64 ``[P, 2]`` in crop pixels.  Predicted IoU goes first because it needs no
-    mask; only remaining candidates are upsampled (the result is that of
-    automatic_mask_generator.py:266-322, which upsamples everything).
+    Predicted IoU goes first because it needs no mask; only remaining candidates are upsampled (the
+    result is that of automatic_mask_generator.py:266-322, which upsamples everything).
     """
-    family = view.family
-    iou = output.predicted_iou[:, family.multimask_tokens]
-    rows, columns = np.nonzero(_passes_iou(iou, family, options))
+    family, output = view.family, batch.output
+    choices = batch.choices(view)
+    iou = np.array([output.predicted_iou[row, each.iou_token] for row, each in choices], np.float32)
+    passed = np.flatnonzero(_passes_iou(iou, family, options)).tolist()
     candidates: list[Candidate] = []
     stable_count = 0
-    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-        low_res = output.low_res_logits[row, family.multimask_tokens[column]]
+    for index in passed:
+        row, choice = choices[index]
+        low_res = choice.logits(output.low_res_logits[row])
         summary = masks.summarize(
             low_res,
             view.upsampling,
@@ -115,13 +155,14 @@ def filter_batch(
         stable_count += 1
         if _touches_crop_edge(summary, view):
             continue
-        candidates.append(_candidate(low_res, float(iou[row, column]), summary, points[row], view))
+        point = batch.points[row]
+        candidates.append(_candidate(low_res, float(iou[index]), summary, point, view))
     counts = (
-        FilterCount("pred_iou", iou.size, len(rows)),
-        FilterCount("stability_score", len(rows), stable_count),
+        FilterCount("pred_iou", len(choices), len(passed)),
+        FilterCount("stability_score", len(passed), stable_count),
         FilterCount("crop_edge", stable_count, len(candidates)),
     )
-    return FilteredBatch(len(points), candidates, counts)
+    return FilteredBatch(batch.evaluated, candidates, counts)
 
 
 def _passes_iou(iou: FloatArray, family: Family, options: AutoMaskOptions) -> BoolArray:

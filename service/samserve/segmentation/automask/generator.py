@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +13,7 @@ from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, Engine, PromptBatch
 from samserve.errors import InvalidRequest
 from samserve.models import families
+from samserve.models.families.base import ImageTransform
 from samserve.scheduling.thread_pools import Workers
 from samserve.segmentation.automask import filters
 from samserve.segmentation.automask.crops import CropPlan, plan_crops
@@ -24,18 +25,23 @@ from samserve.segmentation.automask.events import (
     Summary,
     sum_counts,
 )
-from samserve.segmentation.automask.filters import Candidate, CropView, FilteredBatch
+from samserve.segmentation.automask.filters import (
+    Candidate,
+    CropView,
+    DecodedBatch,
+    FilteredBatch,
+    mask_prompts,
+)
 from samserve.segmentation.automask.options import AutoMaskOptions
 from samserve.segmentation.embed import EmbeddingService
 from samserve.segmentation.encode import EmbeddingLease
-from samserve.segmentation.prompts import check_box_inside, grid_batch
+from samserve.segmentation.prompts import check_box_inside, check_selection, grid_batch
 from samserve.segmentation.sources import ImageSource, LeaseOptions, Source
 from samserve.types import (
-    Array,
-    Box,
     Embedding,
     ImageDigest,
     MaskFormat,
+    MaskSelection,
     ModelInfo,
     Size,
     UInt8Array,
@@ -76,7 +82,7 @@ class AutoMasker:
         Source: segment_anything/automatic_mask_generator.py.
         """
         leasing = LeaseOptions(
-            check=partial(_check_request, overrides.get("region_of_interest")),
+            check=partial(_check_request, overrides),
             keep_pixels=overrides.get("crop_n_layers", 0) > 0,
         )
         async with self.embeddings.lease(source, model, context, leasing) as lease:
@@ -149,24 +155,70 @@ class _Generation:
         return self.masker.embeddings.encode_transient(pixels, name, lease.model, self.context)
 
     async def _batches(self, crop: CropPlan, embedding: Embedding) -> AsyncGenerator[FilteredBatch]:
-        """Decode the crop's points batch by batch; filter one batch while the next is decoded."""
-        family = families.of(self.lease.model)
-        transform = family.transform(crop.size, self.lease.model)
-        view = CropView(family, crop, self.crops[0].size, family.upsampling(transform))
-        batch_size = min(self.options.points_per_batch, self.masker.max_prompts_per_batch)
+        """Decode and filter the crop's points batch by batch."""
+        model = self.lease.model
+        family = families.of(model)
+        transform = family.transform(crop.size, model)
+        view = CropView(family, model, crop, self.crops[0].size, family.upsampling(transform))
+        decoded = self._decoded(view, transform, embedding)
+        async with aclosing(decoded), aclosing(self._filtered(decoded, view)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def _filtered(
+        self, batches: AsyncIterator[DecodedBatch], view: CropView
+    ) -> AsyncGenerator[FilteredBatch]:
+        """Filter each batch while the next one is decoded."""
         filtering: asyncio.Task[FilteredBatch] | None = None
         try:
-            for start in range(0, len(crop.points), batch_size):
-                points = crop.points[start : start + batch_size]
-                output = await self._decode(grid_batch(points, family, transform), embedding)
+            async for batch in batches:
                 if filtering is not None:
                     yield await self._await_filtered(filtering)
-                filtering = asyncio.create_task(self._filter(output, points, view))
+                filtering = asyncio.create_task(self._filter(batch, view))
             if filtering is not None:
                 yield await self._await_filtered(filtering)
         finally:
             if filtering is not None:
                 filtering.cancel()
+
+    async def _decoded(
+        self, view: CropView, transform: ImageTransform, embedding: Embedding
+    ) -> AsyncGenerator[DecodedBatch]:
+        """Decode the crop's points in batches; with ``use_m2m``, decode the candidates again."""
+        family, every_point, size = view.family, view.plan.points, self._batch_size
+        selection = self.options.selection(family)
+        for start in range(0, len(every_point), size):
+            points = every_point[start : start + size]
+            prompts = grid_batch(points, family, transform)
+            output = await self._decode(prompts, embedding)
+            batch = DecodedBatch(prompts, output, points, selection, evaluated=len(points))
+            if not self.options.use_m2m:
+                yield batch
+                continue
+            async with aclosing(self._refined(batch, view, embedding)) as refined:
+                async for each in refined:
+                    yield each
+
+    async def _refined(
+        self, batch: DecodedBatch, view: CropView, embedding: Embedding
+    ) -> AsyncGenerator[DecodedBatch]:
+        """Decode each candidate again, with its point and its own logits as the mask prompt.
+
+        Source: ``refine_with_m2m`` of sam2/automatic_mask_generator.py.
+        """
+        selection = self.options.refined_selection(view.family)
+        rows, prompts = await self._run("postprocess", mask_prompts, batch, view)
+        count, size = len(rows), self._batch_size
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            again = prompts.part(part)
+            output = await self._decode(again, embedding)
+            finished = batch.evaluated if start + size >= count else 0
+            yield DecodedBatch(again, output, batch.points[rows[part]], selection, finished)
+
+    @property
+    def _batch_size(self) -> int:
+        return min(self.options.points_per_batch, self.masker.max_prompts_per_batch)
 
     async def _decode(self, batch: PromptBatch, embedding: Embedding) -> DecoderOutput:
         context = self.context
@@ -175,13 +227,11 @@ class _Generation:
             model = self.lease.model.name
             return await self.masker.engine.decode(model, embedding, batch, context)
 
-    async def _filter(self, output: DecoderOutput, points: Array, view: CropView) -> FilteredBatch:
+    async def _filter(self, batch: DecodedBatch, view: CropView) -> FilteredBatch:
         # It runs at the same time as the next decode.  Only the remaining wait is charged to the
         # call's own clock.
         branched = replace(self, context=replace(self.context, clock=self.context.clock.branch()))
-        return await branched._run(
-            "postprocess", filters.filter_batch, output, points, view, self.options
-        )
+        return await branched._run("postprocess", filters.filter_batch, batch, view, self.options)
 
     async def _await_filtered(self, filtering: asyncio.Task[FilteredBatch]) -> FilteredBatch:
         with self.context.clock.stage("postprocess"):
@@ -227,8 +277,13 @@ class _Generation:
             return await self.masker.workers.run(self.context, function, *args, **kwargs)
 
 
-def _check_request(region: Box | None, image: Size, model: ModelInfo) -> None:
-    if not families.of(model).capabilities.automask:
+def _check_request(overrides: Mapping[str, Any], image: Size, model: ModelInfo) -> None:
+    capabilities = families.of(model).capabilities
+    if not capabilities.automask:
         raise InvalidRequest("model", f"{model.name!r} has no AutoMask")
+    if overrides.get("use_m2m") and not capabilities.masks:
+        raise InvalidRequest("options.use_m2m", f"model {model.name!r} has no mask prompts")
+    check_selection(MaskSelection(hq_mode=overrides.get("hq_mode")), model, "options.hq_mode")
+    region = overrides.get("region_of_interest")
     if region is not None:
         check_box_inside("options.region_of_interest", region, image)

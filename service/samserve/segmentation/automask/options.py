@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samserve.models.families.base import AutoMaskDefaults, Family
-from samserve.types import Box
+from samserve.types import Box, HqMode, MaskSelection, Multimask
 
 PointGrid = npt.NDArray[np.float64]
 
@@ -19,11 +19,15 @@ PointGrid = npt.NDArray[np.float64]
 class AutoMaskOptions(AutoMaskDefaults):
     """Parameters; see `AutoMaskOptions` in the protocol for meanings and ranges.
 
-    Source: segment_anything/automatic_mask_generator.py:36-52.  Additions of samserve are
-    ``point_grids`` (float64 ``[K, 2]`` in 0..1 per layer), ``region_of_interest`` and
-    ``max_masks`` (0: all).
+    Sources: segment_anything/automatic_mask_generator.py:36-52; ``use_m2m`` and
+    ``multimask_output`` are those of sam2/automatic_mask_generator.py, ``hq_mode`` is that of
+    segment-anything-hq.  Additions of samserve are ``point_grids`` (float64 ``[K, 2]`` in 0..1 per
+    layer), ``region_of_interest`` and ``max_masks`` (0: all).
     """
 
+    multimask_output: bool = True
+    use_m2m: bool = False
+    hq_mode: HqMode | None = None
     crop_n_layers: int = 0
     min_mask_region_area: int = 0
     max_masks: int = 0
@@ -34,3 +38,12 @@ class AutoMaskOptions(AutoMaskDefaults):
     def of(cls, family: Family, overrides: Mapping[str, Any]) -> AutoMaskOptions:
         """Return *overrides* completed by the defaults of a family."""
         return cls(**{**asdict(family.automask), **overrides})
+
+    def selection(self, family: Family) -> MaskSelection:
+        """Return the masks that are candidates for each point."""
+        multimask = Multimask.ALL if self.multimask_output else family.automask_single
+        return MaskSelection(multimask, self.hq_mode)
+
+    def refined_selection(self, family: Family) -> MaskSelection:
+        """Return the mask that replaces a candidate with ``use_m2m``."""
+        return MaskSelection(family.automask_single, self.hq_mode)
