@@ -84,6 +84,7 @@ RESERVED = {
     "jwt": ("security.tokens",),
     "cryptography": ("security.pem",),
     "torch": ("export",),
+    "transformers": ("export.families",),
     "onnx": ("export",),
     "onnxruntime": ("engines.onnx", "export.parity", "cli.doctor"),
     "safetensors": ("export.sources",),

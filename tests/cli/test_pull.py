@@ -188,7 +188,7 @@ def test_a_checkpoint_of_another_variant_is_rejected(setup: Setup) -> None:
     result = setup.pull(variant="vit_h", checksum=setup.sha256)
 
     assert result.code == 1
-    assert "small.pt is a SAM of variant mobile, not vit_h" in result.err
+    assert "small.pt has a model of the variant mobile, not vit_h" in result.err
     assert setup.models == []
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from samserve.export.checkpoint import open_sam
+from samserve.export.checkpoint import open_network
 from samserve.export.onnx_export import UNCAST, export_encoder
 from samserve.export.onnx_file import serialized
 from samserve.export.pipeline import ExportOptions, export
@@ -93,7 +93,7 @@ class Pair:
     @cached_property
     def comparable_encoder(self) -> onnxruntime.InferenceSession:
         """A session with an encoder that also returns its embedding in float32."""
-        encoder = export_encoder(open_sam(self.checkpoint)[0], keep_uncast=True)
+        encoder = export_encoder(open_network(self.checkpoint)[0], keep_uncast=True)
         return session(serialized(encoder))
 
     @cached_property

@@ -8,8 +8,9 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from samserve.export.checkpoint import open_sam
+from samserve.export.checkpoint import open_network
 from samserve.export.errors import ExportError
+from samserve.export.families.sam1 import Sam1Network
 from samserve.export.sam.config import config_from_state
 from samserve.export.sam.model import Sam
 from samserve.models.repository import discover
@@ -31,6 +32,12 @@ def saved(folder: Path, content: object) -> Path:
     path = folder / "sam.pth"
     torch.save(content, path)
     return path
+
+
+def sam_of(path: Path) -> Sam:
+    network, _ = open_network(path)
+    assert isinstance(network, Sam1Network)
+    return network.sam
 
 
 @pytest.mark.parametrize(
@@ -56,7 +63,7 @@ def test_sizes_are_derived_from_the_shapes(size: SamSize, windows: list[int]) ->
 
 
 def test_values_equal_those_of_the_checkpoint(tmp_path: Path, state: State) -> None:
-    sam = open_sam(saved(tmp_path, state))[0]
+    sam = sam_of(saved(tmp_path, state))
 
     found = sam.state_dict()
     assert set(found) == set(state)
@@ -67,7 +74,7 @@ def test_values_equal_those_of_the_checkpoint(tmp_path: Path, state: State) -> N
 def test_half_precision_weights_are_converted_to_float32(tmp_path: Path, state: State) -> None:
     halves = {key: value.half() for key, value in state.items()}
 
-    sam = open_sam(saved(tmp_path, halves))[0]
+    sam = sam_of(saved(tmp_path, halves))
 
     assert {parameter.dtype for parameter in sam.parameters()} == {torch.float32}
 
@@ -89,7 +96,7 @@ def test_an_invalid_tensor_is_named(
     fitting = {key: tensor for key, tensor in changed.items() if tensor is not None}
 
     with pytest.raises(ExportError) as refused:
-        open_sam(saved(tmp_path, fitting))
+        open_network(saved(tmp_path, fitting))
     assert message in str(refused.value)
     assert name in str(refused.value)
 

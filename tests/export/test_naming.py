@@ -8,9 +8,10 @@ from functools import cache
 import pytest
 import torch
 from samserve.export.errors import ExportError
+from samserve.export.families.base import Naming
+from samserve.export.families.sam1_names import original_names
 from samserve.export.sam.config import config_from_state
 from samserve.export.sam.model import Sam
-from samserve.export.sources.naming import Naming, original_names
 from torch import Tensor
 
 from tests.oracle import huggingface

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from samserve.export.checkpoint import open_sam
+from samserve.export.checkpoint import open_network
 from samserve.export.onnx_export import export_decoder, export_encoder
 from samserve.export.onnx_file import serialized
 
@@ -151,7 +151,7 @@ def test_an_additional_padding_point_changes_the_result(pair: Pair) -> None:
 
 @every_encoder
 def test_exporting_again_gives_the_same_bytes(pair: Pair) -> None:
-    sam = open_sam(pair.checkpoint)[0]
+    sam = open_network(pair.checkpoint)[0]
 
     assert serialized(export_decoder(sam)) == unstamped(pair.decoder_path)
     assert serialized(export_encoder(sam)) == unstamped(pair.encoder_path)

@@ -147,7 +147,7 @@ def test_a_wrong_export_fails_the_parity_check(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here the traced decoder is not that of the checkpoint."""
-    other = pipeline.open_sam(changed(checkpoint, tmp_path, _swap_masks))[0]
+    other = pipeline.open_network(changed(checkpoint, tmp_path, _swap_masks))[0]
     decoder = pipeline.export_decoder(other)
     monkeypatch.setattr(pipeline, "export_decoder", lambda _sam: decoder)
 
@@ -196,7 +196,7 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_empty_masks_do_not_hide_a_wrong_export(
     blank: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, message: str
 ) -> None:
-    other = getattr(pipeline, f"export_{part}")(pipeline.open_sam(blank[1])[0])
+    other = getattr(pipeline, f"export_{part}")(pipeline.open_network(blank[1])[0])
     monkeypatch.setattr(pipeline, f"export_{part}", lambda _sam: other)
 
     with pytest.raises(ExportError, match=message):
@@ -228,7 +228,7 @@ def test_empty_masks_are_compared_by_their_logits(blank: list[Path], tmp_path: P
         ({"min_iou": 1.5}, "from 0 to 1, not 1.5"),
         ({"min_iou": float("nan")}, "from 0 to 1, not nan"),
         ({"name": "../up"}, "model name"),
-        ({"variant": "vit_h"}, "small.pth is a SAM of variant custom, not vit_h"),
+        ({"variant": "vit_h"}, "small.pth has a model of the variant custom, not vit_h"),
         ({"images": (SAMPLES / "README.md",)}, "README.md cannot be read as an image"),
         ({"images": (Path("missing.jpg"),)}, "missing.jpg cannot be read as an image"),
     ],

@@ -21,12 +21,13 @@ import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import save, save_file
-from samserve.export.checkpoint import sam_from
 from samserve.export.errors import ExportError
+from samserve.export.families.base import Naming
+from samserve.export.families.sam1 import sam_from
+from samserve.export.families.sam1_names import original_names
 from samserve.export.sources import files, source
 from samserve.export.sources.files import read_tensors
 from samserve.export.sources.hub import is_hub_name
-from samserve.export.sources.naming import Naming
 from samserve.export.sources.source import Source, open_source
 from torch import Tensor
 from torch.nn import Parameter
@@ -153,19 +154,26 @@ def forms(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     }
 
 
+def opened(spec: str | Path, revision: str | None = None) -> tuple[State, Naming, Source]:
+    """Return the tensors under their original names, the naming scheme and the source."""
+    checkpoint, source = open_source(spec, revision)
+    naming, state = original_names(checkpoint.tensors)
+    return state, naming, source
+
+
 def test_every_format_gives_the_same_tensors(weights: Weights, forms: dict[str, Path]) -> None:
     def check(form: str) -> None:
-        state, found = open_source(forms[form])
+        state, naming, found = opened(forms[form])
 
         assert_same(state, weights.state)
         of_the_library = "directory" in form or form in ("library's names", "state_dict")
-        assert found.naming is (Naming.TRANSFORMERS if of_the_library else Naming.ORIGINAL)
+        assert naming is (Naming.TRANSFORMERS if of_the_library else Naming.ORIGINAL)
         assert (found.name, found.revision, found.dtype) == (forms[form].name, "", "float32")
         assert not any(value.requires_grad for value in state.values())
 
     check_all(check, {form: form for form in forms})
     assert len(list(forms["sharded directory"].glob("model-*.safetensors"))) > 3
-    assert_same(dict(sam_from(open_source(forms["pth"])[0]).state_dict()), weights.state)
+    assert_same(dict(sam_from(opened(forms["pth"])[0]).state_dict()), weights.state)
 
 
 def test_the_format_is_detected_by_content_and_not_by_suffix(tmp_path: Path) -> None:
@@ -216,7 +224,7 @@ def test_types_are_kept_and_the_narrowest_is_reported(tmp_path: Path) -> None:
     save_file(content, tmp_path / "sam.safetensors")
 
     for path in (pth(tmp_path, content), tmp_path / "sam.safetensors"):
-        state, found = open_source(path)
+        state, _, found = opened(path)
         assert_same(state, content)
         assert found.dtype == "bfloat16"
 
@@ -445,13 +453,14 @@ def test_configurations_of_other_models_are_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "sam"
     folder.mkdir()
     save_file(SMALL, folder / "model.safetensors")
+    expected = "expected one of sam, sam2, sam2_video, edgetam, edgetam_video, sam_hq"
     cases = {
         b"{": "config.json is not a JSON file",
         b"[" * 100_000: "config.json is not a JSON file",
         b"[]": "config.json is not a JSON object",
-        b"{}": "sam has a model of unknown type; only 'sam' is supported",
-        b'{"model_type": "sam2"}': "sam has a model of type 'sam2'; only 'sam' is supported",
-        b'{"model_type": "a\\nb"}': "sam has a model of type 'a\\nb'; only 'sam' is supported",
+        b"{}": f"sam has a model of unknown type; {expected}",
+        b'{"model_type": "sam3"}': f"sam has a model of type 'sam3'; {expected}",
+        b'{"model_type": "a\\nb"}': f"sam has a model of type 'a\\nb'; {expected}",
     }
 
     assert error_of(lambda: open_source(folder)) == "sam has no config.json"
@@ -508,7 +517,7 @@ def test_shards_may_link_only_to_the_blobs_of_the_hub_cache(
     index(sam, "model.safetensors", dict.fromkeys(SMALL, "one.safetensors"))
     (sam / "one.safetensors").symlink_to(target)
 
-    text = error_of(lambda: open_source(sam))
+    text = error_of(lambda: opened(sam))
 
     link = "one.safetensors is a link to outside of its directory"
     assert text.startswith("this is not a SAM" if allowed else link)
@@ -554,9 +563,7 @@ def test_a_file_takes_precedence_over_the_hub_and_has_no_revision(
     monkeypatch.chdir(tmp_path)
     path = pth(tmp_path / "owner", SMALL, name="name")
 
-    assert error_of(lambda: open_source("owner/name")).startswith(
-        "this is not a SAM: its 2 tensors"
-    )
+    assert error_of(lambda: opened("owner/name")).startswith("this is not a SAM: its 2 tensors")
     text = error_of(lambda: open_source(path, "main"))
     assert text == "name is a local path; only models on the hub have revisions"
 
@@ -654,11 +661,11 @@ def test_a_name_on_the_hub_gives_the_same_tensors(
 ) -> None:
     hub.publish(contents(forms[form]))
 
-    state, found = open_source("owner/name", "v1")
+    state, _, found = opened("owner/name", "v1")
 
     local = open_source(forms[form])[1]
     assert_same(state, weights.state)
-    assert found == Source("owner/name", COMMIT, local.sha256, local.naming, "float32")
+    assert found == Source("owner/name", COMMIT, local.sha256, "float32")
     paths = [request.path for request in hub.server.requests if "/revision/" in request.path]
     assert {path.rpartition("/")[2] for path in paths} == {"v1"}
     assert hub.downloads == sorted(contents(forms[form]))
@@ -673,7 +680,7 @@ def test_only_required_files_are_downloaded_and_only_once(
 
     online = [open_source("owner/name")[1] for _ in range(2)]
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    state, offline = open_source("owner/name")
+    state, _, offline = opened("owner/name")
 
     assert_same(state, weights.state)
     assert online == [offline, offline]

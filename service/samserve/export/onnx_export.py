@@ -1,4 +1,4 @@
-"""The two graphs of a SAM as ONNX models that follow the model contract."""
+"""The two graphs of a model as ONNX models that follow the model contract."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
-from samserve.export.sam.graphs import DecoderGraph, EncoderGraph
-from samserve.export.sam.mask_decoder import MASKS
-from samserve.export.sam.model import Sam
+from samserve.export.families.base import Network
 
 OPSET = 17
 UNCAST = "_float32"
@@ -32,54 +30,58 @@ class Interface:
     outputs: Mapping[str, Axes]
 
 
-def export_encoder(sam: Sam, *, keep_uncast: bool = False) -> onnx.ModelProto:
+def export_encoder(network: Network, *, keep_uncast: bool = False) -> onnx.ModelProto:
     """Trace the image encoder; ``keep_uncast`` appends the embedding in float32 to the outputs.
 
     With one version of torch, the same weights give the same model.
     """
-    size, embedding = sam.config.image_size, _embedding(sam)
-    interface = Interface(
-        inputs={"image": ("B", size, size, 3), "image_size": ("B", 2)},
-        outputs={**embedding, **{name + UNCAST: axes for name, axes in embedding.items()}},
-    )
-    image = torch.zeros(1, size, size, 3, dtype=torch.uint8)
-    image_size = torch.full((1, 2), size, dtype=torch.int32)
-    model = trace(EncoderGraph(sam), (image, image_size), interface)
+    size, embedding = network.shapes.image_size, _embedding(network)
+    inputs: dict[str, Axes] = {"image": ("B", size, size, 3)}
+    example = [torch.zeros(1, size, size, 3, dtype=torch.uint8)]
+    if not network.family.fills_frame:
+        inputs["image_size"] = ("B", 2)
+        example.append(torch.full((1, 2), size, dtype=torch.int32))
+    uncast = {name + UNCAST: axes for name, axes in embedding.items()}
+    interface = Interface(inputs, {**embedding, **uncast})
+    model = trace(network.encoder_graph(), tuple(example), interface)
     if not keep_uncast:
         del model.graph.output[len(embedding) :]
     return model
 
 
-def export_decoder(sam: Sam) -> onnx.ModelProto:
+def export_decoder(network: Network) -> onnx.ModelProto:
     """Trace prompt encoder and mask decoder as one graph, with dynamic axes B, P, N and M.
 
     With one version of torch, the same weights give the same model.
     """
-    side = sam.config.mask_size
+    side, masks = network.shapes.mask_size, network.family.mask_tokens
+    outputs: dict[str, Axes] = {
+        "low_res_logits": ("B", "P", masks, side, side),
+        "predicted_iou": ("B", "P", masks),
+    }
+    if network.family.object_score:
+        outputs["object_score_logits"] = ("B", "P", 1)
     interface = Interface(
         inputs={
-            **_embedding(sam),
+            **_embedding(network),
             "point_coords": ("B", "P", "N", 2),
             "point_labels": ("B", "P", "N"),
             "mask_input": ("B", "M", side, side),
         },
-        outputs={
-            "low_res_logits": ("B", "P", MASKS, side, side),
-            "predicted_iou": ("B", "P", MASKS),
-        },
+        outputs=outputs,
     )
     # All dynamic axes differ in the example, so that the trace cannot confuse them.
     example = (
-        *(torch.zeros(2, *shape, dtype=torch.float16) for shape in sam.config.embedding.values()),
+        *(torch.zeros(2, *axes, dtype=torch.float16) for axes in network.shapes.embedding.values()),
         torch.zeros(2, 3, 4, 2),
         torch.ones(2, 3, 4),
         torch.zeros(2, 1, side, side),
     )
-    return trace(DecoderGraph(sam), example, interface)
+    return trace(network.decoder_graph(), example, interface)
 
 
-def _embedding(sam: Sam) -> dict[str, Axes]:
-    return {name: ("B", *shape) for name, shape in sam.config.embedding.items()}
+def _embedding(network: Network) -> dict[str, Axes]:
+    return {name: ("B", *shape) for name, shape in network.shapes.embedding.items()}
 
 
 def trace(graph: nn.Module, example: tuple[Tensor, ...], interface: Interface) -> onnx.ModelProto:

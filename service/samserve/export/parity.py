@@ -16,10 +16,9 @@ import onnxruntime
 import torch
 
 from samserve.core.grid import point_grid
-from samserve.export.sam.graphs import DecoderGraph, EncoderGraph
-from samserve.export.sam.model import Sam
+from samserve.export.families.base import Network
 from samserve.models.digest import DIGEST_OUTPUT
-from samserve.models.families.base import Family, ImageTransform, Sides
+from samserve.models.families.base import Family, ImageTransform, MaskChoice, Sides
 from samserve.types import Array, FloatArray, Label, Parity, Size, UInt8Array
 
 POINTS_PER_SIDE = 4
@@ -55,6 +54,13 @@ class ParityCase:
     coords: FloatArray
     labels: FloatArray
 
+    def encoder_inputs(self) -> dict[str, Array]:
+        """Return the inputs of the image encoder by name, in the order of the graph."""
+        if self.family.fills_frame:
+            return {"image": self.image}
+        size = np.array([astuple(self.transform.resized)], dtype=np.int32)
+        return {"image": self.image, "image_size": size}
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelOutput:
@@ -86,22 +92,19 @@ def parity_case(image: UInt8Array, family: Family, sides: Sides) -> ParityCase:
     )
 
 
-def run_in_torch(sam: Sam, case: ParityCase) -> ModelOutput:
+def run_in_torch(network: Network, case: ParityCase) -> ModelOutput:
     """Run the networks of the checkpoint in PyTorch, without rounding the embedding."""
-    side = sam.config.mask_size
-    size = torch.tensor([astuple(case.transform.resized)], dtype=torch.int32)
+    side, names = network.shapes.mask_size, network.shapes.embedding
+    inputs = map(torch.from_numpy, case.encoder_inputs().values())
     with torch.no_grad():
-        encoded = EncoderGraph(sam)(torch.from_numpy(case.image), size)
-        uncast = encoded[len(sam.config.embedding) :]
-        logits, iou = DecoderGraph(sam)(
+        uncast = network.encoder_graph().eval()(*inputs)[len(names) :]
+        logits, iou, *_ = network.decoder_graph().eval()(
             *uncast,
             torch.from_numpy(case.coords),
             torch.from_numpy(case.labels),
             torch.zeros(1, 0, side, side),
         )
-    embedding = {
-        name: tensor.numpy() for name, tensor in zip(sam.config.embedding, uncast, strict=True)
-    }
+    embedding = {name: tensor.numpy() for name, tensor in zip(names, uncast, strict=True)}
     return ModelOutput(embedding, logits[0].numpy(), iou[0].numpy())
 
 
@@ -113,8 +116,7 @@ class ExportedModel:
 
     def run(self, case: ParityCase) -> ModelOutput:
         """Run the graphs as a server does."""
-        size = np.array([astuple(case.transform.resized)], dtype=np.int32)
-        inputs = {"image": case.image, "image_size": size}
+        inputs = case.encoder_inputs()
         names = [each.name for each in self._encoder.get_outputs() if each.name != DIGEST_OUTPUT]
         embedding = dict(zip(names, self._encoder.run(names, inputs), strict=True))
         side = case.transform.mask_side
@@ -176,8 +178,10 @@ def compare(
     """Compare the outputs of all images."""
     ious, changed, excluded, errors = [], [], [], []
     for case, right, ours in zip(cases, expected, actual, strict=True):
-        best = _best(right.iou, case.family)
-        changed.append(_best(ours.iou, case.family) != best)
+        family = case.family
+        best = [family.best_choice(iou) for iou in right.iou]
+        others = [family.best_choice(iou) for iou in ours.iou]
+        changed.append([one != other for one, other in zip(best, others, strict=True)])
         logits, other = _inside(right, best, case), _inside(ours, best, case)
         threshold = case.family.mask_threshold
         ious.append(_mask_iou(logits > threshold, other > threshold))
@@ -203,20 +207,17 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def _best(iou: FloatArray, family: Family) -> Array:
-    """Return the token with the highest predicted IoU of each prompt; NaN is never the highest."""
-    tokens = np.array(family.multimask_tokens)
-    best: Array = tokens[np.nan_to_num(iou[:, tokens], nan=-np.inf).argmax(1)]
-    return best
-
-
-def _inside(output: ModelOutput, tokens: Array, case: ParityCase) -> FloatArray:
-    """Crop the logits of one mask of each prompt to the image, without padding: ``[P, h, w]``."""
+def _inside(output: ModelOutput, best: Sequence[MaskChoice], case: ParityCase) -> FloatArray:
+    """Return the logits of each prompt's best mask, cropped to the image: ``[P, h, w]``."""
     transform = case.transform
     step = transform.model_side // transform.mask_side
     height, width = (-(-side // step) for side in astuple(transform.resized))
-    chosen: FloatArray = output.logits[np.arange(len(tokens)), tokens, :height, :width]
-    return chosen
+    return np.stack(
+        [
+            choice.logits(logits)[:height, :width]
+            for choice, logits in zip(best, output.logits, strict=True)
+        ]
+    )
 
 
 def _empty_or_full(one: Array, other: Array) -> Array:

@@ -16,14 +16,14 @@ import torch
 
 from samserve import __version__
 from samserve.export import parity
-from samserve.export.checkpoint import open_sam
+from samserve.export.checkpoint import open_network
 from samserve.export.errors import ExportError
+from samserve.export.families.base import Network
 from samserve.export.half import halve
 from samserve.export.images import read_images
 from samserve.export.onnx_export import export_decoder, export_encoder
 from samserve.export.overlays import PLAIN, Overlays
 from samserve.export.parity import ExportedModel, ModelOutput, ParityCase
-from samserve.export.sam.model import Sam
 from samserve.export.sources.files import shown
 from samserve.export.sources.source import Source
 from samserve.export.staging import staging
@@ -34,7 +34,7 @@ from samserve.export.triton_repository import (
     stage_bundle,
     write_configs,
 )
-from samserve.models import card, families
+from samserve.models import card
 from samserve.types import ModelCard, Parity
 
 DEFAULT_MIN_IOU = 0.99
@@ -94,59 +94,60 @@ def export(
 ) -> Exported:
     """Export the checkpoint *spec* to the models ``<name>_encoder`` and ``<name>_decoder``.
 
-    *spec* is as for `open_sam`; *report* is called with a line for each step.  Raises `ExportError`
-    with a text of one line for an invalid checkpoint, and if the parity check fails.
+    *spec* is as for `open_network`; *report* is called with a line for each step.  Raises
+    `ExportError` with a text of one line for an invalid checkpoint, and if the parity check fails.
     """
     images = read_images(options.images) if options.check_parity else []
     report(f"reading {shown(str(spec))}")
-    sam, source = open_sam(spec, options.revision)
-    variant = _variant(sam, source, options)
-    name = options.name or default_name(variant, source)
+    network, source = open_network(spec, options.revision)
+    _check_variant(network, source, options)
+    name = options.name or default_name(network, source)
     check_name(name)
-    cases = [parity.parity_case(image, families.SAM1, sam.config) for image in images]
-    expected = _reference(sam, cases, report)
+    cases = [parity.parity_case(image, network.family, network.shapes) for image in images]
+    expected = _reference(network, cases, report)
     with staging(options.repository) as stage:
-        bundle = _trace(sam, stage.folder, name, options.precision, report)
+        bundle = _trace(network, stage.folder, name, options.precision, report)
         figures = _compare(bundle, cases, expected, options, report) if cases else None
-        model_card = _card(variant, source, options, figures)
-        text = options.description or f"Segment Anything ({variant}) from {source.name}"
-        parameters = card.to_parameters(model_card)
-        description = Description(text, families.SAM1, parameters, options.overlays)
+        model_card = _card(network, source, options, figures)
+        text = options.description or f"{network.title} ({network.variant}) from {source.name}"
+        parameters = {**network.parameters, **card.to_parameters(model_card)}
+        description = Description(text, network.family, parameters, options.overlays)
         digest = write_configs(bundle, description)
         stage.publish(bundle.folders)
     folders = tuple(options.repository / folder for folder in bundle.folders)
     return Exported(name, digest, folders, model_card)
 
 
-def default_name(variant: str, source: Source) -> str:
+def default_name(network: Network, source: Source) -> str:
     """Return a name from the variant, such as ``sam_vit_b``; for a custom size, from the source."""
-    if variant == "mobile":
-        return "mobile_sam"
-    if variant != "custom":
-        return f"sam_{variant}"
+    if network.name:
+        return network.name
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(source.name).stem).strip("_.-") or "sam"
 
 
-def _variant(sam: Sam, source: Source, options: ExportOptions) -> str:
-    variant = sam.config.variant
-    if options.variant and variant != options.variant:
-        raise ExportError(f"{source.name} is a SAM of variant {variant}, not {options.variant}")
-    return variant
+def _check_variant(network: Network, source: Source, options: ExportOptions) -> None:
+    if options.variant and network.variant != options.variant:
+        raise ExportError(
+            f"{source.name} has a model of the variant {network.variant}, not {options.variant}"
+        )
 
 
-def _reference(sam: Sam, cases: list[ParityCase], report: Report) -> list[ModelOutput]:
+def _reference(network: Network, cases: list[ParityCase], report: Report) -> list[ModelOutput]:
     if cases:
         report(f"running {len(cases)} images in PyTorch")
-    return [parity.run_in_torch(sam, case) for case in cases]
+    return [parity.run_in_torch(network, case) for case in cases]
 
 
-def _trace(sam: Sam, folder: Path, name: str, precision: Precision, report: Report) -> StagedBundle:
+def _trace(
+    network: Network, folder: Path, name: str, precision: Precision, report: Report
+) -> StagedBundle:
     report("tracing the mask decoder")
-    decoder = export_decoder(sam)
+    decoder = export_decoder(network)
     report(f"tracing the image encoder, {precision.value}")
     if precision is Precision.FP16:
-        halve(sam.image_encoder)
-    return stage_bundle(folder, name, {"encoder": export_encoder(sam), "decoder": decoder})
+        for module in network.encoder_modules():
+            halve(module)
+    return stage_bundle(folder, name, {"encoder": export_encoder(network), "decoder": decoder})
 
 
 def _compare(
@@ -171,14 +172,14 @@ def _compare(
 
 
 def _card(
-    variant: str, source: Source, options: ExportOptions, figures: Parity | None
+    network: Network, source: Source, options: ExportOptions, figures: Parity | None
 ) -> ModelCard:
     return ModelCard(
-        variant=variant,
+        variant=network.variant,
         source=source.name,
         source_revision=source.revision,
         source_sha256=source.sha256,
-        source_format=f"{source.naming.value}, {source.dtype}",
+        source_format=f"{network.naming.value}, {source.dtype}",
         precision=options.precision.value,
         exporter=f"samserve {__version__}, torch {torch.__version__.partition('+')[0]}",
         parity=figures,

@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from samserve.export.families.base import PIXEL_MEAN, PIXEL_STD
 from samserve.export.sam.model import Sam
-
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
-"""For R, G and B, in 0..255."""
 
 
 class EncoderGraph(nn.Module):

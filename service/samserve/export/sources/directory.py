@@ -13,19 +13,25 @@ CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In the order of preference; each may be split into shards that an index lists."""
 
-MODEL_TYPE = "sam"
+MODEL_TYPES = ("sam", "sam2", "sam2_video", "edgetam", "edgetam_video", "sam_hq")
+"""Types of models that can be exported; of a video model, its networks for images."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration of a model.  Raises `ExportError` if it is of another type."""
+    config = _read_json(folder / CONFIG)
+    found = config.get("model_type")
+    if found not in MODEL_TYPES:
+        kind = f"type {shown(repr(found))}" if found else "unknown type"
+        raise ExportError(
+            f"{shown(folder.name)} has a model of {kind}; expected one of {', '.join(MODEL_TYPES)}"
+        )
+    return config
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files with a SAM's weights.
-
-    Raises `ExportError` if there are none, or if the configuration is that of another model.
-    """
+    """Return the files with the weights of a model.  Raises `ExportError` if there are none."""
     name = shown(folder.name)
-    found = _read_json(folder / CONFIG).get("model_type")
-    if found != MODEL_TYPE:
-        kind = f"type {shown(repr(found))}" if found else "unknown type"
-        raise ExportError(f"{name} has a model of {kind}; only {MODEL_TYPE!r} is supported")
     for file in WEIGHTS:
         if (folder / file).is_file():
             return [folder / file]

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from samserve.export.errors import ExportError
 from samserve.export.sources import hub
-from samserve.export.sources.directory import CONFIG, read_files, weight_files
+from samserve.export.sources.directory import CONFIG, read_config, read_files, weight_files
 from samserve.export.sources.files import State, shown
-from samserve.export.sources.naming import Naming, original_names
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """The content of a checkpoint: tensors by their stored names and in their stored types.
+
+    ``config`` is the configuration of the transformers library next to the weights, None for a
+    single file.
+    """
+
+    tensors: State
+    config: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +43,11 @@ class Source:
     name: str
     revision: str
     sha256: str
-    naming: Naming
     dtype: str
 
 
-def open_source(spec: str | Path, revision: str | None = None) -> tuple[State, Source]:
-    """Read the tensors of *spec*, in their stored types, under the original names.
+def open_source(spec: str | Path, revision: str | None = None) -> tuple[Checkpoint, Source]:
+    """Read the tensors of *spec*, in their stored types and under their stored names.
 
     An existing file or directory takes precedence over a name on the hub, and has no *revision*.
     Raises `ExportError`.
@@ -51,11 +62,11 @@ def open_source(spec: str | Path, revision: str | None = None) -> tuple[State, S
             raise ExportError(
                 f"{shown(name)} is a local path; only models on the hub have revisions"
             )
-        tensors, sha256 = _read(path, shown(name))
+        checkpoint, sha256 = _read(path, shown(name))
     except OSError as error:
         raise ExportError(f"{shown(name)} cannot be read: {error.strerror or error}") from error
-    naming, state = original_names(tensors)
-    return state, Source(shown(name), commit, sha256, naming, _narrowest(state.values()))
+    dtype = _narrowest(checkpoint.tensors.values())
+    return checkpoint, Source(shown(name), commit, sha256, dtype)
 
 
 def _fetch(spec: str | Path, revision: str | None) -> tuple[Path, str]:
@@ -66,11 +77,12 @@ def _fetch(spec: str | Path, revision: str | None) -> tuple[Path, str]:
     return hub.fetch(str(spec), revision)
 
 
-def _read(path: Path, name: str) -> tuple[State, str]:
-    """Read a file or directory; return its tensors and its SHA-256."""
+def _read(path: Path, name: str) -> tuple[Checkpoint, str]:
+    """Read a file or directory; return its content and its SHA-256."""
     is_folder = path.is_dir()
     if not is_folder and not path.is_file():
         raise ExportError(f"{name} is neither a file nor a directory")
+    config = read_config(path) if is_folder else None
     weights = weight_files(path) if is_folder else [path]
     files = sorted([*weights, path / CONFIG]) if is_folder else weights
     before = [_fingerprint(file) for file in files]
@@ -78,7 +90,7 @@ def _read(path: Path, name: str) -> tuple[State, str]:
     tensors = read_files(weights, name)
     if [_fingerprint(file) for file in files] != before:
         raise ExportError(f"{name} changed while it was read")
-    return tensors, _digest(files, sums) if is_folder else sums[0]
+    return Checkpoint(tensors, config), _digest(files, sums) if is_folder else sums[0]
 
 
 def _digest(files: list[Path], sums: list[str]) -> str:

@@ -199,6 +199,10 @@ class Family(ABC):
         iou = np.nan_to_num(predicted_iou[list(self.multimask_tokens)], nan=-np.inf)
         return self.multimask_tokens[int(np.argmax(iou))]
 
+    def best_choice(self, predicted_iou: FloatArray) -> MaskChoice:
+        """Return the best mask of an ambiguous prompt, for the comparison of exported models."""
+        return MaskChoice.of(self.best_multimask(predicted_iou))
+
     @abstractmethod
     def upsampling(self, transform: ImageTransform) -> Upsampling:
         """Return how low-res logits become pixels of the image (or crop)."""

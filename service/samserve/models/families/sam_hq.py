@@ -22,6 +22,11 @@ class SamHq(Sam1):
         """Return the largest number of masks that are returned for a prompt."""
         return super().masks_per_prompt(selection) if selection.hq_mode is HqMode.OFF else 1
 
+    def best_choice(self, predicted_iou: FloatArray) -> MaskChoice:
+        """Return the sum of the best multimask output and token 4."""
+        best = self.best_multimask(predicted_iou)
+        return MaskChoice(HQ_TOKEN, best, (best, HQ_TOKEN))
+
     def choose(
         self,
         selection: MaskSelection,

@@ -1,25 +1,16 @@
-"""Naming schemes of checkpoints, and the conversion to the names of the original ones."""
+"""Naming schemes of SAM 1 checkpoints, and the conversion to the original names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
 from samserve.export.errors import ExportError
-from samserve.export.sam.graphs import PIXEL_MEAN, PIXEL_STD
+from samserve.export.families.base import PIXEL_MEAN, PIXEL_STD, Naming, without_prefix
 from samserve.export.sources.files import State, shown
-
-
-class Naming(StrEnum):
-    """Naming scheme of the tensors."""
-
-    ORIGINAL = "original"
-    TRANSFORMERS = "transformers"
-
 
 OTHER_FAMILIES: Mapping[str, str] = {
     r"mask_decoder\.(hf_token|hf_mlp|hq_token|hq_mask_mlp)\.": "SAM-HQ",
@@ -92,7 +83,8 @@ def original_names(tensors: Mapping[str, Tensor]) -> tuple[Naming, State]:
 
     Tensors that a SAM does not use are removed.  Raises `ExportError` for other families of models.
     """
-    state = _without_prefix(dict(tensors))
+    # The prefix that data-parallel training adds to every name.
+    state = without_prefix(tensors, "module.")
     naming = _naming(state)
     if naming is Naming.TRANSFORMERS:
         _untie(state)
@@ -113,14 +105,6 @@ def _naming(state: State) -> Naming:
             return naming
     names = ", ".join(list(state)[:3])
     raise ExportError(f"this is not a SAM: its {len(state)} tensors are named {shown(names)} ...")
-
-
-def _without_prefix(state: State) -> State:
-    """Remove the prefix that data-parallel training adds to every name."""
-    prefix = "module."
-    if state and all(key.startswith(prefix) for key in state):
-        return {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
 
 
 def _untie(state: State) -> None:
