@@ -55,10 +55,11 @@ def figures(case: ParityCase, right: ModelOutput, found: ModelOutput) -> Parity:
 
 
 def test_prompts_are_inside_the_image(case: ParityCase) -> None:
-    corners = case.coords[case.labels > 0]
+    corners = np.concatenate([coords[labels > 0] for coords, labels in case.prompts])
 
-    assert case.coords.shape == (1, PROMPTS_PER_IMAGE, 2, 2)
-    assert sorted(set(case.labels.ravel().tolist())) == [-1, 1, 2, 3]
+    assert sum(labels.shape[1] for _, labels in case.prompts) == PROMPTS_PER_IMAGE
+    assert {coords.shape[2:] for coords, _ in case.prompts} == {(2, 2)}
+    assert [sorted(set(labels.ravel().tolist())) for _, labels in case.prompts] == [[-1, 1], [2, 3]]
     assert corners.min() >= 0
     assert corners[:, 0].max() <= 1024
     assert 440 < corners[:, 1].max() <= 480

@@ -46,13 +46,15 @@ BOUNDS = {"fp32": Bounds(embedding=1e-3, logits=5e-3), "fp16": Bounds(embedding=
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ParityCase:
-    """An image in the model frame, uint8 ``[1, side, side, 3]``, and prompts on it."""
+    """An image in the model frame, uint8 ``[1, side, side, 3]``, and prompts on it.
+
+    ``prompts`` are coordinates ``[1, P, N, 2]`` and labels ``[1, P, N]``, one pair for each N.
+    """
 
     family: Family
     transform: ImageTransform
     image: UInt8Array
-    coords: FloatArray
-    labels: FloatArray
+    prompts: tuple[tuple[FloatArray, FloatArray], ...]
 
     def encoder_inputs(self) -> dict[str, Array]:
         """Return the inputs of the image encoder by name, in the order of the graph."""
@@ -80,32 +82,36 @@ def parity_case(image: UInt8Array, family: Family, sides: Sides) -> ParityCase:
     half = scale / BOXES_PER_SIDE * 0.75
     boxes = np.concatenate([np.maximum(centres - half, 0), np.minimum(centres + half, scale)], 1)
     points = point_grid(POINTS_PER_SIDE) * scale
-    prompts = [family.prompt(point, [Label.FOREGROUND], None) for point in points]
-    prompts += [family.prompt(np.empty((0, 2)), [], box) for box in boxes]
-    coords, labels = zip(*prompts, strict=True)
+    with_point = [family.prompt(point, [Label.FOREGROUND], None) for point in points]
+    with_box = [family.prompt(np.empty((0, 2)), [], box) for box in boxes]
     return ParityCase(
         family=family,
         transform=transform,
         image=family.place(image, transform)[None],
-        coords=np.stack(coords)[None],
-        labels=np.stack(labels)[None],
+        prompts=(_stack(with_point), _stack(with_box)),
     )
+
+
+def _stack(prompts: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
+    coords, labels = zip(*prompts, strict=True)
+    return np.stack(coords)[None], np.stack(labels)[None]
 
 
 def run_in_torch(network: Network, case: ParityCase) -> ModelOutput:
     """Run the networks of the checkpoint in PyTorch, without rounding the embedding."""
     side, names = network.shapes.mask_size, network.shapes.embedding
-    inputs = map(torch.from_numpy, case.encoder_inputs().values())
+    inputs = [torch.tensor(each) for each in case.encoder_inputs().values()]
+    no_masks = torch.zeros(1, 0, side, side)
     with torch.no_grad():
         uncast = network.encoder_graph().eval()(*inputs)[len(names) :]
-        logits, iou, *_ = network.decoder_graph().eval()(
-            *uncast,
-            torch.from_numpy(case.coords),
-            torch.from_numpy(case.labels),
-            torch.zeros(1, 0, side, side),
-        )
+        decoder = network.decoder_graph().eval()
+        outputs = [
+            decoder(*uncast, torch.from_numpy(coords), torch.from_numpy(labels), no_masks)[:2]
+            for coords, labels in case.prompts
+        ]
     embedding = {name: tensor.numpy() for name, tensor in zip(names, uncast, strict=True)}
-    return ModelOutput(embedding, logits[0].numpy(), iou[0].numpy())
+    logits, iou = (torch.cat(parts, 1)[0].numpy() for parts in zip(*outputs, strict=True))
+    return ModelOutput(embedding, logits, iou)
 
 
 class ExportedModel:
@@ -120,17 +126,22 @@ class ExportedModel:
         names = [each.name for each in self._encoder.get_outputs() if each.name != DIGEST_OUTPUT]
         embedding = dict(zip(names, self._encoder.run(names, inputs), strict=True))
         side = case.transform.mask_side
-        logits, iou = self._decoder.run(
-            ["low_res_logits", "predicted_iou"],
-            {
-                **embedding,
-                "point_coords": case.coords,
-                "point_labels": case.labels,
-                "mask_input": np.zeros((1, 0, side, side), dtype=np.float32),
-            },
-        )
+        no_masks = np.zeros((1, 0, side, side), dtype=np.float32)
+        outputs = [
+            self._decoder.run(
+                ["low_res_logits", "predicted_iou"],
+                {
+                    **embedding,
+                    "point_coords": coords,
+                    "point_labels": labels,
+                    "mask_input": no_masks,
+                },
+            )
+            for coords, labels in case.prompts
+        ]
+        logits, iou = (np.concatenate(parts, 1)[0] for parts in zip(*outputs, strict=True))
         embedding32 = {name: tensor.astype(np.float32) for name, tensor in embedding.items()}
-        return ModelOutput(embedding32, logits[0], iou[0])
+        return ModelOutput(embedding32, logits, iou)
 
 
 @dataclass(frozen=True, slots=True)
