@@ -19,7 +19,7 @@ from fuzz.target import Rejected
 
 _VALID_CHECKSUM, _BUILD = 1, 2
 _PREFIX_BYTES = 40
-_MAGIC_AND_FORMAT = b"samserve\1\0"
+_MAGIC_AND_FORMAT = b"samserve\2\0"
 _KEY = b"samserve:{tenant}:embedding"
 _FACTS = EmbeddingFacts(Size(6, 9), "fake", "d" * 64, "sam-1")
 WORDS = (
@@ -75,7 +75,12 @@ def with_valid_checksum(key: bytes, value: bytes) -> bytes:
 
 
 def build_value(
-    key: bytes, header: bytes, payload: bytes, *, version: int = 1, reserved: int = 0
+    key: bytes,
+    header: bytes,
+    payload: bytes,
+    *,
+    version: int = value_format.FORMAT,
+    reserved: int = 0,
 ) -> bytes:
     """Return a value of any content with correct lengths and checksum."""
     prefix = struct.pack("<8sHHIQ16x", b"samserve", version, reserved, len(header), len(payload))

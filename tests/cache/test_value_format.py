@@ -25,14 +25,14 @@ KEY = b"samserve:{acme}:0123"
 FACTS = EmbeddingFacts(Size(480, 640), "sam_b", "d1", "v1")
 PREFIX, MARK = 40, 10
 DTYPES = ("<f2", "<f4", "<f8", "i1", "u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8")
-# Format 1, byte for byte.  If this test fails, gateways of two versions would misread each other's
+# Format 2, byte for byte.  If this test fails, gateways of two versions would misread each other's
 # values: increment `value_format.FORMAT` instead of changing these bytes.
 GOLDEN_TENSORS = {
     "image_embedding": np.array([[1.0, -2.0, 0.5]], "<f2"),
     "scale": np.array(7, "<u4"),
 }
 GOLDEN = bytes.fromhex(
-    "73616d736572766501000000fc000000440000000000000076f93216e75ac1d37072bc8398a8e3887b22696d"
+    "73616d736572766502000000fc0000004400000000000000f9d1cc5399822ead49f55442be22cc387b22696d"
     "6167655f686569676874223a3438302c22696d6167655f7769647468223a3634302c226d6f64656c5f646967"
     "657374223a226431222c226d6f64656c5f6e616d65223a2273616d5f62222c2270726570726f63657373696e"
     "67223a227631222c2274656e736f7273223a5b7b226474797065223a226632222c226e616d65223a22696d61"
@@ -176,7 +176,7 @@ def test_layout_of_the_golden_value() -> None:
     document = json.loads(GOLDEN[PREFIX : PREFIX + header])
     payload = GOLDEN[PREFIX + header :]
 
-    assert GOLDEN[:12] == b"samserve\1\0\0\0"
+    assert GOLDEN[:12] == b"samserve\2\0\0\0"
     assert int.from_bytes(GOLDEN[16:24], "little") == len(payload) == 68
     assert [tensor["offset"] for tensor in document["tensors"]] == [0, 64]
     assert payload == GOLDEN_TENSORS["image_embedding"].tobytes() + bytes(58) + b"\7\0\0\0"
@@ -303,20 +303,20 @@ def test_a_value_is_valid_for_its_key_only() -> None:
 
 
 @given(
-    st.sampled_from([b"", b"samserve\1\0", b"samserve\1\0\0\0"]),
+    st.sampled_from([b"", b"samserve\2\0", b"samserve\2\0\0\0"]),
     st.binary(max_size=200),
     st.booleans(),
 )
 def test_random_bytes_are_no_embedding(start: bytes, rest: bytes, valid: bool) -> None:
     value = with_valid_checksum(KEY, start + rest) if valid else start + rest
 
-    assert refusal(value) is (CorruptValue if value.startswith(b"samserve\1\0") else FormatMismatch)
+    assert refusal(value) is (CorruptValue if value.startswith(b"samserve\2\0") else FormatMismatch)
 
 
 # Other formats.
 
 
-@pytest.mark.parametrize("version", [0, 2, 3, 256, 257, 2**16 - 1])
+@pytest.mark.parametrize("version", [0, 1, 3, 256, 257, 2**16 - 1])
 def test_values_of_other_versions_are_a_format_mismatch(version: int) -> None:
     mark = b"samserve" + version.to_bytes(2, "little")
     rest = small()[MARK:]
@@ -330,7 +330,7 @@ def test_values_of_other_versions_are_a_format_mismatch(version: int) -> None:
         assert refusal(value) is FormatMismatch
 
 
-@pytest.mark.parametrize("value", [b"", b"42", b"samserv", b"samserve\1", b"\x80\x04}\x94." * 50])
+@pytest.mark.parametrize("value", [b"", b"42", b"samserv", b"samserve\2", b"\x80\x04}\x94." * 50])
 def test_values_of_other_programs_are_a_format_mismatch(value: bytes) -> None:
     assert refusal(value) is FormatMismatch
 

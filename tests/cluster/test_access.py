@@ -301,7 +301,8 @@ async def use_all_commands(gateway: GatewayCache, name: str, owner: Node) -> Non
     assert await cache.check(embedding) is Presence.DELETED
     marker = await cache.deletion_marker(embedding)
     assert (await cache.put(embedding, data, 60, marker=marker, durable=True)).own_value
-    run_on(owner, "HSET", stored, "v1", data[:-1] + bytes([data[-1] ^ 1]))
+    first = run_on(owner, "HGET", stored, "v2")
+    run_on(owner, "HSET", stored, "v2", first[:-1] + bytes([first[-1] ^ 1]))
     with pytest.raises(EmbeddingNotFound):
         await cache.get(embedding, lambda value: True)
     assert not run_on(owner, "EXISTS", stored)

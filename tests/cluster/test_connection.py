@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import secrets
 import socket
 from contextlib import aclosing, suppress
 from typing import Any
 
+import numpy as np
 import pytest
 from samserve.cache.shared.base import Batch
 from samserve.cache.shared.redis.credentials import Credentials
@@ -116,3 +118,33 @@ async def test_a_broken_connection_is_not_retried() -> None:
                 await node.run(Batch([("PING",)]))
         await until(closed.is_set)
     assert len(opened) == 1
+
+
+async def test_large_values_are_sent_in_portions_between_which_other_tasks_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    value = bytearray(np.random.default_rng(0).bytes((1 << 20) + 12_345))
+    events: list[int] = []
+    write = asyncio.StreamWriter.writelines
+
+    def recorded(writer: asyncio.StreamWriter, pieces: list[memoryview]) -> None:
+        events.append(sum(map(len, pieces)))
+        write(writer, pieces)
+
+    async def other_task() -> None:
+        while True:
+            events.append(0)
+            await asyncio.sleep(0)
+
+    async with single_server() as port, aclosing(node_client(port)) as node:
+        await node.run(Batch([("PING",)]))
+        monkeypatch.setattr(asyncio.StreamWriter, "writelines", recorded)
+        other = asyncio.create_task(other_task())
+        replies = await node.run(Batch([("SET", "x", value), ("GET", "x"), ("SET", "y", b"1")]))
+        other.cancel()
+
+    assert replies == [b"OK", value, b"OK"]
+    sent = [each for each in events if each]
+    assert len(value) < sum(sent) < len(value) + 200
+    assert max(sent) <= 256 << 10
+    assert all(0 in pair for pair in itertools.pairwise(events))

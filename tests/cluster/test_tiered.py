@@ -313,9 +313,9 @@ async def test_a_corrupt_value_is_counted_and_removed(
     await one.put(A)
     name = one.shared.name(A)
     server = cluster.client(cluster.owner_of(name))
-    value = bytearray(server.hget(name, "v1"))
+    value = bytearray(server.hget(name, "v2"))
     value[-1] ^= 1
-    server.hset(name, "v1", bytes(value))
+    server.hset(name, "v2", bytes(value))
 
     assert await other.get(A) is None
     assert other.count("requests", tier="shared", result="corrupt") == 1
@@ -338,12 +338,12 @@ async def test_values_of_other_formats_and_models_are_neither_used_nor_removed(
     one, other = pair
     name = one.shared.name(A)
     server = cluster.client(cluster.owner_of(name))
-    server.hset(name, mapping={"v2": b"of the next version", "s2": b"x"})
+    server.hset(name, mapping={"v3": b"of the next version", "s3": b"x"})
     assert await other.get(A) is None
     assert other.count("requests", tier="shared", result="format_mismatch") == 1
 
     await one.put(A, 4.0)
-    assert server.hget(name, "v2") == b"of the next version"
+    assert server.hget(name, "v3") == b"of the next version"
     assert await other.get(A) == 4.0
 
     for changed in (
@@ -355,7 +355,7 @@ async def test_values_of_other_formats_and_models_are_neither_used_nor_removed(
         async with open_cache(nodes, models={changed.name: changed}) as reader:
             assert await reader.get(A) is None
             assert reader.count("requests", tier="shared", result="model_mismatch") == 1
-    assert server.hexists(name, "v1")
+    assert server.hexists(name, "v2")
 
 
 async def test_a_key_of_another_type_is_an_outage_and_does_not_fail_publish(
@@ -497,11 +497,11 @@ async def test_values_with_invalid_bytes_are_removed(
     copied = value_format.encode(elsewhere, FACTS, tensors(9.0))
     corrupt = (b"", b"\0" * 100, b"samserve", copied, copied[:-1], copied + b"\0")
     for data in corrupt:
-        server.hset(name, mapping={"v1": data, "s1": value_format.checksum(data)})
+        server.hset(name, mapping={"v2": data, "s2": value_format.checksum(data)})
         assert await other.get(A) is None
         assert not server.exists(name)
     # Also without a checksum field.
-    server.hset(name, "v1", b"samserve\1\0 nonsense")
+    server.hset(name, "v2", b"samserve\2\0 nonsense")
     assert await other.get(A) is None
     assert not server.exists(name)
     assert other.count("requests", tier="shared", result="corrupt") == len(corrupt) + 1
@@ -530,7 +530,7 @@ async def test_a_write_does_not_shorten_the_time_to_live_of_another_format(
     async with open_cache(nodes, ttl_s=5) as one:
         name = one.shared.name(A)
         server = cluster.client(cluster.owner_of(name))
-        server.hset(name, mapping={"v2": b"next", "s2": b"x"})
+        server.hset(name, mapping={"v3": b"next", "s3": b"x"})
         server.pexpire(name, 3_600_000)
         await one.put(A)
         assert server.pttl(name) > 3_000_000

@@ -26,8 +26,8 @@ def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(package, folder / "samserve", ignore=shutil.ignore_patterns("__pycache__"))
     file = folder / "samserve" / "cache" / "shared" / "value_format.py"
     text = file.read_text()
-    assert text.count("\nFORMAT = 1\n") == 1
-    file.write_text(text.replace("\nFORMAT = 1\n", "\nFORMAT = 2\n"))
+    assert text.count("\nFORMAT = 2\n") == 1
+    file.write_text(text.replace("\nFORMAT = 2\n", "\nFORMAT = 3\n"))
     return folder
 
 
@@ -56,7 +56,7 @@ async def test_each_version_uses_its_own_values_and_keeps_those_of_others(
         for number in NUMBERS:
             await olds.embed(number)
         written = fields(cluster)
-        assert {field for _, field in written} == {b"v1"}
+        assert {field for _, field in written} == {b"v2"}
 
         # The id of a value of the other version is a miss, and is counted.
         news.ids = dict(olds.ids)

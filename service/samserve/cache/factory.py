@@ -12,6 +12,7 @@ from samserve.cache.shared.cache import SharedCache
 from samserve.cache.shared.presence import SharedPresence
 from samserve.cache.shared.redis.cluster import ClusterClient
 from samserve.cache.shared.redis.credentials import Credentials, open_cache_credentials
+from samserve.cache.sizing import check_sizes
 from samserve.cache.tiered import TieredCache
 from samserve.memory.anonymous import Allocate
 from samserve.settings import Settings
@@ -39,8 +40,10 @@ async def open_cache(
     """Open the cache while the block runs, and keep reconnecting to unavailable nodes.
 
     *allocate* maps the memory, *models* returns the models that are served now, and *quota* the
-    bytes of the local tier that a tenant may use.
+    bytes of the local tier that a tenant may use.  Raises `Misconfigured` if an embedding of a
+    served model does not fit.
     """
+    check_sizes(settings.cache, models())
     ttl_s, shared_settings = settings.cache.ttl_s, settings.cache.shared
     new_local = partial(
         LocalCache, settings.cache.local.capacity_bytes, ttl_s, quota=quota, allocate=allocate

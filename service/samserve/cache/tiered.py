@@ -21,6 +21,7 @@ from samserve.cache.shared.presence import SharedPresence
 from samserve.cache.shared.value_format import Value
 from samserve.errors import CacheUnavailable, EmbeddingNotFound, Overloaded, SamserveError
 from samserve.memory.slot import Slot
+from samserve.scheduling.offload import copying
 from samserve.scheduling.single_flight import SingleFlight
 from samserve.types import (
     CacheStats,
@@ -218,8 +219,11 @@ class TieredCache:
         cached = await self._shared.get(key, self._usable)
         value = cached.value
         slot = await self._local.reserve(key, value.facts, value.specs, since=epoch)
+        copied = asyncio.create_task(copying(slot.nbytes, value.copy_into, slot.tensors))
+        slot.pending_writes.append(copied)
         try:
-            value.copy_into(slot.tensors)
+            # A cancelled call does not stop the thread that writes to the slot.
+            await asyncio.shield(copied)
         except BaseException:
             await self._local.discard(slot)
             raise
@@ -278,7 +282,10 @@ class TieredCache:
         marker: bytes = b"",
         durable: bool = False,
     ) -> PutResult:
-        data = value_format.encode(self._shared.name(key), embedding.facts, embedding.tensors)
+        nbytes = sum(tensor.nbytes for tensor in embedding.tensors.values())
+        name, facts = self._shared.name(key), embedding.facts
+        # If the call is cancelled, the slot may be reused meanwhile; the value is then discarded.
+        data = await copying(nbytes, value_format.encode, name, facts, embedding.tensors)
         return await self._shared.put(key, data, ttl_s, marker=marker, durable=durable)
 
     async def _adopt(self, stack: AsyncExitStack, key: EmbeddingKey) -> Embedding | None:

@@ -1,10 +1,18 @@
 """The rule for which work is small enough to run on the event loop.
 
 Switching to a thread and back costs about 0.1 ms of CPU.  Work that takes at most a few times as
-long runs on the event loop, anything larger in a thread (`thread_pools.Workers.run_unless`).
+long runs on the event loop, anything larger in a thread (`thread_pools.Workers.run_unless`, or
+`copying` for work that belongs to no call).
 """
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_ITEMS = 4
 """Prompts to parse or masks to serialize, each about 0.05 ms of Python."""
@@ -12,6 +20,9 @@ MAX_NUMBERS = 64
 """Points to parse or runs to serialize, over all items, each about 0.005 ms of Python."""
 MAX_BYTES = 64 << 10
 """Bytes of messages that protobuf parses; bytes that are only copied are not counted."""
+MAX_COPIED_BYTES = 1 << 20
+"""Bytes to copy or to hash.  In new memory, whose pages the system clears first, this takes about
+half a millisecond."""
 
 
 def is_quick(*, items: int = 0, numbers: int = 0, nbytes: int = 0) -> bool:
@@ -21,3 +32,14 @@ def is_quick(*, items: int = 0, numbers: int = 0, nbytes: int = 0) -> bool:
     function is not meant for it.
     """
     return items <= MAX_ITEMS and numbers <= MAX_NUMBERS and nbytes <= MAX_BYTES
+
+
+async def copying(nbytes: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call *function*, which copies or hashes *nbytes*; if they are many, in a thread.
+
+    Cancelling this does not stop the thread: if *function* writes, run this as a task, shield it,
+    and keep the memory until the task is done.
+    """
+    if nbytes <= MAX_COPIED_BYTES:
+        return function(*args, **kwargs)
+    return await asyncio.to_thread(function, *args, **kwargs)

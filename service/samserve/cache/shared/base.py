@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Protocol, TypeAlias
 
-Command: TypeAlias = tuple[bytes | str | int, ...]
+Command: TypeAlias = tuple[bytes | bytearray | memoryview | str | int, ...]
 """A command of Redis or Valkey and its arguments."""
 
 Reply: TypeAlias = Any

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import time
 from collections.abc import Callable
@@ -18,11 +17,17 @@ import structlog
 from samserve.cache.base import not_found
 from samserve.cache.shared import durability, value_format
 from samserve.cache.shared.base import Batch, CacheServers, Command, ErrorReply, Reply
+from samserve.cache.shared.pieces import (
+    PIECE_BYTES,
+    Stored,
+    following,
+    found_fields,
+    put_commands,
+)
 from samserve.cache.shared.scripts import (
     CHECKSUM,
     DELETE,
     OPTIONAL,
-    PUT,
     REMOVE,
     RENEW,
     VALUE,
@@ -31,6 +36,7 @@ from samserve.cache.shared.scripts import (
 )
 from samserve.cache.shared.value_format import UnusableValue, Value
 from samserve.errors import CacheUnavailable, EmbeddingNotFound
+from samserve.scheduling.offload import copying
 from samserve.settings import SharedCacheSettings
 from samserve.system.background import supervised
 from samserve.telemetry.metrics.cache import CacheMetrics
@@ -84,8 +90,6 @@ class SharedCache:
         self._settings = settings
         self._metrics = metrics
         self._log = structlog.get_logger("samserve.cache")
-        # The assumed size of a read, which is unknown in advance.
-        self._largest = 4 << 20
         self._channel = f"{settings.key_prefix}:deleted".encode()
         # When each kind of failure was logged last.
         self._logged_at: dict[str, float] = {}
@@ -132,18 +136,17 @@ class SharedCache:
         A corrupt value is read again over a new connection, and removed if it is corrupt in the
         cluster.  A value of another format or model is neither used nor removed.
         """
-        data, ttl_s = await self._fetch(key)
+        stored = await self._fetch(key)
         try:
-            value = value_format.parse(self.name(key), data)
+            value = await self._parse(key, stored)
         except UnusableValue as error:
             # Other formats have fields of their own, so one in this field is corruption as well.
-            data, ttl_s = await self._fetch(key, fresh=True)
-            value = await self._parse_again(key, data, str(error))
-        self._largest = max(self._largest, len(data))
+            stored = await self._fetch(key, fresh=True)
+            value = await self._parse_again(key, stored, str(error))
         if not usable(value):
             raise self._miss(key, "model_mismatch")
         self._metrics.read("hit")
-        return CachedValue(value, ttl_s)
+        return CachedValue(value, stored.ttl_s)
 
     async def check(self, key: EmbeddingKey) -> Presence:
         """Return the state of a key, without reading the value."""
@@ -164,7 +167,7 @@ class SharedCache:
     async def put(
         self,
         key: EmbeddingKey,
-        data: bytes,
+        data: bytes | bytearray,
         ttl_s: float,
         *,
         marker: bytes = b"",
@@ -174,12 +177,11 @@ class SharedCache:
 
         For *durable*, see `renew`.
         """
-        checksum = value_format.checksum(data)
-        command = ("EVAL", PUT, 1, self.name(key), marker, data, checksum, round(ttl_s * 1000))
+        commands = put_commands(self.name(key), marker, data, round(ttl_s * 1000))
         self._metrics.bytes.labels("out").inc(len(data))
-        self._largest = max(self._largest, len(data))
-        reply, problem = await self._write(key, command, nbytes=len(data), durable=durable)
+        reply, problem = await self._write(key, *commands, nbytes=len(data), durable=durable)
         result, stored_checksum = unpack_reply(reply, bytes, bytes)
+        checksum = value_format.checksum(data)
         self._metrics.writes.labels(result.decode()).inc()
         presence = Presence.DELETED if result == b"deleted" else Presence.STORED
         return PutResult(self._require_durable(presence, problem), stored_checksum == checksum)
@@ -196,45 +198,63 @@ class SharedCache:
         replies = await self._run(key, command, notice, *wait, extra_s=wait_s, required=1)
         return bool(replies[0] == 1)
 
-    async def _fetch(self, key: EmbeddingKey, *, fresh: bool = False) -> tuple[bytes, float | None]:
-        """Return the bytes of the value and its remaining seconds to live, None without expiry."""
+    async def _fetch(self, key: EmbeddingKey, *, fresh: bool = False) -> Stored:
+        """Read the fields of the value and its remaining time to live."""
         name = self.name(key)
-        try:
-            *replies, _ = await self._run(
-                key,
-                ("HMGET", name, "deleted", VALUE),
-                ("PTTL", name),
-                ("HLEN", name),
-                majority_check(name),
-                nbytes=self._largest,
-                required=3,
-                fresh=fresh,
-            )
-        except CacheUnavailable:
-            self._metrics.read("unavailable")
-            raise
-        fields, ttl_ms, field_count = unpack_reply(replies, list, int, int)
-        deleted, data = unpack_reply(fields, OPTIONAL, OPTIONAL)
-        if deleted or data is None:
+        *replies, _ = await self._read(
+            key,
+            ("HMGET", name, "deleted", VALUE),
+            ("PTTL", name),
+            ("HLEN", name),
+            majority_check(name),
+            nbytes=PIECE_BYTES,
+            required=3,
+            fresh=fresh,
+        )
+        found, ttl_ms, field_count = unpack_reply(replies, list, int, int)
+        deleted, first = unpack_reply(found, OPTIONAL, OPTIONAL)
+        if deleted or first is None:
             other_format = not deleted and field_count > 0
             raise self._miss(
                 key, "deleted" if deleted else "format_mismatch" if other_format else "miss"
             )
-        self._metrics.bytes.labels("in").inc(len(data))
+        names, rest = following(first), []
+        if names:
+            # Pieces that a deletion removes meanwhile are missing: the value is then corrupt, is
+            # read again, and is a miss.
+            nbytes = len(names) * PIECE_BYTES
+            command: Command = ("HMGET", name, *names)
+            (rest,) = await self._read(key, command, nbytes=nbytes, fresh=fresh)
         # -1 is a key that does not expire, -2 one that has expired meanwhile.
-        return data, None if ttl_ms == -1 else max(0, ttl_ms) / 1000
+        ttl_s = None if ttl_ms == -1 else max(0, ttl_ms) / 1000
+        stored = Stored(found_fields(first, names, rest), ttl_s)
+        self._metrics.bytes.labels("in").inc(stored.nbytes)
+        return stored
 
-    async def _parse_again(self, key: EmbeddingKey, data: bytes, reason: str) -> Value:
+    async def _read(self, key: EmbeddingKey, *commands: Command, **options: Any) -> list[Reply]:
+        """Do as `_run` does, and count an outage as a result of the read."""
+        try:
+            return await self._run(key, *commands, **options)
+        except CacheUnavailable:
+            self._metrics.read("unavailable")
+            raise
+
+    async def _parse(self, key: EmbeddingKey, stored: Stored) -> Value:
+        return await copying(
+            stored.nbytes, lambda: value_format.parse(self.name(key), stored.joined())
+        )
+
+    async def _parse_again(self, key: EmbeddingKey, stored: Stored, reason: str) -> Value:
         """Parse a value that was read again because of *reason*; remove it if it is corrupt.
 
         Raises `EmbeddingNotFound`.
         """
         name = self.name(key)
         try:
-            value = value_format.parse(name, data)
+            value = await self._parse(key, stored)
         except UnusableValue as error:
-            digest = hashlib.sha1(data, usedforsecurity=False).hexdigest()
-            (removed,) = await self._run(key, ("EVAL", REMOVE, 1, name, digest))
+            digests = await copying(stored.nbytes, stored.digests)
+            (removed,) = await self._run(key, ("EVAL", REMOVE, 1, name, *digests))
             event = "corrupt value removed" if removed else "corrupt value received"
             self._log.warning(event, key=name.decode(), reason=str(error))
             raise self._miss(key, "corrupt") from None
@@ -243,17 +263,18 @@ class SharedCache:
         return value
 
     async def _write(
-        self, key: EmbeddingKey, command: Command, *, nbytes: int = 0, durable: bool = False
+        self, key: EmbeddingKey, *commands: Command, nbytes: int = 0, durable: bool = False
     ) -> tuple[Reply, str]:
-        """Return the reply, and why it is not durable; empty if it is, or if not requested."""
+        """Return the last reply, and why it is not durable; empty if it is, or not requested."""
+        count = len(commands)
         if not durable:
-            (reply,) = await self._run(key, command, nbytes=nbytes)
-            return reply, ""
+            return (await self._run(key, *commands, nbytes=nbytes))[-1], ""
         waits = durability.confirmations(self._settings)
         extra_s = len(waits) * self._settings.durability_timeout_s
-        reply, *confirmed = await self._run(
-            key, command, *waits, nbytes=nbytes, extra_s=extra_s, required=1
+        replies = await self._run(
+            key, *commands, *waits, nbytes=nbytes, extra_s=extra_s, required=count
         )
+        reply, confirmed = replies[count - 1], replies[count:]
         if not durability.waitaof_unknown(confirmed):
             return reply, durability.confirmation_error(confirmed)
         (configuration,) = await self._run(key, durability.CONFIGURATION, required=0)

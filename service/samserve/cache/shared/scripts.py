@@ -3,14 +3,16 @@
 Each key holds one hash, so that an embedding is in one slot and changes atomically:
 
 =========== ====================================================================================
-``v1``      the value in format 1, see `value_format`; other formats use other fields, so that
-            gateways of two versions can run side by side
-``s1``      the checksum of ``v1``, to compare values without reading them
+``v2``      the value in format 2, see `value_format`; other formats use other fields, so that
+            gateways of two versions can run side by side.  Of a large value it is the first piece
+``p2:C:N``  the piece N, from 1, of a large value with the checksum C in hexadecimal digits, see
+            `pieces`; the pieces are written before ``v2``
+``s2``      the checksum of the value, to compare values without reading them
 ``deleted`` a random marker: the embedding was deleted.  Then there is no other field
 =========== ====================================================================================
 
 The key expires as a whole.  Every change is one script, because it depends on whether the embedding
-was deleted in the meantime.
+was deleted in the meantime; pieces have no effect without ``v2``.
 """
 
 from __future__ import annotations
@@ -21,24 +23,41 @@ from samserve.cache.shared.base import Command, Reply
 from samserve.cache.shared.value_format import FORMAT
 from samserve.errors import CacheUnavailable
 
-VALUE, CHECKSUM = f"v{FORMAT}", f"s{FORMAT}"
+VALUE, CHECKSUM, PIECE = f"v{FORMAT}", f"s{FORMAT}", f"p{FORMAT}"
 OPTIONAL = (bytes, type(None))
 """The kind for `unpack_reply` of a field that may be missing."""
 
-# ARGV: deletion marker that the writer has read, value, checksum, milliseconds to live.  HSET comes
-# first: a script that has begun to write is not aborted when memory is exhausted.  PEXPIRE writes
-# to an existing value as well: a replica only confirms writes of this connection.
+# ARGV: deletion marker that the writer has read, value or its first piece, checksum, milliseconds
+# to live, fields of the other pieces.  HSET comes first: a script that has begun to write is not
+# aborted when memory is exhausted.  PEXPIRE writes to an existing value as well: a replica only
+# confirms writes of this connection.  Pieces that are not part of a value are removed.
 PUT = f"""
 local marker = redis.call('HGET', KEYS[1], 'deleted')
-if marker and marker ~= ARGV[1] then return {{'deleted', marker}} end
 local checksum = redis.call('HGET', KEYS[1], '{CHECKSUM}')
+local deleted = marker and marker ~= ARGV[1]
+if deleted or checksum and checksum ~= ARGV[3] then
+  for i = 5, #ARGV do redis.call('HDEL', KEYS[1], ARGV[i]) end
+end
+if deleted then return {{'deleted', marker}} end
 local outcome = checksum and 'exists' or 'stored'
 if not checksum then
+  for i = 5, #ARGV do
+    if redis.call('HEXISTS', KEYS[1], ARGV[i]) == 0 then
+      return redis.error_reply('ERR a piece of the value was removed')
+    end
+  end
   redis.call('HSET', KEYS[1], '{VALUE}', ARGV[2], '{CHECKSUM}', ARGV[3])
   redis.call('HDEL', KEYS[1], 'deleted')
 end
 redis.call('PEXPIRE', KEYS[1], math.max(redis.call('PTTL', KEYS[1]), tonumber(ARGV[4])))
 return {{outcome, checksum or ARGV[3]}}
+"""
+# ARGV: field of a piece, its bytes, milliseconds to live.  A new key expires from its first piece
+# on, whatever happens to the connection.
+PUT_PIECE = """
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+if redis.call('PTTL', KEYS[1]) == -1 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+return 0
 """
 # ARGV: milliseconds to live.
 RENEW = f"""
@@ -55,13 +74,16 @@ redis.call('HSET', KEYS[1], 'deleted', ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return existed
 """
-# ARGV: SHA-1 of the corrupt bytes.  Other bytes were corrupted in transit, and the value stays.
+# ARGV: the fields that were read, each followed by the SHA-1 of its corrupt bytes.  Other bytes
+# were corrupted in transit, and the value stays.
 REMOVE = f"""
-local value = redis.call('HGET', KEYS[1], '{VALUE}')
-if value and redis.sha1hex(value) == ARGV[1] then
-  return redis.call('HDEL', KEYS[1], '{VALUE}', '{CHECKSUM}')
+for i = 1, #ARGV, 2 do
+  local value = redis.call('HGET', KEYS[1], ARGV[i])
+  if not value or redis.sha1hex(value) ~= ARGV[i + 1] then return 0 end
 end
-return 0
+for i = 1, #ARGV, 2 do redis.call('HDEL', KEYS[1], ARGV[i]) end
+redis.call('HDEL', KEYS[1], '{CHECKSUM}')
+return 1
 """
 
 

@@ -1,6 +1,6 @@
 """The format of an embedding as a value in Redis or Valkey, with a checksum.
 
-Format 1; numbers are little-endian::
+Format 2; numbers are little-endian::
 
     at    bytes  content
     0     8      b"samserve"
@@ -29,7 +29,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
@@ -47,7 +47,7 @@ from pydantic import (
 
 from samserve.types import Array, EmbeddingFacts, Size, TensorSpec
 
-FORMAT = 1
+FORMAT = 2
 """Incremented by every change of the layout or of the header, also by a new field."""
 MAX_HEADER_BYTES = 64 << 10
 
@@ -147,29 +147,46 @@ class Value:
             np.copyto(tensors[spec.name], stored)
 
 
-def encode(key: bytes, facts: EmbeddingFacts, tensors: Mapping[str, Array]) -> bytes:
+def encode(key: bytes, facts: EmbeddingFacts, tensors: Mapping[str, Array]) -> bytearray:
     """Serialize an embedding for *key*: C-contiguous tensors, in their order; they are copied once.
 
-    They must not change meanwhile, or the value is corrupt.  Raises `ValueError` for anything that
-    the format does not support: no tensors or more than 64, more than 8 dimensions, empty tensors,
-    types other than little-endian integers and floats, long names.
+    They must not change meanwhile, or the value is corrupt.  Other threads run while they are
+    copied and hashed.  Raises `ValueError` for anything that the format does not support: no
+    tensors or more than 64, more than 8 dimensions, empty tensors, types other than little-endian
+    integers and floats, long names.
     """
     header = _write_header(facts, tuple(_spec(name, array) for name, array in tensors.items()))
-    specs = _read_header(header).specs
-    pieces: list[bytes | memoryview] = []
-    end = 0
-    for spec, start, next_end in _layout(specs):
-        pieces += [bytes(start - end), tensors[spec.name].reshape(-1).view(np.uint8).data]
-        end = next_end
-    return b"".join([_prefix(key, header, pieces), header, *pieces])
+    layout = list(_layout(_read_header(header).specs))
+    payload_start = _PREFIX.size + len(header)
+    # Zeros, also between the tensors.  NumPy releases the GIL while it copies, `bytes.join` not.
+    value = bytearray(payload_start + layout[-1][2])
+    payload = np.frombuffer(value, np.uint8)[payload_start:]
+    for spec, start, end in layout:
+        np.copyto(payload[start:end], tensors[spec.name].reshape(-1).view(np.uint8))
+    _CHECKED.pack_into(value, 0, _MAGIC, FORMAT, 0, len(header), len(payload))
+    value[_PREFIX.size : payload_start] = header
+    digest = _checksum(key, value[: _CHECKED.size], memoryview(value)[_PREFIX.size :])
+    value[_CHECKED.size : _PREFIX.size] = digest
+    return value
 
 
-def checksum(value: bytes) -> bytes:
+def checksum(value: bytes | bytearray) -> bytes:
     """Return the 16 bytes of a value's checksum, without verifying it."""
-    return value[_CHECKED.size : _PREFIX.size]
+    return bytes(value[_CHECKED.size : _PREFIX.size])
 
 
-def parse(key: bytes, value: bytes) -> Value:
+def total_bytes(start: bytes) -> int | None:
+    """Return the bytes of the value that begins with *start*, None if that is not in this format.
+
+    Nothing is verified: *start* may be corrupt.
+    """
+    if len(start) < _PREFIX.size or not start.startswith(_MARK):
+        return None
+    _, _, _, header_bytes, payload_bytes, _ = _PREFIX.unpack_from(start)
+    return int(_PREFIX.size + header_bytes + payload_bytes)
+
+
+def parse(key: bytes, value: bytes | bytearray) -> Value:
     """Parse the embedding of *key*, without copying the tensors.
 
     Raises `FormatMismatch` if magic or format differ, whatever follows them, and `CorruptValue` for
@@ -192,7 +209,7 @@ def parse(key: bytes, value: bytes) -> Value:
     return Value(facts, specs, payload)
 
 
-def _verified(key: bytes, value: bytes) -> tuple[bytes, memoryview]:
+def _verified(key: bytes, value: bytes | bytearray) -> tuple[bytes, memoryview]:
     """Return header and payload if the prefix and the checksum are valid."""
     if len(value) < _PREFIX.size:
         raise CorruptValue("shorter than the prefix")
@@ -203,9 +220,9 @@ def _verified(key: bytes, value: bytes) -> tuple[bytes, memoryview]:
     if header_bytes > MAX_HEADER_BYTES or start + payload_bytes != len(value):
         raise CorruptValue("the length differs from that in the prefix")
     content = memoryview(value)
-    if _checksum(key, value[: _CHECKED.size], [content[_PREFIX.size :]]) != expected:
+    if _checksum(key, value[: _CHECKED.size], content[_PREFIX.size :]) != expected:
         raise CorruptValue("the checksum is wrong")
-    return value[_PREFIX.size : start], content[start:]
+    return bytes(value[_PREFIX.size : start]), content[start:]
 
 
 def _check_payload(specs: tuple[TensorSpec, ...], payload: memoryview) -> None:
@@ -219,16 +236,9 @@ def _check_payload(specs: tuple[TensorSpec, ...], payload: memoryview) -> None:
         raise CorruptValue("the size of the payload differs from that of the tensors")
 
 
-def _prefix(key: bytes, header: bytes, pieces: Sequence[bytes | memoryview]) -> bytes:
-    payload_bytes = sum(map(len, pieces))
-    checked = _CHECKED.pack(_MAGIC, FORMAT, 0, len(header), payload_bytes)
-    return checked + _checksum(key, checked, [header, *pieces])
-
-
-def _checksum(key: bytes, checked: bytes, rest: Iterable[bytes | memoryview]) -> bytes:
+def _checksum(key: bytes, checked: bytes | bytearray, rest: memoryview) -> bytes:
     state = xxhash.xxh3_128(len(key).to_bytes(8, "little") + key + checked)
-    for piece in rest:
-        state.update(piece)
+    state.update(rest)
     return state.digest()
 
 

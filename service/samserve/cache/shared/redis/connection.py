@@ -33,6 +33,8 @@ from samserve.cache.shared.redis.slots import Address
 # Errors of redis-py if a node is unavailable, rejects the connection or violates the protocol.
 _PROTOCOL_ERRORS = (ValueError, TypeError, LookupError, AttributeError)
 _FAILURES = (RedisError, OSError, EOFError, asyncio.IncompleteReadError, *_PROTOCOL_ERRORS)
+# Bytes that are sent at a time, in a fraction of a millisecond.
+_PORTION = 256 << 10
 # A slot without an owner, or one that is being moved.
 _TRY_AGAIN = (ClusterDownError, ReadOnlyError, TryAgainError)
 
@@ -82,7 +84,10 @@ class Connection:
         """Send *commands* and return their replies, including `ErrorReply` and `Redirect`."""
         packed = self._connection.pack_commands(commands)
         with _translated_errors():
-            await self._connection.send_packed_command(packed, check_health=False)
+            for portion in _portions(packed):
+                await self._connection.send_packed_command(portion, check_health=False)
+                # Otherwise the whole value would be copied and sent before other tasks run.
+                await asyncio.sleep(0)
             return [await self._reply() for _ in commands]
 
     async def send(self, *command: bytes | str) -> None:
@@ -105,6 +110,21 @@ class Connection:
             return await self._connection.read_response(disable_decoding=True)
         except ResponseError as error:
             return _translated(error)
+
+
+def _portions(packed: Sequence[bytes]) -> Iterator[list[Any]]:
+    """Divide packed commands into lists of bytes-like objects, of at most `_PORTION` bytes."""
+    portion: list[Any] = []
+    free = _PORTION
+    for piece in (memoryview(each) for each in packed):
+        for start in range(0, len(piece), _PORTION):
+            part = piece[start : start + _PORTION]
+            if len(part) > free:
+                yield portion
+                portion, free = [], _PORTION
+            portion.append(part)
+            free -= len(part)
+    yield portion
 
 
 class _TlsConnection(redis.SSLConnection):

@@ -1,0 +1,21 @@
+"""Work on many bytes is moved from the event loop to a thread."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from samserve.scheduling.offload import MAX_COPIED_BYTES, copying
+
+
+async def test_few_bytes_are_copied_on_the_event_loop() -> None:
+    here = threading.get_ident()
+
+    assert await copying(MAX_COPIED_BYTES, threading.get_ident) == here
+    assert await copying(MAX_COPIED_BYTES + 1, threading.get_ident) != here
+
+
+@pytest.mark.parametrize("nbytes", [1, MAX_COPIED_BYTES + 1])
+async def test_errors_are_raised(nbytes: int) -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        await copying(nbytes, int, "x")
