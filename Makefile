@@ -115,6 +115,13 @@ $(VENV)/.test: $(VENV)/.base pyproject.toml
 	$(VENV)/$(INSTALL) --editable ".[test]"
 	# For MobileSAM's original encoder. Its dependencies, a different torch among them, are not needed.
 	$(VENV)/$(INSTALL) --no-deps samexporter==0.5.0
+	# The reference of SAM-HQ, likewise.
+	$(VENV)/$(INSTALL) --no-deps segment-anything-hq==0.3
+	# EdgeTAM's encoder; of torchvision, which does not work with this torch, it only needs names.
+	$(VENV)/$(INSTALL) --no-deps timm==1.0.31
+	# The reference of SAM 2, in a folder of its own: it would also install a package `training`.
+	SAM2_BUILD_CUDA=0 $(VENV)/$(INSTALL) --no-deps --no-build-isolation --upgrade \
+		--target $(VENV)/sam2 sam2==1.1.0
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.test pyproject.toml

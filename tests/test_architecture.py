@@ -58,8 +58,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "admin": ("engines.base", "errors", "rpc.server", "system"),
     "app": (
-        *("admin", "calls", "context", "engines", "images", "rpc", "scheduling", "security"),
-        *("segmentation", "settings", "cache", "system", "telemetry"),
+        *("admin", "calls", "context", "engines", "images", "models.selection", "rpc"),
+        *("scheduling", "security", "segmentation", "settings", "cache", "system", "telemetry"),
     ),
     "client": ("core", "models.card", "system.addresses", "types"),
     "export": ("core", "errors", "images", "models", "types"),

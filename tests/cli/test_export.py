@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 import torch
 from samserve.cli import export_options
 
-from tests.cli.conftest import RUN, Command
+from tests.cli.conftest import RUN, Command, Result
+from tests.oracle import sam2
 from tests.oracle.sam import SMALL, original
 from tests.support.waiting import until_sync
 
@@ -59,6 +61,87 @@ def test_export_prints_what_it_wrote_and_models_shows_the_card(
     assert record["parity"]["prompts"] == 25
 
 
+def test_every_step_is_printed_with_the_time_and_memory_so_far(
+    samserve: Command, checkpoint: Path, tmp_path: Path
+) -> None:
+    result = samserve("export", checkpoint, "--repository", tmp_path, "--image", SAMPLE)
+
+    lines = result.err.splitlines()
+    steps = [re.fullmatch(r"\[ *(\d+) s, peak +(\d+) MiB\] (.+)", line) for line in lines[:-1]]
+    texts = [step[3] for step in steps if step]
+    assert len(texts) == len(lines) - 1
+    assert [text.split()[0] for text in texts[:3]] == ["reading", "running", "tracing"]
+    for column in (1, 2):
+        values = [int(step[column]) for step in steps if step]
+        assert values == sorted(values)
+    # Python and torch need that much.
+    assert min(values) > 100
+    total = re.fullmatch(r"took \d+ s, at most (\d+) MiB of memory; wrote ([\d.]+) MiB", lines[-1])
+    assert total
+    assert int(total[1]) >= values[-1]
+    written = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    assert float(total[2]) == pytest.approx(written / 2**20, abs=0.051)
+
+
+def error_of(result: Result) -> str:
+    """Return the error message, which follows the steps."""
+    *_, last = result.err.splitlines()
+    assert last.startswith("samserve: error: ")
+    return last.removeprefix("samserve: error: ")
+
+
+def graphs_of(repository: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(repository.glob("*/1/model.onnx"))]
+
+
+def test_the_chosen_key_and_prefix_are_exported(
+    samserve: Command, checkpoint: Path, tmp_path: Path
+) -> None:
+    state = torch.load(checkpoint)
+    ema = {f"net.teacher.{name}": value for name, value in state.items()}
+    others = {f"net.student.{name}": value + 1 for name, value in state.items()}
+    path = tmp_path / "small.pth"
+    torch.save({"model": others, "ema": {**others, **ema}, "epoch": 3}, path)
+
+    def export(file: Path, folder: str, *options: str) -> Result:
+        repository = ("--repository", tmp_path / folder, "--no-parity-check", "--name", "small")
+        return samserve("export", file, *repository, *options)
+
+    plain = export(checkpoint, "plain")
+    chosen = export(path, "chosen", "--key", "ema", "--prefix", "net.teacher.")
+    other = export(path, "other", "--key", "model", "--prefix", "net.student")
+
+    assert (plain.code, chosen.code, other.code) == (0, 0, 0)
+    assert graphs_of(tmp_path / "chosen") == graphs_of(tmp_path / "plain")
+    assert graphs_of(tmp_path / "other") != graphs_of(tmp_path / "plain")
+    assert "source format: original, float32, key ema, prefix net.teacher." in chosen.out
+    # Each error has the option that the next command needs.
+    assert "under 'model' and 'ema': choose with --key" in error_of(export(path, "none"))
+    several = error_of(export(path, "none", "--key", "ema"))
+    assert "under 'net.student.', 'net.teacher.': choose one with --prefix" in several
+    one = error_of(export(path, "none", "--key", "model"))
+    assert one == "all names begin with 'net.student.': add --prefix net.student."
+    assert not (tmp_path / "none").exists()
+
+
+def test_only_families_that_need_the_transformers_library_require_it(
+    samserve: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sam2.save(sam2.model(), tmp_path / "toy")
+    options = ("--repository", tmp_path / "repository", "--no-parity-check")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+
+    sam = samserve("export", checkpoint, *options)
+    other = samserve("export", folder, *options)
+
+    assert sam.code == 0
+    assert other.code == 1
+    assert error_of(other).startswith(
+        "this command requires transformers, which is not installed: pip install '.[export]'"
+    )
+    assert names(tmp_path / "repository") == ["small_decoder", "small_encoder"]
+
+
 def test_show_of_a_model_without_a_card(samserve: Command) -> None:
     result = samserve("models", "show", "sam_tiny")
 
@@ -74,10 +157,10 @@ def test_options_before_a_subcommand_are_rejected(samserve: Command) -> None:
 
 
 def test_show_of_an_unknown_model_names_the_served_ones(samserve: Command) -> None:
-    result = samserve("models", "show", "sam_vit_h")
+    result = samserve("models", "show", "sam_vit_x")
 
     assert result.code == 2
-    assert result.error == "no model 'sam_vit_h' is served; served models: sam_tiny"
+    assert result.error == "no model 'sam_vit_x' is served; served models: sam_tiny"
 
 
 @pytest.mark.parametrize(

@@ -67,16 +67,16 @@ def full(content: bytes, **headers: str) -> Reply:
     return Reply(200, content, headers)
 
 
-def file(content: bytes, cut: int | None = None) -> Script:
-    """Return a script that sends a file, or the requested range of it."""
+def file(content: bytes, cut: int | None = None, **extra: str) -> Script:
+    """Return a script that sends a file with *extra* headers, or the requested range of it."""
 
     def script(headers: Message) -> Reply:
         requested = re.fullmatch(r"bytes=(\d+)-", headers["Range"] or "")
         if not requested:
-            return Reply(200, content, cut=cut)
+            return Reply(200, content, extra, cut)
         start = int(requested[1])
         position = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
-        return Reply(206, content[start:], position, cut)
+        return Reply(206, content[start:], {**extra, **position}, cut)
 
     return script
 

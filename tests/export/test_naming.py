@@ -1,8 +1,7 @@
-"""Names of tensors: original ones, those of the transformers library, and other families."""
+"""Names of a SAM's tensors: original ones and those of the transformers library."""
 
 from __future__ import annotations
 
-import importlib
 from functools import cache
 
 import pytest
@@ -110,29 +109,6 @@ def test_an_unknown_name_of_the_library_is_rejected(library: State) -> None:
         assert text == f"not a SAM of the transformers library: unexpected tensor {name}"
 
 
-def test_prefix_of_data_parallel_training_is_removed(library: State) -> None:
-    for naming, state in (
-        (Naming.TRANSFORMERS, library),
-        (Naming.ORIGINAL, numbered(names_of(TINY))),
-    ):
-        prefixed = {f"module.{name}": value for name, value in state.items()}
-
-        found = original_names(prefixed)
-
-        assert found[0] is naming
-        assert_same(found[1], original_names(state)[1])
-
-
-def test_a_prefix_of_only_some_names_is_kept() -> None:
-    names = names_of(TINY)
-    mixed = numbered([f"module.{names[0]}", *names[1:]])
-
-    naming, found = original_names(mixed)
-
-    assert naming is Naming.ORIGINAL
-    assert_same(found, mixed)
-
-
 def test_the_unused_classifier_of_a_mobile_sam_is_removed() -> None:
     state = dict(original(MOBILE).state_dict())
     head = ["norm_head.weight", "norm_head.bias", "head.weight", "head.bias"]
@@ -170,53 +146,6 @@ def test_another_normalisation_is_rejected() -> None:
     for name, values in wrong:
         text = error_of({**numbered(names_of(TINY)), name: torch.tensor(values)})
         assert text.startswith(f"{name} differs from SAM's")
-
-
-@pytest.mark.parametrize(
-    ("tensor", "family"),
-    [
-        ("mask_decoder.hf_token.weight", "SAM-HQ"),
-        ("mask_decoder.hf_mlp.layers.0.weight", "SAM-HQ"),
-        ("sam_mask_decoder.iou_token.weight", "SAM 2 "),
-        ("memory_attention.layers.0.norm1.bias", "SAM 2 "),
-        ("image_encoder.trunk.blocks.0.attn.qkv.weight", "SAM 2 "),
-        ("detector.backbone.vision_backbone.trunk.pos_embed", "SAM 2 or SAM 3"),
-        ("prompt_encoder.invalid_points.weight", "EfficientSAM"),
-        ("mask_decoder.final_output_upscaling_layers.0.0.weight", "EfficientSAM"),
-        ("image_encoder.backbone.input_stem.op_list.0.conv.weight", "EfficientViT-SAM"),
-        ("image_encoder.features.0.0.c.weight", "EdgeSAM or RepViT-SAM"),
-        ("image_encoder.blocks.0.Adapter.channel.0.weight", "a SAM with adapters"),
-        ("image_encoder.blocks.0.MLP_Adapter.D_fc1.weight", "a SAM with adapters"),
-        ("image_encoder.blocks.0.attn.qkv.lora_A.default.weight", "a SAM with adapters"),
-    ],
-)
-def test_another_family_is_named(tensor: str, family: str) -> None:
-    """One tensor identifies it: most families share the others with SAM."""
-    text = error_of({**numbered(names_of(TINY)), tensor: torch.ones(1)})
-
-    assert text.startswith(f"this looks like {family}")
-    assert tensor in text
-
-
-@pytest.mark.parametrize(("name", "family"), [("SamHQ", "SAM-HQ"), ("Sam2", "SAM 2 or SAM 3")])
-def test_other_families_of_the_library_are_named(name: str, family: str) -> None:
-    library = importlib.import_module("transformers")
-    model, config = getattr(library, f"{name}Model"), getattr(library, f"{name}Config")
-    with torch.device("meta"):
-        state = dict(model(config()).state_dict())
-
-    assert error_of(state).startswith(f"this looks like {family}")
-
-
-def test_a_checkpoint_that_is_not_a_sam_is_reported_with_some_names() -> None:
-    text = error_of(
-        numbered(["conv1.weight", "bn1.weight", "layer1.0\n\x1b[31m.weight", "fc.bias"])
-    )
-
-    assert text == (
-        "this is not a SAM: its 4 tensors are named conv1.weight, bn1.weight, "
-        "layer1.0??[31m.weight ..."
-    )
 
 
 def test_a_checkpoint_without_decoder_is_rejected() -> None:

@@ -25,23 +25,25 @@ from samserve.export.errors import ExportError
 from samserve.export.families.base import Naming
 from samserve.export.families.sam1 import sam_from
 from samserve.export.families.sam1_names import original_names
-from samserve.export.sources import files, source
+from samserve.export.sources import files, identification, source
 from samserve.export.sources.files import read_tensors
 from samserve.export.sources.hub import is_hub_name
-from samserve.export.sources.source import Source, open_source
+from samserve.export.sources.source import Selection, Source, open_source
 from torch import Tensor
 from torch.nn import Parameter
 
-from tests.export.loopback import Loopback, Reply, full, loopback
+from tests.export.hub import COMMIT, Hub, connect, running_hub
 from tests.oracle import huggingface
 from tests.oracle.sam import SMALL as SMALL_SAM
 from tests.support.cases import check_all
 
 State = dict[str, Tensor]
 
-COMMIT = "5ca1ab1e" * 5
 SMALL = {"a.weight": torch.arange(600.0).reshape(20, 30), "a.bias": torch.ones(30)}
-NO_TENSORS = "sam.pth is corrupt or contains something other than tensors; no code in it was run"
+NO_TENSORS = (
+    "sam.pth is corrupt or contains something other than tensors; no code in it was run; "
+    "if you trust it, load it in PyTorch and save its state dict alone"
+)
 
 
 class Calls:
@@ -145,6 +147,7 @@ def forms(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "library's names": pth(folder, named, name="named.pt"),
         "model": pth(folder, {"model": state, "epoch": 3, "args": {"lr": 0.1}}, name="wrapped.pt"),
         "state_dict": pth(folder, {"state_dict": named, "model": {"type": "sam"}}, name="sd.pt"),
+        "nested": pth(folder, {"state": {"net": {"state_dict": state}}, "epoch": 3}, name="n.pt"),
         "parameters": pth(folder, parameters, name="parameters.pth"),
         "safetensors": folder / "original.safetensors",
         "directory": folder / "directory",
@@ -157,6 +160,7 @@ def forms(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 def opened(spec: str | Path, revision: str | None = None) -> tuple[State, Naming, Source]:
     """Return the tensors under their original names, the naming scheme and the source."""
     checkpoint, source = open_source(spec, revision)
+    identification.of_names(checkpoint.tensors)
     naming, state = original_names(checkpoint.tensors)
     return state, naming, source
 
@@ -321,6 +325,73 @@ def test_training_state_next_to_weights_is_accepted(tmp_path: Path) -> None:
         assert_same(read_tensors(pth(tmp_path, content, zipped=zipped)), content["model"])
 
 
+def test_the_weights_under_a_key_are_used(tmp_path: Path) -> None:
+    other = {name: value + 1 for name, value in SMALL.items()}
+    nested = {"ema": {"0": 3}, "ema.0": {"net": other}, "net": SMALL}
+    path = pth(tmp_path, {"model": SMALL, "ema": other, "state": nested, "epoch": 3})
+
+    expected = {"model": SMALL, "ema": other, "state.ema.0.net": other, "state.net": SMALL}
+    for key, state in expected.items():
+        assert_same(read_tensors(path, key), state)
+        assert_same(dict(open_source(path, selection=Selection(key))[0].tensors), state)
+
+
+def test_several_networks_in_a_file_are_reported_with_the_option_that_chooses(
+    tmp_path: Path,
+) -> None:
+    path = pth(tmp_path, {"ema": SMALL, "training": {"model": SMALL}, "epoch": 3})
+
+    assert read_error(path) == (
+        "sam.pth has tensors under 'ema' and 'training.model': choose with --key"
+    )
+
+
+def test_a_key_without_weights_is_reported(tmp_path: Path) -> None:
+    content = {"model": SMALL, "training": {"epoch": 3, "lr\n": 0.1}, 5: SMALL}
+    files = (pth(tmp_path, content), pth(tmp_path, content, zipped=False, name="legacy.pth"))
+    save_file(SMALL, tmp_path / "sam.safetensors")
+    cases = {
+        "ema": "has no key 'ema'; it has 'model', 'training'",
+        "training": "has something other than named tensors under 'training'",
+        "training.epoch": "has something other than named tensors under 'training.epoch'",
+        "training.model": "has no key 'training.model'; under 'training' it has 'epoch', 'lr?'",
+        "training.epoch.x": "has no key 'training.epoch.x'; under 'training.epoch' it has none",
+        "model.a.weight": "has something other than named tensors under 'model.a.weight'",
+    }
+
+    for key, message in cases.items():
+        for path in files:
+            text = error_of(lambda path=path, key=key: read_tensors(path, key))
+            assert text == f"{path.name} {message}"
+    text = error_of(lambda: read_tensors(tmp_path / "sam.safetensors", "model"))
+    assert text == "sam.safetensors has no key 'model'; it has 'a.bias', 'a.weight'"
+
+
+def test_only_the_tensors_with_a_prefix_are_used(tmp_path: Path) -> None:
+    other = {f"ema.net.{name}": value + 1 for name, value in SMALL.items()}
+    path = pth(tmp_path, {**other, **{f"net.{name}": value for name, value in SMALL.items()}})
+    wrapped = pth(tmp_path, {"weights": torch.load(path), "ema": SMALL}, name="wrapped.pth")
+    save_file(torch.load(path), tmp_path / "sam.safetensors")
+
+    for prefix in ("net", "net."):
+        for spec in (path, tmp_path / "sam.safetensors"):
+            found, _ = open_source(spec, selection=Selection(prefix=prefix))
+            assert_same(dict(found.tensors), SMALL)
+    both, _ = open_source(wrapped, selection=Selection("weights", "ema.net"))
+    assert torch.equal(both.tensors["a.bias"], SMALL["a.bias"] + 1)
+    text = error_of(lambda: open_source(path, selection=Selection(prefix="ne")))
+    assert text.startswith("no name begins with 'ne.'; the names are ema.net.a.weight, ")
+
+
+def test_dictionaries_that_contain_themselves_are_rejected(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"epoch": 3}
+    content["again"] = content
+
+    assert read_error(pth(tmp_path, content)) == (
+        "sam.pth contains something other than named tensors"
+    )
+
+
 def test_files_beyond_the_limits_are_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,7 +427,8 @@ def test_contents_other_than_named_tensors_are_rejected(tmp_path: Path) -> None:
     cases: list[object] = [
         *([1, 2], {}, {"epoch": 3}, torch.ones(3), "sam", {**SMALL, "epoch": 3}),
         *({**SMALL, 3: torch.ones(1)}, {"model": {**SMALL, "epoch": 3}}),
-        {"state_dict": {"model": SMALL}},
+        {"a": {"b": {"c": {"d": SMALL}}}},
+        {"optimizer": {"exp_avg": torch.ones(3), "step": torch.ones(1)}},
     ]
 
     for content in cases:
@@ -453,14 +525,17 @@ def test_configurations_of_other_models_are_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "sam"
     folder.mkdir()
     save_file(SMALL, folder / "model.safetensors")
-    expected = "expected one of sam, sam2, sam2_video, edgetam, edgetam_video, sam_hq"
+    supported = "supported are SAM, MobileSAM, SAM-HQ, SAM 2, SAM 2.1 and EdgeTAM"
     cases = {
         b"{": "config.json is not a JSON file",
         b"[" * 100_000: "config.json is not a JSON file",
         b"[]": "config.json is not a JSON object",
-        b"{}": f"sam has a model of unknown type; {expected}",
-        b'{"model_type": "sam3"}': f"sam has a model of type 'sam3'; {expected}",
-        b'{"model_type": "a\\nb"}': f"sam has a model of type 'a\\nb'; {expected}",
+        b"{}": f"sam has a model of an unknown type; {supported}",
+        b'{"model_type": ["sam"]}': f"sam has a model of the type ['sam']; {supported}",
+        b'{"model_type": "a\\nb"}': f"sam has a model of the type 'a\\nb'; {supported}",
+        b'{"model_type": "sam3_video"}': (
+            f"this looks like SAM 3 or SAM 3.1 (model_type sam3_video); {supported}"
+        ),
     }
 
     assert error_of(lambda: open_source(folder)) == "sam has no config.json"
@@ -607,48 +682,12 @@ def test_a_file_that_changes_between_hashing_and_reading_is_rejected(
 # --- the hub -------------------------------------------------------------------------------------
 
 
-class Hub:
-    """The part of the hub's HTTP interface that huggingface_hub uses for one model."""
-
-    def __init__(self, server: Loopback) -> None:
-        self.server = server
-
-    def publish(self, content: dict[str, bytes]) -> None:
-        """Offer files under ``owner/name``, at the revisions ``main`` and ``v1``."""
-        self.reject(404, "EntryNotFound")
-        model, tree = {"id": "owner/name", "sha": COMMIT}, []
-        for name, data in content.items():
-            oid = hashlib.sha1(data).hexdigest()
-            tree.append({"type": "file", "path": name, "size": len(data), "oid": oid})
-            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{oid}"'}
-            self.server.on(f"/owner/name/resolve/{COMMIT}/{name}", full(data, **headers))
-        for path, response in (("revision/main", model), ("revision/v1", model), ("tree", tree)):
-            at = f"{path}/{COMMIT}" if path == "tree" else path
-            self.server.on(f"/api/models/owner/name/{at}", full(json.dumps(response).encode()))
-
-    def reject(self, status: int, code: str) -> None:
-        """Set the error response of all other paths."""
-        self.server.fallback = Reply(status, b"{}", {"X-Error-Code": code})
-
-    @property
-    def downloads(self) -> list[str]:
-        requests = self.server.requests
-        gets = [request.path for request in requests if request.method == "GET"]
-        return sorted(path.rpartition("/")[2] for path in gets if "/resolve/" in path)
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub on this machine, with an empty cache."""
-    constants = huggingface_hub.constants
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with loopback() as server:
-        template = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        yield Hub(server)
+    with running_hub() as found:
+        connect(found, tmp_path / "hub", monkeypatch)
+        yield found
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -688,9 +727,16 @@ def test_only_required_files_are_downloaded_and_only_once(
 
 
 def test_errors_of_the_hub_are_one_line(hub: Hub) -> None:
+    page = f"{hub.server.address}/owner/name"
+    token = "set HF_TOKEN to a token of your account, or run `hf auth login`"
     reasons = {
-        (404, "RepoNotFound"): "the model does not exist or is private",
-        (403, "GatedRepo"): "its owner must grant access first",
+        (
+            404,
+            "RepoNotFound",
+        ): f"the model does not exist or is private; for a private one, {token}",
+        (403, "GatedRepo"): f"its owner must grant access first: accept the terms on {page}, "
+        f"then {token}",
+        (401, ""): f"the hub rejects the token; {token}",
         (404, "RevisionNotFound"): "the revision does not exist",
         (500, ""): "the hub is unreachable, and the model is not in its cache",
     }

@@ -61,7 +61,7 @@ def auto_mask(
     To use embeddings as samserve caches them, pass a Sam through
     ``round_embeddings_to_half``; an ``OnnxSam`` already has such embeddings.
     """
-    generator = _CountingGenerator(sam, **generator_kwargs)
+    generator = CountingGenerator(sam, **generator_kwargs)
     records = generator.generate(image_rgb)
     return records, generator.counts
 
@@ -86,7 +86,7 @@ def predict(
     return Prediction(*output)
 
 
-class _CountingGenerator(reference.SamAutomaticMaskGenerator):
+class CountingGenerator(reference.SamAutomaticMaskGenerator):
     """The reference generator with a count after each step; it computes nothing itself."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

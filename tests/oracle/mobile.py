@@ -1,7 +1,8 @@
 """MobileSAM's original image encoder.
 
 It is part of the package samexporter, which is installed without its dependencies; of timm, the
-encoder needs only the four names below.
+encoder needs only the four names below. They replace timm during the import: its present version
+warns that their modules are deprecated.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
@@ -31,19 +33,34 @@ class _DropPath(nn.Identity):
     """The identity: outside training, nothing is dropped."""
 
 
-def _install_timm() -> None:
+def _stand_ins() -> dict[str, ModuleType]:
+    """Return modules with the names of timm that the encoder imports."""
     layers, registry = ModuleType("timm.models.layers"), ModuleType("timm.models.registry")
     layers.DropPath = _DropPath  # type: ignore[attr-defined]
     layers.to_2tuple = lambda value: (value, value)  # type: ignore[attr-defined]
     layers.trunc_normal_ = nn.init.trunc_normal_  # type: ignore[attr-defined]
     registry.register_model = lambda function: function  # type: ignore[attr-defined]
     parents = {name: ModuleType(name) for name in ("timm", "timm.models")}
-    sys.modules.update({**parents, layers.__name__: layers, registry.__name__: registry})
+    return {**parents, layers.__name__: layers, registry.__name__: registry}
 
 
-_install_timm()
+@contextlib.contextmanager
+def old_timm() -> Iterator[None]:
+    """Replace timm for the import of an encoder; the real timm is as before afterwards."""
+    stand_ins = _stand_ins()
+    before = {name: sys.modules.get(name) for name in stand_ins}
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            sys.modules.pop(name)
+            if module is not None:
+                sys.modules[name] = module
 
-from samexporter.mobile_encoder.tiny_vit_sam import TinyViT  # noqa: E402
+
+with old_timm():
+    from samexporter.mobile_encoder.tiny_vit_sam import TinyViT
 
 
 def image_encoder() -> nn.Module:

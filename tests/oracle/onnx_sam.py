@@ -48,9 +48,9 @@ class OnnxSam:
     device = torch.device("cpu")
 
     def __init__(self, encoder: Path | bytes, decoder: Path | bytes, *, threads: int = 1) -> None:
-        self.image_encoder = OnnxImageEncoder(_session(encoder, threads))
+        self.image_encoder = OnnxImageEncoder(session(encoder, threads))
         self.prompt_encoder = PromptCollector(self.image_encoder.img_size // 4)
-        self.mask_decoder = OnnxMaskDecoder(_session(decoder, threads))
+        self.mask_decoder = OnnxMaskDecoder(session(decoder, threads))
 
     def preprocess(self, resized: Tensor) -> EncoderInputs:
         """Pad a resized image uint8 ``[1,3,h,w]``; the graph does the rest."""
@@ -135,7 +135,7 @@ class OnnxMaskDecoder:
         return logits, iou
 
 
-def _session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
+def session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     source = model if isinstance(model, bytes) else str(model)

@@ -24,7 +24,8 @@ def redraw(model: nn.Module, seed: int = 0) -> None:
     norms = {
         f"{path}.{name}"
         for path, module in model.named_modules()
-        if "norm" in type(module).__name__.lower()
+        # Not timm's ConvNorm, which has a convolution too.
+        if "norm" in type(module).__name__.lower() and not [*module.children()]
         for name in module.state_dict()
     }
     with torch.no_grad():
@@ -40,7 +41,7 @@ def _drawn(name: str, value: Tensor, in_norm: bool, random: torch.Generator) -> 
         return (around + 0.1 * noise).abs() if around else 0.1 * noise
     if name.endswith("bias"):
         return 0.1 * noise
-    if value.ndim < 2 or "embed" in name or "token" in name:
+    if value.ndim < 2 or any(part in name for part in ("embed", "token", "gaussian")):
         # The kernels of patch embeddings are matrices, whatever their names.
         is_kernel = value.ndim == 4 and value.shape[1] in (1, 3)
         return noise / math.sqrt(value[0].numel()) if is_kernel else noise

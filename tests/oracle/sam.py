@@ -115,12 +115,20 @@ def build_sam(
     torch.manual_seed(seed)
     sam = original(size)
     with torch.no_grad():
-        _randomise(sam)
-        if isinstance(size, MobileSize):
-            mobile.randomise(sam.image_encoder, standardised(sam, images))
-        _set_locality(sam)
-        _calibrate(sam, images, foreground)
+        make_informative(SamPredictor(sam), images, foreground)
     return sam.eval().requires_grad_(False)
+
+
+def make_informative(
+    predictor: SamPredictor, images: Sequence[np.ndarray], foreground: Sequence[float]
+) -> None:
+    """Set the weights of a predictor's Sam, without gradients; see `build_sam`."""
+    sam = predictor.model
+    _randomise(sam)
+    if not hasattr(sam.image_encoder, "blocks"):  # a TinyViT
+        mobile.randomise(sam.image_encoder, standardised(sam, images))
+    _set_locality(sam)
+    _calibrate(predictor, images, foreground)
 
 
 def round_embeddings_to_half(sam: Sam) -> Sam:
@@ -215,28 +223,31 @@ def _token_values(sam: Sam) -> Tensor:
     return mapping
 
 
-def _calibrate(sam: Sam, images: Sequence[np.ndarray], foreground: Sequence[float]) -> None:
+def _calibrate(
+    predictor: SamPredictor, images: Sequence[np.ndarray], foreground: Sequence[float]
+) -> None:
     """Solve the last layers on a few point prompts; scale logits and predicted IoUs."""
+    sam = predictor.model
     decoder = sam.mask_decoder
-    outputs = [_point_outputs(sam, image) for image in images]
+    outputs = [point_outputs(predictor, image) for image in images]
     points, tokens, cells = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     grid = sam.prompt_encoder.image_embedding_size[0]
     positions = points / (PATCH * grid)
-    readout = _solve(cells, _bumps(positions, grid, READOUT_RADIUS))
+    readout = solve(cells, bumps(positions, grid, READOUT_RADIUS))
     _set_readout(decoder, readout)
     _set_mask_input(sam.prompt_encoder, readout)
     planes = cells.transpose(1, 2).reshape(-1, 256, grid, grid)
     fine = decoder.output_upscaling(planes).flatten(2).transpose(1, 2)[:, ::SAMPLING]
     for mask, (radius, fraction) in enumerate(zip(RADII, foreground, strict=True)):
-        mix = _solve(fine, _bumps(positions, 4 * grid, radius)[:, ::SAMPLING])
+        mix = solve(fine, bumps(positions, 4 * grid, radius)[:, ::SAMPLING])
         head = decoder.output_hypernetworks_mlps[mask]
-        _set_mask_head(head, mix, tokens[:, 1 + mask], fine, fraction)
+        set_mask_head(head, mix, tokens[:, 1 + mask], fine, fraction)
     _spread_iou(decoder.iou_prediction_head, tokens[:, 0])
 
 
-def _point_outputs(sam: Sam, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+def point_outputs(predictor: SamPredictor, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     """Return points ``[9,2]`` in model pixels, tokens ``[9,7,256]``, cells ``[9,grid**2,256]``."""
-    predictor = SamPredictor(sam)
+    sam = predictor.model
     predictor.set_image(np.ascontiguousarray(image))
     height, width = predictor.input_size
     side = (torch.arange(3) + torch.rand(3)) / 3
@@ -250,7 +261,7 @@ def _point_outputs(sam: Sam, image: np.ndarray) -> tuple[Tensor, Tensor, Tensor]
     return points, *outputs[0]
 
 
-def _bumps(points: Tensor, side: int, radius: float) -> Tensor:
+def bumps(points: Tensor, side: int, radius: float) -> Tensor:
     """Return cones around points, 1 at the centre and 0 at the radius: ``[n,side*side]``, min -1.
 
     Points and radius are in model frames.
@@ -262,7 +273,7 @@ def _bumps(points: Tensor, side: int, radius: float) -> Tensor:
     return (1 - distance / radius).clamp(min=-1)
 
 
-def _solve(features: Tensor, target: Tensor) -> Tensor:
+def solve(features: Tensor, target: Tensor) -> Tensor:
     """Return the least-squares mix ``[C]`` of ``features`` ``[n,K,C]`` for ``target`` ``[n,K]``."""
     basis = features.reshape(-1, features.shape[2]).double()
     gram = basis.T @ basis
@@ -291,16 +302,16 @@ def _set_readout(decoder: MaskDecoder, readout: Tensor) -> None:
 def _set_mask_input(encoder: PromptEncoder, readout: Tensor) -> None:
     """Make the inside of a mask input raise the readout and its outside lower it."""
     side = encoder.mask_input_size[0]
-    target = _bumps(torch.rand(8, 2), side, 0.2).reshape(8, 1, side, side)
+    target = bumps(torch.rand(8, 2), side, 0.2).reshape(8, 1, side, side)
     features = encoder.mask_downscaling[:-1](20 * target)
     inside = functional.avg_pool2d(target.sign(), 4)
-    mix = _solve(features.flatten(2).transpose(1, 2), inside.reshape(8, -1))
+    mix = solve(features.flatten(2).transpose(1, 2), inside.reshape(8, -1))
     last = encoder.mask_downscaling[-1]
     increase = MASK_GAIN * torch.outer(readout / readout.norm(), mix)
     last.weight.add_(increase.reshape(last.weight.shape))
 
 
-def _set_mask_head(
+def set_mask_head(
     head: nn.Module, mix: Tensor, tokens: Tensor, fine: Tensor, fraction: float
 ) -> None:
     """Set a hypernetwork's last layer: the mix, varied by the prompt, with the target spread.

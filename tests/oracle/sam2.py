@@ -29,6 +29,7 @@ class Sam2Size:
     grid: int = 64
     channels: int = 256
     mlp_dim: int = 2048
+    delta: float = 0.05
 
 
 TOY = Sam2Size(16, (1, 2, 3, 2), 1, (4, 4, 7, 4), (4,), grid=8, channels=32, mlp_dim=64)
@@ -67,6 +68,7 @@ def config(size: Sam2Size) -> Any:
         "hidden_size": size.channels,
         "mlp_dim": size.mlp_dim,
         "iou_head_hidden_dim": size.channels,
+        "dynamic_multimask_stability_delta": size.delta,
     }
     return library.Sam2Config(
         vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder

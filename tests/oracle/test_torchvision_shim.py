@@ -1,11 +1,14 @@
-"""Semantics of torchvision that `segment-anything` relies on, by hand-made cases."""
+"""Semantics of torchvision that the reference implementations rely on, by hand-made cases."""
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from tests.oracle import edgetam, mobile
 from tests.oracle import torchvision_shim as shim
 
 SQUARE, HALF_OF_IT, ELSEWHERE = [0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60]
@@ -67,3 +70,45 @@ def test_resize_has_height_first_and_antialiases() -> None:
 
     assert resized.shape == (20, 6, 3)
     assert np.abs(resized[:, 1:-1].astype(int) - 100).max() <= 10
+
+
+def test_images_become_floats_with_the_channels_first() -> None:
+    image = np.zeros((2, 3, 3), np.uint8)
+    image[1, 2] = [255, 51, 0]
+
+    planes = shim.ToTensor()(image)
+
+    assert planes.dtype == torch.float32
+    assert planes.shape == (3, 2, 3)
+    assert planes[:, 1, 2].tolist() == pytest.approx([1, 0.2, 0])
+    assert planes.sum() == pytest.approx(1.2)
+
+
+def test_tensors_are_resized_without_rounding_and_antialiased() -> None:
+    stripes = torch.zeros(1, 40, 60)
+    stripes[:, :, ::2] = 0.8
+
+    resized = shim.Resize((20, 6))(stripes)
+
+    assert resized.shape == (1, 20, 6)
+    assert (resized[:, :, 1:-1] - 0.4).abs().max() < 0.05
+    assert torch.equal(shim.Resize((40, 60))(stripes), stripes)
+
+
+def test_normalising_is_per_channel() -> None:
+    planes = torch.ones(3, 1, 2)
+
+    normalised = shim.Normalize([0.5, 1, 2], [0.5, 1, 4])(planes)
+
+    assert normalised[:, 0, 1].tolist() == [1, 0, -0.25]
+
+
+def test_timm_remains_itself_beside_the_encoder_of_mobilesam() -> None:
+    edgetam.install()
+    before = {name: each for name, each in sys.modules.items() if name.startswith("timm")}
+
+    with mobile.old_timm():
+        assert sys.modules["timm"] is not before["timm"]
+
+    assert before["timm"].create_model("repvit_m1", features_only=True) is not None
+    assert {name: sys.modules[name] for name in before} == before

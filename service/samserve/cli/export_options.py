@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from samserve.cli import user_models
+from samserve.cli.costs import Costs
 from samserve.cli.errors import CommandError, UsageError
 from samserve.cli.options import existing_file
 from samserve.cli.progress import spinner
@@ -28,14 +30,26 @@ class ExportFlags:
     """The options as given on the command line."""
 
     repository: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--repository", metavar="DIR", file_okay=False, help="Model repository to write to."
+            "--repository",
+            metavar="DIR",
+            file_okay=False,
+            help="Model repository to write to. Default: samserve/models in XDG_DATA_HOME or "
+            "~/.local/share, which `samserve serve` reads too.",
         ),
-    ]
+    ] = None
     name: Annotated[
         str,
         typer.Option("--name", help="Name of the model. Default: from the checkpoint's size."),
+    ] = ""
+    license: Annotated[
+        str,
+        typer.Option(
+            "--license",
+            metavar="SPDX",
+            help="License of the weights, for the model card. Default of `pull`: the catalog's.",
+        ),
     ] = ""
     precision: Annotated[
         str,
@@ -85,12 +99,21 @@ class ExportFlags:
 
 
 def to_options(
-    flags: ExportFlags, *, variant: str = "", revision: str | None = None
+    flags: ExportFlags,
+    *,
+    variant: str = "",
+    revision: str | None = None,
+    key: str = "",
+    prefix: str = "",
 ) -> ExportOptions:
-    """Convert the options.  Raises `CommandError` for an invalid one."""
+    """Convert the options; *key* and *prefix* are those of a `Selection`.
+
+    Raises `CommandError` for an invalid one.
+    """
     with export_errors():
         from samserve.export.overlays import Overlays, TensorRt
         from samserve.export.pipeline import DEFAULT_MIN_IOU, ExportOptions, Precision
+        from samserve.export.sources.source import Selection
 
         if flags.precision not in list(Precision):
             raise UsageError(f"--precision {flags.precision!r}: expected fp32 or fp16")
@@ -98,10 +121,12 @@ def to_options(
             raise UsageError(f"--tensorrt {flags.tensorrt!r}: expected fp32 or fp16")
         tensorrt = TensorRt(flags.tensorrt or TensorRt.OFF)
         return ExportOptions(
-            repository=flags.repository,
+            repository=flags.repository or user_models.folder(),
             name=flags.name,
+            license=flags.license,
             variant=variant,
             revision=revision,
+            selection=Selection(key, prefix),
             precision=Precision(flags.precision),
             overlays=Overlays(_gpus(flags.gpus), tensorrt, flags.cpu_cores),
             check_parity=not flags.no_parity_check,
@@ -111,16 +136,19 @@ def to_options(
 
 
 def run_export(spec: str | Path, options: ExportOptions) -> None:
-    """Run the export and print its result."""
-    from samserve.export.pipeline import export
+    """Run the export and print its steps, its result and its costs."""
+    costs = Costs()
+    with export_errors():
+        from samserve.export.pipeline import export
 
     with export_errors(), _interrupted_by_sigterm(), spinner("exporting"):
-        exported = export(spec, options, write_note)
+        exported = export(spec, options, lambda text: write_note(costs.step(text)))
     for folder in exported.folders:
         write_line(f"wrote {folder}")
     write_line(f"model {exported.name}, digest {exported.digest}")
     for line in card_lines(exported.card):
         write_line(line)
+    write_note(costs.total(exported.folders))
 
 
 def card_lines(card: ModelCard) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -35,6 +35,13 @@ TokenFile = Annotated[
 ]
 ModelName = Annotated[
     str, typer.Option("--model", help="Name of the model. Default: the server's default model.")
+]
+HqModeName = Annotated[
+    Literal["added", "only", "off"] | None,
+    typer.Option(
+        "--hq-mode",
+        help="Use of SAM-HQ's mask: added to the plain mask, in its place, or off. Default: added.",
+    ),
 ]
 ConfigFile = Annotated[
     Path | None, existing_file("Settings file (TOML). Or set SAMSERVE_CONFIG.", "--config")

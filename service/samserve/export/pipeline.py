@@ -25,7 +25,7 @@ from samserve.export.onnx_export import export_decoder, export_encoder
 from samserve.export.overlays import PLAIN, Overlays
 from samserve.export.parity import ExportedModel, ModelOutput, ParityCase
 from samserve.export.sources.files import shown
-from samserve.export.sources.source import Source
+from samserve.export.sources.source import EVERYTHING, Selection, Source
 from samserve.export.staging import staging
 from samserve.export.triton_repository import (
     Description,
@@ -54,16 +54,20 @@ class Precision(StrEnum):
 class ExportOptions:
     """Options of an export.
 
-    ``name`` is the name of the model, from the checkpoint's variant if empty.  ``variant``, if set,
-    is the required variant of the checkpoint.  ``images`` replace the samples of the parity check,
-    which ``check_parity`` disables; fp16 requires it.  Raises `ExportError` for invalid options.
+    ``name`` is the name of the model, from the checkpoint's variant if empty.  ``license`` is that
+    of the weights, an SPDX identifier, for the card; empty if unknown.  ``variant``, if set,
+    is the required variant of the checkpoint, and ``selection`` the part of it that is used.
+    ``images`` replace the samples of the parity check, which ``check_parity`` disables; fp16
+    requires it.  Raises `ExportError` for invalid options.
     """
 
     repository: Path
     name: str = ""
     description: str = ""
+    license: str = ""
     variant: str = ""
     revision: str | None = None
+    selection: Selection = EVERYTHING
     precision: Precision = Precision.FP32
     overlays: Overlays = PLAIN
     check_parity: bool = True
@@ -99,7 +103,7 @@ def export(
     """
     images = read_images(options.images) if options.check_parity else []
     report(f"reading {shown(str(spec))}")
-    network, source = open_network(spec, options.revision)
+    network, source = open_network(spec, options.revision, options.selection)
     _check_variant(network, source, options)
     name = options.name or default_name(network, source)
     check_name(name)
@@ -174,13 +178,15 @@ def _compare(
 def _card(
     network: Network, source: Source, options: ExportOptions, figures: Parity | None
 ) -> ModelCard:
+    source_format = (network.naming.value, source.dtype, str(options.selection))
     return ModelCard(
         variant=network.variant,
         source=source.name,
         source_revision=source.revision,
         source_sha256=source.sha256,
-        source_format=f"{network.naming.value}, {source.dtype}",
+        source_format=", ".join(filter(None, source_format)),
         precision=options.precision.value,
         exporter=f"samserve {__version__}, torch {torch.__version__.partition('+')[0]}",
+        license=options.license,
         parity=figures,
     )

@@ -81,15 +81,16 @@ class Network(ABC):
         """Return the modules whose weights may be halved: those of the image encoder only."""
 
 
-def check_tensors(state: Mapping[str, Tensor], network: nn.Module, title: str) -> None:
-    """Raise `ExportError` unless *state* has exactly the tensors of *network*, in their shapes."""
-    shapes = {name: value.shape for name, value in network.state_dict().items()}
+def check_tensors(
+    state: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], title: str
+) -> None:
+    """Raise `ExportError` unless *state* has exactly the tensors of the given *shapes*."""
     missing, unknown = sorted(shapes.keys() - state.keys()), sorted(state.keys() - shapes.keys())
     if missing or unknown:
         parts = [_first("missing", missing), _first("unexpected", unknown)]
         raise ExportError(f"not a {title} checkpoint: {'; '.join(filter(None, parts))}")
     for name, shape in shapes.items():
-        if state[name].shape != shape:
+        if tuple(state[name].shape) != tuple(shape):
             found, expected = tuple(state[name].shape), tuple(shape)
             raise ExportError(
                 f"not a {title} checkpoint: {shown(name)} has shape {found}, not {expected}"
@@ -101,7 +102,8 @@ def load_tensors(network: nn.Module, state: Mapping[str, Tensor], title: str) ->
 
     Raises `ExportError` for a missing or unexpected tensor, or for a wrong shape.
     """
-    check_tensors(state, network, title)
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    check_tensors(state, shapes, title)
     # Copied, not only converted: a tensor mapped to a file would change or end with the file.
     converted = {
         name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)

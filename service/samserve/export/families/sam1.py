@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from samserve.export.families.base import CUSTOM, Naming, Network, Shapes, load_tensors
+from samserve.export.families.sam1_config import check_config
 from samserve.export.families.sam1_names import original_names
 from samserve.export.sam.config import config_from_state
 from samserve.export.sam.graphs import DecoderGraph, EncoderGraph
@@ -48,6 +49,8 @@ class Sam1Network(Network):
 def load(checkpoint: Checkpoint) -> Sam1Network:
     """Build the networks; their sizes are derived from the tensors.  Raises `ExportError`."""
     naming, state = original_names(checkpoint.tensors)
+    if checkpoint.config is not None:
+        check_config(checkpoint.config, config_from_state(state))
     return Sam1Network(sam_from(state), naming)
 
 

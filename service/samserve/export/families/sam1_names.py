@@ -9,19 +9,8 @@ import torch
 from torch import Tensor
 
 from samserve.export.errors import ExportError
-from samserve.export.families.base import PIXEL_MEAN, PIXEL_STD, Naming, without_prefix
+from samserve.export.families.base import PIXEL_MEAN, PIXEL_STD, Naming
 from samserve.export.sources.files import State, shown
-
-OTHER_FAMILIES: Mapping[str, str] = {
-    r"mask_decoder\.(hf_token|hf_mlp|hq_token|hq_mask_mlp)\.": "SAM-HQ",
-    r"(memory_attention|memory_encoder|sam_mask_decoder|image_encoder\.trunk)\.": "SAM 2",
-    r"(vision_encoder|detector)\.backbone\.|geometry_encoder\.": "SAM 2 or SAM 3",
-    r"(prompt_encoder\.invalid_points|mask_decoder\.final_output_upscaling)": "EfficientSAM",
-    r"image_encoder\.backbone\.": "EfficientViT-SAM",
-    r"image_encoder\.features\.": "EdgeSAM or RepViT-SAM",
-    r"(image_encoder|vision_encoder|mask_decoder)\..*([Aa]dapter|lora_)": "a SAM with adapters",
-}
-"""Families of models that are not supported, by patterns of names that only they have."""
 
 PREFIXES: Mapping[Naming, tuple[str, ...]] = {
     Naming.ORIGINAL: ("image_encoder.blocks.", "image_encoder.layers."),
@@ -81,10 +70,9 @@ _RENAMES = [
 def original_names(tensors: Mapping[str, Tensor]) -> tuple[Naming, State]:
     """Return the previous naming scheme, and the tensors under the names of original checkpoints.
 
-    Tensors that a SAM does not use are removed.  Raises `ExportError` for other families of models.
+    Tensors that a SAM does not use are removed.  Raises `ExportError` for other names.
     """
-    # The prefix that data-parallel training adds to every name.
-    state = without_prefix(tensors, "module.")
+    state = dict(tensors)
     naming = _naming(state)
     if naming is Naming.TRANSFORMERS:
         _untie(state)
@@ -94,17 +82,10 @@ def original_names(tensors: Mapping[str, Tensor]) -> tuple[Naming, State]:
 
 
 def _naming(state: State) -> Naming:
-    for pattern, family in OTHER_FAMILIES.items():
-        name = next((key for key in state if re.search(pattern, key)), None)
-        if name:
-            raise ExportError(
-                f"this looks like {family} ({shown(name)}); only SAM 1 and MobileSAM are supported"
-            )
     for naming, starts in PREFIXES.items():
         if any(key.startswith(starts) for key in state):
             return naming
-    names = ", ".join(list(state)[:3])
-    raise ExportError(f"this is not a SAM: its {len(state)} tensors are named {shown(names)} ...")
+    raise ExportError(f"not a SAM checkpoint: unexpected tensor {shown(next(iter(state), ''))}")
 
 
 def _untie(state: State) -> None:

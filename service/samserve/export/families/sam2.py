@@ -2,51 +2,43 @@
 
 from __future__ import annotations
 
-import re
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from samserve.export.errors import ExportError
 from samserve.export.families.base import CUSTOM, Naming, Network, Shapes, load_tensors
-from samserve.export.families.transformers_graphs import (
-    Normalise,
-    PromptEmbedding,
-    TwoWayDecoding,
-    by_prompt,
-    mixed,
-    of_image,
+from samserve.export.families.sam2_graphs import DecoderGraph, EncoderGraph, HieraTrunk, TimmTrunk
+from samserve.export.families.sam2_names import library_tensors, naming_of, trunk_of, version_of
+from samserve.export.families.sam2_sizes import (
+    EDGETAM,
+    Size,
+    configured_size,
+    library_config,
+    name_of,
+    published_size,
 )
+from samserve.export.sources.files import shown
 from samserve.export.sources.source import Checkpoint
 from samserve.models import families
-
-_PARTS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
-"""The parts of a configuration that matter for images."""
-
-_VIDEO_ONLY = (
-    r"(memory_|mask_downsample|object_pointer_proj|temporal_positional_encoding_projection_layer"
-    r"|no_memory_positional_encoding|no_object_pointer|occlusion_spatial_embedding_parameter"
-    r"|spatial_perceiver)"
-)
-"""Beginnings of the names of tensors that only videos need, in the transformers library."""
 
 HIGH_RES_0, HIGH_RES_1, EMBEDDING = "high_res_0", "high_res_1", "image_embedding"
 
 
 class Sam2Network(Network):
-    """The networks of a `Sam2Model` or `EdgeTamModel`."""
+    """The networks of a `Sam2Model` or `EdgeTamModel` of the library, of a given size."""
 
     family = families.SAM2
 
-    def __init__(self, model: Any, *, title: str, variant: str, name: str, naming: Naming) -> None:
-        self.model = model
-        self.title, self.variant, self.name, self.naming = title, variant, name, naming
-        prompts, decoder = model.config.prompt_encoder_config, model.config.mask_decoder_config
-        side = prompts.image_size
-        width, grid = decoder.hidden_size, side // prompts.patch_size
+    def __init__(self, model: Any, size: Size, *, title: str, variant: str, naming: Naming) -> None:
+        self.model, self.title, self.naming = model, title, naming
+        self.variant, self.name = variant or CUSTOM, variant
+        width, grid = size.channels, size.grid
         self.shapes = Shapes(
-            side,
+            size.image_size,
             4 * grid,
             {
                 HIGH_RES_0: (width // 8, 4 * grid, 4 * grid),
@@ -55,15 +47,18 @@ class Sam2Network(Network):
             },
         )
         self.parameters: Mapping[str, str] = {}
-        if decoder.dynamic_multimask_via_stability:
+        if size.dynamic is not None:
             self.parameters = {
-                "multimask_stability_delta": repr(decoder.dynamic_multimask_stability_delta),
-                "multimask_stability_thresh": repr(decoder.dynamic_multimask_stability_thresh),
+                "multimask_stability_delta": repr(size.dynamic.delta),
+                "multimask_stability_thresh": repr(size.dynamic.thresh),
             }
+        backbone = model.vision_encoder.backbone
+        # Before weights are halved: the resized position embedding is computed in float32.
+        self._trunk = TimmTrunk(backbone) if size.hiera is None else HieraTrunk(backbone, grid)
 
     def encoder_graph(self) -> nn.Module:
         """See `Network.encoder_graph`."""
-        return EncoderGraph(self.model)
+        return EncoderGraph(self.model, self._trunk)
 
     def decoder_graph(self) -> nn.Module:
         """See `Network.decoder_graph`."""
@@ -76,86 +71,59 @@ class Sam2Network(Network):
 
 
 def load(checkpoint: Checkpoint) -> Sam2Network:
-    """Build the networks for images of a model for images or videos.  Raises `ExportError`."""
-    from transformers import AutoModel, Sam2Config  # noqa: PLC0415  (slow, and rarely needed)
+    """Build the networks for images of a SAM 2 or 2.1 for images or videos.
 
-    assert checkpoint.config is not None
-    config = Sam2Config(**{part: checkpoint.config[part] for part in _PARTS})
+    Without a configuration, it has to be of a published size.  Raises `ExportError`.
+    """
+    tensors, config = checkpoint.tensors, checkpoint.config
+    size = (
+        published_size(trunk_of(tensors))
+        if config is None
+        else configured_size(config, is_edgetam=False)
+    )
+    version = version_of(tensors, config)
+    title, name = f"SAM {version or 2}", name_of(size)
+    model = _model("Sam2Model", size, tensors, title)
+    variant = f"sam{version}_{name}" if name and version else name
+    return Sam2Network(model, size, title=title, variant=variant, naming=naming_of(tensors))
+
+
+def load_edgetam(checkpoint: Checkpoint) -> Sam2Network:
+    """Build the networks for images of an EdgeTAM for images or videos.  Raises `ExportError`."""
+    tensors, config = checkpoint.tensors, checkpoint.config
+    size = EDGETAM if config is None else configured_size(config, is_edgetam=True)
+    fused = _timm("timm.utils").reparameterize_model
+    model = _model("EdgeTamModel", size, tensors, "EdgeTAM")
+    # In float32: batch norms have variances beyond the range of float16, and are slow.
+    backbone = model.vision_encoder.backbone
+    backbone.timm_model = fused(backbone.timm_model, inplace=True).requires_grad_(False)
+    return Sam2Network(
+        model, size, title="EdgeTAM", variant=name_of(size), naming=naming_of(tensors)
+    )
+
+
+def _model(kind: str, size: Size, tensors: Mapping[str, Tensor], title: str) -> Any:
+    """Build a model of the library with the tensors of a checkpoint."""
+    import transformers  # noqa: PLC0415  (slow, and rarely needed)
+
+    # On the meta device, which allocates nothing: every value comes from the checkpoint.
     with torch.device("meta"):
-        model = AutoModel.from_config(config, attn_implementation="eager")  # type: ignore[no-untyped-call]
-    state = {
-        name: value for name, value in checkpoint.tensors.items() if not re.match(_VIDEO_ONLY, name)
-    }
-    load_tensors(model, state, "SAM 2")
-    return Sam2Network(model, title="SAM 2", variant=CUSTOM, name="", naming=Naming.TRANSFORMERS)
+        # "sdpa" only where there is no attention: the library warns that timm ignores "eager".
+        attention = "eager" if size.hiera else {"": "eager", "vision_config": "sdpa"}
+        config = library_config(size)
+        model = getattr(transformers, kind)._from_config(config, attn_implementation=attention)
+    load_tensors(model, library_tensors(tensors, model, title), title)
+    return model
 
 
-class EncoderGraph(nn.Module):
-    """Image to embedding, with everything that does not depend on the prompt."""
-
-    no_memory: Tensor
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.normalise = Normalise()
-        self.vision_encoder = model.vision_encoder
-        self.conv_s0, self.conv_s1 = model.mask_decoder.conv_s0, model.mask_decoder.conv_s1
-        self.dtype = self.conv_s0.weight.dtype
-        no_memory = model.no_memory_embedding.detach().reshape(1, -1, 1, 1)
-        self.register_buffer("no_memory", no_memory)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Return ``high_res_0``, ``high_res_1`` and ``image_embedding``, as float16 and float32."""
-        planes = self.normalise(image).to(self.dtype)
-        fine, middle, coarse = self.vision_encoder(planes, return_dict=True).fpn_hidden_states
-        embedding = (
-            self.conv_s0(fine),
-            self.conv_s1(middle),
-            coarse.float() + self.no_memory,
-        )
-        return (*(each.half() for each in embedding), *(each.float() for each in embedding))
-
-
-class DecoderGraph(nn.Module):
-    """Embeddings and prompts to all masks; see `Network.decoder_graph` for shapes."""
-
-    def __init__(self, model: Any, image_size: int) -> None:
-        super().__init__()
-        decoder, prompts = model.mask_decoder, model.prompt_encoder
-        kinds = [prompts.not_a_point_embed.weight, prompts.point_embed.weight]
-        self.prompts = PromptEmbedding(prompts, kinds, image_size)
-        outputs = [
-            each.weight
-            for each in (decoder.obj_score_token, decoder.iou_token, decoder.mask_tokens)
-        ]
-        positions = model.get_image_wide_positional_embeddings()
-        self.decoding = TwoWayDecoding(decoder.transformer, torch.cat(outputs), positions)
-        self.decoder = decoder
-
-    def forward(
-        self,
-        high_res_0: Tensor,
-        high_res_1: Tensor,
-        image_embedding: Tensor,
-        point_coords: Tensor,
-        point_labels: Tensor,
-        mask_input: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits, predicted IoU and the logit of the object score."""
-        decoder = self.decoder
-        sparse = self.prompts.embed_points(point_coords, point_labels)
-        dense = self.prompts.embed_masks(mask_input, point_coords.shape[1])
-        tokens, planes = self.decoding(image_embedding.float(), sparse, dense)
-        planes = of_image(high_res_1.float(), decoder.upscale_conv1(planes), point_coords)
-        planes = decoder.activation(decoder.upscale_layer_norm(planes))
-        planes = of_image(high_res_0.float(), decoder.upscale_conv2(planes), point_coords)
-        # Token 0 estimates whether there is an object, 1 predicts the IoU, 2 to 5 the masks.
-        mlps = decoder.output_hypernetworks_mlps
-        logits = mixed(mlps, tokens[:, 2:], decoder.activation(planes))
-        iou = decoder.iou_prediction_head(tokens[:, 1])
-        score = decoder.pred_obj_score_head(tokens[:, 0])
-        return (
-            by_prompt(logits, point_coords),
-            by_prompt(iou, point_coords),
-            by_prompt(score, point_coords),
-        )
+def _timm(module: str) -> Any:
+    """Import a module of timm."""
+    try:
+        return importlib.import_module(module)
+    # A torchvision for another torch raises RuntimeError.
+    except (ImportError, RuntimeError) as error:
+        reason = shown(" ".join(str(error).split()))
+        raise ExportError(
+            "EdgeTAM's image encoder is in the package timm, which cannot be imported: install "
+            f"timm, and torchvision for this torch ({reason})"
+        ) from error

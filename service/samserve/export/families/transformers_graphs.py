@@ -1,4 +1,4 @@
-"""The parts of the exported graphs that SAM 2 and SAM-HQ of the transformers library share.
+"""The parts of SAM 2's exported graphs, on modules of the transformers library.
 
 The library's own `forward` takes one mask per image and returns some of the masks.  The graphs
 call its modules directly: every prompt may have a mask, and all masks are returned.  A prompt of

@@ -71,6 +71,19 @@ class DecoderGraph(nn.Module):
         pixels and ``point_labels`` ``[B,P,N]``, N from 0; ``mask_input`` ``[B,M,256,256]`` logits
         for the first M of the P prompts. The caller appends the padding point.
         """
+        cells, tokens = self.rows(image_embedding, point_coords, point_labels, mask_input)
+        logits, iou = self.mask_decoder(cells, self.places, tokens)
+        shape = (*point_coords.shape[:2], logits.shape[1])
+        return logits.reshape(*shape, logits.shape[2], logits.shape[3]), iou.reshape(shape)
+
+    def rows(
+        self,
+        image_embedding: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the inputs ``cells`` and ``tokens`` of `MaskDecoder`, one row per prompt."""
         batch, prompts = point_coords.shape[0], point_coords.shape[1]
         sparse = self.prompt_encoder.embed_points(point_coords, point_labels)
         outputs = self.mask_decoder.output_tokens()
@@ -79,7 +92,4 @@ class DecoderGraph(nn.Module):
         tokens = torch.cat([outputs, sparse], 2).flatten(0, 1)
         dense = self.prompt_encoder.embed_masks(mask_input, prompts)
         cells = (image_embedding.float().unsqueeze(1) + dense).flatten(0, 1)
-        cells = cells.flatten(2).transpose(1, 2)
-        logits, iou = self.mask_decoder(cells, self.places, tokens)
-        shape = (batch, prompts, logits.shape[1])
-        return logits.reshape(*shape, logits.shape[2], logits.shape[3]), iou.reshape(shape)
+        return cells.flatten(2).transpose(1, 2), tokens

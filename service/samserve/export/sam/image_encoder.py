@@ -28,11 +28,19 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed images that are normalised and zero in their padding."""
+        return self.with_early_features(images)[0]
+
+    def with_early_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the embedding, and the output of the first global block, ``[B,C,S/16,S/16]``."""
         cells = self.patch_embed(images) + self.pos_embed
+        early = []
         for block in self.blocks:
             cells = block(cells)
+            if block.is_global:
+                early.append(cells)
         embedding: Tensor = self.neck(cells.permute(0, 3, 1, 2))
-        return embedding
+        # Without a global block, which only an unusual SAM lacks, the output of the last one.
+        return embedding, [*early, cells][0].permute(0, 3, 1, 2)
 
 
 class PatchEmbedding(nn.Module):

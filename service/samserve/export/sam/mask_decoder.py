@@ -45,9 +45,17 @@ class MaskDecoder(nn.Module):
         ``cells`` ``[n,grid*grid,256]`` embedding plus mask, ``positions`` ``[1,grid*grid,256]``,
         ``tokens`` ``[n,5+N,256]`` output tokens and the prompt's.
         """
+        tokens, fine = self.decode(cells, positions, tokens)
+        return self.masks(tokens, fine)
+
+    def decode(self, cells: Tensor, positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens, shape kept, and planes ``[n,32,4*grid,4*grid]``; see `forward`."""
         tokens, cells = self.transformer(cells, positions, tokens)
         planes = cells.transpose(1, 2).reshape(-1, cells.shape[2], self.grid, self.grid)
-        fine = self.output_upscaling(planes)
+        return tokens, self.output_upscaling(planes)
+
+    def masks(self, tokens: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and predicted IoU from the result of `decode`; see `forward`."""
         # Token 0 predicts the IoU, tokens 1 to 4 the masks.
         mixes = [mlp(tokens[:, 1 + k]) for k, mlp in enumerate(self.output_hypernetworks_mlps)]
         logits = torch.stack(mixes, 1) @ fine.flatten(2)

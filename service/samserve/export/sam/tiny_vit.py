@@ -51,11 +51,16 @@ class TinyVit(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed images that are normalised and zero in their padding."""
+        return self.with_early_features(images)[0]
+
+    def with_early_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the embedding, and the output of the second stage, ``[B,C,S/16,S/16]``."""
         planes = self.patch_embed(images)
+        outputs = []
         for stage in self.layers:
             planes = stage(planes)
-        embedding: Tensor = self.neck(planes)
-        return embedding
+            outputs.append(planes)
+        return self.neck(planes), outputs[1]
 
 
 class ConvNorm(nn.Module):

@@ -8,24 +8,23 @@ from typing import Any
 
 from samserve.export.errors import ExportError
 from samserve.export.sources.files import State, check_size, read_tensors, shown
+from samserve.export.sources.identification import SUPPORTED, of_type, unsupported
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In the order of preference; each may be split into shards that an index lists."""
 
-MODEL_TYPES = ("sam", "sam2", "sam2_video", "edgetam", "edgetam_video", "sam_hq")
-"""Types of models that can be exported; of a video model, its networks for images."""
-
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read the configuration of a model.  Raises `ExportError` if it is of another type."""
+    """Read the configuration of a model.  Raises `ExportError` for a type without an export."""
     config = _read_json(folder / CONFIG)
     found = config.get("model_type")
-    if found not in MODEL_TYPES:
-        kind = f"type {shown(repr(found))}" if found else "unknown type"
-        raise ExportError(
-            f"{shown(folder.name)} has a model of {kind}; expected one of {', '.join(MODEL_TYPES)}"
-        )
+    kind = of_type(found)
+    if kind is None:
+        text = f"the type {shown(repr(found))}" if found else "an unknown type"
+        raise ExportError(f"{shown(folder.name)} has a model of {text}; supported are {SUPPORTED}")
+    if not kind.loader:
+        raise ExportError(unsupported(kind, f"model_type {found}"))
     return config
 
 
@@ -40,14 +39,14 @@ def weight_files(folder: Path) -> list[Path]:
     raise ExportError(f"{name} has neither {' nor '.join(WEIGHTS)}")
 
 
-def read_files(files: list[Path], name: str) -> State:
-    """Read the tensors of all *files* of the checkpoint *name*.
+def read_files(files: list[Path], name: str, key: str = "") -> State:
+    """Read the tensors of all *files* of the checkpoint *name*, under *key* in the files.
 
     Raises `ExportError` for a tensor that two files contain.
     """
     state: State = {}
     for path in files:
-        shard = read_tensors(path)
+        shard = read_tensors(path, key)
         repeated = state.keys() & shard.keys()
         if repeated:
             raise ExportError(f"{shown(path.name)} repeats {shown(min(repeated))}")

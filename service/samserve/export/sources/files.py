@@ -10,8 +10,9 @@ import errno
 import pickle
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from safetensors.torch import load_file
@@ -22,33 +23,38 @@ from samserve.export.errors import ExportError
 
 State = dict[str, Tensor]
 
-WRAPPERS = ("model", "state_dict")
-"""Keys under which training programs store the weights, next to optimizer state and the like."""
-
 MAX_BYTES = 16 << 30
 """Limit of a file, and of all tensors of a checkpoint as float32; ViT-H has 2.4 GiB."""
 
 MAX_ENTRIES = 10_000
 """Limit of the entries of an archive, one for each tensor; ViT-H has 600."""
 
+MAX_NAME = 500
+"""Limit of the characters of a tensor's name."""
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTER = "num_batches_tracked"
 """Suffix of the counters of batch norms, the only integers in a SAM."""
+
+MAX_DEPTH = 3
+"""Limit of the wrappers around the weights."""
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 _MAX_SHOWN = 200
 
 
-def read_tensors(path: Path) -> State:
+def read_tensors(path: Path, key: str = "") -> State:
     """Read the named tensors of a ``.pth`` or ``.safetensors`` file with any suffix.
 
-    They keep their type and, if the format allows it, stay on the disk until they are used.
+    Training programs store the weights under a key, next to optimizer state and the like.  It is
+    found if there is only one, else it must be *key*, with a dot between those of nested wrappers.
+    Tensors keep their type and, if the format allows it, stay on the disk until they are used.
     Raises `ExportError` for a file that is corrupt or contains anything but weights.
     """
-    state = _named_tensors(_content(path))
-    if state is None:
-        raise ExportError(f"{shown(path.name)} contains something other than named tensors")
+    content = _content(path)
+    found = _under(content, key, path) if key else _unwrapped(content, path)
+    state = {name: Tensor.detach(value) for name, value in dict.items(found)}
     _check(state, path)
     return state
 
@@ -77,7 +83,8 @@ def _content(path: Path) -> object:
     except pickle.UnpicklingError as error:
         # Its text is a page long and ends with the advice to load without the restriction.
         raise ExportError(
-            f"{name} is corrupt or contains something other than tensors; no code in it was run"
+            f"{name} is corrupt or contains something other than tensors; no code in it was run; "
+            "if you trust it, load it in PyTorch and save its state dict alone"
         ) from error
     except Exception as error:
         # A pickle calls PyTorch's functions with arbitrary arguments, so they raise any exception;
@@ -131,19 +138,63 @@ def _check_archive(path: Path) -> None:
         raise ExportError(f"{name} is corrupt: {shown(corrupt)} does not match its checksum")
 
 
-def _named_tensors(content: object) -> State | None:
-    """Return the tensors, also from under a wrapper key; None if there is anything else.
+def _unwrapped(content: object, path: Path) -> State:
+    """Return the only named tensors of a file, which may be under a key."""
+    if _are_named_tensors(content):
+        return content
+    found = dict(_wrapped(content, (), 0))
+    if len(found) > 1:
+        keys = " and ".join(repr(shown(key)) for key in list(found)[:4])
+        raise ExportError(f"{shown(path.name)} has tensors under {keys}: choose with --key")
+    for state in found.values():
+        return state
+    raise ExportError(f"{shown(path.name)} contains something other than named tensors")
 
-    Methods are called on the class: a pickle can hide those of its objects behind attributes.
-    """
-    inner = [dict.get(content, key) for key in WRAPPERS] if isinstance(content, dict) else []
-    found = next(filter(_are_named_tensors, [*inner, content]), None)
-    return (
-        None if found is None else {key: Tensor.detach(value) for key, value in dict.items(found)}
-    )
+
+def _wrapped(content: object, keys: tuple[str, ...], depth: int) -> Iterator[tuple[str, State]]:
+    """Yield the named tensors of a network under each key, with the dotted key."""
+    if depth > MAX_DEPTH or not isinstance(content, dict):
+        return
+    # Those of an optimizer are not named like those of a network, with a dot.
+    if keys and _are_named_tensors(content) and any("." in name for name in dict.keys(content)):
+        yield ".".join(keys), content
+        return
+    for key, value in dict.items(content):
+        if type(key) is str:
+            yield from _wrapped(value, (*keys, key), depth + 1)
+
+
+def _under(content: object, key: str, path: Path) -> State:
+    """Return the named tensors under a dotted key."""
+    found: Any = content
+    rest = key
+    while rest:
+        names = [name for name in _keys(found) if rest == name or rest.startswith(f"{name}.")]
+        if not names:
+            parent = key[: -len(rest) - 1]
+            place = f"under {shown(parent)!r} it has" if parent else "it has"
+            some = ", ".join(repr(shown(name)) for name in _keys(found)[:6]) or "none"
+            raise ExportError(f"{shown(path.name)} has no key {shown(key)!r}; {place} {some}")
+        # Keys may contain dots.
+        name = max(names, key=len)
+        found, rest = dict.__getitem__(found, name), rest[len(name) + 1 :]
+    if not _are_named_tensors(found):
+        raise ExportError(
+            f"{shown(path.name)} has something other than named tensors under {shown(key)!r}"
+        )
+    return found
+
+
+def _keys(content: object) -> list[str]:
+    keys = list(dict.keys(content)) if isinstance(content, dict) else []
+    return [key for key in keys if type(key) is str]
 
 
 def _are_named_tensors(content: object) -> TypeGuard[State]:
+    """Return whether a value is a dictionary of tensors by names.
+
+    Methods are called on the class: a pickle can hide those of its objects behind attributes.
+    """
     return (
         isinstance(content, dict)
         and len(content) > 0
@@ -173,6 +224,8 @@ def _check(state: State, path: Path) -> None:
 
 def _tensor_problem(key: str, value: Tensor) -> str:
     """Return why a tensor is not a weight, regardless of its values; empty if it is one."""
+    if len(key) > MAX_NAME:
+        return f"has a name of more than {MAX_NAME} characters"
     if value.layout is not torch.strided or value.is_nested or value.is_meta or value.is_neg():
         return "is not a dense tensor"
     if value.dtype not in FLOATS and not (value.dtype is torch.int64 and key.endswith(COUNTER)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,26 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """Which tensors of a checkpoint are used.
+
+    ``key`` is that of their wrapper in a file, see `read_tensors`, ``prefix`` the beginning of
+    their names, which is removed; all tensors if empty.
+    """
+
+    key: str = ""
+    prefix: str = ""
+
+    def __str__(self) -> str:
+        """Return the parts that are set, as in a model card."""
+        parts = (f"{name} {shown(value)}" for name, value in asdict(self).items() if value)
+        return ", ".join(parts)
+
+
+EVERYTHING = Selection()
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """The source of weights.
 
@@ -46,7 +66,9 @@ class Source:
     dtype: str
 
 
-def open_source(spec: str | Path, revision: str | None = None) -> tuple[Checkpoint, Source]:
+def open_source(
+    spec: str | Path, revision: str | None = None, selection: Selection = EVERYTHING
+) -> tuple[Checkpoint, Source]:
     """Read the tensors of *spec*, in their stored types and under their stored names.
 
     An existing file or directory takes precedence over a name on the hub, and has no *revision*.
@@ -62,7 +84,7 @@ def open_source(spec: str | Path, revision: str | None = None) -> tuple[Checkpoi
             raise ExportError(
                 f"{shown(name)} is a local path; only models on the hub have revisions"
             )
-        checkpoint, sha256 = _read(path, shown(name))
+        checkpoint, sha256 = _read(path, shown(name), selection)
     except OSError as error:
         raise ExportError(f"{shown(name)} cannot be read: {error.strerror or error}") from error
     dtype = _narrowest(checkpoint.tensors.values())
@@ -74,10 +96,15 @@ def _fetch(spec: str | Path, revision: str | None) -> tuple[Path, str]:
         raise ExportError(
             f"{shown(str(spec))}: no such file or directory, and not a name on the hub"
         )
-    return hub.fetch(str(spec), revision)
+    try:
+        return hub.fetch(str(spec), revision)
+    except hub.NotAvailable as error:
+        raise ExportError(
+            f"{spec}: no such file or directory, and not available from the hub: {error.reason}"
+        ) from error
 
 
-def _read(path: Path, name: str) -> tuple[Checkpoint, str]:
+def _read(path: Path, name: str, selection: Selection) -> tuple[Checkpoint, str]:
     """Read a file or directory; return its content and its SHA-256."""
     is_folder = path.is_dir()
     if not is_folder and not path.is_file():
@@ -87,10 +114,24 @@ def _read(path: Path, name: str) -> tuple[Checkpoint, str]:
     files = sorted([*weights, path / CONFIG]) if is_folder else weights
     before = [_fingerprint(file) for file in files]
     sums = [_sha256(file) for file in files]
-    tensors = read_files(weights, name)
+    tensors = _selected(read_files(weights, name, selection.key), selection.prefix)
     if [_fingerprint(file) for file in files] != before:
         raise ExportError(f"{name} changed while it was read")
     return Checkpoint(tensors, config), _digest(files, sums) if is_folder else sums[0]
+
+
+def _selected(tensors: State, prefix: str) -> State:
+    """Return the tensors whose names begin with a prefix, without it."""
+    if not prefix:
+        return tensors
+    start = prefix.rstrip(".") + "."
+    found = {
+        name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)
+    }
+    if not found:
+        some = ", ".join(list(tensors)[:3])
+        raise ExportError(f"no name begins with {shown(start)!r}; the names are {shown(some)} ...")
+    return found
 
 
 def _digest(files: list[Path], sums: list[str]) -> str:
