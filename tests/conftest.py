@@ -46,8 +46,10 @@ GROUPS = {
         "training/tests/test_shipped",
         "training/tests/test_train",
     ),
+    # Small models that take seconds to make, once.
+    "families": ("tests/families",),
 }
-"""Tests that need a resource of which one machine has one, by the start of their path."""
+"""Tests that share a resource, most of which one machine has once, by the start of their path."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -183,6 +185,14 @@ async def serving_models(
         stub_of(service.address) as stub,
     ):
         yield service, stub
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_models_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Serve only the default model of the package, even if this user has pulled others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
 
 
 @pytest.fixture(autouse=True)

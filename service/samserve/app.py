@@ -28,6 +28,7 @@ from samserve.engines.fake import FakeEngine
 from samserve.engines.onnx import OnnxEngine
 from samserve.engines.triton.engine import TritonEngine
 from samserve.images import ImageLimits
+from samserve.models.selection import Selection, of_repository, of_user
 from samserve.rpc.handler import CallHandler
 from samserve.rpc.methods import SERVICE
 from samserve.rpc.server import ApiServer, check_file_limit
@@ -43,6 +44,7 @@ from samserve.segmentation.predict import Predictor
 from samserve.segmentation.prefetch import PrefetchQueue
 from samserve.segmentation.warmup import warm_up
 from samserve.settings import EngineSettings, Settings
+from samserve.settings.folders import user_models
 from samserve.system import addresses
 from samserve.system.limits import core_count
 from samserve.system.reloading import ReloadableFile, refreshing
@@ -175,10 +177,18 @@ def _startup_retry(settings: Settings) -> StartupRetry:
     return StartupRetry(0.0)
 
 
+def select_models(settings: EngineSettings) -> Selection:
+    """Select the models that the in-process engine serves.  Raises `EngineUnavailable`."""
+    if settings.model_repository is not None:
+        return of_repository(
+            settings.model_repository, settings.default_model, settings.model_names
+        )
+    packaged, own = default_repository(), user_models()
+    return of_user(packaged, own, settings.default_model, settings.model_names)
+
+
 def _open_onnx(settings: EngineSettings, metrics: Metrics) -> Engine:
-    repository = settings.model_repository or default_repository()
-    threads = settings.threads or core_count()
-    return OnnxEngine(repository, threads, metrics, settings.default_model)
+    return OnnxEngine(select_models(settings), settings.threads or core_count(), metrics)
 
 
 @asynccontextmanager

@@ -223,3 +223,7 @@ def test_catalog_lists_the_models_and_which_require_a_checksum(samserve: Command
     rows = {line.split()[0]: line for line in result.out.splitlines()}
     assert "requires --sha256" in rows["sam_vit_h"]
     assert " yes " in rows["mobile_sam"]
+    assert "from the hub" in rows["sam2.1_hiera_tiny"]
+    assert "149 MiB" in rows["sam2.1_hiera_tiny"]
+    assert "0.291 TFLOP" in rows["sam2.1_hiera_tiny"]
+    assert "  -  " in rows["edgetam"]

@@ -89,6 +89,17 @@ def test_threads_of_the_engine_do_not_spin_between_runs() -> None:
     assert spent[ours] < spent[default] / 4
 
 
+def test_sessions_of_the_engine_have_no_memory_pattern() -> None:
+    """The arena would hold the tensors of a run twice."""
+    engine = OnnxEngine(default_repository(), 1, Metrics(CollectorRegistry()))
+    (bundle,) = engine._bundles.values()
+
+    assert [each.get_session_options().enable_mem_pattern for each in bundle.graphs.values()] == [
+        False,
+        False,
+    ]
+
+
 def _threads() -> set[int]:
     return {int(path.name) for path in Path("/proc/self/task").iterdir()}
 

@@ -292,10 +292,24 @@ def test_redirects_do_not_lead_from_https_to_http() -> None:
     response = requests.Response()
     response.status_code, response.url = 302, "https://models.example/sam.pth"
     response.headers["Location"] = "http://127.0.0.1:8500/secrets"
-    transfer = module._Transfer(Path("sam.pth.part"), RIGHT, lambda *_: None, 0)
+    transfer = module._Transfer(Path("sam.pth.part"), RIGHT, lambda *_: None, 0, {})
 
     with pytest.raises(ExportError, match="redirected from https to http"):
         transfer._check(response)
+
+
+def test_credentials_are_not_sent_to_the_server_of_a_redirect(
+    server: Loopback, tmp_path: Path
+) -> None:
+    with loopback() as store:
+        server.on(PATH, redirect(store.on("/1", file(CONTENT))))
+        headers = {"Authorization": "Bearer secret"}
+        download(server.address + PATH, tmp_path, RIGHT, lambda *_: None, headers=headers)
+
+        found = [
+            [each.headers["Authorization"] for each in one.requests] for one in (server, store)
+        ]
+    assert found == [["Bearer secret"], [None]]
 
 
 def test_urls_end_in_a_file_name_and_are_shown_without_secrets() -> None:

@@ -132,21 +132,25 @@ def _repository(settings: Settings) -> str:
     from samserve import app
     from samserve.errors import SamserveError
     from samserve.models.digest import bundle_digest, graph_digests
-    from samserve.models.repository import discover
 
     if settings.engine.kind != "onnx":
         return f"not used by the {settings.engine.kind} engine"
-    repository = settings.engine.model_repository or app.default_repository()
     try:
-        found = discover(repository)
+        found = app.select_models(settings.engine)
     except (SamserveError, OSError) as error:
         raise CommandError(str(error)) from error
-    for model in found:
+    if found.problems:
+        raise CommandError(*found.problems)
+    for model in found.bundles:
         if bundle_digest(graph_digests(model.graphs)) != model.info.digest:
+            repository = model.graphs["encoder"].parents[2]
             raise CommandError(
                 f"{repository}: the files of {model.info.name} do not match its digest"
             )
-    return ", ".join(f"{model.info.name} {model.info.digest[:12]}" for model in found)
+    return ", ".join(
+        f"{model.info.name} {model.info.digest[:12]} in {model.graphs['encoder'].parents[2]}"
+        for model in found.bundles
+    )
 
 
 def _authentication(settings: Settings) -> str:

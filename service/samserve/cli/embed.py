@@ -17,7 +17,7 @@ def embed(image: ImageFile, *, model: ModelName = "", endpoint: Endpoint) -> Non
     from samserve.cli.terminal import write_line
 
     async def work() -> Embedding:
-        async with session.connected(endpoint) as client:
+        async with session.connected(endpoint, model) as client:
             return await client.embed(image, model=model)
 
     embedding = session.run(work())

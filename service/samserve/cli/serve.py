@@ -19,6 +19,13 @@ def serve(
     admin_port: Annotated[
         int | None, typer.Option(help="Port of health and metrics; sets server.admin_port.")
     ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Serve this model only; repeatable, the first is the default. Sets engine.models "
+            "and engine.default_model.",
+        ),
+    ] = None,
     config: ConfigFile = None,
     assignments: Assignments = None,
 ) -> None:
@@ -31,7 +38,8 @@ def serve(
 
     given = {"host": host, "port": port, "admin_port": admin_port}
     flags = {name: value for name, value in given.items() if value is not None}
-    settings = load_settings(config, assignments, {"server": flags})
+    engine = {"models": ",".join(model), "default_model": model[0]} if model else {}
+    settings = load_settings(config, assignments, {"server": flags, "engine": engine})
     if settings.log.format == "json":
         standard_error.redirect_as_json()
     logs.configure(settings.log)

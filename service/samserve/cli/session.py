@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from samserve.cli import progress, remote
 from samserve.cli.configuration import Sections, load_settings
@@ -14,6 +14,9 @@ from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import CommandError
 from samserve.client import Client, SamserveClientError, Unavailable
 from samserve.errors import SamserveError
+
+if TYPE_CHECKING:
+    from samserve.settings import Settings
 
 _T = TypeVar("_T")
 
@@ -37,21 +40,24 @@ _PRIVATE: Sections = {
 
 
 @asynccontextmanager
-async def connected(endpoint: Endpoint) -> AsyncIterator[Client]:
-    """Open a client; without a server in *endpoint*, one runs until the block ends."""
+async def connected(endpoint: Endpoint, model: str | None = None) -> AsyncIterator[Client]:
+    """Open a client; without a server in *endpoint*, one runs until the block ends.
+
+    That server loads only *model*, the default one if it is empty, all if it is None.
+    """
     endpoint.check()
     if endpoint.server:
         remote_client = remote.client(endpoint.server, endpoint.ca, endpoint.token_file)
         async with remote_client as client:
             yield client
         return
-    async with _in_process(endpoint.config, endpoint.assignments) as client:
+    async with _in_process(endpoint.config, endpoint.assignments, model) as client:
         yield client
 
 
 @asynccontextmanager
 async def _in_process(
-    config: Path | None, assignments: Sequence[str] | None
+    config: Path | None, assignments: Sequence[str] | None, model: str | None
 ) -> AsyncIterator[Client]:
     """Run a server for this process only and open a client of it."""
     from samserve import app
@@ -59,10 +65,23 @@ async def _in_process(
 
     settings = load_settings(config, assignments, _PRIVATE)
     logs.configure(settings.log)
+    if model is not None:
+        settings = _with_one_model(settings, model)
     async with AsyncExitStack() as stack:
         with progress.spinner("starting a server in this process"):
             service = await stack.enter_async_context(app.running(settings))
         yield await stack.enter_async_context(Client(service.address))
+
+
+def _with_one_model(settings: Settings, model: str) -> Settings:
+    """Return settings of a server that loads one model only; memory for others is not needed."""
+    from samserve import app
+
+    if settings.engine.kind != "onnx":
+        return settings
+    name = model or app.select_models(settings.engine).default
+    engine = settings.engine.model_copy(update={"models": name, "default_model": name})
+    return settings.model_copy(update={"engine": engine})
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:

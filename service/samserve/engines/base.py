@@ -52,10 +52,6 @@ class PromptBatch:
     point_labels: FloatArray
     mask_input: FloatArray
 
-    def part(self, rows: slice) -> PromptBatch:
-        """Return some of the prompts, of a batch in which all have a mask or none has."""
-        return PromptBatch(self.point_coords[rows], self.point_labels[rows], self.mask_input[rows])
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderOutput:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 import onnxruntime as ort
+import structlog
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from samserve.context import RequestContext
@@ -28,7 +29,8 @@ from samserve.memory.anonymous import AnonymousMemory, Memory
 from samserve.memory.slot import Slot
 from samserve.models import families
 from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, STAMP_KEY, digest_of_note
-from samserve.models.repository import Bundle, default_first, discover
+from samserve.models.repository import Bundle, default_first
+from samserve.models.selection import Selection, load_failure, of_repository
 from samserve.scheduling.fair_semaphore import FairSemaphore
 from samserve.telemetry.metrics import Metrics
 from samserve.types import Embedding, ModelInfo, Transport
@@ -53,14 +55,16 @@ class OnnxEngine:
     ONNX Runtime parallelises inside a run, so concurrent runs would only compete for the same
     cores; queued work is ordered by priority instead.  Cancelling a run sets its terminate flag,
     which ONNX Runtime checks between two operators.
+
+    *models* is a repository, of which all models are served, or a selection.
     """
 
     def __init__(
-        self, repository: Path, threads: int, metrics: Metrics, default_model: str = ""
+        self, models: Path | Selection, threads: int, metrics: Metrics, default_model: str = ""
     ) -> None:
-        bundles = {bundle.info.name: bundle for bundle in discover(repository)}
-        names = default_first(bundles, default_model)
-        self._bundles = {name: _open(bundles[name], threads) for name in names}
+        if isinstance(models, Path):
+            models = of_repository(models, default_model)
+        self._bundles = _open_all(models, threads)
         self._metrics = metrics.engine
         self._semaphores = {"encoder": FairSemaphore(1), "decoder": FairSemaphore(1)}
         for network, semaphore in self._semaphores.items():
@@ -169,12 +173,35 @@ async def _wait_until_done(running: asyncio.Future[T]) -> None:
     running.exception()
 
 
+def _open_all(selection: Selection, threads: int) -> dict[str, Bundle[ort.InferenceSession]]:
+    """Load all models, the default one first; without optional ones that cannot be loaded."""
+    bundles = {bundle.info.name: bundle for bundle in selection.bundles}
+    problems, opened = list(selection.problems), {}
+    for name in default_first(bundles, selection.default):
+        try:
+            opened[name] = _open(bundles[name], threads)
+        except EngineUnavailable as error:
+            if name not in selection.stored:
+                raise
+            failure = load_failure(name, bundles[name].graphs["encoder"], error)
+            if name not in selection.optional:
+                raise EngineUnavailable(failure) from error
+            problems.append(failure)
+    log = structlog.get_logger("samserve.models")
+    for problem in problems:
+        log.error("model not served", error=problem)
+    return opened
+
+
 def _open(bundle: Bundle[Path], threads: int) -> Bundle[ort.InferenceSession]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Threads that spin between runs would compete with image decoding and mask processing.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # With a pattern, the second run allocates one block for all its tensors, while the arena keeps
+    # those of the first run: much more memory, and no time saved.
+    options.enable_mem_pattern = False
     options.log_severity_level = 3
     try:
         sessions = {

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urljoin
@@ -29,6 +29,8 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}|git-blob-sha1:[0-9a-f]{40}")
 _CAS = ssl.get_default_verify_paths()
 _HEADERS = {"User-Agent": f"samserve/{samserve.__version__}", "Accept-Encoding": "identity"}
+
+_NO_HEADERS: Mapping[str, str] = {}
 
 Progress = Callable[[int, int | None], None]
 
@@ -88,18 +90,24 @@ def checksum_of(path: Path, kind: str = "sha256") -> str:
 
 
 def download(
-    url: str, folder: Path, checksum: str | None, progress: Progress, max_bytes: int = MAX_BYTES
+    url: str,
+    folder: Path,
+    checksum: str | None,
+    progress: Progress,
+    max_bytes: int = MAX_BYTES,
+    headers: Mapping[str, str] = _NO_HEADERS,
 ) -> Path:
     """Download *url* into *folder*, which is created, under the last part of the URL's path.
 
     *checksum* is as returned by `parse_checksum`.  *progress* is called with the received bytes and
     the total, None if that is unknown.  An existing file is only verified.  Until a file is
     complete and verified, its name is ``<name>.part``; with a checksum, which verifies the result,
-    this or a later call resumes it.  Raises `ExportError`, with a text of one line.
+    this or a later call resumes it.  *headers* are added to requests; a redirect to another host
+    drops credentials in them.  Raises `ExportError`, with a text of one line.
     """
     name = file_name(url)
     target = folder / name
-    transfer = _Transfer(folder / f"{name}.part", checksum, progress, max_bytes)
+    transfer = _Transfer(folder / f"{name}.part", checksum, progress, max_bytes, headers)
     pooch.get_logger().setLevel("ERROR")  # its log messages contain the whole URL
     try:
         if not target.exists():
@@ -123,8 +131,14 @@ class _Transfer:
     """Called by pooch for each attempt; also serves as the progress bar of its HTTP client."""
 
     def __init__(
-        self, part: Path, checksum: str | None, progress: Progress, max_bytes: int
+        self,
+        part: Path,
+        checksum: str | None,
+        progress: Progress,
+        max_bytes: int,
+        headers: Mapping[str, str],
     ) -> None:
+        self._headers = {**_HEADERS, **headers}
         self._part, self._checksum, self._progress = part, checksum, progress
         self._max_bytes, self._responses = max_bytes, ExitStack()
         self.done = 0
@@ -140,7 +154,7 @@ class _Transfer:
                 chunk_size=1 << 16,
                 timeout=(15.0, 60.0),
                 verify=_CAS.cafile or _CAS.capath or True,
-                headers=_HEADERS | ({"Range": f"bytes={self.done}-"} if self.done else {}),
+                headers=self._headers | ({"Range": f"bytes={self.done}-"} if self.done else {}),
                 hooks={"response": self._check},
             )(url, self._file, None)
             os.fsync(self._file.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +52,29 @@ def discover(repository: Path) -> tuple[Bundle[Path], ...]:
     bundles = [bundle_of(encoder, configs, repository) for encoder in encoders(configs)]
     if not bundles:
         raise EngineUnavailable(f"no model in {repository}")
-    return tuple(
-        Bundle(bundle.info, {role: _file(repository, name) for role, name in bundle.graphs.items()})
-        for bundle in bundles
-    )
+    return tuple(_with_files(bundle, repository) for bundle in bundles)
+
+
+def discover_each(repository: Path) -> tuple[tuple[Bundle[Path], ...], dict[str, str]]:
+    """List the models of a repository like `discover`, without those that cannot be served.
+
+    Returns why they cannot by the name of the model, or of the folder of an invalid configuration.
+    """
+    configs, bundles, problems = [], [], {}
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        try:
+            configs.append(_read(path))
+        except (EngineUnavailable, OSError) as error:
+            problems[re.sub("_(encoder|decoder)$", "", path.parent.name)] = str(error)
+    for encoder in encoders(configs):
+        name = parameter(encoder, "model")
+        if name in problems:
+            continue
+        try:
+            bundles.append(_with_files(bundle_of(encoder, configs, repository), repository))
+        except EngineUnavailable as error:
+            problems[name] = str(error)
+    return tuple(bundles), problems
 
 
 def read_configs(repository: Path) -> list[ModelConfig]:
@@ -216,6 +236,11 @@ def _read(path: Path) -> ModelConfig:
         return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise EngineUnavailable(f"{path} is not a model configuration: {error}") from error
+
+
+def _with_files(bundle: Bundle[str], repository: Path) -> Bundle[Path]:
+    files = {role: _file(repository, name) for role, name in bundle.graphs.items()}
+    return Bundle(bundle.info, files)
 
 
 def _file(repository: Path, model: str) -> Path:

@@ -19,14 +19,24 @@ class EngineSettings(Section):
     """`onnx` runs models in this process with ONNX Runtime, `triton` on the Triton Inference Server
     at `triton.url`; `fake` draws discs around prompts, for development."""
     model_repository: Path | None = None
-    """Directory of the models (`onnx`); unset uses the default model of the package."""
+    """Directory of the models (`onnx`); unset uses the default model of the package and those that
+    `samserve models pull` has stored for this user."""
+    models: str = ""
+    """Names of the models to serve (`onnx`), separated by commas; empty serves all of them. Each
+    model is loaded into memory."""
     threads: int = Field(default=0, ge=0)
     """Threads of one inference (`onnx`); 0 uses one per CPU core."""
     max_prompts_per_batch: int = Field(default=16, ge=1)
     """Maximum prompts of one mask decoder run; bounds memory, and how long a Predict waits for a
     running batch."""
     default_model: str = ""
-    """Model of requests that name none; empty uses the first in alphabetical order."""
+    """Model of requests that name none; empty uses the first of `engine.models`, else that of
+    `samserve models default`, else the first in alphabetical order, pulled models excluded."""
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names in `models`."""
+        return tuple(filter(None, (name.strip() for name in self.models.split(","))))
 
 
 class TritonSettings(Section):
@@ -77,7 +87,9 @@ class LocalCacheSettings(Section):
     """The local tier of the cache: the memory of this gateway."""
 
     capacity_bytes: int = Field(default=512 * MIB, ge=1)
-    """Maximum bytes of embeddings in memory; beyond it, the least recently used are evicted."""
+    """Maximum bytes of embeddings in memory; beyond it, the least recently used are evicted. An
+    embedding has 2 MiB for SAM 1, 6 MiB for SAM-HQ, 8 MiB for SAM 2; less than 32 of the largest
+    model served is reported at the start."""
 
 
 def _tls_conflicts(name: str, section: TritonSettings | SharedCacheSettings) -> Iterator[str]:
@@ -126,7 +138,9 @@ class SharedCacheSettings(Section):
     max_connections_per_node: int = Field(default=8, ge=1)
     """Maximum connections to one node; more commands queue, round robin between tenants."""
     max_in_flight_bytes: int = Field(default=64 * MIB, ge=1)
-    """Maximum bytes of embeddings in flight to and from one node; more commands queue."""
+    """Maximum bytes of embeddings in flight to and from one node; more commands queue. Less than 4
+    embeddings of the largest model served is reported at the start. The network must transfer them
+    within `cache.shared.timeout_s`."""
     revalidate_interval_s: float = Field(default=0.5, ge=0)
     """Time in seconds for which a local embedding is used without a check whether another gateway
     deleted it."""
