@@ -67,6 +67,8 @@ images = st.one_of(
     st.builds(pb.Image, encoded_sha256=st.binary(max_size=40)),
     st.just(pb.Image(encoded=PNG)),
 )
+# Mostly unset: the served model has no other mode.
+hq_modes = st.sampled_from([0, 0, 0, 0, 2, 9])
 predicts = st.builds(
     pb.PredictRequest,
     image=images,
@@ -75,6 +77,7 @@ predicts = st.builds(
     multimask=st.integers(0, 4),
     output_mode=st.integers(0, 4),
     include_low_res_logits=st.booleans(),
+    hq_mode=hq_modes,
 )
 grid_points = st.lists(st.builds(pb.NormalizedPoint, x=numbers, y=numbers), max_size=3)
 grids = st.lists(st.builds(pb.PointGrid, points=grid_points), min_size=1, max_size=2)
@@ -90,6 +93,9 @@ options_of_a_grid: dict[str, st.SearchStrategy[Any]] = {
     "min_mask_region_area": st.none() | small,
     "region_of_interest": st.none() | boxes,
     "max_masks": st.none() | small,
+    "multimask_output": st.none() | st.booleans(),
+    "use_m2m": st.none() | st.booleans(),
+    "hq_mode": hq_modes,
 }
 side = st.integers(-1, 3)
 # Always a grid of a few points: the default grid has a thousand.

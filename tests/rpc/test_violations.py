@@ -26,16 +26,16 @@ async def test_all_invalid_fields_of_predict_are_reported(stub: SegmentationServ
     ]
 
     failure = await failure_of(
-        stub.Predict(pb.PredictRequest(prompts=prompts, multimask=9, output_mode=9))  # type: ignore[arg-type]
+        stub.Predict(pb.PredictRequest(prompts=prompts, multimask=9, output_mode=9, hq_mode=9))  # type: ignore[arg-type]
     )
 
     assert failure.fields == [
-        *("source", "output_mode", "multimask"),
+        *("source", "output_mode", "multimask", "hq_mode"),
         *("prompts[0].points[0].x", "prompts[0].points[0].label", "prompts[0].points[1].label"),
         *("prompts[0].box.x_max", "prompts[0].box.y_max", "prompts[1]"),
     ]
     assert failure.text.startswith("source: set one of: embedding_id, image; output_mode: must be")
-    assert failure.text.endswith("; and 5 more")
+    assert failure.text.endswith("; and 6 more")
 
 
 async def test_all_coordinates_outside_the_image_are_reported(
@@ -60,6 +60,7 @@ async def test_all_invalid_options_of_automask_are_reported(stub: SegmentationSe
         points_per_side=0,
         pred_iou_thresh=2,
         crop_n_layers=1,
+        hq_mode=9,  # type: ignore[arg-type]
         region_of_interest=pb.Box(x_min=1, x_max=1, y_max=1),
     )
     request = pb.AutoMaskRequest(
@@ -70,7 +71,7 @@ async def test_all_invalid_options_of_automask_are_reported(stub: SegmentationSe
 
     assert failure.fields == [
         *("output_mode", "options.points_per_side", "options.pred_iou_thresh"),
-        *("options.crop_n_layers", "options.region_of_interest.x_max"),
+        *("options.hq_mode", "options.crop_n_layers", "options.region_of_interest.x_max"),
     ]
     assert "got OUTPUT_MODE_LOW_RES_LOGITS" in failure.descriptions[0]
 
@@ -92,6 +93,8 @@ async def test_number_of_reported_violations_is_limited(stub: SegmentationServic
 
 CHOICES: dict[str, tuple[Callable[[int], Any], str]] = {
     "multimask": (lambda value: predict(multimask=value), "MULTIMASK_ALL"),
+    "hq_mode": (lambda value: predict(hq_mode=value), "HQ_MODE_ONLY"),
+    "hq_mode of automask": (lambda value: automask(hq_mode=value), "HQ_MODE_ONLY"),
     "output_mode": (lambda value: predict(output_mode=value), "OUTPUT_MODE_COCO_RLE"),
     "orientation": (lambda value: embed(encoded=b"x", orientation=value), "ORIENTATION_IGNORE"),
     "layout": (lambda value: embed(raw=pb.RawImage(layout=value)), "RAW_LAYOUT_BGR"),  # type: ignore[arg-type]
@@ -102,6 +105,11 @@ CHOICES: dict[str, tuple[Callable[[int], Any], str]] = {
 def predict(**fields: Any) -> requests.PredictCall:
     request = pb.PredictRequest(embedding_id="x", prompts=[sample_images.point_prompt()], **fields)
     return requests.predict(request, LimitSettings())
+
+
+def automask(**options: Any) -> requests.AutoMaskCall:
+    message = pb.AutoMaskRequest(embedding_id="x", options=pb.AutoMaskOptions(**options))
+    return requests.automask(message, LimitSettings())
 
 
 def durably(value: Any) -> pb.EmbedRequest:

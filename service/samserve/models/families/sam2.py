@@ -69,7 +69,8 @@ class Sam2(Family):
     def place(self, pixels: UInt8Array, transform: ImageTransform) -> UInt8Array:
         """Resize with antialiasing, rounded to 8 bits.
 
-        transformers resizes uint8 pixels too; the original resizes floats, without rounding.
+        transformers resizes uint8 pixels too, the original resizes floats, without rounding: the
+        pixels differ by at most one grey level from either, from floats by 0.3 on average.
         """
         return geometry.resize_image(pixels, transform.resized)
 

@@ -107,17 +107,18 @@ class DecodedBatch:
         ]
 
 
-def mask_prompts(batch: DecodedBatch, view: CropView) -> tuple[Array, PromptBatch]:
-    """Return each candidate as a prompt: its row in the batch ``[C]``, and points and mask ``[C]``.
+def mask_prompts(
+    batch: DecodedBatch, choices: Sequence[tuple[int, MaskChoice]], view: CropView
+) -> PromptBatch:
+    """Return candidates of a batch, by their rows, as prompts: their points and their own masks.
 
     Masks are limited as those that are returned to clients.
     """
-    choices, limit = batch.choices(view), view.family.max_returned_logit
-    rows = np.array([row for row, _ in choices], dtype=np.int64)
-    logits = [choice.logits(batch.output.low_res_logits[row]) for row, choice in choices]
-    masks = np.stack(logits).clip(-limit, limit)
+    rows, limit = [row for row, _ in choices], view.family.max_returned_logit
+    own = np.stack([choice.logits(batch.output.low_res_logits[row]) for row, choice in choices])
+    np.clip(own, -limit, limit, out=own)
     prompts = batch.prompts
-    return rows, PromptBatch(prompts.point_coords[rows], prompts.point_labels[rows], masks)
+    return PromptBatch(prompts.point_coords[rows], prompts.point_labels[rows], own)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -207,14 +207,16 @@ class _Generation:
         Source: ``refine_with_m2m`` of sam2/automatic_mask_generator.py.
         """
         selection = self.options.refined_selection(view.family)
-        rows, prompts = await self._run("postprocess", mask_prompts, batch, view)
-        count, size = len(rows), self._batch_size
+        choices = await self._run("postprocess", batch.choices, view)
+        count, size = len(choices), self._batch_size
+        # Part by part: mask prompts are as large as logits.
         for start in range(0, count, size):
-            part = slice(start, start + size)
-            again = prompts.part(part)
+            part = choices[start : start + size]
+            again = await self._run("postprocess", mask_prompts, batch, part, view)
             output = await self._decode(again, embedding)
+            points = batch.points[[row for row, _ in part]]
             finished = batch.evaluated if start + size >= count else 0
-            yield DecodedBatch(again, output, batch.points[rows[part]], selection, finished)
+            yield DecodedBatch(again, output, points, selection, finished)
 
     @property
     def _batch_size(self) -> int:
