@@ -172,8 +172,9 @@ def _writes() -> Iterator[Panel]:
     )
     yield Panel(
         "Shared tier throughput",
-        """Bytes of embeddings per second. out: written, in: read. An embedding of SAM 1 has 2 MiB.
-        Near the capacity of the network, the p99 response time of the nodes grows.""",
+        """Bytes of embeddings per second. out: written, in: read. An embedding has 2 MiB for
+        SAM 1, 6 MiB for SAM-HQ, 8 MiB for SAM 2. Near the capacity of the network, the p99
+        response time of the nodes grows.""",
         "Bps",
         rate("samserve_cache_shared_bytes_total", GATEWAY, "direction"),
     )

@@ -17,6 +17,7 @@ import pytest
 from harness.triton.server import TritonServer
 from tests import engine_choice
 from tests.engines.drawing import Hold, write_drawing_pair
+from tests.engines.full_size import write_models
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,20 @@ def drawing() -> TritonServer:
 def default() -> TritonServer:
     """Return the server of the default model."""
     return engine_choice.triton_server(engine_choice.default_repository())
+
+
+@cache
+def full_size_repository() -> Path:
+    """Return a repository with a model of each family, of the published tensor sizes."""
+    folder = tempfile.TemporaryDirectory(prefix="samserve-tests-")
+    atexit.register(folder.cleanup)
+    write_models(Path(folder.name))
+    return Path(folder.name)
+
+
+def full_size() -> TritonServer:
+    """Return the server of `full_size_repository`."""
+    return engine_choice.triton_server(full_size_repository())
 
 
 @pytest.fixture
