@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
 from samserve.cli.main import main
+from samserve.models import families
+from samserve.models.families.base import PAD_LABEL, Family
 from samserve.settings import SharedCacheSettings, TritonSettings
 from tritonclient.grpc import model_config_pb2
 
 ROOT = Path(__file__).parents[1]
+FAMILIES = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
 TRITON = (ROOT / "docs" / "triton.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```protobuf\n(.*?)```", TRITON, re.DOTALL)
 
@@ -34,6 +38,34 @@ def test_snippets_cover_tensorrt_and_gpus() -> None:
     assert len(SNIPPETS) == 3
     assert "tensorrt" in "".join(SNIPPETS)
     assert "gpus" in "".join(SNIPPETS)
+
+
+def facts_of(name: str) -> dict[str, str]:
+    """Return the column of a family in the first table of its page, by the name of the row."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in FAMILIES.split("\n\n")[2].splitlines()
+    ]
+    column = rows[0].index(f"`{name}`")
+    return {row[0]: row[column] for row in rows}
+
+
+@pytest.mark.parametrize("family", families.FAMILIES.values(), ids=lambda family: family.name)
+def test_table_of_families_is_correct(family: Family) -> None:
+    facts = facts_of(family.name)
+
+    def yes(condition: bool) -> str:
+        return "yes" if condition else "no"
+
+    assert facts["image in the model frame"] == ("stretched" if family.fills_frame else "padded")
+    assert facts["mask tokens"] == str(family.mask_tokens)
+    assert facts["object score"] == yes(family.object_score)
+    assert facts["`hq_mode`"] == yes(family.capabilities.hq_mode)
+    _, labels = family.prompt(np.zeros((0, 2)), [], np.zeros(4))
+    padded = PAD_LABEL in labels
+    assert facts["box prompts"] == f"{'with' if padded else 'without'} padding point"
+    threshold = facts["AutoMask: predicted IoU above"]
+    assert threshold == str(family.automask.pred_iou_thresh)
 
 
 def test_every_setting_of_triton_is_documented() -> None:
@@ -63,7 +95,8 @@ def test_documented_export_options_exist(
         relevant += lines if path.name == "models.md" else []
         named |= set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", "\n".join(relevant)))
     existing = set()
-    for command in (("export",), ("models",), ("models", "pull"), ("serve",)):
+    commands = (("export",), ("models",), ("models", "pull"), ("models", "default"), ("serve",))
+    for command in commands:
         assert main([*command, "--help"]) == 0
         existing |= set(re.findall(r"--[a-z][a-z0-9-]+", capsys.readouterr().out))
 

@@ -28,6 +28,7 @@ def test_predict_writes_a_record(samserve: Command, image: Path, tmp_path: Path)
     assert result.code == 0
     assert set(written) == {"embedding_id", "image_size", "model", "results", "timings_ms"}
     assert (written["image_size"], written["model"]) == ([48, 64], "fake")
+    assert written["results"][0]["object_score"] is None
     assert [mask["token_index"] for mask in masks] == [1, 2, 3]
     assert set(masks[0]) == {
         *("segmentation", "token_index", "predicted_iou", "stability_score", "area", "bbox")
@@ -133,6 +134,7 @@ def test_every_option_of_the_reference_is_accepted(samserve: Command, image: Pat
         "roi": "0,0,40,40",
     }  # fmt: skip
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    arguments += ["--use-m2m", "--no-multimask-output"]
 
     result = samserve("automask", image, *arguments, *FAKE)
 

@@ -26,7 +26,7 @@ def automask(
 ) -> None:
     """Segment everything in an image.
 
-    The options are those of the reference generator, with the defaults given here. Prints one line
+    The options are those of the reference generators, with the defaults given here. Prints one line
     per mask; --json writes an SA-1B record.
     """
     from samserve.cli import files, session
@@ -35,7 +35,7 @@ def automask(
     files.check_outputs(out, as_json)
 
     async def work() -> AutoMaskResult:
-        async with session.connected(endpoint) as client:
+        async with session.connected(endpoint, model) as client:
             with point_progress() as update:
                 return await client.automask_all(
                     image,

@@ -1,4 +1,4 @@
-"""The command-line options of AutoMask, under the names of the reference generator."""
+"""The command-line options of AutoMask, under the names of the reference generators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from samserve.cli.errors import UsageError
-from samserve.cli.options import existing_file, parse_box
+from samserve.cli.options import HqModeName, existing_file, parse_box
 
 if TYPE_CHECKING:
     from samserve.client import AutoMaskOptions
@@ -39,13 +39,13 @@ def _number(help_text: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class AutoMaskFlags:
-    """The options as given on the command line; None for an option that is not given."""
+    """The options as given on the command line; None or False for one that is not given."""
 
     points_per_side: Annotated[int | None, _whole("Grid points per side. Default: 32.")] = None
     points_per_batch: Annotated[int | None, _whole("Points per decoder call. Default: 64.")] = None
-    pred_iou_thresh: Annotated[float | None, _number("Minimum predicted IoU. Default: 0.88.")] = (
-        None
-    )
+    pred_iou_thresh: Annotated[
+        float | None, _number("Minimum predicted IoU. Default: 0.88; SAM 2: 0.8.")
+    ] = None
     stability_score_thresh: Annotated[
         float | None, _number("Minimum stability score. Default: 0.95.")
     ] = None
@@ -86,10 +86,24 @@ class AutoMaskFlags:
             "Keep only this many masks, those with the highest predicted IoU. Default: 0 (all)."
         ),
     ] = None
+    no_multimask_output: Annotated[
+        bool,
+        typer.Option(
+            "--no-multimask-output",
+            help="One candidate for each point instead of the multimask outputs.",
+        ),
+    ] = False
+    use_m2m: Annotated[
+        bool,
+        typer.Option("--use-m2m", help="Decode each candidate again, with its own mask as prompt."),
+    ] = False
+    hq_mode: HqModeName = None
 
     def to_options(self) -> AutoMaskOptions:
         """Return the given options, parsed.  Raises `UsageError`."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
+        if given.pop("no_multimask_output"):
+            given["multimask_output"] = False
         if self.point_grids is not None:
             given["point_grids"] = _read_grids(self.point_grids)
         if self.region_of_interest:

@@ -10,6 +10,7 @@ import typer
 from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import UsageError
 from samserve.cli.options import (
+    HqModeName,
     ImageFile,
     JsonFile,
     ModelName,
@@ -51,6 +52,7 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     multimask: Annotated[
         Literal["auto", "all", "single"], typer.Option(help="Candidate masks to return.")
     ] = "auto",
+    hq_mode: HqModeName = None,
     model: ModelName = "",
     out: Overlay = None,
     as_json: JsonFile = "",
@@ -68,8 +70,10 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     files.check_outputs(out, as_json)
 
     async def work() -> Prediction:
-        async with session.connected(endpoint) as client:
-            return await client.predict(image, prompts, model=model, multimask=multimask)
+        async with session.connected(endpoint, model) as client:
+            return await client.predict(
+                image, prompts, model=model, multimask=multimask, hq_mode=hq_mode
+            )
 
     prediction = session.run(work())
     if out is not None:
@@ -89,9 +93,11 @@ def _report(prediction: Prediction, as_json: str) -> None:
     write_timings(prediction.timings_ms)
     if as_json == STDOUT:
         return
-    for number, masks in enumerate(prediction.results, start=1):
+    scored = zip(prediction.results, prediction.object_scores, strict=True)
+    for number, (masks, score) in enumerate(scored, start=1):
+        end = "" if score is None else f" object_score={score:.4f}"
         for mask in masks:
-            write_line(f"prompt={number} token={mask.token_index} {mask_line(mask)}")
+            write_line(f"prompt={number} token={mask.token_index} {mask_line(mask)}{end}")
 
 
 def _prompts(points: list[str], boxes: list[str], mask: Path | None) -> list[Prompt]:

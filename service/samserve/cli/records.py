@@ -9,15 +9,18 @@ from samserve.client import AutoMaskResult, Mask, Prediction
 
 
 def prediction_record(prediction: Prediction) -> dict[str, Any]:
-    """Return the record of a prediction: the masks of each prompt."""
+    """Return the record of a prediction: the masks of each prompt, and its object score or None."""
     embedding = prediction.embedding
     return {
         "embedding_id": embedding.id,
         "image_size": list(embedding.image_size),
         "model": embedding.model,
         "results": [
-            {"masks": [{"token_index": mask.token_index, **_mask(mask)} for mask in masks]}
-            for masks in prediction.results
+            {
+                "object_score": score,
+                "masks": [{"token_index": mask.token_index, **_mask(mask)} for mask in masks],
+            }
+            for masks, score in zip(prediction.results, prediction.object_scores, strict=True)
         ],
         "timings_ms": dict(prediction.timings_ms),
     }

@@ -31,7 +31,7 @@ from samserve.client.errors import (
     Unavailable,
 )
 from samserve.client.images import ImageLike, Orientation
-from samserve.client.requests import AutoMaskOptions, Multimask, Prompt
+from samserve.client.requests import AutoMaskOptions, HqMode, Multimask, Prompt
 from samserve.client.results import (
     AutoMaskEvent,
     AutoMaskRecord,
@@ -60,6 +60,7 @@ __all__ = [
     "EmbeddingNotFound",
     "FieldViolation",
     "FilterCount",
+    "HqMode",
     "ImageLike",
     "Internal",
     "InvalidArgument",

@@ -18,7 +18,13 @@ from samserve.client.connection import Connection
 from samserve.client.errors import EmbeddingNotFound, Unavailable
 from samserve.client.images import ImageLike, Orientation
 from samserve.client.metadata import Token
-from samserve.client.requests import AutoMaskOptions, Multimask, Prompt, Source
+from samserve.client.requests import (
+    AutoMaskOptions,
+    HqMode,
+    Multimask,
+    Prompt,
+    Source,
+)
 from samserve.client.results import (
     AutoMaskEvent,
     AutoMaskRecord,
@@ -145,6 +151,7 @@ class Client:
         *,
         model: str = "",
         multimask: Multimask = "auto",
+        hq_mode: HqMode | None = None,
         low_res_logits: bool | Literal["only"] = False,
         image: ImageLike | None = None,
         orientation: Orientation | None = None,
@@ -152,6 +159,8 @@ class Client:
     ) -> Prediction:
         """Segment one object per prompt.
 
+        *multimask* and *hq_mode* select the masks of each prompt; without *hq_mode*, SAM-HQ's mask
+        is added.  `InvalidArgument` is raised if it is set for a model of another family.
         An image as *source* is sent as in `embed`, and its embedding is cached: use
         ``prediction.embedding`` for further calls.  With an `Embedding` or an id as *source*,
         *image* is its image, which is sent if the server does not find the embedding, or if its
@@ -168,6 +177,7 @@ class Client:
             model=requests.checked_model(model),
             prompts=messages,
             multimask=requests.multimask_value(multimask),
+            hq_mode=requests.hq_mode_value(hq_mode),
             include_low_res_logits=bool(requests.checked_logits(low_res_logits)),
             output_mode=requests.output_mode_value(low_res_logits),
         )
@@ -274,7 +284,7 @@ class Client:
         return response.deleted
 
     async def models(self, *, request_id: str = "") -> Catalog:
-        """Return the served models, the limits of requests and the defaults of AutoMask."""
+        """Return the served models with their defaults of AutoMask, and the limits of requests."""
         request = pb.ListModelsRequest()
         response = await self._begin(request_id).send(
             lambda channel: stub(channel).ListModels, request

@@ -22,7 +22,12 @@ Source = Embedding | ImageLike
 """What to segment: an `Embedding` or its id (any ``str``), or an image (a path as ``Path``)."""
 
 Multimask = Literal["auto", "all", "single"]
-"""``auto``: one mask by the reference's rule; ``all``: three candidates; ``single``: token 0."""
+"""``auto``: one mask by the rule of the model's family; ``all``: three candidates, for SAM-HQ only
+with the `HqMode` ``off``; ``single``: token 0."""
+
+HqMode = Literal["added", "only", "off"]
+"""How SAM-HQ's additional mask is used: ``added`` to the mask that `Multimask` selects, ``only`` in
+place of it, or ``off``."""
 
 # The characters of ids; their content is opaque to the client.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -35,7 +40,17 @@ _MULTIMASKS = {
     "all": pb.MULTIMASK_ALL,
     "single": pb.MULTIMASK_SINGLE,
 }
+_HQ_MODES = {
+    "added": pb.HQ_MODE_ADDED,
+    "only": pb.HQ_MODE_ONLY,
+    "off": pb.HQ_MODE_OFF,
+}
 _LABELS = {0: pb.Point.LABEL_BACKGROUND, 1: pb.Point.LABEL_FOREGROUND}
+_FORMS = {
+    FieldDescriptor.CPPTYPE_INT32: "an integer below 2**31",
+    FieldDescriptor.CPPTYPE_DOUBLE: "a number",
+    FieldDescriptor.CPPTYPE_BOOL: "True or False",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,11 +69,11 @@ class Prompt:
 
 
 class AutoMaskOptions(TypedDict, total=False):
-    """Options of ``automask`` by the names of the reference generator.
+    """Options of ``automask`` by the names of the reference generators.
 
-    Omitted options have the server's defaults (`Catalog.automask_defaults`).  ``point_grids`` are
+    Omitted options have the model's defaults (`Model.automask_defaults`).  ``point_grids`` are
     float ``[k, 2]`` in 0..1, one for each layer; ``region_of_interest`` is ``(x0, y0, x1, y1)`` in
-    pixels of the image.
+    pixels of the image.  ``hq_mode`` is for models with the capability of that name.
     """
 
     points_per_side: int
@@ -75,6 +90,9 @@ class AutoMaskOptions(TypedDict, total=False):
     min_mask_region_area: int
     region_of_interest: BoxLike
     max_masks: int
+    multimask_output: bool
+    use_m2m: bool
+    hq_mode: HqMode
 
 
 def embed_options(source: Source, orientation: Orientation | None) -> EmbedOptions:
@@ -139,6 +157,15 @@ def multimask_value(multimask: Multimask) -> pb.Multimask.ValueType:
     return _MULTIMASKS[multimask]
 
 
+def hq_mode_value(mode: HqMode | None) -> pb.HqMode.ValueType:
+    """Convert the use of SAM-HQ's mask; None is the default of the model's family."""
+    if mode is None:
+        return pb.HQ_MODE_UNSPECIFIED
+    if not isinstance(mode, str) or mode not in _HQ_MODES:
+        raise ValueError(f"hq_mode must be 'added', 'only', 'off' or None, got {mode!r}")
+    return _HQ_MODES[mode]
+
+
 def checked_logits(value: bool | Literal["only"]) -> bool | Literal["only"]:
     """Return *value*; raises ``ValueError`` if it is not True, False or ``only``."""
     if not (isinstance(value, bool) or (isinstance(value, str) and value == "only")):
@@ -161,6 +188,7 @@ def automask_message(options: AutoMaskOptions) -> pb.AutoMaskOptions:
     grids = values.pop("point_grids", ())
     _check_iterable(grids, "point_grids")
     message = pb.AutoMaskOptions(
+        hq_mode=hq_mode_value(values.pop("hq_mode", None)),
         region_of_interest=None if region is None else _box(region, "region_of_interest"),
         point_grids=[_grid(grid, f"point_grids[{index}]") for index, grid in enumerate(grids)],
     )
@@ -168,8 +196,7 @@ def automask_message(options: AutoMaskOptions) -> pb.AutoMaskOptions:
         try:
             setattr(message, name, value)
         except (TypeError, ValueError):
-            whole = known[name].cpp_type == FieldDescriptor.CPPTYPE_INT32
-            form = "an integer below 2**31" if whole else "a number"
+            form = _FORMS[known[name].cpp_type]
             raise ValueError(f"{name} must be {form}, got {reprlib.repr(value)}") from None
     return message
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from datetime import UTC
 from typing import Any, TypeVar
@@ -52,6 +52,10 @@ def prediction(message: pb.PredictResponse, options: EmbedOptions) -> Prediction
     """Read the response of Predict; its embedding was requested with *options*."""
     return Prediction(
         results=[[_mask(mask) for mask in result.masks] for result in message.results],
+        object_scores=[
+            result.object_score if result.HasField("object_score") else None
+            for result in message.results
+        ],
         embedding=embedding(message.embedding, message.timings, options),
         timings_ms=timings_ms(message.timings),
     )
@@ -74,16 +78,21 @@ def automask_events(message: pb.AutoMaskResponse, options: EmbedOptions) -> Iter
 def catalog(message: pb.ListModelsResponse) -> Catalog:
     """Read the served models, limits and defaults."""
     limits = message.limits
-    defaults = message.automask_defaults
+    defaults = _scalars(message.automask_defaults)
     return Catalog(
-        models=tuple(_model(model) for model in message.models),
+        models=tuple(_model(model, defaults) for model in message.models),
         limits={name: getattr(limits, name) for name in limits.DESCRIPTOR.fields_by_name},
-        automask_defaults={
-            descriptor.name: value
-            for descriptor, value in defaults.ListFields()
-            if isinstance(value, int | float)
-        },
+        automask_defaults=defaults,
     )
+
+
+def _scalars(options: pb.AutoMaskOptions) -> dict[str, float]:
+    """Read the numbers and switches that are set."""
+    return {
+        descriptor.name: value
+        for descriptor, value in options.ListFields()
+        if isinstance(value, int | float) and descriptor.enum_type is None
+    }
 
 
 def timings_ms(timings: Iterable[pb.StageTiming]) -> dict[str, float]:
@@ -143,7 +152,9 @@ def _summary(message: pb.AutoMaskSummary, options: EmbedOptions) -> Summary:
     )
 
 
-def _model(message: pb.Model) -> Model:
+def _model(message: pb.Model, defaults: Mapping[str, float]) -> Model:
+    """Read a model; servers that list no defaults for each model have *defaults* for all."""
+    own = message.HasField("automask_defaults")
     return _from_message(
         Model,
         message,
@@ -152,6 +163,7 @@ def _model(message: pb.Model) -> Model:
         ),
         transport=_name(pb.Transport.DESCRIPTOR, message.transport),
         card=_card(message.card),
+        automask_defaults=_scalars(message.automask_defaults) if own else defaults,
     )
 
 

@@ -54,9 +54,11 @@ class Mask:
 
     ``rle`` is ``{"size": [h, w], "counts": str}`` as pycocotools reads it; ``bbox`` is XYWH
     with ``w = x_max - x_min`` of the inclusive extreme pixels, as the reference writes it;
-    ``token_index`` 0 is the single-mask output, 1 to 3 are the multimask outputs.
-    ``low_res_logits``, if requested, is float32 ``[256, 256]`` and can be used as `Prompt.mask`; if
-    only logits were requested, ``counts`` is empty and there are no pixels.
+    ``token_index`` is that of the decoder's mask token: 0 for the single-mask output, 1 to 3 for
+    the multimask outputs, 4 for SAM-HQ's mask, alone or added to another; always 0 from
+    ``automask``.  ``low_res_logits``, if requested, is float32 ``[n, n]`` with n of
+    `Model.mask_side`, and can be used as `Prompt.mask`; if only logits were requested, ``counts``
+    is empty and there are no pixels.
     """
 
     size: tuple[int, int]
@@ -90,9 +92,14 @@ class Mask:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """The result of ``predict``: for each prompt its masks, in token order."""
+    """The result of ``predict``: for each prompt its masks, in token order.
+
+    ``object_scores`` has one value for each prompt: the model's estimate, 0 to 1, that there is an
+    object at the prompt, or None for families without it.
+    """
 
     results: list[list[Mask]]
+    object_scores: list[float | None]
     embedding: Embedding
     timings_ms: Mapping[str, float]
 
@@ -153,7 +160,9 @@ class Model:
     ``capabilities`` are names such as ``points`` and ``automask``; ``transport`` is how tensors are
     transferred between the server and its engine: ``in_process``, ``shared_memory``, ``message``,
     or empty if unknown; ``card`` describes the source of the model.  ``digest`` identifies all
-    weights, ``encoder_digest`` those that embeddings belong to; empty if unknown.
+    weights, ``encoder_digest`` those that embeddings belong to; empty if unknown.  ``mask_tokens``
+    is the number of mask tokens of the decoder, 0 if unknown.  ``automask_defaults`` are the values
+    of AutoMask options that a call for this model omits.
     """
 
     name: str
@@ -168,11 +177,13 @@ class Model:
     transport: str
     card: ModelCard
     encoder_digest: str = ""
+    mask_tokens: int = 0
+    automask_defaults: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The models of a server, its limits of requests and its defaults of AutoMask."""
+    """The models of a server, its limits of requests and the default model's of AutoMask."""
 
     models: tuple[Model, ...]
     limits: Mapping[str, int]
