@@ -15,7 +15,7 @@ from samserve.cache.local.cache import LocalCache
 from samserve.context import RequestContext
 from samserve.engines.base import EncoderInput, PromptBatch
 from samserve.engines.onnx import OnnxEngine
-from samserve.errors import EngineUnavailable, WeightsChanged
+from samserve.errors import EngineFailure, EngineUnavailable, WeightsChanged
 from samserve.export.stamp import stamp
 from samserve.memory.slot import Slot
 from samserve.telemetry.metrics import Metrics
@@ -79,6 +79,17 @@ async def test_prompts_of_a_batch_are_independent(engine: OnnxEngine) -> None:
     assert np.allclose(together.low_res_logits[3], alone.low_res_logits[0], atol=1e-3)
 
 
+async def test_failed_run_of_either_network_is_an_engine_failure(engine: OnnxEngine) -> None:
+    slot = await encoded(engine, Size(1024, 640))
+    small = EncoderInput(np.zeros((512, 512, 3), dtype=np.uint8), Size(512, 320))
+    unpaired = replace(point_prompts(2), point_labels=point_prompts(1).point_labels)
+
+    with pytest.raises(EngineFailure, match="the encoder failed"):
+        await engine.encode(NAME, small, slot, RequestContext())
+    with pytest.raises(EngineFailure, match="the decoder failed"):
+        await engine.decode(NAME, slot.as_embedding(), unpaired, RequestContext())
+
+
 def test_empty_repository_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable, match="no model"):
         open_engine(tmp_path)
@@ -125,6 +136,22 @@ def test_graph_with_another_digest_than_its_configuration_is_rejected(
     expected = f"{NAME}.*digest {stamped},.*upgrade {repository}$"
     with pytest.raises(EngineUnavailable, match=expected):
         open_engine(repository)
+
+
+def test_graph_with_other_tensors_than_its_configuration_is_rejected(tmp_path: Path) -> None:
+    repository = copied(tmp_path)
+    encoder, decoder = (
+        repository / f"{NAME}_{role}" / "config.pbtxt" for role in ("encoder", "decoder")
+    )
+    encoder.write_text(encoder.read_text().replace('"sam1"', '"sam_hq"'))
+    decoder.write_text(decoder.read_text().replace("[ -1, 4", "[ -1, 5"))
+
+    with pytest.raises(EngineUnavailable) as rejected:
+        open_engine(repository)
+    assert str(rejected.value) == (
+        f"the decoder of model {NAME!r} is not one of the family 'sam_hq': the output "
+        "'low_res_logits' has the shape [-1, 4, 256, 256], not [-1, 5, 256, 256]"
+    )
 
 
 async def test_run_is_checked_by_the_graph_output_and_not_by_the_configuration(

@@ -13,6 +13,7 @@ from samserve.models.digest import bundle_digest, graph_digests
 from samserve.models.repository import MixedWeights, discover
 from samserve.types import EmbeddingFacts, Size
 
+from tests.engines.full_size import write_models
 from tests.engines.weights import write_version
 from tests.export.config_check import age, copied, only
 
@@ -103,3 +104,73 @@ def test_model_for_another_preprocessing_is_rejected(tmp_path: Path) -> None:
 
     with pytest.raises(EngineUnavailable, match="'sam1-0'; this version of samserve has 'sam1-1'"):
         discover(repository)
+
+
+IMAGE_SIZE = '{ name: "image_size" data_type: TYPE_INT32 dims: [ 2 ] },'
+HIGH_RES_0 = '{ name: "high_res_0" data_type: TYPE_FP16 dims: [ 32, 256, 256 ] },'
+OTHER_TENSORS = {
+    "additional input": ("sam2_encoder", "input [", f"input [ {IMAGE_SIZE}", "input 'image_size'"),
+    "missing input": ("sam2_decoder", HIGH_RES_0, "", "the input 'high_res_0' is missing"),
+    "another embedding": (
+        *("sam_hq_decoder", "dims: [ 32, 256, 256 ]", "dims: [ 16, 256, 256 ]"),
+        "the input 'hq_features' has the shape [16, 256, 256], not [32, 256, 256]",
+    ),
+    "no object score": (
+        *("sam2_decoder", '"object_score_logits"', '"object_score"'),
+        "the output 'object_score_logits' is missing",
+    ),
+    "too few masks": (
+        *("sam_hq_decoder", "-1, 5, 256, 256", "-1, 4, 256, 256"),
+        "the output 'low_res_logits' has the shape [-1, 4, 256, 256], not [-1, 5, 256, 256]",
+    ),
+    "another mask size": (
+        *("sam2_decoder", '"256" } }', '"128" } }'),
+        "the input 'mask_input' has the shape [-1, 256, 256], not [-1, 128, 128]",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_TENSORS)
+def test_graphs_without_the_tensors_of_their_family_are_rejected(
+    tmp_path: Path, change: str
+) -> None:
+    graph, before, after, message = OTHER_TENSORS[change]
+    family, _, role = graph.rpartition("_")
+    write_models(tmp_path, family)
+    replace(tmp_path / graph / "config.pbtxt", before, after)
+
+    with pytest.raises(EngineUnavailable) as rejected:
+        discover(tmp_path)
+    text = f"the {role} of model {family!r} is not one of the family {family!r}: "
+    assert str(rejected.value).startswith(text)
+    assert str(rejected.value).endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "message"),
+    [
+        ("delta", "nan", "must be from 0 to 1000"),
+        ("delta", "-0.05", "got -0.05 and 0.98"),
+        ("delta", "1e300", "must be from 0 to 1000"),
+        ("thresh", "inf", "thresh from 0 to 1; got 0.05 and inf"),
+        ("thresh", "much", "could not convert string to float: 'much'"),
+        ("thresh", "", "only one is set"),
+    ],
+)
+def test_an_invalid_rule_of_stability_is_rejected(
+    tmp_path: Path, parameter: str, value: str, message: str
+) -> None:
+    write_models(tmp_path, "sam2")
+    before = {"delta": "0.05", "thresh": "0.98"}[parameter]
+    config = tmp_path / "sam2_decoder" / "config.pbtxt"
+    replace(config, f'{{ string_value: "{before}" }}', f'{{ string_value: "{value}" }}')
+
+    with pytest.raises(EngineUnavailable, match="configuration of 'sam2_encoder'") as rejected:
+        discover(tmp_path)
+    assert message in str(rejected.value)
+
+
+def replace(config: Path, before: str, after: str) -> None:
+    text = config.read_text()
+    assert before in text
+    config.write_text(text.replace(before, after))

@@ -153,6 +153,16 @@ def test_a_configured_repository_excludes_the_others(
     assert names(one) == ["alpha"]
 
 
+def test_a_folder_that_cannot_be_read_does_not_prevent_the_models_of_the_package(
+    tmp_path: Path,
+) -> None:
+    selection = of_user(PACKAGED, tmp_path / ("long" * 100))
+
+    assert (names(selection), selection.default) == (["sam_tiny"], "sam_tiny")
+    (problem,) = selection.problems
+    assert problem.endswith("cannot be read: File name too long")
+
+
 def test_without_a_folder_the_models_of_the_package_are_served(tmp_path: Path) -> None:
     for missing in (None, tmp_path / "missing"):
         selection = of_user(PACKAGED, missing)

@@ -31,6 +31,7 @@ from samserve.models import families
 from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, STAMP_KEY, digest_of_note
 from samserve.models.repository import Bundle, default_first
 from samserve.models.selection import Selection, load_failure, of_repository
+from samserve.models.tensors import GraphTensors, check_tensors
 from samserve.scheduling.fair_semaphore import FairSemaphore
 from samserve.telemetry.metrics import Metrics
 from samserve.types import Embedding, ModelInfo, Transport
@@ -46,6 +47,8 @@ _ORT_ERRORS = (
     ort_errors.NoSuchFile,
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
+    # Of runs with an `IOBinding`, whatever the cause.
+    RuntimeError,
 )
 
 
@@ -212,6 +215,7 @@ def _open(bundle: Bundle[Path], threads: int) -> Bundle[ort.InferenceSession]:
         raise EngineUnavailable(f"model {bundle.info.name!r} cannot be loaded: {error}") from error
     for role, path in bundle.graphs.items():
         _check_graph(path, sessions[role], bundle.info)
+        check_tensors(role, _tensors(sessions[role]), bundle.info)
     return Bundle(bundle.info, sessions)
 
 
@@ -229,3 +233,16 @@ def _check_graph(path: Path, session: ort.InferenceSession, info: ModelInfo) -> 
             f"start again if the files are being replaced, otherwise update them with: "
             f"samserve models upgrade {path.parents[2]}"
         )
+
+
+def _tensors(session: ort.InferenceSession) -> GraphTensors:
+    """Return the tensors that the graph itself declares, whatever its configuration does."""
+    inputs, outputs = (
+        # Open axes have names instead of lengths.
+        {
+            each.name: [dim if isinstance(dim, int) else -1 for dim in each.shape[1:]]
+            for each in tensors
+        }
+        for tensors in (session.get_inputs(), session.get_outputs())
+    )
+    return GraphTensors(inputs, outputs)

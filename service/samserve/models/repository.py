@@ -15,6 +15,7 @@ from tritonclient.grpc import model_config_pb2
 from samserve.errors import EngineUnavailable
 from samserve.models import card, families
 from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, MODEL_FILE, digest_words
+from samserve.models.tensors import GraphTensors, check_tensors
 from samserve.types import DynamicMultimask, ModelInfo, TensorSpec
 
 G = TypeVar("G")
@@ -24,6 +25,10 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     model_config_pb2.TYPE_FP16: np.dtype(np.float16),
     model_config_pb2.TYPE_FP32: np.dtype(np.float32),
 }
+
+
+# The largest one that is exported.
+_MAX_DELTA = 1000
 
 
 class MixedWeights(EngineUnavailable):
@@ -127,7 +132,16 @@ def bundle_of(
             f"model {info.name!r} does not report the digest of its weights with its results; "
             f"add it with: samserve models upgrade {repository}"
         )
+    for role, config in graphs.items():
+        check_tensors(role, _tensors(config), info)
     return Bundle(info, {role: config.name for role, config in graphs.items()})
+
+
+def _tensors(config: ModelConfig) -> GraphTensors:
+    return GraphTensors(
+        {tensor.name: tuple(tensor.dims) for tensor in config.input},
+        {tensor.name: tuple(tensor.dims) for tensor in config.output},
+    )
 
 
 def _check_preprocessing(info: ModelInfo) -> None:
@@ -225,10 +239,19 @@ def _model_info(encoder: ModelConfig, decoder: ModelConfig) -> ModelInfo:
 
 
 def _dynamic_multimask(decoder: ModelConfig) -> DynamicMultimask | None:
-    delta, thresh = (
-        parameter(decoder, f"multimask_stability_{name}") for name in ("delta", "thresh")
-    )
-    return DynamicMultimask(float(delta), float(thresh)) if delta and thresh else None
+    texts = [parameter(decoder, f"multimask_stability_{name}") for name in ("delta", "thresh")]
+    if not any(texts):
+        return None
+    if not all(texts):
+        raise ValueError("of multimask_stability_delta and _thresh only one is set")
+    delta, thresh = (float(text) for text in texts)
+    # NaN is in no range.
+    if not (0 <= delta <= _MAX_DELTA and 0 <= thresh <= 1):
+        raise ValueError(
+            f"multimask_stability_delta must be from 0 to {_MAX_DELTA:g} and "
+            f"multimask_stability_thresh from 0 to 1; got {delta:g} and {thresh:g}"
+        )
+    return DynamicMultimask(delta, thresh)
 
 
 def _read(path: Path) -> ModelConfig:

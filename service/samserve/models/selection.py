@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samserve.errors import EngineUnavailable
@@ -49,7 +49,12 @@ def of_user(
     and cannot be served is one of the problems.  Raises `EngineUnavailable` for a named one, or if
     the default model is missing.
     """
-    if folder is None or not folder.is_dir():
+    try:
+        exists = folder is not None and folder.is_dir()
+    except OSError as error:  # such as of a home directory of another user
+        selected = of_repository(packaged, default_model or next(iter(only), ""), only)
+        return replace(selected, problems=(f"{folder} cannot be read: {error.strerror}",))
+    if folder is None or not exists:
         return of_repository(packaged, default_model or next(iter(only), ""), only)
     own = discover(packaged)
     default = default_model or next(iter(only), "") or read_default(folder)

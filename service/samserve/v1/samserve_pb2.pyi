@@ -995,7 +995,7 @@ class Mask(_message.Message):
     low_res_logits: _builtins.bytes
     """`mask_side * mask_side` little-endian float32 before upsampling, row by
     row, if requested. Accepted as the mask of a later prompt on the same
-    image.
+    image. From -32 to 32 for `sam2`, not limited for other families.
     """
     @_builtins.property
     def coco_rle(self) -> Global___CocoRle:
