@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
@@ -57,7 +58,7 @@ class Setup:
         files = [path for path in cache.rglob("*") if path.is_file() and not path.is_symlink()]
         return [path.name for path in files if path.stat().st_size > size]
 
-    def pull(self, *arguments: str) -> Result:
+    def pull(self, *arguments: str, **more: str) -> Result:
         catalog = self.folder / "catalog.toml"
         entry = {
             "hub": "owner/name",
@@ -66,6 +67,7 @@ class Setup:
             "description": "Small",
             "checkpoint_mib": 20,
             "export_memory_mib": 300,
+            **more,
         }
         lines = [f"{key} = {json.dumps(value)}" for key, value in entry.items()]
         catalog.write_text("\n".join(["[small]", *lines]))
@@ -234,6 +236,50 @@ def test_a_model_of_another_kind_is_rejected_before_its_weights_are_downloaded(
     assert "bert" in result.err
     assert "owner/name" in result.err
     assert setup.hub.downloads == ["config.json"]
+
+
+def test_another_model_under_the_name_is_rejected(setup: Setup) -> None:
+    result = setup.pull(variant="sam2.1_hiera_tiny")
+
+    assert result.code == 1
+    assert "owner/name has a model of the variant custom, not sam2.1_hiera_tiny" in result.err
+    assert setup.names == []
+
+
+def test_a_package_that_a_model_requires_is_reported_before_the_download(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    monkeypatch.setitem(sys.modules, "timm.utils", None)
+
+    result = setup.pull(variant="edgetam")
+
+    assert result.code == 1
+    assert "install timm" in result.error
+    assert setup.hub.server.requests == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_reported_before_the_download(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samserve.cli.pull.os.access", lambda path, _: path != setup.folder)
+
+    result = setup.pull()
+
+    assert result.error == f"{setup.folder}: cannot be written to"
+    assert setup.hub.server.requests == []
+
+
+def test_a_directory_with_the_name_of_the_model_is_not_exported_in_its_place(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (setup.folder / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(setup.folder)
+
+    result = setup.pull()
+
+    assert result.error.startswith("owner/name exists here")
+    assert setup.hub.server.requests == []
 
 
 def test_a_full_disk_is_reported_before_the_download(

@@ -51,6 +51,8 @@ def test_the_packaged_catalog_has_the_published_models_and_one_checksum() -> Non
         "sam_hq_vit_l": "syscv-community/sam-hq-vit-large",
         "sam_hq_vit_h": "syscv-community/sam-hq-vit-huge",
     }
+    # The default name of the model that each of them has to be.
+    assert all(entry.variant == name for name, entry in entries.items() if entry.hub)
     assert {entry.license for entry in entries.values()} == {"Apache-2.0"}
     for name, entry in entries.items():
         assert (catalog.find(name, entries), entry.name) == (entry, name)

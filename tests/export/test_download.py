@@ -312,6 +312,23 @@ def test_credentials_are_not_sent_to_the_server_of_a_redirect(
     assert found == [["Bearer secret"], [None]]
 
 
+def test_a_token_precedes_the_password_of_git(
+    server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passwords = tmp_path / "netrc"
+    passwords.write_text("machine 127.0.0.1 login me password of-git\n")
+    monkeypatch.setenv("NETRC", str(passwords))
+    url = server.on(PATH, file(CONTENT))
+
+    for name, headers in {"a": {"Authorization": "Bearer token"}, "b": {}}.items():
+        download(url, tmp_path / name, RIGHT, lambda *_: None, headers=headers)
+
+    assert [each.headers["Authorization"].split()[0] for each in server.requests] == [
+        "Bearer",
+        "Basic",
+    ]
+
+
 def test_urls_end_in_a_file_name_and_are_shown_without_secrets() -> None:
     url = "https://me:secret@models.example:8443/x/sam.pth?token=secret#secret"
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from samserve.export.errors import ExportError
 from samserve.export.images import SAMPLES
 from samserve.export.overlays import Overlays, TensorRt
 from samserve.export.pipeline import ExportOptions, Precision, export
+from samserve.export.sources.source import Source
 from samserve.models.repository import discover
 
 from tests import photos
@@ -216,6 +218,35 @@ def test_empty_masks_are_compared_by_their_logits(blank: list[Path], tmp_path: P
         "25 prompts are nearly empty or full: compared by their logits" in step for step in steps
     )
     assert "no masks to compare" in card_lines(exported.card)[-1]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [MemoryError(), RuntimeError("[enforce fail]\nDefaultCPUAllocator: can't allocate memory")],
+)
+def test_too_little_memory_is_one_line(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("samserve.export.parity.run_in_torch", fail)
+
+    with pytest.raises(ExportError, match=r"^there is not enough memory for this export$"):
+        export(checkpoint, ExportOptions(tmp_path / "repository", images=ONE))
+
+
+def test_a_required_name_is_of_one_family() -> None:
+    """SAM and SAM-HQ have variants of the same names."""
+    source = Source("owner/name", "", "", "float32")
+    options = ExportOptions(Path("models"), variant="sam_hq_vit_b")
+    plain, hq = (
+        SimpleNamespace(variant="vit_b", name=f"{each}_vit_b") for each in ("sam", "sam_hq")
+    )
+
+    pipeline._check_variant(hq, source, options)  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match="owner/name has a model of the variant vit_b, not sam_h"):
+        pipeline._check_variant(plain, source, options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

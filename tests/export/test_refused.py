@@ -378,3 +378,12 @@ def test_a_configuration_that_is_not_json_is_refused(tmp_path: Path) -> None:
     for content, message in cases.items():
         (tmp_path / "config.json").write_text(content)
         assert file_refusal(tmp_path) == message
+
+
+@pytest.mark.parametrize("kind", ["sam", "sam_hq"])
+def test_an_image_encoder_narrower_than_one_head_is_one_line(kind: str) -> None:
+    tensors = dict(MAKERS[kind]().checkpoint.tensors)
+    tensors["image_encoder.patch_embed.proj.weight"] = torch.ones(1, 3, 16, 16)
+
+    with pytest.raises(ExportError, match="do not have the shapes of a SAM"):
+        load(Checkpoint(tensors))

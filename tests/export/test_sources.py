@@ -27,7 +27,7 @@ from samserve.export.families.sam1 import sam_from
 from samserve.export.families.sam1_names import original_names
 from samserve.export.sources import files, identification, source
 from samserve.export.sources.files import read_tensors
-from samserve.export.sources.hub import is_hub_name
+from samserve.export.sources.names import is_hub_name
 from samserve.export.sources.source import Selection, Source, open_source
 from torch import Tensor
 from torch.nn import Parameter
@@ -286,6 +286,7 @@ def test_a_tensor_that_is_not_a_weight_is_named(tmp_path: Path) -> None:
         ("is not a dense tensor", torch.eye(3).to_sparse()),
         ("is not a dense tensor", torch.eye(3).to_sparse_csr()),
         ("is not a dense tensor", torch.empty(3, device="meta")),
+        ("has no values", torch.zeros(0, 3)),
     ]
 
     for message, value in cases:
@@ -404,6 +405,7 @@ def test_files_beyond_the_limits_are_rejected(
     index(folder, "pytorch_model.bin", {str(number): f"{number}.bin" for number in range(5)})
     for number in range(5):
         pth(folder, {str(number): one}, name=f"{number}.bin")
+    save_file({str(number): torch.ones(1) for number in range(51)}, tmp_path / "many.safetensors")
     monkeypatch.setattr(files, "MAX_BYTES", 1 << 20)
     monkeypatch.setattr(files, "MAX_ENTRIES", 50)
 
@@ -412,6 +414,8 @@ def test_files_beyond_the_limits_are_rejected(
     assert error_of(lambda: open_source(folder)) == "folder has more than 0 GiB of weights"
     assert read_error(large) == "large.pth is larger than 0 GiB"
     assert read_error(many) == "many.pth has more than 50 entries"
+    many = tmp_path / "many.safetensors"
+    assert read_error(many) == "many.safetensors has more than 50 tensors"
 
 
 def test_attributes_that_hide_methods_are_not_called(tmp_path: Path) -> None:

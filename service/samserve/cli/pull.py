@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,11 +77,25 @@ def pull(  # noqa: PLR0913 - each is an option of the command line
     flags = replace(flags, license=flags.license or entry.license)
     options = to_options(flags, variant=entry.variant)
     checksum = _checksum(entry, sha256, unverified)
+    _check_requirements(entry, repository)
     if entry.hub:
         run_export(*_from_hub(entry, options))
     else:
         run_export(_download(entry, checksum, _expand_user(checkpoint_dir)), options)
     _finish(flags, default)
+
+
+def _check_requirements(entry: Entry, repository: Path) -> None:
+    """Raise `CommandError` before the download of a model that cannot be exported here."""
+    existing = next(each for each in (repository, *repository.parents) if each.exists())
+    if not os.access(existing, os.W_OK):
+        raise CommandError(f"{existing}: cannot be written to")
+    if entry.hub and Path(entry.hub).exists():
+        raise CommandError(f"{entry.hub} exists here and would be exported: use another directory")
+    with export_errors():
+        from samserve.export.families import check_requirements
+
+        check_requirements(entry.variant)
 
 
 def _finish(flags: ExportFlags, default: bool) -> None:

@@ -11,7 +11,16 @@ from samserve.export.download import check_url, file_name, parse_checksum
 from samserve.export.errors import ExportError
 from samserve.export.sources.names import is_hub_name
 
-VARIANTS = ("vit_b", "vit_l", "vit_h", "mobile")
+VARIANTS = (
+    *("vit_b", "vit_l", "vit_h", "mobile", "edgetam"),
+    *(f"sam_hq_vit_{size}" for size in ("b", "l", "h", "tiny")),
+    *(
+        f"sam{version}_hiera_{size}"
+        for version in ("2.1", "2")
+        for size in ("tiny", "small", "base_plus", "large")
+    ),
+)
+"""Values of `ExportOptions.variant`."""
 
 _PACKAGED = Path(__file__).with_name("catalog.toml")
 _SOURCES = ("url", "hub")

@@ -156,6 +156,8 @@ class _Transfer:
                 verify=_CAS.cafile or _CAS.capath or True,
                 headers=self._headers | ({"Range": f"bytes={self.done}-"} if self.done else {}),
                 hooks={"response": self._check},
+                # Else ~/.netrc, which may have a password of git for the same server, precedes.
+                auth=_as_given if "authorization" in map(str.lower, self._headers) else None,
             )(url, self._file, None)
             os.fsync(self._file.fileno())
         try:
@@ -205,6 +207,11 @@ class _Transfer:
         """Do nothing; part of the interface of a progress bar of pooch."""
 
     close = reset
+
+
+def _as_given(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Authenticate a request with its own headers."""
+    return request
 
 
 def _verify(path: Path, checksum: str | None, consequence: str) -> None:

@@ -7,7 +7,8 @@ unchanged.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -56,7 +57,8 @@ class ExportOptions:
 
     ``name`` is the name of the model, from the checkpoint's variant if empty.  ``license`` is that
     of the weights, an SPDX identifier, for the card; empty if unknown.  ``variant``, if set,
-    is the required variant of the checkpoint, and ``selection`` the part of it that is used.
+    is the required variant of the checkpoint or its default name, which no other family has, and
+    ``selection`` the part of it that is used.
     ``images`` replace the samples of the parity check, which ``check_parity`` disables; fp16
     requires it.  Raises `ExportError` for invalid options.
     """
@@ -101,6 +103,24 @@ def export(
     *spec* is as for `open_network`; *report* is called with a line for each step.  Raises
     `ExportError` with a text of one line for an invalid checkpoint, and if the parity check fails.
     """
+    with _memory_errors():
+        return _export(spec, options, report)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:
+        # PyTorch, ONNX Runtime and OpenCV have no exception of their own for this.
+        if not isinstance(error, MemoryError) and "allocate" not in str(error):
+            raise
+        raise ExportError("there is not enough memory for this export") from error
+
+
+def _export(spec: str | Path, options: ExportOptions, report: Report) -> Exported:
     images = read_images(options.images) if options.check_parity else []
     report(f"reading {shown(str(spec))}")
     network, source = open_network(spec, options.revision, options.selection)
@@ -130,7 +150,7 @@ def default_name(network: Network, source: Source) -> str:
 
 
 def _check_variant(network: Network, source: Source, options: ExportOptions) -> None:
-    if options.variant and network.variant != options.variant:
+    if options.variant and options.variant not in (network.variant, network.name):
         raise ExportError(
             f"{source.name} has a model of the variant {network.variant}, not {options.variant}"
         )

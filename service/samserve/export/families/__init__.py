@@ -8,6 +8,7 @@ from dataclasses import replace
 from samserve.export.errors import ExportError
 from samserve.export.families import sam1, sam2, sam_hq
 from samserve.export.families.base import Network, without_prefix
+from samserve.export.families.sam2_sizes import EDGETAM, name_of
 from samserve.export.sources import identification
 from samserve.export.sources.files import shown
 from samserve.export.sources.source import Checkpoint
@@ -20,6 +21,8 @@ _LOADERS: dict[str, Callable[[Checkpoint], Network]] = {
 }
 """By `Kind.loader`."""
 
+_REQUIREMENTS: dict[str, Callable[[], object]] = {name_of(EDGETAM): sam2.check_timm}
+"""Checks for packages that networks need and that the export does not install, by variant."""
 
 _PARTS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
 """The parts of a configuration that describe the networks for images."""
@@ -35,6 +38,11 @@ def load(checkpoint: Checkpoint) -> Network:
     prefix = identification.training_prefix(checkpoint.tensors)
     plain = replace(checkpoint, tensors=without_prefix(checkpoint.tensors, prefix))
     return _LOADERS[kind.loader](plain)
+
+
+def check_requirements(variant: str) -> None:
+    """Raise `ExportError` if a package is missing that the networks of a *variant* need."""
+    _REQUIREMENTS.get(variant, lambda: None)()
 
 
 def _kind(checkpoint: Checkpoint) -> identification.Kind:

@@ -116,6 +116,11 @@ def _model(kind: str, size: Size, tensors: Mapping[str, Tensor], title: str) -> 
     return model
 
 
+def check_timm() -> None:
+    """Raise `ExportError` if EdgeTAM cannot be built, because timm cannot be imported."""
+    _timm("timm.utils")
+
+
 def _timm(module: str) -> Any:
     """Import a module of timm."""
     try:

@@ -22,6 +22,9 @@ PATCH = 16
 MAX_SIDE, MAX_WIDTH, MAX_BLOCKS = 2048, 4096, 64
 """Limits: pixels of the model frame, channels of any layer, blocks of a stage."""
 
+MAX_ATTENTION = 16 << 30
+"""Limit of the bytes that one block's attention needs for an image; 0.5 GiB for Hiera large."""
+
 STABILITY = DynamicMultimask(0.05, 0.98)
 """As build_sam.py sets it for every checkpoint."""
 
@@ -248,7 +251,7 @@ def _configured_hiera(backbone: Fields, grid: int) -> Hiera:
         raise ExportError("config.json: num_attention_heads_per_stage do not divide the channels")
     if 4 * grid % windows[0]:
         raise ExportError("config.json: windows of the first stage do not divide the model frame")
-    return Hiera(
+    hiera = Hiera(
         widths,
         blocks,
         heads,
@@ -258,6 +261,28 @@ def _configured_hiera(backbone: Fields, grid: int) -> Hiera:
             "window_positional_embedding_background_size", default.background, 1, 4 * grid
         ),
     )
+    # A few weights are enough to ask for any amount of memory.
+    if _attention_bytes(hiera, grid) > MAX_ATTENTION:
+        raise ExportError(
+            "config.json: window_size_per_stage or global_attention_blocks need more than "
+            f"{MAX_ATTENTION >> 30} GiB for the attention of one block"
+        )
+    return hiera
+
+
+def _attention_bytes(hiera: Hiera, grid: int) -> int:
+    """Return the bytes of the largest matrix of attention of an image, in float32."""
+    values, first = 0, 0
+    for stage, (blocks, heads) in enumerate(zip(hiera.blocks, hiera.heads, strict=True)):
+        side, window = 4 * grid >> stage, hiera.windows[stage]
+        padded = -(-side // window) * window
+        values = max(values, heads * (padded * window) ** 2)
+        of_stage = [block for block in hiera.global_blocks if first <= block < first + blocks]
+        # The first block of a stage has the keys of the previous one, four times as many.
+        keys = 4 if first in of_stage and stage else 1
+        values = max(values, heads * keys * side**4 if of_stage else 0)
+        first += blocks
+    return 4 * values
 
 
 def library_config(size: Size) -> Any:

@@ -121,9 +121,12 @@ def _vit(state: Mapping[str, Tensor]) -> VitConfig:
         state[f"image_encoder.blocks.{block}.attn.rel_pos_h"].shape
         for block in range(_count(state, "image_encoder.blocks."))
     ]
+    heads = embed_dim // tables[0][1]
+    if heads < 1:
+        raise ValueError
     return VitConfig(
         embed_dim=embed_dim,
-        heads=embed_dim // tables[0][1],
+        heads=heads,
         windows=tuple((rows + 1) // 2 for rows, _ in tables),
         mlp_dim=state["image_encoder.blocks.0.mlp.lin1.weight"].shape[0],
         patch_size=patch_size,

@@ -14,6 +14,9 @@ CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In the order of preference; each may be split into shards that an index lists."""
 
+MAX_JSON = 16 << 20
+"""Limit of the bytes of a configuration or an index."""
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read the configuration of a model.  Raises `ExportError` for a type without an export."""
@@ -89,6 +92,8 @@ def _is_inside(path: Path, folder: Path) -> bool:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ExportError(f"{shown(path.parent.name)} has no {path.name}")
+    if path.stat().st_size > MAX_JSON:
+        raise ExportError(f"{path.name} is larger than {MAX_JSON >> 20} MiB")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -27,7 +27,7 @@ MAX_BYTES = 16 << 30
 """Limit of a file, and of all tensors of a checkpoint as float32; ViT-H has 2.4 GiB."""
 
 MAX_ENTRIES = 10_000
-"""Limit of the entries of an archive, one for each tensor; ViT-H has 600."""
+"""Limit of the tensors of a file, and of the entries of an archive; ViT-H has 600."""
 
 MAX_NAME = 500
 """Limit of the characters of a tensor's name."""
@@ -208,6 +208,8 @@ def _are_named_tensors(content: object) -> TypeGuard[State]:
 def _check(state: State, path: Path) -> None:
     """Raise `ExportError` for a tensor that is not a weight; cheap checks come first."""
     name = shown(path.name)
+    if len(state) > MAX_ENTRIES:
+        raise ExportError(f"{name} has more than {MAX_ENTRIES} tensors")
     for key, value in state.items():
         problem = _tensor_problem(key, value)
         if problem:
@@ -228,6 +230,8 @@ def _tensor_problem(key: str, value: Tensor) -> str:
         return f"has a name of more than {MAX_NAME} characters"
     if value.layout is not torch.strided or value.is_nested or value.is_meta or value.is_neg():
         return "is not a dense tensor"
+    if value.numel() == 0:
+        return "has no values"
     if value.dtype not in FLOATS and not (value.dtype is torch.int64 and key.endswith(COUNTER)):
         return f"has type {str(value.dtype).removeprefix('torch.')}, which is not a type of weights"
     # With strides of 0, a few bytes can declare any shape.

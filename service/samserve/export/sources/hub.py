@@ -1,15 +1,19 @@
 """Checkpoints on the Hugging Face hub.
 
 Files are verified against the digests that the hub lists for a commit: a SHA-256 for large files,
-the id of git's blob for others.  huggingface_hub itself verifies only sizes, and starts an
-interrupted download again from the beginning: large files are therefore downloaded by
-`samserve.export.download`, into its cache.
+the id of git's blob for others.  huggingface_hub itself verifies only sizes, has no limit, and
+starts an interrupted download again from the beginning: `samserve.export.download` downloads the
+files into its cache, which has blobs and, for each commit, links to them.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -18,22 +22,10 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 
-from samserve.export.download import checksum_of, download, parse_checksum
+from samserve.export.download import MAX_BYTES, check_url, checksum_of, download, parse_checksum
 from samserve.export.errors import ExportError
-from samserve.export.sources.directory import CONFIG, read_config
+from samserve.export.sources.directory import CONFIG, MAX_JSON, read_config
 from samserve.export.sources.files import shown
-from samserve.export.sources.names import is_hub_name
-
-__all__ = [
-    "HubFile",
-    "NotAvailable",
-    "Published",
-    "cache_folder",
-    "describe",
-    "fetch",
-    "is_hub_name",
-    "page",
-]
 
 T = TypeVar("T")
 
@@ -43,7 +35,11 @@ _OLDER_WEIGHTS = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin
 _KINDS = {64: "sha256", 40: "git-blob-sha1"}
 """The cache names each file by its digest, whose length is that of one of these kinds."""
 
-_UNREACHABLE = "the hub is unreachable"
+_COMMIT = re.compile("[0-9a-f]{40}")
+_FILE_NAME = re.compile("[A-Za-z0-9._-]+")
+
+_UNREACHABLE, _OFFLINE = "the hub is unreachable", "HF_HUB_OFFLINE is set"
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 Progress = Callable[[int, int | None], None]
 
@@ -141,9 +137,12 @@ def _fetch(name: str, revision: str | None) -> tuple[Path, str]:
 
 def _obtain_all(published: Published, progress: Progress) -> Path:
     folder = cache_folder(published.name)
-    _check_space(folder, sum(file.size for file in published.missing))
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".samserve.lock"):
+    # A complete cache may be on a disk that cannot be written to.
+    complete = all(_link(published, file).exists() for file in published.files)
+    if not complete:
+        _check_space(folder, sum(file.size for file in published.missing))
+        folder.mkdir(parents=True, exist_ok=True)
+    with nullcontext() if complete else FileLock(folder / ".samserve.lock"):
         for file in published.files:
             path = _obtain(published, file, progress)
             if file.name == CONFIG:
@@ -154,8 +153,11 @@ def _obtain_all(published: Published, progress: Progress) -> Path:
 
 def _remember(folder: Path, revision: str, commit: str) -> None:
     """Record the commit of a branch or tag in the cache, for calls without a connection."""
-    if revision != commit:
-        ref = folder / "refs" / revision
+    ref = folder / "refs" / revision
+    # git has no revision with these parts, which would lead out of the folder.
+    if revision == commit or ".." in revision or revision.startswith("/"):
+        return
+    if not ref.is_file() or ref.read_text(encoding="utf-8") != commit:
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit, encoding="utf-8")
 
@@ -169,8 +171,9 @@ def _check_config(name: str, path: Path) -> None:
 
 
 def _describe(name: str, revision: str | None) -> Published:
-    from huggingface_hub import HfApi  # noqa: PLC0415
+    from huggingface_hub import HfApi, constants  # noqa: PLC0415
 
+    check_url(constants.ENDPOINT)  # before a token is sent there
     info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10.0)
     found = {file.rfilename: file for file in info.siblings or ()}
     wanted: list[str] = []
@@ -179,27 +182,41 @@ def _describe(name: str, revision: str | None) -> Published:
     if CONFIG not in found or not wanted:
         lacks = CONFIG if CONFIG not in found else f"{_WEIGHTS[0]} or {_OLDER_WEIGHTS[0]}"
         raise ExportError(f"{name} on the hub is not a model of transformers: it has no {lacks}")
+    if not _COMMIT.fullmatch(str(info.sha)):
+        raise ExportError(f"{name}: the hub lists no commit")
     files = tuple(_file(name, found[each]) for each in [CONFIG, *wanted])
     return Published(name, revision or "main", str(info.sha), files)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return "/" not in name and any(fnmatchcase(name, pattern) for pattern in patterns)
+    return _FILE_NAME.fullmatch(name) is not None and any(
+        fnmatchcase(name, pattern) for pattern in patterns
+    )
 
 
 def _file(name: str, found: Any) -> HubFile:
     digest = f"git-blob-sha1:{found.blob_id}" if found.lfs is None else found.lfs.sha256
+    size, limit = int(found.size or 0), _limit(found.rfilename)
+    if not 0 <= size <= limit:
+        raise ExportError(
+            f"{name}: {shown(found.rfilename)} has {size} bytes, more than the limit of {limit}"
+        )
     try:
-        return HubFile(found.rfilename, int(found.size or 0), parse_checksum(digest))
+        return HubFile(found.rfilename, size, parse_checksum(str(digest)))
     except ExportError as error:
         raise ExportError(f"{name}: the hub lists no digest of {shown(found.rfilename)}") from error
 
 
-def _is_cached(published: Published, file: HubFile) -> bool:
-    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
+def _limit(file: str) -> int:
+    return MAX_JSON if file.endswith(".json") else MAX_BYTES
 
-    path = try_to_load_from_cache(published.name, file.name, revision=published.commit)
-    return isinstance(path, str) or _blob(published.name, file).exists()
+
+def _is_cached(published: Published, file: HubFile) -> bool:
+    return _link(published, file).exists() or _blob(published.name, file).exists()
+
+
+def _link(published: Published, file: HubFile) -> Path:
+    return cache_folder(published.name) / "snapshots" / published.commit / file.name
 
 
 def _blob(name: str, file: HubFile) -> Path:
@@ -208,32 +225,36 @@ def _blob(name: str, file: HubFile) -> Path:
 
 def _obtain(published: Published, file: HubFile, progress: Progress) -> Path:
     """Return the path of a file in the cache; download it if it is not there."""
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415
-    from huggingface_hub.utils.tqdm import disable_progress_bars  # noqa: PLC0415
+    link, blob = _link(published, file), _blob(published.name, file)
+    if not link.exists():
+        if not blob.exists():
+            _download(published, file, blob, progress)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)  # it has no target
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    _verify(link, file.checksum)
+    return link
 
-    if file.checksum.startswith("sha256:") and not _is_cached(published, file):
-        _download(published, file, progress)
-    disable_progress_bars()
-    path = Path(hf_hub_download(published.name, file.name, revision=published.commit))
-    _verify(path, file.checksum)
-    return path
 
-
-def _download(published: Published, file: HubFile, progress: Progress) -> None:
-    """Download a large file to where the cache expects it; a later call resumes it."""
-    from huggingface_hub import hf_hub_url  # noqa: PLC0415
+def _download(published: Published, file: HubFile, blob: Path, progress: Progress) -> None:
+    """Download a file to where the cache expects it; a later call resumes it."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url  # noqa: PLC0415
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # noqa: PLC0415
 
     url = hf_hub_url(published.name, file.name, revision=published.commit)
     headers = {
         name: value for name, value in build_hf_headers().items() if name.lower() == "authorization"
     }
-    blob = _blob(published.name, file)
+    if file.name == CONFIG:
+        get_hf_file_metadata(url, timeout=10.0)  # its errors say what a gated model requires
     partial_folder = cache_folder(published.name) / ".samserve" / blob.name
-    path = download(url, partial_folder, file.checksum, progress, headers=headers)
+    limit = file.size or _limit(file.name)
+    if file.name.endswith(".json"):
+        progress = lambda done, total: None  # noqa: E731
+    path = download(url, partial_folder, file.checksum, progress, limit, headers)
     blob.parent.mkdir(exist_ok=True)
     path.replace(blob)
-    shutil.rmtree(partial_folder.parent)
+    shutil.rmtree(partial_folder)
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
@@ -255,7 +276,9 @@ def _cached(name: str, revision: str | None) -> Path | None:
 def _verify(path: Path, checksum: str) -> None:
     found = checksum_of(path, checksum.partition(":")[0])
     if found != checksum:
-        path.resolve().unlink()
+        target, blobs = path.resolve(), path.parents[2] / "blobs"
+        if target.parent == blobs.resolve():  # never what a user has linked into the cache
+            target.unlink()
         path.unlink(missing_ok=True)
         raise ExportError(
             f"{shown(path.name)} does not match the digest that the hub lists: expected "
@@ -279,7 +302,7 @@ def _translated(name: str, action: Callable[[], T], not_cached: str = "") -> T:
         raise
     except Exception as error:
         reason = _reason(name, error)
-        uncached = not_cached if reason == _UNREACHABLE else ""
+        uncached = not_cached if reason in (_UNREACHABLE, _OFFLINE) else ""
         raise NotAvailable(name, reason + uncached) from error
 
 
@@ -299,6 +322,7 @@ def _reason(name: str, error: Exception) -> str:
         ),
         (errors.RevisionNotFoundError, "the revision does not exist"),
         (errors.HFValidationError, "the name is not valid"),
+        (errors.OfflineModeIsEnabled, _OFFLINE),
     )
     text = next((text for kind, text in texts if isinstance(error, kind)), "")
     if text:
@@ -311,4 +335,7 @@ def _reason(name: str, error: Exception) -> str:
             return f"the hub responded with {status}"
     elif isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return _UNREACHABLE
+    elif isinstance(error, OSError) and error.errno in _DISK:
+        return f"{cache_folder(name)}: {error.strerror}"
+    is_malformed = isinstance(error, (KeyError, TypeError, ValueError))
+    return "the response of the hub is not valid" if is_malformed else _UNREACHABLE

@@ -35,7 +35,7 @@ _HQ = r"(hf_token|hf_mlp|hq_token|hq_mask_mlp)\."
 KINDS = (
     Kind(
         "a model with adapters or LoRA",
-        r".*([Aa]dapter|lora_)",
+        r"[^.]*([Aa]dapter|lora_)",
         cure="merge them into the weights first",
     ),
     Kind("SAM 3.1", r"interactive_(\w*_)?(mask_decoder|prompt_encoder|convs|mem|obj)"),

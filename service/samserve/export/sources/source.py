@@ -16,6 +16,7 @@ from samserve.export.errors import ExportError
 from samserve.export.sources import hub
 from samserve.export.sources.directory import CONFIG, read_config, read_files, weight_files
 from samserve.export.sources.files import State, shown
+from samserve.export.sources.names import is_hub_name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +93,7 @@ def open_source(
 
 
 def _fetch(spec: str | Path, revision: str | None) -> tuple[Path, str]:
-    if not hub.is_hub_name(str(spec)):
+    if not is_hub_name(str(spec)):
         raise ExportError(
             f"{shown(str(spec))}: no such file or directory, and not a name on the hub"
         )
