@@ -1,12 +1,17 @@
-"""Exports of three families in one tritonserver, compared with the in-process engine."""
+"""Exports of all families in one tritonserver with shared memory.
+
+Results are compared with the in-process engine, and masks of AutoMask with the original generators.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +27,13 @@ from tritonclient.grpc import model_config_pb2
 from harness.triton.server import TritonServer
 from tests import sample_images
 from tests.conftest import serving, settings_with
-from tests.families.toys import FEW_PIXELS, SAM2_SIZE
-from tests.oracle import photos, sam2, sam2_local, sam_hq
+from tests.families import toys
+from tests.families.predicting import PHOTOS as AUTOMASK_PHOTOS
+from tests.families.predicting import mask_of
+from tests.families.references import REFERENCES
+from tests.families.test_automask import AUTOMASK, matched_iou
+from tests.families.toys import FEW_PIXELS, Toy
+from tests.oracle import photos
 from tests.oracle.sam import SMALL, build_sam
 
 pytestmark = [
@@ -32,26 +42,28 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
-FAMILIES = ("sam1", "sam2", "sam_hq")
+MODELS = ("sam1", "sam2", "edgetam", "sam_hq")
 THREADS = 2
 PHOTOS = {"wide": photos.coffee_427x640()[:, :611], "high": photos.coffee_427x640()[:389, :301]}
 Stubs = dict[str, SegmentationServiceStub]
 
 
 @pytest.fixture(scope="module")
-def repository() -> Iterator[Path]:
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Toy]:
+    """A small model of each of the newer families, and its export."""
+    return {name: make(tmp_path_factory.mktemp(name), name) for name, make in toys.MAKERS.items()}
+
+
+@pytest.fixture(scope="module")
+def repository(originals: dict[str, Toy]) -> Iterator[Path]:
     """A repository with a small model of each family, exported from checkpoints."""
     with tempfile.TemporaryDirectory() as name:
         folder, models = Path(name), Path(name) / "models"
-        images = photos.calibration()
-        plain = build_sam(SMALL, images, foreground=FEW_PIXELS)
+        plain = build_sam(SMALL, photos.calibration(), foreground=FEW_PIXELS)
         torch.save(plain.state_dict(), folder / "sam1.pth")
-        torch.save(sam_hq.build(images=images).state_dict(), folder / "sam_hq.pth")
-        hiera = sam2.model(SAM2_SIZE)
-        sam2_local.localise(hiera, images)
-        sam2.save(hiera, folder / "sam2")
-        for family, source in zip(FAMILIES, ("sam1.pth", "sam2", "sam_hq.pth"), strict=True):
-            export(folder / source, ExportOptions(models, family, check_parity=False))
+        export(folder / "sam1.pth", ExportOptions(models, "sam1", check_parity=False))
+        for toy in originals.values():
+            shutil.copytree(toy.repository, models, dirs_exist_ok=True)
         for config in models.glob("*/config.pbtxt"):
             _run_as_in_process(config)
         yield models
@@ -115,7 +127,7 @@ def prompts(width: int, height: int) -> list[pb.Prompt]:
     ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("photo", PHOTOS)
 async def test_predict_returns_the_same_on_both_engines(
     family: str, photo: str, stubs: Stubs
@@ -140,24 +152,52 @@ async def test_predict_returns_the_same_on_both_engines(
             assert max(areas) > 0
             assert len(first.results) == 6
             has_score = [result.HasField("object_score") for result in first.results]
-            assert has_score == [family == "sam2"] * 6
+            assert has_score == [family in ("sam2", "edgetam")] * 6
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("layers", [0, 1], ids=["whole", "crops"])
-async def test_automask_returns_the_same_on_both_engines(
-    family: str, layers: int, stubs: Stubs
+async def segment(
+    stub: SegmentationServiceStub, model: str, photo: np.ndarray, options: dict[str, Any]
+) -> list[pb.AutoMaskRecord]:
+    encoded = pb.Image(encoded=sample_images.encode(photo))
+    request = pb.AutoMaskRequest(model=model, image=encoded, options=pb.AutoMaskOptions(**options))
+    events = [event async for event in stub.AutoMask(request)]
+    return [record for event in events for record in event.masks.records]
+
+
+@pytest.mark.parametrize("model", toys.MAKERS)
+@pytest.mark.parametrize("name", AUTOMASK)
+async def test_automask_returns_the_masks_of_the_original_generator_on_triton(
+    name: str, model: str, stubs: Stubs, originals: dict[str, Toy]
 ) -> None:
-    options = pb.AutoMaskOptions(
-        points_per_side=6,
-        crop_n_layers=layers,
-        pred_iou_thresh=0.0,
-        stability_score_thresh=0.0,
-        box_nms_thresh=0.95,
-    )
-    request = pb.AutoMaskRequest(model=family, image=image("wide"), options=options)
-    answers = [[each async for each in stub.AutoMask(request)] for stub in stubs.values()]
+    photo_name, options, supported = AUTOMASK[name]
+    reference = REFERENCES[model](originals[model])
+    if reference.family.name not in supported:
+        return
+    photo = AUTOMASK_PHOTOS[photo_name]()
 
-    found = [[list(each.masks.records) for each in answer] for answer in answers]
-    assert sum(map(len, found[0])) >= 5
+    found = [await segment(stub, model, photo, options) for stub in stubs.values()]
+
+    assert found[0] == found[1]
+    expected = [record["segmentation"] for record in reference.auto_mask(photo, **options)]
+    actual = [mask_of(record.mask) for record in found[0]]
+    assert min(len(actual), len(expected)) >= 20
+    assert abs(len(actual) - len(expected)) <= 0.02 * len(expected)
+    assert matched_iou(actual, expected) >= 0.99
+
+
+@pytest.mark.parametrize("layers", [0, 1], ids=["whole", "crops"])
+async def test_automask_of_sam_1_returns_the_same_on_both_engines(
+    layers: int, stubs: Stubs
+) -> None:
+    options = {
+        "points_per_side": 6,
+        "crop_n_layers": layers,
+        "pred_iou_thresh": 0.0,
+        "stability_score_thresh": 0.0,
+        "box_nms_thresh": 0.95,
+    }
+
+    found = [await segment(stub, "sam1", PHOTOS["wide"], options) for stub in stubs.values()]
+
+    assert len(found[0]) >= 5
     assert found[0] == found[1]

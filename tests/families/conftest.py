@@ -31,7 +31,7 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], to
 
     def toy(name: str) -> toys.Toy:
         if name not in made:
-            made[name] = toys.MAKERS[name](tmp_path_factory.mktemp(name))
+            made[name] = toys.MAKERS[name](tmp_path_factory.mktemp(name), name)
         return made[name]
 
     return toy

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from samserve.export.families import sam2_names
 from samserve.export.pipeline import ExportOptions, export
-from torch import Tensor, nn
+from torch import nn
 
+from tests.export.sam2_original import load_weights
 from tests.oracle import edgetam, meta_sam2, photos, sam2, sam2_local, sam_hq
 
 SHARPER = 4.0
@@ -41,46 +41,49 @@ class Toy:
 
     model: Any
     repository: Path
+    name: str = "toy"
 
     @property
     def graphs(self) -> tuple[Path, Path]:
         """The files of the encoder and the decoder."""
         encoder, decoder = (
-            self.repository / f"toy_{role}" / "1" / "model.onnx" for role in ("encoder", "decoder")
+            self.repository / f"{self.name}_{role}" / "1" / "model.onnx"
+            for role in ("encoder", "decoder")
         )
         return encoder, decoder
 
 
-def sam2_toy(folder: Path) -> Toy:
+def sam2_toy(folder: Path, name: str = "toy") -> Toy:
     """Build a SAM 2."""
-    return _of_library(sam2.model(SAM2_SIZE), meta_sam2.build(SAM2_SIZE), folder)
+    return _of_library(sam2.model(SAM2_SIZE), meta_sam2.build(SAM2_SIZE), folder, name)
 
 
-def edgetam_toy(folder: Path) -> Toy:
+def edgetam_toy(folder: Path, name: str = "toy") -> Toy:
     """Build an EdgeTAM, whose image encoder is that of the published model."""
     model = edgetam.model(SAM2_SIZE.grid, SAM2_SIZE.channels, delta=STABILITY_DELTA)
-    return _of_library(model, edgetam.original(SAM2_SIZE), folder)
+    return _of_library(model, edgetam.original(SAM2_SIZE), folder, name)
 
 
-def _of_library(model: Any, original: Any, folder: Path) -> Toy:
+def _of_library(model: Any, original: Any, folder: Path, name: str) -> Toy:
     """Move the masks of a Sam2Model or EdgeTamModel to their prompts, and export it.
 
     ``original`` has the same networks of the original implementation, and gets the weights.
     """
     sam2_local.localise(model, photos.calibration())
     _sharpen(head.proj_out for head in model.mask_decoder.output_hypernetworks_mlps)
-    _load(original, model.state_dict())
-    return Toy(original, _exported(sam2.save(model, folder / "checkpoint"), folder))
+    load_weights(original, model.state_dict())
+    original.sam_mask_decoder.dynamic_multimask_stability_delta = STABILITY_DELTA
+    return _exported(original, sam2.save(model, folder / "checkpoint"), folder, name)
 
 
-def sam_hq_toy(folder: Path) -> Toy:
+def sam_hq_toy(folder: Path, name: str = "toy") -> Toy:
     """Build a SAM-HQ; it decodes embeddings that are rounded as samserve caches them."""
     sam = sam_hq.build(foreground=FEW_PIXELS)
     decoder = sam.mask_decoder
     _sharpen(head.layers[-1] for head in (*decoder.output_hypernetworks_mlps, decoder.hf_mlp))
     torch.save(sam.state_dict(), folder / "sam_hq.pth")
-    exported = _exported(folder / "sam_hq.pth", folder)
-    return Toy(sam_hq.round_embeddings_to_half(sam), exported)
+    rounded = sam_hq.round_embeddings_to_half(sam)
+    return _exported(rounded, folder / "sam_hq.pth", folder, name)
 
 
 def _sharpen(layers: Iterable[nn.Linear]) -> None:
@@ -90,25 +93,13 @@ def _sharpen(layers: Iterable[nn.Linear]) -> None:
             layer.bias *= SHARPER
 
 
-def _exported(checkpoint: Path, folder: Path) -> Path:
+def _exported(model: Any, checkpoint: Path, folder: Path, name: str) -> Toy:
     repository = folder / "repository"
-    export(checkpoint, ExportOptions(repository, "toy", check_parity=False))
-    return repository
+    export(checkpoint, ExportOptions(repository, name, check_parity=False))
+    return Toy(model, repository, name)
 
 
-def _load(original: Any, weights: Mapping[str, Tensor]) -> None:
-    state = dict(weights)
-    rows = state.pop("prompt_encoder.point_embed.weight").split(1)
-    theirs = {sam2_names._original(name): value for name, value in state.items()}
-    points = enumerate(rows)
-    theirs |= {f"sam_prompt_encoder.point_embeddings.{row}.weight": each for row, each in points}
-    missing, unexpected = original.load_state_dict(theirs, strict=False)
-    assert not unexpected
-    assert not [name for name in missing if name.startswith(("sam_", "image_encoder."))]
-    original.sam_mask_decoder.dynamic_multimask_stability_delta = STABILITY_DELTA
-
-
-MAKERS: dict[str, Callable[[Path], Toy]] = {
+MAKERS: dict[str, Callable[[Path, str], Toy]] = {
     "sam2": sam2_toy,
     "edgetam": edgetam_toy,
     "sam_hq": sam_hq_toy,
