@@ -149,3 +149,11 @@ def test_other_variables_with_the_prefix_are_ignored(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("SAMSERVE_CHECKPOINT_DIR", "/var/checkpoints")
 
     assert load_settings(None, ["cache.ttl_s=60"]).cache.ttl_s == 60
+
+
+@pytest.mark.parametrize("kind", ["triton", "fake"])
+def test_models_are_selected_for_the_in_process_engine_only(kind: str) -> None:
+    (line,) = errors_of(f"engine.kind={kind}", "engine.models=a")
+
+    assert line.startswith("section engine: engine.models requires engine.kind=onnx")
+    assert load_settings(None, ["engine.models=a, b"]).engine.model_names == ("a", "b")

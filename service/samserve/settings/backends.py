@@ -33,6 +33,14 @@ class EngineSettings(Section):
     """Model of requests that name none; empty uses the first of `engine.models`, else that of
     `samserve models default`, else the first in alphabetical order, pulled models excluded."""
 
+    def conflicts(self) -> Iterator[str]:
+        """See `Section.conflicts`."""
+        if self.models and self.kind != "onnx":
+            yield (
+                f"engine.models requires engine.kind=onnx: the engine {self.kind} serves its own "
+                "models, of which engine.default_model selects the default"
+            )
+
     @property
     def model_names(self) -> tuple[str, ...]:
         """The names in `models`."""
