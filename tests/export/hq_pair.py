@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -29,6 +29,8 @@ HQ = 4
 """The index of the HQ token's mask."""
 
 SELECTIONS = [MaskSelection(multimask, mode) for multimask in Multimask for mode in HqMode]
+
+ADDED = MaskSelection(Multimask.ALL, HqMode.ADDED)
 
 NAMES = ("image_embedding", "hq_features")
 
@@ -215,6 +217,39 @@ def assert_same_answers(view: HqView, prompts: PromptSet, output: HqOutput) -> N
                 ours = upsampled(view, choice.logits(output.logits[index]))
                 assert equal_pixels(ours, logits) >= 0.9999
                 assert output.iou[index, choice.iou_token] == pytest.approx(iou, abs=1e-4)
+
+
+def assert_same_refined_answers(
+    pair: HqPair, first: Sequence[PromptSet], more: Sequence[PromptSet]
+) -> None:
+    """Check the answers for *more* prompts with the masks of the *first* ones, on every photo."""
+    ours = [
+        np.stack(
+            [
+                output.chosen(index, ADDED)[0].logits(output.logits[index])
+                for index in range(count(prompts))
+            ]
+        )
+        for prompts, output in zip(first, pair.decode(pair.views, first), strict=True)
+    ]
+    original = [
+        torch.stack(
+            [
+                answer(view, prompts, index, multimask=True, hq_only=False)[2]
+                for index in range(count(prompts))
+            ]
+        )
+        for view, prompts in zip(pair.views, first, strict=True)
+    ]
+    outputs = pair.decode(
+        pair.views,
+        [
+            replace(prompts, masks=torch.from_numpy(masks)[:, None])
+            for prompts, masks in zip(more, ours, strict=True)
+        ],
+    )
+    for view, prompts, masks, output in zip(pair.views, more, original, outputs, strict=True):
+        assert_same_answers(view, replace(prompts, masks=masks[:, None]), output)
 
 
 def _multimask(selection: MaskSelection, ambiguous: bool) -> bool:

@@ -47,10 +47,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a prompt gives: all tokens, and what is returned for ALL and for AUTO.
+    """What a prompt gives: all tokens, and the masks of every selection.
 
     ``logits`` ``[4,L,L]``, ``iou`` ``[4]``, the logit of the object score, the token of AUTO, and
-    masks ``[4,h,w]``: those of ALL, then that of AUTO.
+    masks ``[5,h,w]``: that of SINGLE, those of ALL, then that of AUTO.
     """
 
     logits: np.ndarray
@@ -95,14 +95,20 @@ class Sam2Pair:
         return (chelsea, rocket)
 
     @cached_property
-    def stored(self) -> Arrays:
-        """Both images embedded in one call, in float16."""
-        return {name: self.embed(families.SAM2)[name] for name in TENSORS}
+    def embedded(self) -> Arrays:
+        """Both images, embedded in one call."""
+        return self.embed(families.SAM2)
 
-    def embed(self, family: Family) -> Arrays:
-        """Embed both images in one call of the exported encoder."""
+    @property
+    def stored(self) -> Arrays:
+        """Both embeddings in float16."""
+        return {name: self.embedded[name] for name in TENSORS}
+
+    def embed(self, family: Family, images: int = 2) -> Arrays:
+        """Embed both images, or only the first, in one call of the exported encoder."""
         outputs = [each.name for each in self.encoder.get_outputs()]
-        return dict(zip(outputs, self.encoder.run(outputs, self.placed(family)), strict=True))
+        values = self.encoder.run(outputs, _first(self.placed(family), images))
+        return dict(zip(outputs, values, strict=True))
 
     def placed(self, family: Family) -> Arrays:
         """Return the input of the encoder."""
@@ -169,14 +175,14 @@ def decode_exported(
         for index in range(len(prompts[image])):
             low_res, ious = logits[image, index], iou[image, index]
             labels = feeds["point_labels"][image, index]
-            every, auto = (
+            single, every, auto = (
                 family.choose(MaskSelection(mode), labels, ious, low_res, rule)
-                for mode in (Multimask.ALL, Multimask.AUTO)
+                for mode in (Multimask.SINGLE, Multimask.ALL, Multimask.AUTO)
             )
             upsampling = family.upsampling(transform)
             binary = [
                 masks.binary_mask(choice.logits(low_res), upsampling, level=family.mask_threshold)
-                for choice in (*every, *auto)
+                for choice in (*single, *every, *auto)
             ]
             (chosen,) = auto
             value = float(score[image, index, 0])
@@ -212,7 +218,7 @@ def _reference(pair: Sam2Pair, prompts: Sequence[Sequence[Prompt]]) -> list[list
             tokens = logits[image, index]
             chosen = auto.pred_masks[image, index]
             (equal,) = torch.nonzero((tokens == chosen).all((1, 2))).flatten().tolist()
-            returned = torch.cat([tokens[1:], chosen])
+            returned = torch.cat([tokens, chosen])
             # One bilinear step from the low-res grid to the image.
             upsampled = functional.interpolate(
                 returned[None], pair.images[image].shape[:2], mode="bilinear", align_corners=False
@@ -258,19 +264,24 @@ def _library_inputs(pair: Sam2Pair, prompts: Sequence[Sequence[Prompt]]) -> dict
     return inputs
 
 
-def prompts_of(kind: str, pair: Sam2Pair, *, images: int, count: int, seed: int = 0) -> list[Any]:
+def prompts_of(
+    kind: str, pair: Sam2Pair, *, images: int, count: int, seed: int = 0, radius: float = 0.125
+) -> list[Any]:
     """Return seeded random prompts, *count* for each of the first images.
 
-    ``kind`` joins ``points<n>``, ``box`` and ``mask`` with ``+``.
+    ``kind`` joins ``points<n>``, ``box`` and ``mask`` with ``+``.  Masks are discs; their
+    ``radius`` is relative to the side of the frame.
     """
     random = np.random.default_rng(seed)
     return [
-        [_prompt(kind, pair, pair.images[image], random) for _ in range(count)]
+        [_prompt(kind, pair, pair.images[image], random, radius) for _ in range(count)]
         for image in range(images)
     ]
 
 
-def _prompt(kind: str, pair: Sam2Pair, image: np.ndarray, random: np.random.Generator) -> Prompt:
+def _prompt(
+    kind: str, pair: Sam2Pair, image: np.ndarray, random: np.random.Generator, radius: float
+) -> Prompt:
     size = np.array([image.shape[1], image.shape[0]])
     parts = kind.split("+")
     points, labels, box, mask = np.empty((0, 2)), (), None, None
@@ -286,7 +297,7 @@ def _prompt(kind: str, pair: Sam2Pair, image: np.ndarray, random: np.random.Gene
         side = pair.network.shapes.mask_size
         centre = random.random((2, 1, 1)) * side
         distance = np.hypot(*(np.mgrid[:side, :side] - centre))
-        mask = np.clip(20 - distance * 160 / side, -20, 20).astype(np.float32)
+        mask = np.clip(20 - distance * 20 / (radius * side), -20, 20).astype(np.float32)
     return Prompt(points, labels, box, mask)
 
 

@@ -1,10 +1,9 @@
-"""EdgeTAM against the class of transformers, at toy size and at its own."""
+"""EdgeTAM against the class of transformers, at toy size."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ from tests.export.sam2_pair import (
 )
 from tests.oracle import edgetam
 
-SEED = 1
+SEED = 0
 KINDS = ("points1", "points4", "box", "points2+box", "mask", "box+mask")
 
 
@@ -35,7 +34,7 @@ KINDS = ("points1", "points4", "box", "points2+box", "mask", "box+mask")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Sam2Pair:
     folder = tmp_path_factory.mktemp("edgetam")
     # By this rule, some masks are stable and some are not.
-    model = edgetam.model(grid=8, channels=32, seed=SEED, delta=0.002)
+    model = edgetam.model(grid=8, channels=32, seed=SEED, delta=0.003)
     network, _ = open_network(edgetam.save(model, folder))
     return Sam2Pair(model, network, folder)
 
@@ -103,17 +102,3 @@ def test_without_timm_the_error_says_what_to_install(
         open_network(pair.checkpoint)
 
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(1800)
-def test_the_published_size_is_that_of_the_library(tmp_path: Path) -> None:
-    model = edgetam.model(delta=0.005)
-    network, _ = open_network(edgetam.save(model, tmp_path))
-    assert (network.title, network.variant, network.name) == ("EdgeTAM", "edgetam", "edgetam")
-    whole = Sam2Pair(model, network, tmp_path)
-    expected = whole.reference_embedding(whole.placed(families.SAM2)["image"])
-    assert_same_embeddings(whole, whole.embed(families.SAM2), expected)
-    for kind in ("points1", "points4", "box", "points2+box"):
-        prompts = prompts_of(kind, whole, images=2, count=1)
-        assert_same_outcomes(decode_exported(whole, prompts), decode_reference(whole, prompts))

@@ -1,11 +1,10 @@
-"""SAM 2 against the class of transformers, at toy size and at that of SAM 2.1 tiny."""
+"""SAM 2 against the class of transformers, at toy size."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,13 +49,8 @@ KINDS = [
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Sam2Pair:
-    return pair_of(TOY, tmp_path_factory.mktemp("sam2"))
-
-
-def pair_of(size: sam2.Sam2Size, folder: Path, seed: int = SEED, scale: float = 1) -> Sam2Pair:
-    model = sam2.model(size, seed=seed)
-    for conv in model.vision_encoder.neck.convs:
-        conv.weight.mul_(scale)
+    folder = tmp_path_factory.mktemp("sam2")
+    model = sam2.model(TOY, seed=SEED)
     network, _ = open_network(sam2.save(model, folder))
     return Sam2Pair(model, network, folder)
 
@@ -244,15 +238,3 @@ def test_half_precision_stays_within_its_bounds(pair: Sam2Pair) -> None:
     assert norms
     assert {weights[node.input[1]] for node in norms} == {TensorProto.FLOAT}
     assert TensorProto.FLOAT16 in weights.values()
-
-
-@pytest.mark.long
-@pytest.mark.timeout(1800)
-def test_sam_2_1_tiny_is_that_of_the_library(tmp_path: Path) -> None:
-    # With larger features, seeded weights amplify rounding: torch's own results differ by 1e-3.
-    whole = pair_of(sam2.HIERA_TINY, tmp_path, seed=1, scale=0.1)
-    expected = whole.reference_embedding(whole.placed(families.SAM2)["image"])
-    assert_same_embeddings(whole, whole.embed(families.SAM2), expected)
-    for kind in ("points1", "points4", "box", "points2+box"):
-        prompts = prompts_of(kind, whole, images=2, count=1)
-        assert_same_outcomes(decode_exported(whole, prompts), decode_reference(whole, prompts))

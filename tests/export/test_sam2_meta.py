@@ -19,6 +19,7 @@ from samserve.models import families
 from transformers import Sam2Model
 
 from tests.export.equality import relative_l2
+from tests.export.sam2_original import corners_first, original_embedding
 from tests.export.sam2_pair import TENSORS, Sam2Pair, decode_exported, prompts_of
 from tests.oracle import edgetam, meta_sam2, sam2
 
@@ -41,12 +42,10 @@ TOY_EDGETAM = Size(None, grid=8, channels=32, mlp_dim=64, iou_dim=32)
 
 
 def assert_same_as_original(original: Any, pair: Sam2Pair, kinds: tuple[str, ...]) -> None:
-    pixels = torch.from_numpy(pair.placed(families.SAM2)["image"]).double() / 255
-    planes = (pixels - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    embedding = meta_sam2.embed(original, planes.float().permute(0, 3, 1, 2))
+    embedding = original_embedding(original, pair.placed(families.SAM2)["image"])
     found = pair.embed(families.SAM2)
     for name in TENSORS:
-        assert relative_l2(found[name + UNCAST], embedding[name].numpy()) <= 1e-4
+        assert relative_l2(found[name + UNCAST], embedding[name]) <= 1e-4
     stored = {name: torch.from_numpy(found[name]).float() for name in TENSORS}
     for kind in kinds:
         prompts = prompts_of(kind, pair, images=2, count=3)
@@ -64,15 +63,6 @@ def assert_same_as_original(original: Any, pair: Sam2Pair, kinds: tuple[str, ...
                 assert ((outcome.logits > 0) == (right > 0)).mean() >= 0.999
                 assert np.abs(outcome.iou - iou[index].numpy()).max() <= 1e-4
                 assert abs(outcome.score - float(score[index])) <= 1e-3
-
-
-def corners_first(prompt: Any, pair: Sam2Pair, image: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arrange a prompt as the original predictor does: corners labelled 2 and 3, then points."""
-    height, width = pair.images[image].shape[:2]
-    box = [] if prompt.box is None else [prompt.box.reshape(2, 2)]
-    coords = np.concatenate([*box, prompt.points]) * pair.side / np.array([width, height])
-    labels = [*((2, 3) if box else ()), *(int(label.value) for label in prompt.labels)]
-    return torch.tensor(coords, dtype=torch.float32), torch.tensor(labels, dtype=torch.int32)
 
 
 @pytest.fixture(scope="module")

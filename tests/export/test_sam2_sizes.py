@@ -19,6 +19,7 @@ from samserve.export.families.sam2_sizes import (
     EDGETAM,
     PUBLISHED,
     Hiera,
+    Size,
     configured_size,
     library_config,
     name_of,
@@ -75,6 +76,29 @@ def test_another_rule_for_stability_is_of_the_same_size() -> None:
     assert size.dynamic is not None
     assert size.dynamic.thresh == 0.9
     assert configured_size(without, is_edgetam=False).dynamic is None
+
+
+def test_a_few_weights_cannot_ask_for_any_amount_of_memory() -> None:
+    def size(side: int, **backbone: object) -> Size:
+        vision = {
+            "backbone_config": backbone,
+            "backbone_feature_sizes": [[side // patch] * 2 for patch in (4, 8, 16)],
+        }
+        prompts = {"image_size": side}
+        config = {"vision_config": vision, "prompt_encoder_config": prompts}
+        return configured_size(config, is_edgetam=False)
+
+    for published in PUBLISHED.values():
+        assert published.hiera is not None
+        assert size(2048, num_attention_heads_per_stage=published.hiera.heads).grid == 128
+    for absurd in (
+        {"global_attention_blocks": [0]},
+        {"global_attention_blocks": [1]},
+        {"window_size_per_stage": [512, 4, 14, 7]},
+        {"window_size_per_stage": [8, 4, 14, 512]},
+    ):
+        with pytest.raises(ExportError, match="more than 16 GiB for the attention of one block"):
+            size(2048, **absurd)
 
 
 def test_edgetam_has_one_image_encoder() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from samserve.types import HqMode, MaskSelection, Multimask
 from torch import Tensor
 
@@ -19,14 +17,13 @@ from tests.export.hq_pair import (
     HqPair,
     answer,
     assert_same_answers,
+    assert_same_refined_answers,
     equal_pixels,
     upsampled,
 )
 from tests.export.prompts import prompts_of
 from tests.oracle import photos, sam_hq
 from tests.oracle.sam import standardised
-
-ADDED = MaskSelection(Multimask.ALL, HqMode.ADDED)
 
 
 @pytest.fixture(scope="module")
@@ -106,30 +103,10 @@ def test_every_selection_for_every_prompt_equals_the_original(
 
 
 def test_a_refined_mask_equals_the_original(pair: HqPair) -> None:
-    views = pair.views
-    first = [prompts_of("points1", view, seed=5) for view in views]
-    more = [prompts_of("points2", view, seed=6) for view in views]
-    ours = [
-        np.stack([output.chosen(index, ADDED)[0].logits(output.logits[index]) for index in (0, 1)])
-        for output in pair.decode(views, first)
-    ]
-    original = [
-        torch.stack(
-            [answer(view, prompts, index, multimask=True, hq_only=False)[2] for index in (0, 1)]
-        )
-        for view, prompts in zip(views, first, strict=True)
-    ]
+    first = [prompts_of("points1", view, seed=5) for view in pair.views]
+    more = [prompts_of("points2", view, seed=6) for view in pair.views]
 
-    outputs = pair.decode(
-        views,
-        [
-            replace(prompts, masks=torch.from_numpy(masks)[:, None])
-            for prompts, masks in zip(more, ours, strict=True)
-        ],
-    )
-
-    for view, prompts, masks, output in zip(views, more, original, outputs, strict=True):
-        assert_same_answers(view, replace(prompts, masks=masks[:, None]), output)
+    assert_same_refined_answers(pair, first, more)
 
 
 def test_the_fifth_predicted_iou_is_that_of_the_best_multimask_output(pair: HqPair) -> None:

@@ -15,7 +15,7 @@ from samserve.export.families import sam_hq as family
 from samserve.export.sources.source import Checkpoint
 
 from tests.export.equality import relative_l2
-from tests.export.hq_pair import HqPair, assert_same_answers
+from tests.export.hq_pair import HqPair, assert_same_answers, assert_same_refined_answers
 from tests.export.prompts import prompts_of
 from tests.oracle import photos, sam_hq
 from tests.oracle.redraw import redraw
@@ -45,29 +45,77 @@ def test_the_features_of_light_hq_sam_are_those_of_its_second_stage() -> None:
 def sized(request: pytest.FixtureRequest) -> Iterator[HqPair]:
     """One size; only one is in memory."""
     sam = sam_hq.build(request.param, photos.calibration()[:1], foreground=FOREGROUND)
-    yield HqPair(sam_hq.round_embeddings_to_half(sam), [photos.coffee_427x640])
+    smaller = photos.hubble_1800x1200()[::2, ::2].copy
+    yield HqPair(sam_hq.round_embeddings_to_half(sam), [photos.coffee_427x640, smaller])
     gc.collect()
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_both_tensors_equal_the_original(sized: HqPair) -> None:
-    (view,) = sized.views
-
-    for number in (0, 1):
-        assert relative_l2(view.uncast[number], view.original[number]) < 1e-4
-        rounded = view.uncast[number].astype(np.float16)
-        np.testing.assert_array_equal(view.embedding[number], rounded)
+    for view in sized.views:
+        for number in (0, 1):
+            assert relative_l2(view.uncast[number], view.original[number]) < 1e-4
+            rounded = view.uncast[number].astype(np.float16)
+            np.testing.assert_array_equal(view.embedding[number], rounded)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", ["points1", "box", "points2+box+mask"])
-def test_masks_equal_the_original(sized: HqPair, kind: str) -> None:
-    (view,) = sized.views
-    prompts = prompts_of(kind, view, seed=3)
+@pytest.mark.timeout(1800)
+def test_both_tensors_are_the_same_in_a_batch(sized: HqPair) -> None:
+    image, image_size = (
+        np.concatenate([getattr(view, name) for view in sized.views])
+        for name in ("image", "image_size")
+    )
 
-    (output,) = sized.decode([view], [prompts])
+    _, uncast = sized.embed(image, image_size)
 
-    assert output.logits.std() > 2
-    assert_same_answers(view, prompts, output)
+    for number in (0, 1):
+        for row, view in zip(uncast[number], sized.views, strict=True):
+            assert relative_l2(row, view.uncast[number][0]) < 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("kind", "photo_count", "prompt_count"),
+    [
+        ("points1", 1, 1),
+        ("points1", 2, 5),
+        ("points2", 1, 5),
+        ("points4", 2, 1),
+        ("box", 1, 1),
+        ("box", 2, 3),
+        ("points1+box", 1, 3),
+        ("points2+box", 2, 3),
+        ("points4+box", 1, 3),
+        ("mask", 1, 3),
+        ("mask", 2, 1),
+        ("points1+mask", 2, 3),
+        ("points4+mask", 1, 5),
+        ("points2+box+mask", 2, 1),
+    ],
+)
+def test_masks_equal_the_original(
+    sized: HqPair, kind: str, photo_count: int, prompt_count: int
+) -> None:
+    views = sized.views[:photo_count]
+    sets = [
+        prompts_of(kind, view, seed=7 * number + 3, count=prompt_count)
+        for number, view in enumerate(views)
+    ]
+
+    outputs = sized.decode(views, sets)
+
+    for view, prompts, output in zip(views, sets, outputs, strict=True):
+        assert output.logits.std() > 2
+        assert_same_answers(view, prompts, output)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_refined_mask_equals_the_original(sized: HqPair) -> None:
+    first = [prompts_of("points1", view, seed=5, count=1) for view in sized.views]
+    more = [prompts_of("points2", view, seed=6, count=1) for view in sized.views]
+
+    assert_same_refined_answers(sized, first, more)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests.oracle.sam import Sam, build_sam
+from tests.oracle.sam import FOREGROUND, Sam, build_sam
 
 FEATURES_SPREAD = 0.4
 """Standard deviation of embeddings: position encodings are waves of amplitude 1."""
@@ -78,14 +78,17 @@ class _Size:
         return _Embedding(self._model, self._side)
 
 
-def localise(model: Any, images: Sequence[np.ndarray]) -> None:
+def localise(
+    model: Any, images: Sequence[np.ndarray], *, foreground: Sequence[float] = FOREGROUND
+) -> None:
     """Change the decoder of a Sam2Model or EdgeTamModel so that masks are around their prompts.
 
-    Its width must be 256.  ``images`` are a few RGB images uint8 ``[H,W,3]`` for calibration.
+    Its width must be 256.  ``images`` are a few RGB images uint8 ``[H,W,3]`` for calibration,
+    ``foreground`` is the fraction of them that each token's mask covers.
     """
     with torch.no_grad():
         _scale_features(model)
-        sam = build_sam(_Size(model), images)  # type: ignore[arg-type]
+        sam = build_sam(_Size(model), images, foreground=foreground)  # type: ignore[arg-type]
         _move_decoder(sam, model)
         for token in (model.mask_decoder.obj_score_token,):
             token.weight.mul_(0.4)
