@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,4 +227,24 @@ def test_catalog_lists_the_models_and_which_require_a_checksum(samserve: Command
     assert "from the hub" in rows["sam2.1_hiera_tiny"]
     assert "149 MiB" in rows["sam2.1_hiera_tiny"]
     assert "0.291 TFLOP" in rows["sam2.1_hiera_tiny"]
-    assert "  -  " in rows["edgetam"]
+
+
+def test_catalog_shows_a_dash_for_memory_that_is_unknown(samserve: Command, tmp_path: Path) -> None:
+    entry = """
+url = "http://127.0.0.1/small.pt"
+variant = "mobile"
+license = "Apache-2.0"
+page = "https://example.org/small"
+description = "Small"
+"""
+    catalog = tmp_path / "catalog.toml"
+    catalog.write_text(f"[unknown]{entry}[measured]{entry}served_memory_mib = 1200\n")
+
+    result = samserve("models", "catalog", "--catalog", catalog)
+
+    memory = {columns[0]: columns[4] for columns in map(_columns, result.out.splitlines())}
+    assert memory == {"name": "memory", "unknown": "-", "measured": "1200 MiB"}
+
+
+def _columns(row: str) -> list[str]:
+    return re.split(r"\s{2,}", row)
