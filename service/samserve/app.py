@@ -38,6 +38,7 @@ from samserve.scheduling.thread_pools import Workers
 from samserve.security.quotas import Quotas
 from samserve.security.setup import Security, open_security
 from samserve.segmentation.automask.generator import AutoMasker
+from samserve.segmentation.automask.run_size import RunSize
 from samserve.segmentation.embed import EmbeddingService
 from samserve.segmentation.encode import EncodeJobs
 from samserve.segmentation.predict import Predictor
@@ -207,10 +208,11 @@ async def _servicer(
                 metrics.engine.register_queue(name, partial(workers.waiting, priority))
             jobs = EncodeJobs(engine, cache, workers, limits, deadline_s)
             embeddings = EmbeddingService(engine, cache, workers, limits, jobs, prefetches)
+            run_size = RunSize(per_run, settings.engine.automask_batch_s)
             use_cases = UseCases(
                 embeddings,
                 Predictor(embeddings, engine, workers, per_run),
-                AutoMasker(embeddings, engine, workers, per_run),
+                AutoMasker(embeddings, engine, workers, run_size),
             )
             yield SegmentationServicer(use_cases, engine, workers, settings.limits)
 

@@ -25,6 +25,7 @@ from samserve.telemetry.metrics import Metrics
 from tritonclient.grpc import model_config_pb2
 
 from harness.triton.environment import find_home
+from tests.oracle.onnx_sam import without_threshold
 from tests.support.waiting import until_sync
 from tests.triton import servers
 
@@ -113,6 +114,7 @@ def _spent_after_a_run(session: ort.InferenceSession, threads: set[int]) -> floa
             "point_coords": np.zeros((1, 1, 2, 2), np.float32),
             "point_labels": np.ones((1, 1, 2), np.float32),
             "mask_input": np.zeros((1, 0, 256, 256), np.float32),
+            **without_threshold(session),
         },
     )
     before = sum(map(_cpu_of, threads))

@@ -23,6 +23,7 @@ from torch import Tensor
 from tests.export.conftest import encoder_inputs, session
 from tests.export.prompts import PromptSet
 from tests.oracle import sam_hq
+from tests.oracle.onnx_sam import without_threshold
 from tests.oracle.sam_hq import Sam, SamPredictor
 
 HQ = 4
@@ -126,6 +127,7 @@ class HqPair:
         feeds["point_coords"] = np.stack([coords for coords, _ in prompts])
         feeds["point_labels"] = np.stack([labels for _, labels in prompts])
         feeds["mask_input"] = np.stack(masks)
+        feeds |= without_threshold(self.decoder, len(views))
         logits, iou = self.decoder.run(["low_res_logits", "predicted_iou"], feeds)
         return [HqOutput(logits[row], iou[row], prompts[row][1]) for row in range(len(views))]
 

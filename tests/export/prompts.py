@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.export.conftest import Pair, View
-from tests.oracle.onnx_sam import PromptCollector
+from tests.oracle.onnx_sam import PromptCollector, without_threshold
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def decode_exported(pair: Pair, views: list[View], sets: list[PromptSet]) -> lis
         "point_coords": np.concatenate([one.coords for one, _ in tokens]),
         "point_labels": np.concatenate([one.labels for one, _ in tokens]),
         "mask_input": np.concatenate([one.masks for one, _ in tokens]),
+        **without_threshold(pair.decoder, len(views)),
     }
     logits, iou = pair.decoder.run(["low_res_logits", "predicted_iou"], feeds)
     return [DecoderOutput(*parts) for parts in zip(logits, iou, strict=True)]

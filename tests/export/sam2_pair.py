@@ -28,6 +28,7 @@ from torch.nn import functional
 from tests.export.conftest import session
 from tests.export.equality import relative_l2
 from tests.oracle import photos
+from tests.oracle.onnx_sam import without_threshold
 
 TENSORS = ("high_res_0", "high_res_1", "image_embedding")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -166,6 +167,7 @@ def decode_exported(
     feeds["point_coords"] = np.stack([np.stack([one[0] for one in row]) for row in arranged])
     feeds["point_labels"] = np.stack([np.stack([one[1] for one in row]) for row in arranged])
     feeds["mask_input"] = np.array(given, np.float32).reshape(len(prompts), -1, side, side)
+    feeds |= without_threshold(pair.decoder, len(prompts))
     run = decoder or (lambda arrays: pair.decoder.run(None, arrays))
     logits, iou, score = run(feeds)
     rule = dynamic or pair.dynamic

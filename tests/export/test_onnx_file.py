@@ -16,6 +16,7 @@ from samserve.models.repository import discover
 
 from tests.export.config_check import contents, unstamped
 from tests.export.conftest import Pair, session, small_only
+from tests.oracle.onnx_sam import without_threshold
 
 pytestmark = small_only
 
@@ -40,6 +41,7 @@ def test_a_model_with_external_weights_gives_the_same_results(
         "point_coords": np.full((1, 1, 2, 2), 100, np.float32),
         "point_labels": np.array([[[1, -1]]], np.float32),
         "mask_input": np.zeros((1, 0, 4 * pair.grid, 4 * pair.grid), np.float32),
+        **without_threshold(pair.decoder),
     }
 
     outputs = [session(model).run(None, feeds) for model in (path, pair.decoder_path)]

@@ -128,11 +128,22 @@ class OnnxMaskDecoder:
             "point_coords": sparse_prompt_embeddings.coords,
             "point_labels": sparse_prompt_embeddings.labels,
             "mask_input": sparse_prompt_embeddings.masks,
+            **without_threshold(self.session),
         }
         outputs = self.session.run(["low_res_logits", "predicted_iou"], feeds)
         tokens = slice(1, None) if multimask_output else slice(0, 1)
         logits, iou = (torch.from_numpy(output[0][:, tokens]) for output in outputs)
         return logits, iou
+
+
+def without_threshold(
+    decoder: onnxruntime.InferenceSession, batch: int = 1
+) -> dict[str, np.ndarray]:
+    """Return the input of a decoder that asks for the masks of all prompts, if it has one."""
+    inputs = {each.name: each.shape for each in decoder.get_inputs()}
+    if "iou_threshold" not in inputs:
+        return {}
+    return {"iou_threshold": np.full((batch, inputs["iou_threshold"][1]), -np.inf, np.float32)}
 
 
 def session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:

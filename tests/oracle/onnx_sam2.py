@@ -18,7 +18,7 @@ from samserve.types import Size
 from torch import Tensor
 
 from tests.oracle import meta_sam2
-from tests.oracle.onnx_sam import DecoderInputs, session
+from tests.oracle.onnx_sam import DecoderInputs, session, without_threshold
 
 EMBEDDING = ("high_res_0", "high_res_1", "image_embedding")
 
@@ -116,6 +116,7 @@ class OnnxMaskDecoder:
             "point_coords": prompts.coords,
             "point_labels": prompts.labels,
             "mask_input": prompts.masks,
+            **without_threshold(self._session),
         }
         names = ["low_res_logits", "predicted_iou", "object_score_logits"]
         logits, iou, score = (

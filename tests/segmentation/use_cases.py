@@ -14,6 +14,7 @@ from samserve.images import ImageLimits
 from samserve.scheduling.tenant_limits import TenantLimit
 from samserve.scheduling.thread_pools import Workers
 from samserve.segmentation.automask.generator import AutoMasker
+from samserve.segmentation.automask.run_size import RunSize
 from samserve.segmentation.embed import EmbeddingService
 from samserve.segmentation.encode import EncodeJobs
 from samserve.segmentation.predict import Predictor
@@ -50,13 +51,15 @@ class UseCases(Generic[E]):
 
     def __post_init__(self) -> None:
         limits = ImageLimits(10**8, 10**5)
-        parts = (self.engine, self.workers, self.max_prompts_per_batch)
+        most = self.max_prompts_per_batch
         common = (self.engine, self.cache, self.workers, limits)
         bound = TenantLimit(1 << 30, "prefetches", "prefetch")
         prefetches = PrefetchQueue(bound, bound, lambda outcome: None)
         self.embeddings = EmbeddingService(*common, EncodeJobs(*common, 600), prefetches)
-        self.predictor = Predictor(self.embeddings, *parts)
-        self.automasker = AutoMasker(self.embeddings, *parts)
+        self.predictor = Predictor(self.embeddings, self.engine, self.workers, most)
+        # However long a run takes here, it has that many prompts.
+        run_size = RunSize(most, target_s=1e9, first=most)
+        self.automasker = AutoMasker(self.embeddings, self.engine, self.workers, run_size)
 
     async def aclose(self) -> None:
         """Release memory and threads."""

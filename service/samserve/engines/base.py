@@ -45,27 +45,39 @@ class PromptBatch:
 
     ``point_coords`` float32 ``[P, N, 2]``; ``point_labels`` float32 ``[P, N]`` with SAM's labels
     (1 foreground, 0 background, -1 padding, 2 and 3 the corners of a box); ``mask_input`` float32
-    ``[M, L, L]`` with M = P, or M = 0 if no prompt of the batch has a mask.
+    ``[M, L, L]`` with M = P, or M = 0 if no prompt of the batch has a mask.  ``iou_threshold``
+    float32 ``[T]``: no masks are needed of a prompt whose predicted IoUs are all below those of
+    their token; None if all masks are.
     """
 
     point_coords: FloatArray
     point_labels: FloatArray
     mask_input: FloatArray
+    iou_threshold: FloatArray | None = None
+
+    def iou_thresholds(self, mask_tokens: int) -> FloatArray:
+        """Return the decoder's input for ``iou_threshold``, ``[1, T]``; -inf for all masks."""
+        if self.iou_threshold is None:
+            return np.full((1, mask_tokens), -np.inf, dtype=np.float32)
+        return self.iou_threshold[None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderOutput:
     """All T mask tokens of P prompts; the family defines T.
 
-    ``low_res_logits`` is float32 ``[P, T, L, L]``, ``predicted_iou`` float32 ``[P, T]``.  The
+    ``low_res_logits`` is float32 ``[P, T, L, L]``, ``predicted_iou`` float32 ``[P, T]``.  Logits
+    of a prompt without masks (`PromptBatch`) are zeros, unless the decoder computes all masks.  The
     logits may lie in memory that an engine reuses once the last view of them has been released:
     copy what is kept for long.  ``object_score_logits`` is float32 ``[P]``, None for a family
-    without them.
+    without them.  ``seconds`` is how long the runtime took, without waiting in a queue of the
+    engine.
     """
 
     low_res_logits: FloatArray
     predicted_iou: FloatArray
     object_score_logits: FloatArray | None = None
+    seconds: float = 0.0
 
 
 class Engine(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,7 +32,7 @@ from samserve.models import families
 from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, STAMP_KEY, digest_of_note
 from samserve.models.repository import Bundle, default_first
 from samserve.models.selection import Selection, load_failure, of_repository
-from samserve.models.tensors import GraphTensors, check_tensors
+from samserve.models.tensors import IOU_THRESHOLD, GraphTensors, check_tensors
 from samserve.scheduling.fair_semaphore import FairSemaphore
 from samserve.telemetry.metrics import Metrics
 from samserve.types import Embedding, ModelInfo, Transport
@@ -124,12 +125,17 @@ class OnnxEngine:
             "point_labels": prompts.point_labels[None],
             "mask_input": prompts.mask_input[None],
         }
+        if bundle.info.skips_masks:
+            feeds[IOU_THRESHOLD] = prompts.iou_thresholds(families.of(bundle.info).mask_tokens)
 
         def call(options: ort.RunOptions) -> DecoderOutput:
             names = [LOGITS, IOU, DIGEST_OUTPUT, *([OBJECT_SCORE] if has_score else [])]
+            start = time.perf_counter()
             logits, iou, reported, *scores = session.run(names, feeds, options)
+            seconds = time.perf_counter() - start
             check_weights(reported[0], embedding.facts)
-            return DecoderOutput(logits[0], iou[0], *(score[0, :, 0] for score in scores))
+            score = scores[0][0, :, 0] if scores else None
+            return DecoderOutput(logits[0], iou[0], score, seconds)
 
         return await self._run("decoder", model, context, call)
 

@@ -67,6 +67,7 @@ def export_decoder(network: Network) -> onnx.ModelProto:
             "point_coords": ("B", "P", "N", 2),
             "point_labels": ("B", "P", "N"),
             "mask_input": ("B", "M", side, side),
+            "iou_threshold": ("B", masks),
         },
         outputs=outputs,
     )
@@ -76,6 +77,7 @@ def export_decoder(network: Network) -> onnx.ModelProto:
         torch.zeros(2, 3, 4, 2),
         torch.ones(2, 3, 4),
         torch.zeros(2, 1, side, side),
+        torch.full((2, masks), -torch.inf),
     )
     return trace(network.decoder_graph(), example, interface)
 

@@ -19,6 +19,7 @@ from samserve.core.grid import point_grid
 from samserve.export.families.base import Network
 from samserve.models.digest import DIGEST_OUTPUT
 from samserve.models.families.base import Family, ImageTransform, MaskChoice, Sides
+from samserve.models.tensors import IOU_THRESHOLD
 from samserve.types import Array, FloatArray, Label, Parity, Size, UInt8Array
 
 POINTS_PER_SIDE = 4
@@ -63,6 +64,10 @@ class ParityCase:
         size = np.array([astuple(self.transform.resized)], dtype=np.int32)
         return {"image": self.image, "image_size": size}
 
+    def every_mask(self) -> FloatArray:
+        """Return the input of a decoder that asks for the masks of all prompts."""
+        return np.full((1, self.family.mask_tokens), -np.inf, dtype=np.float32)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelOutput:
@@ -102,12 +107,13 @@ def run_in_torch(network: Network, case: ParityCase) -> ModelOutput:
     side, names = network.shapes.mask_size, network.shapes.embedding
     inputs = [torch.tensor(each) for each in case.encoder_inputs().values()]
     no_masks = torch.zeros(1, 0, side, side)
+    every = torch.from_numpy(case.every_mask())
     with torch.no_grad():
         uncast = network.encoder_graph().eval()(*inputs)[len(names) :]
         decoder = network.decoder_graph().eval()
         outputs = [
-            decoder(*uncast, torch.from_numpy(coords), torch.from_numpy(labels), no_masks)[:2]
-            for coords, labels in case.prompts
+            decoder(*uncast, *map(torch.from_numpy, prompt), no_masks, every)[:2]
+            for prompt in case.prompts
         ]
     embedding = {name: tensor.numpy() for name, tensor in zip(names, uncast, strict=True)}
     logits, iou = (torch.cat(parts, 1)[0].numpy() for parts in zip(*outputs, strict=True))
@@ -135,6 +141,7 @@ class ExportedModel:
                     "point_coords": coords,
                     "point_labels": labels,
                     "mask_input": no_masks,
+                    IOU_THRESHOLD: case.every_mask(),
                 },
             )
             for coords, labels in case.prompts

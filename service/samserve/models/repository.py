@@ -15,7 +15,7 @@ from tritonclient.grpc import model_config_pb2
 from samserve.errors import EngineUnavailable
 from samserve.models import card, families
 from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, MODEL_FILE, digest_words
-from samserve.models.tensors import GraphTensors, check_tensors
+from samserve.models.tensors import IOU_THRESHOLD, GraphTensors, check_tensors
 from samserve.types import DynamicMultimask, ModelInfo, TensorSpec
 
 G = TypeVar("G")
@@ -235,6 +235,7 @@ def _model_info(encoder: ModelConfig, decoder: ModelConfig) -> ModelInfo:
         description=parameter(decoder, "description"),
         card=card.from_parameters(_parameters(decoder)),
         dynamic_multimask=_dynamic_multimask(decoder),
+        skips_masks=any(each.name == IOU_THRESHOLD for each in decoder.input),
     )
 
 

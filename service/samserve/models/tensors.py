@@ -9,6 +9,9 @@ from samserve.errors import EngineUnavailable
 from samserve.models import families
 from samserve.types import ModelInfo
 
+IOU_THRESHOLD = "iou_threshold"
+"""An input of decoders that can skip masks; those of earlier exports cannot."""
+
 _ANY = -1
 
 
@@ -24,7 +27,8 @@ def check_tensors(role: str, graph: GraphTensors, info: ModelInfo) -> None:
     """Raise `EngineUnavailable` if the graph of an encoder or decoder does not fit its family.
 
     Inference would fail with the first call, or read logits that no run has written.  All inputs
-    must be known; additional outputs are ignored.
+    must be known, and `IOU_THRESHOLD` is one exactly if the configuration has it; additional
+    outputs are ignored.
     """
     expected = _expected(role, info)
     if expected is None:
@@ -69,6 +73,7 @@ def _expected(role: str, info: ModelInfo) -> GraphTensors | None:
             "point_coords": (_ANY, _ANY, 2),
             "point_labels": (_ANY, _ANY),
             "mask_input": (_ANY, side, side),
+            **({IOU_THRESHOLD: (family.mask_tokens,)} if info.skips_masks else {}),
         }
         masks = {
             "low_res_logits": (_ANY, family.mask_tokens, side, side),

@@ -80,7 +80,8 @@ class ModelInfo:
     ``digest`` identifies the weights of all graphs.  ``encoder_digest`` identifies those of the
     image encoder: an embedding belongs to its encoder, and all decoders of that encoder accept it.
     ``image_size`` is the side of the model frame, ``mask_size`` of the logits.
-    ``dynamic_multimask`` is None for a model without that rule.
+    ``dynamic_multimask`` is None for a model without that rule.  ``skips_masks`` is whether the
+    decoder computes no masks for prompts below thresholds of the predicted IoU.
     """
 
     name: str
@@ -94,6 +95,7 @@ class ModelInfo:
     description: str = ""
     card: ModelCard = ModelCard()
     dynamic_multimask: DynamicMultimask | None = None
+    skips_masks: bool = False
 
     @property
     def embedding_bytes(self) -> int:

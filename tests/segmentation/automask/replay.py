@@ -46,7 +46,8 @@ class RecordingEngine:
         self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
     ) -> DecoderOutput:
         tensors = [embedding.tensors[name] for name in sorted(embedding.tensors)]
-        key = digest(*tensors, prompts.point_coords, prompts.point_labels, prompts.mask_input)
+        given = (prompts.point_coords, prompts.point_labels, prompts.mask_input)
+        key = digest(*tensors, *given, prompts.iou_thresholds(1))
         if key not in self._outputs:
             self._outputs[key] = await self._engine.decode(model, embedding, prompts, context)
         return self._outputs[key]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -164,7 +166,7 @@ class TritonEngine:
                 # A request without a response may read the embedding later, from a reused slot;
                 # its result is discarded.
                 shared = self._shared if self._regions.accepted else None
-                inputs = decoder_inputs(embedding, prompts, shared)
+                inputs = decoder_inputs(bundle.info, embedding, prompts, shared)
                 call = InferCall(
                     model=bundle.graphs["decoder"],
                     inputs=inputs,
@@ -172,12 +174,14 @@ class TritonEngine:
                     request_id=context.request_id,
                     priority=int(context.priority),
                 )
+                start = time.perf_counter()
                 result = await self._infer(call, embedding.facts, context)
+                seconds = time.perf_counter() - start
             except BaseException as error:
                 if segment is not None:
                     self._release_failed(segment, error)
                 raise
-            output = response.read(result)
+            output = replace(response.read(result), seconds=seconds)
             if segment is not None:
                 self._pool.release_after(segment, output.low_res_logits)
             return output

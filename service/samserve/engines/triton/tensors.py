@@ -20,6 +20,7 @@ from samserve.memory.posix import Location, SharedMemory, SharedSegment
 from samserve.memory.slot import Slot
 from samserve.models import families
 from samserve.models.digest import DIGEST_OUTPUT
+from samserve.models.tensors import IOU_THRESHOLD
 from samserve.types import Array, Embedding, ModelInfo
 
 
@@ -36,9 +37,10 @@ def encoder_inputs(image: EncoderInput, segment: SharedSegment | None) -> list[I
 
 
 def decoder_inputs(
-    embedding: Embedding, prompts: PromptBatch, shared: SharedMemory | None
+    model: ModelInfo, embedding: Embedding, prompts: PromptBatch, shared: SharedMemory | None
 ) -> list[InferInput]:
     """Refer to the embedding by its location in *shared*; prompts are sent in the message."""
+    thresholds = prompts.iou_thresholds(families.of(model).mask_tokens)
     locations = _locations(embedding.tensors, shared)
     return [
         *(_input(name, each[None], locations[name]) for name, each in embedding.tensors.items()),
@@ -46,6 +48,7 @@ def decoder_inputs(
         _input("point_labels", prompts.point_labels[None]),
         # In the message also because Triton rejects regions of zero bytes.
         _input("mask_input", prompts.mask_input[None]),
+        *([_input(IOU_THRESHOLD, thresholds)] if model.skips_masks else []),
     ]
 
 

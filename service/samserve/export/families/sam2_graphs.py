@@ -7,14 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samserve.export.families.transformers_graphs import (
-    Normalise,
-    PromptEmbedding,
-    TwoWayDecoding,
-    by_prompt,
-    mixed,
-    of_image,
-)
+from samserve.export.decoder.survivors import Survivors
+from samserve.export.decoder.upscaling import Upscaling, by_cell, mixed, to_planes
+from samserve.export.families.transformers_graphs import Normalise, PromptEmbedding, two_way
 
 LEVELS = 3
 """The feature maps that are used; the neck computes a fourth, coarser one."""
@@ -87,20 +82,25 @@ class EncoderGraph(nn.Module):
 class DecoderGraph(nn.Module):
     """Embeddings and prompts to all masks; see `Network.decoder_graph` for shapes."""
 
+    outputs: Tensor
+    positions: Tensor
+
     def __init__(self, model: Any, image_size: int) -> None:
         super().__init__()
         decoder, prompts = model.mask_decoder, model.prompt_encoder
         kinds = [prompts.not_a_point_embed.weight, prompts.point_embed.weight]
         self.prompts = PromptEmbedding(prompts, kinds, image_size)
-        outputs = [
-            each.weight
-            for each in (decoder.obj_score_token, decoder.iou_token, decoder.mask_tokens)
-        ]
+        outputs = [decoder.obj_score_token, decoder.iou_token, decoder.mask_tokens]
+        self.register_buffer("outputs", torch.cat([each.weight for each in outputs]).detach())
         positions = model.get_image_wide_positional_embeddings()
-        self.decoding = TwoWayDecoding(decoder.transformer, torch.cat(outputs), positions)
-        self.decoder = decoder
+        self.register_buffer("positions", positions.flatten(2).transpose(1, 2).detach())
+        self.transformer, self.decoder = two_way(decoder.transformer), decoder
+        self.grid = positions.shape[2]
+        self.upscaling = Upscaling(
+            decoder.upscale_conv1, decoder.upscale_layer_norm, decoder.upscale_conv2, self.grid
+        )
 
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917 - each is an input of the graph
         self,
         high_res_0: Tensor,
         high_res_1: Tensor,
@@ -108,22 +108,28 @@ class DecoderGraph(nn.Module):
         point_coords: Tensor,
         point_labels: Tensor,
         mask_input: Tensor,
+        iou_threshold: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits, predicted IoU and the logit of the object score."""
         decoder = self.decoder
-        sparse = self.prompts.embed_points(point_coords, point_labels)
+        tokens = self.tokens(point_coords, point_labels)
         dense = self.prompts.embed_masks(mask_input, point_coords.shape[1])
-        tokens, planes = self.decoding(image_embedding.float(), sparse, dense)
-        planes = of_image(high_res_1.float(), decoder.upscale_conv1(planes), point_coords)
-        planes = decoder.activation(decoder.upscale_layer_norm(planes))
-        planes = of_image(high_res_0.float(), decoder.upscale_conv2(planes), point_coords)
+        cells = image_embedding.float().flatten(2).transpose(1, 2).unsqueeze(1) + dense
+        tokens, cells = self.transformer(cells, self.positions, tokens)
         # Token 0 estimates whether there is an object, 1 predicts the IoU, 2 to 5 the masks.
-        mlps = decoder.output_hypernetworks_mlps
-        logits = mixed(mlps, tokens[:, 2:], decoder.activation(planes))
-        iou = decoder.iou_prediction_head(tokens[:, 1])
-        score = decoder.pred_obj_score_head(tokens[:, 0])
-        return (
-            by_prompt(logits, point_coords),
-            by_prompt(iou, point_coords),
-            by_prompt(score, point_coords),
+        iou = decoder.iou_prediction_head(tokens[:, :, 1])
+        survivors = Survivors.of(iou, iou_threshold)
+        pixels = self.upscaling.pixels(
+            survivors.take(cells),
+            survivors.of_image(by_cell(high_res_1.float(), self.grid)),
+            survivors.of_image(by_cell(high_res_0.float(), self.grid)),
         )
+        mlps = decoder.output_hypernetworks_mlps
+        mixes = mixed(mlps, survivors.take(tokens)[:, 2:])
+        logits = to_planes(mixes @ pixels.transpose(1, 2), len(mlps), self.grid)
+        return survivors.scatter(logits), iou, decoder.pred_obj_score_head(tokens[:, :, 0])
+
+    def tokens(self, coords: Tensor, labels: Tensor) -> Tensor:
+        """Return output tokens and those of the points: ``[B,P,6+N,C]``."""
+        outputs = self.outputs.expand(coords.shape[0], coords.shape[1], *self.outputs.shape)
+        return torch.cat([outputs, self.prompts.embed_points(coords, labels)], 2)

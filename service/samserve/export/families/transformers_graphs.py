@@ -13,7 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samserve.export.decoder.mask_prompts import dense_cells
+from samserve.export.decoder.two_way import TwoWayTransformer
 from samserve.export.families.base import PIXEL_MEAN, PIXEL_STD
+
+_NAMES = {
+    "o_proj": "out_proj",
+    "layer_norm": "norm",
+    "mlp.proj_in": "mlp.lin1",
+    "mlp.proj_out": "mlp.lin2",
+}
+"""Tensors of the two-way transformer: names of the library, and own ones."""
 
 LABELS = (-1.0, 0.0, 1.0, 2.0, 3.0)
 """Point labels: padding, background, foreground, a box's top-left and bottom-right corner."""
@@ -62,69 +72,21 @@ class PromptEmbedding(nn.Module):
         return position + (label == self.labels).to(position.dtype) @ self.kinds
 
     def embed_masks(self, masks: Tensor, prompts: int) -> Tensor:
-        """Return dense embeddings ``[B,P,C,g,g]``; the first M of the P prompts have masks.
-
-        ``masks`` are low-res logits ``[B,M,4*g,4*g]``, with M from 0 to P.
-        """
-        batch, given, side = masks.shape[0], masks.shape[1], masks.shape[2]
-        # ONNX's Reshape interprets a 0 as "keep this axis": an additional mask, removed below,
-        # ensures that no input of it has an axis of length 0.
-        spare = torch.zeros(1, 1, side, side).expand(batch, 1, side, side)
-        every = torch.cat([masks, spare], 1).reshape(-1, 1, side, side)
-        dense = self.masks(every)
-        shape = (batch, given + 1, *dense.shape[1:])
-        none = self.no_mask.weight.reshape(1, 1, -1, 1, 1)
-        absent = none.expand(batch, prompts - given, *dense.shape[1:])
-        return torch.cat([dense.reshape(shape)[:, :given], absent], 1)
+        """Return what is added to the cells of P prompts, ``[B,G,K,C]``; see `dense_cells`."""
+        return dense_cells(masks, prompts, self.masks, self.no_mask.weight)
 
 
-class TwoWayDecoding(nn.Module):
-    """The transformer of a mask decoder: the output tokens and cells of every prompt."""
-
-    outputs: Tensor
-    positions: Tensor
-
-    def __init__(self, transformer: nn.Module, outputs: Tensor, positions: Tensor) -> None:
-        """Decode with *outputs* ``[T,C]`` before a prompt's tokens; *positions* ``[1,C,g,g]``."""
-        super().__init__()
-        self.transformer = transformer
-        self.register_buffer("outputs", outputs.detach())
-        self.register_buffer("positions", positions.detach())
-
-    def forward(self, embedding: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """Return output tokens ``[n,T,C]`` and planes ``[n,C,g,g]``, one row n per prompt.
-
-        ``embedding`` ``[B,C,g,g]``; ``sparse`` ``[B,P,N,C]`` and ``dense`` ``[B,P,C,g,g]``.
-        """
-        batch, prompts = sparse.shape[0], sparse.shape[1]
-        count, width = self.outputs.shape
-        outputs = self.outputs.expand(batch, prompts, count, width)
-        # Joined before flattening, so that no axis is empty when there are no points (N = 0).
-        tokens = torch.cat([outputs, sparse], 2).flatten(0, 1).unsqueeze(1)
-        planes = (embedding.unsqueeze(1) + dense).flatten(0, 1)
-        tokens, cells = self.transformer(
-            point_embeddings=tokens,
-            image_embeddings=planes,
-            image_positional_embeddings=self.positions,
-            attention_similarity=None,
-            target_embedding=None,
-        )
-        return tokens[:, 0, :count], cells[:, 0].transpose(1, 2).reshape_as(planes)
+def two_way(transformer: Any) -> TwoWayTransformer:
+    """Return the two-way transformer of the library as that of `samserve.export.decoder`."""
+    state = {_own_name(name): value for name, value in transformer.state_dict().items()}
+    width, mlp_width = state["norm_final_attn.weight"].shape[0], state["layers.0.mlp.lin1.bias"]
+    with torch.device("meta"):
+        own = TwoWayTransformer(width, mlp_width.shape[0], len(transformer.layers))
+    own.load_state_dict(state, strict=True, assign=True)
+    return own.eval().requires_grad_(False)
 
 
-def mixed(mlps: Sequence[nn.Module], tokens: Tensor, planes: Tensor) -> Tensor:
-    """Return masks ``[n,T,h,w]``: each of the tokens ``[n,T,C]`` mixes the planes ``[n,D,h,w]``."""
-    mixes = torch.stack([mlp(tokens[:, index]) for index, mlp in enumerate(mlps)], 1)
-    height, width = planes.shape[2], planes.shape[3]
-    return (mixes @ planes.flatten(2)).reshape(-1, len(mlps), height, width)
-
-
-def by_prompt(values: Tensor, like: Tensor) -> Tensor:
-    """Split rows n into ``[B,P,...]``, the axes of *like*."""
-    return values.reshape(like.shape[0], like.shape[1], *values.shape[1:])
-
-
-def of_image(values: Tensor, planes: Tensor, prompts: Tensor) -> Tensor:
-    """Add the features *values* ``[B,D,h,w]`` of images to planes ``[n,D,h,w]`` of prompts."""
-    split = by_prompt(planes, prompts)
-    return (split + values.unsqueeze(1)).flatten(0, 1)
+def _own_name(name: str) -> str:
+    for theirs, own in _NAMES.items():
+        name = name.replace(theirs, own)
+    return name

@@ -64,17 +64,18 @@ class DecoderGraph(nn.Module):
         point_coords: Tensor,
         point_labels: Tensor,
         mask_input: Tensor,
+        iou_threshold: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return ``low_res_logits`` ``[B,P,4,256,256]`` and ``predicted_iou`` ``[B,P,4]``.
 
         ``image_embedding`` float16 ``[B,256,64,64]``; ``point_coords`` ``[B,P,N,2]`` in model
         pixels and ``point_labels`` ``[B,P,N]``, N from 0; ``mask_input`` ``[B,M,256,256]`` logits
-        for the first M of the P prompts. The caller appends the padding point.
+        for the first M of the P prompts; ``iou_threshold`` ``[B,4]``, see `MaskDecoder`. The
+        caller appends the padding point.
         """
         cells, tokens = self.rows(image_embedding, point_coords, point_labels, mask_input)
-        logits, iou = self.mask_decoder(cells, self.places, tokens)
-        shape = (*point_coords.shape[:2], logits.shape[1])
-        return logits.reshape(*shape, logits.shape[2], logits.shape[3]), iou.reshape(shape)
+        result: tuple[Tensor, Tensor] = self.mask_decoder(cells, self.places, tokens, iou_threshold)
+        return result
 
     def rows(
         self,
@@ -83,13 +84,11 @@ class DecoderGraph(nn.Module):
         point_labels: Tensor,
         mask_input: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Return the inputs ``cells`` and ``tokens`` of `MaskDecoder`, one row per prompt."""
+        """Return the inputs ``cells`` and ``tokens`` of `MaskDecoder`."""
         batch, prompts = point_coords.shape[0], point_coords.shape[1]
         sparse = self.prompt_encoder.embed_points(point_coords, point_labels)
         outputs = self.mask_decoder.output_tokens()
         outputs = outputs.expand(batch, prompts, outputs.shape[0], outputs.shape[1])
-        # Joined before flattening, so that no axis is empty when there are no points (N = 0).
-        tokens = torch.cat([outputs, sparse], 2).flatten(0, 1)
+        cells = image_embedding.float().flatten(2).transpose(1, 2).unsqueeze(1)
         dense = self.prompt_encoder.embed_masks(mask_input, prompts)
-        cells = (image_embedding.float().unsqueeze(1) + dense).flatten(0, 1)
-        return cells.flatten(2).transpose(1, 2), tokens
+        return cells + dense, torch.cat([outputs, sparse], 2)

@@ -7,9 +7,14 @@ checkpoints.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from samserve.export.decoder.survivors import Survivors
+from samserve.export.decoder.upscaling import normalised, to_planes
 from samserve.export.sam.config import SamConfig, TinyVitConfig
 from samserve.export.sam.graphs import DecoderGraph, EncoderGraph
 from samserve.export.sam.layers import LayerNorm2d, Mlp
@@ -39,17 +44,40 @@ class HqMaskDecoder(MaskDecoder):
         """Return the tokens that precede those of a prompt: ``[6,256]``."""
         return torch.cat([super().output_tokens(), self.hf_token.weight])
 
-    def hq_masks(self, tokens: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the HQ token's logits without HQ features, ``[n,side,side]``, and its mix.
+    def hq_mask(self, tokens: Tensor, pixels: Tensor, features: Tensor) -> Tensor:
+        """Return the HQ token's logits ``[n,1,4*grid,4*grid]``.
 
-        The mix ``[n,32]`` weighs the channels of the HQ features of the image: the mix of a sum of
-        features is the sum of the mixes, and the second term needs no copy of them per prompt.
-        Inputs are those of `masks`.
+        ``tokens`` and ``pixels`` as for `masks`, ``features`` ``[n,32,(4*grid)**2]`` the HQ
+        features of the image; n may be 1 for these.  The mix of a sum of features is the sum of
+        the mixes, so that the HQ features are not added to every prompt's.
         """
-        mix = self.hf_mlp(tokens[:, 1 + MASKS])
-        features = self.embedding_maskfeature(fine)
-        logits = mix.unsqueeze(1) @ features.flatten(2)
-        return logits.reshape(-1, features.shape[2], features.shape[3]), mix
+        mix: Tensor = self.hf_mlp(tokens[:, 1 + MASKS]).unsqueeze(1)
+        side = 4 * self.grid
+        given = (mix @ features).reshape(mix.shape[0], 1, side, side)
+        return self._mixed_convolution(mix, pixels) + given
+
+    def _mixed_convolution(self, mix: Tensor, pixels: Tensor) -> Tensor:
+        """Return `embedding_maskfeature` of *pixels*, mixed: ``[n,1,4*grid,4*grid]``.
+
+        The last convolution and the mix ``[n,1,32]`` are one convolution with a kernel per prompt.
+        It is computed as a product for each of its 3 x 3 taps, and the sum of shifted products.
+        """
+        layers: Any = self.embedding_maskfeature
+        first, norm, _, last = layers
+        side, hidden = 4 * self.grid, last.in_channels
+        planes = to_planes(pixels.transpose(1, 2), first.in_channels, self.grid)
+        count = planes.shape[0]
+        # Every length is explicit: one that is derived in the traced graph fails if n is 0.
+        features = first(planes).reshape(count, hidden, side * side).transpose(1, 2)
+        features = functional.gelu(normalised(norm, features))
+        weight = last.weight.permute(0, 2, 3, 1).reshape(last.out_channels, 9 * hidden)
+        kernels = (mix @ weight).reshape(count, 9, hidden)
+        taps = kernels @ features.transpose(1, 2)
+        shifted = functional.conv2d(
+            taps.reshape(count, 9, side, side), torch.eye(9).reshape(1, 9, 3, 3), padding=1
+        )
+        result: Tensor = shifted + (mix @ last.bias).unsqueeze(2).unsqueeze(3)
+        return result
 
 
 def _upscaling(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -102,6 +130,7 @@ class HqDecoderGraph(DecoderGraph):
         point_coords: Tensor,
         point_labels: Tensor,
         mask_input: Tensor,
+        iou_threshold: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return ``low_res_logits`` ``[B,P,5,256,256]`` and ``predicted_iou`` ``[B,P,5]``.
 
@@ -110,13 +139,11 @@ class HqDecoderGraph(DecoderGraph):
         """
         decoder = self.mask_decoder
         cells, tokens = self.rows(image_embedding, point_coords, point_labels, mask_input)
-        tokens, fine = decoder.decode(cells, self.places, tokens)
-        logits, iou = decoder.masks(tokens, fine)
-        hq, mix = decoder.hq_masks(tokens, fine)
-        batch, prompts, side = point_coords.shape[0], point_coords.shape[1], logits.shape[3]
-        features = mix.reshape(batch, prompts, mix.shape[1]) @ hq_features.float().flatten(2)
-        hq = hq.reshape(batch, prompts, 1, side, side)
-        hq = hq + features.reshape(batch, prompts, 1, side, side)
-        logits = torch.cat([logits.reshape(batch, prompts, MASKS, side, side), hq], 2)
-        iou = torch.cat([iou, iou[:, 1:].amax(1, keepdim=True)], 1)
-        return logits, iou.reshape(batch, prompts, MASKS + 1)
+        tokens, cells = decoder.transformer(cells, self.places, tokens)
+        iou = decoder.iou_prediction_head(tokens[:, :, 0])
+        iou = torch.cat([iou, iou[:, :, 1:].amax(2, keepdim=True)], 2)
+        survivors = Survivors.of(iou, iou_threshold)
+        tokens, pixels = survivors.take(tokens), decoder.upscaled(survivors.take(cells))
+        features = survivors.of_image(hq_features.float().flatten(2))
+        masks = [decoder.masks(tokens, pixels), decoder.hq_mask(tokens, pixels, features)]
+        return survivors.scatter(torch.cat(masks, 1)), iou

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from samserve.export.decoder.survivors import Survivors
+from samserve.export.decoder.two_way import TwoWayTransformer
+from samserve.export.decoder.upscaling import Upscaling, mixed, to_planes
 from samserve.export.sam.config import SamConfig
 from samserve.export.sam.layers import LayerNorm2d, Mlp
-from samserve.export.sam.two_way_transformer import TwoWayTransformer
 
 MASKS = 4
 """Mask tokens: the single mask, then whole, part and subpart."""
@@ -20,7 +24,7 @@ class MaskDecoder(nn.Module):
         super().__init__()
         width = config.channels
         self.grid = config.grid
-        self.transformer = TwoWayTransformer(config)
+        self.transformer = TwoWayTransformer(width, config.decoder_mlp_dim, config.decoder_depth)
         self.iou_token = nn.Embedding(1, width)
         self.mask_tokens = nn.Embedding(MASKS, width)
         self.output_upscaling = nn.Sequential(
@@ -39,25 +43,28 @@ class MaskDecoder(nn.Module):
         """Return the tokens that precede those of a prompt: ``[5,256]``."""
         return torch.cat([self.iou_token.weight, self.mask_tokens.weight])
 
-    def forward(self, cells: Tensor, positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits ``[n,4,4*grid,4*grid]`` and predicted IoU ``[n,4]``.
+    def forward(
+        self, cells: Tensor, positions: Tensor, tokens: Tensor, iou_threshold: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits ``[B,P,4,4*grid,4*grid]`` and predicted IoU ``[B,P,4]``.
 
-        ``cells`` ``[n,grid*grid,256]`` embedding plus mask, ``positions`` ``[1,grid*grid,256]``,
-        ``tokens`` ``[n,5+N,256]`` output tokens and the prompt's.
+        ``cells`` ``[B,G,K,256]`` embedding plus mask, ``positions`` ``[1,K,256]``, ``tokens``
+        ``[B,P,5+N,256]`` output tokens and the prompt's; ``iou_threshold`` ``[B,4]``: logits are
+        zeros for a prompt without a predicted IoU of at least that.
         """
-        tokens, fine = self.decode(cells, positions, tokens)
-        return self.masks(tokens, fine)
-
-    def decode(self, cells: Tensor, positions: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tokens, shape kept, and planes ``[n,32,4*grid,4*grid]``; see `forward`."""
         tokens, cells = self.transformer(cells, positions, tokens)
-        planes = cells.transpose(1, 2).reshape(-1, cells.shape[2], self.grid, self.grid)
-        return tokens, self.output_upscaling(planes)
+        iou = self.iou_prediction_head(tokens[:, :, 0])
+        survivors = Survivors.of(iou, iou_threshold)
+        logits = self.masks(survivors.take(tokens), self.upscaled(survivors.take(cells)))
+        return survivors.scatter(logits), iou
 
-    def masks(self, tokens: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and predicted IoU from the result of `decode`; see `forward`."""
+    def upscaled(self, cells: Tensor) -> Tensor:
+        """Return the features ``[n,K*16,32]`` of cells ``[n,K,256]``; see `Upscaling`."""
+        layers: Any = self.output_upscaling
+        return Upscaling(layers[0], layers[1], layers[3], self.grid).pixels(cells)
+
+    def masks(self, tokens: Tensor, pixels: Tensor) -> Tensor:
+        """Return logits ``[n,4,4*grid,4*grid]`` of tokens ``[n,5+N,256]`` and `upscaled` cells."""
         # Token 0 predicts the IoU, tokens 1 to 4 the masks.
-        mixes = [mlp(tokens[:, 1 + k]) for k, mlp in enumerate(self.output_hypernetworks_mlps)]
-        logits = torch.stack(mixes, 1) @ fine.flatten(2)
-        side = 4 * self.grid
-        return logits.reshape(-1, MASKS, side, side), self.iou_prediction_head(tokens[:, 0])
+        mixes = mixed(self.output_hypernetworks_mlps, tokens[:, 1:])
+        return to_planes(mixes @ pixels.transpose(1, 2), MASKS, self.grid)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from samserve.export.decoder.mask_prompts import dense_cells
 from samserve.export.sam.config import SamConfig
 from samserve.export.sam.layers import LayerNorm2d
 
@@ -51,21 +52,12 @@ class PromptEncoder(nn.Module):
         return position + chosen @ kinds
 
     def embed_masks(self, masks: Tensor, prompts: int) -> Tensor:
-        """Return dense embeddings ``[B,P,256,grid,grid]``; the first M of the P prompts have masks.
+        """Return dense embeddings ``[B,G,K,256]``; the first M of the P prompts have masks.
 
-        ``masks`` float32 ``[B,M,4*grid,4*grid]`` low-res logits, with M from 0 to P.
+        ``masks`` float32 ``[B,M,4*grid,4*grid]`` low-res logits, with M from 0 to P.  G is 1
+        without masks, else P.
         """
-        batch, given = masks.shape[0], masks.shape[1]
-        side, channels = 4 * self.grid, self.no_mask_embed.weight.shape[1]
-        # ONNX's Reshape interprets a 0 as "keep this axis": an additional mask, removed below,
-        # ensures that no input of it has an axis of length 0.
-        spare = torch.zeros(1, 1, side, side).expand(batch, 1, side, side)
-        every = torch.cat([masks, spare], 1).reshape(-1, 1, side, side)
-        shape = (batch, given + 1, channels, self.grid, self.grid)
-        dense = self.mask_downscaling(every).reshape(shape)[:, :given]
-        none = self.no_mask_embed.weight.reshape(1, 1, channels, 1, 1)
-        absent = none.expand(batch, prompts - given, channels, self.grid, self.grid)
-        return torch.cat([dense, absent], 1)
+        return dense_cells(masks, prompts, self.mask_downscaling, self.no_mask_embed.weight)
 
     def dense_positions(self) -> Tensor:
         """Return the position encoding of the cells: ``[1,grid*grid,256]``, row by row."""

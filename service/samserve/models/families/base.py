@@ -176,6 +176,12 @@ class Family(ABC):
         """Return the largest number of masks that are returned for a prompt."""
         return len(self.multimask_tokens) if selection.multimask is Multimask.ALL else 1
 
+    def candidate_tokens(self, selection: MaskSelection) -> Sequence[int]:
+        """Return the tokens whose predicted IoU may be that of a mask of `choose`."""
+        if selection.multimask is Multimask.ALL:
+            return self.multimask_tokens
+        return range(self.mask_tokens)
+
     @abstractmethod
     def choose(
         self,

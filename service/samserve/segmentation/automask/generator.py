@@ -33,6 +33,7 @@ from samserve.segmentation.automask.filters import (
     mask_prompts,
 )
 from samserve.segmentation.automask.options import AutoMaskOptions
+from samserve.segmentation.automask.run_size import RunSize
 from samserve.segmentation.embed import EmbeddingService
 from samserve.segmentation.encode import EmbeddingLease
 from samserve.segmentation.prompts import check_box_inside, check_selection, grid_batch
@@ -64,7 +65,7 @@ class AutoMasker:
     embeddings: EmbeddingService
     engine: Engine
     workers: Workers
-    max_prompts_per_batch: int
+    run_size: RunSize
 
     async def generate(
         self,
@@ -185,12 +186,16 @@ class _Generation:
         self, view: CropView, transform: ImageTransform, embedding: Embedding
     ) -> AsyncGenerator[DecodedBatch]:
         """Decode the crop's points in batches; with ``use_m2m``, decode the candidates again."""
-        family, every_point, size = view.family, view.plan.points, self._batch_size
+        family, every_point = view.family, view.plan.points
         selection = self.options.selection(family)
-        for start in range(0, len(every_point), size):
-            points = every_point[start : start + size]
-            prompts = grid_batch(points, family, transform)
+        # With ``use_m2m``, the predicted IoU of a candidate is that of its refined mask.
+        threshold = None if self.options.use_m2m else self.options.iou_threshold(family, selection)
+        start = 0
+        while start < len(every_point):
+            points = every_point[start : start + self._batch_size]
+            prompts = replace(grid_batch(points, family, transform), iou_threshold=threshold)
             output = await self._decode(prompts, embedding)
+            start += len(points)
             batch = DecodedBatch(prompts, output, points, selection, evaluated=len(points))
             if not self.options.use_m2m:
                 yield batch
@@ -208,26 +213,32 @@ class _Generation:
         """
         selection = self.options.refined_selection(view.family)
         choices = await self._run("postprocess", batch.choices, view)
-        count, size = len(choices), self._batch_size
+        threshold = self.options.iou_threshold(view.family, selection)
+        start = 0
         # Part by part: mask prompts are as large as logits.
-        for start in range(0, count, size):
-            part = choices[start : start + size]
+        while start < len(choices):
+            part = choices[start : start + self._batch_size]
+            start += len(part)
             again = await self._run("postprocess", mask_prompts, batch, part, view)
+            again = replace(again, iou_threshold=threshold)
             output = await self._decode(again, embedding)
             points = batch.points[[row for row, _ in part]]
-            finished = batch.evaluated if start + size >= count else 0
+            finished = batch.evaluated if start == len(choices) else 0
             yield DecodedBatch(again, output, points, selection, finished)
 
     @property
     def _batch_size(self) -> int:
-        return min(self.options.points_per_batch, self.masker.max_prompts_per_batch)
+        size = self.masker.run_size.prompts(self.lease.model.name)
+        return min(self.options.points_per_batch, size)
 
     async def _decode(self, batch: PromptBatch, embedding: Embedding) -> DecoderOutput:
         context = self.context
         context.check_deadline()
         with context.clock.stage("decode"):
             model = self.lease.model.name
-            return await self.masker.engine.decode(model, embedding, batch, context)
+            output = await self.masker.engine.decode(model, embedding, batch, context)
+        self.masker.run_size.record(model, len(batch.point_labels), output.seconds)
+        return output
 
     async def _filter(self, batch: DecodedBatch, view: CropView) -> FilteredBatch:
         # It runs at the same time as the next decode.  Only the remaining wait is charged to the

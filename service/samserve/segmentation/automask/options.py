@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samserve.models.families.base import AutoMaskDefaults, Family
-from samserve.types import Box, HqMode, MaskSelection, Multimask
+from samserve.types import Box, FloatArray, HqMode, MaskSelection, Multimask
 
 PointGrid = npt.NDArray[np.float64]
 
@@ -43,6 +43,17 @@ class AutoMaskOptions(AutoMaskDefaults):
         """Return the masks that are candidates for each point."""
         multimask = Multimask.ALL if self.multimask_output else family.automask_single
         return MaskSelection(multimask, self.hq_mode)
+
+    def iou_threshold(self, family: Family, selection: MaskSelection) -> FloatArray | None:
+        """Return the decoder's thresholds: no masks of a prompt whose candidates all fail.
+
+        Float32 ``[T]``, None if none can fail.  The filter of predicted IoU may be stricter.
+        """
+        if self.pred_iou_thresh <= 0:
+            return None
+        threshold = np.full(family.mask_tokens, np.inf, dtype=np.float32)
+        threshold[list(family.candidate_tokens(selection))] = np.float32(self.pred_iou_thresh)
+        return threshold
 
     def refined_selection(self, family: Family) -> MaskSelection:
         """Return the mask that replaces a candidate with ``use_m2m``."""

@@ -1,0 +1,1 @@
+"""The mask decoder of all families, with less arithmetic than the original, exactly."""
