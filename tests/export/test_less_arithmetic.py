@@ -6,14 +6,17 @@ the same float16 embedding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from samserve.export.families import sam1, sam2, sam_hq
 from samserve.export.onnx_export import export_decoder
 from samserve.export.onnx_file import serialized
@@ -27,7 +30,14 @@ from tests.oracle import sam_hq as hq_models
 from tests.oracle.onnx_sam import without_threshold
 from tests.oracle.sam import SMALL, build_sam
 
-FAMILIES = ("sam1", "sam_hq", "sam2")
+_PLAIN: dict[str, Callable[[Any], onnx.ModelProto]] = {
+    "sam1": plain_decoder.plain_decoder,
+    "sam_hq": plain_decoder.plain_hq_decoder,
+    "sam2": plain_decoder.plain_sam2_decoder,
+}
+"""Decoders of the modules of the original libraries."""
+
+FAMILIES = tuple(_PLAIN)
 
 # Images, prompts, points, and prompts with a mask.
 SHAPES = [
@@ -78,25 +88,23 @@ class Decoders:
 
 @cache
 def decoders(family: str) -> Decoders:
-    original, network = _models(family)
+    model, network = _models(family)
+    original = _PLAIN[family](model)
     return Decoders(session(serialized(original)), session(serialized(export_decoder(network))))
 
 
-def _models(family: str) -> tuple[onnx.ModelProto, Any]:
+def _models(family: str) -> tuple[Any, Any]:
+    """Return a model of the original library, and the networks with its weights."""
     if family == "sam1":
         sam = build_sam(SMALL, photos.calibration())
-        network = sam1.load(Checkpoint(dict(sam.state_dict())))
-        return plain_decoder.plain_decoder(sam), network
+        return sam, sam1.load(Checkpoint(dict(sam.state_dict())))
     if family == "sam_hq":
         hq = hq_models.build(hq_models.TOY, photos.calibration())
-        loaded = sam_hq.load(Checkpoint(dict(hq.state_dict())))
-        return plain_decoder.plain_hq_decoder(hq), loaded
+        return hq, sam_hq.load(Checkpoint(dict(hq.state_dict())))
     model = sam2_models.model(SAM2_SIZE)
     # Otherwise the masks amplify rounding.
     sam2_local.localise(model, photos.calibration())
-    return plain_decoder.plain_sam2_decoder(model), sam2.load(
-        Checkpoint(dict(model.state_dict()), model.config.to_dict())
-    )
+    return model, sam2.load(Checkpoint(dict(model.state_dict()), model.config.to_dict()))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -122,6 +130,35 @@ def assert_same_masks(logits: np.ndarray, expected: np.ndarray) -> None:
     assert differing.sum() <= max(1, 1e-5 * differing.size)
     assert np.abs(expected[differing]).max(initial=0) <= 1e-4 * mean
     assert np.abs(logits - expected).max() <= 1e-3 * mean
+
+
+def test_networks_are_equal_in_float64(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """The algebra is exact: what differs in float32 is rounding.
+
+    Of SAM 2 only, since `segment-anything` encodes positions in float32.
+    """
+    model = deepcopy(sam2_models.model(SAM2_SIZE))
+    network = sam2.load(Checkpoint(dict(model.state_dict()), model.config.to_dict()))
+    feeds = decoders("sam2").feeds(2, 3, 2, 1)
+    network.model.double()
+    original = plain_decoder.Sam2Decoder(model.double()).double()
+    exported = network.decoder_graph().double()
+    # The networks compute in float32, whatever their weights are.
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    request.addfinalizer(partial(torch.set_default_dtype, torch.float32))
+    torch.set_default_dtype(torch.float64)
+    tensors = [torch.from_numpy(each) for each in feeds.values()]
+    tensors[-3:] = [each.double() for each in tensors[-3:]]
+
+    with torch.no_grad():
+        expected = original(*tensors)
+        outputs = exported(*tensors, torch.full((2, 4), -torch.inf))
+
+    for output, wanted in zip(outputs, expected, strict=True):
+        assert output.dtype == torch.float64
+        torch.testing.assert_close(output, wanted, rtol=1e-9, atol=1e-7)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

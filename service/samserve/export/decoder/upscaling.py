@@ -93,9 +93,11 @@ def by_cell(planes: Tensor, grid: int) -> Tensor:
     The inverse of `to_planes` for s = 4, except that features are on the last axis.
     """
     count, depth, side = planes.shape[0], planes.shape[1], planes.shape[2]
+    pixels = planes.flatten(2).transpose(1, 2)
+    # Moves of one axis each, as in `to_planes`.
     if side == 2 * grid:
-        split = planes.reshape(count, depth, grid, 2, grid, 2).permute(0, 2, 4, 3, 5, 1)
-    else:
-        split = planes.reshape(count, depth, grid, 2, 2, grid, 2, 2)
-        split = split.permute(0, 2, 5, 3, 6, 4, 7, 1)
-    return split.reshape(count, -1, depth)
+        cells = pixels.reshape(count, grid, 2, grid, 2 * depth).transpose(2, 3)
+        return cells.reshape(count, -1, depth)
+    cells = pixels.reshape(count, grid, 4, grid, 4 * depth).transpose(2, 3)
+    quarters = cells.reshape(count, 2 * grid * grid, 2, 2, 2 * depth).transpose(2, 3)
+    return quarters.reshape(count, -1, depth)

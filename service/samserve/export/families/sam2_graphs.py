@@ -121,8 +121,9 @@ class DecoderGraph(nn.Module):
         survivors = Survivors.of(iou, iou_threshold)
         pixels = self.upscaling.pixels(
             survivors.take(cells),
-            survivors.of_image(by_cell(high_res_1.float(), self.grid)),
-            survivors.of_image(by_cell(high_res_0.float(), self.grid)),
+            # Moved as float16, which is half of the bytes.
+            survivors.of_image(by_cell(high_res_1, self.grid)).float(),
+            survivors.of_image(by_cell(high_res_0, self.grid)).float(),
         )
         mlps = decoder.output_hypernetworks_mlps
         mixes = mixed(mlps, survivors.take(tokens)[:, 2:])
