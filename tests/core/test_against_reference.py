@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from samserve.core import geometry, grid, masks, nms, regions, rle
+from samserve.core.upsampling import Upsampling, upscale_logits
 from samserve.types import Array, BoolArray, FloatArray, Size, UInt8Array
 
 from tests.core import logits as maps
@@ -27,7 +28,7 @@ from segment_anything.modeling import Sam  # noqa: E402
 from segment_anything.utils import amg  # noqa: E402
 from segment_anything.utils.transforms import ResizeLongestSide  # noqa: E402
 
-upsampling_between = partial(masks.Upsampling.between, model_side=1024, low_res_side=256)
+upsampling_between = partial(Upsampling.between, model_side=1024, low_res_side=256)
 TRANSFORM = ResizeLongestSide(1024)
 PHOTOS = photos.odd_sizes()
 SIZES = [Size(1080, 1920), Size(300, 451), Size(1411, 1411), Size(1031, 761), Size(97, 1500)]
@@ -101,7 +102,7 @@ def test_upsampling_matches_torch(image: Size) -> None:
     ]:
         expected = reference_logits(low_res, resized, image).numpy()
 
-        actual = masks.upscale_logits(low_res, upsampling_between(resized, image))
+        actual = upscale_logits(low_res, upsampling_between(resized, image))
 
         assert np.abs(actual - expected).max() < 1e-5
 

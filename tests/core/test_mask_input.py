@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from samserve.core import geometry, mask_input, masks
+from samserve.core.upsampling import Upsampling
 from samserve.types import Size
 
 from tests.support.examples import examples
@@ -39,7 +40,7 @@ def test_upsampled_mask_prompt_matches_the_mask() -> None:
     image, resized = Size(427, 640), Size(683, 1024)
 
     logits = logits_of(mask, resized)
-    upsampling = masks.Upsampling.between(resized, image, model_side=1024, low_res_side=256)
+    upsampling = Upsampling.between(resized, image, model_side=1024, low_res_side=256)
     upsampled = masks.binary_mask(logits, upsampling, level=0)
 
     assert (upsampled & mask).sum() / (upsampled | mask).sum() > 0.99

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from samserve.core import geometry, masks
-from samserve.types import FloatArray, Size
+from samserve.core import geometry, mask_formats, masks
+from samserve.core.upsampling import BoxedLogits, Upsampling, upscale_logits
+from samserve.types import FloatArray, MaskFormat, Size
 
 from tests.core import logits as maps
 from tests.support.examples import examples
@@ -25,10 +26,10 @@ IMAGES = [
 ]
 
 LEVELS = {"level": 0.0, "offset": 1.0}
-upsampling_between = partial(masks.Upsampling.between, low_res_side=256)
+upsampling_between = partial(Upsampling.between, low_res_side=256)
 
 
-def upsampling_for(image: Size) -> tuple[Size, masks.Upsampling]:
+def upsampling_for(image: Size) -> tuple[Size, Upsampling]:
     resized = geometry.resize_longest_side(image, 1024)
     return resized, upsampling_between(resized, image, model_side=1024)
 
@@ -43,13 +44,17 @@ def assert_bit_identical(
     low_res: FloatArray, image: Size, level: float = 0, offset: float = 1
 ) -> None:
     _, upsampling = upsampling_for(image)
-    upsampled = masks.upscale_logits(low_res, upsampling)
+    upsampled = upscale_logits(low_res, upsampling)
 
     summary = masks.summarize(low_res, upsampling, level=level, offset=offset)
     mask = masks.binary_mask(low_res, upsampling, level=level)
 
     assert repr(reference_summary(upsampled, level, offset)) == repr(summary)
     assert np.array_equal(upsampled > level, mask)
+    traced = masks.trace(low_res, upsampling, level=level, offset=offset)
+    for mask_format in MaskFormat:
+        expected = mask_formats.encode(mask, mask_format)
+        assert mask_formats.encode(traced, mask_format) == expected
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=str)
@@ -111,7 +116,7 @@ def test_padding_of_the_model_frame_is_cropped() -> None:
     mask = masks.binary_mask(low_res, upsampling, level=0)
 
     assert not mask.any()
-    assert (masks.upscale_logits(low_res, upsampling) == -5).all()
+    assert (upscale_logits(low_res, upsampling) == -5).all()
 
 
 def test_map_at_the_threshold_is_an_empty_mask() -> None:
@@ -150,4 +155,28 @@ def test_half_precision_logits_are_cast_before_interpolation() -> None:
     summary = masks.summarize(half, upsampling, **LEVELS)
 
     assert summary == masks.summarize(half.astype(np.float32), upsampling, **LEVELS)
-    assert masks.upscale_logits(half, upsampling).dtype == np.float32
+    assert upscale_logits(half, upsampling).dtype == np.float32
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=str)
+def test_logits_inside_the_box_give_the_same_mask(image: Size) -> None:
+    resized, upsampling = upsampling_for(image)
+    for low_res in [*maps.blobs(5, 6, resized), *maps.difficult().values()]:
+        for level in (0.0, 1.5):
+            traced = masks.trace(low_res, upsampling, level=level)
+            boxed = BoxedLogits.of(low_res, upsampling, traced.summary().box_xyxy)
+
+            again = masks.trace(boxed.low_res(), upsampling, level=level)
+
+            assert np.array_equal(traced.runs(), again.runs())
+            assert boxed.nbytes <= low_res.nbytes
+
+
+def test_logits_inside_a_small_box_use_little_memory() -> None:
+    _, upsampling = upsampling_for(Size(1200, 1800))
+    low_res = maps.constant(-5)
+    low_res[40:45, 60:70] = 5
+
+    box = masks.summarize(low_res, upsampling, **LEVELS).box_xyxy
+
+    assert BoxedLogits.of(low_res, upsampling, box).nbytes < 1000

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from onnx import TensorProto
-from samserve.core.masks import Upsampling
+from samserve.core.upsampling import Upsampling
 from samserve.export.checkpoint import open_network
 from samserve.export.families.sam2_graphs import EncoderGraph
 from samserve.export.half import halve

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import skimage.data
 from prometheus_client import CollectorRegistry
-from samserve.core.masks import Upsampling
+from samserve.core.upsampling import Upsampling
 from samserve.engines.base import PromptBatch
 from samserve.engines.onnx import OnnxEngine
 from samserve.models.families import SAM1, SAM2, sam2

@@ -15,6 +15,8 @@ from PIL import Image
 
 from samserve.types import Array, BoolArray, Size, UInt8Array
 
+RgbImage = UInt8Array | Image.Image
+"""uint8 RGB ``[h, w, 3]``, or Pillow's image of mode RGB."""
 Float64Array = npt.NDArray[np.float64]
 CropBox = tuple[int, int, int, int]
 """XYXY in image pixels, ``x_max`` and ``y_max`` exclusive."""
@@ -43,12 +45,19 @@ def points_to_model_frame(points_xy: Array, image: Size, resized: Size) -> Float
     return scaled
 
 
-def resize_image(rgb: UInt8Array, resized: Size) -> UInt8Array:
-    """Resize uint8 ``[h, w, 3]`` as in the model's training: Pillow bilinear, antialiased.
+def size_of(rgb: RgbImage) -> Size:
+    """Return the size of an image."""
+    if isinstance(rgb, Image.Image):
+        return Size(rgb.height, rgb.width)
+    return Size(*rgb.shape[:2])
+
+
+def resize_image(rgb: RgbImage, resized: Size) -> UInt8Array:
+    """Resize to uint8 ``[h, w, 3]`` as in the model's training: Pillow bilinear, antialiased.
 
     Source: segment-anything utils/transforms.py:26-31.  No other resampler returns these bytes.
     """
-    image = Image.fromarray(np.ascontiguousarray(rgb))
+    image = rgb if isinstance(rgb, Image.Image) else Image.fromarray(np.ascontiguousarray(rgb))
     resampled = image.resize((resized.width, resized.height), Image.Resampling.BILINEAR)
     return np.asarray(resampled, dtype=np.uint8)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from samserve.core import rle
+from samserve.core.masks import TracedMask
 from samserve.types import (
     BoolArray,
     MaskFormat,
@@ -22,8 +23,10 @@ from samserve.types import (
 )
 
 
-def encode(mask: BoolArray, mask_format: MaskFormat) -> Segmentation:
-    """Encode a mask over the image, bool ``[h, w]``."""
+def encode(mask: BoolArray | TracedMask, mask_format: MaskFormat) -> Segmentation:
+    """Encode a mask over the image, bool ``[h, w]``, or traced from logits."""
+    if isinstance(mask, TracedMask):
+        return _TRACED_ENCODERS[mask_format](mask)
     return _ENCODERS[mask_format](mask)
 
 
@@ -39,4 +42,12 @@ _ENCODERS: dict[MaskFormat, Callable[[BoolArray], Segmentation]] = {
     MaskFormat.COCO_RLE: rle.encode,
     MaskFormat.UNCOMPRESSED_RLE: _uncompressed,
     MaskFormat.BINARY_MASK: _packed,
+}
+
+_TRACED_ENCODERS: dict[MaskFormat, Callable[[TracedMask], Segmentation]] = {
+    MaskFormat.COCO_RLE: lambda mask: rle.from_runs(mask.image, mask.runs()),
+    MaskFormat.UNCOMPRESSED_RLE: lambda mask: UncompressedRle(
+        mask.image, tuple(mask.runs().tolist())
+    ),
+    MaskFormat.BINARY_MASK: lambda mask: _packed(mask.pixels()),
 }

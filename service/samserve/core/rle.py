@@ -1,7 +1,7 @@
 """COCO run lengths: column-major, starting with a run of background.
 
-``encode`` uses pycocotools.  Strings of clients are parsed here, in numpy, and never reach its C
-code, which does not validate them.
+``encode`` and ``from_runs`` use pycocotools.  Strings of clients are parsed here, in numpy, and
+never reach its C code, which does not validate them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,13 @@ def encode(mask: BoolArray) -> CocoRle:
     """Encode bool ``[h, w]``."""
     packed = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
     return CocoRle(Size(*mask.shape), packed["counts"].decode("ascii"))
+
+
+def from_runs(size: Size, runs: IntArray) -> CocoRle:
+    """Encode run lengths, background first, that sum to the size."""
+    uncompressed = {"size": [size.height, size.width], "counts": runs.astype(np.uint32)}
+    packed = coco.frPyObjects(uncompressed, size.height, size.width)
+    return CocoRle(size, packed["counts"].decode("ascii"))
 
 
 def decode(rle: CocoRle) -> BoolArray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from enum import Enum
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -25,11 +26,37 @@ MAX_COPIED_BYTES = 1 << 20
 half a millisecond."""
 
 
+MAX_HASHED_BYTES = 256 << 10
+"""Bytes to hash, in memory that is in use already."""
+MAX_MASK_PIXELS = 640 * 480
+"""Pixels of masks to upsample and encode, about 0.003 ms per 1,000 pixels."""
+MAX_SHORT_MASK_PIXELS = 4 << 20
+"""Pixels of masks whose work is many short steps, each of which needs Python's lock."""
+
+
+class Work(Enum):
+    """Where work runs: on the event loop, in the one thread for short work, or in any thread."""
+
+    QUICK = "quick"
+    SHORT = "short"
+    LONG = "long"
+
+
+def mask_work(pixels: int) -> Work:
+    """Return where to upsample and encode masks that have *pixels* pixels together.
+
+    Masks of a small image are steps of some 0.01 ms in Python.  In several threads they take a
+    third more CPU, because the threads and the event loop wake each other for Python's lock.
+    """
+    if pixels <= MAX_MASK_PIXELS:
+        return Work.QUICK
+    return Work.SHORT if pixels <= MAX_SHORT_MASK_PIXELS else Work.LONG
+
+
 def is_quick(*, items: int = 0, numbers: int = 0, nbytes: int = 0) -> bool:
     """Return whether work on these amounts takes a fraction of a millisecond.
 
-    Work on pixels (resizing, upsampling, run lengths, decoding a mask) is never quick; this
-    function is not meant for it.
+    This is not for work on pixels: `mask_work` is, and resizing or decoding is never quick.
     """
     return items <= MAX_ITEMS and numbers <= MAX_NUMBERS and nbytes <= MAX_BYTES
 

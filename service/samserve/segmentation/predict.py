@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 
 from samserve.context import RequestContext
 from samserve.core import geometry, mask_formats, masks
@@ -12,7 +14,7 @@ from samserve.engines.base import DecoderOutput, Engine
 from samserve.errors import ResponseTooLarge
 from samserve.models import families
 from samserve.models.families.base import Family, ImageTransform, MaskChoice
-from samserve.scheduling.offload import is_quick
+from samserve.scheduling.offload import Work, is_quick, mask_work
 from samserve.scheduling.thread_pools import Workers
 from samserve.segmentation.embed import EmbeddingService
 from samserve.segmentation.encode import EmbeddingLease
@@ -126,13 +128,27 @@ class Predictor:
             results: dict[int, PromptResult] = {}
             for group in groups:
                 output = await self._decode(group, lease, context)
-                quick = options.mask_format is None and is_quick(items=len(group.indices))
                 with context.clock.stage("postprocess"):
-                    of_group = await self.workers.run_unless(
-                        quick, context, partial(postprocessing.results, group, output)
-                    )
+                    of_group = await self._results(postprocessing, group, output, context)
                 results.update(zip(group.indices, of_group, strict=True))
         return Prediction(tuple(results[index] for index in range(len(prompts))), lease)
+
+    async def _results(
+        self,
+        postprocessing: _Postprocessing,
+        group: PromptGroup,
+        output: DecoderOutput,
+        context: RequestContext,
+    ) -> list[PromptResult]:
+        work = postprocessing.work(len(group.indices))
+        if work is not Work.LONG:
+            results = partial(postprocessing.results, group, output)
+            return await self.workers.run_as(work, context, results)
+        # Mask by mask, on all cores.
+        jobs = postprocessing.jobs(group, output)
+        candidates = await self.workers.run_all(context, [each for row in jobs for each in row])
+        remaining = iter(candidates)
+        return postprocessing.collected([list(islice(remaining, len(row))) for row in jobs], output)
 
     async def _prompt_groups(
         self,
@@ -176,28 +192,47 @@ class _Postprocessing:
     transform: ImageTransform
     options: PredictOptions
 
+    def work(self, prompts: int) -> Work:
+        """Return where to compute the results of so many prompts."""
+        if self.options.mask_format is None:
+            return Work.QUICK if is_quick(items=prompts) else Work.LONG
+        masks_per_prompt = self.family.masks_per_prompt(self.options.selection)
+        return mask_work(prompts * masks_per_prompt * self.transform.image.pixels)
+
     def results(self, group: PromptGroup, output: DecoderOutput) -> list[PromptResult]:
         """Select masks of each prompt and encode them; slow for a large image."""
-        scores = output.object_score_logits
+        return self.collected([[job() for job in row] for row in self.jobs(group, output)], output)
+
+    def jobs(
+        self, group: PromptGroup, output: DecoderOutput
+    ) -> list[list[Callable[[], Candidate]]]:
+        """Select masks of each prompt, and return what is left to do for each of them."""
+        selection, dynamic = self.options.selection, self.model.dynamic_multimask
+        choose, iou, logits = self.family.choose, output.predicted_iou, output.low_res_logits
         return [
-            PromptResult(
-                self._candidates(labels, output.predicted_iou[row], output.low_res_logits[row]),
-                None if scores is None else probability(float(scores[row])),
-            )
+            [
+                partial(self._candidate, choice, float(iou[row][choice.iou_token]), logits[row])
+                for choice in choose(selection, labels, iou[row], logits[row], dynamic)
+            ]
             for row, labels in enumerate(group.batch.point_labels)
         ]
 
-    def _candidates(
-        self, labels: FloatArray, iou: FloatArray, logits: FloatArray
-    ) -> tuple[Candidate, ...]:
-        selection, dynamic = self.options.selection, self.model.dynamic_multimask
-        return tuple(
-            self._candidate(choice, float(iou[choice.iou_token]), choice.logits(logits))
-            for choice in self.family.choose(selection, labels, iou, logits, dynamic)
-        )
+    def collected(
+        self, candidates: Sequence[Sequence[Candidate]], output: DecoderOutput
+    ) -> list[PromptResult]:
+        """Return the results from the masks of each prompt."""
+        scores = output.object_score_logits
+        return [
+            PromptResult(
+                tuple(masks_of_prompt),
+                None if scores is None else probability(float(scores[row])),
+            )
+            for row, masks_of_prompt in enumerate(candidates)
+        ]
 
-    def _candidate(self, choice: MaskChoice, iou: float, low_res: FloatArray) -> Candidate:
+    def _candidate(self, choice: MaskChoice, iou: float, logits: FloatArray) -> Candidate:
         mask_format, limit = self.options.mask_format, self.family.max_returned_logit
+        low_res = choice.logits(logits)
         return Candidate(
             predicted_iou=iou,
             token_index=choice.token_index,
@@ -209,10 +244,10 @@ class _Postprocessing:
     def _mask(self, low_res: FloatArray, iou: float, mask_format: MaskFormat) -> Mask:
         family, upsampling = self.family, self.family.upsampling(self.transform)
         level, offset = family.mask_threshold, family.automask.stability_score_offset
-        summary = masks.summarize(low_res, upsampling, level=level, offset=offset)
-        pixels = masks.binary_mask(low_res, upsampling, level=level)
+        traced = masks.trace(low_res, upsampling, level=level, offset=offset)
+        summary = traced.summary()
         return Mask(
-            segmentation=mask_formats.encode(pixels, mask_format),
+            segmentation=mask_formats.encode(traced, mask_format),
             area=summary.area,
             bbox=geometry.xyxy_to_xywh(summary.box_xyxy),
             predicted_iou=iou,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from samserve.context import RequestContext
 from samserve.core import geometry, rle
-from samserve.core.masks import Upsampling
+from samserve.core.upsampling import Upsampling
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
 from samserve.engines.fake import FakeEngine
 from samserve.errors import EngineUnavailable

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samserve.core import masks
+from samserve.core.upsampling import upscale_logits
 from samserve.engines.fake import MODEL as SAM1_MODEL
 from samserve.models.families import SAM2
 from samserve.models.families.base import Capabilities, ImageTransform, MaskChoice
@@ -280,7 +280,7 @@ def test_logits_are_upsampled_in_one_step(image: Size) -> None:
 
     upsampling = SAM2.upsampling(SAM2.transform(image, sides))
 
-    assert np.abs(masks.upscale_logits(logits, upsampling) - expected).max() <= 2e-5
+    assert np.abs(upscale_logits(logits, upsampling) - expected).max() <= 2e-5
 
 
 def test_returned_logits_are_limited_as_in_the_original(prompt_encoder: PromptEncoder) -> None:

@@ -50,7 +50,7 @@ class BlockedFilter(RecordingWorkers):
     async def run(
         self, context: RequestContext, function: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        if function is filters.filter_batch:
+        if function is filters.passed_iou:
             await self.resume.wait()
         return await super().run(context, function, *args, **kwargs)
 
@@ -66,13 +66,13 @@ async def use_cases() -> AsyncIterator[UseCases[FakeEngine]]:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Return the list of images that are decoded."""
     images_decoded: list[object] = []
-    decode = images.decode
+    read = images.read
 
-    def record_decode(image: Any, limits: Any) -> Any:
+    def record_read(image: Any, limits: Any) -> Any:
         images_decoded.append(image)
-        return decode(image, limits)
+        return read(image, limits)
 
-    monkeypatch.setattr(images, "decode", record_decode)
+    monkeypatch.setattr(images, "read", record_read)
     return images_decoded
 
 
@@ -142,7 +142,7 @@ async def test_masks_spilled_to_run_lengths_are_the_same(
     use_cases: UseCases[FakeEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deferred = batches(await events(use_cases, blank(80, 90), CROPS))
-    monkeypatch.setattr(generator, "_MAX_DEFERRED", 0)
+    monkeypatch.setattr(generator, "_MAX_LOGITS_BYTES", 0)
     spilled = batches(await events(use_cases, blank(80, 90), CROPS))
 
     assert spilled == deferred != []

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import skimage.data
@@ -21,6 +20,7 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 from samserve.app import default_repository
 from samserve.core import geometry, grid, masks, nms, regions
+from samserve.core.upsampling import Upsampling
 from samserve.engines.onnx import OnnxEngine
 from samserve.models.families import SAM1
 from samserve.segmentation.automask import crops, filters, generator
@@ -155,13 +155,13 @@ def swap(module: Any, name: str, wrap: Callable[[Any], Any]) -> Patch:
 
 
 def one_step_upsampling(original: Any) -> Any:
-    def binary_mask(low_res: Any, upsampling: Any, *, level: float = 0.0) -> Any:
-        size = (upsampling.image.width, upsampling.image.height)
-        side = max(size)
-        whole = cv2.resize(low_res, (side, side), interpolation=cv2.INTER_LINEAR)
-        return whole[: size[1], : size[0]] > level
+    def trace(low_res: Any, upsampling: Any, **levels: float) -> Any:
+        image, side = upsampling.image, len(low_res)
+        resized = geometry.resize_longest_side(image, side)
+        direct = Upsampling.between(resized, image, model_side=side, low_res_side=side)
+        return original(low_res, direct, **levels)
 
-    return binary_mask
+    return trace
 
 
 def low_res_stability(original: Any) -> Any:
@@ -205,7 +205,7 @@ ALTERED: dict[str, tuple[str, Patch]] = {
     "no stability filter": ("whole", option(stability_score_thresh=0.0)),
     "a wider stability offset": ("whole", option(stability_score_offset=1.2)),
     "stability of low-res logits": ("whole", swap(masks, "summarize", low_res_stability)),
-    "one-step upsampling": ("whole", swap(masks, "binary_mask", one_step_upsampling)),
+    "one-step upsampling": ("whole", swap(masks, "trace", one_step_upsampling)),
     "another mask threshold": (
         "whole",
         lambda patch: patch.setattr(type(SAM1), "mask_threshold", 0.1),
@@ -238,7 +238,7 @@ ALTERED: dict[str, tuple[str, Patch]] = {
     "bbox with inclusive extents": (
         "whole",
         swap(
-            filters,
+            generator,
             "to_record",
             lambda record: lambda *args: inclusive_bbox(record(*args)),
         ),

@@ -15,7 +15,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from samserve.core import geometry
-from samserve.core.masks import Upsampling
+from samserve.core.geometry import RgbImage
+from samserve.core.upsampling import Upsampling
 from samserve.types import (
     Array,
     BoolArray,
@@ -152,8 +153,8 @@ class Family(ABC):
         """Compute the size of an image (or crop) inside the model frame."""
 
     @abstractmethod
-    def place(self, pixels: UInt8Array, transform: ImageTransform) -> UInt8Array:
-        """Resize uint8 RGB ``[h, w, 3]`` and place it in the model frame, ``[S, S, 3]``."""
+    def place(self, pixels: RgbImage, transform: ImageTransform) -> UInt8Array:
+        """Resize an image and place it in the model frame, uint8 ``[S, S, 3]``."""
 
     @abstractmethod
     def prompt(

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from samserve.core import geometry
+from samserve.core.geometry import RgbImage
 from samserve.core.mask_input import binary_mask_to_logits
-from samserve.core.masks import Upsampling
+from samserve.core.upsampling import Upsampling
 from samserve.models.families.base import (
     BOX_LABELS,
     PAD_LABEL,
@@ -62,7 +63,7 @@ class Sam1(Family):
         resized = geometry.resize_longest_side(image, sides.image_size)
         return ImageTransform(image, resized, sides.image_size, sides.mask_size)
 
-    def place(self, pixels: UInt8Array, transform: ImageTransform) -> UInt8Array:
+    def place(self, pixels: RgbImage, transform: ImageTransform) -> UInt8Array:
         """Place the resized image top-left, padded with zeros on the right and below."""
         resized = geometry.resize_image(pixels, transform.resized)
         return geometry.place_top_left(resized, transform.model_side)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from samserve.core import geometry
+from samserve.core.geometry import RgbImage
 from samserve.core.mask_input import binary_mask_to_logits
-from samserve.core.masks import Upsampling
+from samserve.core.upsampling import Upsampling
 from samserve.models.families.base import (
     BOX_LABELS,
     PAD_LABEL,
@@ -66,7 +67,7 @@ class Sam2(Family):
         frame = Size(sides.image_size, sides.image_size)
         return ImageTransform(image, frame, sides.image_size, sides.mask_size)
 
-    def place(self, pixels: UInt8Array, transform: ImageTransform) -> UInt8Array:
+    def place(self, pixels: RgbImage, transform: ImageTransform) -> UInt8Array:
         """Resize with antialiasing, rounded to 8 bits.
 
         transformers resizes uint8 pixels too, the original resizes floats, without rounding: the

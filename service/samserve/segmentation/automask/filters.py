@@ -7,79 +7,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from samserve.core import geometry, mask_formats, masks, nms, regions, rle
+from samserve.core import geometry, masks, nms, regions, rle
+from samserve.core.upsampling import BoxedLogits
 from samserve.engines.base import DecoderOutput, PromptBatch
 from samserve.models.families.base import Family, MaskChoice
-from samserve.segmentation.automask.crops import CropPlan
-from samserve.segmentation.automask.events import AutoMaskRecord, FilterCount
+from samserve.segmentation.automask.candidates import Candidate, CropView, DeferredMask
+from samserve.segmentation.automask.events import FilterCount
 from samserve.segmentation.automask.options import AutoMaskOptions
 from samserve.types import (
     Array,
     BoolArray,
-    CocoRle,
     FloatArray,
-    Mask,
-    MaskFormat,
     MaskSelection,
-    ModelInfo,
-    Segmentation,
-    Size,
 )
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CropView:
-    """One crop: its plan and the upsampling of low-res logits to its pixels."""
-
-    family: Family
-    model: ModelInfo
-    plan: CropPlan
-    image: Size
-    upsampling: masks.Upsampling
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DeferredMask:
-    """A mask that is not upsampled yet: low-res logits float32 ``[L, L]`` of a crop."""
-
-    low_res: FloatArray
-    view: CropView
-
-    def image_mask(self) -> BoolArray:
-        """Upsample, threshold and place in the image: bool ``[h, w]``."""
-        level = self.view.family.mask_threshold
-        crop_mask = masks.binary_mask(self.low_res, self.view.upsampling, level=level)
-        if crop_mask.shape == (self.view.image.height, self.view.image.width):
-            return crop_mask
-        x_min, y_min, x_max, y_max = self.view.plan.box
-        placed = np.zeros((self.view.image.height, self.view.image.width), dtype=np.bool_)
-        placed[y_min:y_max, x_min:x_max] = crop_mask
-        return placed
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidate:
-    """One mask: its box XYXY and point in image pixels, and its pixels as logits or run lengths."""
-
-    box: tuple[float, float, float, float]
-    area: int
-    predicted_iou: float
-    stability_score: float
-    point: tuple[float, float]
-    crop: CropPlan
-    pixels: DeferredMask | CocoRle
-
-    def mask(self) -> BoolArray:
-        """Return the mask over the image, bool ``[h, w]``."""
-        if isinstance(self.pixels, CocoRle):
-            return rle.decode(self.pixels)
-        return self.pixels.image_mask()
-
-    def segmentation(self, mask_format: MaskFormat) -> Segmentation:
-        """Return the mask over the image in *mask_format*."""
-        if isinstance(self.pixels, CocoRle) and mask_format is MaskFormat.COCO_RLE:
-            return self.pixels
-        return mask_formats.encode(self.mask(), mask_format)
+_PIXELS_PER_PIECE = 128 << 20
+"""Pixels of the image of all masks in one piece; a mask takes at most some 0.3 ns for each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,38 +73,78 @@ class FilteredBatch:
     counts: tuple[FilterCount, ...]
 
 
-def filter_batch(batch: DecodedBatch, view: CropView, options: AutoMaskOptions) -> FilteredBatch:
-    """Filter one batch by predicted IoU, stability and crop edge.
+@dataclass(frozen=True, slots=True, eq=False)
+class Passed:
+    """A candidate that has passed the filter of predicted IoU: row, mask, and predicted IoU."""
 
-    Predicted IoU goes first because it needs no mask; only remaining candidates are upsampled (the
-    result is that of automatic_mask_generator.py:266-322, which upsamples everything).
-    """
+    row: int
+    choice: MaskChoice
+    iou: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FilteredPiece:
+    """The remaining candidates of some that have passed, and how many of these were stable."""
+
+    candidates: list[Candidate]
+    stable: int
+
+
+def passed_iou(
+    batch: DecodedBatch, view: CropView, options: AutoMaskOptions
+) -> tuple[list[Passed], FilterCount]:
+    """Filter one batch by predicted IoU, first because that needs no mask."""
     family, output = view.family, batch.output
     choices = batch.choices(view)
     iou = np.array([output.predicted_iou[row, each.iou_token] for row, each in choices], np.float32)
-    passed = np.flatnonzero(_passes_iou(iou, family, options)).tolist()
+    indices = np.flatnonzero(_passes_iou(iou, family, options)).tolist()
+    passed = [Passed(*choices[index], float(iou[index])) for index in indices]
+    return passed, FilterCount("pred_iou", len(choices), len(passed))
+
+
+def pieces(passed: Sequence[Passed], view: CropView) -> list[Sequence[Passed]]:
+    """Divide candidates into pieces of work that end within some 50 ms.
+
+    So a call that ends stops soon, and calls of other tenants get their turn.
+    """
+    size = max(_PIXELS_PER_PIECE // view.plan.size.pixels, 1)
+    return [passed[start : start + size] for start in range(0, len(passed), size)]
+
+
+def filter_piece(
+    batch: DecodedBatch, passed: Sequence[Passed], view: CropView, options: AutoMaskOptions
+) -> FilteredPiece:
+    """Filter candidates by stability and crop edge, upsampling only these.
+
+    The result is that of automatic_mask_generator.py:266-322, which upsamples everything.
+    """
+    family, offset = view.family, options.stability_score_offset
     candidates: list[Candidate] = []
-    stable_count = 0
-    for index in passed:
-        row, choice = choices[index]
-        low_res = choice.logits(output.low_res_logits[row])
+    stable = 0
+    for each in passed:
+        low_res = each.choice.logits(batch.output.low_res_logits[each.row])
         summary = masks.summarize(
-            low_res,
-            view.upsampling,
-            level=family.mask_threshold,
-            offset=options.stability_score_offset,
+            low_res, view.upsampling, level=family.mask_threshold, offset=offset
         )
         if not _passes_stability(summary.stability, family, options):
             continue
-        stable_count += 1
-        if _touches_crop_edge(summary, view):
-            continue
-        point = batch.points[row]
-        candidates.append(_candidate(low_res, float(iou[index]), summary, point, view))
+        stable += 1
+        if not _touches_crop_edge(summary, view):
+            point = batch.points[each.row]
+            candidates.append(_candidate(low_res, each.iou, summary, point, view))
+    return FilteredPiece(candidates, stable)
+
+
+def filtered_batch(
+    batch: DecodedBatch, first: FilterCount, filtered: Sequence[FilteredPiece]
+) -> FilteredBatch:
+    """Return the result for a batch from those of its pieces."""
+    candidates = [candidate for each in filtered for candidate in each.candidates]
+    stable = sum(each.stable for each in filtered)
     counts = (
-        FilterCount("pred_iou", len(choices), len(passed)),
-        FilterCount("stability_score", len(passed), stable_count),
-        FilterCount("crop_edge", stable_count, len(candidates)),
+        first,
+        FilterCount("stability_score", first.count_out, stable),
+        FilterCount("crop_edge", stable, len(candidates)),
     )
     return FilteredBatch(batch.evaluated, candidates, counts)
 
@@ -201,25 +184,8 @@ def _candidate(
         stability_score=summary.stability,
         point=(float(point[0] + x), float(point[1] + y)),
         crop=view.plan,
-        # A copy: a view would keep the logits of the whole batch alive.
-        pixels=DeferredMask(low_res.copy(), view),
+        pixels=DeferredMask(BoxedLogits.of(low_res, view.upsampling, summary.box_xyxy), view),
     )
-
-
-def spill_to_rle(candidates: list[Candidate], max_deferred: int) -> list[Candidate]:
-    """Bound memory: convert logits to run lengths if more than *max_deferred* candidates have them.
-
-    Logits are kept as long as possible because most candidates never need run lengths.
-    """
-    deferred = sum(isinstance(candidate.pixels, DeferredMask) for candidate in candidates)
-    if deferred <= max_deferred:
-        return candidates
-    return [
-        candidate
-        if isinstance(candidate.pixels, CocoRle)
-        else replace(candidate, pixels=rle.encode(candidate.pixels.image_mask()))
-        for candidate in candidates
-    ]
 
 
 def suppress_in_crop(candidates: Sequence[Candidate], options: AutoMaskOptions) -> list[Candidate]:
@@ -238,14 +204,13 @@ def suppress_across_crops(
     return [candidates[index] for index in kept]
 
 
-def remove_small_regions(
-    candidates: Sequence[Candidate], options: AutoMaskOptions
+def suppress_cleaned(
+    cleaned: Sequence[tuple[Candidate, bool]], options: AutoMaskOptions
 ) -> list[Candidate]:
-    """Fill small holes and drop small islands, then suppress again, unchanged masks first.
+    """Suppress the results of `remove_small_regions` again, unchanged masks first.
 
     Source: automatic_mask_generator.py:324-372; quality estimates are not computed again.
     """
-    cleaned = [_remove_regions(candidate, options.min_mask_region_area) for candidate in candidates]
     scores = np.array([float(not changed) for _, changed in cleaned], dtype=np.float32)
     results = [candidate for candidate, _ in cleaned]
     threshold = max(options.box_nms_thresh, options.crop_nms_thresh)
@@ -253,7 +218,8 @@ def remove_small_regions(
     return [results[index] for index in kept]
 
 
-def _remove_regions(candidate: Candidate, min_area: int) -> tuple[Candidate, bool]:
+def remove_small_regions(candidate: Candidate, min_area: int) -> tuple[Candidate, bool]:
+    """Fill small holes of a mask and drop small islands; return whether that changed it."""
     mask, holes = regions.remove_small_regions(candidate.mask(), min_area, "holes")
     mask, islands = regions.remove_small_regions(mask, min_area, "islands")
     if not (holes or islands):
@@ -273,21 +239,6 @@ def keep_best(candidates: Sequence[Candidate], options: AutoMaskOptions) -> list
     scores = np.array([-candidate.predicted_iou for candidate in candidates])
     kept = sorted(np.argsort(scores, kind="stable")[: options.max_masks].tolist())
     return [candidates[index] for index in kept]
-
-
-def to_record(candidate: Candidate, mask_format: MaskFormat) -> AutoMaskRecord:
-    """Return a candidate with encoded pixels and the fields of an SA-1B annotation."""
-    return AutoMaskRecord(
-        mask=Mask(
-            segmentation=candidate.segmentation(mask_format),
-            area=candidate.area,
-            bbox=geometry.xyxy_to_xywh(candidate.box),
-            predicted_iou=candidate.predicted_iou,
-            stability_score=candidate.stability_score,
-        ),
-        point=candidate.point,
-        crop_box=geometry.xyxy_to_xywh(candidate.crop.box),
-    )
 
 
 def _boxes(candidates: Sequence[Candidate]) -> Array:

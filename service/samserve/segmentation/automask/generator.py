@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Mapping,
+)
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +21,13 @@ from samserve.models import families
 from samserve.models.families.base import ImageTransform
 from samserve.scheduling.thread_pools import Workers
 from samserve.segmentation.automask import filters
+from samserve.segmentation.automask.candidates import (
+    Candidate,
+    CropView,
+    over_budget,
+    to_record,
+    with_run_lengths,
+)
 from samserve.segmentation.automask.crops import CropPlan, plan_crops
 from samserve.segmentation.automask.events import (
     Event,
@@ -26,10 +38,10 @@ from samserve.segmentation.automask.events import (
     sum_counts,
 )
 from samserve.segmentation.automask.filters import (
-    Candidate,
-    CropView,
     DecodedBatch,
     FilteredBatch,
+    FilteredPiece,
+    Passed,
     mask_prompts,
 )
 from samserve.segmentation.automask.options import AutoMaskOptions
@@ -48,8 +60,8 @@ from samserve.types import (
     UInt8Array,
 )
 
-# Candidates per crop whose logits (256 KiB each) are kept; beyond it they become run lengths.
-_MAX_DEFERRED = 128
+# Logits of a crop's candidates (at most 256 KiB each); beyond it, the largest become run lengths.
+_MAX_LOGITS_BYTES = 32 << 20
 # Masks that are in memory in the format of the response at the same time.
 _RECORDS_PER_EVENT = 64
 
@@ -244,7 +256,22 @@ class _Generation:
         # It runs at the same time as the next decode.  Only the remaining wait is charged to the
         # call's own clock.
         branched = replace(self, context=replace(self.context, clock=self.context.clock.branch()))
-        return await branched._run("postprocess", filters.filter_batch, batch, view, self.options)
+        passed, count = await branched._run(
+            "postprocess", filters.passed_iou, batch, view, self.options
+        )
+        filtered = await branched._filter_pieces(batch, passed, view)
+        return filters.filtered_batch(batch, count, filtered)
+
+    async def _filter_pieces(
+        self, batch: DecodedBatch, passed: list[Passed], view: CropView
+    ) -> list[FilteredPiece]:
+        """Filter candidates in pieces, on as many threads as are free."""
+        jobs = [
+            partial(filters.filter_piece, batch, piece, view, self.options)
+            for piece in filters.pieces(passed, view)
+        ]
+        with self.context.clock.stage("postprocess"):
+            return await self.masker.workers.run_all(self.context, jobs)
 
     async def _await_filtered(self, filtering: asyncio.Task[FilteredBatch]) -> FilteredBatch:
         with self.context.clock.stage("postprocess"):
@@ -256,19 +283,27 @@ class _Generation:
         """Return the candidates of a crop with those of one more batch added."""
         self.counts.extend(batch.counts)
         merged = candidates + batch.candidates
-        return await self._run("postprocess", filters.spill_to_rle, merged, _MAX_DEFERRED)
+        for index in over_budget(merged, _MAX_LOGITS_BYTES):
+            merged[index] = await self._run("postprocess", with_run_lengths, merged[index])
+        return merged
 
     async def _finish(self, candidates: list[Candidate]) -> list[Candidate]:
         """Apply the filters over all crops."""
         if len(self.crops) > 1:
             candidates = await self._apply("crop_nms", filters.suppress_across_crops, candidates)
         if self.options.min_mask_region_area > 0:
-            candidates = await self._apply(
-                "small_regions", filters.remove_small_regions, candidates
-            )
+            candidates = await self._without_small_regions(candidates)
         if self.options.max_masks > 0:
             candidates = await self._apply("max_masks", filters.keep_best, candidates)
         return candidates
+
+    async def _without_small_regions(self, candidates: list[Candidate]) -> list[Candidate]:
+        clean, area = filters.remove_small_regions, self.options.min_mask_region_area
+        # One by one: the masks of a large image take long.
+        cleaned = [await self._run("filter", clean, each, area) for each in candidates]
+        remaining = await self._run("filter", filters.suppress_cleaned, cleaned, self.options)
+        self.counts.append(FilterCount("small_regions", len(candidates), len(remaining)))
+        return remaining
 
     async def _apply(self, name: str, step: Filter, candidates: list[Candidate]) -> list[Candidate]:
         remaining = await self._run("filter", step, candidates, self.options)
@@ -277,7 +312,7 @@ class _Generation:
 
     async def _records(self, candidates: list[Candidate], mask_format: MaskFormat) -> Records:
         records = [
-            await self._run("encode_masks", filters.to_record, candidate, mask_format)
+            await self._run("encode_masks", to_record, candidate, mask_format)
             for candidate in candidates
         ]
         return Records(tuple(records))
