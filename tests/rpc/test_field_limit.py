@@ -78,3 +78,27 @@ def test_large_bytes_that_are_not_a_request_are_invalid(tail: bytes) -> None:
 
     with pytest.raises(InvalidRequest, match="is not a valid EmbedRequest"):
         parse(pb.EmbedRequest, image + tail)
+
+
+@pytest.mark.parametrize(
+    ("request_", "quick"),
+    [
+        (pb.EmbedRequest(image=pb.Image(encoded=bytes(500_000))), True),
+        (pb.EmbedRequest(image=pb.Image(encoded=bytes(2 << 20))), False),
+        (pb.PredictRequest(prompts=[pb.Prompt(points=[pb.Point(x=1)] * 20_000)]), False),
+        (pb.PredictRequest(prompts=[pb.Prompt(points=[pb.Point(x=1)] * 200)]), True),
+    ],
+    ids=["image", "large image", "points", "few bytes"],
+)
+def test_requests_of_few_fields_or_bytes_are_quick_to_parse(request_: Any, quick: bool) -> None:
+    data = request_.SerializeToString()
+
+    assert field_limit.is_quick_to_parse(type(request_), data) is quick
+
+
+def test_invalid_large_request_fails_at_once() -> None:
+    data = b"\x0f" * 100_000  # no such wire type
+
+    assert field_limit.is_quick_to_parse(pb.EmbedRequest, data)
+    with pytest.raises(InvalidRequest, match="not a valid"):
+        parse(pb.EmbedRequest, data)

@@ -92,7 +92,7 @@ TARGETS = {
     "prepare": Target(prompt_requests, "prompts"),
     "hash": Target(ids, "embedding_id"),
     "cache_get_local": Target(LocalCache, "lease"),
-    "decode_image": Target(images, "decode"),
+    "decode_image": Target(images, "read"),
     "resize": Target(geometry, "resize_image"),
     "encode": Target(FakeEngine, "encode"),
     "cache_put": Target(LocalCache, "publish"),

@@ -29,7 +29,7 @@ class SlowClientTimeout:
         self._seconds = seconds
         self._stage = stage
         self._loop = asyncio.get_running_loop()
-        self._stack = ExitStack()
+        self._stack: ExitStack | None = None
         self._error: SamserveError | None = None
 
     def __enter__(self) -> None:
@@ -39,7 +39,8 @@ class SlowClientTimeout:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._timer.cancel()
-        self._stack.close()
+        if self._stack is not None:
+            self._stack.close()
         if self._error is None:
             return
         own_cancel = self._task.uncancel() <= self._cancelling
@@ -49,6 +50,7 @@ class SlowClientTimeout:
     def _acquire_slot(self) -> None:
         try:
             # Both the call and the entry may raise.
+            self._stack = ExitStack()
             self._stack.enter_context(self._slow_slot())
         except SamserveError as error:
             self._end(error)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from PIL import Image
 
 from samserve.errors import InvalidRequest
-from samserve.types import RawImage, RawLayout, UInt8Array
+from samserve.types import RawImage, RawLayout
 
 SIZE = "image.raw.size"
 _DATA = "image.raw.data"
+_ORDERS = {RawLayout.RGB: "RGB", RawLayout.BGR: "BGR"}
 
 
 def check_size(image: RawImage) -> None:
@@ -29,12 +30,9 @@ def check_data(image: RawImage) -> None:
         raise InvalidRequest(_DATA, text, metadata=metadata)
 
 
-def to_rgb(image: RawImage) -> UInt8Array:
-    """Return a copy of raw pixels in RGB order: uint8 ``[h, w, 3]``."""
-    shape = (image.size.height, image.size.width, image.layout.channels)
-    pixels = np.frombuffer(image.data, dtype=np.uint8).reshape(shape)
+def to_rgb(image: RawImage) -> Image.Image:
+    """Return a copy of raw pixels as an RGB image."""
+    size = (image.size.width, image.size.height)
     if image.layout is RawLayout.GRAY:
-        return np.repeat(pixels, 3, axis=2)
-    if image.layout is RawLayout.BGR:
-        pixels = pixels[:, :, ::-1]
-    return np.array(pixels, dtype=np.uint8, order="C")
+        return Image.frombytes("L", size, image.data).convert("RGB")
+    return Image.frombytes("RGB", size, image.data, "raw", _ORDERS[image.layout])

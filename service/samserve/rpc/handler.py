@@ -18,9 +18,8 @@ from google.protobuf.message import Message
 from samserve.calls.methods import Method
 from samserve.calls.pipeline import Call, CallPipeline
 from samserve.context import RequestContext
-from samserve.rpc.field_limit import max_fields, parse
+from samserve.rpc.field_limit import is_quick_to_parse, max_fields, parse
 from samserve.rpc.transport import GrpcTransport, Rpc
-from samserve.scheduling.offload import is_quick
 from samserve.settings import LimitSettings
 
 Unary = Callable[[Any, RequestContext], Coroutine[Any, Any, Message]]
@@ -51,8 +50,8 @@ class CallHandler:
     async def _receive(self, request: type[Message], call: Call) -> Message:
         data = await call.receive()
         with call.context.clock.stage("prepare"):
-            # An image is copied quickly, but another large request may hold millions of messages.
-            if is_quick(nbytes=len(data)):
+            # A large request may hold millions of messages.
+            if is_quick_to_parse(request, data):
                 return parse(request, data, self._max_fields)
             return await asyncio.to_thread(parse, request, data, self._max_fields)
 

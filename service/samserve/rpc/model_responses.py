@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cache
 
@@ -14,6 +14,29 @@ from samserve.segmentation.automask.options import AutoMaskOptions
 from samserve.settings import LimitSettings
 from samserve.types import ModelCard, ModelInfo, Transport
 from samserve.v1 import samserve_pb2 as pb
+
+
+class ModelLists:
+    """Builds the lists of models, each once until other models are served."""
+
+    def __init__(self, limits: LimitSettings) -> None:
+        self._limits = limits
+        self._served: tuple[Sequence[ModelInfo], Transport] = ((), Transport.IN_PROCESS)
+        # By what differs between callers; there are as many as there are quotas.
+        self._built: dict[tuple[int | None, int | None], pb.ListModelsResponse] = {}
+
+    def of(
+        self, models: Iterable[ModelInfo], transport: Transport, allowance: Allowance = UNLIMITED
+    ) -> pb.ListModelsResponse:
+        """Return the list for a caller, which must not be changed; see `model_list`."""
+        served = (list(models), transport)
+        if served != self._served:
+            self._served, self._built = served, {}
+        key = (allowance.max_image_pixels, allowance.max_prompts)
+        found = self._built.get(key)
+        if found is None:
+            found = self._built[key] = model_list(*served, self._limits, allowance)
+        return found
 
 
 def model_list(

@@ -13,7 +13,7 @@ from samserve.engines.base import Engine
 from samserve.rpc import requests
 from samserve.rpc.handler import CallHandler
 from samserve.rpc.methods import SERVICE, served_methods
-from samserve.rpc.model_responses import model_list
+from samserve.rpc.model_responses import ModelLists
 from samserve.rpc.requests import RequestReader
 from samserve.rpc.responses import ResponseWriter
 from samserve.scheduling.thread_pools import Workers
@@ -44,7 +44,7 @@ class SegmentationServicer:
         self._predictor = use_cases.predictor
         self._automasker = use_cases.automasker
         self._engine = engine
-        self._limits = limits
+        self._model_lists = ModelLists(limits)
         self._reader = RequestReader(limits, workers)
         self._writer = ResponseWriter(limits, workers)
 
@@ -98,4 +98,4 @@ class SegmentationServicer:
         self, request: pb.ListModelsRequest, context: RequestContext
     ) -> pb.ListModelsResponse:
         models, transport = self._engine.models.values(), self._engine.transport
-        return model_list(models, transport, self._limits, context.allowance)
+        return self._model_lists.of(models, transport, context.allowance)

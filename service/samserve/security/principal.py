@@ -37,7 +37,7 @@ class Principal:
         """Raise `PermissionDenied` unless the caller has one of the permissions."""
         if not self.permissions.isdisjoint(any_of):
             return
-        required = " or ".join(any_of)
+        required = " or ".join(sorted(any_of))
         raise PermissionDenied(
             f"the permission {required} is required, and not granted by the caller's roles",
             metadata={"permission": required},

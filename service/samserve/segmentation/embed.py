@@ -17,6 +17,7 @@ from samserve.errors import (
     InvalidRequest,
     WeightsChanged,
 )
+from samserve.scheduling.offload import MAX_HASHED_BYTES
 from samserve.scheduling.thread_pools import Workers
 from samserve.security.principal import Permission
 from samserve.segmentation import ids, served
@@ -234,7 +235,11 @@ class EmbeddingService:
         # The header is not read here: a cached image does not need it, and reading it takes half
         # as long as the hash.
         with context.clock.stage("hash"):
-            embedding_id = await self.workers.run(context, ids.embedding_id, image, model)
+            embedding_id = await self.workers.run_unless(
+                ids.hashed_bytes(image) <= MAX_HASHED_BYTES,
+                context,
+                partial(ids.embedding_id, image, model),
+            )
         return EmbeddingKey(context.tenant, embedding_id)
 
     def _lookup(

@@ -11,6 +11,8 @@ from typing import Any
 from samserve import images
 from samserve.cache.base import EmbeddingCache, Epoch
 from samserve.context import CallFacts, RequestContext
+from samserve.core import geometry
+from samserve.core.geometry import RgbImage
 from samserve.engines.base import EncoderInput, Engine
 from samserve.errors import EmbeddingNotFound, SamserveError
 from samserve.memory.slot import Slot
@@ -146,12 +148,10 @@ class EncodeJobs:
         """Return a slot that is ready to publish, and the pixels if the job keeps them."""
         clock = context.clock
         with clock.in_thread("decode_image") as thread_clock:
-            pixels, prepared = await self.workers.run(
+            size, prepared, pixels = await self.workers.run(
                 context, _prepare, job, self.limits, thread_clock
             )
-        facts = EmbeddingFacts.of(Size(*pixels.shape[:2]), job.model)
-        kept_pixels = pixels if job.keep_pixels else None
-        del pixels  # may be large, and encoding takes long
+        facts = EmbeddingFacts.of(size, job.model)
         with clock.stage("cache_put"):
             slot = await self.cache.reserve(job.key, facts, job.model.embedding, since=since)
         try:
@@ -160,7 +160,7 @@ class EncodeJobs:
         except BaseException:
             await self.cache.discard(slot)
             raise
-        return slot, kept_pixels
+        return slot, pixels
 
 
 class Lookup(Entering[Embedding | None]):
@@ -198,15 +198,18 @@ class Lookup(Entering[Embedding | None]):
 
 def _prepare(
     job: EncodeJob, limits: images.ImageLimits, clock: StageClock
-) -> tuple[UInt8Array, EncoderInput]:
-    """Decode to uint8 RGB ``[h, w, 3]``, and resize."""
-    pixels = images.decode(job.image, limits)
+) -> tuple[Size, EncoderInput, UInt8Array | None]:
+    """Decode and resize; return also the size, and the pixels if the job keeps them."""
+    image = images.read(job.image, limits)
     with clock.running(), clock.stage("resize"):
-        return pixels, _resize(pixels, job.model)
+        prepared = _resize(image, job.model)
+    # An image may be large, and encoding takes long: it is freed here if nothing needs it.
+    pixels = images.to_array(image) if job.keep_pixels else None
+    return geometry.size_of(image), prepared, pixels
 
 
-def _resize(pixels: UInt8Array, model: ModelInfo) -> EncoderInput:
+def _resize(image: RgbImage, model: ModelInfo) -> EncoderInput:
     family = families.of(model)
-    transform = family.transform(Size(*pixels.shape[:2]), model)
+    transform = family.transform(geometry.size_of(image), model)
     valid = None if family.fills_frame else transform.resized
-    return EncoderInput(family.place(pixels, transform), valid)
+    return EncoderInput(family.place(image, transform), valid)

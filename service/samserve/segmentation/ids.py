@@ -37,6 +37,11 @@ def embedding_id(image: Image, model: ModelInfo) -> str:
     return digest.hexdigest()
 
 
+def hashed_bytes(image: Image) -> int:
+    """Return how many bytes of the image `embedding_id` hashes."""
+    return 0 if isinstance(image, ImageDigest) else len(image.data)
+
+
 def _decoding(image: Image) -> str:
     """Return how the bytes are decoded: equal bytes decoded differently are different images."""
     if isinstance(image, RawImage):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from collections.abc import MutableMapping
 from contextlib import suppress
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 import structlog
 
 from samserve.settings import LogSettings
+
+_ENCODER = json.JSONEncoder(default=repr)
 
 
 def configure(settings: LogSettings) -> None:
@@ -18,7 +22,7 @@ def configure(settings: LogSettings) -> None:
     Called once, at startup.
     """
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
+        _render_json
         if settings.format == "json"
         else structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
@@ -37,7 +41,7 @@ def configure(settings: LogSettings) -> None:
     structlog.configure(
         processors=[*common, *exceptions, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _SafeStream(sys.stderr))),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _SafeStream(sys.stderr))),
     )
     _configure_libraries(
         structlog.stdlib.ProcessorFormatter(
@@ -51,6 +55,11 @@ def configure(settings: LogSettings) -> None:
         # Of libraries, only warnings and errors are relevant.
         max(level, logging.WARNING),
     )
+
+
+def _render_json(_logger: object, _name: str, event: MutableMapping[str, Any]) -> str:
+    """Render a line as `structlog.processors.JSONRenderer` does, which builds an encoder each."""
+    return _ENCODER.encode(event)
 
 
 class _SafeStream:
