@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from training.decoder import MaskDecoder
 from training.encoder import ImageEncoder
+from training.export_shapes import declare_batches
+from training.folded_decoder import FoldedDecoder
 from training.iou import TOKENS
 from training.model import load_model
 
@@ -42,7 +45,7 @@ class ServedEncoder(nn.Module):
 class ServedDecoder(nn.Module):
     """The decoder as served, with half-precision embeddings and scaled logits."""
 
-    def __init__(self, decoder: MaskDecoder) -> None:
+    def __init__(self, decoder: MaskDecoder | FoldedDecoder) -> None:
         super().__init__()
         self.decoder = decoder
 
@@ -69,7 +72,7 @@ def encoder_onnx(encoder: ImageEncoder) -> bytes:
 
 
 def decoder_onnx(decoder: MaskDecoder) -> bytes:
-    """Export the decoder with dynamic B, P, N and M."""
+    """Export the decoder in its folded form, with dynamic B, P, N and M."""
     side = 4 * GRID
     # All sizes differ, so that the trace cannot confuse them.
     examples = (
@@ -87,7 +90,13 @@ def decoder_onnx(decoder: MaskDecoder) -> bytes:
         },
         {"low_res_logits": ("B", "P", TOKENS, side, side), "predicted_iou": ("B", "P", TOKENS)},
     )
-    return serialized(trace(ServedDecoder(decoder), examples, interface))
+    with warnings.catch_warnings():
+        # The folded norm is within a prompt: it has no other statistics than those of its input.
+        warnings.filterwarnings(
+            "ignore", message="ONNX export mode is set to", category=UserWarning
+        )
+        graph = trace(ServedDecoder(FoldedDecoder(decoder)), examples, interface)
+    return serialized(declare_batches(graph))
 
 
 def main() -> None:

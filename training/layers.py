@@ -31,6 +31,29 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(8, channels)
 
 
+def convolution(
+    weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0
+) -> nn.Conv2d:
+    """Return a convolution with copies of the weights ``[O,I,k,k]`` and of the bias."""
+    outputs, inputs, side = weight.shape[:3]
+    layer = nn.Conv2d(inputs, outputs, int(side), stride, padding, bias=bias is not None)
+    return _filled(layer, weight, bias)
+
+
+def scaling(scale: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
+    """Return a convolution that multiplies each channel by its scale and adds its bias."""
+    channels = scale.numel()
+    layer = nn.Conv2d(channels, channels, 1, groups=channels, bias=bias is not None)
+    return _filled(layer, scale.reshape(-1, 1, 1, 1), bias)
+
+
+def _filled(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    layer.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone())
+    return layer
+
+
 class EncoderBlock(nn.Module):
     """Residual block of two 3x3 convolutions with batch normalisation."""
 

@@ -35,7 +35,7 @@ __all__ = ["samserve"]
 
 NAME = "sam_tiny"
 ROLES = ("encoder", "decoder")
-PREVIOUS_ID = "491030a56e996e18616c6f7734868c45eca33b340bf25a151c946826e786ed21"
+PREVIOUS_ID = "6457483313eff7c109d84e55c696dd3bb87ee142ad0815a733ca14c9056e9a84"
 OUTPUTS = {"encoder": ["image_embedding"], "decoder": ["low_res_logits", "predicted_iou"]}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from samserve.export.onnx_file import parsed
 
 from training.export import ServedDecoder, decoder_onnx, encoder_onnx
 from training.model import SamTiny
@@ -78,3 +79,14 @@ def test_exported_decoder_matches_the_model_for_every_shape(model: SamTiny, pair
         assert logits.std() > 0.5, shape
         assert np.abs(expected[0][0].numpy() - logits).max() < 5e-3, shape
         assert np.abs(expected[1][0].numpy() - iou).max() < 1e-4, shape
+
+
+def test_exported_decoder_declares_which_batches_are_equal(graphs: tuple[bytes, bytes]) -> None:
+    shapes = {
+        value.name: value.type.tensor_type.shape.dim[0].dim_param
+        for value in parsed(graphs[1]).graph.value_info
+    }
+    # Features before and after a group norm, between which a reshape computes the batch.
+    added = {name: batch for name, batch in shapes.items() if "/join64/" in name}
+    assert len(added) > 3
+    assert len(set(added.values())) == 1
