@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from samserve import app
+from samserve import app, images
 from samserve.app import Running
 from samserve.engines.fake import FakeEngine
 from samserve.engines.onnx import OnnxEngine
 from samserve.rpc import automask_requests
-from samserve.segmentation import ids
 from samserve.telemetry.metrics import process as server_metrics
 from samserve.telemetry.metrics.process import ServerMetrics
 from samserve.v1 import samserve_pb2 as pb
@@ -72,7 +71,7 @@ async def test_queue_depth_counts_work_waiting_for_a_thread(
     async with serving(engine=FakeEngine(model=SMALL_MODEL)) as (service, stub):
         before = waiting(service)
         with (
-            blocked(monkeypatch, ids, "embedding_id"),
+            blocked(monkeypatch, images, "probe"),
             blocked(monkeypatch, automask_requests, "options"),
         ):
             calls = started(

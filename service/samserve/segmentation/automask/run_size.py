@@ -1,7 +1,7 @@
 """The number of prompts in one run of the decoder for AutoMask.
 
 A Predict call waits for at most one such run.  So a run takes no longer than a target, however fast
-the model and the machine are: a run of 16 prompts is 5 ms on a GPU and half a second on a CPU.
+or slow the model and the machine are.
 """
 
 from __future__ import annotations
