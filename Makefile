@@ -68,6 +68,14 @@ test-long: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done ## Run the tests th
 	$(PYTEST) -m long tests/export/test_sizes.py -k "not vit_h"
 	$(PYTEST) -m long tests/export/test_sizes.py -k vit_h
 
+.PHONY: bench
+bench: $(VENV)/.test ## Measure speed and memory against other ways of running SAM: PART=..., QUICK=1.
+	$(BIN)/python -m benchmarks $(PART) $(if $(QUICK),--quick) $(if $(MINUTES),--minutes $(MINUTES))
+
+.PHONY: bench-publish
+bench-publish: $(VENV)/.test ## Put the last results of `make bench` into docs/benchmarks.md.
+	$(BIN)/python -m benchmarks --publish
+
 .PHONY: check
 check: $(VENV)/.dev ## Lint, check types, and check that generated code is up to date.
 	$(BIN)/ruff check

@@ -32,7 +32,7 @@ from samserve.settings import TritonSettings
 from samserve.telemetry.metrics import Metrics
 from samserve.types import EmbeddingFacts, EmbeddingKey, ModelInfo, Size
 
-from benchmarks.common import options, restart_with_allocator
+from benchmarks.common import options
 
 DECODER_TFLOP = 3.62e-3
 """Work of one prompt of SAM's decoder with seven tokens."""
@@ -157,7 +157,6 @@ def main() -> None:
     chosen = options(
         __doc__, url="127.0.0.1:8001", model="", seconds=5.0, encoder_tflop=0.0, peak_tflops=0.0
     )
-    restart_with_allocator("benchmarks.models")
     asyncio.run(run(chosen))
 
 

@@ -1,8 +1,7 @@
 """Models with seeded weights, and what a user would run them with instead of samserve.
 
 SAM 2 and EdgeTAM run in the transformers library, MobileSAM in `segment-anything` with its own
-image encoder.  `ReferenceProcess` runs one in a process of its own, so that its memory and its
-threads are its own too.
+image encoder.
 """
 
 from __future__ import annotations
@@ -10,24 +9,15 @@ from __future__ import annotations
 import functools
 import importlib
 import io
-import multiprocessing
-import os
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from PIL import Image
 from pycocotools import mask as coco
-
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-"""Waiting threads of torch sleep: spinning ones would slow down whatever runs beside them."""
 
 POINTS_PER_BATCH = 64
 _PIXEL_MEAN, _PIXEL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -105,7 +95,7 @@ class Sam2Reference(Reference):
     def predict(self, point: tuple[float, float]) -> Masks:
         """See `Reference.predict`; ``multimask_output=False`` has SAM 2's dynamic multimask."""
         logits, _, _ = self.decode(self.scaled(np.array([point])), multimask=False)
-        return Masks([_rle(logits[0, 0] > 0)], {})
+        return Masks([rle(logits[0, 0] > 0)], {})
 
     def scaled(self, points: np.ndarray) -> Any:
         """Return points ``[P,1,2]`` in model pixels of points ``[P,2]`` in image pixels."""
@@ -195,7 +185,7 @@ class Sam1Reference(Reference):
     def predict(self, point: tuple[float, float]) -> Masks:
         """See `Reference.predict`."""
         masks, _, _ = self.predictor.predict(np.array([point]), np.ones(1), multimask_output=False)
-        return Masks([_rle(masks[0])], {})
+        return Masks([rle(masks[0])], {})
 
     def automask(self, image: bytes, options: Mapping[str, float]) -> Masks:
         """Run the generator of `segment-anything`."""
@@ -215,7 +205,8 @@ def _decoded(image: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
 
 
-def _rle(mask: Any) -> dict[str, Any]:
+def rle(mask: Any) -> dict[str, Any]:
+    """Return the COCO run lengths of a mask ``[H,W]``, with counts as text."""
     encoded = coco.encode(np.asfortranarray(np.asarray(mask), dtype=np.uint8))
     return {**encoded, "counts": encoded["counts"].decode()}
 
@@ -297,93 +288,3 @@ def _load_edgetam(checkpoint: Path) -> Reference:
 
 def _load_sam1(checkpoint: Path, *, size: str) -> Reference:
     return Sam1Reference(checkpoint, getattr(importlib.import_module("tests.oracle.sam"), size))
-
-
-@dataclass(frozen=True)
-class Timed:
-    """The result of one call, its wall-clock time in seconds."""
-
-    seconds: float
-    masks: Masks | None
-
-
-class ReferenceProcess:
-    """A reference in a process of its own."""
-
-    def __init__(self, name: str, checkpoint: Path, *, threads: int, toy: bool) -> None:
-        here, there = multiprocessing.Pipe()
-        context = multiprocessing.get_context("spawn")
-        with _environment(PASSIVE):
-            self._process = context.Process(
-                target=_serve, args=(there, name, checkpoint, threads, toy), daemon=True
-            )
-            self._process.start()
-        there.close()
-        self._connection = here
-        self.pid = self._process.pid or 0
-        self.bytes_before_loading = self._receive()
-        self._receive()
-
-    def call(self, method: str, *arguments: object) -> Timed:
-        """Call a method of the reference; the time is that in its process."""
-        self._connection.send((method, arguments))
-        result: Timed = self._receive()
-        return result
-
-    def close(self) -> None:
-        """End the process."""
-        self._connection.close()
-        self._process.join()
-
-    def _receive(self) -> Any:
-        return self._connection.recv()
-
-
-def build(name: str, folder: Path, *, toy: bool) -> Path:
-    """Make the checkpoint of a model in another process, whose memory is then free again."""
-    context = multiprocessing.get_context("spawn")
-    with _environment(PASSIVE):
-        process = context.Process(target=_build, args=(name, folder, toy))
-        process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"building {name} failed")
-    (checkpoint,) = folder.glob("checkpoint*")
-    return checkpoint
-
-
-def _build(name: str, folder: Path, toy: bool) -> None:
-    candidates(toy=toy)[name].save(folder)
-
-
-def _serve(connection: Connection, name: str, checkpoint: Path, threads: int, toy: bool) -> None:
-    import torch  # noqa: PLC0415
-
-    torch.set_num_threads(threads)
-    candidate = candidates(toy=toy)[name]
-    importlib.import_module("tests.oracle.generator")
-    if candidate.title == "transformers":
-        importlib.import_module("transformers.models.sam2.modeling_sam2")
-    connection.send(psutil.Process().memory_info().rss)
-    reference = candidate.load(checkpoint)
-    connection.send("loaded")
-    with torch.inference_mode():
-        while True:
-            try:
-                method, arguments = connection.recv()
-            except EOFError:
-                return
-            started = time.perf_counter()
-            masks = getattr(reference, method)(*arguments)
-            connection.send(Timed(time.perf_counter() - started, masks))
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

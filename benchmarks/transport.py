@@ -3,8 +3,7 @@
 Measures the time of one decode outside the model, with a real tritonserver whose decoder computes
 almost nothing: by `TritonEngine` with shared memory, by `TritonEngine` with tensors in messages,
 and in the conventional way, which sends the embedding as float32 with every request.  The methods
-alternate in short blocks, because the speed of machines drifts; all processes have the same
-allocator settings.
+alternate in short blocks, because the speed of machines drifts.
 
 ``python -m benchmarks.transport [--blocks 15] [--calls 30]``
 """
@@ -32,7 +31,7 @@ from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import np_to_triton_dtype
 
-from benchmarks.common import ALLOCATOR, options, restart_with_allocator
+from benchmarks.common import options
 from benchmarks.constant import MODEL, write_constant_pair
 from harness.triton.server import TritonServer
 
@@ -187,12 +186,9 @@ async def transport(url: str, blocks: int, calls: int) -> None:
 def main() -> None:
     """Run the benchmark."""
     arguments = options(__doc__, blocks=15, calls=30)
-    restart_with_allocator("benchmarks.transport")
     with tempfile.TemporaryDirectory() as folder:
         write_constant_pair(Path(folder) / "models")
-        with TritonServer(
-            Path(folder) / "models", log=Path(folder) / "log", env=ALLOCATOR
-        ) as server:
+        with TritonServer(Path(folder) / "models", log=Path(folder) / "log") as server:
             asyncio.run(transport(server.grpc_address, arguments.blocks, arguments.calls))
 
 
