@@ -28,7 +28,7 @@ class EngineSettings(Section):
     """Threads of one inference (`onnx`); 0 uses one per CPU core."""
     max_prompts_per_batch: int = Field(default=16, ge=1)
     """Maximum prompts of one mask decoder run; bounds memory."""
-    automask_batch_s: float = Field(default=0.05, gt=0, le=60)
+    automask_batch_s: float = Field(default=0.04, gt=0, le=60)
     """Time of one mask decoder run of AutoMask: it gets as many prompts as take about this long, at
     least one. A Predict waits for one such run at most."""
     default_model: str = ""

@@ -12,26 +12,20 @@ from torch import Tensor
 def dense_cells(
     masks: Tensor, prompts: int, downscaled: Callable[[Tensor], Tensor], no_mask: Tensor
 ) -> Tensor:
-    """Return what is added to the cells of P prompts: ``[B,G,K,C]``.
+    """Return what is added to the cells of P prompts: ``[B,P,K,C]``, or ``[B,1,1,C]`` if M is 0.
 
     ``masks`` ``[B,M,s,s]`` are the mask prompts of the first M prompts, which *downscaled* maps
-    from ``[n,1,s,s]`` to ``[n,C,g,g]``; ``no_mask`` ``[1,C]`` is added for the others.  G is 1 if
-    there are no masks, and P otherwise.
+    from ``[n,1,s,s]`` to ``[n,C,g,g]``; ``no_mask`` ``[1,C]`` is added for the others.
     """
     batch, given, side = masks.shape[0], masks.shape[1], masks.shape[2]
     # M first: ONNX's Reshape interprets a 0 as "keep this axis", which is right for the first one.
     dense = downscaled(masks.transpose(0, 1).reshape(given * batch, 1, side, side))
     width, cells = dense.shape[1], dense.shape[2] * dense.shape[3]
     embedded = dense.reshape(given * batch, width, cells).transpose(1, 2)
-    embedded = embedded.reshape(given, batch, cells, width).transpose(0, 1)
-    absent = no_mask.reshape(1, 1, 1, -1).expand(batch, without_mask(given, prompts), cells, width)
-    return torch.cat([embedded, absent], 1)
-
-
-def without_mask(given: int, prompts: int) -> int:
-    """Return the length of the axis G for prompts without masks: 1 if none has one, else P - M.
-
-    By arithmetic: a condition would be fixed in a traced graph, where all lengths are tensors.
-    """
-    none = 1 - torch.as_tensor(given).clamp(max=1)
-    return cast("int", torch.as_tensor(prompts - given) * (1 - none) + none)
+    embedded = embedded.reshape(given, batch, cells, width).transpose(0, 1).flatten(1, 2)
+    # By arithmetic: a condition would be fixed in a traced graph, where all lengths are tensors.
+    some = torch.as_tensor(given).clamp(max=1)
+    groups = cast("int", torch.as_tensor(prompts) * some + (1 - some))
+    length = cast("int", torch.as_tensor(cells) * some + (1 - some))
+    absent = no_mask.reshape(1, 1, width).expand(batch, (groups - given) * length, width)
+    return torch.cat([embedded, absent], 1).reshape(batch, groups, length, width)

@@ -41,7 +41,5 @@ class Survivors:
 
     def scatter(self, values: Tensor) -> Tensor:
         """Return ``[B,P,...]`` of values ``[n,...]``, with zeros for the other prompts."""
-        shape = values.shape[1:]
-        zeros = torch.zeros(1).expand(self.batch * self.prompts, *shape)
-        every = zeros.index_put((self.rows,), values)
-        return every.reshape(self.batch, self.prompts, *shape)
+        zeros = torch.zeros(1).expand(self.batch, self.prompts, *values.shape[1:])
+        return zeros.index_put((self.rows // self.prompts, self.rows % self.prompts), values)
