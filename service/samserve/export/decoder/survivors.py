@@ -35,11 +35,11 @@ class Survivors:
         count, several = self.rows.shape[0], torch.as_tensor(self.batch - 1).clamp(max=1)
         # By arithmetic: a condition would be fixed in a traced graph.
         images = torch.as_tensor(count) * several + (1 - several)
-        zero = torch.zeros(1, dtype=torch.int64)
+        zero = self.rows.new_zeros(1)
         each = torch.cat([self.rows // self.prompts * several, zero])
         return values[each[:images]]
 
     def scatter(self, values: Tensor) -> Tensor:
         """Return ``[B,P,...]`` of values ``[n,...]``, with zeros for the other prompts."""
-        zeros = torch.zeros(1).expand(self.batch, self.prompts, *values.shape[1:])
+        zeros = values.new_zeros(1).expand(self.batch, self.prompts, *values.shape[1:])
         return zeros.index_put((self.rows // self.prompts, self.rows % self.prompts), values)

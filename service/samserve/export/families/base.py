@@ -15,10 +15,6 @@ from samserve.export.errors import ExportError
 from samserve.export.sources.files import State, shown
 from samserve.models.families.base import Family
 
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
-"""For R, G and B, in 0..255; the same in all families."""
-
 CUSTOM = "custom"
 """The variant of a model whose sizes are not published."""
 

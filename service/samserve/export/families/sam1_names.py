@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from samserve.export.errors import ExportError
-from samserve.export.families.base import PIXEL_MEAN, PIXEL_STD, Naming
+from samserve.export.families.base import Naming
+from samserve.export.pixels import PIXEL_MEAN, PIXEL_STD
 from samserve.export.sources.files import State, shown
 
 PREFIXES: Mapping[Naming, tuple[str, ...]] = {

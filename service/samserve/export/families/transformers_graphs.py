@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from samserve.export.decoder.mask_prompts import dense_cells
 from samserve.export.decoder.two_way import TwoWayTransformer
-from samserve.export.families.base import PIXEL_MEAN, PIXEL_STD
+from samserve.export.pixels import PIXEL_MEAN, PIXEL_STD
 
 _NAMES = {
     "o_proj": "out_proj",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from samserve.export.families.base import PIXEL_MEAN, PIXEL_STD
+from samserve.export.pixels import PIXEL_MEAN, PIXEL_STD
 from samserve.export.sam.model import Sam
 
 
