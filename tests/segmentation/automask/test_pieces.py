@@ -25,7 +25,8 @@ def view_of(pixels: int) -> CropView:
 
 
 @pytest.mark.parametrize(
-    ("megapixels", "lengths"), [(0.3, [16] * 3), (2, [16] * 3), (12, [10, 10, 10, 10, 8]), (48, [2] * 24)]
+    ("megapixels", "lengths"),
+    [(0.3, [16] * 3), (2, [16] * 3), (12, [10, 10, 10, 10, 8]), (48, [2] * 24)],
 )
 def test_large_images_have_few_masks_in_a_piece(megapixels: float, lengths: list[int]) -> None:
     passed = [filters.Passed(row, cast("Any", None), 0.9) for row in range(48)]
