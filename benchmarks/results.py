@@ -112,8 +112,9 @@ class Result:
 
 
 def dumps(results: Sequence[Result]) -> str:
-    """Return the results as JSON, numbers with a few digits."""
-    return json.dumps([_rounded(asdict(each)) for each in results], indent=1) + "\n"
+    """Return the results as JSON, a line for each, numbers with a few digits."""
+    lines = [json.dumps(_rounded(asdict(each)), separators=(",", ":")) for each in results]
+    return "[\n" + ",\n".join(lines) + "\n]\n"
 
 
 def loads(text: str) -> list[Result]:
