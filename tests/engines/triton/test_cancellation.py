@@ -134,12 +134,16 @@ async def test_requests_with_an_expired_deadline_are_not_run(
     _, stub = service
     embedding_id = await embedded(service)
     before, long = await busy(service, holding, embedding_id)
-    failures = await asyncio.gather(
-        *(
-            failure_of_any(stub.Predict(request(embedding_id, 50.0 + x), timeout=0.2))
-            for x in range(CANCELLED)
+    with queries.verbose(holding.server):
+        noticed = cancellations(holding.server)
+        failures = await asyncio.gather(
+            *(
+                failure_of_any(stub.Predict(request(embedding_id, 50.0 + x), timeout=0.2))
+                for x in range(CANCELLED)
+            )
         )
-    )
+        # Before the runs end, for which the requests wait.
+        await until(lambda: cancellations(holding.server) == noticed + CANCELLED)
     assert not any(call.done() for call in long)
     holding.hold.release()
     await asyncio.gather(*long)
