@@ -40,7 +40,9 @@ class Attention(nn.Module):
 
     def joined(self, mixed: Tensor) -> Tensor:
         """Project heads ``[B,P,heads,T,d]`` to ``[B,P,T,C]``."""
-        result: Tensor = self.out_proj(mixed.transpose(2, 3).flatten(3))
+        tokens = mixed.transpose(2, 3)
+        inner = self.out_proj.in_features
+        result: Tensor = self.out_proj(tokens.reshape(*lengths(tokens, 3), inner))
         return result
 
     def scaled(self, heads: Tensor) -> Tensor:
@@ -52,7 +54,23 @@ class Attention(nn.Module):
         return weight.reshape(self.heads, weight.shape[0] // self.heads, *weight.shape[1:])
 
 
-class TokensToCells(Attention):
+class CrossAttention(Attention):
+    """Attention between tokens and cells.
+
+    *shared*: all prompts of an image may have the same cells, G = 1; else G is P.
+    """
+
+    def __init__(self, width: int, inner: int, heads: int, *, shared: bool = False) -> None:
+        super().__init__(width, inner, heads)
+        self.shared = shared
+
+    def by_group(self, absorbed: Tensor, cells: Tensor) -> Tensor:
+        """Return ``[B,G,*,C]`` of ``[B,P,heads,T,C]``, for one product with ``[B,G,K,C]``."""
+        groups = lengths(cells if self.shared else absorbed, 2)
+        return absorbed.reshape(*groups, -1, self.q_proj.in_features)
+
+
+class TokensToCells(CrossAttention):
     """Tokens attend to cells.
 
     The scores are ``(q W_k) x``, and the result is ``(A x) W_v``.  The bias of the keys is the same
@@ -63,15 +81,13 @@ class TokensToCells(Attention):
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Map queries ``[B,P,T,C]`` over keys and values ``[B,G,K,C]`` to ``[B,P,T,C]``."""
         absorbed = self.scaled(self.split(self.q_proj(query))) @ self.per_head(self.k_proj.weight)
-        batch, groups, width = key.shape[0], key.shape[1], key.shape[3]
-        rows = absorbed.reshape(batch, groups, -1, width)
-        mixed = (rows @ key.transpose(2, 3)).softmax(3) @ value
+        mixed = (self.by_group(absorbed, key) @ key.transpose(2, 3)).softmax(3) @ value
         values = self.per_head(self.v_proj.weight).transpose(1, 2)
         bias = self.per_head(self.v_proj.bias).unsqueeze(1)
         return self.joined(mixed.reshape_as(absorbed) @ values + bias)
 
 
-class CellsToTokens(Attention):
+class CellsToTokens(CrossAttention):
     """Cells attend to tokens.
 
     The scores are ``x (W_q k) + b_q k``, and the result is the sum over the heads of
@@ -82,16 +98,28 @@ class CellsToTokens(Attention):
         """Map queries ``[B,G,K,C]`` over keys and values ``[B,P,T,C]`` to ``[B,P,K,C]``."""
         keys = self.scaled(self.split(self.k_proj(key)))
         absorbed = keys @ self.per_head(self.q_proj.weight)
-        batch, groups, cells, width = query.shape[0], query.shape[1], query.shape[2], query.shape[3]
-        rows = absorbed.reshape(batch, groups, -1, width)
-        shape = (batch, key.shape[1], self.heads, key.shape[2])
-        scores = (rows @ query.transpose(2, 3)).reshape(*shape, cells)
+        # The same for all inputs of a traced graph.
+        cells = int(query.shape[2])
+        scores = self.by_group(absorbed, query) @ query.transpose(2, 3)
+        prompts = lengths(key if self.shared else scores, 2)
+        scores = scores.reshape(*prompts, self.heads, -1, cells)
         scores = scores + keys @ self.per_head(self.q_proj.bias).unsqueeze(2)
         weights = softmax_of_few(scores)
         outputs = self.per_head(self.out_proj.weight.t())
         # The weights of a cell sum to 1 for each head, so these add the bias once.
         mixes = self.split(self.v_proj(value)) @ outputs + self.out_proj.bias / self.heads
-        return weights.flatten(2, 3).transpose(2, 3) @ mixes.flatten(2, 3)
+        weights = weights.reshape(*lengths(weights, 2), -1, cells)
+        mixes = mixes.reshape(*lengths(mixes, 2), -1, self.out_proj.out_features)
+        return weights.transpose(2, 3) @ mixes
+
+
+def lengths(values: Tensor, count: int) -> tuple[int, ...]:
+    """Return the first *count* lengths of *values*.
+
+    If a reshape in a traced graph keeps these lengths of its own input and has constants for the
+    others, ONNX Runtime replaces the operators that compute its shape by a constant.
+    """
+    return tuple(values.shape[axis] for axis in range(count))
 
 
 def softmax_of_few(scores: Tensor) -> Tensor:

@@ -17,15 +17,17 @@ def dense_cells(
     ``masks`` ``[B,M,s,s]`` are the mask prompts of the first M prompts, which *downscaled* maps
     from ``[n,1,s,s]`` to ``[n,C,g,g]``; ``no_mask`` ``[1,C]`` is added for the others.
     """
-    batch, given, side = masks.shape[0], masks.shape[1], masks.shape[2]
+    batch, given = masks.shape[0], masks.shape[1]
+    # These are the same for all inputs of a traced graph.
+    side, width = int(masks.shape[2]), no_mask.shape[1]
+    cells = (side // 4) ** 2
     # M first: ONNX's Reshape interprets a 0 as "keep this axis", which is right for the first one.
     dense = downscaled(masks.transpose(0, 1).reshape(given * batch, 1, side, side))
-    width, cells = dense.shape[1], dense.shape[2] * dense.shape[3]
-    embedded = dense.reshape(given * batch, width, cells).transpose(1, 2)
-    embedded = embedded.reshape(given, batch, cells, width).transpose(0, 1).flatten(1, 2)
-    # By arithmetic: a condition would be fixed in a traced graph, where all lengths are tensors.
+    embedded = dense.reshape(given, batch, width, cells).permute(1, 0, 3, 2)
+    # By arithmetic: a condition would be fixed in a traced graph, where M and P are tensors.
     some = torch.as_tensor(given).clamp(max=1)
-    groups = cast("int", torch.as_tensor(prompts) * some + (1 - some))
-    length = cast("int", torch.as_tensor(cells) * some + (1 - some))
+    groups = cast("int", 1 + (torch.as_tensor(prompts) - 1) * some)
+    length = cast("int", 1 + (cells - 1) * some)
     absent = no_mask.reshape(1, 1, width).expand(batch, (groups - given) * length, width)
-    return torch.cat([embedded, absent], 1).reshape(batch, groups, length, width)
+    rows = torch.cat([embedded.flatten(1, 2), absent], 1)
+    return rows.reshape(batch, groups, length, width)

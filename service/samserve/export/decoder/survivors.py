@@ -41,5 +41,7 @@ class Survivors:
 
     def scatter(self, values: Tensor) -> Tensor:
         """Return ``[B,P,...]`` of values ``[n,...]``, with zeros for the other prompts."""
-        zeros = values.new_zeros(1).expand(self.batch, self.prompts, *values.shape[1:])
-        return zeros.index_put((self.rows // self.prompts, self.rows % self.prompts), values)
+        lengths = values.shape[1:]
+        zeros = values.new_zeros(1).expand(self.batch * self.prompts, *lengths)
+        scattered = zeros.index_put((self.rows,), values)
+        return scattered.reshape(self.batch, self.prompts, *lengths)

@@ -17,6 +17,13 @@ HEADS = 8
 """The same in all models; cannot be derived from shapes."""
 
 
+def to_cells(embedding: Tensor) -> Tensor:
+    """Return cells ``[B,1,K,C]`` of an embedding ``[B,C,g,g]``, as float32."""
+    # The same for all inputs of a traced graph.
+    width, side = int(embedding.shape[1]), int(embedding.shape[2])
+    return embedding.float().reshape(-1, 1, width, side * side).transpose(2, 3)
+
+
 class TwoWayTransformer(nn.Module):
     """A stack of two-way blocks and a final attention of the tokens to the cells."""
 
@@ -50,12 +57,12 @@ class TwoWayBlock(nn.Module):
         self.first = first
         self.self_attn = Attention(width, width, HEADS)
         self.norm1 = nn.LayerNorm(width)
-        self.cross_attn_token_to_image = TokensToCells(width, half, HEADS)
+        self.cross_attn_token_to_image = TokensToCells(width, half, HEADS, shared=first)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = TransformerMlp(width, mlp_width, nn.ReLU())
         self.norm3 = nn.LayerNorm(width)
         self.norm4 = nn.LayerNorm(width)
-        self.cross_attn_image_to_token = CellsToTokens(width, half, HEADS)
+        self.cross_attn_image_to_token = CellsToTokens(width, half, HEADS, shared=first)
 
     def forward(
         self, tokens: Tensor, cells: Tensor, token_positions: Tensor, cell_positions: Tensor
@@ -69,6 +76,7 @@ class TwoWayBlock(nn.Module):
         attended = self.cross_attn_image_to_token(
             positioned_cells, tokens + token_positions, tokens
         )
+        # With four axes: ONNX Runtime fuses this sum and norm of three axes, which takes longer.
         return tokens, self.norm4(cells + attended)
 
     def among_tokens(self, tokens: Tensor, positions: Tensor) -> Tensor:

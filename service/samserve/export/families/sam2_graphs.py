@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from samserve.export.decoder.survivors import Survivors
+from samserve.export.decoder.two_way import to_cells
 from samserve.export.decoder.upscaling import Upscaling, by_cell, mixed, to_planes
 from samserve.export.families.transformers_graphs import Normalise, PromptEmbedding, two_way
 
@@ -114,7 +115,7 @@ class DecoderGraph(nn.Module):
         decoder = self.decoder
         tokens = self.tokens(point_coords, point_labels)
         dense = self.prompts.embed_masks(mask_input, point_coords.shape[1])
-        cells = image_embedding.float().flatten(2).transpose(1, 2).unsqueeze(1) + dense
+        cells = to_cells(image_embedding) + dense
         tokens, cells = self.transformer(cells, self.positions, tokens)
         # Token 0 estimates whether there is an object, 1 predicts the IoU, 2 to 5 the masks.
         iou = decoder.iou_prediction_head(tokens[:, :, 1])

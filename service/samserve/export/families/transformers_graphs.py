@@ -67,7 +67,7 @@ class PromptEmbedding(nn.Module):
         """Return tokens ``[B,P,N,C]`` of ``[B,P,N,2]`` in model pixels and labels ``[B,P,N]``."""
         position = self.position((coords + 0.5) / self.image_size)
         label = labels.unsqueeze(3)
-        position = torch.where(label == LABELS[0], torch.zeros_like(position), position)
+        position = torch.where(label == LABELS[0], torch.zeros(()), position)
         # An index would fix P and N in the traced graph; a product with one-hot rows does not.
         return position + (label == self.labels).to(position.dtype) @ self.kinds
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from samserve.export.decoder.two_way import to_cells
 from samserve.export.pixels import PIXEL_MEAN, PIXEL_STD
 from samserve.export.sam.model import Sam
 
@@ -89,6 +90,6 @@ class DecoderGraph(nn.Module):
         sparse = self.prompt_encoder.embed_points(point_coords, point_labels)
         outputs = self.mask_decoder.output_tokens()
         outputs = outputs.expand(batch, prompts, outputs.shape[0], outputs.shape[1])
-        cells = image_embedding.float().flatten(2).transpose(1, 2).unsqueeze(1)
+        cells = to_cells(image_embedding)
         dense = self.prompt_encoder.embed_masks(mask_input, prompts)
         return cells + dense, torch.cat([outputs, sparse], 2)

@@ -44,7 +44,7 @@ class PromptEncoder(nn.Module):
         """
         position = self.pe_layer((coords + 0.5) / self.image_size)
         label = labels.unsqueeze(3)
-        position = torch.where(label == LABELS[0], torch.zeros_like(position), position)
+        position = torch.where(label == LABELS[0], torch.zeros(()), position)
         embeddings = [self.not_a_point_embed, *self.point_embeddings]
         kinds = torch.cat([embedding.weight for embedding in embeddings])
         # Indexed addition would fix P and N in a traced graph; a one-hot product is equivalent.
