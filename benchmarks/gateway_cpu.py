@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import grpc
@@ -74,8 +75,11 @@ class Series:
 class FreeGateway(GatewayServer):
     """The gateway of a checkout, with an engine that computes nothing."""
 
-    def __init__(self, log: Path, tree: Path = ROOT) -> None:
-        settings = {"engine.kind": "fake", "cache.local.capacity_bytes": 64 << 20}
+    def __init__(
+        self, log: Path, tree: Path = ROOT, more: Mapping[str, object] = MappingProxyType({})
+    ) -> None:
+        """Configure the gateway; *more* are further settings."""
+        settings = {"engine.kind": "fake", "cache.local.capacity_bytes": 64 << 20, **more}
         super().__init__(settings, program=("-m", "benchmarks.free_gateway"), log=log)
         self._env = {**os.environ, "PYTHONPATH": f"{tree / 'service'}:{ROOT}"}
 

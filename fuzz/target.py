@@ -14,7 +14,7 @@ from samserve.calls.status import Code, Failure
 from samserve.errors import SamserveError
 from samserve.rpc.status import status_of
 
-NAMES = ("requests", "images", "masks", "rle", "policies", "values")
+NAMES = ("requests", "images", "masks", "rle", "policies", "values", "embedding_files")
 # A client accepts 8 KiB of metadata, which contain the details of an error.
 _MAX_STATUS_BYTES = 4096
 

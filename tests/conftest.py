@@ -48,6 +48,13 @@ GROUPS = {
     ),
     # Small models that take seconds to make, once.
     "families": ("tests/families",),
+    # The build of the page writes into its folder.
+    "examples": (
+        "tests/examples/test_browser",
+        "tests/examples/test_clients",
+        "tests/examples/test_node",
+        "tests/examples/test_javascript",
+    ),
 }
 """Tests that share a resource, most of which one machine has once, by the start of their path."""
 

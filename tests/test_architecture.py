@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,11 +58,16 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *("security", "segmentation", "settings", "stages", "system", "types"),
     ),
     "admin": ("engines.base", "errors", "rpc.server", "system"),
+    "http": (
+        *("calls", "errors", "models.digest", "rpc.codecs", "rpc.handler", "rpc.methods"),
+        *("rpc.servicer", "rpc.status", "security.certificates", "settings", "system"),
+        *("telemetry.metrics.http", "types"),
+    ),
     "app": (
-        *("admin", "calls", "context", "engines", "images", "models.selection", "rpc"),
+        *("admin", "calls", "context", "engines", "http", "images", "models.selection", "rpc"),
         *("scheduling", "security", "segmentation", "settings", "cache", "system", "telemetry"),
     ),
-    "client": ("core", "models.card", "system.addresses", "types"),
+    "client": ("core.run_lengths", "core.scanlines", "system.addresses", "types"),
     "export": ("core", "errors", "images", "models", "types"),
     "cli": (
         *("app", "client", "errors", "export", "images", "models", "security", "settings"),
@@ -72,15 +78,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 
 # Libraries that only these parts may import.
 RESERVED = {
-    "PIL": ("images", "core.geometry", "cli"),
+    "PIL": ("images", "client", "core.geometry", "core.mask_formats", "cli"),
     "cv2": ("core", "cli"),
     "pycocotools": ("core",),
+    "contourpy": ("core.polygons",),
+    "shapely": ("core.polygons",),
     "grpc": ("rpc", "client", "cli.remote", "telemetry.tracing.otel"),
     "google": ("rpc", "client", "export", "models.repository"),
     "samserve.v1": ("rpc", "client"),
     "opentelemetry": ("telemetry.tracing.otel", "client.tracing"),
-    "grpc_health": ("rpc", "client"),
+    "grpc_health": ("rpc",),
     "grpc_reflection": ("rpc",),
+    "httptools": ("http.server",),
     "jwt": ("security.tokens",),
     "cryptography": ("security.pem",),
     "torch": ("export",),
@@ -98,6 +107,16 @@ RESERVED = {
     "redis": ("cache.shared.redis.connection",),
     "xxhash": ("cache.shared.value_format",),
 }
+
+# The distribution `samserve-client` contains the parts `client` and `v1` and these modules; it
+# depends on these libraries only.
+CLIENT_PARTS = ("client", "v1")
+CLIENT_LEAVES = {
+    *("", "core", "core.run_lengths", "core.scanlines", "system", "system.addresses", "types"),
+    "types.models",
+}
+CLIENT_LIBRARIES = {"PIL", "google", "grpc", "numpy"}
+OPTIONAL_OF_CLIENT = ("client.tracing", "opentelemetry")
 
 # Other packages of this repository: no module of theirs imports one that imports it.
 OTHERS = ("training", "harness", "monitoring", "benchmarks", "fuzz", "chart")
@@ -164,6 +183,32 @@ def test_parts_import_only_from_permitted_parts() -> None:
 
     assert len(MODULES) > 100
     assert violations == []
+
+
+def test_client_needs_only_the_modules_and_libraries_of_its_distribution() -> None:
+    files = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+    own = {name for name in files if part_of(name) in CLIENT_PARTS}
+    needed, libraries = set(own), set()
+    pending = list(own)
+    while pending:
+        name = pending.pop()
+        for module in imports(files[name]):
+            if within(module, "samserve"):
+                found = set(packages_and_module(module)) - needed
+                needed |= found
+                pending += found
+            else:
+                libraries.add((name, part_of(module)))
+
+    assert needed - own == CLIENT_LEAVES
+    others = {pair for pair in libraries if pair[1] not in sys.stdlib_module_names}
+    assert {library for _, library in others - {OPTIONAL_OF_CLIENT}} == CLIENT_LIBRARIES
+
+
+def packages_and_module(name: str) -> list[str]:
+    """Return a module of samserve and the packages that contain it, as `name_of` writes them."""
+    parts = name.split(".")[1:]
+    return [".".join(parts[:count]) for count in range(len(parts) + 1)]
 
 
 def test_rules_name_every_part_in_order_of_dependency() -> None:

@@ -30,6 +30,7 @@ class Plan:
 PARTS = {
     "predict": "point prompts on a cached embedding, against segment-anything",
     "gateway": "CPU time of the gateway for a call, against a bare gRPC server",
+    "http": "CPU time of the gateway for a call over HTTP, against gRPC",
     "embed": "Embed of known and of new images, against its parts",
     "clicks": "latency of point prompts beside an AutoMask",
     "default": "AutoMask of the default model with 1,024 points, against the previous version",

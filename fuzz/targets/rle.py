@@ -12,7 +12,7 @@ from random import Random
 
 import numpy as np
 from pycocotools import mask as coco
-from samserve.core import rle
+from samserve.core import rle, run_lengths
 from samserve.types import CocoRle, Size
 
 from fuzz.target import Rejected
@@ -60,6 +60,7 @@ def _check_mask(encoded: CocoRle) -> None:
     encoded_again = rle.encode(mask)
     assert encoded_again.size == encoded.size
     assert np.array_equal(rle.decode(encoded_again), mask)
+    assert run_lengths.encode(mask) == encoded_again
 
 
 def _by_pycocotools(encoded: CocoRle) -> np.ndarray:

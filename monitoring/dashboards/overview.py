@@ -165,7 +165,8 @@ def _admission() -> Iterator[Panel]:
     yield Panel(
         "Rejected calls by limit",
         """Calls per second that were rejected, by the exhausted limit. calls, request_bytes,
-        slow_requests, slow_responses, prefetches, prefetch_bytes, memory: limits of the gateway.
+        slow_requests, slow_responses, prefetches, prefetch_bytes, upload_bytes, memory: limits of
+        the gateway.
         All others are quotas of tenants.""",
         "reqps",
         rate("samserve_rejected_total", GATEWAY, "grpc_method, kind"),

@@ -20,13 +20,16 @@ from samserve.cache.factory import cache_credentials, open_cache
 from samserve.cache.local.expiry import expiring
 from samserve.calls.access_log import CallRecorder
 from samserve.calls.admission import Admission
-from samserve.calls.methods import METHODS
+from samserve.calls.methods import DOWNLOAD_DECODER, METHODS
 from samserve.calls.pipeline import CallPipeline
 from samserve.context import Priority
 from samserve.engines.base import Engine
 from samserve.engines.fake import FakeEngine
 from samserve.engines.onnx import OnnxEngine
 from samserve.engines.triton.engine import TritonEngine
+from samserve.http.decoders import DecoderFiles
+from samserve.http.server.listener import HttpListener
+from samserve.http.service import http_app
 from samserve.images import ImageLimits
 from samserve.models.selection import Selection, of_repository, of_user
 from samserve.rpc.handler import CallHandler
@@ -40,6 +43,7 @@ from samserve.security.setup import Security, open_security
 from samserve.segmentation.automask.generator import AutoMasker
 from samserve.segmentation.automask.run_size import RunSize
 from samserve.segmentation.embed import EmbeddingService
+from samserve.segmentation.embedding_files import EmbeddingFiles
 from samserve.segmentation.encode import EncodeJobs
 from samserve.segmentation.predict import Predictor
 from samserve.segmentation.prefetch import PrefetchQueue
@@ -63,11 +67,13 @@ _QUEUES = (("workers", Priority.INTERACTIVE), ("bulk_workers", Priority.BULK))
 class Running:
     """A running service: its addresses, and its components for code in the same process.
 
-    ``files`` are those that are reloaded when they change.
+    ``http_address`` is the URL of the HTTP listener, empty if it is not enabled.  ``files`` are
+    those that are reloaded when they change.
     """
 
     address: str
     admin_address: str
+    http_address: str
     engine: Engine
     cache: EmbeddingCache
     metrics: Metrics
@@ -101,17 +107,16 @@ async def running(
         if cache is None:
             alloc, quota = engine.allocate, security.max_cached_bytes
             tiers = open_cache(settings, alloc, lambda: engine.models, quota, credentials, metrics)
-            cache = await stack.enter_async_context(tiers)
-        else:
-            await stack.enter_async_context(aclosing(cache))
+        cache = await stack.enter_async_context(tiers if cache is None else aclosing(cache))
         await stack.enter_async_context(expiring(cache))
-        use_cases = _servicer(settings, engine, cache, security, metrics)
+        decoders = stack.enter_context(await asyncio.to_thread(_decoders, settings, engine))
+        use_cases = _servicer(settings, engine, cache, security, metrics, decoders)
         servicer = await stack.enter_async_context(use_cases)
         tracing = await stack.enter_async_context(aclosing(open_tracing(settings.trace)))
-        api = _api(settings, security, servicer, metrics, tracing)
+        api, http = _listeners(settings, security, servicer, decoders, metrics, tracing)
         await stack.enter_async_context(metrics.server.observing_lag())
         await stack.enter_async_context(refreshing(files, settings.tls.reload_interval_s))
-        await stack.enter_async_context(api.serving())
+        await stack.enter_async_context(_listening(api, http))
         await warm_up(engine, cache, retry)
         stack.push_async_callback(asyncio.sleep, settings.server.drain_delay_s)
         follows = settings.server.readiness == "engine"
@@ -120,11 +125,25 @@ async def running(
         yield Running(
             address=addresses.join(settings.server.host, api.port),
             admin_address=addresses.join(settings.server.admin_host, admin_port),
+            http_address="" if http is None else http.address,
             engine=engine,
             cache=cache,
             metrics=metrics,
             files=files,
         )
+
+
+@asynccontextmanager
+async def _listening(api: ApiServer, http: HttpListener | None) -> AsyncIterator[None]:
+    """Serve while the block runs; both listeners then have the same time for calls in flight."""
+    serving = [api.serving(), *([] if http is None else [http.serving()])]
+    stacks = [AsyncExitStack() for _ in serving]
+    try:
+        for stack, listener in zip(stacks, serving, strict=True):
+            await stack.enter_async_context(listener)
+        yield
+    finally:
+        await asyncio.gather(*(stack.aclose() for stack in stacks))
 
 
 async def serve(settings: Settings) -> None:
@@ -138,6 +157,7 @@ async def serve(settings: Settings) -> None:
                     "serving",
                     address=service.address,
                     admin=f"http://{service.admin_address}",
+                    http=service.http_address or None,
                     models=list(service.engine.models),
                     transport=service.engine.transport.value,
                 )
@@ -194,7 +214,12 @@ def _open_onnx(settings: EngineSettings, metrics: Metrics) -> Engine:
 
 @asynccontextmanager
 async def _servicer(
-    settings: Settings, engine: Engine, cache: EmbeddingCache, security: Security, metrics: Metrics
+    settings: Settings,
+    engine: Engine,
+    cache: EmbeddingCache,
+    security: Security,
+    metrics: Metrics,
+    decoders: DecoderFiles,
 ) -> AsyncIterator[SegmentationServicer]:
     """Run the use cases with their worker threads and their queue of prefetches."""
     limits = ImageLimits(settings.limits.max_image_pixels, settings.limits.max_image_side)
@@ -211,10 +236,29 @@ async def _servicer(
             run_size = RunSize(per_run, settings.engine.automask_batch_s)
             use_cases = UseCases(
                 embeddings,
+                _files(settings, security, embeddings),
                 Predictor(embeddings, engine, workers, per_run),
                 AutoMasker(embeddings, engine, workers, run_size),
             )
-            yield SegmentationServicer(use_cases, engine, workers, settings.limits)
+            yield SegmentationServicer(
+                use_cases, engine, workers, settings.limits, decoders.digests
+            )
+
+
+def _files(settings: Settings, security: Security, embeddings: EmbeddingService) -> EmbeddingFiles:
+    files = settings.embedding_files
+    return EmbeddingFiles(
+        embeddings,
+        TenantLimit(
+            files.max_upload_bytes,
+            "bytes of uploads",
+            "upload_bytes",
+            shared=security.has_tenants,
+        ),
+        files.upload_timeout_s,
+        get_enabled=files.get_enabled,
+        put_enabled=files.put_enabled,
+    )
 
 
 def _prefetches(settings: Settings, security: Security, metrics: Metrics) -> PrefetchQueue:
@@ -227,20 +271,27 @@ def _prefetches(settings: Settings, security: Security, metrics: Metrics) -> Pre
     )
 
 
-def _api(
+def _decoders(settings: Settings, engine: Engine) -> DecoderFiles:
+    """Open the decoders that clients may download; only this process's engine knows their files."""
+    files = engine.decoder_files if isinstance(engine, OnnxEngine) else {}
+    served = files if settings.http.enabled else {}
+    return DecoderFiles(engine.models.values(), served, settings.http.decoders)
+
+
+def _pipeline(
     settings: Settings,
     security: Security,
-    servicer: SegmentationServicer,
+    admission: Admission,
     metrics: Metrics,
     tracing: Tracing,
-) -> ApiServer:
-    admission = Admission(settings.admission, shared=security.has_tenants)
+) -> CallPipeline:
     quotas = Quotas(security.policy)
     metrics.server.register_quotas(quotas.used_ratios)
-    calls = CallMetrics(metrics.registry, SERVICE, {each.name: each.kind for each in METHODS})
-    for method, limit in admission.limits.items():
-        calls.set_limit(method, limit)
-    pipeline = CallPipeline(
+    methods = (*METHODS, DOWNLOAD_DECODER) if settings.http.enabled else METHODS
+    calls = CallMetrics(metrics.registry, SERVICE, {each.name: each.kind for each in methods})
+    for method in methods:
+        calls.set_limit(method.name, admission.limits[method.name])
+    return CallPipeline(
         security.authenticator,
         quotas,
         admission,
@@ -248,10 +299,25 @@ def _api(
         settings.server,
         settings.deadlines,
     )
-    return ApiServer(
-        servicer.handlers(CallHandler(pipeline, settings.limits)),
-        settings.server,
-        settings.limits,
-        security.certificate,
-        busy=admission.busy,
-    )
+
+
+def _listeners(
+    settings: Settings,
+    security: Security,
+    servicer: SegmentationServicer,
+    decoders: DecoderFiles,
+    metrics: Metrics,
+    tracing: Tracing,
+) -> tuple[ApiServer, HttpListener | None]:
+    """Open the API listener and, if it is enabled, the HTTP listener; they share all limits."""
+    admission = Admission(settings.admission, shared=security.has_tenants)
+    pipeline = _pipeline(settings, security, admission, metrics, tracing)
+    handlers = servicer.handlers(CallHandler(pipeline, settings.limits))
+    certificate = security.certificate
+    api = ApiServer(handlers, settings.server, settings.limits, certificate, busy=admission.busy)
+    if not settings.http.enabled:
+        return api, None
+    app = http_app(settings, servicer, pipeline, decoders, metrics.http)
+    http = HttpListener(app, settings.http, settings.server, certificate)
+    metrics.http.register_connections(http.open_connections)
+    return api, http

@@ -10,9 +10,13 @@
     │   └── MetadataTooLarge      the metadata of the call exceeds its limit
     ├── NotFound
     │   ├── EmbeddingNotFound     unknown, expired, evicted or another tenant's: embed again
-    │   └── ModelNotFound         no such model is served
+    │   ├── ModelNotFound         no such model is served
+    │   └── DecoderNotFound       no decoder with this digest may be downloaded
     ├── Unauthenticated           missing or invalid credentials
     ├── PermissionDenied          the caller's roles do not allow the call
+    │   ├── HostNotAllowed        the HTTP listener is addressed by a name that is not its own
+    │   └── OriginNotAllowed      a web page of another origin calls the HTTP listener
+    ├── MethodDisabled            the operator has not enabled the method
     ├── Overloaded                a limit is reached: retry after ``retry_after_s``
     │   ├── MemoryExhausted       no shared memory is available
     │   └── QuotaExceeded         a quota of the tenant, or the rate limit of the server
@@ -162,6 +166,12 @@ class ModelNotFound(NotFound):
     reason = "MODEL_NOT_FOUND"
 
 
+class DecoderNotFound(NotFound):
+    """No served model has a decoder with this digest that clients may download."""
+
+    reason = "DECODER_NOT_FOUND"
+
+
 class Unauthenticated(SamserveError):
     """The credentials of the call are missing or invalid; the text never repeats them."""
 
@@ -172,6 +182,24 @@ class PermissionDenied(SamserveError):
     """The caller is known, but none of its roles allows the call."""
 
     reason = "PERMISSION_DENIED"
+
+
+class HostNotAllowed(PermissionDenied):
+    """The header `Host` names none of the names of the HTTP listener."""
+
+    reason = "HOST_NOT_ALLOWED"
+
+
+class OriginNotAllowed(PermissionDenied):
+    """The page that sends the request is not of an allowed origin."""
+
+    reason = "ORIGIN_NOT_ALLOWED"
+
+
+class MethodDisabled(SamserveError):
+    """The operator has not enabled the method."""
+
+    reason = "METHOD_DISABLED"
 
 
 class Overloaded(SamserveError):

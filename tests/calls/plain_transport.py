@@ -30,6 +30,7 @@ class PlainTransport:
     """One call: what the client sends, and what it receives."""
 
     metadata: Metadata = ()
+    protocol: str = "plain"
     remaining_s: float | None = None
     request: bytes = b"request"
     certificate: tuple[str, ...] = ()
@@ -77,7 +78,7 @@ class Service:
         self.registry = CollectorRegistry()
         kinds = {method.name: method.kind for method in METHODS}
         self.admission = Admission(self.settings.admission, shared=security.has_tenants)
-        self._pipeline = CallPipeline(
+        self.pipeline = CallPipeline(
             security.authenticator,
             Quotas(security.policy),
             self.admission,
@@ -96,7 +97,7 @@ class Service:
             await call.send(await body(await call.receive(), call.context), last=True)
 
         with suppress(asyncio.CancelledError):
-            await self._pipeline.run(ROWS[name], transport, serve)
+            await self.pipeline.run(ROWS[name], transport, serve)
         return transport
 
 

@@ -39,6 +39,7 @@ def traced(endpoint: str) -> dict[str, Any]:
         ({**ON, "engine": "onnx"}, [50051, 8081], []),
         ({**ON, "cache": {"shared": {"nodes": NODES}}}, [50051, 8081, 8002], [6379, 7000]),
         (ci_values("pull"), [50051, 8081, 8002], [443]),
+        (ci_values("http"), [50051, 8080, 8081], []),
         (traced("http://c:4317"), [50051, 8081, 8002], [4317]),
         (traced("http://c:4317/"), [50051, 8081, 8002], [4317]),
         (traced("https://c"), [50051, 8081, 8002], [443]),

@@ -52,7 +52,7 @@ def assert_bit_identical(
     assert repr(reference_summary(upsampled, level, offset)) == repr(summary)
     assert np.array_equal(upsampled > level, mask)
     traced = masks.trace(low_res, upsampling, level=level, offset=offset)
-    for mask_format in MaskFormat:
+    for mask_format in set(MaskFormat) - {MaskFormat.POLYGONS}:  # see test_polygons
         expected = mask_formats.encode(mask, mask_format)
         assert mask_formats.encode(traced, mask_format) == expected
 

@@ -1,4 +1,5 @@
 import tracemalloc
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
-from samserve.core import rle
+from samserve.core import rle, run_lengths
 from samserve.types import BoolArray, CocoRle, Size
 
 from tests.support.examples import examples
@@ -25,6 +26,36 @@ def test_mask_round_trip_is_lossless(mask: BoolArray) -> None:
 
     assert np.array_equal(rle.decode(encoded), mask)
     assert encoded.size == Size(*mask.shape)
+
+
+@settings(deadline=None)
+@given(bool_masks)
+def test_encoding_in_numpy_is_the_same_as_by_pycocotools(mask: BoolArray) -> None:
+    assert run_lengths.encode(mask) == rle.encode(mask)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5), (5, 0), (1, 1), (3000, 4000)], ids=str)
+@pytest.mark.parametrize("inside", [False, True])
+def test_encoding_in_numpy_of_uniform_masks_is_the_same(
+    shape: tuple[int, int], inside: bool
+) -> None:
+    mask = np.full(shape, inside)
+
+    assert run_lengths.encode(mask) == rle.encode(mask)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_encoding_in_numpy_of_long_runs_is_the_same(order: Literal["C", "F"]) -> None:
+    """Their differences have every number of characters, and both signs."""
+    edges = np.random.default_rng(0).integers(0, 1 << np.arange(4, 24).repeat(20), 400)
+    pixels = np.zeros(1 << 24, dtype=np.int8)
+    np.add.at(pixels, edges, 1)
+    mask = np.asarray((np.cumsum(pixels) % 2 == 1).reshape(4096, 4096).T, order=order)
+
+    encoded = run_lengths.encode(mask)
+
+    assert encoded == rle.encode(mask)
+    assert np.array_equal(run_lengths.decode(encoded), mask)
 
 
 @old_numpy_protocol
@@ -93,7 +124,7 @@ def test_mask_decoded_in_chunks_is_the_same(
     encoded = [rle.encode(mask) for mask in masks]
     whole = [rle.uncompressed(each) for each in encoded]
 
-    monkeypatch.setattr(rle, "_CHUNK_CHARS", chunk_chars)
+    monkeypatch.setattr(run_lengths, "_CHUNK_CHARS", chunk_chars)
 
     for mask, each, runs in zip(masks, encoded, whole, strict=True):
         assert rle.uncompressed(each) == runs

@@ -42,6 +42,9 @@ _TABLE = {
     "samserve_cache_local_evictions_total": "",
     "samserve_prefetch_pending": "",
     "samserve_prefetches_total": "outcome",
+    "samserve_http_calls_total": "protocol",
+    "samserve_http_refused_total": "reason",
+    "samserve_http_connections": "",
     "samserve_build_info": "version python engine",
     "samserve_model_info": "model digest",
     "samserve_ready": "",
@@ -120,9 +123,9 @@ _STAGES = """
 """
 STAGES = frozenset(_STAGES.split())
 _KNOWN = {
-    "grpc_method": "Embed Predict AutoMask DeleteEmbedding ListModels",
+    "grpc_method": "Embed Predict AutoMask DeleteEmbedding GetEmbedding PutEmbedding ListModels",
     "grpc_code": "OK CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND INTERNAL"
-    " PERMISSION_DENIED RESOURCE_EXHAUSTED UNAVAILABLE DATA_LOSS UNAUTHENTICATED",
+    " PERMISSION_DENIED RESOURCE_EXHAUSTED UNAVAILABLE DATA_LOSS UNAUTHENTICATED UNIMPLEMENTED",
     "reason": "OVERLOADED MEMORY_EXHAUSTED INTERNAL CANCELED REJECTED",
     "kind": "memory full command_error unavailable queue_timeout",
     "tier": "local shared",

@@ -47,7 +47,7 @@ from tests.support.waiting import until
 FORMATS = ("json", "console")
 FIELDS = {
     *("event", "level", "timestamp", "method", "code", "reason", "duration_ms", "stages_ms"),
-    *("model", "cache", "prompts", "masks", "received_bytes", "sent_bytes"),
+    *("model", "cache", "prompts", "masks", "received_bytes", "sent_bytes", "protocol"),
     *("tenant", "caller", "request_id", "trace_id"),
 }
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -240,7 +240,14 @@ async def test_line_describes_request_and_response(
 
     lines = [facts_of(line) for line in calls(logged())]
     base = {"tenant": "acme", "caller": f"key:{key_id}", "code": "OK", "reason": None}
-    base |= {"trace_id": None, "event": "rpc", "level": "info", "model": "fake", "cache": "local"}
+    base |= {
+        "protocol": "grpc",
+        "trace_id": None,
+        "event": "rpc",
+        "level": "info",
+        "model": "fake",
+        "cache": "local",
+    }
     nothing = {"model": None, "cache": None, "prompts": None, "masks": None}
     assert lines == [
         {**base, "method": "Embed", **nothing, "model": "fake", "cache": "miss"}

@@ -6,6 +6,7 @@ Failing engines are fake ones; the errors of the real ones are tested in `tests/
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -31,6 +32,10 @@ from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub as Stub
 from harness.triton.ports import free_ports
 from tests import sample_images
 from tests.conftest import UNLIMITED, serving, settings_with, stub_of
+from tests.http.clients import connect_error
+from tests.http.serving import http_service
+from tests.http.wire import JSON, connected
+from tests.http.wire import SERVICE as SERVICE_PATH
 from tests.rpc.errors import Failure, error_of, finish, read
 from tests.security.credentials import KeyFile, channel_credentials, write_pem
 from tests.support.engines import BrokenEngine, PausedEngine, wait_for_encodes
@@ -281,6 +286,11 @@ async def _missing_role(kit: Kit) -> Any:
         return await error_of(stub.Embed(embed(), metadata=metadata))
 
 
+@provokes("UNIMPLEMENTED", "METHOD_DISABLED")
+async def _method_that_is_not_enabled(kit: Kit) -> Any:
+    return await error_for(pb.GetEmbeddingRequest(embedding_id="0" * 64))
+
+
 def quota(name: str, value: str, *requests: Any) -> None:
     """Provoke QUOTA_EXCEEDED with the last of some requests."""
 
@@ -344,6 +354,24 @@ async def _shared_cache_unavailable(_: Kit) -> Any:
     (port,) = free_ports(1)
     shared = {"nodes": f"127.0.0.1:{port}"}
     return await error_for(predict(embedding_id="0" * 64), cache={"shared": shared})
+
+
+def over_http(code: str, text: str, path: str, *headers: tuple[str, str], **options: str) -> None:
+    """Provoke an error with one request to the HTTP listener."""
+
+    async def provoke(_: Kit) -> Any:
+        async with http_service() as service, connected(service.http_address) as wire:
+            response = await wire.request(path, b"{}", [JSON, *headers], **options)
+            return connect_error(json.loads(response.body), response)
+
+    provoke.__name__ = f"{code} {text}"
+    provokes(code, text)(provoke)
+
+
+LIST_PATH = f"{SERVICE_PATH}ListModels"
+over_http("PERMISSION_DENIED", "HOST_NOT_ALLOWED", LIST_PATH, host="evil.test")
+over_http("PERMISSION_DENIED", "ORIGIN_NOT_ALLOWED", LIST_PATH, ("origin", "https://evil.test"))
+over_http("NOT_FOUND", "DECODER_NOT_FOUND", f"/decoders/{'0' * 64}", method="GET")
 
 
 async def list_models(

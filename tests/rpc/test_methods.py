@@ -11,12 +11,13 @@ SERVICE = pb.DESCRIPTOR.services_by_name["SegmentationService"]
 
 
 def test_every_method_has_a_row_that_matches_the_protocol() -> None:
-    rows = {row.name: (row.streams, row.small_request) for row in METHODS}
+    rows = {row.name: (row.streams, row.client_streams, row.small_request) for row in METHODS}
 
     assert rows == {
         method.name: (
             method.server_streaming,
-            "image" not in method.input_type.fields_by_name,
+            method.client_streaming,
+            not {"image", "chunk"} & set(method.input_type.fields_by_name),
         )
         for method in SERVICE.methods
     }

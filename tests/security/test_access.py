@@ -11,12 +11,15 @@ import grpc
 import pytest
 from google.protobuf.message_factory import GetMessageClass
 from samserve.app import Running, running
+from samserve.engines.fake import FakeEngine
 from samserve.errors import Misconfigured
 from samserve.security.principal import Permission
 from samserve.v1 import samserve_pb2 as pb
 
 from tests import sample_images
 from tests.conftest import UNLIMITED, settings_with
+from tests.embedding_files import files
+from tests.http.clients import HttpCaller
 from tests.rpc.errors import Failure, failure_of, read
 from tests.rpc.test_generic_client import buf
 from tests.security.credentials import (
@@ -76,6 +79,8 @@ def valid(name: str, embedding_id: str = "") -> Any:
         request.prompts.append(sample_images.point_prompt(32, 24))
     if name == "AutoMask":
         request.options.points_per_side = 2
+    if name == "PutEmbedding":
+        request.chunk = files.build()
     return request
 
 
@@ -91,12 +96,24 @@ async def guarded(key_file: KeyFile, tmp_path: Path) -> AsyncIterator[Running]:
         "jwt_audience": AUDIENCE,
     }
     tls = {"reload_interval_s": 0.02}
-    async with running(settings_with(auth=auth, tls=tls, limits={"max_prompts": 8})) as service:
+    http = {"enabled": True, "port": 0}
+    settings = files.enabled(auth=auth, tls=tls, http=http, limits={"max_prompts": 8})
+    # Its files fit into one message.
+    async with running(settings, engine=FakeEngine(model=files.SMALL)) as service:
         yield service
 
 
-@pytest.fixture
-async def caller(guarded: Running) -> AsyncIterator[Caller]:
+@pytest.fixture(params=["grpc", "connect", "json", "grpc_web"])
+async def caller(
+    guarded: Running, request: pytest.FixtureRequest
+) -> AsyncIterator[Caller | HttpCaller]:
+    """A caller over each protocol."""
+    protocol = request.param
+    if protocol == "grpc_web" and request.node.callspec.params.get("name") == "PutEmbedding":
+        protocol = "connect"  # gRPC-Web has no client streams
+    if protocol != "grpc":
+        yield HttpCaller(guarded.http_address, protocol)
+        return
     async with grpc.aio.insecure_channel(guarded.address, options=UNLIMITED) as channel:
         yield Caller(channel)
 
@@ -119,7 +136,7 @@ def key_of(guarded: Running, key_file: KeyFile) -> Keys:
 
 def test_the_descriptor_has_methods() -> None:
     assert {"Embed", "Predict", "AutoMask"} <= set(METHODS)
-    assert {"Predict", "AutoMask", "DeleteEmbedding"} == set(BY_ID)
+    assert {"Predict", "AutoMask", "DeleteEmbedding", "GetEmbedding"} == set(BY_ID)
 
 
 INVALID: dict[str, Any] = {
@@ -148,6 +165,7 @@ async def test_every_rpc_rejects_the_wrong_role(
 ) -> None:
     needed = {"Embed": "embed", "Predict": "predict", "AutoMask": "automask"}
     needed["DeleteEmbedding"] = "embeddings_admin"
+    needed["GetEmbedding"], needed["PutEmbedding"] = "embeddings_read", "embeddings_write"
     # ListModels accepts any role.
     others = [role for role in EVERY_ROLE if role != needed.get(name)] if name in needed else []
     unknown = ["unknown-role"]
@@ -168,8 +186,11 @@ async def test_every_rpc_succeeds_with_the_right_role(
 ) -> None:
     request = valid(name, "unknown" if name == "DeleteEmbedding" else "")
 
-    assert await caller.call(name, request, key_of("acme")) is not None
-    assert await caller.call(name, request, bearer(token(roles=EVERY_ROLE))) is not None
+    for metadata in (key_of("acme"), bearer(token(roles=EVERY_ROLE))):
+        if name == "GetEmbedding":
+            embedded = await caller.call("Embed", valid("Embed"), metadata)
+            request = valid(name, embedded.embedding.id)
+        assert await caller.call(name, request, metadata) is not None
 
 
 async def test_list_models_accepts_any_role(caller: Caller) -> None:

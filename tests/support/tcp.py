@@ -13,17 +13,25 @@ Change = Callable[[bytearray, int], None]
 
 
 @asynccontextmanager
-async def relay(target: int, port: int = 0, change: Change | None = None) -> AsyncIterator[int]:
-    """Relay connections on *port*, by default a free one, to the port *target*; yields the port."""
+async def relay(
+    target: int, port: int = 0, change: Change | None = None, silent: asyncio.Event | None = None
+) -> AsyncIterator[int]:
+    """Relay connections on *port*, by default a free one, to the port *target*; yields the port.
+
+    Once *silent* is set, all data of the open connections is lost; later connections work.
+    """
     connections: set[asyncio.Task[None]] = set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         connections.add(task)
+        lost = silent if silent is not None and not silent.is_set() else None
         from_target, to_target = await asyncio.open_connection(HOST, target)
         with suppress(asyncio.CancelledError, ConnectionError):
-            await asyncio.gather(_pump(reader, to_target, None), _pump(from_target, writer, change))
+            await asyncio.gather(
+                _pump(reader, to_target, None, lost), _pump(from_target, writer, change, lost)
+            )
         for each in (to_target, writer):
             each.close()
             with suppress(ConnectionError):
@@ -37,13 +45,18 @@ async def relay(target: int, port: int = 0, change: Change | None = None) -> Asy
 
 
 async def _pump(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, change: Change | None
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    change: Change | None,
+    lost: asyncio.Event | None,
 ) -> None:
     sent = 0
     while data := bytearray(await reader.read(1 << 16)):
         if change is not None:
             change(data, sent)
         sent += len(data)
+        if lost is not None and lost.is_set():
+            continue
         writer.write(data)
         await writer.drain()
     writer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import logging
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 import structlog
 from samserve.settings import LogSettings
 from samserve.telemetry import logs
+from samserve.telemetry.console import console
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +62,33 @@ def test_configuring_twice_does_not_duplicate_lines(
     logs.configure(LogSettings(level="error"))
     logging.getLogger("library").warning("a warning")
     assert not capsys.readouterr().err
+
+
+class Word(enum.StrEnum):
+    """A string that has a name."""
+
+    ONE = "one"
+    TWO = "two words"
+
+
+@pytest.mark.parametrize("event", ["rpc", "", "an event of more than the thirty characters", 5])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"code": "OK", "reason": None, "sent_bytes": 282, "stages_ms": {"send": 0.1}, "a": ""},
+        {"quote": "it's", "pair": "a=b", "tab": "a\tb", "line": "a\nb", "unicode": "é\u2028"},
+        {"last": ""},
+        {"bytes": b"x", "one": Word.ONE, "two": Word.TWO},
+        {"logger": "library", "b": 1, "a": 2},
+        {"exception": "Traceback\n  of a line", "a": 1},
+        {"stack": "Stack", "a": 1},
+    ],
+)
+def test_console_lines_are_those_of_structlog(fields: dict[str, object], event: object) -> None:
+    common = {"event": event, "level": "info", "timestamp": "2026-01-01T00:00:00Z"}
+    structlogs = structlog.dev.ConsoleRenderer(colors=False)
+
+    line = console(colours=False)(None, "info", {**fields, **common})
+
+    assert line == structlogs(None, "info", {**fields, **common})

@@ -125,7 +125,7 @@ async def test_queue_depth_counts_work_waiting_for_a_network(
 
 
 async def test_calls_in_flight_and_their_limits_are_exported() -> None:
-    limits = {"embed": 5, "predict": 6, "automask": 7, "other": 8}
+    limits = {"embed": 5, "predict": 6, "automask": 7, "other": 8, "embedding_files": 9}
     admission = {f"max_concurrent_{name}": limit for name, limit in limits.items()}
     engine, go = FakeEngine(), asyncio.Event()
     async with serving(settings_with(admission=admission), engine=engine) as (service, stub):
@@ -148,6 +148,8 @@ async def test_calls_in_flight_and_their_limits_are_exported() -> None:
         ("AutoMask",): 7,
         ("ListModels",): 8,
         ("DeleteEmbedding",): 8,
+        ("GetEmbedding",): 9,
+        ("PutEmbedding",): 9,
     }
 
 

@@ -23,6 +23,7 @@
 {{- $_ := set $server "readiness" (ternary "started" "engine" $split) -}}
 {{- end -}}
 {{- with include "samserve.config.tls" . | fromYaml }}{{ $_ := set $computed "tls" . }}{{ end -}}
+{{- with include "samserve.config.http" . | fromYaml }}{{ $_ := set $computed "http" . }}{{ end -}}
 {{- with include "samserve.config.auth" . | fromYaml }}{{ $_ := set $computed "auth" . }}{{ end -}}
 {{- with include "samserve.config.sharedCache" . | fromYaml }}{{ $_ := set $cache "shared" . }}{{ end -}}
 {{- $defaults := dict "log" (dict "format" "json") -}}
@@ -56,6 +57,21 @@ client_ca_file: /etc/samserve/client-ca/ca.crt
 client_identities: {{ join "," .clientIdentities | quote }}
 {{- end }}
 {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "samserve.config.http" -}}
+{{- if .Values.http.enabled }}
+{{- $hosts := list -}}
+{{- range $name := list (include "samserve.fullname" .) (printf "%s-headless" (include "samserve.fullname" .)) }}
+{{- $in := printf "%s.%s" $name $.Release.Namespace }}
+{{- $hosts = concat $hosts (list $name $in (printf "%s.svc" $in) (printf "%s.svc.cluster.local" $in)) }}
+{{- end }}
+enabled: true
+host: "::"
+port: 8080
+allowed_hosts: {{ join "," (concat $hosts .Values.http.allowedHosts) | quote }}
+allowed_origins: {{ join "," .Values.http.allowedOrigins | quote }}
 {{- end }}
 {{- end -}}
 

@@ -21,6 +21,10 @@
       containerPort: 50051
     - name: http-metrics
       containerPort: 8081
+    {{- if .Values.http.enabled }}
+    - name: http
+      containerPort: 8080
+    {{- end }}
   # On the admin port, since the kubelet's gRPC probes do not support TLS. /livez succeeds while the
   # gateway waits for Triton, so the start takes seconds; /readyz succeeds after a test inference.
   startupProbe:

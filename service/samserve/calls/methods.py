@@ -17,7 +17,7 @@ class Method:
     deadline ``deadlines.<limits>_s`` of calls whose client set none, the number
     ``admission.max_concurrent_<limits>`` of concurrent calls, and, if there is one, a tenant's
     quota of that name.  A *small_request* has some hundred bytes, without an image or a mask;
-    *streams* is whether the response is a stream.
+    *streams* is whether the response is a stream, *client_streams* whether the request is one.
     """
 
     name: str
@@ -26,10 +26,13 @@ class Method:
     priority: Priority = Priority.INTERACTIVE
     small_request: bool = False
     streams: bool = False
+    client_streams: bool = False
 
     @property
     def kind(self) -> str:
         """The kind of RPC, by its name in metrics."""
+        if self.client_streams:
+            return "client_stream"
         return "server_stream" if self.streams else "unary"
 
     @property
@@ -52,5 +55,23 @@ METHODS = (
     # All its work has a lower priority than interactive calls.
     Method("AutoMask", frozenset({Permission.AUTOMASK}), "automask", Priority.BULK, streams=True),
     Method("DeleteEmbedding", frozenset({Permission.EMBEDDINGS_ADMIN}), small_request=True),
+    Method(
+        "GetEmbedding",
+        frozenset({Permission.EMBEDDINGS_READ}),
+        "embedding_files",
+        small_request=True,
+        streams=True,
+    ),
+    Method(
+        "PutEmbedding",
+        frozenset({Permission.EMBEDDINGS_WRITE}),
+        "embedding_files",
+        client_streams=True,
+    ),
     Method("ListModels", ALL_PERMISSIONS, small_request=True),
 )
+
+DOWNLOAD_DECODER = Method(
+    "DownloadDecoder", frozenset({Permission.DECODERS_READ}), small_request=True, streams=True
+)
+"""The download of a decoder from the HTTP listener: a call like the others, and not an RPC."""

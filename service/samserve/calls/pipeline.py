@@ -11,26 +11,32 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 from samserve.calls.access_log import CallRecorder, OpenCall
-from samserve.calls.admission import Admission
+from samserve.calls.admission import Admission, RequestBytes
 from samserve.calls.metadata import Metadata, size_error, text_values
 from samserve.calls.methods import Method
+from samserve.calls.slots import Slots
 from samserve.calls.slow_clients import SlowClientTimeout
 from samserve.calls.status import Code, Failure
+from samserve.calls.timeouts import Timeout, Timeouts
 from samserve.context import RequestContext, deadline_exceeded
-from samserve.errors import MetadataTooLarge
+from samserve.errors import MetadataTooLarge, SamserveError
 from samserve.security.authenticator import HEADER, Authenticator
 from samserve.security.principal import Principal
 from samserve.security.quotas import Quotas
 from samserve.settings import DeadlineSettings, ServerSettings
+from samserve.stages import StageClock
 
 
 class Transport(Protocol):
     """One call in a transport: its metadata, its request, and the channel to its client."""
+
+    protocol: str
+    """The protocol, as the access log names it."""
 
     @property
     def metadata(self) -> Metadata:
@@ -49,6 +55,13 @@ class Transport(Protocol):
     async def read(self) -> bytes:
         """Wait for the whole request.  Raises `InvalidRequest` if the client sends none."""
 
+    async def read_next(self) -> bytes | None:
+        """Wait for the next message of a client stream; return None at its end.
+
+        Raises ``CancelledError`` if the stream has ended because the client cancelled the call.
+        Not called again after the end.
+        """
+
     async def write(self, data: bytes) -> None:
         """Send a response message, and wait until the transport has accepted it."""
 
@@ -65,8 +78,11 @@ class Call:
     _transport: Transport
     _admission: Admission
     _server: ServerSettings
-    # The slots that the call holds until its work is done.
-    _slots: ExitStack
+    _timeouts: Timeouts
+    # Held until the work of the call is done.
+    _slots: Slots
+    # Set with the first message of a client stream.
+    _received: RequestBytes | None = None
 
     async def receive(self) -> bytes:
         """Return the request.
@@ -79,11 +95,35 @@ class Call:
         context = self.context
         with (
             context.clock.stage("receive"),
-            SlowClientTimeout(self._slow_request, self._server.receive_timeout_s, "receive"),
+            SlowClientTimeout(
+                self._timeouts, self._slow_request, self._server.receive_timeout_s, "receive"
+            ),
         ):
             data = await self._transport.read()
         context.facts.received_bytes = len(data)
-        self._slots.enter_context(self._admission.admit_bytes(len(data)))
+        self._slots.hold(self._admission.admit_bytes(len(data)))
+        return data
+
+    async def receive_next(self) -> bytes | None:
+        """Return the next message of a client stream; None at its end.
+
+        Each message may take as long as a whole request; see `receive`, also for the errors.  The
+        bytes of all messages count as those of the request until the call ends.
+        """
+        context = self.context
+        with (
+            context.clock.stage("receive"),
+            SlowClientTimeout(
+                self._timeouts, self._slow_request, self._server.receive_timeout_s, "receive"
+            ),
+        ):
+            data = await self._transport.read_next()
+        if data is not None:
+            context.facts.received_bytes += len(data)
+            if self._received is None:
+                self._received = self._admission.admit_bytes(0)
+                self._slots.hold(self._received)
+            self._received.add(len(data))
         return data
 
     async def send(self, data: bytes, *, last: bool) -> None:
@@ -97,7 +137,7 @@ class Call:
         slow = self._slow_response if last else nullcontext
         with (
             self.context.clock.stage("send"),
-            SlowClientTimeout(slow, self._server.send_timeout_s, "send"),
+            SlowClientTimeout(self._timeouts, slow, self._server.send_timeout_s, "send"),
         ):
             await self._transport.write(data)
         self.context.facts.sent_bytes += len(data)
@@ -111,8 +151,22 @@ class Call:
     @contextmanager
     def _slow_response(self) -> Iterator[None]:
         with self._admission.slow_responses.acquire(self.context.tenant):
-            self._slots.close()
+            self._slots.release()
             yield
+
+
+class _Deadline(Timeout):
+    """The deadline of a call."""
+
+    __slots__ = ("_clock",)
+
+    def __init__(self, timeouts: Timeouts, seconds: float, clock: StageClock) -> None:
+        super().__init__(timeouts, seconds)
+        self._clock = clock
+
+    def error(self) -> SamserveError:
+        """See `Timeout.error`; names the stage in which the call was cancelled."""
+        return deadline_exceeded(self._clock.current)
 
 
 class CallPipeline:
@@ -133,6 +187,7 @@ class CallPipeline:
         self._recorder = recorder
         self._server = server
         self._deadlines = deadlines
+        self._timeouts = Timeouts()
 
     async def run(
         self, method: Method, transport: Transport, serve: Callable[[Call], Awaitable[None]]
@@ -140,17 +195,26 @@ class CallPipeline:
         """Run *serve* for one call; an exception ends the call with the matching status."""
         too_large = size_error(transport.metadata, self._server.max_metadata_bytes)
         metadata = () if too_large else transport.metadata
-        with self._recorder.recording(method, metadata) as record:
+        with self._recorder.recording(method, metadata) as record, record.clock.running():
+            record.protocol = transport.protocol
             remaining_s = transport.remaining_s
             if remaining_s is None:
                 remaining_s = method.deadline_s(self._deadlines)
             deadline = time.monotonic() + remaining_s
             transport.set_request_id(record.request_id)
             try:
-                with ExitStack() as slots:
+                with Slots() as slots, _Deadline(self._timeouts, remaining_s, record.clock):
                     context = self._admit(record, transport, deadline, too_large, slots)
-                    call = Call(method, context, transport, self._admission, self._server, slots)
-                    await _until_deadline(call, serve)
+                    call = Call(
+                        method,
+                        context,
+                        transport,
+                        self._admission,
+                        self._server,
+                        self._timeouts,
+                        slots,
+                    )
+                    await serve(call)
             except asyncio.CancelledError:
                 record.record_cancellation(deadline - time.monotonic())
                 raise
@@ -163,9 +227,9 @@ class CallPipeline:
         transport: Transport,
         deadline: float,
         too_large: MetadataTooLarge | None,
-        slots: ExitStack,
+        slots: Slots,
     ) -> RequestContext:
-        """Authorize and admit a call, and enter its slots into *slots*.
+        """Authorize and admit a call, and take its slots.
 
         Raises *too_large*, `Unauthenticated`, `PermissionDenied`, `Overloaded` or `QuotaExceeded`.
         """
@@ -175,10 +239,10 @@ class CallPipeline:
             principal = record.principal = self._authenticate(transport)
             method, tenant = record.method, principal.tenant
             principal.require(*method.permissions)
-            slots.enter_context(self._admission.admit(method.name, tenant))
-            slots.enter_context(self._quotas.admit(method.concurrency_limit, tenant, method.name))
+            slots.hold(self._admission.admit(method.name, tenant))
+            slots.hold(self._quotas.admit(method.concurrency_limit, tenant, method.name))
             # Released with the slots, so that the metric counts the calls that the limit counts.
-            slots.enter_context(self._recorder.metrics.in_flight(method.name))
+            slots.hold(self._recorder.metrics.in_flight(method.name))
             return RequestContext(
                 principal=principal,
                 allowance=self._quotas.allowance(tenant),
@@ -200,11 +264,3 @@ class CallPipeline:
             self._recorder.log_internal(error, record)
         with record.clock.stage("send"):
             await transport.fail(failure)
-
-
-async def _until_deadline(call: Call, serve: Callable[[Call], Awaitable[None]]) -> None:
-    try:
-        async with asyncio.timeout(call.context.remaining_s):
-            await serve(call)
-    except TimeoutError as error:
-        raise deadline_exceeded(call.context.clock.current) from error

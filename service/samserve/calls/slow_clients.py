@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
-from typing import Any, cast
+from contextlib import AbstractContextManager
 
+from samserve.calls.timeouts import Timeout, Timeouts
 from samserve.context import deadline_exceeded
 from samserve.errors import SamserveError
 
@@ -14,52 +13,50 @@ SLOW_AFTER_S = 1.0
 """A client is slow if its request takes longer to arrive, or a message longer to send."""
 
 
-class SlowClientTimeout:
+class SlowClientTimeout(Timeout):
     """Cancels the wait in its block and raises an error, as `asyncio.timeout` does.
 
     After `SLOW_AFTER_S` it enters the context that *slow_slot* returns, which may raise an error.
-    After *seconds* more it raises `DeadlineExceeded`, which names the *stage*.  A timer is almost
-    free; a task for every wait would cost a tenth of the smallest call.
+    After *seconds* more it raises `DeadlineExceeded`, which names the *stage*.
     """
 
+    __slots__ = ("_allowed_s", "_rejection", "_slot", "_slow_slot", "_stage")
+
     def __init__(
-        self, slow_slot: Callable[[], AbstractContextManager[None]], seconds: float, stage: str
+        self,
+        timeouts: Timeouts,
+        slow_slot: Callable[[], AbstractContextManager[None]],
+        seconds: float,
+        stage: str,
     ) -> None:
+        super().__init__(timeouts, min(SLOW_AFTER_S, seconds))
         self._slow_slot = slow_slot
-        self._seconds = seconds
+        self._allowed_s = seconds
         self._stage = stage
-        self._loop = asyncio.get_running_loop()
-        self._stack: ExitStack | None = None
-        self._error: SamserveError | None = None
+        self._slot: AbstractContextManager[None] | None = None
+        self._rejection: SamserveError | None = None
 
-    def __enter__(self) -> None:
-        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._cancelling = self._task.cancelling()
-        self._timer = self._loop.call_later(min(SLOW_AFTER_S, self._seconds), self._acquire_slot)
+    def error(self) -> SamserveError:
+        """See `Timeout.error`."""
+        return self._rejection or deadline_exceeded(self._stage)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._timer.cancel()
-        if self._stack is not None:
-            self._stack.close()
-        if self._error is None:
+    def expire(self) -> None:
+        """Take a slot, or cancel the wait if there is none, or when the slot's time is over."""
+        if self._slot is not None:
+            super().expire()
             return
-        own_cancel = self._task.uncancel() <= self._cancelling
-        if own_cancel and kind is asyncio.CancelledError:
-            raise self._error from None
-
-    def _acquire_slot(self) -> None:
         try:
             # Both the call and the entry may raise.
-            self._stack = ExitStack()
-            self._stack.enter_context(self._slow_slot())
+            slot = self._slow_slot()
+            slot.__enter__()
         except SamserveError as error:
-            self._end(error)
+            self._rejection = error
+            super().expire()
         else:
-            self._timer = self._loop.call_later(self._seconds, self._expire)
+            self._slot = slot
+            self._timeouts.begin(self, self._allowed_s)
 
-    def _expire(self) -> None:
-        self._end(deadline_exceeded(self._stage))
-
-    def _end(self, error: SamserveError) -> None:
-        self._error = error
-        self._task.cancel()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self._slot is not None:
+            self._slot.__exit__(None, None, None)
+        super().__exit__(kind, *error)

@@ -21,6 +21,7 @@ class Code(Enum):
     NOT_FOUND = 5
     PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
     UNAUTHENTICATED = 16
@@ -31,6 +32,7 @@ _CODES: tuple[tuple[type[errors.SamserveError], Code], ...] = (
     (errors.NotFound, Code.NOT_FOUND),
     (errors.Unauthenticated, Code.UNAUTHENTICATED),
     (errors.PermissionDenied, Code.PERMISSION_DENIED),
+    (errors.MethodDisabled, Code.UNIMPLEMENTED),
     (errors.Overloaded, Code.RESOURCE_EXHAUSTED),
     (errors.Unavailable, Code.UNAVAILABLE),
     (errors.DeadlineExceeded, Code.DEADLINE_EXCEEDED),

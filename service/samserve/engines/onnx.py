@@ -69,6 +69,12 @@ class OnnxEngine:
         if isinstance(models, Path):
             models = of_repository(models, default_model)
         self._bundles = _open_all(models, threads)
+        self.decoder_files: Mapping[str, Path] = {
+            each.info.name: each.graphs["decoder"]
+            for each in models.bundles
+            if each.info.name in self._bundles
+        }
+        """The ONNX files of the decoders of all served models, by model."""
         self._metrics = metrics.engine
         self._semaphores = {"encoder": FairSemaphore(1), "decoder": FairSemaphore(1)}
         for network, semaphore in self._semaphores.items():

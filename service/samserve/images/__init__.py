@@ -35,7 +35,7 @@ from samserve.images.png import Png
 from samserve.images.webp import Webp
 from samserve.types import BoolArray, EncodedImage, Orientation, RawImage, Size, UInt8Array
 
-__all__ = ["ImageLimits", "decode", "decode_mask", "probe", "read", "to_array"]
+__all__ = ["ImageLimits", "check_size", "decode", "decode_mask", "probe", "read", "to_array"]
 
 _FOREIGN_ERRORS = (
     ArithmeticError,
@@ -156,15 +156,15 @@ def _read_header(data: bytes, limits: ImageLimits) -> Jpeg | Png | Webp:
         file = Webp(data)
     else:
         raise unreadable("is not a JPEG, PNG or WebP file")
-    _check_size(ENCODED, file.size, limits)
+    check_size(ENCODED, file.size, limits)
     if file.frames > 1:
         text = f"is animated with {file.frames} frames; send one still image"
         raise unreadable(text, limit="1", actual=str(file.frames))
     return file
 
 
-def _check_size(field: str, size: Size, limits: ImageLimits) -> None:
-    """Raise ``ImageTooLarge`` if the image is over a limit."""
+def check_size(field: str, size: Size, limits: ImageLimits) -> None:
+    """Raise ``ImageTooLarge``, which names *field*, if an image of this size is over a limit."""
     longest = max(size.height, size.width)
     for actual, limit, what in (
         (longest, limits.max_side, "on its longer side"),
@@ -185,5 +185,5 @@ def _apply_orientation(decoded: Image.Image, orientation: int) -> Image.Image:
 def _check_raw(image: RawImage, limits: ImageLimits) -> None:
     """Check the size, and that the number of bytes matches it."""
     raw.check_size(image)
-    _check_size(raw.SIZE, image.size, limits)
+    check_size(raw.SIZE, image.size, limits)
     raw.check_data(image)

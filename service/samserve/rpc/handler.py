@@ -18,12 +18,16 @@ from google.protobuf.message import Message
 from samserve.calls.methods import Method
 from samserve.calls.pipeline import Call, CallPipeline
 from samserve.context import RequestContext
-from samserve.rpc.field_limit import is_quick_to_parse, max_fields, parse
+from samserve.rpc.codecs import PROTO, Codec
+from samserve.rpc.field_limit import max_fields
 from samserve.rpc.transport import GrpcTransport, Rpc
 from samserve.settings import LimitSettings
 
 Unary = Callable[[Any, RequestContext], Coroutine[Any, Any, Message]]
 Streaming = Callable[[Any, RequestContext], AsyncGenerator[Message]]
+Body = Unary | Streaming
+"""A method of the service.  Its first argument is the request; of a client stream, an asynchronous
+iterator of the messages."""
 
 
 class CallHandler:
@@ -34,41 +38,68 @@ class CallHandler:
         self._max_fields = max_fields(limits)
 
     def handler(
-        self, method: Method, request: type[Message], body: Unary | Streaming
+        self, method: Method, request: type[Message], body: Body
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """Return a gRPC handler that calls *body* with the request and its context."""
-
-        async def serve(call: Call) -> None:
-            # Not bound to a name: the request can be freed while its response is sent.
-            await _send(body(await self._receive(request, call), call.context), call)
+        serve = self.serving(method, request, body)
 
         async def handle(_: AsyncIterator[bytes], rpc: Rpc) -> None:
             await self._pipeline.run(method, GrpcTransport(rpc), serve)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
-    async def _receive(self, request: type[Message], call: Call) -> Message:
-        data = await call.receive()
+    def serving(
+        self, method: Method, request: type[Message], body: Body, codec: Codec = PROTO
+    ) -> Callable[[Call], Coroutine[Any, Any, None]]:
+        """Return a function that serves one call with *body*, in any transport and encoding."""
+
+        async def serve(call: Call) -> None:
+            # Not bound to a name: the request can be freed while its response is sent.
+            await _send(
+                body(await self._parse(request, await call.receive(), call, codec), call.context),
+                call,
+                codec,
+            )
+
+        async def serve_stream(call: Call) -> None:
+            async with aclosing(self._messages(request, call, codec)) as messages:
+                await _send(body(messages, call.context), call, codec)
+
+        return serve_stream if method.client_streams else serve
+
+    async def _messages(
+        self, request: type[Message], call: Call, codec: Codec
+    ) -> AsyncGenerator[Message]:
+        """Yield the messages of a client stream as they arrive."""
+        while (data := await call.receive_next()) is not None:
+            yield await self._parse(request, data, call, codec)
+
+    async def _parse(
+        self, request: type[Message], data: bytes, call: Call, codec: Codec
+    ) -> Message:
         with call.context.clock.stage("prepare"):
             # A large request may hold millions of messages.
-            if is_quick_to_parse(request, data):
-                return parse(request, data, self._max_fields)
-            return await asyncio.to_thread(parse, request, data, self._max_fields)
+            if codec.is_quick_to_parse(request, data):
+                return codec.parse(request, data, self._max_fields)
+            return await asyncio.to_thread(codec.parse, request, data, self._max_fields)
 
 
 async def _send(
-    response: Coroutine[Any, Any, Message] | AsyncGenerator[Message], call: Call
+    response: Coroutine[Any, Any, Message] | AsyncGenerator[Message], call: Call, codec: Codec
 ) -> None:
     if isinstance(response, Coroutine):
-        await _send_message(await response, call, last=True)
+        await _send_message(await response, call, codec, last=True)
         return
     # Closed at once when the client cancels, not when it is garbage collected.
     async with aclosing(response) as messages:
         async for message in messages:
-            await _send_message(message, call, last=False)
+            await _send_message(message, call, codec, last=False)
 
 
-async def _send_message(message: Message, call: Call, *, last: bool) -> None:
+async def _send_message(message: Message, call: Call, codec: Codec, *, last: bool) -> None:
     with call.context.clock.stage("serialize"):
-        data = message.SerializeToString()
+        if codec.is_quick_to_serialize(message):
+            data = codec.serialize(message)
+        else:
+            data = await asyncio.to_thread(codec.serialize, message)
     await call.send(data, last=last)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
+from types import MappingProxyType
 
 from samserve.models import families
 from samserve.models.card import TEXTS
@@ -15,12 +16,16 @@ from samserve.settings import LimitSettings
 from samserve.types import ModelCard, ModelInfo, Transport
 from samserve.v1 import samserve_pb2 as pb
 
+_NO_DECODERS: Mapping[str, str] = MappingProxyType({})
+
 
 class ModelLists:
     """Builds the lists of models, each once until other models are served."""
 
-    def __init__(self, limits: LimitSettings) -> None:
+    def __init__(self, limits: LimitSettings, decoders: Mapping[str, str] = _NO_DECODERS) -> None:
+        """Build lists with the SHA-256 of the *decoders* that clients may download, by model."""
         self._limits = limits
+        self._decoders = decoders
         self._served: tuple[Sequence[ModelInfo], Transport] = ((), Transport.IN_PROCESS)
         # By what differs between callers; there are as many as there are quotas.
         self._built: dict[tuple[int | None, int | None], pb.ListModelsResponse] = {}
@@ -35,7 +40,10 @@ class ModelLists:
         key = (allowance.max_image_pixels, allowance.max_prompts)
         found = self._built.get(key)
         if found is None:
-            found = self._built[key] = model_list(*served, self._limits, allowance)
+            found = model_list(*served, self._limits, allowance)
+            for model in found.models:
+                model.decoder_sha256 = self._decoders.get(model.name, "")
+            self._built[key] = found
         return found
 
 

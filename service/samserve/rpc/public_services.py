@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -12,7 +12,6 @@ from google.protobuf.message import DecodeError
 from samserve.calls.metadata import size_error
 from samserve.calls.slow_clients import SLOW_AFTER_S
 from samserve.errors import Overloaded
-from samserve.rpc.methods import SERVICE
 from samserve.scheduling.fair_semaphore import FairSemaphore
 from samserve.scheduling.tenant_limits import TenantLimit
 
@@ -30,30 +29,30 @@ _READ_TIMEOUT_S = 2 * SLOW_AFTER_S
 Parse = Callable[[bytes], Any]
 
 
-class PublicServiceLimits(grpc.aio.ServerInterceptor):
-    """Applies limits to every handler of services other than the API.
+class PublicServiceLimits:
+    """Adds services other than the API to *server*, with limits; generated code takes it for one.
 
-    As in `CallHandler`, they become bidirectional streaming handlers, so that they begin before
-    their request has been received; the API has limits of its own.  Slots are shared fairly between
-    connections, as they are between tenants in the API.
+    As in `CallHandler`, their handlers become bidirectional streaming, so that they begin before
+    their request has been received.  Slots are shared fairly between connections, as they are
+    between tenants in the API.  An interceptor would do the same, for calls of the API too.
     """
 
-    def __init__(self, max_metadata: int) -> None:
+    def __init__(self, server: grpc.aio.Server, max_metadata: int) -> None:
+        self._server = server
         self._max_metadata = max_metadata
         # By method; only served methods are added, so that there are few.
         self._limits: dict[str, TenantLimit] = {}
         self._readers = FairSemaphore(_MAX_READERS)
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Wrap a handler."""
-        handler = await continuation(details)
-        if handler is None or details.method.startswith(f"/{SERVICE}/"):
-            return handler
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Add handlers, as a server does."""
+        self._server.add_generic_rpc_handlers([_Limited(self, each) for each in handlers])
 
+    def add_registered_method_handlers(self, *_: Any) -> None:
+        """Do nothing, as `grpc.aio.Server`: generated code adds the same handlers twice."""
+
+    def limited(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
+        """Wrap a handler."""
         too_large = size_error(details.invocation_metadata or (), self._max_metadata)
         limit = self._limits.get(details.method)
         if limit is None:
@@ -139,3 +138,16 @@ class PublicServiceLimits(grpc.aio.ServerInterceptor):
         except DecodeError:
             text = "the request is not a message of this method"
             await rpc.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
+
+
+class _Limited(grpc.GenericRpcHandler):
+    """The handlers of a service, with limits."""
+
+    def __init__(self, limits: PublicServiceLimits, handlers: grpc.GenericRpcHandler) -> None:
+        self._limits = limits
+        self._handlers = handlers
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """Return the handler of a method, None if there is none."""
+        handler = self._handlers.service(details)
+        return None if handler is None else self._limits.limited(handler, details)

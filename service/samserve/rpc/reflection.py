@@ -12,6 +12,8 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from samserve.rpc.public_services import PublicServiceLimits
+
 _OLD: str = reflection_pb2.DESCRIPTOR.package
 _NEW = _OLD.removesuffix("alpha")
 _V1ALPHA: str = reflection.SERVICE_NAME
@@ -19,19 +21,19 @@ V1 = f"{_NEW}.ServerReflection"
 """The name of the service that clients try first."""
 
 
-def add_reflection(services: Iterable[str], server: grpc.aio.Server) -> None:
+def add_reflection(services: Iterable[str], server: PublicServiceLimits) -> None:
     """Add both versions, which list *services* and themselves with their descriptors."""
     _describe_v1()
-    names = (*services, _V1ALPHA, V1)
-    reflection.enable_server_reflection(names, server)
-    servicer = reflection.aio.ReflectionServicer(names)
+    servicer = reflection.aio.ReflectionServicer((*services, _V1ALPHA, V1))
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-    handlers = grpc.method_handlers_generic_handler(V1, {"ServerReflectionInfo": handler})
-    server.add_generic_rpc_handlers((handlers,))
+    server.add_generic_rpc_handlers(
+        grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler})
+        for name in (_V1ALPHA, V1)
+    )
 
 
 def _describe_v1() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from samserve.context import RequestContext
 from samserve.errors import InvalidRequest, Violations
-from samserve.rpc import automask_requests, prompt_requests
+from samserve.rpc import automask_requests, mask_options, prompt_requests
 from samserve.rpc.mask_formats import FORMATS
 from samserve.rpc.request_fields import HQ_MODES, choice, choices, embedding_id, image, source
 from samserve.scheduling.offload import is_quick
@@ -21,7 +21,14 @@ from samserve.scheduling.thread_pools import Workers
 from samserve.segmentation.predict import PredictOptions
 from samserve.segmentation.sources import Source
 from samserve.settings import LimitSettings
-from samserve.types import Image, MaskFormat, MaskSelection, Multimask, Prompt
+from samserve.types import (
+    Image,
+    MaskFormat,
+    MaskSelection,
+    Multimask,
+    PolygonOptions,
+    Prompt,
+)
 from samserve.v1 import samserve_pb2 as pb
 
 _DURABILITIES = {pb.DURABILITY_UNSPECIFIED: False, pb.DURABILITY_DURABLE: True}
@@ -58,6 +65,7 @@ class AutoMaskCall:
     model: str
     options: Mapping[str, Any]
     mask_format: MaskFormat
+    polygons: PolygonOptions
 
 
 class RequestReader:
@@ -104,6 +112,10 @@ def predict(request: pb.PredictRequest, limits: LimitSettings) -> PredictCall:
     with violations.collect():
         mode = request.output_mode
         mask_format = choice("output_mode", mode, _OUTPUT_MODES, pb.OutputMode)
+        with violations.collect():
+            polygons = mask_options.polygon_options(request, mask_format)
+        with violations.collect():
+            changes = mask_options.mask_changes(request, mask_format, limits.max_prompts)
     with violations.collect():
         multimask = choice("multimask", request.multimask, _MULTIMASKS, pb.Multimask)
     with violations.collect():
@@ -113,7 +125,9 @@ def predict(request: pb.PredictRequest, limits: LimitSettings) -> PredictCall:
     violations.check()
     logits = request.include_low_res_logits or mask_format is None
     selection = MaskSelection(multimask, hq_mode)
-    options = PredictOptions(selection, mask_format, logits, limits.max_response_bytes)
+    options = PredictOptions(
+        selection, mask_format, logits, limits.max_response_bytes, polygons, changes
+    )
     return PredictCall(segmented, request.model, prompts, options)
 
 
@@ -124,14 +138,21 @@ def automask(request: pb.AutoMaskRequest, limits: LimitSettings) -> AutoMaskCall
         segmented = source(request)
     with violations.collect():
         mask_format = choice("output_mode", request.output_mode, FORMATS, pb.OutputMode)
+        with violations.collect():
+            polygons = mask_options.polygon_options(request, mask_format)
     with violations.collect():
         options = automask_requests.options(request, limits)
     violations.check()
-    return AutoMaskCall(segmented, request.model, options, mask_format)
+    return AutoMaskCall(segmented, request.model, options, mask_format, polygons)
 
 
 def delete(request: pb.DeleteEmbeddingRequest) -> str:
     """Read a DeleteEmbedding request: the id of the embedding."""
+    return embedding_id(request.embedding_id)
+
+
+def get(request: pb.GetEmbeddingRequest) -> str:
+    """Read a GetEmbedding request: the id of the embedding."""
     return embedding_id(request.embedding_id)
 
 

@@ -25,7 +25,7 @@ from samserve.segmentation.predict import Candidate, Prediction
 from samserve.segmentation.sources import PendingEmbedding
 from samserve.settings import LimitSettings
 from samserve.stages import StageClock
-from samserve.types import Mask, UncompressedRle
+from samserve.types import Mask, Polygons, Segmentation, UncompressedRle
 from samserve.v1 import samserve_pb2 as pb
 
 M = TypeVar("M", bound=Message)
@@ -46,6 +46,10 @@ class ResponseWriter:
     ) -> pb.EmbedResponse:
         """Build the response to an Embed."""
         return pb.EmbedResponse(embedding=found_or_pending(found), timings=_timings(context.clock))
+
+    def put(self, stored: EmbeddingLease) -> pb.PutEmbeddingResponse:
+        """Build the response to a PutEmbedding."""
+        return pb.PutEmbeddingResponse(embedding=embedding(stored))
 
     async def predict(self, result: Prediction, context: RequestContext) -> pb.PredictResponse:
         """Build the response to a Predict."""
@@ -77,13 +81,34 @@ class ResponseWriter:
     def _checked(self, message: M) -> M:
         size, limit = message.ByteSize(), self._limits.max_response_bytes
         if size > limit:
-            raise ResponseTooLarge(
-                "output_mode",
-                f"the response would have {size} bytes, over the limit of {limit}; "
-                "request fewer prompts, run lengths, or no logits",
-                metadata={"limit": str(limit), "value": str(size)},
-            )
+            raise _too_large(message, size, limit)
         return message
+
+
+def _too_large(message: Message, size: int, limit: int) -> ResponseTooLarge:
+    """Build the error, with what to request instead of the masks of *message*."""
+    masks = _masks(message)
+    logits = sum(len(mask.low_res_logits) for mask in masks)
+    metadata = {"limit": str(limit), "value": str(size)}
+    mode = next(filter(None, map(mask_formats.smaller_mode, masks)), None)
+    if logits > size - logits:
+        advice = "request no logits, or send fewer prompts"
+    elif mode is not None:
+        metadata["suggested_output_mode"] = mode
+        advice = f"request {mode}, or send fewer prompts"
+    else:
+        advice = "send fewer prompts"
+    field = "include_low_res_logits" if logits > size - logits else "output_mode"
+    text = f"the response would have {size} bytes, over the limit of {limit}; {advice}"
+    return ResponseTooLarge(field, text, metadata=metadata)
+
+
+def _masks(message: Message) -> list[pb.Mask]:
+    if isinstance(message, pb.PredictResponse):
+        return [mask for result in message.results for mask in result.masks]
+    if isinstance(message, pb.AutoMaskResponse):
+        return [record.mask for record in message.masks.records]
+    return []
 
 
 def _timings(clock: StageClock) -> list[pb.StageTiming]:
@@ -139,13 +164,22 @@ def prediction_is_quick(result: Prediction) -> bool:
     if not is_quick(items=count):
         return False
     masks = [candidate.mask for each in result.results for candidate in each.candidates]
-    return is_quick(
-        numbers=sum(
-            len(mask.segmentation.counts)
-            for mask in masks
-            if mask is not None and isinstance(mask.segmentation, UncompressedRle)
-        )
-    )
+    return is_quick(numbers=sum(_numbers(mask.segmentation) for mask in masks if mask is not None))
+
+
+def _numbers(segmentation: Segmentation) -> int:
+    """Return how many numbers there are to serialize, one by one."""
+    match segmentation:
+        case UncompressedRle(_, runs):
+            return len(runs)
+        case Polygons():
+            return sum(
+                corners.size
+                for each in segmentation.polygons
+                for corners in (each.exterior, *each.holes)
+            )
+        case _:
+            return 0
 
 
 def progress(event: Progress) -> pb.AutoMaskResponse:

@@ -46,14 +46,12 @@ class ApiServer:
         self._settings = settings
         self._busy = busy
         self._health = Health()
-        self._server = grpc.aio.server(
-            options=_options(settings, limits),
-            interceptors=[PublicServiceLimits(settings.max_metadata_bytes)],
-        )
+        self._server = grpc.aio.server(options=_options(settings, limits))
         self._server.add_generic_rpc_handlers((handlers,))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        public = PublicServiceLimits(self._server, settings.max_metadata_bytes)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, public)
         if settings.reflection:
-            add_reflection((SERVICE, health.SERVICE_NAME), self._server)
+            add_reflection((SERVICE, health.SERVICE_NAME), public)
         self.port = _bind(self._server, settings, certificate)
 
     @asynccontextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from samserve.rpc.responses import ResponseWriter
 from samserve.scheduling.thread_pools import Workers
 from samserve.segmentation.automask.generator import AutoMasker
 from samserve.segmentation.embed import EmbeddingService
+from samserve.segmentation.embedding_files import EmbeddingFiles
 from samserve.segmentation.predict import Predictor
 from samserve.segmentation.sources import ImageSource, LeaseOptions
 from samserve.settings import LimitSettings
@@ -30,6 +31,7 @@ class UseCases:
     """The use cases of the service, independent of gRPC."""
 
     embeddings: EmbeddingService
+    files: EmbeddingFiles
     predictor: Predictor
     automasker: AutoMasker
 
@@ -38,13 +40,20 @@ class SegmentationServicer:
     """Serves `samserve.v1.SegmentationService`; methods have the names of the protocol."""
 
     def __init__(
-        self, use_cases: UseCases, engine: Engine, workers: Workers, limits: LimitSettings
+        self,
+        use_cases: UseCases,
+        engine: Engine,
+        workers: Workers,
+        limits: LimitSettings,
+        decoders: Mapping[str, str],
     ) -> None:
+        """Serve the *use_cases*; *decoders* see `ModelLists`."""
         self._embeddings = use_cases.embeddings
+        self._files = use_cases.files
         self._predictor = use_cases.predictor
         self._automasker = use_cases.automasker
         self._engine = engine
-        self._model_lists = ModelLists(limits)
+        self._model_lists = ModelLists(limits, decoders)
         self._reader = RequestReader(limits, workers)
         self._writer = ResponseWriter(limits, workers)
 
@@ -80,7 +89,7 @@ class SegmentationServicer:
     ) -> AsyncGenerator[pb.AutoMaskResponse]:
         call = await self._reader.automask(request, context)
         generator = self._automasker.generate(
-            call.source, call.model, call.options, context, call.mask_format
+            call.source, call.model, call.options, context, call.mask_format, call.polygons
         )
         async with aclosing(generator) as events:
             async for event in events:
@@ -93,6 +102,22 @@ class SegmentationServicer:
         embedding_id = requests.delete(request)
         deleted = await self._embeddings.delete(embedding_id, context)
         return pb.DeleteEmbeddingResponse(deleted=deleted)
+
+    async def GetEmbedding(
+        self, request: pb.GetEmbeddingRequest, context: RequestContext
+    ) -> AsyncGenerator[pb.GetEmbeddingResponse]:
+        self._files.check_enabled("GetEmbedding")
+        embedding_id = requests.get(request)
+        async with aclosing(self._files.get(embedding_id, context)) as chunks:
+            async for chunk in chunks:
+                yield pb.GetEmbeddingResponse(chunk=chunk)
+
+    async def PutEmbedding(
+        self, messages: AsyncIterator[pb.PutEmbeddingRequest], context: RequestContext
+    ) -> pb.PutEmbeddingResponse:
+        self._files.check_enabled("PutEmbedding")
+        async with aclosing(message.chunk async for message in messages) as chunks:
+            return self._writer.put(await self._files.put(chunks, context))
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: RequestContext

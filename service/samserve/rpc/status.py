@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import any_pb2, duration_pb2, json_format
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
@@ -23,6 +24,14 @@ def status_of(failure: Failure) -> status_pb2.Status:
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def readable_details(status: status_pb2.Status) -> list[dict[str, Any]]:
+    """Return the details of a status as values of JSON."""
+    return [
+        {name: value for name, value in json_format.MessageToDict(each).items() if name != "@type"}
+        for each in status.details
+    ]
 
 
 def _details(failure: Failure) -> Iterator[Message]:

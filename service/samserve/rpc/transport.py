@@ -25,6 +25,8 @@ _ABORT_TIMEOUT_S = 5.0
 class GrpcTransport:
     """See `calls.pipeline.Transport`."""
 
+    protocol = "grpc"
+
     def __init__(self, rpc: Rpc) -> None:
         self._rpc = rpc
         self._trailing: Metadata = ()
@@ -51,16 +53,27 @@ class GrpcTransport:
         data = await self._rpc.read()
         if isinstance(data, bytes):
             return data
-        raise await self._read_error()
+        await self._check_cancelled()
+        raise InvalidRequest("request", "is missing")
 
-    async def _read_error(self) -> BaseException:
-        """Distinguish a cancelled call, or a rejected message, from a missing request."""
+    async def read_next(self) -> bytes | None:
+        """See `Transport.read_next`."""
+        data = await self._rpc.read()
+        if isinstance(data, bytes):
+            return data
+        await self._check_cancelled()
+        return None
+
+    async def _check_cancelled(self) -> None:
+        """Distinguish a cancelled call, or a rejected message, from the end of the requests.
+
+        Raises ``CancelledError`` for the former: gRPC cancels this task, shortly after the read
+        has ended.
+        """
         for _ in range(10):
-            # gRPC cancels this task for the former, shortly after the read has ended.
             await asyncio.sleep(0.001)
             if self._rpc.cancelled():
-                return asyncio.CancelledError()
-        return InvalidRequest("request", "is missing")
+                raise asyncio.CancelledError
 
     async def write(self, data: bytes) -> None:
         """See `Transport.write`."""

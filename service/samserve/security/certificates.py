@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from samserve.security import pem
 
@@ -45,3 +46,11 @@ def peer_names(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
     found = [name for kind in _NAMES for name in auth_context.get(kind, ())]
     names = found or list(auth_context.get("x509_common_name", ()))
     return tuple(name.decode("utf-8", "replace") for name in names)
+
+
+def names_of_certificate(certificate: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what `peer_names` returns, of a certificate as `ssl.SSLSocket.getpeercert` has it."""
+    alternatives = certificate.get("subjectAltName", ())
+    found = tuple(name for kind, name in alternatives if kind in ("DNS", "URI"))
+    subject = (pair for part in certificate.get("subject", ()) for pair in part)
+    return found or tuple(name for kind, name in subject if kind == "commonName")

@@ -57,8 +57,12 @@ class ConcurrentCalls(Strict):
 
     def concurrent(self, name: str) -> int | None:
         """Return the limit *name*, None if it is not set."""
-        limit: int | None = getattr(self, name) if name in ConcurrentCalls.model_fields else None
+        limit: int | None = getattr(self, name) if name in _CONCURRENT else None
         return limit
+
+
+# Each look-up of `model_fields` calls a property, and every call needs one.
+_CONCURRENT = frozenset(ConcurrentCalls.model_fields)
 
 
 class Quota(ConcurrentCalls, RateQuota):

@@ -17,6 +17,9 @@ class Permission(StrEnum):
     PREDICT = "predict"
     AUTOMASK = "automask"
     EMBEDDINGS_ADMIN = "embeddings_admin"
+    EMBEDDINGS_READ = "embeddings_read"
+    EMBEDDINGS_WRITE = "embeddings_write"
+    DECODERS_READ = "decoders_read"
 
 
 ALL_PERMISSIONS = frozenset(Permission)

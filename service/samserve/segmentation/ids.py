@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 
-from samserve.types import EncodedImage, Image, ImageDigest, ModelInfo, RawImage
+from samserve.types import (
+    Array,
+    EmbeddingFacts,
+    EncodedImage,
+    Image,
+    ImageDigest,
+    ModelInfo,
+    RawImage,
+)
 
+PUT_PREFIX = "put_"
+"""The start of the ids of PutEmbedding, which no hexadecimal id has."""
+
+_DOMAIN_PUT = b"samserve.embedding.put.v1"
 _DOMAIN_V1 = b"samserve.embedding.v1"
 _DOMAIN_V2 = b"samserve.embedding.v2"
 
@@ -29,6 +42,32 @@ def embedding_id(image: Image, model: ModelInfo) -> str:
         _decoding(image).encode(),
         _content_sha256(image),
     )
+    return _digest(parts)
+
+
+def put_id(facts: EmbeddingFacts, tensors: Mapping[str, Array]) -> str:
+    """Return the id of an embedding that comes from a file: `PUT_PREFIX` and 64 digits.
+
+    SHA-256 over the facts, and over the names and SHA-256 of the tensors, which are C-contiguous,
+    in the order of their names.  It does not depend on the layout of the file.
+    """
+    contents = (
+        (name.encode(), hashlib.sha256(tensor.data).digest())
+        for name, tensor in sorted(tensors.items())
+    )
+    size = facts.image_size
+    parts = (
+        _DOMAIN_PUT,
+        facts.model_name.encode(),
+        facts.encoder_digest.encode(),
+        facts.preprocessing.encode(),
+        f"{size.height}x{size.width}".encode(),
+        *(part for content in contents for part in content),
+    )
+    return PUT_PREFIX + _digest(parts)
+
+
+def _digest(parts: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         # The length before each part distinguishes ("ab", "c") from ("a", "bc").

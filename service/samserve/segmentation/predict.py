@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
+import numpy as np
+
 from samserve.context import RequestContext
-from samserve.core import geometry, mask_formats, masks
+from samserve.core import geometry, mask_formats, masks, regions
+from samserve.core.regions import MaskChanges
 from samserve.engines.base import DecoderOutput, Engine
 from samserve.errors import ResponseTooLarge
 from samserve.models import families
@@ -28,14 +31,21 @@ from samserve.segmentation.prompts import (
 from samserve.segmentation.sources import LeaseOptions, Source
 from samserve.types import (
     BinaryMask,
+    BoolArray,
+    Box,
     FloatArray,
     Mask,
     MaskFormat,
     MaskSelection,
     ModelInfo,
+    PolygonOptions,
     Prompt,
     Size,
 )
+
+_WITHOUT_LOGITS = "OUTPUT_MODE_COCO_RLE"
+_COSTLY = 8
+"""Times that PNG files and changes of masks take at most, compared with run lengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,16 @@ class PredictOptions:
     mask_format: MaskFormat | None = MaskFormat.COCO_RLE
     low_res_logits: bool = False
     max_logits_bytes: int = 64 << 20
+    polygons: PolygonOptions = field(default_factory=PolygonOptions)
+    changes: MaskChanges = field(default_factory=MaskChanges)
+
+    def work(self, pixels: int) -> Work:
+        """Return where to upsample and encode masks that have *pixels* pixels together."""
+        if self.mask_format is MaskFormat.POLYGONS:
+            # How long it takes depends on the length of the outline.
+            return Work.LONG
+        costly = self.mask_format is MaskFormat.PNG or self.changes
+        return mask_work(pixels * _COSTLY if costly else pixels)
 
     def check_logits(self, prompts: int, model: ModelInfo) -> None:
         """Raise `ResponseTooLarge` if the logits alone would exceed the response's limit."""
@@ -57,8 +77,13 @@ class PredictOptions:
             raise ResponseTooLarge(
                 "include_low_res_logits",
                 f"the logits would have {nbytes} bytes, over the limit of "
-                f"{self.max_logits_bytes}; send fewer prompts or request no logits",
-                metadata={"limit": str(self.max_logits_bytes), "value": str(nbytes)},
+                f"{self.max_logits_bytes}; send fewer prompts, or request {_WITHOUT_LOGITS} "
+                "without logits",
+                metadata={
+                    "limit": str(self.max_logits_bytes),
+                    "value": str(nbytes),
+                    "suggested_output_mode": _WITHOUT_LOGITS,
+                },
             )
 
 
@@ -123,7 +148,8 @@ class Predictor:
             with context.clock.stage("prepare"):
                 family = families.of(lease.model)
                 transform = family.transform(lease.embedding.facts.image_size, lease.model)
-                postprocessing = _Postprocessing(lease.model, family, transform, options)
+                boxes = [prompt.box for prompt in prompts]
+                postprocessing = _Postprocessing(lease.model, family, transform, options, boxes)
                 groups = await self._prompt_groups(prompts, family, transform, context)
             results: dict[int, PromptResult] = {}
             for group in groups:
@@ -185,19 +211,20 @@ class Predictor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Postprocessing:
-    """Converts the decoder's output for one image to results."""
+    """Converts the decoder's output for one image to results; ``boxes`` are those of prompts."""
 
     model: ModelInfo
     family: Family
     transform: ImageTransform
     options: PredictOptions
+    boxes: Sequence[Box | None]
 
     def work(self, prompts: int) -> Work:
         """Return where to compute the results of so many prompts."""
         if self.options.mask_format is None:
             return Work.QUICK if is_quick(items=prompts) else Work.LONG
         masks_per_prompt = self.family.masks_per_prompt(self.options.selection)
-        return mask_work(prompts * masks_per_prompt * self.transform.image.pixels)
+        return self.options.work(prompts * masks_per_prompt * self.transform.image.pixels)
 
     def results(self, group: PromptGroup, output: DecoderOutput) -> list[PromptResult]:
         """Select masks of each prompt and encode them; slow for a large image."""
@@ -209,12 +236,15 @@ class _Postprocessing:
         """Select masks of each prompt, and return what is left to do for each of them."""
         selection, dynamic = self.options.selection, self.model.dynamic_multimask
         choose, iou, logits = self.family.choose, output.predicted_iou, output.low_res_logits
+        boxes = [self.boxes[index] for index in group.indices]
         return [
             [
-                partial(self._candidate, choice, float(iou[row][choice.iou_token]), logits[row])
+                partial(
+                    self._candidate, choice, float(iou[row][choice.iou_token]), logits[row], box
+                )
                 for choice in choose(selection, labels, iou[row], logits[row], dynamic)
             ]
-            for row, labels in enumerate(group.batch.point_labels)
+            for row, (labels, box) in enumerate(zip(group.batch.point_labels, boxes, strict=True))
         ]
 
     def collected(
@@ -230,26 +260,36 @@ class _Postprocessing:
             for row, masks_of_prompt in enumerate(candidates)
         ]
 
-    def _candidate(self, choice: MaskChoice, iou: float, logits: FloatArray) -> Candidate:
+    def _candidate(
+        self, choice: MaskChoice, iou: float, logits: FloatArray, box: Box | None
+    ) -> Candidate:
         mask_format, limit = self.options.mask_format, self.family.max_returned_logit
         low_res = choice.logits(logits)
         return Candidate(
             predicted_iou=iou,
             token_index=choice.token_index,
-            mask=None if mask_format is None else self._mask(low_res, iou, mask_format),
+            mask=None if mask_format is None else self._mask(low_res, iou, mask_format, box),
             # Always a copy: a view would keep the logits of the whole batch alive.
             low_res_logits=low_res.clip(-limit, limit) if self.options.low_res_logits else None,
         )
 
-    def _mask(self, low_res: FloatArray, iou: float, mask_format: MaskFormat) -> Mask:
+    def _mask(
+        self, low_res: FloatArray, iou: float, mask_format: MaskFormat, box: Box | None
+    ) -> Mask:
         family, upsampling = self.family, self.family.upsampling(self.transform)
         level, offset = family.mask_threshold, family.automask.stability_score_offset
         traced = masks.trace(low_res, upsampling, level=level, offset=offset)
         summary = traced.summary()
+        mask: masks.TracedMask | BoolArray = traced
+        area, extent = summary.area, summary.box_xyxy
+        if self.options.changes:
+            mask = traced.pixels()
+            regions.change(mask, extent, self.options.changes, box)
+            area, extent = int(np.count_nonzero(mask)), masks.mask_to_box(mask)
         return Mask(
-            segmentation=mask_formats.encode(traced, mask_format),
-            area=summary.area,
-            bbox=geometry.xyxy_to_xywh(summary.box_xyxy),
+            segmentation=mask_formats.encode(mask, mask_format, self.options.polygons),
+            area=area,
+            bbox=geometry.xyxy_to_xywh(extent),
             predicted_iou=iou,
             stability_score=summary.stability,
         )

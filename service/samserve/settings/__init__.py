@@ -23,6 +23,8 @@ from samserve.settings.backends import (
     SharedCacheSettings,
     TritonSettings,
 )
+from samserve.settings.embedding_files import EmbeddingFileSettings
+from samserve.settings.http import HttpSettings
 from samserve.settings.listeners import (
     AdmissionSettings,
     AuthSettings,
@@ -33,7 +35,7 @@ from samserve.settings.listeners import (
 )
 from samserve.settings.section import MIB
 from samserve.settings.telemetry import LogSettings, TraceSettings
-from samserve.system.addresses import is_loopback
+from samserve.system.addresses import ANY_PORT, is_loopback
 
 __all__ = [
     "MIB",
@@ -41,7 +43,9 @@ __all__ = [
     "AuthSettings",
     "CacheSettings",
     "DeadlineSettings",
+    "EmbeddingFileSettings",
     "EngineSettings",
+    "HttpSettings",
     "LimitSettings",
     "LocalCacheSettings",
     "LogSettings",
@@ -69,6 +73,7 @@ class Settings(BaseSettings):
     )
 
     server: ServerSettings = ServerSettings()
+    http: HttpSettings = HttpSettings()
     tls: TlsSettings = TlsSettings()
     auth: AuthSettings = AuthSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
@@ -77,17 +82,31 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     triton: TritonSettings = TritonSettings()
     cache: CacheSettings = CacheSettings()
+    embedding_files: EmbeddingFileSettings = EmbeddingFileSettings()
     trace: TraceSettings = TraceSettings()
     log: LogSettings = LogSettings()
 
     @model_validator(mode="after")
     def _check_plaintext(self) -> Settings:
-        exposed = not is_loopback(self.server.host) and not self.server.allow_plaintext
-        if exposed and self.tls.cert_file is None:
-            raise ValueError(
-                f"server.host {self.server.host} is not loopback: set tls.cert_file and "
-                "tls.key_file, or server.allow_plaintext=true if the network is trusted"
-            )
+        hosts = {"server.host": self.server.host}
+        if self.http.enabled:
+            hosts["http.host"] = self.http.host
+        for name, host in hosts.items():
+            exposed = not is_loopback(host) and not self.server.allow_plaintext
+            if exposed and self.tls.cert_file is None:
+                raise ValueError(
+                    f"{name} {host} is not loopback: set tls.cert_file and tls.key_file, or "
+                    "server.allow_plaintext=true if the network is trusted"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_ports(self) -> Settings:
+        server, port = self.server, self.http.port
+        ports = {"server.port": server.port, "server.admin_port": server.admin_port}
+        for name, other in ports.items():
+            if self.http.enabled and port == other != ANY_PORT:
+                raise ValueError(f"http.port and {name} are both {port}: they must differ")
         return self
 
 

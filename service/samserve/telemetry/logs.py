@@ -6,12 +6,12 @@ import json
 import logging
 import sys
 from collections.abc import MutableMapping
-from contextlib import suppress
 from typing import Any, TextIO, cast
 
 import structlog
 
 from samserve.settings import LogSettings
+from samserve.telemetry.console import console
 
 _ENCODER = json.JSONEncoder(default=repr)
 
@@ -21,15 +21,7 @@ def configure(settings: LogSettings) -> None:
 
     Called once, at startup.
     """
-    renderer: structlog.typing.Processor = (
-        _render_json
-        if settings.format == "json"
-        else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(),
-            # The default formatters print local variables, which contain images and prompts.
-            exception_formatter=structlog.dev.plain_traceback,
-        )
-    )
+    renderer = _render_json if settings.format == "json" else console(colours=sys.stderr.isatty())
     exceptions: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info] if settings.format == "json" else []
     )
@@ -69,12 +61,16 @@ class _SafeStream:
         self._file = file
 
     def write(self, text: str) -> None:
-        with suppress(OSError):
+        try:  # noqa: SIM105  # `suppress` costs as much as the write
             self._file.write(text)
+        except OSError:
+            pass
 
     def flush(self) -> None:
-        with suppress(OSError):
+        try:  # noqa: SIM105
             self._file.flush()
+        except OSError:
+            pass
 
 
 class _Handler(logging.StreamHandler[TextIO]):

@@ -105,11 +105,26 @@ class Prompt:
 
 
 class MaskFormat(Enum):
-    """How the pixels of a mask are encoded, by the names of the reference generator."""
+    """How the pixels of a mask are encoded; the first three are the reference generator's."""
 
     COCO_RLE = "coco_rle"
     UNCOMPRESSED_RLE = "uncompressed_rle"
     BINARY_MASK = "binary_mask"
+    PNG = "png"
+    POLYGONS = "polygons"
+    BOX = "box"
+
+
+@dataclass(frozen=True, slots=True)
+class PolygonOptions:
+    """Parameters of `MaskFormat.POLYGONS`.
+
+    ``tolerance`` is the maximum distance in pixels between the outline of a mask and its polygon;
+    parts and holes of fewer than ``min_area`` pixels are left out.
+    """
+
+    tolerance: float = 1.0
+    min_area: int = 0
 
 
 class Multimask(Enum):
@@ -260,7 +275,42 @@ class PackedMask:
     bits: bytes
 
 
-Segmentation = CocoRle | UncompressedRle | PackedMask
+@dataclass(frozen=True, slots=True)
+class PngMask:
+    """A PNG file of one bit per pixel, white inside the mask; ``size`` is that of the mask."""
+
+    size: Size
+    file: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Polygon:
+    """One part of a mask: float32 ``[n, 2]``, x and y in image pixels, for each of its outlines.
+
+    The last corner of an outline is connected to the first.
+    """
+
+    exterior: FloatArray
+    holes: tuple[FloatArray, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Polygons:
+    """Polygons around a mask; ``iou`` is that of the pixels inside them with those of the mask."""
+
+    size: Size
+    polygons: tuple[Polygon, ...]
+    iou: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoPixels:
+    """A mask of which only the box, the area and the scores are returned."""
+
+    size: Size
+
+
+Segmentation = CocoRle | UncompressedRle | PackedMask | PngMask | Polygons | NoPixels
 
 
 @dataclass(frozen=True, slots=True)

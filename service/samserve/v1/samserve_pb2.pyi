@@ -217,6 +217,14 @@ class _OutputModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputMode
     """No pixels, box, area or stability score, only `low_res_logits`: for clients
     that upsample the logits or use them as the next prompt. `Predict` only.
     """
+    OUTPUT_MODE_PNG: _OutputMode.ValueType  # 5
+    """A PNG file with one bit per pixel."""
+    OUTPUT_MODE_POLYGONS: _OutputMode.ValueType  # 6
+    """Polygons with holes, simplified: see `PolygonOptions`."""
+    OUTPUT_MODE_BOX: _OutputMode.ValueType  # 7
+    """No pixels: box, area and scores only. The same masks are returned as in
+    other modes.
+    """
 
 class OutputMode(_OutputMode, metaclass=_OutputModeEnumTypeWrapper):
     """How the pixels of masks are encoded. Names are those of the reference
@@ -234,6 +242,14 @@ OUTPUT_MODE_BINARY_MASK: OutputMode.ValueType  # 3
 OUTPUT_MODE_LOW_RES_LOGITS: OutputMode.ValueType  # 4
 """No pixels, box, area or stability score, only `low_res_logits`: for clients
 that upsample the logits or use them as the next prompt. `Predict` only.
+"""
+OUTPUT_MODE_PNG: OutputMode.ValueType  # 5
+"""A PNG file with one bit per pixel."""
+OUTPUT_MODE_POLYGONS: OutputMode.ValueType  # 6
+"""Polygons with holes, simplified: see `PolygonOptions`."""
+OUTPUT_MODE_BOX: OutputMode.ValueType  # 7
+"""No pixels: box, area and scores only. The same masks are returned as in
+other modes.
 """
 Global___OutputMode: _TypeAlias = OutputMode  # noqa: Y015
 
@@ -374,6 +390,10 @@ class PredictRequest(_message.Message):
     INCLUDE_LOW_RES_LOGITS_FIELD_NUMBER: _builtins.int
     OUTPUT_MODE_FIELD_NUMBER: _builtins.int
     HQ_MODE_FIELD_NUMBER: _builtins.int
+    POLYGON_OPTIONS_FIELD_NUMBER: _builtins.int
+    MIN_ISLAND_AREA_FIELD_NUMBER: _builtins.int
+    MIN_HOLE_AREA_FIELD_NUMBER: _builtins.int
+    CLIP_TO_BOX_FIELD_NUMBER: _builtins.int
     embedding_id: _builtins.str
     """Id of an embedding. `NOT_FOUND` with reason `EMBEDDING_NOT_FOUND` if it
     is unknown, expired or evicted: call `Embed`, or send the image.
@@ -393,6 +413,16 @@ class PredictRequest(_message.Message):
     """How the pixels of the masks are encoded."""
     hq_mode: Global___HqMode.ValueType
     """How SAM-HQ's additional mask is used, for models with `Capabilities.hq_mode`."""
+    min_island_area: _builtins.int
+    """Removes islands, separate parts of a mask, of fewer pixels. The largest part
+    always stays. From 0 (off, the default).
+    """
+    min_hole_area: _builtins.int
+    """Fills holes of fewer pixels. From 0 (off, the default)."""
+    clip_to_box: _builtins.bool
+    """Removes pixels outside of the prompt's box, before `min_hole_area` and
+    `min_island_area` apply. Every prompt needs a box.
+    """
     @_builtins.property
     def image(self) -> Global___Image:
         """An image. It is encoded unless its embedding is cached."""
@@ -402,6 +432,10 @@ class PredictRequest(_message.Message):
         """Required. One prompt for each object, from 1 to `Limits.max_prompts`.
         Results are in the same order and independent of each other.
         """
+
+    @_builtins.property
+    def polygon_options(self) -> Global___PolygonOptions:
+        """Parameters of `OUTPUT_MODE_POLYGONS`; unset for other modes."""
 
     def __init__(
         self,
@@ -414,10 +448,14 @@ class PredictRequest(_message.Message):
         include_low_res_logits: _builtins.bool = ...,
         output_mode: Global___OutputMode.ValueType = ...,
         hq_mode: Global___HqMode.ValueType = ...,
+        polygon_options: Global___PolygonOptions | None = ...,
+        min_island_area: _builtins.int = ...,
+        min_hole_area: _builtins.int = ...,
+        clip_to_box: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding_id", b"embedding_id", "image", b"image", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding_id", b"embedding_id", "image", b"image", "polygon_options", b"polygon_options", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_id", b"embedding_id", "hq_mode", b"hq_mode", "image", b"image", "include_low_res_logits", b"include_low_res_logits", "model", b"model", "multimask", b"multimask", "output_mode", b"output_mode", "prompts", b"prompts", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_to_box", b"clip_to_box", "embedding_id", b"embedding_id", "hq_mode", b"hq_mode", "image", b"image", "include_low_res_logits", b"include_low_res_logits", "min_hole_area", b"min_hole_area", "min_island_area", b"min_island_area", "model", b"model", "multimask", b"multimask", "output_mode", b"output_mode", "polygon_options", b"polygon_options", "prompts", b"prompts", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["embedding_id", "image"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
@@ -472,6 +510,7 @@ class AutoMaskRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     OUTPUT_MODE_FIELD_NUMBER: _builtins.int
+    POLYGON_OPTIONS_FIELD_NUMBER: _builtins.int
     embedding_id: _builtins.str
     """Id of an embedding. Requires `crop_n_layers` 0, because crops are encoded
     from the image.
@@ -493,6 +532,10 @@ class AutoMaskRequest(_message.Message):
         `Model.automask_defaults`.
         """
 
+    @_builtins.property
+    def polygon_options(self) -> Global___PolygonOptions:
+        """Parameters of `OUTPUT_MODE_POLYGONS`; unset for other modes."""
+
     def __init__(
         self,
         *,
@@ -501,10 +544,11 @@ class AutoMaskRequest(_message.Message):
         model: _builtins.str = ...,
         options: Global___AutoMaskOptions | None = ...,
         output_mode: Global___OutputMode.ValueType = ...,
+        polygon_options: Global___PolygonOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding_id", b"embedding_id", "image", b"image", "options", b"options", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding_id", b"embedding_id", "image", b"image", "options", b"options", "polygon_options", b"polygon_options", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_id", b"embedding_id", "image", b"image", "model", b"model", "options", b"options", "output_mode", b"output_mode", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_id", b"embedding_id", "image", b"image", "model", b"model", "options", b"options", "output_mode", b"output_mode", "polygon_options", b"polygon_options", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["embedding_id", "image"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
@@ -593,6 +637,100 @@ class DeleteEmbeddingResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteEmbeddingResponse: _TypeAlias = DeleteEmbeddingResponse  # noqa: Y015
+
+@_typing.final
+class GetEmbeddingRequest(_message.Message):
+    """Request for [GetEmbedding][samserve.v1.SegmentationService.GetEmbedding]."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDING_ID_FIELD_NUMBER: _builtins.int
+    embedding_id: _builtins.str
+    """Required. Id of the embedding."""
+    def __init__(
+        self,
+        *,
+        embedding_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_id", b"embedding_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetEmbeddingRequest: _TypeAlias = GetEmbeddingRequest  # noqa: Y015
+
+@_typing.final
+class GetEmbeddingResponse(_message.Message):
+    """One message of the [GetEmbedding][samserve.v1.SegmentationService.GetEmbedding]
+    stream.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next bytes of the file, at most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetEmbeddingResponse: _TypeAlias = GetEmbeddingResponse  # noqa: Y015
+
+@_typing.final
+class PutEmbeddingRequest(_message.Message):
+    """One message of the [PutEmbedding][samserve.v1.SegmentationService.PutEmbedding]
+    stream.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """Required. The next bytes of the file, at most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutEmbeddingRequest: _TypeAlias = PutEmbeddingRequest  # noqa: Y015
+
+@_typing.final
+class PutEmbeddingResponse(_message.Message):
+    """Response of [PutEmbedding][samserve.v1.SegmentationService.PutEmbedding]."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMBEDDING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def embedding(self) -> Global___Embedding:
+        """The cached embedding."""
+
+    def __init__(
+        self,
+        *,
+        embedding: Global___Embedding | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding", b"embedding"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutEmbeddingResponse: _TypeAlias = PutEmbeddingResponse  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):
@@ -973,12 +1111,18 @@ class Mask(_message.Message):
     COCO_RLE_FIELD_NUMBER: _builtins.int
     UNCOMPRESSED_RLE_FIELD_NUMBER: _builtins.int
     BINARY_MASK_FIELD_NUMBER: _builtins.int
+    PNG_FIELD_NUMBER: _builtins.int
+    POLYGONS_FIELD_NUMBER: _builtins.int
     TOKEN_INDEX_FIELD_NUMBER: _builtins.int
     PREDICTED_IOU_FIELD_NUMBER: _builtins.int
     STABILITY_SCORE_FIELD_NUMBER: _builtins.int
     AREA_FIELD_NUMBER: _builtins.int
     BBOX_FIELD_NUMBER: _builtins.int
     LOW_RES_LOGITS_FIELD_NUMBER: _builtins.int
+    png: _builtins.bytes
+    """A PNG file of the image's size with one bit per pixel, white inside the
+    mask.
+    """
     token_index: _builtins.int
     """Index of the decoder's mask token: 0 for the single-mask output, 1 to 3 for
     the three multimask outputs, 4 for SAM-HQ's mask, alone or added to another.
@@ -1010,6 +1154,10 @@ class Mask(_message.Message):
         """One bit per pixel."""
 
     @_builtins.property
+    def polygons(self) -> Global___Polygons:
+        """Polygons around the mask."""
+
+    @_builtins.property
     def bbox(self) -> Global___BoundingBox:
         """Tight box around the mask."""
 
@@ -1019,6 +1167,8 @@ class Mask(_message.Message):
         coco_rle: Global___CocoRle | None = ...,
         uncompressed_rle: Global___UncompressedRle | None = ...,
         binary_mask: Global___BinaryMask | None = ...,
+        png: _builtins.bytes = ...,
+        polygons: Global___Polygons | None = ...,
         token_index: _builtins.int = ...,
         predicted_iou: _builtins.float = ...,
         stability_score: _builtins.float = ...,
@@ -1026,11 +1176,11 @@ class Mask(_message.Message):
         bbox: Global___BoundingBox | None = ...,
         low_res_logits: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bbox", b"bbox", "binary_mask", b"binary_mask", "coco_rle", b"coco_rle", "segmentation", b"segmentation", "uncompressed_rle", b"uncompressed_rle"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bbox", b"bbox", "binary_mask", b"binary_mask", "coco_rle", b"coco_rle", "png", b"png", "polygons", b"polygons", "segmentation", b"segmentation", "uncompressed_rle", b"uncompressed_rle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["area", b"area", "bbox", b"bbox", "binary_mask", b"binary_mask", "coco_rle", b"coco_rle", "low_res_logits", b"low_res_logits", "predicted_iou", b"predicted_iou", "segmentation", b"segmentation", "stability_score", b"stability_score", "token_index", b"token_index", "uncompressed_rle", b"uncompressed_rle"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["area", b"area", "bbox", b"bbox", "binary_mask", b"binary_mask", "coco_rle", b"coco_rle", "low_res_logits", b"low_res_logits", "png", b"png", "polygons", b"polygons", "predicted_iou", b"predicted_iou", "segmentation", b"segmentation", "stability_score", b"stability_score", "token_index", b"token_index", "uncompressed_rle", b"uncompressed_rle"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_segmentation: _TypeAlias = _typing.Literal["coco_rle", "uncompressed_rle", "binary_mask"]  # noqa: Y015
+    _WhichOneofReturnType_segmentation: _TypeAlias = _typing.Literal["coco_rle", "uncompressed_rle", "binary_mask", "png", "polygons"]  # noqa: Y015
     _WhichOneofArgType_segmentation: _TypeAlias = _typing.Literal["segmentation", b"segmentation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_segmentation) -> _WhichOneofReturnType_segmentation | None: ...
 
@@ -1123,6 +1273,133 @@ class BinaryMask(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BinaryMask: _TypeAlias = BinaryMask  # noqa: Y015
+
+@_typing.final
+class Polygons(_message.Message):
+    """The outline of a mask, simplified: some pixels differ from those of the mask."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    POLYGONS_FIELD_NUMBER: _builtins.int
+    IOU_FIELD_NUMBER: _builtins.int
+    iou: _builtins.float
+    """Intersection over union of the pixels whose centres are inside the polygons
+    with those of the mask. 1 for an empty mask.
+    """
+    @_builtins.property
+    def size(self) -> Global___ImageSize:
+        """Size of the mask."""
+
+    @_builtins.property
+    def polygons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Polygon]:
+        """One for each separate part of the mask, the largest first."""
+
+    def __init__(
+        self,
+        *,
+        size: Global___ImageSize | None = ...,
+        polygons: _abc.Iterable[Global___Polygon] | None = ...,
+        iou: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["iou", b"iou", "polygons", b"polygons", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Polygons: _TypeAlias = Polygons  # noqa: Y015
+
+@_typing.final
+class Polygon(_message.Message):
+    """One part of a mask."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXTERIOR_FIELD_NUMBER: _builtins.int
+    HOLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def exterior(self) -> Global___Ring:
+        """The outline of the part."""
+
+    @_builtins.property
+    def holes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ring]:
+        """The outlines of its holes."""
+
+    def __init__(
+        self,
+        *,
+        exterior: Global___Ring | None = ...,
+        holes: _abc.Iterable[Global___Ring] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exterior", b"exterior"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exterior", b"exterior", "holes", b"holes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Polygon: _TypeAlias = Polygon  # noqa: Y015
+
+@_typing.final
+class Ring(_message.Message):
+    """A closed line without self-intersection. Its last corner is connected to the
+    first, and is not repeated.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COORDINATES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def coordinates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """x and y of each corner in turn, in image pixels."""
+
+    def __init__(
+        self,
+        *,
+        coordinates: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coordinates", b"coordinates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ring: _TypeAlias = Ring  # noqa: Y015
+
+@_typing.final
+class PolygonOptions(_message.Message):
+    """Parameters of `OUTPUT_MODE_POLYGONS`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOLERANCE_FIELD_NUMBER: _builtins.int
+    MIN_AREA_FIELD_NUMBER: _builtins.int
+    tolerance: _builtins.float
+    """Maximum distance in pixels between the outline of the mask and its polygon.
+    From 0 (every corner of the outline) to 1000, default 1.
+    """
+    min_area: _builtins.int
+    """Leaves out parts and holes of fewer pixels. From 0, the default."""
+    def __init__(
+        self,
+        *,
+        tolerance: _builtins.float | None = ...,
+        min_area: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_area", b"_min_area", "_tolerance", b"_tolerance", "min_area", b"min_area", "tolerance", b"tolerance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_area", b"_min_area", "_tolerance", b"_tolerance", "min_area", b"min_area", "tolerance", b"tolerance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__min_area: _TypeAlias = _typing.Literal["min_area"]  # noqa: Y015
+    _WhichOneofArgType__min_area: _TypeAlias = _typing.Literal["_min_area", b"_min_area"]  # noqa: Y015
+    _WhichOneofReturnType__tolerance: _TypeAlias = _typing.Literal["tolerance"]  # noqa: Y015
+    _WhichOneofArgType__tolerance: _TypeAlias = _typing.Literal["_tolerance", b"_tolerance"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_area) -> _WhichOneofReturnType__min_area | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tolerance) -> _WhichOneofReturnType__tolerance | None: ...
+
+Global___PolygonOptions: _TypeAlias = PolygonOptions  # noqa: Y015
 
 @_typing.final
 class BoundingBox(_message.Message):
@@ -1634,6 +1911,7 @@ class Model(_message.Message):
     ENCODER_DIGEST_FIELD_NUMBER: _builtins.int
     AUTOMASK_DEFAULTS_FIELD_NUMBER: _builtins.int
     MASK_TOKENS_FIELD_NUMBER: _builtins.int
+    DECODER_SHA256_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name that selects the model in requests."""
     family: _builtins.str
@@ -1660,6 +1938,11 @@ class Model(_message.Message):
     """
     mask_tokens: _builtins.int
     """Number of mask tokens of the decoder, see `Mask.token_index`."""
+    decoder_sha256: _builtins.str
+    """SHA-256, 64 hexadecimal digits, of the decoder's ONNX file, which the HTTP
+    listener of this server returns at `/decoders/{decoder_sha256}`. Empty if
+    clients cannot download it.
+    """
     @_builtins.property
     def capabilities(self) -> Global___Capabilities:
         """Supported prompts and methods."""
@@ -1689,10 +1972,11 @@ class Model(_message.Message):
         encoder_digest: _builtins.str = ...,
         automask_defaults: Global___AutoMaskOptions | None = ...,
         mask_tokens: _builtins.int = ...,
+        decoder_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["automask_defaults", b"automask_defaults", "capabilities", b"capabilities", "card", b"card"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["automask_defaults", b"automask_defaults", "capabilities", b"capabilities", "card", b"card", "default", b"default", "description", b"description", "digest", b"digest", "embedding_bytes", b"embedding_bytes", "encoder_digest", b"encoder_digest", "family", b"family", "image_side", b"image_side", "mask_side", b"mask_side", "mask_tokens", b"mask_tokens", "name", b"name", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["automask_defaults", b"automask_defaults", "capabilities", b"capabilities", "card", b"card", "decoder_sha256", b"decoder_sha256", "default", b"default", "description", b"description", "digest", b"digest", "embedding_bytes", b"embedding_bytes", "encoder_digest", b"encoder_digest", "family", b"family", "image_side", b"image_side", "mask_side", b"mask_side", "mask_tokens", b"mask_tokens", "name", b"name", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

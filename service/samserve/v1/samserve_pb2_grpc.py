@@ -74,6 +74,16 @@ class SegmentationServiceStub:
                 request_serializer=samserve_dot_v1_dot_samserve__pb2.DeleteEmbeddingRequest.SerializeToString,
                 response_deserializer=samserve_dot_v1_dot_samserve__pb2.DeleteEmbeddingResponse.FromString,
                 _registered_method=True)
+        self.GetEmbedding = channel.unary_stream(
+                '/samserve.v1.SegmentationService/GetEmbedding',
+                request_serializer=samserve_dot_v1_dot_samserve__pb2.GetEmbeddingRequest.SerializeToString,
+                response_deserializer=samserve_dot_v1_dot_samserve__pb2.GetEmbeddingResponse.FromString,
+                _registered_method=True)
+        self.PutEmbedding = channel.stream_unary(
+                '/samserve.v1.SegmentationService/PutEmbedding',
+                request_serializer=samserve_dot_v1_dot_samserve__pb2.PutEmbeddingRequest.SerializeToString,
+                response_deserializer=samserve_dot_v1_dot_samserve__pb2.PutEmbeddingResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/samserve.v1.SegmentationService/ListModels',
                 request_serializer=samserve_dot_v1_dot_samserve__pb2.ListModelsRequest.SerializeToString,
@@ -137,6 +147,26 @@ class SegmentationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetEmbedding(self, request, context):
+        """Returns a cached embedding as a safetensors file, in chunks: concatenate
+        them. `UNIMPLEMENTED` with reason `METHOD_DISABLED` unless the operator has
+        enabled it. See docs/embeddings.md for the format.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutEmbedding(self, request_iterator, context):
+        """Caches an embedding from a safetensors file, as `GetEmbedding` returns it.
+        The server checks that it fits the model; that the model computed it is the
+        claim of the client. The same file always gives the same id, which differs
+        from every id of `Embed`. `UNIMPLEMENTED` with reason `METHOD_DISABLED`
+        unless the operator has enabled it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists the served models, the limits on requests and the defaults.
         """
@@ -166,6 +196,16 @@ def add_SegmentationServiceServicer_to_server(servicer, server):
                     servicer.DeleteEmbedding,
                     request_deserializer=samserve_dot_v1_dot_samserve__pb2.DeleteEmbeddingRequest.FromString,
                     response_serializer=samserve_dot_v1_dot_samserve__pb2.DeleteEmbeddingResponse.SerializeToString,
+            ),
+            'GetEmbedding': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetEmbedding,
+                    request_deserializer=samserve_dot_v1_dot_samserve__pb2.GetEmbeddingRequest.FromString,
+                    response_serializer=samserve_dot_v1_dot_samserve__pb2.GetEmbeddingResponse.SerializeToString,
+            ),
+            'PutEmbedding': grpc.stream_unary_rpc_method_handler(
+                    servicer.PutEmbedding,
+                    request_deserializer=samserve_dot_v1_dot_samserve__pb2.PutEmbeddingRequest.FromString,
+                    response_serializer=samserve_dot_v1_dot_samserve__pb2.PutEmbeddingResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -301,6 +341,60 @@ class SegmentationService:
             '/samserve.v1.SegmentationService/DeleteEmbedding',
             samserve_dot_v1_dot_samserve__pb2.DeleteEmbeddingRequest.SerializeToString,
             samserve_dot_v1_dot_samserve__pb2.DeleteEmbeddingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEmbedding(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/samserve.v1.SegmentationService/GetEmbedding',
+            samserve_dot_v1_dot_samserve__pb2.GetEmbeddingRequest.SerializeToString,
+            samserve_dot_v1_dot_samserve__pb2.GetEmbeddingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutEmbedding(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/samserve.v1.SegmentationService/PutEmbedding',
+            samserve_dot_v1_dot_samserve__pb2.PutEmbeddingRequest.SerializeToString,
+            samserve_dot_v1_dot_samserve__pb2.PutEmbeddingResponse.FromString,
             options,
             channel_credentials,
             insecure,

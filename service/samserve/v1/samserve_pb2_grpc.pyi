@@ -69,6 +69,18 @@ class SegmentationServiceStub:
     others. `UNAVAILABLE` with reason `CACHE_UNAVAILABLE` if the deletion did
     not reach the shared cache. Idempotent.
     """
+    GetEmbedding: _grpc.UnaryStreamMultiCallable[_samserve_pb2.GetEmbeddingRequest, _samserve_pb2.GetEmbeddingResponse]
+    """Returns a cached embedding as a safetensors file, in chunks: concatenate
+    them. `UNIMPLEMENTED` with reason `METHOD_DISABLED` unless the operator has
+    enabled it. See docs/embeddings.md for the format.
+    """
+    PutEmbedding: _grpc.StreamUnaryMultiCallable[_samserve_pb2.PutEmbeddingRequest, _samserve_pb2.PutEmbeddingResponse]
+    """Caches an embedding from a safetensors file, as `GetEmbedding` returns it.
+    The server checks that it fits the model; that the model computed it is the
+    claim of the client. The same file always gives the same id, which differs
+    from every id of `Embed`. `UNIMPLEMENTED` with reason `METHOD_DISABLED`
+    unless the operator has enabled it.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_samserve_pb2.ListModelsRequest, _samserve_pb2.ListModelsResponse]
     """Lists the served models, the limits on requests and the defaults."""
 
@@ -112,6 +124,18 @@ class SegmentationServiceAsyncStub(SegmentationServiceStub):
     on servers that are connected to the cache, within a configured time on
     others. `UNAVAILABLE` with reason `CACHE_UNAVAILABLE` if the deletion did
     not reach the shared cache. Idempotent.
+    """
+    GetEmbedding: _aio.UnaryStreamMultiCallable[_samserve_pb2.GetEmbeddingRequest, _samserve_pb2.GetEmbeddingResponse]  # type: ignore[assignment]
+    """Returns a cached embedding as a safetensors file, in chunks: concatenate
+    them. `UNIMPLEMENTED` with reason `METHOD_DISABLED` unless the operator has
+    enabled it. See docs/embeddings.md for the format.
+    """
+    PutEmbedding: _aio.StreamUnaryMultiCallable[_samserve_pb2.PutEmbeddingRequest, _samserve_pb2.PutEmbeddingResponse]  # type: ignore[assignment]
+    """Caches an embedding from a safetensors file, as `GetEmbedding` returns it.
+    The server checks that it fits the model; that the model computed it is the
+    claim of the client. The same file always gives the same id, which differs
+    from every id of `Embed`. `UNIMPLEMENTED` with reason `METHOD_DISABLED`
+    unless the operator has enabled it.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_samserve_pb2.ListModelsRequest, _samserve_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the served models, the limits on requests and the defaults."""
@@ -177,6 +201,30 @@ class SegmentationServiceServicer(metaclass=_abc_1.ABCMeta):
         on servers that are connected to the cache, within a configured time on
         others. `UNAVAILABLE` with reason `CACHE_UNAVAILABLE` if the deletion did
         not reach the shared cache. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def GetEmbedding(
+        self,
+        request: _samserve_pb2.GetEmbeddingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_samserve_pb2.GetEmbeddingResponse], _abc.AsyncIterator[_samserve_pb2.GetEmbeddingResponse]]:
+        """Returns a cached embedding as a safetensors file, in chunks: concatenate
+        them. `UNIMPLEMENTED` with reason `METHOD_DISABLED` unless the operator has
+        enabled it. See docs/embeddings.md for the format.
+        """
+
+    @_abc_1.abstractmethod
+    def PutEmbedding(
+        self,
+        request_iterator: _MaybeAsyncIterator[_samserve_pb2.PutEmbeddingRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_samserve_pb2.PutEmbeddingResponse, _abc.Awaitable[_samserve_pb2.PutEmbeddingResponse]]:
+        """Caches an embedding from a safetensors file, as `GetEmbedding` returns it.
+        The server checks that it fits the model; that the model computed it is the
+        claim of the client. The same file always gives the same id, which differs
+        from every id of `Embed`. `UNIMPLEMENTED` with reason `METHOD_DISABLED`
+        unless the operator has enabled it.
         """
 
     @_abc_1.abstractmethod

@@ -12,7 +12,19 @@ from samserve.core.upsampling import BoxedLogits, Upsampling
 from samserve.models.families.base import Family
 from samserve.segmentation.automask.crops import CropPlan
 from samserve.segmentation.automask.events import AutoMaskRecord
-from samserve.types import BoolArray, CocoRle, Mask, MaskFormat, ModelInfo, Segmentation, Size
+from samserve.types import (
+    BoolArray,
+    CocoRle,
+    Mask,
+    MaskFormat,
+    ModelInfo,
+    NoPixels,
+    PolygonOptions,
+    Segmentation,
+    Size,
+)
+
+_POLYGONS = PolygonOptions()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,10 +65,12 @@ class DeferredMask:
         placed[y_min:y_max, x_min:x_max] = crop_mask
         return placed
 
-    def segmentation(self, mask_format: MaskFormat) -> Segmentation:
+    def segmentation(self, mask_format: MaskFormat, polygons: PolygonOptions) -> Segmentation:
         """Return the mask over the image in *mask_format*."""
+        if mask_format is MaskFormat.BOX:
+            return NoPixels(self.view.image)
         mask = self.traced() if self.view.fills_image else self.image_mask()
-        return mask_formats.encode(mask, mask_format)
+        return mask_formats.encode(mask, mask_format, polygons)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,13 +91,17 @@ class Candidate:
             return rle.decode(self.pixels)
         return self.pixels.image_mask()
 
-    def segmentation(self, mask_format: MaskFormat) -> Segmentation:
-        """Return the mask over the image in *mask_format*."""
+    def segmentation(
+        self, mask_format: MaskFormat, polygons: PolygonOptions = _POLYGONS
+    ) -> Segmentation:
+        """Return the mask over the image in *mask_format*, for which *polygons* may be options."""
         if isinstance(self.pixels, DeferredMask):
-            return self.pixels.segmentation(mask_format)
+            return self.pixels.segmentation(mask_format, polygons)
         if mask_format is MaskFormat.COCO_RLE:
             return self.pixels
-        return mask_formats.encode(self.mask(), mask_format)
+        if mask_format is MaskFormat.BOX:
+            return NoPixels(self.pixels.size)
+        return mask_formats.encode(self.mask(), mask_format, polygons)
 
 
 def over_budget(candidates: Sequence[Candidate], max_bytes: int) -> list[int]:
@@ -113,11 +131,13 @@ def with_run_lengths(candidate: Candidate) -> Candidate:
     return replace(candidate, pixels=pixels)
 
 
-def to_record(candidate: Candidate, mask_format: MaskFormat) -> AutoMaskRecord:
+def to_record(
+    candidate: Candidate, mask_format: MaskFormat, polygons: PolygonOptions = _POLYGONS
+) -> AutoMaskRecord:
     """Return a candidate with encoded pixels and the fields of an SA-1B annotation."""
     return AutoMaskRecord(
         mask=Mask(
-            segmentation=candidate.segmentation(mask_format),
+            segmentation=candidate.segmentation(mask_format, polygons),
             area=candidate.area,
             bbox=geometry.xyxy_to_xywh(candidate.box),
             predicted_iou=candidate.predicted_iou,

@@ -56,9 +56,12 @@ from samserve.types import (
     MaskFormat,
     MaskSelection,
     ModelInfo,
+    PolygonOptions,
     Size,
     UInt8Array,
 )
+
+_POLYGONS = PolygonOptions()
 
 # Logits of a crop's candidates (at most 256 KiB each); beyond it, the largest become run lengths.
 _MAX_LOGITS_BYTES = 32 << 20
@@ -86,6 +89,7 @@ class AutoMasker:
         overrides: Mapping[str, Any],
         context: RequestContext,
         mask_format: MaskFormat = MaskFormat.COCO_RLE,
+        polygons: PolygonOptions = _POLYGONS,
     ) -> AsyncGenerator[Event]:
         """Yield progress, then the records in batches, then a summary.
 
@@ -104,7 +108,7 @@ class AutoMasker:
             pixels = await self._pixels(source, lease, context) if len(crops) > 1 else None
             generation = _Generation(self, lease, options, context, crops, pixels)
             # Closed as soon as the caller disconnects, not at garbage collection.
-            async with aclosing(generation.events(mask_format)) as events:
+            async with aclosing(generation.events(mask_format, polygons)) as events:
                 async for event in events:
                     yield event
 
@@ -133,7 +137,9 @@ class _Generation:
     pixels: UInt8Array | None
     counts: list[FilterCount] = field(default_factory=list)
 
-    async def events(self, mask_format: MaskFormat) -> AsyncGenerator[Event]:
+    async def events(
+        self, mask_format: MaskFormat, polygons: PolygonOptions
+    ) -> AsyncGenerator[Event]:
         """Yield the events, crop by crop and batch by batch."""
         total = sum(len(crop.points) for crop in self.crops)
         progress = Progress(0, total, 0, len(self.crops))
@@ -154,7 +160,8 @@ class _Generation:
             yield progress
         candidates = await self._finish(candidates)
         for start in range(0, len(candidates), _RECORDS_PER_EVENT):
-            yield await self._records(candidates[start : start + _RECORDS_PER_EVENT], mask_format)
+            part = candidates[start : start + _RECORDS_PER_EVENT]
+            yield await self._records(part, mask_format, polygons)
         yield Summary(self.lease, sum_counts(self.counts), len(candidates))
 
     def _embedding(self, crop: CropPlan) -> AbstractAsyncContextManager[Embedding]:
@@ -310,9 +317,11 @@ class _Generation:
         self.counts.append(FilterCount(name, len(candidates), len(remaining)))
         return remaining
 
-    async def _records(self, candidates: list[Candidate], mask_format: MaskFormat) -> Records:
+    async def _records(
+        self, candidates: list[Candidate], mask_format: MaskFormat, polygons: PolygonOptions
+    ) -> Records:
         records = [
-            await self._run("encode_masks", to_record, candidate, mask_format)
+            await self._run("encode_masks", to_record, candidate, mask_format, polygons)
             for candidate in candidates
         ]
         return Records(tuple(records))

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from samserve.telemetry.metrics.cache import CacheMetrics
 from samserve.telemetry.metrics.engine import EngineMetrics, TritonMetrics
+from samserve.telemetry.metrics.http import HttpMetrics
 from samserve.telemetry.metrics.process import ServerMetrics
 
 
@@ -22,3 +23,4 @@ class Metrics:
         self.triton = TritonMetrics(registry)
         self.cache = CacheMetrics(registry)
         self.server = ServerMetrics(registry)
+        self.http = HttpMetrics(registry)

@@ -8,7 +8,7 @@ thread only, and a scrape reads them in another; to the registry they are ordina
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
@@ -83,21 +83,30 @@ class Histogram:
 _Child = TypeVar("_Child", Value, Histogram)
 
 
+class _Children(dict[tuple[str, ...], _Child]):
+    """Children by label values, each created when it is first looked up."""
+
+    def __init__(self, new: Callable[[], _Child]) -> None:
+        self._new: Callable[[], _Child] = new
+
+    def __missing__(self, values: tuple[str, ...]) -> _Child:
+        child = self[values] = self._new()
+        return child
+
+
 class _Family(MetricFamily, Generic[_Child]):
     """A metric with its children by label values."""
 
     def __init__(
         self, name: str, documentation: str, labelnames: Sequence[str], registry: CollectorRegistry
     ) -> None:
-        self._children: dict[tuple[str, ...], _Child] = {}
+        self.children: _Children[_Child] = _Children(self._new)
+        """See `labels`; without the call of a method, for what each call updates."""
         super().__init__(name, documentation, labelnames, registry)
 
     def labels(self, *values: str) -> _Child:
         """Return the child with these label values; it is created at first use."""
-        found = self._children.get(values)
-        if found is None:
-            found = self._children[values] = self._new()
-        return found
+        return self.children[values]
 
     def _new(self) -> _Child:
         raise NotImplementedError
@@ -108,7 +117,7 @@ class _Values(_Family[Value]):
         return Value()
 
     def _rows(self) -> Rows:
-        return [(labels, child.value) for labels, child in self._children.copy().items()]
+        return [(labels, child.value) for labels, child in dict(self.children).items()]
 
 
 class Counters(_Values):
@@ -144,5 +153,5 @@ class Histograms(_Family[Histogram]):
         return Histogram(self._bounds)
 
     def _rows(self) -> Iterable[tuple[Any, ...]]:
-        for labels, child in self._children.copy().items():
+        for labels, child in dict(self.children).items():
             yield labels, list(child.buckets(self._names)), child.total

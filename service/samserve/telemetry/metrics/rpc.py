@@ -41,7 +41,7 @@ class CallRecord:
 class CallMetrics:
     """Counters and histograms of calls, by method.
 
-    *types* are the types of all methods: ``unary`` or ``server_stream``.
+    *types* are the types of all methods: ``unary``, ``server_stream`` or ``client_stream``.
     """
 
     def __init__(self, registry: CollectorRegistry, service: str, types: Mapping[str, str]) -> None:
@@ -122,11 +122,11 @@ class CallMetrics:
 
     def started(self, method: str) -> Value:
         """Return the counter of started calls of *method*."""
-        return self._started.labels(*self._standard[method])
+        return self._started.children[self._standard[method]]
 
     def in_flight(self, method: str) -> Value:
         """Return the gauge of calls of *method* in flight."""
-        return self._in_flight.labels(method)
+        return self._in_flight.children[method,]
 
     def set_limit(self, method: str, limit: int) -> None:
         """Export the maximum of calls of *method* in flight."""
@@ -136,19 +136,20 @@ class CallMetrics:
         """Count a call that has ended."""
         method, facts, standard = call.method, call.facts, self._standard[call.method]
         exemplar = ({"trace_id": call.trace_id}, time.time()) if call.trace_id else None
-        self._handled.labels(*standard, call.code).inc()
-        self._handling.labels(*standard).observe(call.seconds, exemplar)
+        self._handled.children[*standard, call.code].inc()
+        self._handling.children[standard].observe(call.seconds, exemplar)
+        stages = self._stages.children
         for stage, spent in call.stages.items():
-            self._stages.labels(method, facts.model, stage).observe(spent, exemplar)
+            stages[method, facts.model, stage].observe(spent, exemplar)
         if call.code == _OK:
             client_s = sum(call.stages.get(stage, 0.0) for stage in CLIENT_STAGES)
-            self._served.labels(method, facts.model).observe(call.seconds - client_s, exemplar)
+            self._served.children[method, facts.model].observe(call.seconds - client_s, exemplar)
         if call.reason:
             self._errors.labels(method, call.reason).inc()
         if call.exhausted:
             self._rejected.labels(method, call.exhausted).inc()
-        self._bytes.labels(method, "received").inc(facts.received_bytes)
-        self._bytes.labels(method, "sent").inc(facts.sent_bytes)
+        self._bytes.children[method, "received"].inc(facts.received_bytes)
+        self._bytes.children[method, "sent"].inc(facts.sent_bytes)
         self._count_work(method, facts)
 
     def _count_work(self, method: str, facts: CallFacts) -> None:
