@@ -153,7 +153,10 @@ def test_warm_writes_one_json_record_per_line(
     assert len(to_stdout.out.splitlines()) == len(printed) == 7
     assert counts_of(to_file.out)["files"] == 7
     assert "already cached: 6\n" in to_stdout.err
-    assert set(printed["more.jpg"]) == {"file", "id", "cached", "stored", "error"}
+    assert set(printed["more.jpg"]) == {
+        *("file", "id", "cached", "stored", "error"),
+        *("model", "image_size", "expires_at", "converted_from"),
+    }
     assert (written["more.jpg"]["cached"], printed["more.jpg"]["cached"]) == (False, True)
     assert printed["more.jpg"]["stored"] == "local"
     assert len(printed["more.jpg"]["id"]) == 64

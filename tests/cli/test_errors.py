@@ -16,6 +16,7 @@ from tests.cli.conftest import FAKE, Command
 
 USAGE, FAILURE = 2, 1
 PREDICT = ("predict", "IMAGE", *FAKE)
+POINT = ("predict", "IMAGE", "--point", "1,1")
 SERVER = ("--server", "h:1")
 # How Python represents the byte 0xff in a file name.
 BYTE = "\udcff"
@@ -31,6 +32,36 @@ ARRAYS = {
     [
         (("predict", "IMAGE"), "no prompt: pass --point, --box or --mask"),
         (("predict", "missing.png", "--point", "1,1"), "'missing.png' does not exist"),
+        (("embed", "missing.png"), "'missing.png' does not exist"),
+        (("automask", "missing.png"), "'missing.png' does not exist"),
+        (("automask", "FOLDER"), "is a directory"),
+        (("predict", "--point", "1,1"), "no image: pass IMAGE or --embedding"),
+        (("predict", "--point", "1,1", "--embedding", "id"), "--embedding requires --server"),
+        (
+            ("predict", "--point", "1,1", "--embedding", "a.png", *SERVER),
+            "--embedding 'a.png': is not an embedding id",
+        ),
+        (
+            ("predict", "FOLDER", "--point", "1,1", "--embedding", "id", *SERVER),
+            "--embedding is that of a single image",
+        ),
+        (
+            ("predict", "--point", "1,1", "--embedding", "id", "--out", "a.png", *SERVER),
+            "--out draws on the image: pass IMAGE",
+        ),
+        ((*POINT, "--mask-out", "a.jpg"), "--mask-out a.jpg: the name must end in .png or .npy"),
+        ((*POINT, "--logits-out", "a.png"), "--logits-out a.png: the name must end in .npy"),
+        ((*POINT, "--mask-out", "no/a.png"), "--mask-out no/a.png: no is not a directory"),
+        ((*POINT, "--tolerance", "2"), "--tolerance requires --format polygons"),
+        (("automask", "IMAGE", "--min-area", "2"), "--min-area requires --format polygons"),
+        ((*POINT, "--format", "box", "--out", "a.png"), "choose another --format than box"),
+        (
+            (*POINT, "--format", "polygons", "--mask-out", "a.png"),
+            "--mask-out needs exact masks: choose another --format",
+        ),
+        ((*POINT, "--format", "svg"), "'--format': 'svg' is not one of"),
+        ((*POINT, "--min-hole-area", "-1"), "'--min-hole-area': must be at least 0; got '-1'"),
+        ((*POINT, "--min-area", "9999999999"), "'--min-area': must be at most 2147483647"),
         (("predict", "IMAGE", "--point", "1"), "--point '1': expected X,Y"),
         (("predict", "IMAGE", "--point", "1,a"), "--point '1,a': expected X,Y"),
         (("predict", "IMAGE", "--point", "1,1,7"), "--point '1,1,7': the label must be 1"),
@@ -92,7 +123,7 @@ ARRAYS = {
         (("cache", "rm", "id"), "rm requires --server HOST:PORT"),
         (("cache", "warm", "FOLDER", "--server", "host"), "--server: 'host': expected HOST:PORT"),
         (("cache", "warm", "no", *SERVER), "'no' does not exist"),
-        (("cache", "warm", "EMPTY", *SERVER), "contains no JPEG, PNG or WebP file (--recursive"),
+        (("cache", "warm", "EMPTY", *SERVER), "JPEG 2000 or PNM file (--recursive"),
         (("cache", "warm", "FOLDER", *SERVER, "--json", "no/a"), "no is not a directory"),
         (
             ("cache", "warm", "FOLDER", *SERVER, "--no-wait", "--durable"),
@@ -182,7 +213,11 @@ def test_each_invalid_setting_is_one_line(samserve: Command) -> None:
         ((*PREDICT, "--point", "1,1", "--model", "nope"), "(MODEL_NOT_FOUND, request "),
         (
             ("predict", "TEXT", "--point", "1,1", *FAKE),
-            "image.encoded: is not a JPEG, PNG or WebP file (IMAGE_UNREADABLE",
+            "TEXT: is not an image: expected JPEG, PNG, WebP, or another format that Pillow reads",
+        ),
+        (
+            (*PREDICT, "--point", "1,1", "--clip-to-box"),
+            "prompts[0].box: is required by clip_to_box",
         ),
         ((*PREDICT, "--point", "1,1", "--json", "LONG"), ": File name too long"),
         (("models", "--server", "127.0.0.1:1"), "the server is unreachable: "),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,11 @@ def test_predict_writes_a_record(samserve: Command, image: Path, tmp_path: Path)
     written = json.loads(record.read_text())
     masks = written["results"][0]["masks"]
     assert result.code == 0
-    assert set(written) == {"embedding_id", "image_size", "model", "results", "timings_ms"}
+    assert set(written) == {
+        *("file", "embedding_id", "image_size", "model", "results", "timings_ms"),
+        *("converted_from", "error"),
+    }
+    assert (written["file"], written["error"]) == (str(image), None)
     assert (written["image_size"], written["model"]) == ([48, 64], "fake")
     assert written["results"][0]["object_score"] is None
     assert [mask["token_index"] for mask in masks] == [1, 2, 3]
@@ -186,6 +191,22 @@ def test_doctor_prints_one_line_per_check(samserve: Command) -> None:
     assert result.code == 0
     assert all(line.startswith("ok ") for line in result.out.splitlines())
     assert "inference: fake: Embed and Predict" in result.out
+
+
+@pytest.mark.parametrize(("client", "code"), [("0.1.0", 0), ("0.2.0", 1)])
+def test_doctor_reports_a_client_of_another_version(
+    samserve: Command, monkeypatch: pytest.MonkeyPatch, client: str, code: int
+) -> None:
+    versions = {"samserve": "0.1.0", "samserve-client": client}
+    actual = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: versions.get(name) or actual(name))
+
+    result = samserve("doctor", *FAKE, "--set", "server.port=0", "--set", "server.admin_port=0")
+
+    (line,) = (line for line in result.out.splitlines() if "samserve-client" in line)
+    assert result.code == code
+    assert line.startswith("problem" if code else "ok")
+    assert client in line
 
 
 def test_doctor_exits_with_one_if_a_check_fails(samserve: Command, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.client.scripted import ScriptedServicer
 from tests.support.clock import Clock
 
 PROMPTS = [Prompt(points=[(1, 1)]), Prompt(box=(1, 1, 9, 9))]
-FILE = np.random.default_rng(0).bytes(300 << 10)
+FILE = b"\xff\xd8\xff" + np.random.default_rng(0).bytes(300 << 10)
 """Large enough to be requested by its digest first."""
 
 MISS = "EMBEDDING_NOT_FOUND"

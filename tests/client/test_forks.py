@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from tests.client.conftest import run_scenarios
 from tests.client.forking import SUCCEEDED
 
@@ -39,3 +42,9 @@ async def test_clients_raise_in_a_child_forked_during_a_call() -> None:
         assert "forked while the parent had a call in flight" in found.pop(client)
     assert found.pop("rest") == "True"
     assert set(found.values()) == {SUCCEEDED}
+
+
+def test_client_can_be_imported_on_a_system_without_forks() -> None:
+    code = "import os; del os.register_at_fork; import samserve.client"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -78,6 +78,8 @@ def _installation() -> Iterator[_Check]:
     yield "python", _python
     for distribution, module in _MODULES.items():
         yield distribution, partial(_package, distribution, module)
+    if _version("samserve-client"):
+        yield "samserve-client", _client
 
 
 def _remote(endpoint: Endpoint) -> Iterator[_Check]:
@@ -109,10 +111,26 @@ def _package(distribution: str, module: str) -> str:
         importlib.import_module(module)
     except (ImportError, OSError) as error:
         raise CommandError(f"cannot be imported: {error}") from error
+    return _version(distribution) or "unknown version"
+
+
+def _version(distribution: str) -> str:
+    """Return the installed version; empty if there is none, or no metadata of it."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        return "unknown version"
+        return ""
+
+
+def _client() -> str:
+    """Compare the version of samserve-client, whose files samserve has as well."""
+    client, server = _version("samserve-client"), _version("samserve")
+    if client != server:
+        raise CommandError(
+            f"{client} has other versions of files that it shares with samserve {server}: "
+            "uninstall both, then install samserve, which contains the client"
+        )
+    return client
 
 
 def _server(endpoint: Endpoint) -> str:

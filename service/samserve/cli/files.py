@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,37 @@ from samserve.cli.errors import CommandError, UsageError
 from samserve.errors import InvalidRequest, SamserveError
 from samserve.types import EncodedImage
 
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+_IMAGE_SUFFIXES = (".png", ".jpg", ".webp", ".jpeg")
 # The server enforces the limits; an image that is drawn on has been accepted by it.
 _NO_LIMITS = images.ImageLimits(max_pixels=2**31 - 1, max_side=2**31 - 1)
 
 
 def check_outputs(image: Path | None, record: str) -> None:
     """Raise `UsageError`, before any work, for outputs that could not be written at its end."""
-    if image is not None and image.suffix.lower() not in _IMAGE_SUFFIXES:
-        raise UsageError(f"--out {image}: the name must end in .png, .jpg or .webp")
-    outputs = {"--out": image, "--json": Path(record) if record not in ("", "-") else None}
-    for option, path in outputs.items():
-        if path is not None and not path.parent.is_dir():
-            raise UsageError(f"{option} {path}: {path.parent} is not a directory")
-        if path is not None and path.is_dir():
-            raise UsageError(f"{option} {path}: is a directory")
+    check_output("--out", image, _IMAGE_SUFFIXES)
+    check_output("--json", Path(record) if record not in ("", "-") else None)
 
 
-def read_image(path: Path) -> npt.NDArray[np.uint8]:
-    """Read an image as uint8 ``[h, w, 3]`` RGB in the frame of the server's coordinates."""
+def check_output(option: str, path: Path | None, suffixes: Collection[str] = ()) -> None:
+    """Raise `UsageError` for a file that could not be written, or has none of the suffixes."""
+    if path is None:
+        return
+    if suffixes and path.suffix.lower() not in suffixes:
+        *others, last = [each for each in suffixes if each != ".jpeg"]
+        names = f"{', '.join(others)} or {last}" if others else last
+        raise UsageError(f"{option} {path}: the name must end in {names}")
+    if not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: {path.parent} is not a directory")
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: is a directory")
+
+
+def read_pixels(data: bytes) -> npt.NDArray[np.uint8]:
+    """Decode an image to uint8 ``[h, w, 3]`` RGB in the frame of the server's coordinates."""
     try:
-        return images.decode(EncodedImage(path.read_bytes()), _NO_LIMITS)
+        return images.decode(EncodedImage(data), _NO_LIMITS)
     except SamserveError as error:
-        raise CommandError(f"{path} cannot be read for --out: {error.message}") from error
+        raise CommandError(f"the image cannot be read for --out: {error.message}") from error
 
 
 def write_image(image: Image.Image, path: Path) -> None:

@@ -9,15 +9,35 @@ import typer
 
 from samserve.cli.errors import UsageError
 
+_INT32_MAX = 2**31 - 1
+
 
 def existing_file(help_text: str, *names: str) -> Any:
     """Declare an option for an existing file."""
     return typer.Option(*names, metavar="FILE", exists=True, dir_okay=False, help=help_text)
 
 
-ImageFile = Annotated[
-    Path,
-    typer.Argument(metavar="IMAGE", exists=True, dir_okay=False, help="JPEG, PNG or WebP file."),
+def area(help_text: str) -> Any:
+    """Declare an option for a number of pixels."""
+    return typer.Option(metavar="N", min=0, max=_INT32_MAX, show_default=False, help=help_text)
+
+
+_IMAGE_HELP = (
+    "JPEG, PNG or WebP; other formats, such as TIFF, BMP, GIF and AVIF, are converted to PNG. "
+    "`-` reads standard input."
+)
+# `inputs.find` checks that they exist: typer's check rejects `-`.
+ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help=_IMAGE_HELP)]
+_images = typer.Argument(
+    metavar="IMAGE", show_default=False, help=f"{_IMAGE_HELP} Or a directory of images."
+)
+ImageFiles = Annotated[list[Path], _images]
+OptionalImageFiles = Annotated[list[Path] | None, _images]
+Recursive = Annotated[
+    bool,
+    typer.Option(
+        "--recursive", help="Include subdirectories; links to directories are not followed."
+    ),
 ]
 CaFile = Annotated[
     Path | None,
@@ -60,6 +80,15 @@ Overlay = Annotated[
         "--out",
         metavar="FILE",
         help="Write the image with the masks drawn on it: .png, .jpg or .webp.",
+    ),
+]
+JsonLinesFile = Annotated[
+    str,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Write JSON, one line for each image; `-` is standard output, the default for "
+        "several images.",
     ),
 ]
 JsonFile = Annotated[

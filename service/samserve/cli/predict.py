@@ -2,60 +2,47 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import UsageError
-from samserve.cli.options import (
-    HqModeName,
-    ImageFile,
-    JsonFile,
-    ModelName,
-    Overlay,
-    existing_file,
-    parse_box,
-    parse_numbers,
-)
+from samserve.cli.format_options import FormatFlags
+from samserve.cli.options import HqModeName, ModelName, OptionalImageFiles, Recursive
+from samserve.cli.predict_options import CleanupFlags, OutputFlags, PromptFlags
 from samserve.cli.terminal import STDOUT, mask_line, write_json, write_line, write_timings
 
 if TYPE_CHECKING:
-    from samserve.client import Prediction, Prompt
+    from samserve.cli.inputs import Found
+    from samserve.cli.predictions import Task
+    from samserve.client import Prediction
 
-MaskFile = Annotated[
-    Path | None,
-    existing_file(
-        "Mask prompt to refine: a JPEG, PNG or WebP file, in which black and transparent "
-        "pixels are outside the mask; or .npy, in which zeros are outside (floats are logits)."
+EmbeddingId = Annotated[
+    str,
+    typer.Option(
+        "--embedding",
+        metavar="ID",
+        help="Id of an embedding, as `samserve embed` prints it, in place of an image. An image is "
+        "then sent only if the server does not have the embedding. Requires --server.",
     ),
 ]
 
 
-def predict(  # noqa: PLR0913 - each is an option of the command line
-    image: ImageFile,
+def predict(  # noqa: PLR0913 - each is an option of the command line, or a group of them
+    images: OptionalImageFiles = None,
     *,
-    points: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--point",
-            metavar="X,Y[,0|1]",
-            help="Point prompt: 1 (default) on the object, 0 off it; repeatable.",
-        ),
-    ] = None,
-    boxes: Annotated[
-        list[str] | None,
-        typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Box around an object; repeatable."),
-    ] = None,
-    mask: MaskFile = None,
+    embedding: EmbeddingId = "",
+    prompts: PromptFlags,
     multimask: Annotated[
         Literal["auto", "all", "single"], typer.Option(help="Candidate masks to return.")
     ] = "auto",
     hq_mode: HqModeName = None,
+    cleanup: CleanupFlags,
+    formats: FormatFlags,
+    outputs: OutputFlags,
     model: ModelName = "",
-    out: Overlay = None,
-    as_json: JsonFile = "",
+    recursive: Recursive = False,
     endpoint: Endpoint,
 ) -> None:
     """Segment one or more objects in an image.
@@ -63,70 +50,91 @@ def predict(  # noqa: PLR0913 - each is an option of the command line
     All --point options, --mask and one --box together describe one object. Several --box options
     describe one object each, and exclude --point and --mask. Coordinates are pixels of the upright
     image. Prints one line per mask.
-    """
-    from samserve.cli import files, session
 
-    prompts = _prompts(points or [], boxes or [], mask)
-    files.check_outputs(out, as_json)
+    For several images or a directory, the prompts apply to each of them, and a line of JSON for
+    each is printed; those that fail are listed at the end, and the exit code is then 1.
+    """
+    from samserve.cli import inputs, predictions
+
+    given = prompts.to_prompts()
+    found = inputs.find(images or [], recursive=recursive)
+    _check(found, embedding, endpoint, formats, outputs)
+    task = predictions.Task(
+        prompts=given,
+        embedding=embedding,
+        options={
+            "model": model,
+            "multimask": multimask,
+            "hq_mode": hq_mode,
+            "low_res_logits": outputs.logits_out is not None,
+            "mask_format": formats.mask_format,
+            "polygon_options": formats.polygon_options(),
+            "min_island_area": cleanup.min_island_area,
+            "min_hole_area": cleanup.min_hole_area,
+            "clip_to_box": cleanup.clip_to_box,
+        },
+    )
+    if found.several:
+        predictions.run_many(found, task, outputs, endpoint, model)
+    else:
+        _predict_one(found, task, outputs, endpoint, model)
+
+
+def _check(
+    found: Found, embedding: str, endpoint: Endpoint, formats: FormatFlags, outputs: OutputFlags
+) -> None:
+    """Raise `UsageError` for options that exclude or require each other."""
+    from samserve.client.requests import checked_id
+
+    if not (found.images or found.failures or embedding):
+        raise UsageError("no image: pass IMAGE or --embedding")
+    formats.check_drawable(outputs.out)
+    formats.check_exact("--mask-out", outputs.mask_out)
+    if not embedding:
+        return
+    try:
+        checked_id(embedding)
+    except ValueError:
+        raise UsageError(f"--embedding {embedding[:200]!r}: is not an embedding id") from None
+    if not endpoint.server:
+        raise UsageError("--embedding requires --server: a new server has no embeddings")
+    if found.several:
+        raise UsageError("--embedding is that of a single image")
+    if outputs.out is not None and not found.images:
+        raise UsageError("--out draws on the image: pass IMAGE with --embedding")
+
+
+def _predict_one(
+    found: Found, task: Task, flags: OutputFlags, endpoint: Endpoint, model: str
+) -> None:
+    from samserve.cli import outputs, predictions, session
+
+    targets = outputs.for_one(flags)
+    image = found.images[0] if found.images else None
+    file = None if image is None else image.load_with_note()
+    data = None if file is None else file.data
 
     async def work() -> Prediction:
         async with session.connected(endpoint, model) as client:
-            return await client.predict(
-                image, prompts, model=model, multimask=multimask, hq_mode=hq_mode
-            )
+            return await task.predict(client, data)
 
     prediction = session.run(work())
-    if out is not None:
-        from samserve.cli import overlay
-
-        drawing = overlay.draw_prediction(files.read_image(image), prompts, prediction.results)
-        files.write_image(drawing, out)
+    outputs.note(targets.write(data, task.prompts, prediction))
     # Last, because the reader of standard output may close it at any line.
-    _report(prediction, as_json)
-
-
-def _report(prediction: Prediction, as_json: str) -> None:
-    from samserve.cli.records import prediction_record
-
-    if as_json:
-        write_json(as_json, prediction_record(prediction))
+    if flags.as_json:
+        name = None if image is None else str(image)
+        record = predictions.record_of(
+            prediction, task, "" if file is None else file.converted_from
+        )
+        write_json(flags.as_json, {"file": name, **record, "error": None})
     write_timings(prediction.timings_ms)
-    if as_json == STDOUT:
-        return
+    if flags.as_json != STDOUT:
+        _print(prediction)
+
+
+def _print(prediction: Prediction) -> None:
     scored = zip(prediction.results, prediction.object_scores, strict=True)
     for number, (masks, score) in enumerate(scored, start=1):
         end = "" if score is None else f" object_score={score:.4f}"
         for mask in masks:
             write_line(f"prompt={number} token={mask.token_index} {mask_line(mask)}{end}")
-
-
-def _prompts(points: list[str], boxes: list[str], mask: Path | None) -> list[Prompt]:
-    from samserve.cli.files import read_mask
-    from samserve.client import Prompt
-
-    if not (points or boxes or mask):
-        raise UsageError("no prompt: pass --point, --box or --mask")
-    if len(boxes) > 1 and (points or mask):
-        raise UsageError(
-            "several --box describe several objects: --point and --mask require a single --box"
-        )
-    corners = [parse_box("--box", text) for text in boxes]
-    if len(corners) > 1:
-        return [Prompt(box=box) for box in corners]
-    return [
-        Prompt(
-            points=[_point(text) for text in points],
-            box=corners[0] if corners else None,
-            mask=None if mask is None else read_mask(mask),
-        )
-    ]
-
-
-def _point(text: str) -> tuple[float, float, int]:
-    if text.count(",") != 2:
-        x, y = parse_numbers("--point", text, "X,Y")
-        return (x, y, 1)
-    x, y, label = parse_numbers("--point", text, "X,Y,LABEL")
-    if label not in (0, 1):
-        raise UsageError(f"--point {text!r}: the label must be 1 (on the object) or 0 (off it)")
-    return (x, y, int(label))

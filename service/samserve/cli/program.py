@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -53,6 +54,8 @@ def samserve(
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code, see `samserve.cli.main`."""
     terminal.escape_unencodable()
+    # Those about odd metadata in images; an image that cannot be read is an error.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     command = get_command(app)
     try:
         args = None if arguments is None else list(arguments)

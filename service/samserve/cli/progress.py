@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from samserve.cli.terminal import write_note
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 Update: TypeAlias = Callable[[int, int | None], None]
 """Takes the completed amount and the total, None if that is unknown."""
+
+# Commands that end sooner write no lines of grid points.
+_LONG_S = 5.0
 
 
 def _console() -> Console:
@@ -35,21 +39,27 @@ def spinner(text: str) -> Iterator[None]:
 
 
 def point_progress() -> AbstractContextManager[Update]:
-    """Show the number of evaluated grid points: a bar, or nothing without a terminal."""
-    from rich.progress import MofNCompleteColumn, TimeElapsedColumn
+    """Show the number of evaluated grid points: a bar, or lines without a terminal.
 
-    columns = (MofNCompleteColumn(), TimeElapsedColumn())
-    return _bar("grid points", None, columns, lambda done, total: None)
+    The lines begin when the command has run for some seconds.
+    """
+    from rich.progress import MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    text = "grid points"
+    lines = TenPercentSteps(lambda done, total: f"{text}: {done} of {total}", silent_s=_LONG_S)
+    return _bar(text, None, columns, lines)
 
 
 def byte_progress(text: str) -> AbstractContextManager[Update]:
     """Show the number of received bytes: a bar, or a line for each 10 % without a terminal."""
-    from rich.progress import DownloadColumn, TransferSpeedColumn
+    from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    lines = _TenPercentSteps(
+    lines = TenPercentSteps(
         lambda done, total: f"{text}: {done >> 20} of {total >> 20} MiB", shown=-1
     )
-    return _bar(text, None, (DownloadColumn(), TransferSpeedColumn()), lines)
+    columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    return _bar(text, None, columns, lines)
 
 
 @contextmanager
@@ -63,7 +73,7 @@ def item_progress(text: str, total: int, *, quiet: bool = False) -> Iterator[Cal
     if quiet:
         yield lambda: None
         return
-    lines = _TenPercentSteps(lambda done, total: f"{text}: {done} of {total}")
+    lines = TenPercentSteps(lambda done, total: f"{text}: {done} of {total}")
     columns = (MofNCompleteColumn(), TimeRemainingColumn())
     numbers = itertools.count(1)
     with _bar(text, total, columns, lines) as update:
@@ -89,14 +99,41 @@ def _bar(
 
 
 @dataclass(slots=True)
-class _TenPercentSteps:
-    """Writes a line of progress for each 10 %."""
+class TenPercentSteps:
+    """Writes a line of progress for each 10 %, with the time left at the speed until then.
+
+    Writes nothing in the first *silent_s* seconds.
+    """
 
     line: Callable[[int, int], str]
     shown: int = 0
+    silent_s: float = 0.0
+    now: Callable[[], float] = time.monotonic
+    _started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._started = self.now()
 
     def __call__(self, done: int, total: int | None) -> None:
+        """Write a line if another 10 % is completed."""
         tenth = 10 * done // total if total else 0
-        if tenth != self.shown:
-            self.shown = tenth
-            write_note(self.line(done, total or 0))
+        elapsed = self.now() - self._started
+        if tenth == self.shown or elapsed < self.silent_s:
+            return
+        self.shown = tenth
+        write_note(f"{self.line(done, total or 0)}{_time_left(elapsed, done, total or 0)}")
+
+
+def _time_left(elapsed_s: float, done: int, total: int) -> str:
+    """Return the end of a line: the remaining time, or nothing if it is short or unknown."""
+    if not 0 < done < total:
+        return ""
+    left_s = round(elapsed_s * (total - done) / done)
+    if left_s < 1:
+        return ""
+    minutes = round(left_s / 60)
+    if left_s < 90:
+        return f", about {left_s} s left"
+    if minutes < 90:
+        return f", about {minutes} min left"
+    return f", about {minutes // 60} h {minutes % 60} min left"

@@ -98,6 +98,8 @@ def describe(error: SamserveClientError) -> str:
     """Return one line with the server's error, or that the server is unreachable."""
     if unreachable(error):
         return f"the server is unreachable: {error.message}"
+    if not error.request_id:
+        return error.message  # raised by the client itself
     return f"{error.message} ({error.reason or error.code}, request {error.request_id})"
 
 

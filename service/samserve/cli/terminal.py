@@ -70,9 +70,10 @@ def write_timings(timings_ms: Mapping[str, float]) -> None:
 
 def mask_line(mask: Mask) -> str:
     """Return the scores, area and bounding box of a mask as one line."""
+    polygons = "" if mask.polygons is None else f" polygon_iou={mask.polygons.iou:.4f}"
     return (
         f"predicted_iou={mask.predicted_iou:.4f} stability_score={mask.stability_score:.4f} "
-        f"area={mask.area} bbox={','.join(f'{value:g}' for value in mask.bbox)}"
+        f"area={mask.area} bbox={','.join(f'{value:g}' for value in mask.bbox)}{polygons}"
     )
 
 

@@ -18,8 +18,11 @@ from samserve.client.errors import (
     DeadlineExceeded,
     EmbeddingNotFound,
     FieldViolation,
+    ImageTooLarge,
+    ImageUnreadable,
     Internal,
     InvalidArgument,
+    MethodDisabled,
     ModelNotFound,
     NotFound,
     Overloaded,
@@ -31,7 +34,8 @@ from samserve.client.errors import (
     Unavailable,
 )
 from samserve.client.images import ImageLike, Orientation
-from samserve.client.requests import AutoMaskOptions, HqMode, Multimask, Prompt
+from samserve.client.polygons import Polygon, PolygonOptions, Polygons
+from samserve.client.requests import AutoMaskOptions, HqMode, MaskFormat, Multimask, Prompt
 from samserve.client.results import (
     AutoMaskEvent,
     AutoMaskRecord,
@@ -62,9 +66,13 @@ __all__ = [
     "FilterCount",
     "HqMode",
     "ImageLike",
+    "ImageTooLarge",
+    "ImageUnreadable",
     "Internal",
     "InvalidArgument",
     "Mask",
+    "MaskFormat",
+    "MethodDisabled",
     "Model",
     "ModelCard",
     "ModelNotFound",
@@ -74,6 +82,9 @@ __all__ = [
     "Overloaded",
     "Parity",
     "PermissionDenied",
+    "Polygon",
+    "PolygonOptions",
+    "Polygons",
     "Prediction",
     "Progress",
     "Prompt",

@@ -153,6 +153,8 @@ class SyncClient:
     automask = _blocking_generator(Client.automask)
     automask_all = _blocking(Client.automask_all)
     delete_embedding = _blocking(Client.delete_embedding)
+    get_embedding = _blocking(Client.get_embedding)
+    put_embedding = _blocking(Client.put_embedding)
     models = _blocking(Client.models)
     ready = _blocking(Client.ready)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self, TypeAlias, TypeVar
 
 import grpc
 
+from samserve.client import client_stream
 from samserve.client.connection import Connection
 from samserve.client.errors import EmbeddingNotFound, from_grpc
 from samserve.client.images import Upload
@@ -23,6 +24,8 @@ _Response = TypeVar("_Response")
 _WithImage = TypeVar("_WithImage", pb.EmbedRequest, pb.PredictRequest)
 _Rpc: TypeAlias = grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]
 _Method: TypeAlias = Callable[[grpc.aio.Channel], _Rpc[_Request, _Response]]
+_StreamRpc: TypeAlias = grpc.aio.UnaryStreamMultiCallable[_Request, _Response]
+_StreamMethod: TypeAlias = Callable[[grpc.aio.Channel], _StreamRpc[_Request, _Response]]
 
 _now = time.monotonic
 # gRPC treats a much longer timeout as one that has passed.
@@ -71,15 +74,33 @@ class Call:
         request.image.CopyFrom(upload.message)
         return await self.send(method, request)
 
-    async def automask(self, request: pb.AutoMaskRequest) -> AsyncGenerator[pb.AutoMaskResponse]:
-        """Yield the messages of an AutoMask; closing the generator cancels it on the server."""
+    async def stream(
+        self, method: _StreamMethod[_Request, _Response], request: _Request
+    ) -> AsyncGenerator[_Response]:
+        """Yield the messages of a stream; closing the generator cancels it on the server."""
         with self.connection.in_use():
-            call = stub(self.connection.channel()).AutoMask(
+            call = method(self.connection.channel())(
                 request, timeout=self._remaining_s(), metadata=self._metadata()
             )
             try:
                 async for message in call:
                     yield message
+            except grpc.aio.AioRpcError as error:
+                raise self._converted(error)  # noqa: B904
+            finally:
+                call.cancel()
+                # The traceback of an error would keep the channel: see `forks`.
+                del call
+
+    async def put_embedding(self, chunks: AsyncIterator[bytes]) -> pb.PutEmbeddingResponse:
+        """Send the chunks of a file; an exception that they raise cancels the call."""
+        with self.connection.in_use():
+            call = _put_method(self.connection.channel())(
+                timeout=self._remaining_s(), metadata=self._metadata()
+            )
+            messages = (pb.PutEmbeddingRequest(chunk=chunk) async for chunk in chunks)
+            try:
+                return await client_stream.send(call, messages)
             except grpc.aio.AioRpcError as error:
                 raise self._converted(error)  # noqa: B904
             finally:
@@ -111,3 +132,29 @@ def embed_method(channel: grpc.aio.Channel) -> _Rpc[pb.EmbedRequest, pb.EmbedRes
 def predict_method(channel: grpc.aio.Channel) -> _Rpc[pb.PredictRequest, pb.PredictResponse]:
     """Return the Predict method of a channel."""
     return stub(channel).Predict
+
+
+def automask_method(
+    channel: grpc.aio.Channel,
+) -> _StreamRpc[pb.AutoMaskRequest, pb.AutoMaskResponse]:
+    """Return the AutoMask method of a channel."""
+    return stub(channel).AutoMask
+
+
+def get_method(
+    channel: grpc.aio.Channel,
+) -> _StreamRpc[pb.GetEmbeddingRequest, pb.GetEmbeddingResponse]:
+    """Return the GetEmbedding method of a channel."""
+    return stub(channel).GetEmbedding
+
+
+def _put_method(
+    channel: grpc.aio.Channel,
+) -> grpc.aio.StreamStreamMultiCallable[pb.PutEmbeddingRequest, pb.PutEmbeddingResponse]:
+    """Return PutEmbedding as a method with streams in both directions: see `client_stream`."""
+    service = pb.DESCRIPTOR.services_by_name["SegmentationService"].full_name
+    return channel.stream_stream(
+        f"/{service}/PutEmbedding",
+        pb.PutEmbeddingRequest.SerializeToString,
+        pb.PutEmbeddingResponse.FromString,
+    )

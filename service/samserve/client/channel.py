@@ -12,6 +12,11 @@ from samserve.v1 import samserve_pb2 as pb
 MAX_MESSAGE_BYTES = 256 << 20
 """The largest message that the client sends or accepts; `Client.models` has the server's limits."""
 
+# A call ends if the server's machine or process is lost: without traffic, the client asks every
+# minute.  The server closes connections that ask more often than `server.min_ping_interval_s`.
+_KEEPALIVE_MS = 60_000
+_KEEPALIVE_TIMEOUT_MS = 20_000
+
 # A call that failed with UNAVAILABLE may be retried: every method of the service is idempotent.
 # AutoMask is included, because gRPC never retries a call after the first response message: one
 # that has begun to stream is not restarted.
@@ -82,6 +87,12 @@ def open_channel(
         # gRPC does not retry a call whose request is larger than this; its default, 256 KiB, would
         # exclude most uploads.
         ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        # For TCP; the next is for the response to a ping.
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+        # By default, gRPC sends two pings and slows down.
+        ("grpc.http2.max_pings_without_data", 0),
         # By default, gRPC resolves a name every 30 s at most, and would miss servers that have
         # moved: a rolling update takes less time.
         ("grpc.dns_min_time_between_resolutions_ms", 1000),

@@ -9,18 +9,21 @@ from types import TracebackType
 from typing import Literal, Self, Unpack
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from google.protobuf.wrappers_pb2 import StringValue
 
-from samserve.client import images, requests, responses
-from samserve.client.calls import Call, embed_method, predict_method, stub
+from samserve.client import health, images, requests, responses
+from samserve.client.calls import Call, automask_method, embed_method, predict_method, stub
 from samserve.client.channel import check_credentials, check_private, check_target
 from samserve.client.connection import Connection
+from samserve.client.embedding_files import EmbeddingFileCalls
 from samserve.client.errors import EmbeddingNotFound, Unavailable
 from samserve.client.images import ImageLike, Orientation
 from samserve.client.metadata import Token
+from samserve.client.polygons import PolygonOptions
 from samserve.client.requests import (
     AutoMaskOptions,
     HqMode,
+    MaskFormat,
     Multimask,
     Prompt,
     Source,
@@ -41,7 +44,7 @@ from samserve.v1 import samserve_pb2 as pb
 _RETRY_WITH_IMAGE = ("EMBEDDING_NOT_FOUND", "CACHE_UNAVAILABLE")
 
 
-class Client:
+class Client(EmbeddingFileCalls):
     """Client of one samserve server; used as ``async with Client("host:port") as client``.
 
     *target* is ``host:port``, with an IPv6 address in brackets, or a name that gRPC resolves.
@@ -141,7 +144,8 @@ class Client:
     ) -> Embedding:
         upload = await asyncio.to_thread(images.read, image, orientation)
         response = await call.upload(embed_method, request, upload)
-        embed_options = EmbedOptions(orientation, request.durability == pb.DURABILITY_DURABLE)
+        durable = request.durability == pb.DURABILITY_DURABLE
+        embed_options = EmbedOptions(orientation, durable, upload.converted_from)
         return responses.embedding(response.embedding, response.timings, embed_options)
 
     async def predict(  # noqa: PLR0913 - all but two are optional
@@ -153,6 +157,11 @@ class Client:
         multimask: Multimask = "auto",
         hq_mode: HqMode | None = None,
         low_res_logits: bool | Literal["only"] = False,
+        mask_format: MaskFormat | None = None,
+        polygon_options: PolygonOptions | None = None,
+        min_island_area: int = 0,
+        min_hole_area: int = 0,
+        clip_to_box: bool = False,
         image: ImageLike | None = None,
         orientation: Orientation | None = None,
         request_id: str = "",
@@ -169,24 +178,43 @@ class Client:
         *orientation* other than that of the `Embedding` raises ``ValueError``.  With
         ``low_res_logits="only"`` masks have no pixels, box, area or stability score, which saves
         the upsampling.
+        *mask_format* is that of the pixels, ``coco_rle`` if it is None: see `Mask`;
+        *polygon_options* are for ``polygons``.  *clip_to_box* removes pixels outside of the
+        prompt's box, then *min_hole_area* fills holes and *min_island_area* removes islands of
+        fewer pixels.  Scores and logits remain those of the unchanged mask.
         """
         call = self._begin(request_id)
         embed_options = requests.embed_options(source, orientation)
-        messages = await asyncio.to_thread(requests.prompt_messages, prompts)
         request = pb.PredictRequest(
             model=requests.checked_model(model),
-            prompts=messages,
+            prompts=await asyncio.to_thread(requests.prompt_messages, prompts),
             multimask=requests.multimask_value(multimask),
             hq_mode=requests.hq_mode_value(hq_mode),
             include_low_res_logits=bool(requests.checked_logits(low_res_logits)),
-            output_mode=requests.output_mode_value(low_res_logits),
+            output_mode=requests.output_mode_value(mask_format, low_res_logits),
+            polygon_options=requests.polygon_message(polygon_options),
+            min_island_area=requests.area_value(min_island_area, "min_island_area"),
+            min_hole_area=requests.area_value(min_hole_area, "min_hole_area"),
+            clip_to_box=requests.switch_value(clip_to_box, "clip_to_box"),
         )
+        return await self._predict(request, source, image, embed_options, call)
+
+    async def _predict(
+        self,
+        request: pb.PredictRequest,
+        source: Source,
+        image: ImageLike | None,
+        embed_options: EmbedOptions,
+        call: Call,
+    ) -> Prediction:
+        """Predict by the id in *source*, or by the image that it is."""
         sent = await asyncio.to_thread(requests.id_or_upload, source, embed_options.orientation)
         if isinstance(sent, str):
             request.embedding_id = sent
             response = await self._predict_stored(request, source, image, embed_options, call)
         else:
             response = await call.upload(predict_method, request, sent)
+            embed_options = embed_options._replace(converted_from=sent.converted_from)
         return responses.prediction(response, embed_options)
 
     async def _predict_stored(
@@ -221,17 +249,22 @@ class Client:
         *,
         model: str = "",
         orientation: Orientation | None = None,
+        mask_format: MaskFormat | None = None,
+        polygon_options: PolygonOptions | None = None,
         request_id: str = "",
         **options: Unpack[AutoMaskOptions],
     ) -> AsyncGenerator[AutoMaskEvent]:
-        """Segment everything; *options* as in `AutoMaskOptions`, *orientation* as in `predict`.
+        """Segment everything; *options* as in `AutoMaskOptions`, the others as in `predict`.
 
         Yields `Progress` while the call runs, then each `AutoMaskRecord`, then one `Summary`.
         Closing the generator cancels the call on the server.
         """
         call = self._begin(request_id)
         request = pb.AutoMaskRequest(
-            model=requests.checked_model(model), options=requests.automask_message(options)
+            model=requests.checked_model(model),
+            options=requests.automask_message(options),
+            output_mode=requests.output_mode_value(mask_format),
+            polygon_options=requests.polygon_message(polygon_options),
         )
         embed_options = requests.embed_options(source, orientation)
         sent = await asyncio.to_thread(requests.id_or_upload, source, embed_options.orientation)
@@ -241,17 +274,20 @@ class Client:
             # Always the file itself: crops need its pixels, and AutoMask takes far longer than the
             # upload.
             request.image.CopyFrom(sent.message)
-        async with aclosing(call.automask(request)) as messages:
+            embed_options = embed_options._replace(converted_from=sent.converted_from)
+        async with aclosing(call.stream(automask_method, request)) as messages:
             async for message in messages:
                 for event in responses.automask_events(message, embed_options):
                     yield event
 
-    async def automask_all(
+    async def automask_all(  # noqa: PLR0913 - all but one are optional
         self,
         source: Source,
         *,
         model: str = "",
         orientation: Orientation | None = None,
+        mask_format: MaskFormat | None = None,
+        polygon_options: PolygonOptions | None = None,
         request_id: str = "",
         on_progress: Callable[[Progress], object] = lambda progress: None,
         **options: Unpack[AutoMaskOptions],
@@ -260,7 +296,13 @@ class Client:
         records: list[AutoMaskRecord] = []
         summary: Summary | None = None
         generator = self.automask(
-            source, model=model, orientation=orientation, request_id=request_id, **options
+            source,
+            model=model,
+            orientation=orientation,
+            mask_format=mask_format,
+            polygon_options=polygon_options,
+            request_id=request_id,
+            **options,
         )
         async with aclosing(generator) as events:
             async for event in events:
@@ -276,8 +318,7 @@ class Client:
 
     async def delete_embedding(self, embedding: Embedding | str, *, request_id: str = "") -> bool:
         """Delete an embedding; return False if there was none.  Safe to repeat."""
-        known = embedding.id if isinstance(embedding, Embedding) else requests.checked_id(embedding)
-        request = pb.DeleteEmbeddingRequest(embedding_id=known)
+        request = pb.DeleteEmbeddingRequest(embedding_id=requests.id_of(embedding))
         response = await self._begin(request_id).send(
             lambda channel: stub(channel).DeleteEmbedding, request
         )
@@ -293,11 +334,8 @@ class Client:
 
     async def ready(self) -> bool:
         """Return whether the server is ready, by the standard health service."""
-        request = health_pb2.HealthCheckRequest()
-        response = await self._begin("").send(
-            lambda channel: health_pb2_grpc.HealthStub(channel).Check, request
-        )
-        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+        response = await self._begin("").send(health.check_method, StringValue())
+        return response.value == health.SERVING
 
     def _begin(self, request_id: str) -> Call:
         return Call.begin(self._connection, self._token, request_id, self._timeout_s)

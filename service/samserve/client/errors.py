@@ -4,11 +4,14 @@
 
     SamserveClientError
     ├── InvalidArgument        change the request; ``field_violations`` names the fields
+    │   ├── ImageUnreadable    the image cannot be decoded
+    │   └── ImageTooLarge      the image has too many pixels, or its file too many bytes
     ├── NotFound
     │   ├── EmbeddingNotFound  call ``embed`` again, or send the image
     │   └── ModelNotFound      choose another model
     ├── Unauthenticated        pass a valid ``token``
     ├── PermissionDenied       the token's roles do not allow the call
+    ├── MethodDisabled         the operator of the server has not enabled the method
     ├── ResourceExhausted      a message exceeds the size limit of the server or the client
     │   ├── Overloaded         retry after ``retry_after_s``
     │   └── QuotaExceeded      the same, unless it is None; ``quota_subject`` owns the quota
@@ -19,13 +22,15 @@
 
 Apart from these, a call raises only ``OSError`` (an image file that cannot be read), ``ValueError``
 and ``TypeError`` (invalid arguments), and ``RuntimeError`` (a client that is not open, or cannot be
-used in a forked process).
+used in a forked process).  The client itself raises `ImageUnreadable` and `ImageTooLarge` for an
+image that it cannot convert (`samserve.client.ImageLike`), without a ``request_id``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -87,6 +92,34 @@ class InvalidArgument(SamserveClientError):
     """A field of the request is invalid."""
 
 
+class _ImageError(InvalidArgument):
+    """An image cannot be used."""
+
+    _reason = ""
+
+    @classmethod
+    def of(cls, name: str, text: str, **metadata: object) -> Self:
+        """Return an error of this client, in the form of the server's; *name* is the file's."""
+        details = ErrorDetails(
+            reason=cls._reason,
+            metadata={key: str(value) for key, value in metadata.items()},
+            field_violations=(FieldViolation("image.encoded", text),),
+        )
+        return cls(f"{name}: {text}", code="INVALID_ARGUMENT", details=details)
+
+
+class ImageUnreadable(_ImageError):
+    """The image is corrupt, or its format is unknown."""
+
+    _reason = "IMAGE_UNREADABLE"
+
+
+class ImageTooLarge(_ImageError):
+    """The image is over a limit of the server or of this client; ``metadata`` has the limit."""
+
+    _reason = "IMAGE_TOO_LARGE"
+
+
 class NotFound(SamserveClientError):
     """The request names something that does not exist."""
 
@@ -105,6 +138,10 @@ class Unauthenticated(SamserveClientError):
 
 class PermissionDenied(SamserveClientError):
     """The caller is authenticated, but not allowed to make the call."""
+
+
+class MethodDisabled(SamserveClientError):
+    """The operator of the server has not enabled the method."""
 
 
 class ResourceExhausted(SamserveClientError):
@@ -137,9 +174,12 @@ class Internal(SamserveClientError):
 
 _BY_REASON: Mapping[str, type[SamserveClientError]] = {
     "EMBEDDING_NOT_FOUND": EmbeddingNotFound,
+    "IMAGE_TOO_LARGE": ImageTooLarge,
+    "IMAGE_UNREADABLE": ImageUnreadable,
     "MODEL_NOT_FOUND": ModelNotFound,
     "OVERLOADED": Overloaded,
     "QUOTA_EXCEEDED": QuotaExceeded,
+    "METHOD_DISABLED": MethodDisabled,
 }
 _BY_CODE: Mapping[grpc.StatusCode, type[SamserveClientError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,

@@ -108,4 +108,6 @@ def _name_of(task: Path) -> str:
 
 _forks = _Forks()
 register, mark_used, check_usable = _forks.register, _forks.mark_used, _forks.check_usable
-os.register_at_fork(before=_forks.before, after_in_child=_forks.in_child)
+# Windows has no fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_forks.before, after_in_child=_forks.in_child)

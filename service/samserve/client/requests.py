@@ -14,8 +14,9 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from samserve.client import images
 from samserve.client.images import ImageLike, Orientation, Upload
+from samserve.client.polygons import PolygonOptions
 from samserve.client.results import Embedding, EmbedOptions
-from samserve.core import rle
+from samserve.core import run_lengths
 from samserve.v1 import samserve_pb2 as pb
 
 Source = Embedding | ImageLike
@@ -28,6 +29,9 @@ with the `HqMode` ``off``; ``single``: token 0."""
 HqMode = Literal["added", "only", "off"]
 """How SAM-HQ's additional mask is used: ``added`` to the mask that `Multimask` selects, ``only`` in
 place of it, or ``off``."""
+
+MaskFormat = Literal["coco_rle", "uncompressed_rle", "binary_mask", "png", "polygons", "box"]
+"""How masks are encoded; ``polygons`` approximate them, ``box`` has no pixels: see `Mask`."""
 
 # The characters of ids; their content is opaque to the client.
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -44,6 +48,14 @@ _HQ_MODES = {
     "added": pb.HQ_MODE_ADDED,
     "only": pb.HQ_MODE_ONLY,
     "off": pb.HQ_MODE_OFF,
+}
+_OUTPUT_MODES = {
+    "coco_rle": pb.OUTPUT_MODE_COCO_RLE,
+    "uncompressed_rle": pb.OUTPUT_MODE_UNCOMPRESSED_RLE,
+    "binary_mask": pb.OUTPUT_MODE_BINARY_MASK,
+    "png": pb.OUTPUT_MODE_PNG,
+    "polygons": pb.OUTPUT_MODE_POLYGONS,
+    "box": pb.OUTPUT_MODE_BOX,
 }
 _LABELS = {0: pb.Point.LABEL_BACKGROUND, 1: pb.Point.LABEL_FOREGROUND}
 _FORMS = {
@@ -102,7 +114,7 @@ def embed_options(source: Source, orientation: Orientation | None) -> EmbedOptio
     """
     if isinstance(source, Embedding):
         resolved = images.resolve_orientation(orientation, source.orientation)
-        return EmbedOptions(resolved, source.durable)
+        return EmbedOptions(resolved, source.durable, source.converted_from)
     return EmbedOptions(images.resolve_orientation(orientation, None))
 
 
@@ -122,6 +134,11 @@ def prompt_messages(prompts: Sequence[Prompt]) -> list[pb.Prompt]:
         raise TypeError("prompts must be a sequence: write [prompt] for a single one")
     _check_iterable(prompts, "prompts")
     return [_prompt(prompt, f"prompts[{index}]") for index, prompt in enumerate(prompts)]
+
+
+def id_of(embedding: Embedding | str) -> str:
+    """Return the id of an embedding, or check one; raises as `checked_id`."""
+    return embedding.id if isinstance(embedding, Embedding) else checked_id(embedding)
 
 
 def checked_id(text: str) -> str:
@@ -201,9 +218,50 @@ def automask_message(options: AutoMaskOptions) -> pb.AutoMaskOptions:
     return message
 
 
-def output_mode_value(logits: bool | Literal["only"]) -> pb.OutputMode.ValueType:
-    """Return the output mode for masks with pixels, or for logits only."""
-    return pb.OUTPUT_MODE_LOW_RES_LOGITS if logits == "only" else pb.OUTPUT_MODE_COCO_RLE
+def output_mode_value(
+    mask_format: MaskFormat | None, logits: bool | Literal["only"] = False
+) -> pb.OutputMode.ValueType:
+    """Return the output mode for masks in a format, or for logits only; None is ``coco_rle``.
+
+    Raises ``ValueError`` for an unknown format, and for one with logits only.
+    """
+    if mask_format is not None and mask_format not in _OUTPUT_MODES:
+        known = ", ".join(map(repr, _OUTPUT_MODES))
+        raise ValueError(f"mask_format must be one of {known}; got {_short(mask_format)}")
+    if logits != "only":
+        return _OUTPUT_MODES[mask_format or "coco_rle"]
+    if mask_format is not None:
+        raise ValueError("mask_format has no meaning with low_res_logits='only'")
+    return pb.OUTPUT_MODE_LOW_RES_LOGITS
+
+
+def polygon_message(options: PolygonOptions | None) -> pb.PolygonOptions | None:
+    """Convert options of polygons; raises ``TypeError`` or ``ValueError``."""
+    if options is None:
+        return None
+    if not isinstance(options, PolygonOptions):
+        raise TypeError(f"polygon_options must be PolygonOptions, got {_short(options)}")
+    try:
+        return pb.PolygonOptions(tolerance=options.tolerance, min_area=options.min_area)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "polygon_options must have a number as tolerance and an integer below 2**31 as "
+            f"min_area; got {_short(options)}"
+        ) from None
+
+
+def area_value(value: int, name: str) -> int:
+    """Return a number of pixels; raises ``ValueError`` if it is none that the protocol has."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
+        raise ValueError(f"{name} must be an integer from 0, below 2**31; got {_short(value)}")
+    return value
+
+
+def switch_value(value: bool, name: str) -> bool:
+    """Return a switch; raises ``ValueError`` if it is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {_short(value)}")
+    return value
 
 
 def _prompt(prompt: Prompt, name: str) -> pb.Prompt:
@@ -243,7 +301,7 @@ def _mask(mask: npt.NDArray[Any], name: str) -> pb.MaskInput:
     if not isinstance(mask, np.ndarray):
         raise TypeError(f"{name} must be a numpy array, got {type(mask).__name__}")
     if mask.ndim == 2 and mask.dtype == np.bool_:
-        coco = rle.encode(mask)
+        coco = run_lengths.encode(mask)
         size = pb.ImageSize(height=coco.size.height, width=coco.size.width)
         return pb.MaskInput(binary=pb.CocoRle(size=size, counts=coco.counts))
     if mask.ndim == 2 and mask.dtype == np.float32 and mask.shape[0] == mask.shape[1]:

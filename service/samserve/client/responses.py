@@ -12,6 +12,8 @@ import numpy.typing as npt
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 
+from samserve.client import png_masks
+from samserve.client.polygons import Polygon, Polygons, Ring
 from samserve.client.results import (
     AutoMaskEvent,
     AutoMaskRecord,
@@ -101,15 +103,42 @@ def timings_ms(timings: Iterable[pb.StageTiming]) -> dict[str, float]:
 
 
 def _mask(message: pb.Mask) -> Mask:
-    size = message.coco_rle.size
+    polygons = message.polygons if message.HasField("polygons") else None
     return _from_message(
         Mask,
         message,
-        size=(size.height, size.width),
+        size=_mask_size(message),
         counts=message.coco_rle.counts,
+        runs=tuple(message.uncompressed_rle.counts),
+        bits=message.binary_mask.bits,
+        polygons=None if polygons is None else _polygons(polygons),
         bbox=_xywh(message.bbox),
         low_res_logits=_logits(message.low_res_logits),
     )
+
+
+def _mask_size(message: pb.Mask) -> tuple[int, int]:
+    """Return height and width of the mask; zeros if it has no pixels."""
+    if message.HasField("png"):
+        return png_masks.size(message.png)
+    kind = message.WhichOneof("segmentation")
+    size = getattr(message, kind).size if kind else pb.ImageSize()
+    return (size.height, size.width)
+
+
+def _polygons(message: pb.Polygons) -> Polygons:
+    return Polygons(
+        size=(message.size.height, message.size.width),
+        parts=tuple(
+            Polygon(_ring(each.exterior), tuple(_ring(hole) for hole in each.holes))
+            for each in message.polygons
+        ),
+        iou=message.iou,
+    )
+
+
+def _ring(message: pb.Ring) -> Ring:
+    return np.array(message.coordinates, dtype=np.float32).reshape(-1, 2)
 
 
 def _logits(data: bytes) -> npt.NDArray[np.float32] | None:

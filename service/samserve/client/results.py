@@ -11,8 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from samserve.client import png_masks
 from samserve.client.images import Orientation
-from samserve.core import rle as run_lengths
+from samserve.client.polygons import Polygons
+from samserve.core import run_lengths, scanlines
 from samserve.types import CocoRle, ModelCard, Size
 
 Xywh = tuple[float, float, float, float]
@@ -23,6 +25,7 @@ class EmbedOptions(NamedTuple):
 
     orientation: Orientation = "exif"
     durable: bool = False
+    converted_from: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ class Embedding:
     ``expires_at`` is None while it is pending.  ``timings_ms`` are the stages of the call that
     returned it.  ``orientation`` is the requested orientation of the image; an image that is sent
     again for it has the same.  ``durable`` is whether the client requested durability, which it
-    requests again if the image is encoded again.
+    requests again if the image is encoded again.  ``converted_from`` is the format of the file,
+    such as ``TIFF``, if the client converted it to PNG, and empty if not.
     """
 
     id: str
@@ -46,19 +50,23 @@ class Embedding:
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     orientation: Orientation = "exif"
     durable: bool = False
+    converted_from: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
     """One mask over the whole image.
 
-    ``rle`` is ``{"size": [h, w], "counts": str}`` as pycocotools reads it; ``bbox`` is XYWH
-    with ``w = x_max - x_min`` of the inclusive extreme pixels, as the reference writes it;
-    ``token_index`` is that of the decoder's mask token: 0 for the single-mask output, 1 to 3 for
-    the multimask outputs, 4 for SAM-HQ's mask, alone or added to another; always 0 from
+    Its pixels are in the field of the requested mask format: ``counts``, COCO run lengths;
+    ``runs``, uncompressed run lengths; ``bits``, one bit per pixel; ``png``, a file; ``polygons``,
+    an approximation whose error it states.  The others are empty.  With the format ``box``, or if
+    only logits were requested, all are empty, and ``size`` is ``(0, 0)``.
+
+    ``bbox`` is XYWH with ``w = x_max - x_min`` of the inclusive extreme pixels, as the reference
+    writes it; ``token_index`` is that of the decoder's mask token: 0 for the single-mask output, 1
+    to 3 for the multimask outputs, 4 for SAM-HQ's mask, alone or added to another; always 0 from
     ``automask``.  ``low_res_logits``, if requested, is float32 ``[n, n]`` with n of
-    `Model.mask_side`, and can be used as `Prompt.mask`; if only logits were requested, ``counts``
-    is empty and there are no pixels.
+    `Model.mask_side`, and can be used as `Prompt.mask`.
     """
 
     size: tuple[int, int]
@@ -69,11 +77,21 @@ class Mask:
     area: int
     bbox: Xywh
     low_res_logits: npt.NDArray[np.float32] | None = field(default=None, repr=False)
+    runs: tuple[int, ...] = field(default=(), repr=False)
+    bits: bytes = field(default=b"", repr=False)
+    png: bytes = field(default=b"", repr=False)
+    polygons: Polygons | None = None
 
     @property
     def rle(self) -> dict[str, object]:
-        """COCO run lengths, ready for JSON and pycocotools."""
-        return {"size": list(self.size), "counts": self.counts}
+        """COCO run lengths ``{"size": [h, w], "counts": str}`` for JSON and pycocotools.
+
+        They are encoded here if the mask has another format; raises like `decode`.
+        """
+        if self.counts:
+            return {"size": list(self.size), "counts": self.counts}
+        coco = run_lengths.encode(self.decode())
+        return {"size": [coco.size.height, coco.size.width], "counts": coco.counts}
 
     @cached_property
     def array(self) -> npt.NDArray[np.bool_]:
@@ -83,11 +101,22 @@ class Mask:
     def decode(self) -> npt.NDArray[np.bool_]:
         """Decode to bool ``[h, w]``, one byte per pixel, without keeping it.
 
-        Raises `ValueError` for a mask without pixels.
+        The pixels of polygons are those whose centres are inside.  Raises `ValueError` for a mask
+        without pixels.
         """
-        if not self.counts:
-            raise ValueError("this mask has no pixels: only low-res logits were requested")
-        return run_lengths.decode(CocoRle(Size(*self.size), self.counts))
+        size = Size(*self.size)
+        if self.counts:
+            return run_lengths.decode(CocoRle(size, self.counts))
+        if self.runs:
+            return scanlines.pixels(self.runs, size)
+        if self.bits:
+            bits = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=size.pixels)
+            return bits.astype(np.bool_).reshape(self.size)
+        if self.png:
+            return png_masks.decode(self.png)
+        if self.polygons is not None:
+            return self.polygons.decode()
+        raise ValueError("this mask has no pixels: only its box or low-res logits were requested")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

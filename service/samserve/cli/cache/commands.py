@@ -10,7 +10,15 @@ import typer
 from samserve.cli.command import Commands
 from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import UsageError
-from samserve.cli.options import Assignments, CaFile, ConfigFile, JsonFile, ModelName, TokenFile
+from samserve.cli.options import (
+    Assignments,
+    CaFile,
+    ConfigFile,
+    JsonFile,
+    ModelName,
+    Recursive,
+    TokenFile,
+)
 from samserve.cli.terminal import write_line
 
 cache = Commands()
@@ -21,7 +29,7 @@ Folder = Annotated[
         metavar="DIR",
         exists=True,
         file_okay=False,
-        help="Directory with .jpg, .jpeg, .png and .webp files.",
+        help="Directory with images: JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF and others.",
     ),
 ]
 RunningServer = Annotated[
@@ -48,12 +56,7 @@ def warm(  # noqa: PLR0913 - each is an option of the command line
     concurrency: Annotated[
         int, typer.Option(min=1, max=256, help="Maximum number of concurrent calls.")
     ] = 4,
-    recursive: Annotated[
-        bool,
-        typer.Option(
-            "--recursive", help="Include subdirectories; links to directories are not followed."
-        ),
-    ] = False,
+    recursive: Recursive = False,
     no_wait: Annotated[
         bool,
         typer.Option(
@@ -78,15 +81,15 @@ def warm(  # noqa: PLR0913 - each is an option of the command line
     Names that start with a dot are skipped. Images that cannot be embedded are listed at the end,
     and the exit code is then 1. `samserve cache rm -` reads the records of --json.
     """
-    from samserve.cli import files
-    from samserve.cli.cache import warm
+    from samserve.cli import embed_many, files, inputs
 
     if no_wait and durable:
         raise UsageError("--durable and --no-wait exclude each other")
     files.check_outputs(None, as_json)
     endpoint = _endpoint("warm", server, ca, token_file)
-    options = warm.WarmOptions(model, concurrency, wait=not no_wait, durable=durable)
-    warm.run(warm.find(folder, recursive=recursive), endpoint, options, as_json)
+    options = embed_many.EmbedManyOptions(model, concurrency, wait=not no_wait, durable=durable)
+    found = inputs.find([folder], recursive=recursive)
+    embed_many.run(found, endpoint, options, as_json, None)
 
 
 @cache.command()
@@ -95,8 +98,8 @@ def rm(
         list[str],
         typer.Argument(
             metavar="ID",
-            help="Embedding ids; `-` reads ids, or records of `warm --json`, from standard input, "
-            "one per line.",
+            help="Embedding ids; `-` reads ids, or records of `embed` and `warm --json`, one per "
+            "line, from standard input.",
         ),
     ],
     *,
