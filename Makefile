@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 TRITON := $(VENV)-triton
 # Prometheus, promtool and redis_exporter, which are not on PyPI.
 PROMETHEUS := $(VENV)-prometheus
+# Node.js and Chromium, for the tests of the clients in examples/.
+NODE := $(VENV)-node
 # Additional flags of pip, for example: make test PIP_FLAGS="--extra-index-url ..."
 PIP_FLAGS ?=
 # --no-compile: Python compiles modules on import, and most are never imported.
@@ -57,7 +59,7 @@ test-fast: $(VENV)/.test ## Run the fast tests, in under a minute.
 	$(PYTEST) $(WORKERS) -m "not slow and not long" --engine fake $(FAST)
 
 .PHONY: test-all
-test-all: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done ## Run the slow tests, which `make test` skips.
+test-all: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done $(NODE)/.done ## Run the slow tests, which `make test` skips.
 	$(PYTEST) $(WORKERS) -m "(slow or hypothesis) and not long" --hypothesis-profile thorough \
 		--durations=10
 
@@ -103,11 +105,12 @@ constraints: $(VENV)/.dev ## Pin the packages of the images to the versions in .
 	$(BIN)/python scripts/pin-images
 
 .PHONY: wheel
-wheel: $(VENV)/.dev ## Build the wheel, which contains the default model, into dist/.
-	$(BIN)/pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist .
+wheel: $(VENV)/.dev ## Build the wheels of server (with the default model) and client into dist/.
+	$(BIN)/pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist . ./clients/python
 
 .PHONY: clean
 clean: ## Remove all build outputs and virtual environments.
+	rm -rf $(NODE) examples/*/node_modules examples/browser/gen examples/browser/dist
 	rm -rf $(VENV) $(TRITON) $(PROMETHEUS) build dist demo .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.base:
@@ -146,4 +149,13 @@ $(TRITON)/.done: harness/triton/requirements.txt $(VENV)/.test
 
 $(PROMETHEUS)/.done: scripts/get-prometheus
 	./scripts/get-prometheus $(PROMETHEUS)
+	touch $@
+
+$(NODE)/.done: scripts/get-node scripts/get-chromium examples/node/package.json examples/browser/package.json $(VENV)/.test
+	./scripts/get-node $(BIN)/python $(NODE)
+	./scripts/get-chromium $(NODE)
+	PATH="$(CURDIR)/$(NODE)/bin:$$PATH"; for example in node browser; do \
+		npm install --prefix examples/$$example --no-package-lock --no-audit --no-fund \
+			--ignore-scripts || exit 1; \
+	done
 	touch $@
