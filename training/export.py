@@ -10,6 +10,8 @@ import torch
 from samserve.export.onnx_export import Axes, Interface, trace
 from samserve.export.onnx_file import parsed, serialized
 from samserve.export.triton_repository import Description, write_bundle
+from samserve.models.card import to_parameters
+from samserve.types import ModelCard
 from torch import Tensor, nn
 
 from training.decoder import MaskDecoder
@@ -26,7 +28,10 @@ LOGIT_SCALE = 5.0
 """Served logits are the trained ones times this factor, which changes no mask. On held-out scenes,
 95 % of the masks with an IoU above 0.85 then pass AutoMask's default threshold of stability, and a
 quarter of those below 0.6; with a factor of 2 it is 74 % and a sixth."""
-DESCRIPTION = "sam_tiny: demonstration model trained on synthetic scenes"
+DESCRIPTION = Description(
+    "sam_tiny: demonstration model trained on synthetic scenes",
+    parameters=to_parameters(ModelCard(license="Apache-2.0")),
+)
 
 
 class ServedEncoder(nn.Module):
@@ -111,7 +116,7 @@ def main() -> None:
     model = load_model(options.checkpoint)
     graphs = {"encoder": encoder_onnx(model.encoder), "decoder": decoder_onnx(model.decoder)}
     models = {role: parsed(graph) for role, graph in graphs.items()}
-    write_bundle(options.repository, options.name, models, Description(DESCRIPTION))
+    write_bundle(options.repository, options.name, models, DESCRIPTION)
 
 
 if __name__ == "__main__":
