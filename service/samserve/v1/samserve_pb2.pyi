@@ -415,10 +415,14 @@ class PredictRequest(_message.Message):
     """How SAM-HQ's additional mask is used, for models with `Capabilities.hq_mode`."""
     min_island_area: _builtins.int
     """Removes islands, separate parts of a mask, of fewer pixels. The largest part
-    always stays. From 0 (off, the default).
+    always stays. From 0 (off, the default). This and the next two change the
+    mask with its `area` and `bbox`, not its scores and logits; not together
+    with `OUTPUT_MODE_LOW_RES_LOGITS`.
     """
     min_hole_area: _builtins.int
-    """Fills holes of fewer pixels. From 0 (off, the default)."""
+    """Fills holes of fewer pixels. From 0 (off, the default). Background that
+    touches the border of the image is not a hole.
+    """
     clip_to_box: _builtins.bool
     """Removes pixels outside of the prompt's box, before `min_hole_area` and
     `min_island_area` apply. Every prompt needs a box.
@@ -1285,7 +1289,8 @@ class Polygons(_message.Message):
     IOU_FIELD_NUMBER: _builtins.int
     iou: _builtins.float
     """Intersection over union of the pixels whose centres are inside the polygons
-    with those of the mask. 1 for an empty mask.
+    with those of the mask. A centre on a line is inside if the polygon is below
+    it, or right of it. 1 for an empty mask.
     """
     @_builtins.property
     def size(self) -> Global___ImageSize:
@@ -1343,7 +1348,8 @@ Global___Polygon: _TypeAlias = Polygon  # noqa: Y015
 @_typing.final
 class Ring(_message.Message):
     """A closed line without self-intersection. Its last corner is connected to the
-    first, and is not repeated.
+    first, and is not repeated. Exteriors run clockwise as displayed, holes
+    counterclockwise. Pixels that touch at a corner are in one part.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1379,7 +1385,10 @@ class PolygonOptions(_message.Message):
     From 0 (every corner of the outline) to 1000, default 1.
     """
     min_area: _builtins.int
-    """Leaves out parts and holes of fewer pixels. From 0, the default."""
+    """Leaves out parts and holes of fewer pixels; those of a hole include islands
+    in it. From 0, the default. If all parts are smaller, none is left, and the
+    IoU is 0.
+    """
     def __init__(
         self,
         *,
