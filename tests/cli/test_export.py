@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from samserve.app import default_repository
 from samserve.cli import export_options
 
 from tests.cli.conftest import RUN, Command, Result
@@ -142,8 +144,14 @@ def test_only_families_that_need_the_transformers_library_require_it(
     assert names(tmp_path / "repository") == ["small_decoder", "small_encoder"]
 
 
-def test_show_of_a_model_without_a_card(samserve: Command) -> None:
-    result = samserve("models", "show", "sam_tiny")
+def test_show_of_a_model_without_a_card(samserve: Command, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(default_repository(), models)
+    for config in models.glob("*/config.pbtxt"):
+        lines = config.read_text().splitlines(keepends=True)
+        config.write_text("".join(line for line in lines if "samserve.license" not in line))
+
+    result = samserve("models", "show", "sam_tiny", "--set", f"engine.model_repository={models}")
 
     assert result.code == 0
     assert "card: none" in result.out

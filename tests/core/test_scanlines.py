@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -46,7 +47,9 @@ def test_pixels_inside_a_triangle_are_those_of_another_rasteriser(ring: np.ndarr
 
     centres = np.stack([x.ravel(), y.ravel()], axis=1)
     expected = Path([*triangle, triangle[0]], closed=True).contains_points(centres)
-    assert np.array_equal(found.ravel(), expected)
+    # The other one has another rule for centres on a line.
+    clear = shapely.distance(shapely.points(centres), shapely.LinearRing(triangle)) > 1e-9
+    assert np.array_equal(found.ravel()[clear], expected[clear])
 
 
 @given(corners, corners)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from samserve.export.onnx_file import parsed
 from samserve.export.triton_repository import Description, write_bundle
+from samserve.models.card import to_parameters
 from samserve.models.digest import bundle_digest, graph_digests
 from samserve.models.repository import discover
 
@@ -49,7 +50,8 @@ def test_configurations_equal_the_current_output_of_the_export(tmp_path: Path) -
     (files,) = discover(REPOSITORY)
 
     models = {role: parsed(path.read_bytes()) for role, path in files.graphs.items()}
-    write_bundle(tmp_path, files.info.name, models, Description(files.info.description))
+    description = Description(files.info.description, parameters=to_parameters(files.info.card))
+    write_bundle(tmp_path, files.info.name, models, description)
 
     for role in ("encoder", "decoder"):
         config = Path(f"{files.info.name}_{role}") / "config.pbtxt"

@@ -293,4 +293,4 @@ async def call_each(stub: SegmentationServiceStub, size: int) -> None:
 def adds_up(call: CallRecord) -> bool:
     """Return whether the stages add up to the duration, and ``other`` is a small part of it."""
     difference = abs(sum(call.stages.values()) - call.seconds)
-    return difference <= 0.0005 and call.stages["other"] <= max(0.05 * call.seconds, 0.0005)
+    return difference <= 0.0005 and call.stages["other"] <= max(0.1 * call.seconds, 0.001)
