@@ -24,6 +24,8 @@ const OPTIONS = {
   "grpc.per_rpc_retry_buffer_size": MAX_MESSAGE_BYTES,
   "grpc.retry_buffer_size": MAX_MESSAGE_BYTES,
   "grpc.keepalive_time_ms": 60_000,
+  // After an outage, connect again within seconds; by default, up to two minutes pass.
+  "grpc.max_reconnect_backoff_ms": 5_000,
 };
 
 /**

@@ -5,13 +5,17 @@ import { createHash, randomUUID } from "node:crypto";
 import { deadlineOf, retryRejected, unlessNotFound } from "../shared/calls.js";
 import { SamserveError } from "../shared/error.js";
 import { Mask } from "../shared/mask.js";
-import { metadataOf, openStub } from "./channel.js";
+import { definitions, metadataOf, openStub } from "./channel.js";
 import { toError } from "./details.js";
 
 export { Mask, SamserveError };
 
 /** @typedef {import("../shared/types.js").CallOptions} CallOptions */
 /** @typedef {import("../shared/types.js").AutoMaskEvent} AutoMaskEvent */
+
+const AUTOMASK_OPTIONS = new Set(
+  /** @type {any} */ (definitions["samserve.v1.AutoMaskOptions"]).type.field.map(({ name }) => name),
+);
 
 export class Client {
   #stub;
@@ -90,7 +94,8 @@ export class Client {
    * @returns {AsyncGenerator<AutoMaskEvent, void>}
    */
   async *automask(source, options = {}) {
-    const { model, parameters } = options;
+    const { model, parameters = {} } = options;
+    checkParameters(parameters);
     const call = deadlineOf({ timeoutMs: 15 * 60_000, ...options });
     const image = typeof source === "string" ? { embeddingId: source } : { image: { encoded: source } };
     const request = { ...image, model, options: parameters };
@@ -144,8 +149,18 @@ function cancelOnAbort(signal, cancel) {
   signal?.addEventListener("abort", cancel);
 }
 
+// `proto-loader` ignores names that a message does not have.
+function checkParameters(parameters) {
+  const unknown = Object.keys(parameters).find((name) => !AUTOMASK_OPTIONS.has(name));
+  if (unknown) throw new TypeError(`AutoMask has no parameter ${unknown}; names are in camel case`);
+}
+
 /** @param {import("../shared/types.js").Prompt} prompt */
 function toMessage({ points = [], box, logits }) {
+  const sides = [box?.xMin, box?.yMin, box?.xMax, box?.yMax];
+  if (box && !sides.every(Number.isFinite)) {
+    throw new TypeError("a box has the numbers xMin, yMin, xMax and yMax");
+  }
   return {
     points: points.map(({ x, y, foreground = true }) => ({
       x,

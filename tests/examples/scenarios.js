@@ -98,9 +98,18 @@ async function manyLogits(client, { photo, prompts }) {
   return { bytes: masks.flat().reduce((sum, mask) => sum + mask.lowResLogits.length, 0) };
 }
 
+/** Call with names that messages do not have; `proto-loader` would ignore them. */
+async function misnamed(client) {
+  const rejected = async (action) => action().then(String, (error) => `${error.name}: ${error.message}`);
+  return {
+    box: await rejected(() => client.predict("0".repeat(64), [{ box: { x: 1, y: 1, width: 5, height: 5 } }])),
+    parameter: await rejected(() => client.automask("0".repeat(64), { parameters: { points_per_side: 4 } }).next()),
+  };
+}
+
 export const scenarios = {
   ...{ predict, embedTwice, automask, abortAutomask, leaveAutomask, abortUnary },
-  ...{ errors, deadlines, twice, beginAutomask, models, manyLogits },
+  ...{ errors, deadlines, twice, beginAutomask, models, manyLogits, misnamed },
 };
 
 async function drain(events) {

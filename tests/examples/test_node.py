@@ -75,6 +75,15 @@ async def test_token_is_not_sent_to_other_machines_without_tls() -> None:
         assert result == {"refused": "TypeError"}
 
 
+async def test_names_that_messages_do_not_have_are_errors() -> None:
+    async with NodeClient().scenario("misnamed", "127.0.0.1:1") as result:
+        assert result == {
+            "box": "TypeError: a box has the numbers xMin, yMin, xMax and yMax",
+            "parameter": "TypeError: AutoMask has no parameter points_per_side; "
+            "names are in camel case",
+        }
+
+
 async def demo(folder: Path, *arguments: str) -> tuple[int, str, str]:
     """Run the command; return its exit status, output and errors."""
     process = await asyncio.create_subprocess_exec(
