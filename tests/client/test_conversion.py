@@ -23,6 +23,7 @@ from samserve.client import (
     InvalidArgument,
     Prompt,
 )
+from samserve.client.conversion import to_png
 from samserve.client.images import load, read
 from samserve.types import EncodedImage, Orientation
 
@@ -302,3 +303,15 @@ def test_a_large_converted_file_is_requested_by_the_digest_of_its_png() -> None:
     assert upload.digest is not None
     assert upload.converted_from == "BMP"
     assert upload.message.encoded.startswith(b"\x89PNG")
+
+
+def test_a_frame_that_is_larger_than_its_gif_is_too_large() -> None:
+    file = io.BytesIO()
+    Image.new("P", (8, 8)).save(file, "GIF")
+    data = bytearray(file.getvalue())
+    # Width and height of the first frame, behind its separator and its position.
+    frame = data.rindex(b"\x2c\0\0\0\0") + 5
+    data[frame : frame + 4] = b"\xff" * 4
+
+    with pytest.raises(ImageTooLarge):
+        to_png(io.BytesIO(data), "bomb.gif")

@@ -197,6 +197,37 @@ def test_polygons_that_leave_everything_out_state_it() -> None:
     assert encoded.iou == 0
 
 
+def test_small_part_is_left_out_with_its_large_hole() -> None:
+    mask = rectangle(40, 40, (2, 2, 32, 32), (3, 3, 31, 31))
+
+    encoded = encode(mask, min_area=200)
+
+    assert encoded.polygons == ()
+
+
+def test_hole_below_the_tolerance_remains_beside_a_simplified_exterior() -> None:
+    disc = cv2.circle(np.zeros((200, 200), np.uint8), (100, 100), 80, 1, -1)
+    mask = cv2.circle(disc, (100, 100), 3, 0, -1).astype(np.bool_)
+
+    (part,) = encode(mask, tolerance=8).polygons
+
+    assert len(part.holes) == 1
+    assert len(part.exterior) < 12
+
+
+@pytest.mark.parametrize("tolerance", [0.5, 1.0, 5.0])
+def test_smooth_outlines_stay_within_the_tolerance_at_their_first_corner(
+    tolerance: float,
+) -> None:
+    resized, upsampling = upsampling_for(Size(240, 320))
+    for low_res in logits.blobs(3, 30, resized):
+        mask = masks.binary_mask(low_res, upsampling, level=0.0)
+        parts = zip(encode(mask).polygons, encode(mask, tolerance).polygons, strict=True)
+        for exact, simplified in parts:
+            corners, line = shapely.points(exact.exterior), shapely.LinearRing(simplified.exterior)
+            assert shapely.distance(corners, line).max() <= tolerance + 1e-6
+
+
 def test_outlines_of_objects_larger_than_a_tile_are_joined() -> None:
     size = Size(700, 900)
     resized, upsampling = upsampling_for(size)
@@ -241,3 +272,32 @@ def test_polygons_that_would_be_invalid_are_simplified_less(
     assert len(coarse.polygons[0].exterior) < corners
     assert (corners >= len(exact.polygons[0].exterior)) == (invalid >= 3)
     assert encoded.iou > coarse.iou
+
+
+@given(random_masks)
+@settings(max_examples=50, deadline=None)
+def test_outlines_of_too_much_work_are_exact_without_needless_corners(mask: BoolArray) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(polygons, "_MAX_WORK", 0)
+        patch.setattr(polygons.shapely, "simplify", None)
+        encoded = encode(mask, tolerance=5.0)
+    exact = encode(mask)
+
+    assert np.array_equal(filled(encoded), mask)
+    assert encoded.iou == 1.0
+    shape = geometry(encoded)
+    assert shape.is_valid
+    assert shape.equals(geometry(exact))
+    assert shapely.get_num_coordinates(shape) <= shapely.get_num_coordinates(geometry(exact)) + len(
+        shapely.get_rings(shapely.get_parts(shape))
+    )
+
+
+def test_fine_grids_are_not_simplified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GEOS would take minutes for those of a whole image, and occupy a thread for them."""
+    monkeypatch.setattr(polygons.shapely, "simplify", None)
+    mask = np.indices((200, 200)).sum(axis=0) % 2 == 0
+
+    encoded = encode(mask, tolerance=1.0)
+
+    assert np.array_equal(filled(encoded), mask)

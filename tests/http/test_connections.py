@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from samserve.app import Running
 from samserve.calls import slow_clients
+from samserve.http.server.connection import Connection
 from samserve.http.server.exchange import HIGH_WATER_BYTES
 from samserve.v1 import samserve_pb2 as pb
 
@@ -331,6 +332,80 @@ async def test_a_stream_that_is_not_read_ends(monkeypatch: pytest.MonkeyPatch) -
             late = "DEADLINE_EXCEEDED"
             assert total(registry, "grpc_server_handled_total", grpc_code=late) == 1
             await until(lambda: total(registry, "samserve_http_connections") == 0)
+
+
+async def test_a_client_that_reads_no_response_is_not_served_further(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its responses would pile up in memory, as many as it sends requests."""
+    blocked: list[Connection] = []
+    pause_writing = Connection.pause_writing
+
+    def record(connection: Connection) -> None:
+        pause_writing(connection)
+        blocked.append(connection)
+
+    monkeypatch.setattr(Connection, "pause_writing", record)
+    image = pb.Image(encoded=sample_images.encode(np.zeros((2800, 2800, 3), np.uint8)))
+    point = pb.Point(x=1, y=1, label=pb.Point.LABEL_FOREGROUND)
+    prompts = [pb.Prompt(points=[point])] * 8
+    request = pb.PredictRequest(
+        image=image, prompts=prompts, output_mode=pb.OUTPUT_MODE_BINARY_MASK
+    )
+    body = request.SerializeToString()
+    async with http_service() as service, connected(service.http_address) as wire:
+        registry = service.metrics.registry
+        opened = wire.writer.get_extra_info("socket")
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        wire.writer.transport.pause_reading()
+        data = wire.head(PREDICT, [PROTO, ("content-length", str(len(body)))]) + body
+        wire.send(data)
+        # The response is complete for the server, and is larger than the buffers of the system.
+        await until(lambda: len(blocked) == 1)
+        wire.send(data)
+        await asyncio.sleep(0.2)
+        assert total(registry, "grpc_server_started_total") == 1
+        wire.writer.transport.resume_reading()
+        for _ in range(2):
+            assert (await wire.response()).status == 200
+        assert total(registry, "grpc_server_started_total") == 2
+
+
+@pytest.mark.parametrize("part", [b"0\r\nx: ", b"2;"], ids=["trailer", "extension of a chunk"])
+async def test_endless_parts_that_are_no_body_are_refused(service: Running, part: bytes) -> None:
+    async with connected(service.http_address) as wire:
+        wire.send(wire.head(EMBED, [PROTO, ("transfer-encoding", "chunked")]) + part)
+        for _ in range(20):
+            wire.send(b"y" * 50_000)
+        answer = await wire.closed()
+
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    await check_others_are_served(service)
+
+
+async def test_trailers_are_ignored(service: Running) -> None:
+    async with connected(service.http_address) as wire:
+        wire.send(wire.head(LIST, [JSON, ("transfer-encoding", "chunked")]))
+        wire.send(b"2\r\n{}\r\n0\r\nhost: evil.test\r\n\r\n")
+        assert (await wire.response()).status == 200
+        await check_served(wire)
+
+
+@pytest.mark.parametrize("version", ["0.9", "2.0"])
+async def test_other_versions_of_http_are_refused(service: Running, version: str) -> None:
+    async with connected(service.http_address) as wire:
+        data = wire.head(LIST, [JSON, ("content-length", "2")]) + b"{}"
+        wire.send(data.replace(b"HTTP/1.1", f"HTTP/{version}".encode()))
+        assert (await wire.closed()).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_expectations_are_met_in_any_case(service: Running) -> None:
+    async with connected(service.http_address) as wire:
+        expect = ("expect", "100-Continue")
+        wire.send(wire.head(LIST, [JSON, expect, ("content-length", "2")]))
+        assert (await wire.response_head())[0] == 100
+        wire.send(b"{}")
+        assert (await wire.response()).status == 200
 
 
 async def test_two_hundred_connections_are_served_at_once(service: Running) -> None:

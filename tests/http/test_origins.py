@@ -64,6 +64,8 @@ async def test_own_and_allowed_hosts_are_accepted(service: Running, host: str) -
     [
         *("evil.test", "localhost.evil.test", "127.0.0.1.evil.test", "evil.test:8080", "10.0.0.1"),
         *("b:82", "b", "localhost@evil.test", "sam.test.", "[::2]", "[", "a b", "1"),
+        *("evil.test@localhost", "evil.test:80@localhost", "localhost/evil", "localhost?evil"),
+        *("localhost#evil", "[::1].evil.test", "[::1]x", "[::1%eth0]", "localhost:x"),
     ],
 )
 @pytest.mark.parametrize("kind", BODIES, ids=["json", "grpc_web", "connect"])

@@ -21,7 +21,8 @@ async def test_commands_of_the_page_succeed(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(image)
     (tmp_path / "proto").symlink_to(ROOT / "proto")
     blocks = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
-    commands = [block for block in blocks if STARTS_A_SERVER not in block]
+    # Not those with jq, which a machine may not have.
+    commands = [block for block in blocks if STARTS_A_SERVER not in block and "jq " not in block]
     assert len(commands) == 3
     script = "set -euo pipefail\n" + "\n".join(commands)
 

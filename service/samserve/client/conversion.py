@@ -75,7 +75,11 @@ def to_png(file: BinaryIO, name: str) -> Png:
     Reads only what that image needs.  Raises `ImageUnreadable`, and `ImageTooLarge` before anything
     is decoded if the image has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
-    opened = _open(file, name)
+    try:
+        opened = _open(file, name)
+    except Image.DecompressionBombError as error:
+        # Some formats check the size of their first frame when they are opened.
+        raise ImageTooLarge.of(name, _reason(error)) from error
     kind = opened.format or "image"
     _check_size(opened, name)
     with _foreign_errors(name, kind):

@@ -25,6 +25,11 @@ _TILE = 128
 """Side of a tile in pixels; each shares a row and a column with its neighbours."""
 _MAX_ATTEMPTS = 4
 """Tolerances that are tried, each a quarter of the one before, until polygons are valid."""
+_MAX_WORK = 1 << 28
+"""Rings, times their corners, up to which outlines are simplified: GEOS compares every ring with
+every other, about 0.7 s for so many.  Noise and fine grids have more."""
+_MAX_CORNERS = 1 << 20
+"""Corners of all rings up to which outlines are simplified."""
 
 _X, _Y = np.meshgrid(np.arange(_TILE + 1.0), np.arange(_TILE + 1.0))
 _Geometries = npt.NDArray[np.object_]
@@ -175,8 +180,16 @@ def _large(parts: _Parts, min_area: int) -> _Geometries:
 
 
 def _simplified(polygons: _Geometries, tolerance: float) -> _Geometries:
-    """Simplify polygons together, so that they do not cross each other."""
+    """Simplify polygons together, so that they do not cross each other.
+
+    Too many of them are returned as they are, without the corners that are on one line with the
+    next ones: a mask of noise must not occupy a thread for minutes.
+    """
     exact, part = shapely.get_rings(polygons, return_index=True)
+    corners = int(shapely.get_num_coordinates(exact).sum())
+    if corners > _MAX_CORNERS or len(exact) * corners > _MAX_WORK:
+        found: _Geometries = shapely.polygons(_straightened(exact), indices=part)
+        return found
     together = shapely.multipolygons(polygons)
     for attempt in range(_MAX_ATTEMPTS):
         # The last is exact: only corners between two that are on one line with it are removed.
@@ -191,6 +204,23 @@ def _simplified(polygons: _Geometries, tolerance: float) -> _Geometries:
         if shapely.is_valid(shapely.multipolygons(parts)):
             return parts
     return polygons
+
+
+def _straightened(rings: _Geometries) -> _Geometries:
+    """Return rings without the corners between two that are on one line with them."""
+    points, ring = shapely.get_coordinates(rings, return_index=True)
+    # The last point of a ring repeats its first.
+    last = np.diff(ring, append=-1) != 0
+    points, ring = points[~last], ring[~last]
+    first = np.flatnonzero(np.diff(ring, prepend=-1))
+    final = np.append(first[1:], len(ring)) - 1
+    after = np.roll(points, -1, axis=0) - points
+    after[final] = points[first] - points[final]
+    before = np.roll(after, 1, axis=0)
+    before[first] = after[final]
+    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+    straight: _Geometries = shapely.linearrings(points[turns], indices=ring[turns])
+    return straight
 
 
 def _within(

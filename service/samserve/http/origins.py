@@ -9,7 +9,7 @@ Other programs send neither of the last two headers.
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import re
 
 from samserve.errors import HostNotAllowed, InvalidRequest, OriginNotAllowed
 from samserve.http.request import HttpRequest
@@ -28,6 +28,8 @@ _ALLOWED_HEADERS = (
 _EXPOSED_HEADERS = b"x-request-id, retry-after, etag"
 _PREFLIGHT_SECONDS = b"7200"
 _MAX_SHOWN = 100
+# Not a parser of URLs, which would find a name in a user or before a path.
+_HOST = re.compile(r"(?:([a-z0-9._-]+)|\[([0-9a-f.]*:[0-9a-f:.]*)\])(?::[0-9]{0,5})?")
 
 
 class OriginPolicy:
@@ -72,7 +74,7 @@ class OriginPolicy:
             ANY_HOST in self._hosts
             or not self._hosts.isdisjoint((host, name))
             or is_loopback(name)
-            or name.strip("[]") in own
+            or (name != "" and name in own)
         )
         if not allowed:
             raise HostNotAllowed(
@@ -106,10 +108,8 @@ def preflight_headers() -> list[Header]:
 
 def _name(host: str) -> str:
     """Return the host without its port; empty if it is not valid."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2]) if found else ""
 
 
 def _shown(text: str) -> str:

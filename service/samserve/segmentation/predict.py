@@ -45,7 +45,8 @@ from samserve.types import (
 
 _WITHOUT_LOGITS = "OUTPUT_MODE_COCO_RLE"
 _COSTLY = 8
-"""Times that PNG files and changes of masks take at most, compared with run lengths."""
+"""How much more PNG files and changes of masks count than run lengths: with a margin for images
+that are not large, for which alone it decides.  Masks of large images are long work anyway."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,8 @@ class Connection(asyncio.Protocol):
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
         self._drained = None
+        if self._exchange is not None and self._exchange.complete:
+            self.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         """Parse a part of a request."""
@@ -119,14 +121,15 @@ class Connection(asyncio.Protocol):
         if not self._in_head and self._is_idle():
             self._in_head, self._raw_bytes = True, 0
             self._set_timeout(self._limits.header_timeout_s)
+        self._raw_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self._refuse(*self._error)
         else:
-            self._raw_bytes += len(data) * self._in_head
             if self._raw_bytes > self._limits.max_header_bytes:
-                # An incomplete header: the parser buffers it.
+                # An incomplete header or trailer, which the parser buffers, or an endless extension
+                # of a chunk.
                 self._refuse(*_TOO_LARGE)
 
     # Of the parser.
@@ -155,9 +158,11 @@ class Connection(asyncio.Protocol):
             # The parser would take the body for another protocol.
             self._error = _UPGRADE
             raise _Refused
-        self._in_head = False
-        self._deadline = math.inf
         version = self._parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            raise _Refused
+        self._in_head, self._raw_bytes = False, 0
+        self._deadline = math.inf
         path = httptools.parse_url(self._url)
         raw = path.path or b"/"
         scope = {
@@ -170,7 +175,9 @@ class Connection(asyncio.Protocol):
             "headers": self._headers,
         }
         keep_alive = version == "1.1" and self._parser.should_keep_alive() and not self._stopping
-        expects = (b"expect", b"100-continue") in self._headers
+        expects = version == "1.1" and any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in self._headers
+        )
         self._exchange = Exchange(self, scope, keep_alive=keep_alive, expects_continue=expects)
         task = self._loop.create_task(self._run(self._exchange))
         self._tasks[task] = self._exchange
@@ -178,6 +185,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Hand over a part of the body."""
+        self._raw_bytes = 0
         exchange = self._exchange
         if exchange is None or exchange.complete:
             return
@@ -187,6 +195,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Note the end of the request."""
+        self._raw_bytes = 0
         if self._exchange is not None:
             self._exchange.end()
 
@@ -219,6 +228,10 @@ class Connection(asyncio.Protocol):
         self.resume_reading()
         if exchange.keep_alive and not self._stopping:
             self._set_timeout(self._limits.idle_timeout_s)
+            if self._drained is not None:
+                # Else a client that reads nothing could let responses pile up with its requests.
+                self._reading_paused = True
+                self._transport.pause_reading()
         else:
             self._discards = True
 
@@ -247,8 +260,8 @@ class Connection(asyncio.Protocol):
             log.error("internal error of the HTTP listener", exc_info=error)
         if error is not None and not exchange.started:
             self._refuse(*_FAILED)
-        elif not exchange.complete:
-            # Cancelled, or failed in the middle of its response.
+        elif not exchange.complete or (task.cancelled() and self._drained is not None):
+            # Cancelled, or failed in the middle of its response, which may wait for a slow client.
             self._transport.abort()
         elif (self._discards or self._stopping) and not self._tasks:
             self._close()
