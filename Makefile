@@ -1,4 +1,4 @@
-# Every target installs what it needs into .venv*; nothing else on the machine is changed.
+# Every target installs what it needs into .venv*; on the machine, only curl and jq where they are missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -122,7 +122,8 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml
 	$(VENV)/$(INSTALL) --editable ".[demo]"
 	touch $@
 
-$(VENV)/.test: $(VENV)/.base pyproject.toml
+$(VENV)/.test: $(VENV)/.base pyproject.toml scripts/get-programs
+	./scripts/get-programs
 	$(VENV)/$(INSTALL) --editable ".[test]"
 	# For MobileSAM's original encoder. Its dependencies, a different torch among them, are not needed.
 	$(VENV)/$(INSTALL) --no-deps samexporter==0.5.0
