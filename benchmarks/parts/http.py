@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import grpc
 from google.protobuf import json_format
@@ -37,11 +37,8 @@ def run(plan: Plan) -> Result:
         gateway = FreeGateway(plan.folder / "http.log", more=settings)
         stack.enter_context(gateway)
         channel = stack.enter_context(grpc.insecure_channel(gateway.target))
-        rows = [
-            (request.name, protocols(channel, port, request))
-            for request in gateway_cpu.requests(gateway.target)
-            if request.name in NAMES
-        ]
+        requests = [each for each in gateway_cpu.requests(gateway.target) if each.name in NAMES]
+        rows = [(each.name, protocols(channel, port, each, stack)) for each in requests]
         costs: dict[tuple[str, str], list[Cost]] = {}
         for block in range(plan.blocks(BLOCKS) + 1):
             for name, row in rows:
@@ -71,8 +68,13 @@ def measured(pid: int, call: Call, calls: int) -> Cost:
     return Cost(statistics.median(taken), (cpu_s(pid) - before) / calls)
 
 
-def protocols(channel: grpc.Channel, port: int, request: Request) -> Mapping[str, Call]:
-    """Return a function for each protocol that makes the call once, over one connection."""
+def protocols(
+    channel: grpc.Channel, port: int, request: Request, stack: ExitStack
+) -> Mapping[str, Call]:
+    """Return a function for each protocol that makes the call once, over one connection.
+
+    *stack* closes the connections.
+    """
     name = request.path.rpartition("/")[2]
     method = pb.DESCRIPTOR.services_by_name["SegmentationService"].methods_by_name[name]
     message = GetMessageClass(method.input_type).FromString(request.data)
@@ -81,15 +83,25 @@ def protocols(channel: grpc.Channel, port: int, request: Request) -> Mapping[str
     unary = channel.unary_unary(request.path)
     return {
         GRPC: lambda: bytes(unary(request.data, wait_for_ready=True)),
-        "Connect": _over_http(port, request.path, "application/proto", request.data),
-        "JSON": _over_http(port, request.path, "application/json", text),
-        "gRPC-Web": _over_http(port, request.path, "application/grpc-web+proto", framed),
+        **{
+            protocol: _over_http(
+                stack.enter_context(closing(http.client.HTTPConnection(HOST, port))),
+                request.path,
+                content_type,
+                body,
+            )
+            for protocol, content_type, body in (
+                ("Connect", "application/proto", request.data),
+                ("JSON", "application/json", text),
+                ("gRPC-Web", "application/grpc-web+proto", framed),
+            )
+        },
     }
 
 
-def _over_http(port: int, path: str, content_type: str, body: bytes) -> Call:
-    connection = http.client.HTTPConnection(HOST, port)
-
+def _over_http(
+    connection: http.client.HTTPConnection, path: str, content_type: str, body: bytes
+) -> Call:
     def call() -> bytes:
         connection.request("POST", path, body, {"content-type": content_type})
         response = connection.getresponse()
