@@ -69,7 +69,7 @@ def test_a_changed_comment_needs_no_record(tree: Tree) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "reported"),
     [
-        ("int32 mask_side = 6;", "int32 mask_side = 16;", '"mask_side"'),
+        ("int32 mask_side = 6;", "int32 mask_side = 99;", '"mask_side"'),
         ("int32 mask_side = 6;", "int64 mask_side = 6;", '"mask_side"'),
         ("int32 mask_side = 6;", "int32 side = 6;", '"mask_side"'),
         ("  RAW_LAYOUT_BGR = 2;", "  RAW_LAYOUT_BGR = 4;", '"RawLayout"'),

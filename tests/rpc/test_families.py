@@ -77,6 +77,18 @@ async def test_models_list_family_tokens_capabilities_and_defaults(
     assert response.automask_defaults == model.automask_defaults
 
 
+@pytest.mark.parametrize("rule", [None, RULE])
+async def test_models_list_the_rule_of_stable_masks(rule: DynamicMultimask | None) -> None:
+    engine = FakeEngine(model=replace(SMALL_MODEL, family="sam2", dynamic_multimask=rule))
+    async with serving(engine=engine) as (_, stub):
+        (model,) = (await stub.ListModels(pb.ListModelsRequest())).models
+
+    assert model.HasField("stability_rule") == (rule is not None)
+    if rule is not None:
+        listed = pb.StabilityRule(delta=rule.delta, thresh=rule.thresh)
+        assert model.stability_rule == listed
+
+
 @pytest.mark.parametrize("family", ["sam1", "sam2"])
 async def test_hq_mode_of_a_model_without_it_is_invalid(family: str) -> None:
     async with served(family) as (engine, stub):

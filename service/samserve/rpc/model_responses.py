@@ -89,7 +89,7 @@ def _lower(limit: int, quota: int | None) -> int:
 
 
 def _model(info: ModelInfo, transport: Transport, *, default: bool) -> pb.Model:
-    family = families.of(info)
+    family, rule = families.of(info), info.dynamic_multimask
     return pb.Model(
         name=info.name,
         family=info.family,
@@ -105,6 +105,7 @@ def _model(info: ModelInfo, transport: Transport, *, default: bool) -> pb.Model:
         encoder_digest=info.encoder_digest,
         automask_defaults=_automask_defaults(family),
         mask_tokens=family.mask_tokens,
+        stability_rule=None if rule is None else pb.StabilityRule(**asdict(rule)),
     )
 
 

@@ -1921,6 +1921,7 @@ class Model(_message.Message):
     AUTOMASK_DEFAULTS_FIELD_NUMBER: _builtins.int
     MASK_TOKENS_FIELD_NUMBER: _builtins.int
     DECODER_SHA256_FIELD_NUMBER: _builtins.int
+    STABILITY_RULE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name that selects the model in requests."""
     family: _builtins.str
@@ -1964,6 +1965,13 @@ class Model(_message.Message):
     def automask_defaults(self) -> Global___AutoMaskOptions:
         """Defaults of the AutoMask options that a request for this model leaves unset."""
 
+    @_builtins.property
+    def stability_rule(self) -> Global___StabilityRule:
+        """The rule of `MULTIMASK_AUTO` in the family `sam2`, for clients that decode
+        themselves. Unset for models without it, whose `MULTIMASK_AUTO` is
+        `MULTIMASK_SINGLE` in that family.
+        """
+
     def __init__(
         self,
         *,
@@ -1982,14 +1990,45 @@ class Model(_message.Message):
         automask_defaults: Global___AutoMaskOptions | None = ...,
         mask_tokens: _builtins.int = ...,
         decoder_sha256: _builtins.str = ...,
+        stability_rule: Global___StabilityRule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["automask_defaults", b"automask_defaults", "capabilities", b"capabilities", "card", b"card"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["automask_defaults", b"automask_defaults", "capabilities", b"capabilities", "card", b"card", "stability_rule", b"stability_rule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["automask_defaults", b"automask_defaults", "capabilities", b"capabilities", "card", b"card", "decoder_sha256", b"decoder_sha256", "default", b"default", "description", b"description", "digest", b"digest", "embedding_bytes", b"embedding_bytes", "encoder_digest", b"encoder_digest", "family", b"family", "image_side", b"image_side", "mask_side", b"mask_side", "mask_tokens", b"mask_tokens", "name", b"name", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["automask_defaults", b"automask_defaults", "capabilities", b"capabilities", "card", b"card", "decoder_sha256", b"decoder_sha256", "default", b"default", "description", b"description", "digest", b"digest", "embedding_bytes", b"embedding_bytes", "encoder_digest", b"encoder_digest", "family", b"family", "image_side", b"image_side", "mask_side", b"mask_side", "mask_tokens", b"mask_tokens", "name", b"name", "stability_rule", b"stability_rule", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class StabilityRule(_message.Message):
+    """The single-mask output is returned while it is stable, otherwise the multimask
+    output with the highest predicted IoU. It is stable if the number of its
+    low-resolution logits above `delta`, divided by the number above `-delta`, is
+    at least `thresh`, or if no logit is above `-delta`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELTA_FIELD_NUMBER: _builtins.int
+    THRESH_FIELD_NUMBER: _builtins.int
+    delta: _builtins.float
+    """Distance of both thresholds from 0, from 0."""
+    thresh: _builtins.float
+    """From 0 to 1."""
+    def __init__(
+        self,
+        *,
+        delta: _builtins.float = ...,
+        thresh: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "thresh", b"thresh"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StabilityRule: _TypeAlias = StabilityRule  # noqa: Y015
 
 @_typing.final
 class ModelCard(_message.Message):
