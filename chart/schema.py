@@ -18,7 +18,7 @@ COMPUTED_SETTINGS = {
         *("host", "port", "admin_host", "admin_port", "allow_plaintext"),
         *("drain_delay_s", "grace_period_s", "max_connection_age_s", "readiness"),
     },
-    "http": {"enabled", "host", "port", "allowed_hosts", "allowed_origins"},
+    "http": {"enabled", "host", "port", "allowed_hosts", "allowed_origins", "web_page"},
     "tls": {"cert_file", "key_file", "client_ca_file", "client_identities"},
     "auth": {"api_keys_file", "jwks_file", "jwt_issuer", "jwt_audience", "policy_file"},
     "engine": {"kind", "model_repository", "default_model"},

@@ -60,7 +60,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "admin": ("engines.base", "errors", "rpc.server", "system"),
     "http": (
         *("calls", "errors", "models.digest", "rpc.codecs", "rpc.handler", "rpc.methods"),
-        *("rpc.servicer", "rpc.status", "security.certificates", "settings", "system"),
+        *("rpc.servicer", "rpc.status", "security.authenticator", "security.certificates"),
+        *("security.sessions", "settings", "system"),
         *("telemetry.metrics.http", "types"),
     ),
     "app": (

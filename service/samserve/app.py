@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -30,15 +30,19 @@ from samserve.engines.triton.engine import TritonEngine
 from samserve.http.decoders import DecoderFiles
 from samserve.http.server.listener import HttpListener
 from samserve.http.service import http_app
+from samserve.http.web.page import WebPage, open_web_page
 from samserve.images import ImageLimits
 from samserve.models.selection import Selection, of_repository, of_user
+from samserve.rpc.file_limit import within_file_limit
 from samserve.rpc.handler import CallHandler
 from samserve.rpc.methods import SERVICE
-from samserve.rpc.server import ApiServer, check_file_limit
+from samserve.rpc.server import ApiServer
 from samserve.rpc.servicer import SegmentationServicer, UseCases
 from samserve.scheduling.tenant_limits import TenantLimit
 from samserve.scheduling.thread_pools import Workers
+from samserve.security.authenticator import Authenticator
 from samserve.security.quotas import Quotas
+from samserve.security.sessions import SessionAuthenticator
 from samserve.security.setup import Security, open_security
 from samserve.segmentation.automask.generator import AutoMasker
 from samserve.segmentation.automask.run_size import RunSize
@@ -67,17 +71,24 @@ _QUEUES = (("workers", Priority.INTERACTIVE), ("bulk_workers", Priority.BULK))
 class Running:
     """A running service: its addresses, and its components for code in the same process.
 
-    ``http_address`` is the URL of the HTTP listener, empty if it is not enabled.  ``files`` are
-    those that are reloaded when they change.
+    ``http_address`` is the URL of the HTTP listener, empty if it is not enabled.  ``page`` is the
+    web page there, None if it is not served.  ``files`` are those that are reloaded when they
+    change.
     """
 
     address: str
     admin_address: str
     http_address: str
+    page: WebPage | None
     engine: Engine
     cache: EmbeddingCache
     metrics: Metrics
     files: Sequence[ReloadableFile[Any]]
+
+    def show_page(self, write: Callable[[str], None]) -> None:
+        """Write the address of the web page, if it is served; see `WebPage.show`."""
+        if self.page is not None:
+            self.page.show(addresses.reachable_url(self.http_address), write)
 
 
 @asynccontextmanager
@@ -89,9 +100,8 @@ async def running(
     *engine* and *cache* replace those of the settings.  When the block begins, the warm-up has
     succeeded and the health service reports SERVING.
     """
-    check_file_limit(settings.server)
+    settings = within_file_limit(settings)
     metrics = Metrics(CollectorRegistry())
-    retry = _startup_retry(settings)
     security = open_security(settings)
     credentials = cache_credentials(settings)
     files = security.files if credentials is None else (*security.files, credentials)
@@ -100,8 +110,8 @@ async def running(
     async with AsyncExitStack() as stack:
         admin = Admin(metrics.registry, asyncio.get_running_loop())
         metrics.server.register_ready(lambda: admin.ready)
-        listening = admin.listening(settings.server.admin_host, settings.server.admin_port)
-        admin_port = stack.enter_context(listening)
+        admin_host = settings.server.admin_host
+        admin_port = stack.enter_context(admin.listening(admin_host, settings.server.admin_port))
         engine = engine or await open_engine(settings, metrics)
         await stack.enter_async_context(aclosing(engine))
         if cache is None:
@@ -113,19 +123,20 @@ async def running(
         use_cases = _servicer(settings, engine, cache, security, metrics, decoders)
         servicer = await stack.enter_async_context(use_cases)
         tracing = await stack.enter_async_context(aclosing(open_tracing(settings.trace)))
-        api, http = _listeners(settings, security, servicer, decoders, metrics, tracing)
+        api, http, page = await _listeners(settings, security, servicer, decoders, metrics, tracing)
         await stack.enter_async_context(metrics.server.observing_lag())
         await stack.enter_async_context(refreshing(files, settings.tls.reload_interval_s))
         await stack.enter_async_context(_listening(api, http))
-        await warm_up(engine, cache, retry)
+        await warm_up(engine, cache, _startup_retry(settings))
         stack.push_async_callback(asyncio.sleep, settings.server.drain_delay_s)
         follows = settings.server.readiness == "engine"
         readiness = Readiness(engine, api, admin, metrics.engine.ready.set, follows=follows)
         await stack.enter_async_context(readiness.following())
         yield Running(
             address=addresses.join(settings.server.host, api.port),
-            admin_address=addresses.join(settings.server.admin_host, admin_port),
+            admin_address=addresses.join(admin_host, admin_port),
             http_address="" if http is None else http.address,
+            page=page,
             engine=engine,
             cache=cache,
             metrics=metrics,
@@ -146,8 +157,12 @@ async def _listening(api: ApiServer, http: HttpListener | None) -> AsyncIterator
         await asyncio.gather(*(stack.aclose() for stack in stacks))
 
 
-async def serve(settings: Settings) -> None:
-    """Run the service until SIGINT or SIGTERM, also during startup."""
+async def serve(settings: Settings, show: Callable[[str], None]) -> None:
+    """Run the service until SIGINT or SIGTERM, also during startup.
+
+    *show* writes a line for the user: the address of the web page, which may contain a secret, so
+    that it is not logged.
+    """
     log = structlog.get_logger("samserve")
     with stop_signals() as stop:
         try:
@@ -161,6 +176,7 @@ async def serve(settings: Settings) -> None:
                     models=list(service.engine.models),
                     transport=service.engine.transport.value,
                 )
+                service.show_page(show)
                 await stop.requested.wait()
                 log.info("stopping", grace_s=settings.server.grace_period_s)
         except asyncio.CancelledError:
@@ -278,46 +294,45 @@ def _decoders(settings: Settings, engine: Engine) -> DecoderFiles:
     return DecoderFiles(engine.models.values(), served, settings.http.decoders)
 
 
-def _pipeline(
+def _pipelines(
     settings: Settings,
     security: Security,
     admission: Admission,
     metrics: Metrics,
     tracing: Tracing,
-) -> CallPipeline:
+) -> Callable[[Authenticator | SessionAuthenticator], CallPipeline]:
+    """Return what makes a pipeline with its own check of callers; all share limits and metrics."""
     quotas = Quotas(security.policy)
     metrics.server.register_quotas(quotas.used_ratios)
     methods = (*METHODS, DOWNLOAD_DECODER) if settings.http.enabled else METHODS
     calls = CallMetrics(metrics.registry, SERVICE, {each.name: each.kind for each in methods})
     for method in methods:
         calls.set_limit(method.name, admission.limits[method.name])
-    return CallPipeline(
-        security.authenticator,
-        quotas,
-        admission,
-        CallRecorder(SERVICE, calls, tracing),
-        settings.server,
-        settings.deadlines,
+    recorder = CallRecorder(SERVICE, calls, tracing)
+    return lambda authenticator: CallPipeline(
+        authenticator, quotas, admission, recorder, settings.server, settings.deadlines
     )
 
 
-def _listeners(
+async def _listeners(
     settings: Settings,
     security: Security,
     servicer: SegmentationServicer,
     decoders: DecoderFiles,
     metrics: Metrics,
     tracing: Tracing,
-) -> tuple[ApiServer, HttpListener | None]:
-    """Open the API listener and, if it is enabled, the HTTP listener; they share all limits."""
+) -> tuple[ApiServer, HttpListener | None, WebPage | None]:
+    """Open the API listener and, if enabled, the HTTP listener with its page; they share limits."""
+    page = await asyncio.to_thread(open_web_page, settings)
     admission = Admission(settings.admission, shared=security.has_tenants)
-    pipeline = _pipeline(settings, security, admission, metrics, tracing)
-    handlers = servicer.handlers(CallHandler(pipeline, settings.limits))
-    certificate = security.certificate
+    pipeline = _pipelines(settings, security, admission, metrics, tracing)
+    callers, certificate = security.authenticator, security.certificate
+    handlers = servicer.handlers(CallHandler(pipeline(callers), settings.limits))
     api = ApiServer(handlers, settings.server, settings.limits, certificate, busy=admission.busy)
     if not settings.http.enabled:
-        return api, None
-    app = http_app(settings, servicer, pipeline, decoders, metrics.http)
+        return api, None, page
+    own = pipeline(callers if page is None else page.authenticator(callers))
+    app = http_app(settings, servicer, own, decoders, metrics.http, page)
     http = HttpListener(app, settings.http, settings.server, certificate)
     metrics.http.register_connections(http.open_connections)
-    return api, http
+    return api, http, page

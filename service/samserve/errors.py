@@ -13,6 +13,8 @@
     │   ├── ModelNotFound         no such model is served
     │   └── DecoderNotFound       no decoder with this digest may be downloaded
     ├── Unauthenticated           missing or invalid credentials
+    │   ├── SessionRequired       a call over HTTP without a session, where the page has sessions
+    │   └── SessionTokenInvalid   the token of the page's address is wrong, or was used
     ├── PermissionDenied          the caller's roles do not allow the call
     │   ├── HostNotAllowed        the HTTP listener is addressed by a name that is not its own
     │   └── OriginNotAllowed      a web page of another origin calls the HTTP listener
@@ -176,6 +178,18 @@ class Unauthenticated(SamserveError):
     """The credentials of the call are missing or invalid; the text never repeats them."""
 
     reason = "UNAUTHENTICATED"
+
+
+class SessionRequired(Unauthenticated):
+    """A call over HTTP without the credential of a session, on a server with the web page."""
+
+    reason = "SESSION_REQUIRED"
+
+
+class SessionTokenInvalid(Unauthenticated):
+    """The token in the address of the web page is not the current one, or has been used."""
+
+    reason = "SESSION_TOKEN_INVALID"
 
 
 class PermissionDenied(SamserveError):

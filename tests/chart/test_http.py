@@ -55,3 +55,13 @@ def test_gateway_listens_on_its_port_for_the_names_of_the_services() -> None:
         *("demo-samserve", "demo-samserve-headless.vision.svc", "sam.example.com"),
         "demo-samserve.vision.svc.cluster.local",
     } <= set(http.hosts)
+
+
+def test_the_web_page_is_served_with_what_it_needs() -> None:
+    config = tomllib.loads(config_text(render(ci_values("http"))))
+    kept = ci_values("http") | {"config": {"embedding_files": {"get_enabled": False}}}
+
+    assert config["http"]["web_page"] is True
+    assert config["embedding_files"]["get_enabled"] is True
+    assert tomllib.loads(config_text(render(kept)))["embedding_files"]["get_enabled"] is False
+    assert tomllib.loads(config_text(render(ON)))["http"]["web_page"] is False

@@ -112,6 +112,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "tls.clientIdentities",
     ),
     "tokens without an issuer": ({"auth": {"jwt": {"secret": "x"}}}, "auth.jwt.issuer"),
+    "page without the listener": ({"http": {"webPage": True}}, "requires http.enabled"),
+    "page without credentials": (
+        {"http": {"enabled": True, "webPage": True}},
+        "http.webPage: requires auth.apiKeys.secret",
+    ),
     "user without a password": (
         {"cache": {"shared": {"username": "x"}}},
         "cache.shared.password.secret",

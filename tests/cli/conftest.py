@@ -68,10 +68,12 @@ runpy.run_module("samserve", run_name="__main__", alter_sys=True)
 """
 
 
-def start(*arguments: str, stderr: Any = subprocess.PIPE) -> subprocess.Popen[str]:
+def start(
+    *arguments: str, stdout: Any = subprocess.PIPE, stderr: Any = subprocess.PIPE
+) -> subprocess.Popen[str]:
     """Start `python -m samserve`."""
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, *arguments], stdout=subprocess.PIPE, stderr=stderr, text=True
+        [sys.executable, "-c", RUN, *arguments], stdout=stdout, stderr=stderr, text=True
     )
 
 

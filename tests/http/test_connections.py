@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from samserve.app import Running
 from samserve.calls import slow_clients
+from samserve.http.origins import OriginPolicy
+from samserve.http.request import HttpRequest
 from samserve.http.server.connection import Connection
 from samserve.http.server.exchange import HIGH_WATER_BYTES
 from samserve.v1 import samserve_pb2 as pb
+from structlog.testing import capture_logs
 
 from tests import sample_images
 from tests.http.clients import PROTOCOLS, HttpCaller, envelope
@@ -457,3 +460,21 @@ async def test_upgrades_are_refused(service: Running) -> None:
         response = await wire.request(LIST, b"{}", [JSON, *upgrade])
 
     assert response.status == 501
+
+
+@pytest.mark.parametrize("body", [b"{}", b"{"], ids=["received", "incomplete"])
+async def test_an_unexpected_error_ends_the_request(
+    service: Running, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    def fail(policy: OriginPolicy, request: HttpRequest, *, linked: bool) -> None:
+        raise RuntimeError("of no known kind")
+
+    with monkeypatch.context() as patch, capture_logs() as lines:
+        patch.setattr(OriginPolicy, "check", fail)
+        async with connected(service.http_address) as wire:
+            wire.send(wire.head(LIST, [JSON, ("content-length", "2")]) + body)
+            response = await wire.response()
+            assert (response.status, response.body) == (500, b"internal error\n")
+            assert await wire.closed() == b""
+    assert [line["event"] for line in lines] == ["internal error of the HTTP listener"]
+    await check_others_are_served(service)

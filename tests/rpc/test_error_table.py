@@ -356,12 +356,21 @@ async def _shared_cache_unavailable(_: Kit) -> Any:
     return await error_for(predict(embedding_id="0" * 64), cache={"shared": shared})
 
 
-def over_http(code: str, text: str, path: str, *headers: tuple[str, str], **options: str) -> None:
+def over_http(
+    code: str,
+    text: str,
+    path: str,
+    *headers: tuple[str, str],
+    body: bytes = b"{}",
+    web_page: bool = False,
+    **options: str,
+) -> None:
     """Provoke an error with one request to the HTTP listener."""
 
     async def provoke(_: Kit) -> Any:
-        async with http_service() as service, connected(service.http_address) as wire:
-            response = await wire.request(path, b"{}", [JSON, *headers], **options)
+        http = {"web_page": web_page}
+        async with http_service(http=http) as service, connected(service.http_address) as wire:
+            response = await wire.request(path, body, [JSON, *headers], **options)
             return connect_error(json.loads(response.body), response)
 
     provoke.__name__ = f"{code} {text}"
@@ -372,6 +381,11 @@ LIST_PATH = f"{SERVICE_PATH}ListModels"
 over_http("PERMISSION_DENIED", "HOST_NOT_ALLOWED", LIST_PATH, host="evil.test")
 over_http("PERMISSION_DENIED", "ORIGIN_NOT_ALLOWED", LIST_PATH, ("origin", "https://evil.test"))
 over_http("NOT_FOUND", "DECODER_NOT_FOUND", f"/decoders/{'0' * 64}", method="GET")
+over_http("UNAUTHENTICATED", "SESSION_REQUIRED", LIST_PATH, web_page=True)
+WRONG_TOKEN = b'{"token": "wrong"}'
+over_http(
+    "UNAUTHENTICATED", "SESSION_TOKEN_INVALID", "/web/session", body=WRONG_TOKEN, web_page=True
+)
 
 
 async def list_models(

@@ -12,12 +12,14 @@ import trustme
 from samserve.cache.shared.redis.credentials import open_cache_credentials
 from samserve.engines.triton.credentials import open_credentials
 from samserve.errors import Misconfigured
-from samserve.rpc import server
+from samserve.rpc import file_limit
+from samserve.rpc.file_limit import within_file_limit
 from samserve.security.setup import open_security
-from samserve.settings import ServerSettings, Settings, load
+from samserve.settings import Settings, load
 from samserve.system import file_permissions
 from structlog.testing import capture_logs
 
+from tests.conftest import settings_with
 from tests.secret_leaks import secret, secret_file
 from tests.security.credentials import KeyFile, jwk, jwks, write_pem
 
@@ -137,17 +139,42 @@ def test_a_server_with_a_too_low_file_limit_does_not_start() -> None:
 def test_a_reduced_connection_limit_is_logged(
     monkeypatch: pytest.MonkeyPatch, files: int, configured: int, connections: int | None
 ) -> None:
-    monkeypatch.setattr(server, "raise_file_limit", lambda: files)
+    monkeypatch.setattr(file_limit, "raise_file_limit", lambda: files)
     with capture_logs() as lines:
-        server.check_file_limit(ServerSettings(max_connections=configured))
+        used = within_file_limit(settings_with(server={"max_connections": configured}))
 
+    assert used.server.max_connections == (connections or configured)
     assert [line["connections"] for line in lines] == ([] if connections is None else [connections])
+
+
+@pytest.mark.parametrize(
+    ("files", "api", "http"),
+    [(5376, 4096, 1024), (5375, 4095, 1023), (2500, 1773, 470), (384, 64, 64)],
+)
+def test_both_listeners_share_the_file_limit(
+    monkeypatch: pytest.MonkeyPatch, files: int, api: int, http: int
+) -> None:
+    monkeypatch.setattr(file_limit, "raise_file_limit", lambda: files)
+    with capture_logs() as lines:
+        used = within_file_limit(settings_with(http={"enabled": True}))
+
+    assert (used.server.max_connections, used.http.max_connections) == (api, http)
+    assert api + http + 256 <= files
+    reduced = [] if files == 5376 else ["server.max_connections", "http.max_connections"]
+    assert [line["setting"] for line in lines] == reduced
+
+
+def test_a_listener_that_is_off_needs_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_limit, "raise_file_limit", lambda: 383)
+    assert within_file_limit(settings_with()).server.max_connections == 127
+    with pytest.raises(Misconfigured, match="needs 384 for 128 connections"):
+        within_file_limit(settings_with(http={"enabled": True}))
 
 
 def test_the_minimum_file_limit_depends_on_max_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "raise_file_limit", lambda: 276)
-    server.check_file_limit(ServerSettings(max_connections=20))
+    monkeypatch.setattr(file_limit, "raise_file_limit", lambda: 276)
+    within_file_limit(settings_with(server={"max_connections": 20}))
     with pytest.raises(Misconfigured, match="needs 277"):
-        server.check_file_limit(ServerSettings(max_connections=21))
+        within_file_limit(settings_with(server={"max_connections": 21}))

@@ -196,3 +196,16 @@ def test_listeners_on_wildcards_are_reachable_without_ipv6() -> None:
     reached = {"::": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::1": "::1", "host": "host"}
 
     assert {host: addresses.reachable_host(host) for host in reached} == reached
+
+
+@pytest.mark.parametrize(
+    ("url", "reached"),
+    [
+        ("http://[::]:8080", "http://127.0.0.1:8080"),
+        ("https://0.0.0.0:443", "https://127.0.0.1:443"),
+        ("http://[::1]:8080", "http://[::1]:8080"),
+        ("https://sam.test:1", "https://sam.test:1"),
+    ],
+)
+def test_urls_of_listeners_are_reachable(url: str, reached: str) -> None:
+    assert addresses.reachable_url(url) == reached

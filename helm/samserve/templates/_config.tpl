@@ -27,6 +27,7 @@
 {{- with include "samserve.config.auth" . | fromYaml }}{{ $_ := set $computed "auth" . }}{{ end -}}
 {{- with include "samserve.config.sharedCache" . | fromYaml }}{{ $_ := set $cache "shared" . }}{{ end -}}
 {{- $defaults := dict "log" (dict "format" "json") -}}
+{{- if $values.http.webPage }}{{ $_ := set $defaults "embedding_files" (dict "get_enabled" true) }}{{ end -}}
 {{- range $section, $settings := mustMergeOverwrite $defaults (deepCopy $values.config) $computed }}
 {{- include "samserve.config.section" (dict "path" $section "settings" $settings) }}
 {{- end }}
@@ -72,6 +73,7 @@ host: "::"
 port: 8080
 allowed_hosts: {{ join "," (concat $hosts .Values.http.allowedHosts) | quote }}
 allowed_origins: {{ join "," .Values.http.allowedOrigins | quote }}
+web_page: {{ .Values.http.webPage }}
 {{- end }}
 {{- end -}}
 

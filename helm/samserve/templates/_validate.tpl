@@ -44,6 +44,14 @@
 {{- fail "tls.clientIdentities: requires tls.clientCaSecret" -}}
 {{- end -}}
 {{- end -}}
+{{- with $values.http -}}
+{{- if and .webPage (not .enabled) -}}
+{{- fail "http.webPage: requires http.enabled" -}}
+{{- end -}}
+{{- if and .webPage (not (or $values.auth.apiKeys.secret $values.auth.jwt.secret $values.tls.clientCaSecret)) -}}
+{{- fail "http.webPage: requires auth.apiKeys.secret, auth.jwt.secret or tls.clientCaSecret" -}}
+{{- end -}}
+{{- end -}}
 {{- with $values.auth.jwt -}}
 {{- if and .secret (not (and .issuer .audience)) -}}
 {{- fail "auth.jwt.secret: requires auth.jwt.issuer and auth.jwt.audience" -}}

@@ -28,6 +28,7 @@ from samserve.errors import MetadataTooLarge, SamserveError
 from samserve.security.authenticator import HEADER, Authenticator
 from samserve.security.principal import Principal
 from samserve.security.quotas import Quotas
+from samserve.security.sessions import SessionAuthenticator
 from samserve.settings import DeadlineSettings, ServerSettings
 from samserve.stages import StageClock
 
@@ -174,7 +175,7 @@ class CallPipeline:
 
     def __init__(
         self,
-        authenticator: Authenticator,
+        authenticator: Authenticator | SessionAuthenticator,
         quotas: Quotas,
         admission: Admission,
         recorder: CallRecorder,

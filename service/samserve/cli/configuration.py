@@ -21,10 +21,14 @@ Sections = Mapping[str, Mapping[str, object]]
 
 
 def load_settings(
-    file: Path | None, assignments: Sequence[str] | None, flags: Sections | None = None
+    file: Path | None,
+    assignments: Sequence[str] | None,
+    flags: Sections | None = None,
+    defaults: Sections | None = None,
 ) -> Settings:
     """Load the settings; *flags* override *assignments* (``section.name=value``).
 
+    *defaults* apply to what is set nowhere else.
     Without *file*, the file that `SAMSERVE_CONFIG` names is read.  Raises `UsageError`.
     """
     file = file or _file_of_environment()
@@ -32,7 +36,7 @@ def load_settings(
     for section, values in (flags or {}).items():
         overrides.setdefault(section, {}).update(values)
     try:
-        return load(overrides, file)
+        return load(overrides, file, {name: {**each} for name, each in (defaults or {}).items()})
     except ValidationError as error:
         raise UsageError(*_problems(error)) from error
     except tomllib.TOMLDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,23 @@ from samserve.cli.options import Assignments, ConfigFile
 
 if TYPE_CHECKING:
     from samserve.settings import Settings
+
+
+HttpPort = Annotated[
+    int | None,
+    typer.Option(
+        help="Port of the HTTP listener (Connect, gRPC-Web, JSON), which this enables; sets "
+        "http.port and http.enabled."
+    ),
+]
+Web = Annotated[
+    bool,
+    typer.Option(
+        "--web",
+        help="Serve the web page on the HTTP listener, and print its address; sets http.enabled "
+        "and http.web_page, and embedding_files.get_enabled unless it is set.",
+    ),
+]
 
 
 def serve(  # noqa: PLR0913, PLR0917 - each is an option of the command line
@@ -22,13 +40,8 @@ def serve(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     admin_port: Annotated[
         int | None, typer.Option(help="Port of health and metrics; sets server.admin_port.")
     ] = None,
-    http_port: Annotated[
-        int | None,
-        typer.Option(
-            help="Port of the HTTP listener (Connect, gRPC-Web, JSON), which this enables; sets "
-            "http.port and http.enabled."
-        ),
-    ] = None,
+    http_port: HttpPort = None,
+    web: Web = False,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,18 +58,37 @@ def serve(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     from samserve.cli.configuration import load_settings
     from samserve.telemetry import logs, standard_error
 
-    given = {"host": host, "port": port, "admin_port": admin_port}
-    server = {name: value for name, value in given.items() if value is not None}
-    engine = {"models": ",".join(model), "default_model": model[0]} if model else {}
-    http = {} if http_port is None else {"port": http_port, "enabled": True}
-    settings = load_settings(
-        config, assignments, {"server": {**server}, "engine": {**engine}, "http": {**http}}
-    )
+    sections: dict[str, dict[str, object]] = {
+        "server": _given(host=host, port=port, admin_port=admin_port),
+        "engine": {"models": ",".join(model), "default_model": model[0]} if model else {},
+        "http": _given(
+            port=http_port,
+            enabled=True if web or http_port is not None else None,
+            web_page=True if web else None,
+        ),
+    }
+    # The page needs it to decode in the browser.
+    defaults = {"embedding_files": {"get_enabled": True}} if web else {}
+    settings = load_settings(config, assignments, sections, defaults)
     if settings.log.format == "json":
         standard_error.redirect_as_json()
     logs.configure(settings.log)
     _check_ports(settings)
-    session.run(app.serve(settings))
+    session.run(app.serve(settings, _show))
+
+
+def _given(**values: object) -> dict[str, object]:
+    """Return the values that are set."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _show(line: str) -> None:
+    """Write a line to standard output; the log is on standard error."""
+    from samserve.cli import terminal
+
+    # The reader may be gone.
+    with suppress(OSError):
+        terminal.write_line(line)
 
 
 def _check_ports(settings: Settings) -> None:

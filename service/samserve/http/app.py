@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import structlog
@@ -23,7 +23,7 @@ class HttpApp:
     """Routes requests by path, or by the folder that the path begins with.
 
     The server must cancel the task of a request when its client disconnects.  *refused* is called
-    with the reason of each request that it rejects.
+    with the reason of each request that it rejects.  Links of any page may lead to *documents*.
     """
 
     def __init__(
@@ -32,18 +32,20 @@ class HttpApp:
         paths: Mapping[str, Endpoint],
         folders: Mapping[str, Endpoint],
         refused: Callable[[str], None],
+        documents: Container[str] = (),
     ) -> None:
         self._policy = policy
         self._paths = paths
         self._folders = folders
         self._refused = refused
+        self._documents = documents
         self._log = structlog.get_logger("samserve.http")
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
         request, response = HttpRequest(scope, receive), HttpResponse(send)
         try:
-            self._policy.check(request)
+            self._policy.check(request, linked=request.path in self._documents)
             response.headers += self._policy.cors_headers(request)
             if is_preflight(request):
                 await response.empty(204, preflight_headers())

@@ -40,10 +40,15 @@ class OriginPolicy:
         self._origins = frozenset(settings.origins)
         self._own = reachable_host(settings.host).lower()
 
-    def check(self, request: HttpRequest) -> None:
-        """Raise `HostNotAllowed`, `OriginNotAllowed` or `InvalidRequest`."""
+    def check(self, request: HttpRequest, *, linked: bool = False) -> None:
+        """Raise `HostNotAllowed`, `OriginNotAllowed` or `InvalidRequest`.
+
+        *linked* also allows that a link on any page leads here.
+        """
         host = request.header("host").lower()
         self._check_host(host, request)
+        if linked and is_navigation(request):
+            return
         origin = request.header("origin").lower()
         if self._allows(origin, request) if origin else self._is_same(request):
             return
@@ -94,6 +99,16 @@ class OriginPolicy:
 def is_preflight(request: HttpRequest) -> bool:
     """Return whether a browser asks before it sends a request of a page of another origin."""
     return request.method == "OPTIONS" and request.has(_PREFLIGHT)
+
+
+def is_navigation(request: HttpRequest) -> bool:
+    """Return whether a browser opens the response as a document of its own, which is not read."""
+    return (
+        request.method == "GET"
+        and not request.has("origin")
+        and request.header("sec-fetch-mode").lower() == "navigate"
+        and request.header("sec-fetch-dest").lower() == "document"
+    )
 
 
 def preflight_headers() -> list[Header]:

@@ -19,11 +19,15 @@ NO_STORE: Header = (b"cache-control", b"no-store")
 
 
 class HttpResponse:
-    """Sends a response; ``started`` once its status can no longer be changed."""
+    """Sends a response; ``started`` once its status can no longer be changed.
+
+    ``security`` are the headers that restrict what a browser does with it.
+    """
 
     def __init__(self, send: Send) -> None:
         self.started = False
-        self.headers: list[Header] = list(SECURITY_HEADERS)
+        self.security = SECURITY_HEADERS
+        self.headers: list[Header] = []
         self._send = send
 
     async def whole(
@@ -55,6 +59,6 @@ class HttpResponse:
         message = {
             "type": "http.response.start",
             "status": status,
-            "headers": [*self.headers, *headers],
+            "headers": [*self.security, *self.headers, *headers],
         }
         await self._send(message)

@@ -9,6 +9,7 @@ from samserve.http.app import HttpApp
 from samserve.http.decoders import FOLDER, DecoderEndpoint, DecoderFiles
 from samserve.http.endpoints import RpcEndpoint
 from samserve.http.origins import OriginPolicy
+from samserve.http.web.page import DOCUMENTS, WebPage
 from samserve.rpc.handler import CallHandler
 from samserve.rpc.methods import SERVICE, served_methods
 from samserve.rpc.servicer import SegmentationServicer
@@ -22,8 +23,9 @@ def http_app(
     pipeline: CallPipeline,
     decoders: DecoderFiles,
     metrics: HttpMetrics,
+    page: WebPage | None,
 ) -> HttpApp:
-    """Return the ASGI application that serves every method of *servicer*, and *decoders*."""
+    """Return the ASGI application that serves every method of *servicer*, *decoders* and *page*."""
     handler = CallHandler(pipeline, settings.limits)
     paths = {
         f"/{SERVICE}/{method.name}": RpcEndpoint(
@@ -36,4 +38,7 @@ def http_app(
         for method, request in served_methods().items()
     }
     folders = {FOLDER: DecoderEndpoint(decoders, pipeline)}
-    return HttpApp(OriginPolicy(settings.http), paths, folders, metrics.count_refused)
+    policy, refused = OriginPolicy(settings.http), metrics.count_refused
+    if page is None:
+        return HttpApp(policy, paths, folders, refused)
+    return HttpApp(policy, {**page.paths(), **paths}, folders, refused, DOCUMENTS)

@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import grpc
-import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 
-from samserve.errors import Misconfigured, Unavailable
+from samserve.errors import Unavailable
 from samserve.rpc.health import Health
 from samserve.rpc.methods import SERVICE
 from samserve.rpc.public_services import PublicServiceLimits
@@ -18,12 +17,8 @@ from samserve.rpc.reflection import add_reflection
 from samserve.rpc.tls import Certificate, server_credentials
 from samserve.settings import LimitSettings, ServerSettings
 from samserve.system import addresses
-from samserve.system.limits import raise_file_limit
 
 LIVE = "live"
-MIN_CONNECTIONS = 64
-"""The server does not start if the system allows fewer, unless its settings ask for fewer."""
-_OTHER_FILES = 256
 _POLL_INTERVAL_S = 0.05
 # gRPC accepts this multiple of the limit, so that an excess gets an error with a reason.
 _METADATA_HEADROOM = 2
@@ -98,7 +93,7 @@ def _options(settings: ServerSettings, limits: LimitSettings) -> list[tuple[str,
         ("grpc.http2.min_ping_interval_without_data_ms", _ms(settings.min_ping_interval_s)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
-        ("grpc.max_allowed_incoming_connections", _max_connections(settings)),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.server_handshake_timeout_ms", _ms(settings.handshake_timeout_s)),
         # gRPC does not enforce its limits until a client has acknowledged them.
         ("grpc.http2.settings_timeout", _ms(settings.handshake_timeout_s)),
@@ -111,32 +106,6 @@ def _options(settings: ServerSettings, limits: LimitSettings) -> list[tuple[str,
     if settings.max_connection_age_s:
         options.append(("grpc.max_connection_age_ms", _ms(settings.max_connection_age_s)))
     return options
-
-
-def check_file_limit(settings: ServerSettings) -> None:
-    """Log a warning if the limit of open files allows fewer connections than the settings.
-
-    Raises `Misconfigured` if it allows fewer than `MIN_CONNECTIONS`.
-    """
-    files, required = raise_file_limit(), min(settings.max_connections, MIN_CONNECTIONS)
-    if files < _OTHER_FILES + required:
-        raise Misconfigured(
-            f"this process may open {files} files, and needs {_OTHER_FILES + required} for "
-            f"{required} connections: raise the limit (ulimit -n, LimitNOFILE)"
-        )
-    if _max_connections(settings) < settings.max_connections:
-        structlog.get_logger("samserve").warning(
-            "connection limit reduced",
-            connections=_max_connections(settings),
-            wanted=settings.max_connections,
-            open_files=files,
-            open_files_needed=settings.max_connections + _OTHER_FILES,
-        )
-
-
-def _max_connections(settings: ServerSettings) -> int:
-    """Return the connections that leave enough files, for example to reload revoked keys."""
-    return max(1, min(settings.max_connections, raise_file_limit() - _OTHER_FILES))
 
 
 def _ms(seconds: float) -> int:

@@ -14,7 +14,7 @@ from samserve.security.tokens import Claims, KeySet, TokenRules
 from samserve.system.reloading import ReloadableFile
 
 HEADER = "authorization"
-_SCHEME = "bearer "
+SCHEME = "bearer "
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,9 +86,9 @@ class Authenticator:
 
     def _authenticate_header(self, authorization: Sequence[str]) -> Principal:
         text = authorization[0]
-        if len(authorization) > 1 or not text.lower().startswith(_SCHEME):
+        if len(authorization) > 1 or not text.lower().startswith(SCHEME):
             raise Unauthenticated("the authorization header must be one `Bearer` credential")
-        credential = text[len(_SCHEME) :].strip()
+        credential = text[len(SCHEME) :].strip()
         if credential.startswith(PREFIX):
             if self._keys is None:
                 raise Unauthenticated("this server does not accept API keys")

@@ -11,6 +11,7 @@ from pydantic_core import InitErrorDetails
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -101,6 +102,25 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_web_page(self) -> Settings:
+        host = self.http.host
+        if self.http.web_page and not (self.has_credentials or is_loopback(host)):
+            raise ValueError(
+                f"http.web_page: http.host {host} is not loopback: set auth.api_keys_file, "
+                "auth.jwks_file or tls.client_ca_file, so that not everyone may call"
+            )
+        return self
+
+    @property
+    def has_credentials(self) -> bool:
+        """Whether every caller needs an API key, a token or a client certificate."""
+        return not (
+            self.auth.api_keys_file is None
+            and self.auth.jwks_file is None
+            and self.tls.client_ca_file is None
+        )
+
+    @model_validator(mode="after")
     def _check_ports(self) -> Settings:
         server, port = self.server, self.http.port
         ports = {"server.port": server.port, "server.admin_port": server.admin_port}
@@ -171,8 +191,14 @@ def file_of_environment() -> Path | None:
     return Path(name) if name else None
 
 
-def load(overrides: dict[str, Any] | None = None, file: Path | None = None) -> Settings:
+def load(
+    overrides: dict[str, Any] | None = None,
+    file: Path | None = None,
+    defaults: dict[str, Any] | None = None,
+) -> Settings:
     """Read the settings; *overrides* are nested like the sections and have priority.
+
+    *defaults* have the least priority: they replace the defaults of settings that nothing sets.
 
     Raises `pydantic.ValidationError`, which contains every invalid or unknown setting.
     """
@@ -186,7 +212,8 @@ def load(overrides: dict[str, Any] | None = None, file: Path | None = None) -> S
             *_: Any,
             **others: Any,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            sources = (init_settings, _Environment(settings_cls))
-            return sources if file is None else (*sources, _File(cls, file))
+            files = [] if file is None else [_File(cls, file)]
+            last = InitSettingsSource(cls, defaults or {})
+            return (init_settings, _Environment(settings_cls), *files, last)
 
     return FromFile(**(overrides or {}))

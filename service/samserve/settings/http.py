@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from pydantic import Field
 
@@ -35,6 +36,13 @@ class HttpSettings(Section):
     decoder_downloads: str = ""
     """Models whose decoder may be downloaded although their licence is restricted or unknown,
     separated by commas; decoders with a permissive licence may always be."""
+    web_page: bool = False
+    """Whether to serve the web page; requires `enabled`. Without API keys, tokens or client
+    certificates, `host` must be loopback, and every call over HTTP needs a session, which the
+    address that `samserve serve` prints begins."""
+    web_page_folder: Path | None = None
+    """Folder with the files of the web page; empty serves those of the package, or `web/dist` of a
+    source checkout."""
     max_connections: int = Field(default=1024, ge=1)
     """Maximum open connections."""
     header_timeout_s: float = Field(default=10.0, gt=0)
@@ -60,6 +68,10 @@ class HttpSettings(Section):
 
     def conflicts(self) -> Iterator[str]:
         """See `Section.conflicts`."""
+        if self.web_page and not self.enabled:
+            yield "web_page requires enabled"
+        if self.web_page_folder is not None and not self.web_page:
+            yield "web_page_folder requires web_page"
         for origin in self.origins:
             if not _ORIGIN.fullmatch(origin):
                 yield (

@@ -114,6 +114,13 @@ def reachable_host(host: str) -> str:
     return "127.0.0.1" if host in (_WILDCARD_V6, _WILDCARD_V4) else host
 
 
+def reachable_url(url: str) -> str:
+    """Return ``SCHEME://HOST:PORT`` of a listener with its `reachable_host`."""
+    scheme, _, address = url.partition("://")
+    host, port = split(address)
+    return f"{scheme}://{join(reachable_host(host), port)}"
+
+
 def is_local_target(target: str) -> bool:
     """Return whether the target of a gRPC client is certainly on this machine."""
     scheme, _, rest = target.partition(":")

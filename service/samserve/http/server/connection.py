@@ -259,7 +259,9 @@ class Connection(asyncio.Protocol):
             log = structlog.get_logger("samserve.http")
             log.error("internal error of the HTTP listener", exc_info=error)
         if error is not None and not exchange.started:
-            self._refuse(*_FAILED)
+            self._discards = True
+            self._answer(*_FAILED)
+            self._close()
         elif not exchange.complete or (task.cancelled() and self._drained is not None):
             # Cancelled, or failed in the middle of its response, which may wait for a slow client.
             self._transport.abort()
@@ -293,16 +295,17 @@ class Connection(asyncio.Protocol):
             self._end_after_response()
             return
         if exchange is None or exchange.complete or not exchange.started:
-            headers = [
-                (b"content-type", b"text/plain; charset=utf-8"),
-                (b"content-length", b"%d" % len(text)),
-            ]
-            self._transport.write(head(status, headers, keep_alive=False) + text)
+            self._answer(status, text)
         for task in self._tasks:
             task.remove_done_callback(self._finished)
             task.add_done_callback(self._tasks.pop)
             task.cancel()
         self._close()
+
+    def _answer(self, status: int, text: bytes) -> None:
+        kind = (b"content-type", b"text/plain; charset=utf-8")
+        headers = [kind, (b"content-length", b"%d" % len(text))]
+        self._transport.write(head(status, headers, keep_alive=False) + text)
 
     def _close(self) -> None:
         """Close once the response is sent; before, wait for the rest of an unread request.

@@ -10,7 +10,7 @@ from samserve.telemetry.metrics.lockfree import Counters
 from samserve.telemetry.metrics.scraped import ScrapedGauge
 
 PROTOCOLS = ("connect", "grpc_web", "json")
-REASONS = ("HOST_NOT_ALLOWED", "ORIGIN_NOT_ALLOWED", "INVALID_ARGUMENT")
+REASONS = ("HOST_NOT_ALLOWED", "ORIGIN_NOT_ALLOWED", "INVALID_ARGUMENT", "SESSION_TOKEN_INVALID")
 
 
 class HttpMetrics:

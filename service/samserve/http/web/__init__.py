@@ -1,0 +1,1 @@
+"""The web page on the HTTP listener: its files, and its sessions."""
