@@ -1,0 +1,78 @@
+import { computed, signal } from "@preact/signals";
+
+import { Api } from "../api/client";
+import { type CallError, toCallError } from "../api/errors";
+import { openSession, storeCredential, storedCredential } from "../api/session";
+import type { ServerInfo } from "../types";
+import { report } from "./notices";
+
+export type Connection =
+  | { readonly kind: "connecting" }
+  | { readonly kind: "ready" }
+  /** The server needs an API key or token; *message* is about the last one. */
+  | { readonly kind: "signed-out"; readonly message: string }
+  /** The page has to be opened by the address that the server printed. */
+  | { readonly kind: "no-session"; readonly message: string }
+  | { readonly kind: "failed"; readonly message: string };
+
+// The page may be served below a path.
+const base = new URL(".", location.href);
+base.hash = "";
+base.search = "";
+
+export const api = new Api(base, storedCredential);
+
+export const connection = signal<Connection>({ kind: "connecting" });
+export const server = signal<ServerInfo | null>(null);
+export const modelName = signal("");
+export const model = computed(
+  () => server.value?.models.find(({ name }) => name === modelName.value) ?? null,
+);
+
+/** Connect to the server; at the start, and to try again. */
+export async function start(): Promise<void> {
+  connection.value = { kind: "connecting" };
+  try {
+    await openSession(base);
+  } catch (error) {
+    // A used token does not matter if this tab has a session.
+    if (!storedCredential()) {
+      connection.value = { kind: "no-session", message: toCallError(error).message };
+      return;
+    }
+  }
+  await connect("");
+}
+
+/** Use an API key or bearer token. */
+export async function signIn(credential: string): Promise<void> {
+  storeCredential(credential.trim());
+  await connect("The server does not accept it: ");
+}
+
+/** Handle an error of a call that may mean that the credential is no longer valid. */
+export function failed(what: string, thrown: unknown): void {
+  const error = toCallError(thrown);
+  if (error.code === "UNAUTHENTICATED") connection.value = afterRejection(error, "");
+  // Of a missing session, the page shows nothing else while an image is open.
+  if (connection.value.kind !== "signed-out") report(what, thrown);
+}
+
+async function connect(introduction: string): Promise<void> {
+  try {
+    server.value = await api.models();
+    modelName.value ||= server.value.models.find(({ isDefault }) => isDefault)?.name ?? "";
+    connection.value = { kind: "ready" };
+  } catch (thrown) {
+    const error = toCallError(thrown);
+    connection.value =
+      error.code === "UNAUTHENTICATED" || error.code === "PERMISSION_DENIED"
+        ? afterRejection(error, introduction)
+        : { kind: "failed", message: error.message };
+  }
+}
+
+function afterRejection(error: CallError, introduction: string): Connection {
+  if (error.reason === "SESSION_REQUIRED") return { kind: "no-session", message: error.message };
+  return { kind: "signed-out", message: introduction && introduction + error.message };
+}
