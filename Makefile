@@ -6,8 +6,14 @@ BIN := $(VENV)/bin
 TRITON := $(VENV)-triton
 # Prometheus, promtool and redis_exporter, which are not on PyPI.
 PROMETHEUS := $(VENV)-prometheus
-# Node.js and Chromium, for the tests of the clients in examples/.
+# Node.js, for the web page; Chromium and the packages of examples/, for the tests.
 NODE := $(VENV)-node
+NPM := PATH="$(CURDIR)/$(NODE)/bin:$$PATH" npm
+NPM_INSTALL := $(NPM) install --no-package-lock --no-audit --no-fund --ignore-scripts
+# Everything that the page is built from; web/hatch_build.py has the same list.
+PAGE_INPUTS := web/src web/public web/index.html web/package.json web/vite.config.ts web/tsconfig.json \
+	web/buf.gen.yaml proto examples/shared/google_rpc.proto service/samserve/export/samples
+PAGE := web/dist/index.html
 # Additional flags of pip, for example: make test PIP_FLAGS="--extra-index-url ..."
 PIP_FLAGS ?=
 # --no-compile: Python compiles modules on import, and most are never imported.
@@ -29,6 +35,10 @@ help: ## List the targets.
 .PHONY: demo
 demo: $(VENV)/.demo ## Serve the default model and draw masks on a photo into demo/.
 	$(BIN)/python examples/demo.py demo
+
+.PHONY: web
+web: $(VENV)/.demo $(PAGE) ## Build the web page and serve it with the default model until Ctrl-C.
+	$(BIN)/samserve serve --web
 
 .PHONY: triton
 triton: $(VENV)/.dev $(TRITON)/.done ## Run tritonserver with model_repository/ until Ctrl-C.
@@ -59,19 +69,19 @@ test-fast: $(VENV)/.test ## Run the fast tests, in under a minute.
 	$(PYTEST) $(WORKERS) -m "not slow and not long" --engine fake $(FAST)
 
 .PHONY: test-all
-test-all: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done $(NODE)/.done ## Run the slow tests, which `make test` skips.
+test-all: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done $(NODE)/.done $(PAGE) ## Run the slow tests, which `make test` skips.
 	$(PYTEST) $(WORKERS) -m "(slow or hypothesis) and not long" --hypothesis-profile thorough \
 		--durations=10
 
 .PHONY: test-long
-test-long: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done ## Run the tests that CI skips; takes half an hour.
+test-long: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done $(NODE)/.done $(PAGE) ## Run the tests that CI skips; takes half an hour.
 	# In separate processes: ViT-H needs 16 GB, so memory that other tests keep must be released first.
 	$(PYTEST) -m long --durations=10 --ignore=tests/export/test_sizes.py
 	$(PYTEST) -m long tests/export/test_sizes.py -k "not vit_h"
 	$(PYTEST) -m long tests/export/test_sizes.py -k vit_h
 
 .PHONY: bench
-bench: $(VENV)/.test ## Measure speed and memory against other ways of running SAM: PART=..., QUICK=1.
+bench: $(VENV)/.test $(if $(filter web,$(PART)),$(NODE)/.done $(PAGE)) ## Measure speed and memory against other ways of running SAM: PART=..., QUICK=1.
 	$(BIN)/python -m benchmarks $(PART) $(if $(QUICK),--quick) $(if $(MINUTES),--minutes $(MINUTES))
 
 .PHONY: bench-publish
@@ -79,12 +89,14 @@ bench-publish: $(VENV)/.test ## Put the last results of `make bench` into docs/b
 	$(BIN)/python -m benchmarks --publish
 
 .PHONY: check
-check: $(VENV)/.dev ## Lint, check types, and check that generated code is up to date.
+check: $(VENV)/.dev web/node_modules/.done ## Lint, check types, and check that generated code is up to date.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
+	$(NPM) run --silent --prefix web generate
+	$(NPM) run --silent --prefix web check
 	$(BIN)/python scripts/check-words
 	$(BIN)/python scripts/contract check
 	./scripts/generate-stubs "$(BIN)" build/stubs
@@ -105,12 +117,13 @@ constraints: $(VENV)/.dev ## Pin the packages of the images to the versions in .
 	$(BIN)/python scripts/pin-images
 
 .PHONY: wheel
-wheel: $(VENV)/.dev ## Build the wheels of server (with the default model) and client into dist/.
-	$(BIN)/pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist . ./clients/python
+wheel: $(VENV)/.base $(PAGE) ## Build the wheels of server (with default model and web page) and client into dist/.
+	REQUIRE_WEB_PAGE=1 $(BIN)/pip wheel $(PIP_FLAGS) --no-deps --wheel-dir dist . ./clients/python
 
 .PHONY: clean
 clean: ## Remove all build outputs and virtual environments.
 	rm -rf $(NODE) examples/*/node_modules examples/browser/gen examples/browser/dist
+	rm -rf web/node_modules web/src/gen web/dist
 	rm -rf $(VENV) $(TRITON) $(PROMETHEUS) build dist demo .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/.base:
@@ -152,11 +165,20 @@ $(PROMETHEUS)/.done: scripts/get-prometheus
 	./scripts/get-prometheus $(PROMETHEUS)
 	touch $@
 
-$(NODE)/.done: scripts/get-node scripts/get-chromium examples/node/package.json examples/browser/package.json $(VENV)/.test
-	./scripts/get-node $(BIN)/python $(NODE)
-	./scripts/get-chromium $(NODE)
-	PATH="$(CURDIR)/$(NODE)/bin:$$PATH"; for example in node browser; do \
-		npm install --prefix examples/$$example --no-package-lock --no-audit --no-fund \
-			--ignore-scripts || exit 1; \
-	done
+$(NODE)/.node: scripts/get-node | $(VENV)/.base
+	./scripts/get-node $(NODE) $(VENV)/$(INSTALL)
 	touch $@
+
+$(NODE)/.done: scripts/get-chromium examples/node/package.json examples/browser/package.json \
+		$(NODE)/.node web/node_modules/.done
+	./scripts/get-chromium $(NODE)
+	$(NPM_INSTALL) --prefix examples/node
+	$(NPM_INSTALL) --prefix examples/browser
+	touch $@
+
+web/node_modules/.done: web/package.json $(NODE)/.node
+	$(NPM_INSTALL) --prefix web
+	touch $@
+
+$(PAGE): web/node_modules/.done $(shell find $(PAGE_INPUTS) -type f -not -path 'web/src/gen/*')
+	$(NPM) run --silent --prefix web build -- --logLevel warn

@@ -43,6 +43,7 @@ async def main(folder: Path) -> None:
     console.print(f"\nThe images are in [bold]{folder.resolve()}[/bold]:")
     for path in sorted(folder.glob("*.png")):
         console.print(f"  {path.name}")
+    console.print("\nTo click on your own images in a browser, run [bold]make web[/bold].")
 
 
 async def segment(client: Client, console: Console, folder: Path, image: np.ndarray) -> None:

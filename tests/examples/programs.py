@@ -28,9 +28,8 @@ def run_node(script: Path, *arguments: str, text: str = "") -> str:
     ).stdout
 
 
-def run_npm(*arguments: str) -> None:
-    """Run npm for `examples/browser`: it also finds programs of packages, and their Node.js."""
-    folder = EXAMPLES / "browser"
+def run_npm(*arguments: str, folder: Path = EXAMPLES / "browser") -> None:
+    """Run npm in a folder: it also finds programs of packages, and their Node.js."""
     assert (folder / "node_modules").exists(), f"{folder} has no node_modules: {_INSTALL}"
     path = f"{_TOOLS}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 import tomllib
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,6 +16,7 @@ from samserve.v1.samserve_pb2_grpc import GRPC_GENERATED_VERSION
 from harness.gateway import GatewayServer
 from harness.triton.ports import free_ports
 from tests import photos
+from tests.packaging.environments import Environment, run
 from tests.packaging.test_images import pins
 from tests.test_architecture import CLIENT_LEAVES, CLIENT_PARTS, PACKAGE, name_of, part_of
 
@@ -88,53 +85,6 @@ def test_license_is_that_of_the_server() -> None:
     assert (CLIENT / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
-@dataclass
-class Environment:
-    """A virtual environment, without pip; ``site`` is the folder of its packages."""
-
-    folder: Path
-
-    @classmethod
-    def create(cls, folder: Path) -> Environment:
-        run(sys.executable, "-m", "venv", "--without-pip", str(folder))
-        return cls(folder)
-
-    @property
-    def site(self) -> Path:
-        (found,) = self.folder.glob("lib/python*/site-packages")
-        return found
-
-    def install(self, *arguments: str | Path) -> None:
-        pip("--python", self.program("python"), "install", "--no-compile", *arguments)
-
-    def program(self, name: str) -> Path:
-        return self.folder / "bin" / name
-
-
-def pip(*arguments: str | Path) -> None:
-    run(sys.executable, "-m", "pip", "--quiet", *map(str, arguments))
-
-
-def run(*command: str | Path) -> str:
-    """Run a program of another environment; return its output."""
-    environment = {name: os.environ[name] for name in os.environ if not name.startswith("PYTHON")}
-    done = subprocess.run(
-        command, env=environment, cwd="/", capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The wheels of the client and the server."""
-    folder = tmp_path_factory.mktemp("wheels")
-    pip("wheel", "--no-deps", "--wheel-dir", folder, CLIENT, ROOT)
-    (client,) = folder.glob("samserve_client-*.whl")
-    (server,) = folder.glob("samserve-*.whl")
-    return client, server
-
-
 @pytest.mark.slow
 def test_client_works_in_an_environment_without_the_server(
     wheels: tuple[Path, Path], tmp_path: Path
@@ -189,10 +139,7 @@ def test_client_and_server_can_be_installed_in_one_environment(
 ) -> None:
     environment = Environment.create(tmp_path / "environment")
     environment.install("--no-deps", *wheels)
-    # The dependencies, without the editable installation of this repository: `.pth` files have an
-    # effect in the environment's own folder only.
-    others = Path(pytest.__file__).parents[1]
-    (environment.site / "others.pth").write_text(f"{others}\n", encoding="utf-8")
+    environment.add_dependencies()
     code = "import samserve.app, samserve.client as c; print(samserve.app.__file__, c.__file__)"
 
     files = run(environment.program("python"), "-c", code).split()

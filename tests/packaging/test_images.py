@@ -54,12 +54,22 @@ def stages() -> dict[str, Stage]:
     return found
 
 
-class Builder:
-    """Runs the steps of stages in a directory; `pip` uses the configuration of this machine."""
+def ignored_paths() -> set[Path]:
+    """Return the paths below copied folders that .dockerignore excludes."""
+    text = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text()
+    return {ROOT / line for line in text.splitlines() if not line.startswith(("#", "!", "*"))}
 
-    def __init__(self, folder: Path) -> None:
+
+class Builder:
+    """Runs the steps of stages in a directory; pip and npm use the configuration of this machine.
+
+    *page* has run the stage of that name.
+    """
+
+    def __init__(self, folder: Path, page: Builder | None = None) -> None:
         self.root = folder
         self._here = folder
+        self._page = page
 
     @property
     def program(self) -> Path:
@@ -67,17 +77,20 @@ class Builder:
 
     def build(self, name: str) -> None:
         stage = stages()[name]
+        path = os.environ["PATH"]
         if stage.base in stages():
             self.build(stage.base)
+        elif stage.base.startswith("node:"):
+            path = f"{ROOT / '.venv-node' / 'bin'}:{path}"
         for instruction, rest in stage.steps:
             match instruction:
                 case "WORKDIR":
                     self._here = self.root / rest.lstrip("/")
-                    self._here.mkdir(parents=True)
+                    self._here.mkdir(parents=True, exist_ok=True)
                 case "COPY":
                     self._copy(*rest.split())
                 case "RUN":
-                    self._run(rest)
+                    self._run(rest, path)
                 case "ARG":
                     assert rest.startswith("PIP_FLAGS=")
                 case _:
@@ -85,18 +98,28 @@ class Builder:
 
     def _copy(self, *names: str) -> None:
         *sources, target = names
-        for source in sources:
-            if (ROOT / source).is_dir():
-                ignored = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(ROOT / source, self._here / target, ignore=ignored)
-            else:
-                shutil.copy(ROOT / source, self._here / target)
+        context = ROOT
+        if sources[0] == "--from=page":
+            assert self._page is not None
+            context, sources = self._page.root, [each.lstrip("/") for each in sources[1:]]
+        ignored = ignored_paths()
 
-    def _run(self, command: str) -> None:
+        def skip(folder: str, names: list[str]) -> set[str]:
+            return {each for each in names if Path(folder) / each in ignored} | {"__pycache__"}
+
+        for source in sources:
+            copy = self._here / target
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if (context / source).is_dir():
+                shutil.copytree(context / source, copy, ignore=skip)
+            else:
+                shutil.copy(context / source, copy)
+
+    def _run(self, command: str, path: str) -> None:
         (self.root / "opt").mkdir(exist_ok=True)
         local = command.replace("/opt/samserve", str(self.program))
         local = re.sub(r"^python ", f"{sys.executable} ", local)
-        environment = {**os.environ, "PIP_FLAGS": "", "PIP_QUIET": "1"}
+        environment = {**os.environ, "PIP_FLAGS": "", "PIP_QUIET": "1", "PATH": path}
         environment.pop("PYTHONPATH", None)
         done = subprocess.run(
             ["sh", "-ec", local],
@@ -205,11 +228,14 @@ def test_dockerignore_allows_exactly_what_is_copied() -> None:
     }
     copied = {
         name
-        for instruction, rest in stages()["build"].steps
-        if instruction == "COPY"
+        for stage in ("page", "build")
+        for instruction, rest in stages()[stage].steps
+        if instruction == "COPY" and "--from=" not in rest
         for name in rest.split()[:-1]
     }
 
+    # Files below folders that are copied.
+    copied -= {"web/hatch_build.py", "service/samserve/export/samples"}
     assert allowed == copied
 
 
@@ -251,8 +277,17 @@ def imported(path: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Builder:
-    builder = Builder(tmp_path_factory.mktemp("image"))
+def page(tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    builder = Builder(tmp_path_factory.mktemp("page"))
+    builder.build("page")
+    # Hundreds of megabytes, which pytest would keep.
+    shutil.rmtree(builder.root / "src" / "web" / "node_modules")
+    return builder
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, page: Builder) -> Builder:
+    builder = Builder(tmp_path_factory.mktemp("image"), page)
     builder.build("build")
     return builder
 
@@ -274,7 +309,8 @@ def test_gateway_image_serves_and_is_small(gateway: Builder, tmp_path: Path) -> 
     # The content of the wheel, uncompressed.
     (package,) = gateway.program.glob("lib/python*/site-packages/samserve")
     wheel = [path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    assert sum(path.stat().st_size for path in wheel) < 20 << 20
+    assert sum(path.stat().st_size for path in wheel) < 40 << 20
+    assert package / "web_page" / "index.html" in wheel
 
 
 @pytest.mark.slow
@@ -317,13 +353,13 @@ def test_gateway_image_has_the_default_model_at_the_path_of_the_chart(gateway: B
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_export_image_exports_and_serves(tmp_path: Path) -> None:
+def test_export_image_exports_and_serves(tmp_path: Path, page: Builder) -> None:
     """The extra is complete, and the photos for the parity check are included."""
     import torch  # noqa: PLC0415 - slow import, for this test only
 
     from tests.oracle.sam import TINY, original  # noqa: PLC0415 - imports transformers
 
-    builder = Builder(tmp_path)
+    builder = Builder(tmp_path, page)
     builder.build("build-export")
     torch.manual_seed(0)
     torch.save(original(TINY).state_dict(), tmp_path / "small.pth")
