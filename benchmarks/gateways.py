@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from samserve.client import Client, Embedding, Multimask, Prompt
@@ -36,13 +37,16 @@ class Gateway(GatewayServer):
         model: str = "",
         tree: Path = ROOT,
         env: Mapping[str, str] | None = None,
+        more: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
+        """Configure the gateway; *more* are further settings."""
         settings: dict[str, object] = {
             "engine.kind": "onnx",
             "engine.threads": threads,
             "log.level": "warning",
             "engine.model_repository": repository or tree / "model_repository",
             "engine.default_model": model or DEFAULT_MODEL,
+            **more,
         }
         super().__init__(settings)
         self._env = {**os.environ, **(env or {}), "PYTHONPATH": f"{tree / 'service'}:{tree}"}

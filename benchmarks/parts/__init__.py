@@ -31,6 +31,7 @@ PARTS = {
     "predict": "point prompts on a cached embedding, against segment-anything",
     "gateway": "CPU time of the gateway for a call, against a bare gRPC server",
     "http": "CPU time of the gateway for a call over HTTP, against gRPC",
+    "web": "point prompts decoded in a browser, against calls of the server from the same page",
     "embed": "Embed of known and of new images, against its parts",
     "clicks": "latency of point prompts beside an AutoMask",
     "default": "AutoMask of the default model with 1,024 points, against the previous version",
@@ -42,8 +43,8 @@ PARTS = {
 }
 """Each is a module of this package with a function ``run``."""
 
-SEPARATE = ("families", "soak")
-"""Parts that take long, and run only by their names."""
+SEPARATE = ("web", "families", "soak")
+"""Parts that take long, or need a browser, and run only by their names."""
 
 
 def runner(name: str) -> Callable[[Plan], Result]:

@@ -49,6 +49,15 @@ def test_every_way_to_predict_returns_the_same_masks(plan: Plan) -> None:
     assert min(least) > 0.98
 
 
+def test_browser_decodes_the_masks_of_the_server(plan: Plan) -> None:
+    result = measured("web", plan)
+
+    least = [float(each.agreement.rpartition(" ")[2]) for each in result.comparisons]
+    assert len(least) == 2
+    assert min(least) >= 0.999
+    assert all(each.values for each in result.figures)
+
+
 def test_automask_finds_the_masks_of_the_plain_graph(plan: Plan) -> None:
     result = measured("automask", plan)
 
