@@ -48,6 +48,22 @@ GROUPS = {
     ),
     # Small models that take seconds to make, once.
     "families": ("tests/families",),
+    # One Chromium, and one server with the page.
+    "web": (
+        "tests/web/test_accessibility",
+        "tests/web/test_browser_decoding",
+        "tests/web/test_clicks",
+        "tests/web/test_downloads",
+        "tests/web/test_everything",
+        "tests/web/test_fluency",
+        "tests/web/test_foreign_origin",
+        "tests/web/test_hovering",
+        "tests/web/test_images",
+        "tests/web/test_sessions",
+        "tests/web/test_viewport",
+    ),
+    # The wheels are built once.
+    "wheels": ("tests/packaging/test_client_package", "tests/packaging/test_web_page"),
     # The build of the page writes into its folder.
     "examples": (
         "tests/examples/test_browser",

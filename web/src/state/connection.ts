@@ -4,7 +4,7 @@ import { Api } from "../api/client";
 import { type CallError, toCallError } from "../api/errors";
 import { openSession, storeCredential, storedCredential } from "../api/session";
 import type { ServerInfo } from "../types";
-import { report } from "./notices";
+import { dismiss, notices, report } from "./notices";
 
 export type Connection =
   | { readonly kind: "connecting" }
@@ -31,6 +31,8 @@ export const model = computed(
 
 /** Connect to the server; at the start, and to try again. */
 export async function start(): Promise<void> {
+  // They may be about the earlier session.
+  for (const { id } of notices.value) dismiss(id);
   connection.value = { kind: "connecting" };
   try {
     await openSession(base);
@@ -69,6 +71,9 @@ async function connect(introduction: string): Promise<void> {
       error.code === "UNAUTHENTICATED" || error.code === "PERMISSION_DENIED"
         ? afterRejection(error, introduction)
         : { kind: "failed", message: error.message };
+    // While an image is open, the page shows no other text about it.
+    if (server.value && connection.value.kind !== "signed-out")
+      report("The page is not connected", thrown);
   }
 }
 
