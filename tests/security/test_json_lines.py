@@ -261,6 +261,8 @@ def test_errors_at_startup_are_json() -> None:
         [
             *(sys.executable, "-m", "samserve", "serve"),
             *("--set=log.format=json", "--set=auth.api_keys_file=/nowhere/keys.toml"),
+            # Others may use the default ports.
+            *("--port=0", "--admin-port=0"),
         ],
         stderr=subprocess.PIPE,
         check=False,
