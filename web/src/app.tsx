@@ -8,6 +8,7 @@ import { Everything } from "./panels/everything";
 import { Export } from "./panels/export";
 import { Header } from "./panels/header";
 import { acceptFiles, isChoosing, isDragging } from "./panels/intake";
+import { isFocusLost } from "./panels/kept-focus";
 import { Notices } from "./panels/notices";
 import { Objects } from "./panels/objects";
 import { Times } from "./panels/times";
@@ -49,6 +50,12 @@ export function App() {
 }
 
 function Workspace() {
+  const hasImage = image.value !== null;
+  useEffect(() => {
+    // The button that opened it is gone: the keys are for the image next.
+    if (hasImage && isFocusLost())
+      document.querySelector<HTMLElement>(".stage-input")?.focus({ preventScroll: true });
+  }, [hasImage]);
   if (image.value)
     return (
       <>

@@ -17,7 +17,7 @@ import type {
   ServerInfo,
 } from "../types";
 import { toEmbedding, toMask, toMessage, toModel, toSteps } from "./convert";
-import { CallError, toCallError } from "./errors";
+import { CallError, isEmbeddingMissing, toCallError } from "./errors";
 import { retried } from "./retry";
 import { fetchWithBlob } from "./upload";
 
@@ -72,8 +72,7 @@ export class Api {
     if (!crypto.subtle) return send("encoded", file);
     const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", file));
     return send("encodedSha256", hash).catch((error: unknown) => {
-      if (error instanceof CallError && error.reason === "EMBEDDING_NOT_FOUND")
-        return send("encoded", file);
+      if (isEmbeddingMissing(error)) return send("encoded", file);
       throw error;
     });
   }

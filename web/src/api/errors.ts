@@ -53,6 +53,14 @@ export function isAbort(error: unknown): boolean {
   );
 }
 
+/**
+ * Return whether the server does not have an embedding: its time to live is over, or the server was
+ * restarted.
+ */
+export function isEmbeddingMissing(error: unknown): boolean {
+  return error instanceof CallError && error.reason === "EMBEDDING_NOT_FOUND";
+}
+
 /** Whether there is no connection: `fetch` throws a TypeError, with another text in each browser. */
 function isUnreachable({ code, cause }: ConnectError): boolean {
   return code === Code.Unknown && cause instanceof TypeError;

@@ -113,7 +113,7 @@ function Result() {
       <p class="shown-count" role="status">
         <strong>{number}</strong> of {found.value.length} masks shown
       </p>
-      <p class="hint">A click on a mask in the image keeps only that one.</p>
+      <p class="hint">A click on a mask in the image keeps that one as an object.</p>
       <div class="button-row">
         <button
           type="button"

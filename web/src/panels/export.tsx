@@ -1,3 +1,4 @@
+import { maskOf, objects } from "../state/document";
 import { exportCoco, exportCutOuts, exported, exportMasks, exportSvg } from "../state/exports";
 import { count } from "./format";
 import { DownloadIcon } from "./icons";
@@ -17,10 +18,18 @@ const FORMATS = [
 /** The files that the objects can be saved as. */
 export function Export() {
   const number = exported.value.length;
+  const hidden = objects.value.filter((each) => !each.visible && maskOf(each)).length;
   return (
     <Panel
       title="Export"
-      aside={number > 0 && <span class="aside">{count(number, "object")}</span>}
+      aside={
+        number > 0 && (
+          <span class="aside">
+            {count(number, "object")}
+            {hidden > 0 && `, ${hidden} of them hidden`}
+          </span>
+        )
+      }
     >
       <ul class="exports">
         {FORMATS.map(({ name, content, save }, index) => (

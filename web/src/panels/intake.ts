@@ -19,9 +19,10 @@ export function openFirst(files: readonly File[]): void {
     notify("The image cannot be opened: the page is not connected to the server", "error");
     return;
   }
-  if (files.length > 1) notify(`Only the first of ${files.length} files is opened: ${file.name}`);
   isChoosing.value = false;
   void open(file, file.name || "pasted image");
+  // After the notices about earlier images have gone.
+  if (files.length > 1) notify(`Only the first of ${files.length} files is opened: ${file.name}`);
 }
 
 /** Open a sample. */

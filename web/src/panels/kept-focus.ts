@@ -19,10 +19,12 @@ document.addEventListener("pointerdown", ({ target }) => {
  */
 export function useKeptFocus(region: RefObject<HTMLElement | null>): void {
   useEffect(() => {
-    const isLost =
-      last?.region === region.current &&
-      !last?.element.isConnected &&
-      document.activeElement === document.body;
-    if (isLost) region.current?.focus({ preventScroll: true });
+    if (last?.region === region.current && isFocusLost())
+      region.current?.focus({ preventScroll: true });
   });
+}
+
+/** Return whether what had the focus was removed, and nothing has it now. */
+export function isFocusLost(): boolean {
+  return last !== null && !last.element.isConnected && document.activeElement === document.body;
 }

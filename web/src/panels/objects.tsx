@@ -17,6 +17,8 @@ import { Panel } from "./section";
 /** The objects with their names and colours. */
 export function Objects() {
   const number = objects.value.length;
+  // Who has begun a second one knows how.
+  const isFirst = number === 1 && activeObject.value !== null;
   return (
     <Panel title="Objects" aside={number > 0 && <span class="aside">{number}</span>}>
       {number === 0 ? (
@@ -27,6 +29,11 @@ export function Objects() {
             <Row key={object.id} object={object} number={index + 1} />
           ))}
         </ul>
+      )}
+      {isFirst && (
+        <p class="hint">
+          Further clicks refine this object. For another one: “New object”, or <kbd>N</kbd>.
+        </p>
       )}
     </Panel>
   );

@@ -3,7 +3,7 @@ import { effect, type Signal, signal } from "@preact/signals";
 import * as masks from "../masks";
 import type { Mask, Rgb, SegmentedObject } from "../types";
 import { type DrawnMask, MAX_SIDE, part, renderSharply } from "./details";
-import { activeObject, maskOf, objects, PALETTE } from "./document";
+import { activeObject, maskOf, nextColour, objects, PALETTE } from "./document";
 import { found, highlighted, shown } from "./everything";
 import { report } from "./notices";
 import { preview } from "./prompting";
@@ -153,10 +153,6 @@ function replaceEverything(composition: masks.Composition | null): void {
   const before = everythingBitmap.peek();
   everythingBitmap.value = composition;
   before?.bitmap.close();
-}
-
-function nextColour(): Rgb {
-  return paletteColour(objects.peek().length);
 }
 
 function paletteColour(index: number): Rgb {

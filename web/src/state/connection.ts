@@ -1,7 +1,7 @@
 import { computed, signal } from "@preact/signals";
 
 import { Api } from "../api/client";
-import { type CallError, toCallError } from "../api/errors";
+import { CallError, toCallError } from "../api/errors";
 import { openSession, storeCredential, storedCredential } from "../api/session";
 import type { ServerInfo } from "../types";
 import { dismiss, notices, report } from "./notices";
@@ -56,8 +56,11 @@ export async function signIn(credential: string): Promise<void> {
 export function failed(what: string, thrown: unknown): void {
   const error = toCallError(thrown);
   if (error.code === "UNAUTHENTICATED") connection.value = afterRejection(error, "");
+  if (connection.value.kind === "signed-out") return;
   // Of a missing session, the page shows nothing else while an image is open.
-  if (connection.value.kind !== "signed-out") report(what, thrown);
+  const isSessionMissing = error.reason === "SESSION_REQUIRED";
+  const text = `${error.message}. Opened in this tab, the objects stay`;
+  report(what, isSessionMissing ? new CallError(error.code, text, error.reason) : thrown);
 }
 
 async function connect(introduction: string): Promise<void> {

@@ -1,6 +1,6 @@
 import { signal } from "@preact/signals";
 
-import { CallError, isAbort } from "../api/errors";
+import { isAbort, isEmbeddingMissing } from "../api/errors";
 import { BrowserDecoder, Unsupported } from "../decode/browser-decoder";
 import type { Embedding, Prediction, PredictOptions, Prompt } from "../types";
 import { api, model } from "./connection";
@@ -89,10 +89,9 @@ async function onServer(
   try {
     return await api.predict(embedding.id, prompt, options);
   } catch (error) {
-    // Its time to live is over, or the server was restarted.
-    const isMissing = error instanceof CallError && error.reason === "EMBEDDING_NOT_FOUND";
-    if (!isMissing) throw error;
+    if (!isEmbeddingMissing(error)) throw error;
     const { id } = await encodeAgain();
+    options.signal?.throwIfAborted();
     return api.predict(id, prompt, options);
   }
 }
@@ -105,7 +104,7 @@ async function load(): Promise<void> {
     const decoder = await decoderOfModel(isCurrent);
     const embedding = await currentEmbedding().catch(() => null);
     if (!isCurrent()) return;
-    if (embedding && decoder) await give(decoder, embedding);
+    if (embedding && decoder) await give(decoder, embedding, isCurrent);
     if (isCurrent()) browserDecoding.value = { kind: "on" };
   } catch (error) {
     if (!isCurrent() || isAbort(error)) return;
@@ -132,13 +131,25 @@ async function decoderOfModel(isCurrent: () => boolean): Promise<Loaded | null> 
   return loaded;
 }
 
-async function give(target: Loaded, embedding: Embedding): Promise<void> {
+async function give(target: Loaded, embedding: Embedding, isCurrent: () => boolean): Promise<void> {
   const started = performance.now();
-  const file = await api.embeddingFile(embedding.id);
+  const file = await embeddingFile(embedding);
+  // The decoder may have the embedding of a newer image already.
+  if (!isCurrent()) return;
   await target.decoder.setEmbedding(file);
   target.embeddingId = embedding.id;
   const ms = performance.now() - started;
   record({ action: "Download the embedding", place: "browser", ms, steps: [] });
+}
+
+async function embeddingFile(embedding: Embedding): Promise<Uint8Array<ArrayBuffer>> {
+  try {
+    return await api.embeddingFile(embedding.id);
+  } catch (error) {
+    if (!isEmbeddingMissing(error)) throw error;
+    const { id } = await encodeAgain();
+    return api.embeddingFile(id);
+  }
 }
 
 function unload(): void {

@@ -99,3 +99,42 @@ test("a prompt without points and box has no answers", () => {
   document.setPrompt({ points: [] });
   expect(document.objects.value[0]?.answers).toEqual([]);
 });
+
+test("an answer that arrives later is also that of the states in the history", () => {
+  const id = document.setPrompt(CLICK);
+  document.activate(null);
+  document.setPrompt(TWO);
+  document.setAnswers(id, CLICK, [mask(0.5)]);
+  document.undo();
+  expect(document.objects.value.map(({ answers }) => answers.length)).toEqual([1]);
+  document.redo();
+  expect(document.objects.value.map(({ answers }) => answers.length)).toEqual([1, 0]);
+});
+
+test("an object without answers is not one that was answered", () => {
+  document.setPrompt(CLICK);
+  expect(document.objects.value[0]?.answered).toBeNull();
+});
+
+test("after an undo, the next object has the name and the colour of the one before", () => {
+  document.setPrompt(CLICK);
+  const { name, colour } = document.activeObject.value ?? {};
+  document.undo();
+  expect(document.nextColour()).toEqual(colour);
+  document.setPrompt(TWO);
+  expect(document.activeObject.value).toMatchObject({ name, colour });
+});
+
+test("names of new objects are not those of others", () => {
+  const ids = [CLICK, TWO].map((prompt) => document.addObject(prompt, []));
+  document.remove(ids[0] ?? 0);
+  document.addObject(CLICK, []);
+  expect(document.objects.value.map(({ name }) => name)).toEqual(["object 2", "object 3"]);
+});
+
+test("a prompt shows its object", () => {
+  const id = document.setPrompt(CLICK);
+  document.setVisible(id, false);
+  document.setPrompt(TWO);
+  expect(document.activeObject.value?.visible).toBe(true);
+});

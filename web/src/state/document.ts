@@ -1,4 +1,4 @@
-import { computed, signal } from "@preact/signals";
+import { batch, computed, signal } from "@preact/signals";
 
 import type { Mask, Prompt, Rgb, SegmentedObject } from "../types";
 
@@ -66,7 +66,8 @@ export function setPrompt(prompt: Prompt): number {
   const active = activeObject.value;
   if (active) {
     const answers = isEmpty(prompt) ? [] : active.answers;
-    commit(replaced({ ...active, prompt, answers }));
+    // Of a hidden object, the effect would not be seen.
+    commit(replaced({ ...active, prompt, answers, visible: true }));
     return active.id;
   }
   return addObject(prompt, []);
@@ -83,17 +84,17 @@ export function addObject(prompt: Prompt, answers: readonly Mask[], isActive = t
 export function addObjects(
   added: readonly { readonly prompt: Prompt; readonly answers: readonly Mask[] }[],
 ): number[] {
-  const created = added.map(({ prompt, answers }): SegmentedObject => {
-    const id = nextId++;
-    const colour = PALETTE[(id - 1) % PALETTE.length] as Rgb;
+  const first = nextNumber();
+  const created = added.map(({ prompt, answers }, index): SegmentedObject => {
+    const number = first + index;
     return {
-      id,
-      name: `object ${id}`,
-      colour,
+      id: nextId++,
+      name: `object ${number}`,
+      colour: colourOf(number),
       visible: true,
       prompt,
       answers,
-      answered: prompt,
+      answered: answers.length > 0 ? prompt : null,
       chosen: best(answers),
     };
   });
@@ -101,11 +102,26 @@ export function addObjects(
   return created.map(({ id }) => id);
 }
 
-/** Set the answers to the prompt that the object has now; not a step of the history. */
+/**
+ * Set the answers to a prompt of an object, wherever it has this prompt: now, and in the history,
+ * of which this is no step.
+ */
 export function setAnswers(id: number, prompt: Prompt, answers: readonly Mask[]): void {
-  const found = state.value.objects.find((each) => each.id === id);
-  if (found?.prompt === prompt)
-    state.value = replaced({ ...found, answers, answered: prompt, chosen: best(answers) });
+  const isAsked = (each: SegmentedObject) =>
+    each.id === id && each.prompt === prompt && each.answered !== prompt;
+  const changes = { answers, answered: prompt, chosen: best(answers) };
+  const answer = (each: State): State => {
+    if (!each.objects.some(isAsked)) return each;
+    const changed = each.objects.map((object) =>
+      isAsked(object) ? { ...object, ...changes } : object,
+    );
+    return { ...each, objects: changed };
+  };
+  batch(() => {
+    state.value = answer(state.value);
+    past.value = past.value.map(answer);
+    future.value = future.value.map(answer);
+  });
 }
 
 export function chooseAnswer(id: number, chosen: number): void {
@@ -134,6 +150,11 @@ export function activate(id: number | null): void {
   state.value = { ...state.value, activeId: id };
 }
 
+/** The colour that the next object gets. Effects that call this do not depend on the objects. */
+export function nextColour(): Rgb {
+  return colourOf(nextNumber());
+}
+
 /** The mask of an object that is shown and exported, if there is one. */
 export function maskOf(object: SegmentedObject): Mask | null {
   return object.answers[object.chosen] ?? null;
@@ -157,6 +178,17 @@ function commit(next: State): void {
   past.value = [...past.value, state.value].slice(-MAX_UNDO);
   future.value = [];
   state.value = next;
+}
+
+/** The number in the name of the next object: after all that are in the names of others. */
+function nextNumber(): number {
+  const present = state.peek().objects;
+  const numbers = present.map(({ name }) => /^object (\d{1,9})$/.exec(name)?.[1]);
+  return Math.max(present.length, ...numbers.map((number) => Number(number ?? 0))) + 1;
+}
+
+function colourOf(number: number): Rgb {
+  return PALETTE[(number - 1) % PALETTE.length] as Rgb;
 }
 
 /** The answer that the model thinks best of. */

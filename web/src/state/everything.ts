@@ -1,11 +1,11 @@
 import { batch, computed, signal } from "@preact/signals";
 
-import { isAbort } from "../api/errors";
+import { isAbort, isEmbeddingMissing } from "../api/errors";
 import { contains } from "../masks";
-import type { Mask, Step } from "../types";
+import type { AutoMaskEvent, Mask, Step } from "../types";
 import { api, failed } from "./connection";
 import { addObjects, objects } from "./document";
-import { currentEmbedding, onChange } from "./image";
+import { currentEmbedding, encodeAgain, onChange } from "./image";
 import { record } from "./measurements";
 
 export type Run =
@@ -67,13 +67,7 @@ export async function segmentEverything(): Promise<void> {
   const masks: Mask[] = [];
   let steps: readonly Step[] = [];
   try {
-    const { id } = await currentEmbedding();
-    const parameters = {
-      pointsPerSide: pointsPerSide.value,
-      predIouThresh: 0,
-      stabilityScoreThresh: 0,
-    };
-    for await (const event of api.automask(id, parameters, current.signal)) {
+    for await (const event of events(current.signal)) {
       if (current.signal.aborted) return;
       if (event.kind === "masks") masks.push(...event.masks);
       else if (event.kind === "summary") steps = event.steps;
@@ -89,6 +83,22 @@ export async function segmentEverything(): Promise<void> {
     if (current.signal.aborted || isAbort(error)) return;
     run.value = { kind: "none" };
     failed("Everything could not be segmented", error);
+  }
+}
+
+async function* events(signal: AbortSignal): AsyncGenerator<AutoMaskEvent, void> {
+  const parameters = {
+    pointsPerSide: pointsPerSide.value,
+    predIouThresh: 0,
+    stabilityScoreThresh: 0,
+  };
+  const { id } = await currentEmbedding();
+  try {
+    yield* api.automask(id, parameters, signal);
+  } catch (error) {
+    if (!isEmbeddingMissing(error)) throw error;
+    const again = await encodeAgain();
+    yield* api.automask(again.id, parameters, signal);
   }
 }
 

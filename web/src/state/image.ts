@@ -5,6 +5,7 @@ import type { Embedding, LoadedImage } from "../types";
 import { api, failed, modelName, server } from "./connection";
 import * as document from "./document";
 import { record } from "./measurements";
+import { dismiss, notices } from "./notices";
 
 export const image = signal<LoadedImage | null>(null);
 
@@ -15,7 +16,8 @@ export const progress = signal<"" | "opening" | "encoding">("");
 export const embedded = signal(false);
 
 let embedding: Promise<Embedding> | null = null;
-let latest = new AbortController();
+let opening = new AbortController();
+let encoding = new AbortController();
 const followers: (() => void)[] = [];
 
 /** Call *follower* whenever another image is shown, or the model changes. */
@@ -27,20 +29,26 @@ export function onChange(follower: () => void): void {
 export async function open(file: Blob, name: string): Promise<void> {
   const limits = server.value?.limits;
   if (!limits) return;
-  latest.abort();
+  opening.abort();
   const current = new AbortController();
-  latest = current;
+  opening = current;
   progress.value = "opening";
+  // Most are about the image before, or about a file that could not be opened.
+  for (const { id } of notices.value) dismiss(id);
   try {
     const loaded = await openImage(file, name, limits);
-    if (current.signal.aborted) return;
+    if (current.signal.aborted) {
+      closeImage(loaded);
+      return;
+    }
     closeImage(image.value);
     document.reset();
     image.value = loaded;
     encode();
   } catch (error) {
     if (current.signal.aborted) return;
-    progress.value = "";
+    // The image before, if there is one, stays.
+    progress.value = embedding && !embedded.value ? "encoding" : "";
     failed(`${name} cannot be opened`, error);
   }
 }
@@ -62,7 +70,7 @@ export function currentEmbedding(): Promise<Embedding> {
 /** Encode the image again: the server does not have its embedding any more. The prompts stay. */
 export function encodeAgain(): Promise<Embedding> {
   // Of several calls that miss it, the first one starts this.
-  if (progress.value !== "encoding") send();
+  if (embedded.value) send();
   return currentEmbedding();
 }
 
@@ -75,9 +83,9 @@ function encode(): void {
 function send(): void {
   const shown = image.value;
   if (!shown) return;
-  latest.abort();
+  encoding.abort();
   const current = new AbortController();
-  latest = current;
+  encoding = current;
   progress.value = "encoding";
   embedded.value = false;
   const started = performance.now();
@@ -86,17 +94,22 @@ function send(): void {
   call.then(
     ({ steps }) => {
       if (current.signal.aborted) return;
-      progress.value = "";
+      endEncoding();
       embedded.value = true;
       record({ action: "Encode", place: "server", ms: performance.now() - started, steps });
     },
     (error: unknown) => {
       if (current.signal.aborted) return;
-      progress.value = "";
+      endEncoding();
       embedding = null;
       failed("The image cannot be encoded", error);
     },
   );
+}
+
+function endEncoding(): void {
+  // Another image may be in progress.
+  if (progress.value === "encoding") progress.value = "";
 }
 
 function closeImage(shown: LoadedImage | null): void {

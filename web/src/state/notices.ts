@@ -32,7 +32,13 @@ export function report(what: string, error: unknown): void {
   const message = error instanceof Error ? error.message : String(error);
   const details =
     error instanceof CallError
-      ? [...error.fields, error.reason || error.code].filter(Boolean).join("; ")
+      ? [...unsaid(error.fields, message), error.reason || error.code].filter(Boolean).join("; ")
       : "";
   notify(`${what}: ${message}`, "error", details);
+}
+
+/** Return what the message of the server does not say already, as "FIELD: DESCRIPTION". */
+function unsaid(fields: readonly string[], message: string): readonly string[] {
+  const said = message.replaceAll(": ", " ");
+  return fields.filter((field) => !said.includes(field));
 }

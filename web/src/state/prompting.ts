@@ -11,6 +11,7 @@ import {
   canUndo,
   isEmpty,
   maskOf,
+  objects,
   redo,
   setAnswers,
   setPrompt,
@@ -30,13 +31,19 @@ const NOTHING: Prompt = { points: [] };
 // Between the starts of two calls for previews: a pointer moves 100 times a second.
 const PREVIEW_INTERVAL_MS = 50;
 
-let asking = new AbortController();
+interface Asked {
+  readonly prompt: Prompt;
+  readonly call: AbortController;
+}
+
+// By the ids of the objects: another object may be begun before the answer for the last one.
+const asked = new Map<number, Asked>();
 let previewing = new AbortController();
 let previewTimer = 0;
 let lastPreview = 0;
 
 onChange(() => {
-  asking.abort();
+  for (const id of asked.keys()) stopAsking(id);
   endPreview();
 });
 
@@ -53,7 +60,7 @@ export function setBox(box: Box): void {
 /** Remove the points and the box of the active object. */
 export function clearPrompts(): void {
   if (!activeObject.value) return;
-  asking.abort();
+  stopAsking(activeObject.value.id);
   setPrompt(NOTHING);
 }
 
@@ -127,19 +134,26 @@ function ask(prompt: Prompt): void {
   void answer(setPrompt(prompt), prompt);
 }
 
-/** Ask for the prompts to which no answers are known, after a step back in the history. */
+/** Ask for the prompts to which no answers are known, after a step in the history. */
 function askAgain(): void {
-  asking.abort();
   endPreview();
-  const active = activeObject.value;
-  if (active && active.answered !== active.prompt && !isEmpty(active.prompt))
-    void answer(active.id, active.prompt);
+  const present = new Map(objects.value.map((object) => [object.id, object]));
+  for (const [id, { prompt }] of asked) if (present.get(id)?.prompt !== prompt) stopAsking(id);
+  for (const { id, prompt, answered } of present.values()) {
+    if (answered !== prompt && !isEmpty(prompt) && !asked.has(id)) void answer(id, prompt);
+  }
+}
+
+function stopAsking(id: number): void {
+  asked.get(id)?.call.abort();
+  asked.delete(id);
+  waiting.value = asked.size > 0;
 }
 
 async function answer(id: number, prompt: Prompt): Promise<void> {
-  asking.abort();
-  const current = new AbortController();
-  asking = current;
+  stopAsking(id);
+  const call = new AbortController();
+  asked.set(id, { prompt, call });
   waiting.value = true;
   // One point is ambiguous: the part, the whole, or a part of the part.
   const isAmbiguous = prompt.points.length === 1 && !prompt.box;
@@ -147,12 +161,12 @@ async function answer(id: number, prompt: Prompt): Promise<void> {
     const { masks } = await predict("Click", prompt, {
       multimask: isAmbiguous ? "ALL" : "AUTO",
       logits: true,
-      signal: current.signal,
+      signal: call.signal,
     });
-    setAnswers(id, prompt, masks);
+    if (!call.signal.aborted) setAnswers(id, prompt, masks);
   } catch (error) {
     failed("The click was not answered", error);
   } finally {
-    if (asking === current) waiting.value = false;
+    if (asked.get(id)?.call === call) stopAsking(id);
   }
 }
