@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from playwright.async_api import Browser, Response, expect
+from playwright.async_api import Error as PlaywrightError
 from samserve.app import Running
 
 from tests.cli.conftest import FAKE, start
@@ -187,9 +188,13 @@ async def test_token_and_credential_are_in_no_log_metric_or_other_response(
     received: list[tuple[str, str]] = []
 
     async def keep(response: Response) -> None:
-        headers = json.dumps(await response.all_headers())
-        sent = json.dumps(await response.request.all_headers())
-        body = (await response.body()).decode("latin-1") if response.status != 204 else ""
+        try:
+            headers = json.dumps(await response.all_headers())
+            sent = json.dumps(await response.request.all_headers())
+            body = (await response.body()).decode("latin-1") if response.status != 204 else ""
+        except PlaywrightError:
+            # That of a preview which a newer one has cancelled, or of a closed page.
+            return
         received.append((response.url, f"{response.url} {headers} {body}"))
         requested.append(f"{response.request.url} {sent.replace(credential_header(sent), '')}")
 
