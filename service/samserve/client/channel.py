@@ -96,6 +96,9 @@ def open_channel(
         # By default, gRPC resolves a name every 30 s at most, and would miss servers that have
         # moved: a rolling update takes less time.
         ("grpc.dns_min_time_between_resolutions_ms", 1000),
+        # By default, gRPC waits for up to two minutes between attempts to connect, however long the
+        # server has been available again.
+        ("grpc.max_reconnect_backoff_ms", 5000),
     ]
     if server_name:
         options.append(("grpc.ssl_target_name_override", server_name))

@@ -97,11 +97,11 @@ def load(image: str | os.PathLike[str] | bytes | bytearray | memoryview) -> File
             "an image must be a path, the bytes of a file or a numpy array (np.asarray converts "
             f"most images); got {type(image).__name__}"
         )
-    return File(image) if _is_accepted(image) else _load(io.BytesIO(image), "the file")
+    return File(image) if is_accepted(image) else _load(io.BytesIO(image), "the file")
 
 
 def _load(file: BinaryIO, name: str) -> File:
-    accepted = _is_accepted(file.read(_PREFIX_BYTES))
+    accepted = is_accepted(file.read(_PREFIX_BYTES))
     file.seek(0)
     if accepted:
         return File(_read_all(file, name))
@@ -121,7 +121,7 @@ def _read_all(file: BinaryIO, name: str) -> bytes:
     return data
 
 
-def _is_accepted(data: bytes) -> bool:
+def is_accepted(data: bytes) -> bool:
     """Return whether the server decodes files that begin with *data*."""
     return data.startswith((_JPEG, _PNG)) or (data.startswith(_RIFF) and data[8:12] == _WEBP)
 

@@ -22,6 +22,7 @@ _MAX_SHOWN = 100
 class HttpApp:
     """Routes requests by path, or by the folder that the path begins with.
 
+    The folder ``""`` is that of all other paths; without it, these are not found.
     The server must cancel the task of a request when its client disconnects.  *refused* is called
     with the reason of each request that it rejects.  Links of any page may lead to *documents*.
     """
@@ -59,7 +60,7 @@ class HttpApp:
         found = self._paths.get(request.path)
         if found is None:
             folder = request.path[: request.path.find("/", 1) + 1]
-            found = self._folders.get(folder, _not_found)
+            found = self._folders.get(folder) or self._folders.get("", _not_found)
         return found
 
     async def _refuse(

@@ -10,11 +10,11 @@ Other programs send neither of the last two headers.
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 from samserve.errors import HostNotAllowed, InvalidRequest, OriginNotAllowed
 from samserve.http.request import HttpRequest
 from samserve.http.response import Header
-from samserve.settings import HttpSettings
 from samserve.settings.http import ANY_HOST
 from samserve.system.addresses import is_loopback, reachable_host
 
@@ -32,10 +32,27 @@ _MAX_SHOWN = 100
 _HOST = re.compile(r"(?:([a-z0-9._-]+)|\[([0-9a-f.]*:[0-9a-f:.]*)\])(?::[0-9]{0,5})?")
 
 
-class OriginPolicy:
-    """Checks requests against `http.allowed_hosts` and `http.allowed_origins`."""
+class Names(Protocol):
+    """The settings of a listener that name it and the pages that may call it."""
 
-    def __init__(self, settings: HttpSettings) -> None:
+    @property
+    def host(self) -> str:
+        """The address of the listener."""
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The further names of the listener, in lower case."""
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins of pages that may call, in lower case."""
+
+
+class OriginPolicy:
+    """Checks requests against `allowed_hosts` and `allowed_origins` of a section of settings."""
+
+    def __init__(self, settings: Names, section: str = "http") -> None:
+        self._section = section
         self._hosts = frozenset(settings.hosts)
         self._origins = frozenset(settings.origins)
         self._own = reachable_host(settings.host).lower()
@@ -54,7 +71,7 @@ class OriginPolicy:
             return
         raise OriginNotAllowed(
             f"pages of {_shown(origin) or 'another site'} may not call this listener; "
-            "http.allowed_origins lists those that may"
+            f"{self._section}.allowed_origins lists those that may"
         )
 
     def cors_headers(self, request: HttpRequest) -> list[Header]:
@@ -83,7 +100,8 @@ class OriginPolicy:
         )
         if not allowed:
             raise HostNotAllowed(
-                f"{_shown(host)} is not a name of this listener; http.allowed_hosts lists them"
+                f"{_shown(host)} is not a name of this listener; "
+                f"{self._section}.allowed_hosts lists them"
             )
 
     def _allows(self, origin: str, request: HttpRequest) -> bool:

@@ -21,6 +21,7 @@ class HttpRequest:
     def __init__(self, scope: dict[str, Any], receive: Receive) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.query: bytes = scope.get("query_string", b"")
         self.scheme: str = scope["scheme"]
         self.server: tuple[str, int] | None = scope.get("server")
         self.metadata: Metadata = tuple(

@@ -21,13 +21,15 @@ NO_STORE: Header = (b"cache-control", b"no-store")
 class HttpResponse:
     """Sends a response; ``started`` once its status can no longer be changed.
 
-    ``security`` are the headers that restrict what a browser does with it.
+    ``security`` are the headers that restrict what a browser does with it.  ``reason`` replaces the
+    usual text of the status line.
     """
 
     def __init__(self, send: Send) -> None:
         self.started = False
         self.security = SECURITY_HEADERS
         self.headers: list[Header] = []
+        self.reason = ""
         self._send = send
 
     async def whole(
@@ -60,5 +62,6 @@ class HttpResponse:
             "type": "http.response.start",
             "status": status,
             "headers": [*self.security, *self.headers, *headers],
+            "reason": self.reason,
         }
         await self._send(message)

@@ -45,7 +45,7 @@ class Security:
 def open_security(settings: Settings) -> Security:
     """Read the files.  Raises `Misconfigured` for the first that is not valid."""
     auth, tls = settings.auth, settings.tls
-    certificate = _certificate(tls)
+    certificate = server_certificate(tls)
     rules = _file("policy", auth.policy_file, policy.parse_policy, policy.MAX_BYTES)
     key_ring = _file("API keys", auth.api_keys_file, keys.parse_keys, keys.MAX_BYTES)
     key_set = _file("JWKS", auth.jwks_file, tokens.parse_jwks, tokens.MAX_BYTES)
@@ -66,7 +66,8 @@ def open_security(settings: Settings) -> Security:
     return Security(authenticator, certificate, files, rules)
 
 
-def _certificate(tls: TlsSettings) -> ReloadableFile[ServerCertificate] | None:
+def server_certificate(tls: TlsSettings) -> ReloadableFile[ServerCertificate] | None:
+    """Return the certificate that the settings name, None without one.  Raises `Misconfigured`."""
     if tls.cert_file is None or tls.key_file is None:
         return None
     paths = [tls.cert_file, tls.key_file]

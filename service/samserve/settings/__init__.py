@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError, model_validator
-from pydantic_core import InitErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from samserve.settings.backends import (
     CacheSettings,
@@ -34,6 +25,8 @@ from samserve.settings.listeners import (
     ServerSettings,
     TlsSettings,
 )
+from samserve.settings.loading import file_of_environment as file_of
+from samserve.settings.loading import read
 from samserve.settings.section import MIB
 from samserve.settings.telemetry import LogSettings, TraceSettings
 from samserve.system.addresses import ANY_PORT, is_loopback
@@ -130,65 +123,9 @@ class Settings(BaseSettings):
         return self
 
 
-def _check_sections(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a source; raises `ValidationError` for sections that are not tables.
-
-    Otherwise another source with values of that section would replace them without an error.
-    """
-    wrong = list(_not_tables(values, Settings))
-    if wrong:
-        raise ValidationError.from_exception_data("Settings", wrong)
-    return values
-
-
-def _not_tables(
-    values: dict[str, Any], model: type[BaseModel], path: tuple[str, ...] = ()
-) -> Iterator[InitErrorDetails]:
-    """Yield an error for each section of *model*, nested ones included, that is not a table."""
-    for name, value in values.items():
-        field, location = model.model_fields.get(name), (*path, name)
-        kind = None if field is None else field.annotation
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            continue
-        if isinstance(value, dict):
-            yield from _not_tables(value, kind, location)
-        else:
-            yield {"type": "dict_type", "loc": location, "input": value}
-
-
-class _File(TomlConfigSettingsSource):
-    def __call__(self) -> dict[str, Any]:
-        """Read the values by section."""
-        return _check_sections(super().__call__())
-
-
-class _Environment(EnvSettingsSource):
-    """The environment, including variables of unknown sections, which are reported as errors.
-
-    Other names with the same prefix, such as those that Kubernetes sets for Services, are ignored.
-    """
-
-    def __call__(self) -> dict[str, Any]:
-        """Read the values by section."""
-        values = super().__call__()
-        for variable, value in self.env_vars.items():
-            name = variable.lower().removeprefix(self.env_prefix.lower())
-            section, nested, setting = name.partition("__")
-            if nested and name != variable.lower() and section not in Settings.model_fields:
-                values.setdefault(section, {})[setting] = value
-        return _check_sections(values)
-
-
-class _ConfigLocation(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="SAMSERVE_")
-
-    config: str = ""
-
-
 def file_of_environment() -> Path | None:
     """Return the settings file that `SAMSERVE_CONFIG` names, None if it is not set."""
-    name = _ConfigLocation().config
-    return Path(name) if name else None
+    return file_of(Settings)
 
 
 def load(
@@ -196,24 +133,5 @@ def load(
     file: Path | None = None,
     defaults: dict[str, Any] | None = None,
 ) -> Settings:
-    """Read the settings; *overrides* are nested like the sections and have priority.
-
-    *defaults* have the least priority: they replace the defaults of settings that nothing sets.
-
-    Raises `pydantic.ValidationError`, which contains every invalid or unknown setting.
-    """
-
-    class FromFile(Settings):
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            *_: Any,
-            **others: Any,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            files = [] if file is None else [_File(cls, file)]
-            last = InitSettingsSource(cls, defaults or {})
-            return (init_settings, _Environment(settings_cls), *files, last)
-
-    return FromFile(**(overrides or {}))
+    """Read the settings; see `samserve.settings.loading.read`."""
+    return read(Settings, overrides, file, defaults)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydantic import Field
@@ -54,17 +54,17 @@ class HttpSettings(Section):
     @property
     def hosts(self) -> tuple[str, ...]:
         """The names in `allowed_hosts`, in lower case."""
-        return _names(self.allowed_hosts.lower())
+        return names(self.allowed_hosts.lower())
 
     @property
     def origins(self) -> tuple[str, ...]:
         """The origins in `allowed_origins`, in lower case."""
-        return _names(self.allowed_origins.lower())
+        return names(self.allowed_origins.lower())
 
     @property
     def decoders(self) -> tuple[str, ...]:
         """The names in `decoder_downloads`."""
-        return _names(self.decoder_downloads)
+        return names(self.decoder_downloads)
 
     def conflicts(self) -> Iterator[str]:
         """See `Section.conflicts`."""
@@ -72,16 +72,22 @@ class HttpSettings(Section):
             yield "web_page requires enabled"
         if self.web_page_folder is not None and not self.web_page:
             yield "web_page_folder requires web_page"
-        for origin in self.origins:
-            if not _ORIGIN.fullmatch(origin):
-                yield (
-                    f"allowed_origins: {origin!r} is not an origin, such as https://app.example.com"
-                    " or http://localhost:3000; wildcards are not supported"
-                )
-        for host in self.hosts:
-            if not _HOST.fullmatch(host):
-                yield f"allowed_hosts: {host!r} is not a host name, an address or *"
+        yield from invalid_names(self.hosts, self.origins)
 
 
-def _names(text: str) -> tuple[str, ...]:
+def invalid_names(hosts: Iterable[str], origins: Iterable[str]) -> Iterator[str]:
+    """Yield a text for each name in `allowed_hosts` and `allowed_origins` that is not valid."""
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            yield (
+                f"allowed_origins: {origin!r} is not an origin, such as https://app.example.com"
+                " or http://localhost:3000; wildcards are not supported"
+            )
+    for host in hosts:
+        if not _HOST.fullmatch(host):
+            yield f"allowed_hosts: {host!r} is not a host name, an address or *"
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Return the parts of a text that are separated by commas."""
     return tuple(name for part in text.split(",") if (name := part.strip()))

@@ -15,6 +15,7 @@ HIGH_WATER_BYTES = 64 << 10
 """Bytes of a body that are buffered before the client has to wait."""
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_MAX_REASON = 300
 # These have no body, and no header that describes one.
 _BODILESS = (204, 304)
 
@@ -53,7 +54,7 @@ class Exchange:
         self._body = bytearray()
         self._delivered = False
         self._waiting: asyncio.Future[None] | None = None
-        self._status, self._headers = 500, Headers()
+        self._status, self._headers, self._reason = 500, Headers(), ""
         self._chunked = False
         self._left: int | None = None
 
@@ -89,6 +90,8 @@ class Exchange:
         """
         if message["type"] == "http.response.start":
             self._status, self._headers = message["status"], list(message["headers"])
+            # Not of ASGI: the text of the status line.
+            self._reason = message.get("reason", "")
             return
         if self.complete:
             raise RuntimeError("the response is complete already")
@@ -122,7 +125,7 @@ class Exchange:
         else:
             # The end of the connection is the end of the body.
             self.keep_alive = self.keep_alive and not has_body
-        return head(self._status, headers, keep_alive=self.keep_alive)
+        return head(self._status, headers, keep_alive=self.keep_alive, reason=self._reason)
 
     def _framed(self, body: bytes, *, more: bool) -> bytes:
         if self.scope["method"] == "HEAD":
@@ -137,10 +140,10 @@ class Exchange:
         return body
 
 
-def head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:
-    """Return the status line and the headers of a response."""
+def head(status: int, headers: Headers, *, keep_alive: bool, reason: str = "") -> bytes:
+    """Return the status line, with *reason* in place of the usual text, and the headers."""
     lines = [
-        _status_line(status),
+        _status_line(status) if not reason else b"HTTP/1.1 %d %b" % (status, _line(reason)),
         *(b"%b: %b" % header for header in headers),
         b"date: " + _date(),
     ]
@@ -152,6 +155,12 @@ def head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:
 def _status_line(status: int) -> bytes:
     line = _STATUS_LINES.get(status)
     return line if line is not None else b"HTTP/1.1 %d " % status
+
+
+def _line(text: str) -> bytes:
+    """Return a text as it may stand in a line of the head."""
+    shown = "".join(each if each.isprintable() else " " for each in text[:_MAX_REASON])
+    return shown.encode("ascii", "replace")
 
 
 _STATUS_LINES = {

@@ -8,18 +8,62 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Protocol
 
 import structlog
 
 from samserve.errors import Unavailable
 from samserve.http.server.connection import Application, Connection, ConnectionLimits
 from samserve.http.server.tls import Certificate, TlsContexts
-from samserve.settings import HttpSettings, ServerSettings
 from samserve.system import addresses
 
 _ACCEPT_PAUSE_S = 0.1
 # As in gRPC, an excess of up to this multiple gets an error with a reason.
 _HEADER_HEADROOM = 2
+
+
+class Listening(Protocol):
+    """The settings of a listener and its connections; see `HttpSettings`."""
+
+    @property
+    def host(self) -> str:
+        """The address."""
+
+    @property
+    def port(self) -> int:
+        """The port; 0 chooses a free one."""
+
+    @property
+    def max_connections(self) -> int:
+        """Maximum open connections."""
+
+    @property
+    def header_timeout_s(self) -> float:
+        """Maximum time to receive the headers of a request."""
+
+    @property
+    def idle_timeout_s(self) -> float:
+        """Time after which a connection without requests is closed."""
+
+
+class Transfers(Protocol):
+    """The settings that all listeners of a process share; see `ServerSettings`."""
+
+    @property
+    def max_metadata_bytes(self) -> int:
+        """Maximum bytes of the headers of a request."""
+
+    @property
+    def handshake_timeout_s(self) -> float:
+        """Maximum time of the TLS handshake."""
+
+    @property
+    def send_timeout_s(self) -> float:
+        """Maximum time for a client to accept a response."""
+
+    @property
+    def grace_period_s(self) -> float:
+        """Maximum time for requests in flight at shutdown."""
 
 
 class HttpListener:
@@ -28,8 +72,8 @@ class HttpListener:
     def __init__(
         self,
         app: Application,
-        settings: HttpSettings,
-        server: ServerSettings,
+        settings: Listening,
+        server: Transfers,
         certificate: Certificate | None = None,
     ) -> None:
         """Listen; with *certificate* over TLS only.  Raises `Unavailable`."""
@@ -87,10 +131,12 @@ class HttpListener:
             await self._closed.wait()
 
     async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         while True:
+            await _readable(listening)
             try:
-                opened, _ = await loop.sock_accept(listening)
+                opened, _ = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                continue
             except OSError as error:
                 # Such as too many open files; others may be closed soon.
                 reason = addresses.error_reason(error)
@@ -100,9 +146,16 @@ class HttpListener:
             if self.open_connections() >= self._max_connections:
                 opened.close()
                 continue
+            opened.setblocking(False)
             task = asyncio.create_task(self._connect(opened))
             self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
+            task.add_done_callback(partial(self._connected, opened))
+
+    def _connected(self, opened: socket.socket, task: asyncio.Task[None]) -> None:
+        self._handshakes.discard(task)
+        if task.cancelled():
+            # The listener stops, perhaps before the task has begun.
+            opened.close()
 
     async def _connect(self, opened: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -132,6 +185,17 @@ class HttpListener:
         self._connections.discard(connection)
         if not self._connections:
             self._closed.set()
+
+
+async def _readable(listening: socket.socket) -> None:
+    """Wait for a connection; unlike ``loop.sock_accept``, a cancellation cannot lose one."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(listening, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(listening)
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
