@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from samserve.bridge.settings import BridgeSettings
 from samserve.cli.configuration import load_settings
 from samserve.cli.program import app
 from typer.core import TyperGroup
@@ -99,8 +100,9 @@ def _sections() -> dict[str, dict[str, object]]:
             if isinstance(value, dict):
                 add(f"{name}.{inner}", value)
 
-    for name, values in load_settings(None, None).model_dump().items():
-        add(name, values)
+    for settings in (load_settings(None, None), BridgeSettings()):
+        for name, values in settings.model_dump().items():
+            add(name, {**sections.get(name, {}), **values})
     return sections
 
 

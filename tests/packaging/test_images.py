@@ -256,9 +256,12 @@ def test_every_import_is_a_declared_dependency() -> None:
             # Installed with pydantic, of the same version.
             ["pydantic-core"],
             extras["export"] if part.startswith("export/") else [],
+            extras["bridge"] if part.startswith("bridge/") else [],
             extras["tracing"] if part in ("telemetry/tracing/otel.py", "client/tracing.py") else [],
         )
-        for module in imported(path) - sys.stdlib_module_names - {"samserve"}:
+        # CVAT's command line is what imports these modules.
+        present = {"samserve", "cvat_sdk"} if part.startswith("cvat/") else {"samserve"}
+        for module in imported(path) - sys.stdlib_module_names - present:
             owners = {name.lower().replace("_", "-") for name in owners_by_module.get(module, [])}
             if not owners & declared:
                 missing.append(f"{part}: {module}")

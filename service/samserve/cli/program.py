@@ -14,6 +14,7 @@ from typer.main import get_command
 from samserve import __version__
 from samserve.cli import renames, terminal
 from samserve.cli.automask import automask
+from samserve.cli.bridge import bridge
 from samserve.cli.cache.commands import cache
 from samserve.cli.command import Commands
 from samserve.cli.config import config
@@ -22,16 +23,18 @@ from samserve.cli.embed import embed
 from samserve.cli.errors import INTERRUPTED, CommandError
 from samserve.cli.export import export
 from samserve.cli.keys import keys
+from samserve.cli.label_studio import label_studio
 from samserve.cli.models import models
 from samserve.cli.predict import predict
 from samserve.cli.serve import serve
 
 app = Commands(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-for command in (serve, embed, predict, automask, export, config, doctor):
+for command in (serve, bridge, embed, predict, automask, export, config, doctor):
     app.command()(command)
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
 app.add_typer(cache, name="cache")
+app.add_typer(label_studio, name="label-studio")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,1 @@
+"""Label Studio's ML backend, and pre-annotation of its projects."""
