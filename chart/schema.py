@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic_settings import BaseSettings
+from samserve.bridge.settings import BridgeSettings
 from samserve.settings import Settings, renames
 
 Schema = dict[str, Any]
@@ -31,6 +33,20 @@ COMPUTED_SETTINGS = {
     "cache.shared": {
         *("nodes", "username", "password_file", "tls", "ca_file", "cert_file", "key_file"),
     },
+}
+
+# The same, of the bridge.
+COMPUTED_BRIDGE_SETTINGS = {
+    "listener": {
+        *("host", "port", "admin_host", "admin_port", "allow_plaintext", "allowed_hosts"),
+        "grace_period_s",
+    },
+    "tls": {"cert_file", "key_file"},
+    "gateways": {
+        *("targets", "tls", "ca_file", "cert_file", "key_file", "server_name", "allow_plaintext"),
+    },
+    "tokens": {"file", "credential_file"},
+    "label_studio": {"url", "token_file"},
 }
 
 # New names of renamed values, by old name. Can be removed with the first release after 1.0.
@@ -160,6 +176,7 @@ RULES: dict[str, Schema] = {
     "monitoring": _OBJECTS,
     "networkPolicy.cache": _OBJECTS,
     "extraEgress": _OBJECTS,
+    "egress": _OBJECTS,
     "interval": {"type": "string", "pattern": "^([0-9]+(ms|s|m|h))+$"},
     "relabelings": _OBJECTS,
     "metricRelabelings": _OBJECTS,
@@ -176,7 +193,13 @@ def schema(values: dict[str, Any]) -> Schema:
     root = _schema_of(values, ())
     # Parent charts may set it.
     root["properties"]["global"] = {"type": "object"}
-    root["properties"]["config"], definitions = _settings_schema()
+    root["properties"]["config"], definitions = _settings_schema(Settings, COMPUTED_SETTINGS)
+    for old, new in renames.SETTINGS.items():
+        sections = root["properties"]["config"]["properties"]
+        _reject_renamed(sections, definitions, old, f"config.{new}")
+    bridge = root["properties"]["bridge"]["properties"]
+    bridge["config"], more = _settings_schema(BridgeSettings, COMPUTED_BRIDGE_SETTINGS, "Bridge")
+    definitions |= more
     for old, new in RENAMED.items():
         _reject_renamed(root["properties"], definitions, old, new)
     return {
@@ -202,25 +225,30 @@ def _schema_of(value: Any, path: tuple[str, ...]) -> Schema:
 
 
 def _find_rule(path: tuple[str, ...]) -> Schema | None:
-    if path == ("config",):
+    if path in (("config",), ("bridge", "config")):
         return {}
     names = (".".join(path[start:]) for start in range(len(path)))
     return next((RULES[name] for name in names if name in RULES), None)
 
 
-def _settings_schema() -> tuple[Schema, Schema]:
-    """Return the schema of `config` and the definitions that it references."""
-    whole = Settings.model_json_schema(ref_template="#/definitions/{model}")
+def _settings_schema(
+    kind: type[BaseSettings], computed: dict[str, set[str]], prefix: str = ""
+) -> tuple[Schema, Schema]:
+    """Return the schema of settings and the definitions that it references.
+
+    *prefix* distinguishes the names of definitions from those of other settings.
+    """
+    whole = kind.model_json_schema(ref_template=f"#/definitions/{prefix}{{model}}")
     properties = whole["properties"]
-    definitions = {name: _without_annotations(each) for name, each in whole["$defs"].items()}
+    definitions = {
+        f"{prefix}{name}": _without_annotations(each) for name, each in whole["$defs"].items()
+    }
     sections = {name: {"$ref": each["$ref"]} for name, each in properties.items()}
     whole = {"type": "object", "additionalProperties": False, "properties": sections}
-    for path, names in COMPUTED_SETTINGS.items():
+    for path, names in computed.items():
         section = _properties(sections, definitions, path.split("."))
         for name in names:
             del section[name]
-    for old, new in renames.SETTINGS.items():
-        _reject_renamed(sections, definitions, old, f"config.{new}")
     return whole, definitions
 
 

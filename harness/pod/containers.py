@@ -89,8 +89,9 @@ class Container:
 
     def _create_program(self) -> Program:
         for mount in self._mounts:
-            config = Path(self._volumes.path(mount["mountPath"], self._mounts)) / "config.toml"
             if mount["name"] == "config":
+                folder = Path(self._volumes.path(mount["mountPath"], self._mounts))
+                (config,) = folder.glob("*.toml")
                 self._volumes.translate_config(config, self._mounts)
         command = [*self._spec.get("command", []), *self._spec.get("args", [])]
         local = images.local_command(self._local_arguments(command))

@@ -22,7 +22,10 @@ SHARED_MEMORY = "/dev/shm"  # noqa: S108
 # A port of the pod, in the form in which its own containers connect to it.
 _LOOPBACK = re.compile(r"(127\.0\.0\.1|\[::1\]|localhost):(\d+)")
 # Settings of the gateway with a port, alone or after a host.
-_PORT_SETTINGS = {"server.port", "server.admin_port", "triton.url"}
+_PORT_SETTINGS = {
+    *("server.port", "server.admin_port", "triton.url"),
+    *("listener.port", "listener.admin_port"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ class Volumes:
         return created
 
     def translate_config(self, path: Path, mounts: list[Object]) -> None:
-        """Rewrite the gateway's settings file *path* with local paths and ports."""
+        """Rewrite the settings file *path* of a gateway or a bridge with local paths and ports."""
         settings = tomllib.loads(path.read_text())
         lines = [
             line

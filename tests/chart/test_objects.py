@@ -24,7 +24,7 @@ from tests.chart.rendered import (
     render,
 )
 
-# Secrets in `ci/production-values.yaml`, with their keys.
+# Secrets in `ci/production-values.yaml` and `ci/bridge-values.yaml`, with their keys.
 SECRETS = {
     "samserve-tls": {"tls.crt", "tls.key"},
     "samserve-ca": {"ca.crt"},
@@ -32,6 +32,8 @@ SECRETS = {
     "samserve-keys": {"keys.toml"},
     "samserve-jwks": {"jwks.json"},
     "samserve-test": {"token"},
+    "samserve-tokens": {"tokens.toml"},
+    "label-studio": {"token"},
     "samserve-test-client": {"tls.crt", "tls.key"},
     "valkey": {"password"},
     "valkey-tls": {"ca.crt"},

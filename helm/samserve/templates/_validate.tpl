@@ -52,6 +52,14 @@
 {{- fail "http.webPage: requires auth.apiKeys.secret, auth.jwt.secret or tls.clientCaSecret" -}}
 {{- end -}}
 {{- end -}}
+{{- with $values.bridge -}}
+{{- if and .enabled $values.tls.clientCaSecret (not .gateways.clientSecret) -}}
+{{- fail "bridge.gateways.clientSecret: is required with tls.clientCaSecret" -}}
+{{- end -}}
+{{- if and .labelStudio.tokenSecret (not .labelStudio.url) -}}
+{{- fail "bridge.labelStudio.tokenSecret: requires bridge.labelStudio.url" -}}
+{{- end -}}
+{{- end -}}
 {{- with $values.auth.jwt -}}
 {{- if and .secret (not (and .issuer .audience)) -}}
 {{- fail "auth.jwt.secret: requires auth.jwt.issuer and auth.jwt.audience" -}}
