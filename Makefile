@@ -14,6 +14,12 @@ NPM_INSTALL := $(NPM) install --no-package-lock --no-audit --no-fund --ignore-sc
 PAGE_INPUTS := web/src web/public web/index.html web/package.json web/vite.config.ts web/tsconfig.json \
 	web/buf.gen.yaml proto examples/shared/google_rpc.proto service/samserve/export/samples
 PAGE := web/dist/index.html
+# Label Studio, for `make test-long`.
+LABEL_STUDIO := $(VENV)-label-studio
+# CVAT's command line, whose dependencies are not those of the server.
+CVAT := $(VENV)-cvat
+# The client of X-AnyLabeling, for the test of `samserve bridge` with it.
+X_ANYLABELING := $(VENV)-x-anylabeling
 # Additional flags of pip, for example: make test PIP_FLAGS="--extra-index-url ..."
 PIP_FLAGS ?=
 # --no-compile: Python compiles modules on import, and most are never imported.
@@ -69,11 +75,13 @@ test-fast: $(VENV)/.test ## Run the fast tests, in under a minute.
 	$(PYTEST) $(WORKERS) -m "not slow and not long" --engine fake $(FAST)
 
 .PHONY: test-all
+test-all: $(X_ANYLABELING)/.done $(CVAT)/.done
 test-all: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done $(NODE)/.done $(PAGE) ## Run the slow tests, which `make test` skips.
 	$(PYTEST) $(WORKERS) -m "(slow or hypothesis) and not long" --hypothesis-profile thorough \
 		--durations=10
 
 .PHONY: test-long
+test-long: $(LABEL_STUDIO)/.done
 test-long: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done $(NODE)/.done $(PAGE) ## Run the tests that CI skips; takes half an hour.
 	# In separate processes: ViT-H needs 16 GB, so memory that other tests keep must be released first.
 	$(PYTEST) -m long --durations=10 --ignore=tests/export/test_sizes.py
@@ -122,6 +130,7 @@ wheel: $(VENV)/.base $(PAGE) ## Build the wheels of server (with default model a
 
 .PHONY: clean
 clean: ## Remove all build outputs and virtual environments.
+	rm -rf $(CVAT) $(LABEL_STUDIO) $(X_ANYLABELING)
 	rm -rf $(NODE) examples/*/node_modules examples/browser/gen examples/browser/dist
 	rm -rf web/node_modules web/src/gen web/dist
 	rm -rf $(VENV) $(TRITON) $(PROMETHEUS) build dist demo .pytest_cache .mypy_cache .ruff_cache
@@ -161,8 +170,24 @@ $(TRITON)/.done: harness/triton/requirements.txt $(VENV)/.test
 	$(TRITON)/$(INSTALL) --no-deps --requirement $<
 	touch $@
 
+$(X_ANYLABELING)/.done: tests/tools/x_anylabeling/requirements.txt
+	$(PYTHON) -m venv $(X_ANYLABELING)
+	$(X_ANYLABELING)/$(INSTALL) --no-deps --requirement $<
+	touch $@
+
 $(PROMETHEUS)/.done: scripts/get-prometheus
 	./scripts/get-prometheus $(PROMETHEUS)
+	touch $@
+
+$(LABEL_STUDIO)/.done: tests/tools/label_studio/requirements.txt
+	$(PYTHON) -m venv $(LABEL_STUDIO)
+	$(LABEL_STUDIO)/$(INSTALL) --requirement $<
+	touch $@
+
+# The client is installed for its dependencies; the tests import the files of service/.
+$(CVAT)/.done: clients/python/pyproject.toml
+	$(PYTHON) -m venv $(CVAT)
+	$(CVAT)/$(INSTALL) cvat-cli==2.80.0 cvat-sdk==2.80.0 ./clients/python
 	touch $@
 
 $(NODE)/.node: scripts/get-node | $(VENV)/.base
