@@ -32,6 +32,7 @@ PARTS = {
     "gateway": "CPU time of the gateway for a call, against a bare gRPC server",
     "http": "CPU time of the gateway for a call over HTTP, against gRPC",
     "web": "point prompts decoded in a browser, against calls of the server from the same page",
+    "bridge": "a click in an annotation tool over the bridge, against gRPC",
     "embed": "Embed of known and of new images, against its parts",
     "clicks": "latency of point prompts beside an AutoMask",
     "default": "AutoMask of the default model with 1,024 points, against the previous version",

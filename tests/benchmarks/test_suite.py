@@ -14,7 +14,7 @@ from benchmarks.results import Result
 
 pytestmark = pytest.mark.slow
 
-OTHERS = ("embed", "clicks", "large", "memory", "soak", "gateway", "http")
+OTHERS = ("embed", "clicks", "large", "memory", "soak", "gateway", "http", "bridge")
 
 
 @pytest.fixture(scope="module")
