@@ -369,6 +369,8 @@ async def test_wrong_password_is_refused_with_401_but_webhooks_need_none(
         {"tasks": [{"id": 1}]},
         {"tasks": [{"id": 1, "data": {"image": 5}}]},
         {"tasks": [{"id": "1", "data": {"image": "s3://a/b"}}]},
+        {"tasks": [{"id": 1, "data": {"image": "//]"}}]},
+        {"tasks": [{"id": 1, "data": {"image": "/data/\ud800.png"}}]},
     ],
 )
 async def test_malformed_request_is_refused(

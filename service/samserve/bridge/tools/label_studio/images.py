@@ -71,7 +71,10 @@ class TaskImages:
             # Only Label Studio can sign URLs of its cloud storage.
             encoded = base64.urlsafe_b64encode(value.encode()).decode()
             return f"{self._server.url}tasks/{_number(task)}/resolve/?fileuri={encoded}"
-        return urljoin(self._server.url, value)
+        try:
+            return urljoin(self._server.url, value)
+        except ValueError:
+            raise InvalidRequest(_FIELD, "the image has no valid URL") from None
 
     async def _trusted(self, url: str) -> TrustedOrigin | None:
         server = self._server
@@ -105,6 +108,9 @@ def _value(task: Mapping[str, Any], key: str, item: int | None) -> str:
         value = value[index] if 0 <= index < len(value) else None
     if not isinstance(value, str) or not value:
         raise InvalidRequest(_FIELD, f"has no image in {key[:100]!r}")
+    if not value.isascii() and any("\ud800" <= each <= "\udfff" for each in value):
+        # JSON may have halves of characters, which no URL has.
+        raise InvalidRequest(_FIELD, "the image has no valid URL")
     return value
 
 
