@@ -20,6 +20,7 @@ from harness.cluster.node import HOST
 from tests.cluster.caches import node_client
 from tests.secret_leaks import secret
 from tests.support.clock import advance_loop
+from tests.support.tcp import serving
 from tests.support.valkey import single_server
 from tests.support.waiting import until
 
@@ -84,12 +85,9 @@ async def test_a_response_may_take_the_whole_timeout() -> None:
         writer.write(b"+PONG\r\n")
         await writer.drain()
         await reader.read()
-        writer.close()
-        await writer.wait_closed()
         closed.set()
 
-    async with await asyncio.start_server(handle, HOST, 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with serving(handle) as port:
         async with aclosing(node_client(port, timeout_s=1000, connect_timeout_s=100)) as node:
             call = asyncio.create_task(node.run(Batch([("PING",)])))
             await until(received.is_set)
@@ -107,12 +105,9 @@ async def test_a_broken_connection_is_not_retried() -> None:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         opened.append(len(opened))
         await reader.read(1 << 16)
-        writer.close()
-        await writer.wait_closed()
         closed.set()
 
-    async with await asyncio.start_server(handle, HOST, 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with serving(handle) as port:
         async with aclosing(node_client(port)) as node:
             with pytest.raises(NodeUnavailable):
                 await node.run(Batch([("PING",)]))

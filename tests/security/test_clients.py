@@ -23,6 +23,7 @@ from tests import sample_images
 from tests.conftest import settings_with
 from tests.secret_leaks import secret, secret_file
 from tests.security.credentials import KeyFile, ca_file, channel_credentials, write_pem
+from tests.support.tcp import serving
 
 POINT = Prompt(points=[(9, 9)])
 POLICY = """
@@ -147,10 +148,8 @@ async def test_a_token_is_not_sent_through_an_http_proxy(monkeypatch: pytest.Mon
 
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connected.set()
-        writer.close()
 
-    async with await asyncio.start_server(proxy, "127.0.0.1", 0) as listening:
-        port = listening.sockets[0].getsockname()[1]
+    async with serving(proxy) as port:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
         async with running(settings_with()) as service:
             target = service.address.replace("127.0.0.1", "localhost")

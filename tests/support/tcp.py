@@ -1,15 +1,62 @@
-"""TCP servers for tests: a relay to another server, and one with a fixed reply."""
+"""TCP servers for tests: a scripted one, a relay to another server, one with a fixed reply."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
 from harness.cluster.node import HOST
 
 Change = Callable[[bytearray, int], None]
 """Modifies a chunk of the response in place; gets the number of bytes before it."""
+
+
+Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+# Steps of the event loop between the acceptance of a connection and its handler.
+_STEPS_TO_HANDLER = 4
+
+
+@asynccontextmanager
+async def serving(
+    handle: Handle, host: str = HOST, port: int = 0, **options: Any
+) -> AsyncIterator[int]:
+    """Call *handle* for each connection while the block runs; yields the port.
+
+    At the end, handlers are cancelled and all connections are closed, also those that clients open
+    again at that moment: `asyncio.start_server` leaves open what has no running handler yet.
+    """
+    tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handle(reader, writer)
+        finally:
+            writer.close()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks[asyncio.create_task(run(reader, writer))] = writer
+
+    server = await asyncio.start_server(accept, host, port, **options)
+    try:
+        yield int(server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+        for _ in range(_STEPS_TO_HANDLER):
+            await asyncio.sleep(0)
+        for task, writer in tasks.items():
+            task.cancel()
+            writer.transport.abort()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    failures = [
+        each
+        for each in results
+        if isinstance(each, Exception) and not isinstance(each, ConnectionError)
+    ]
+    if failures:
+        raise ExceptionGroup("handlers failed", failures)
 
 
 @asynccontextmanager
@@ -20,28 +67,19 @@ async def relay(
 
     Once *silent* is set, all data of the open connections is lost; later connections work.
     """
-    connections: set[asyncio.Task[None]] = set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        connections.add(task)
         lost = silent if silent is not None and not silent.is_set() else None
         from_target, to_target = await asyncio.open_connection(HOST, target)
-        with suppress(asyncio.CancelledError, ConnectionError):
+        try:
             await asyncio.gather(
                 _pump(reader, to_target, None, lost), _pump(from_target, writer, change, lost)
             )
-        for each in (to_target, writer):
-            each.close()
-            with suppress(ConnectionError):
-                await each.wait_closed()
+        finally:
+            to_target.close()
 
-    async with await asyncio.start_server(handle, HOST, port) as listener:
-        yield int(listener.sockets[0].getsockname()[1])
-        for task in connections:
-            task.cancel()
-        await asyncio.gather(*connections)
+    async with serving(handle, port=port) as listening:
+        yield listening
 
 
 async def _pump(
@@ -71,21 +109,13 @@ async def replying_server(
     Yields the port, and a list that gets an element for each connection.
     """
     opened: list[int] = []
-    closed = asyncio.Semaphore(0)
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         opened.append(len(opened))
         replies = len(opened) <= connections
-        with suppress(ConnectionError):
-            while await reader.read(1 << 16):
-                if replies:
-                    writer.write(reply)
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
-        closed.release()
+        while await reader.read(1 << 16):
+            if replies:
+                writer.write(reply)
 
-    async with await asyncio.start_server(handle, HOST, 0) as server:
-        yield int(server.sockets[0].getsockname()[1]), opened
-        for _ in opened:
-            await closed.acquire()
+    async with serving(handle) as port:
+        yield port, opened

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+from tests.support.tcp import serving
+
 IMAGE = b"\x89PNG\r\n\x1a\n" + bytes(100)
 
 Respond = Callable[["Request", asyncio.StreamWriter], Awaitable[None]]
@@ -59,14 +61,10 @@ async def site(
 ) -> AsyncIterator[Site]:
     """Serve a response, responses by path, or what a function writes."""
     running = Site(0)
-    handlers: set[asyncio.Task[None]] = set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         running.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
-        handlers.add(task)
-        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
             first = await reader.readexactly(1)
             if first != b"G":  # such as the beginning of TLS
                 raise ConnectionError("not GET")
@@ -78,17 +76,9 @@ async def site(
                 found = answer if isinstance(answer, bytes) else answer[request.target]
                 writer.write(found)
                 await writer.drain()
-        writer.close()
 
-    server = await asyncio.start_server(handle, host, 0, ssl=tls)
-    running.port = server.sockets[0].getsockname()[1]
-    try:
+    async with serving(handle, host, ssl=tls) as running.port:
         yield running
-    finally:
-        server.close()
-        for task in handlers:
-            task.cancel()
-        await asyncio.gather(*handlers)
 
 
 def _parse(head: bytes) -> Request:

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from tests.support.tcp import serving
+
 
 @dataclass
 class Relay:
@@ -52,18 +54,15 @@ async def relay(target: str, host: str = "127.0.0.1", port: int = 0) -> AsyncIte
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection(far_host, int(far_port))
         counts.writers += [writer, far_writer]
-        await asyncio.gather(
-            pump(reader, far_writer, "sent"),
-            pump(far_reader, writer, "received"),
-            return_exceptions=True,
-        )
+        try:
+            await asyncio.gather(
+                pump(reader, far_writer, "sent"),
+                pump(far_reader, writer, "received"),
+                return_exceptions=True,
+            )
+        finally:
+            far_writer.close()
 
-    server = await asyncio.start_server(connect, host, port)
-    counts.url = "{}:{}".format(*server.sockets[0].getsockname()[:2])
-    try:
+    async with serving(connect, host, port) as listening:
+        counts.url = f"{host}:{listening}"
         yield counts
-    finally:
-        server.close()
-        for writer in counts.writers:
-            writer.close()
-        await server.wait_closed()
