@@ -70,16 +70,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "client": ("core.run_lengths", "core.scanlines", "system.addresses", "types"),
     "cvat": ("client",),
+    "datasets": ("core", "errors", "types"),
+    "annotate": ("client", "core", "datasets", "errors", "images", "system", "types"),
     "bridge": (
         *("admin.http", "calls", "client", "context", "core.run_lengths", "core.scanlines"),
-        *("errors", "http", "scheduling"),
+        *("datasets.label_studio", "errors", "http", "scheduling"),
         *("security.setup", "security.strict", "settings", "system", "telemetry.metrics.bridge"),
         "types",
     ),
     "export": ("core", "errors", "images", "models", "types"),
     "cli": (
-        *("app", "bridge", "client", "errors", "export", "images", "models", "security"),
-        "settings",
+        *("annotate", "app", "bridge", "client", "datasets", "errors", "export", "images"),
+        *("models", "security", "settings"),
         *("cache", "system", "telemetry", "types"),
     ),
     "__main__": ("cli.main",),
@@ -87,7 +89,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 
 # Libraries that only these parts may import.
 RESERVED = {
-    "PIL": ("images", "client", "core.geometry", "core.mask_formats", "cvat", "cli"),
+    "PIL": (
+        *("images", "client", "core.geometry", "core.mask_formats", "cvat", "cli"),
+        *("datasets.image_files", "annotate.tiles.orientation"),
+    ),
     "cv2": ("core", "cli"),
     "pycocotools": ("core",),
     "contourpy": ("core.polygons",),
@@ -116,8 +121,13 @@ RESERVED = {
     "tritonclient": ("engines", "models.repository"),
     "typer": ("cli",),
     "prometheus_client": ("telemetry.metrics", "admin.http", "app", "bridge.app", "cli.cache"),
+    "fsspec": ("annotate",),
+    "rasterio": ("annotate.tiles.gdal",),
+    "ray": ("annotate.ray",),
+    "pillow_heif": ("client.conversion",),
     "redis": ("cache.shared.redis.connection",),
     "xxhash": ("cache.shared.value_format",),
+    "yaml": ("datasets.yolo.description",),
 }
 
 # The distribution `samserve-client` contains the parts `client`, `cvat` and `v1` and these modules;
@@ -129,7 +139,11 @@ CLIENT_LEAVES = {
 }
 CLIENT_LIBRARIES = {"PIL", "google", "grpc", "numpy"}
 # By library, the modules that need it.
-OPTIONAL_OF_CLIENT = {"opentelemetry": ("client.tracing",), "cvat_sdk": ("cvat",)}
+OPTIONAL_OF_CLIENT = {
+    "opentelemetry": ("client.tracing",),
+    "cvat_sdk": ("cvat",),
+    "pillow_heif": ("client.conversion",),
+}
 
 # Other packages of this repository: no module of theirs imports one that imports it.
 OTHERS = ("training", "harness", "monitoring", "benchmarks", "fuzz", "chart")

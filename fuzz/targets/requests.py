@@ -19,7 +19,9 @@ from samserve.models.families import SAM1
 from samserve.rpc import field_limit, requests
 from samserve.segmentation import ids
 from samserve.segmentation import prompts as prompting
+from samserve.segmentation.automask.checks import check_request
 from samserve.segmentation.automask.crops import plan_crops
+from samserve.segmentation.automask.exclusion import Exclusion
 from samserve.segmentation.automask.options import AutoMaskOptions
 from samserve.segmentation.embed import EmbeddingService
 from samserve.segmentation.sources import EmbeddingRef, Source
@@ -35,6 +37,7 @@ _LIMITS = LimitSettings(
     max_points=8,
     max_points_per_side=12,
     max_crop_n_layers=2,
+    max_exclude_masks=4,
     max_response_bytes=1 << 14,
 )
 _IMAGE_LIMITS = images.ImageLimits(max_pixels=5000, max_side=100)
@@ -113,8 +116,9 @@ def _automask(request: pb.AutoMaskRequest) -> None:
     call = requests.automask(request, _LIMITS)
     options = AutoMaskOptions.of(SAM1, call.options)
     size, _ = _image_size(call.source, call.model)
-    if options.region_of_interest is not None:
-        prompting.check_box_inside("options.region_of_interest", options.region_of_interest, size)
+    check_request(call.options, size, _MODEL)
+    exclusion = Exclusion.of(options)
+    assert all(0 < mask.area <= size.pixels for mask in exclusion.masks)
     crops = plan_crops(size, options)
     assert crops[0].size == size
     for crop in crops:
@@ -187,7 +191,16 @@ def _prompts(image: Size) -> list[pb.Prompt]:
 def _options() -> list[pb.AutoMaskOptions]:
     grid = pb.PointGrid(points=[pb.NormalizedPoint(x=0.5, y=0.5)])
     region = pb.Box(x_min=0, y_min=0, x_max=5, y_max=5)
+    excluded = [
+        pb.CocoRle(
+            size=pb.ImageSize(height=size.height, width=size.width),
+            counts=rle.random_mask(size, Random(seed)).counts,
+        )
+        for seed, size in enumerate((Size(6, 9), Size(6, 9), _CACHED_SIZE))
+    ]
     return [
+        pb.AutoMaskOptions(points_per_side=2, exclude=excluded[:2], exclude_iou_thresh=0.5),
+        pb.AutoMaskOptions(points_per_side=2, exclude=excluded[2:], exclude_parts=True),
         pb.AutoMaskOptions(points_per_side=4, crop_n_layers=1, crop_overlap_ratio=0.3),
         pb.AutoMaskOptions(point_grids=[grid], region_of_interest=region, max_masks=3),
         pb.AutoMaskOptions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from io import BytesIO
@@ -17,6 +18,7 @@ from samserve.client import (
     Client,
     EmbeddingNotFound,
     InvalidArgument,
+    MaskLike,
     Progress,
     Prompt,
     Summary,
@@ -257,6 +259,26 @@ async def test_automask_all_collects_the_records(client: Client) -> None:
     assert result.records[0].mask.array.shape == (48, 64)
     assert result.records[0].crop_box == (0, 0, 64, 48)
     assert seen[-1].evaluated_points == seen[-1].total_points == 16
+
+
+async def test_masks_to_exclude_have_any_form(client: Client) -> None:
+    everything = await client.automask_all(PIXELS, points_per_side=3)
+    in_polygons = await client.automask_all(PIXELS, points_per_side=3, mask_format="polygons")
+    masks = [record.mask for record in everything.records]
+    forms: list[Sequence[MaskLike]] = [
+        masks,
+        [mask.rle for mask in masks],
+        [coco.encode(np.asfortranarray(mask.decode(), np.uint8)) for mask in masks],
+        [mask.decode() for mask in masks],
+        [record.mask for record in in_polygons.records],
+    ]
+
+    rests = [await client.automask_all(PIXELS, points_per_side=3, exclude=form) for form in forms]
+
+    assert masks
+    first, *others = ([record.mask.counts for record in rest.records] for rest in rests)
+    assert not set(first) & {mask.counts for mask in masks}
+    assert others == [first] * 4
 
 
 async def test_automask_options_reach_the_server(client: Client) -> None:

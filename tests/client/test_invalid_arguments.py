@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from samserve.client import Client, Prompt, SyncClient
+from samserve.client import Client, Mask, Prompt, SyncClient
 
 from tests.client.conftest import PIXELS
 from tests.support.cases import check_all
@@ -38,6 +38,8 @@ def delete(embedding: Any) -> Call:
     return lambda client: client.delete_embedding(embedding)
 
 
+RUN_LENGTHS = {"size": [4, 4], "counts": "`0"}
+NO_PIXELS = Mask((0, 0), "", 0, 0.9, 0.9, 5, (0.0, 0.0, 1.0, 1.0))
 # As many values as a square array.
 OBLONG = np.zeros((128, 512), np.float32)
 
@@ -78,6 +80,15 @@ VALUE_ERRORS: dict[str, Case] = {
         search(point_grids=np.zeros((4, 2))),
         r"point_grids\[0\] must be float \[k, 2\], got float64 \[2\]",
     ),
+    "excluded pixels": (
+        search(exclude=[np.zeros((4, 4), bool), np.zeros((4, 4))]),
+        r"exclude\[1\] must be bool \[h, w\] of the image's size, got float64 \[4, 4\]",
+    ),
+    "excluded run lengths": (
+        search(exclude=[{"size": [4, 4], "counts": [3, 2, 11]}]),
+        r"exclude\[0\] must be .* with compressed run lengths, got \{'counts': \[3, 2, 11",
+    ),
+    "excluded box": (search(exclude=[NO_PIXELS]), r"exclude\[0\]: this mask has no pixels"),
     "region": (search(region_of_interest=(1, 2, 3)), "region_of_interest must be"),
 }
 TYPE_ERRORS: dict[str, Case] = {
@@ -94,6 +105,8 @@ TYPE_ERRORS: dict[str, Case] = {
     ),
     "mask as a list": (predict(Prompt(mask=[[True]])), r"mask must be a numpy array"),
     "number for grids": (search(point_grids=3), "point_grids must be a seq"),
+    "one excluded mask": (search(exclude=RUN_LENGTHS), r"write \[mask\] for a single one"),
+    "excluded text": (search(exclude=["mask"]), r"exclude\[0\] must be a Mask.* got str"),
     "unknown option": (search(points_per_sid=4), "known are .*points_per_side"),
 }
 

@@ -72,6 +72,32 @@ async def test_automask_returns_the_masks_of_the_original_generator(
     assert matched_iou(actual, expected) >= 0.99
 
 
+async def test_masks_that_are_excluded_do_not_return(served: Served) -> None:
+    photo = PHOTOS["wide"]()
+    image, options = pb.Image(encoded=encode(photo)), {"points_per_side": 5, "pred_iou_thresh": 0.3}
+
+    first = await records_of(served, image, pb.AutoMaskOptions(**options))  # type: ignore[arg-type]
+    excluded = [record.mask.coco_rle for record in first]
+    again = pb.AutoMaskOptions(**options, exclude=excluded)  # type: ignore[arg-type]
+    second = await records_of(served, image, again)
+
+    assert len(first) > 3
+    known = np.stack([mask_of(record.mask) for record in first])
+    for record in second:
+        mask = mask_of(record.mask)
+        common, union = ((known & mask).sum((1, 2)), (known | mask).sum((1, 2)))
+        assert (common / union).max() <= 0.7
+
+
+async def records_of(
+    served: Served, image: pb.Image, options: pb.AutoMaskOptions
+) -> list[pb.AutoMaskRecord]:
+    request = pb.AutoMaskRequest(image=image, options=options)
+    return [
+        record async for event in served.stub.AutoMask(request) for record in event.masks.records
+    ]
+
+
 def matched_iou(actual: list[np.ndarray], expected: list[np.ndarray]) -> float:
     """Return the lowest IoU of a mask with its most similar one of the other list, both ways."""
     ours, theirs = (np.stack(masks).reshape(len(masks), -1) for masks in (actual, expected))

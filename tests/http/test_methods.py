@@ -107,6 +107,22 @@ async def test_invalid_requests_get_the_errors_of_grpc(
             assert failures[0] == failures[1], request
 
 
+async def test_masks_to_exclude_are_accepted_and_checked(caller: HttpCaller) -> None:
+    def search(*masks: pb.CocoRle) -> pb.AutoMaskRequest:
+        options = pb.AutoMaskOptions(points_per_side=3, exclude=masks, exclude_iou_thresh=0.5)
+        return pb.AutoMaskRequest(image=IMAGE, options=options)
+
+    first = records(await caller.AutoMask(search()))
+    second = await caller.AutoMask(search(*(each.mask.coco_rle for each in first)))
+    broken = pb.CocoRle(size=pb.ImageSize(height=48, width=64), counts="x")
+    failure = await failure_of(caller.AutoMask(search(broken)))
+
+    assert "exclude" in [count.filter for count in second[-1].summary.filters]
+    returned = {each.mask.coco_rle.counts for each in records(second)}
+    assert not returned & {each.mask.coco_rle.counts for each in first}
+    assert failure.fields == ["options.exclude[0]"]
+
+
 @pytest.mark.parametrize(
     "body",
     [b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"{", b"[" * 5000, b"{}1"],

@@ -274,6 +274,13 @@ def roi(x_min: float, x_max: float) -> dict[str, Any]:
     return {"region_of_interest": pb.Box(x_min=x_min, y_min=0, x_max=x_max, y_max=10)}
 
 
+def exclude(*masks: tuple[int, int, str]) -> dict[str, Any]:
+    """Return excluded masks of heights, widths and run lengths."""
+    sized = [(pb.ImageSize(height=height, width=width), text) for height, width, text in masks]
+    return {"exclude": [pb.CocoRle(size=size, counts=text) for size, text in sized]}
+
+
+NOTHING = (HEIGHT, WIDTH, EMPTY.counts)
 GRID = grid(0.5, 0.5)
 DOWNSCALE = "crop_n_points_downscale_factor"
 OPTIONS = {
@@ -300,6 +307,22 @@ OPTIONS = {
     "grids for no layer": ({"point_grids": [GRID, GRID]}, "point_grids", "1"),
     "grid point outside": ({"point_grids": [grid(1.5, 0)]}, "point_grids[0].points[0]", "1"),
     "grid point NaN": ({"point_grids": [grid(nan, 0)]}, "point_grids[0].points[0]", "1"),
+    "too many excluded": (exclude(*[NOTHING] * 1001), "exclude", "1000"),
+    "ten thousand excluded": (exclude(*[NOTHING] * 10_000), "exclude", "1000"),
+    "excluded of another size": (
+        exclude(NOTHING, (WIDTH, HEIGHT, EMPTY.counts)),
+        *("exclude[1].size", "48x64"),
+    ),
+    "excluded without size": (exclude((0, 0, "0")), "exclude[0]", "size 0x0"),
+    "broken excluded": (exclude(*[NOTHING] * 3, (48, 64, "\x00\x01")), "exclude[3]", "characters"),
+    "short excluded": (exclude((48, 64, "1")), "exclude[0]", "3072"),
+    "excluded run of 2**35": (exclude((48, 64, "ooooooo0")), "exclude[0]", "characters"),
+    "excluded of many runs": (exclude((48, 64, "0" * (1 << 20))), "exclude[0]", "too many"),
+    "huge excluded": (exclude((2**31 - 1, 2**31 - 1, "0")), "exclude[0]", "2**31"),
+    "negative excluded": (exclude((-1, 64, "0")), "exclude[0]", "size -1x64"),
+    "excluded without runs": (exclude((48, 64, "")), "exclude[0]", "empty"),
+    "exclude IoU over 1": ({"exclude_iou_thresh": 1.5}, "exclude_iou_thresh", "1"),
+    "exclude IoU NaN": ({"exclude_iou_thresh": nan}, "exclude_iou_thresh", "1"),
     "region outside": (roi(0, 65), "region_of_interest.x_max", "64"),
     "empty region": (roi(5, 5), "region_of_interest.x_max", "5"),
 }

@@ -42,6 +42,16 @@ def test_largest_point_grids_are_parsed() -> None:
     assert parse(pb.AutoMaskRequest, request.SerializeToString()) == request
 
 
+def test_most_excluded_masks_are_parsed_without_any_other_limit() -> None:
+    limits = LimitSettings(max_prompts=1, max_points_per_side=1)
+    size = pb.ImageSize(height=480, width=640)
+    options = pb.AutoMaskOptions(exclude=[pb.CocoRle(size=size, counts="0" * 99)] * 1000)
+    request = pb.AutoMaskRequest(image=pb.Image(encoded=b"image"), options=options)
+    data = request.SerializeToString()
+
+    assert field_limit.parse(pb.AutoMaskRequest, data, field_limit.max_fields(limits)) == request
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -96,6 +96,9 @@ options_of_a_grid: dict[str, st.SearchStrategy[Any]] = {
     "multimask_output": st.none() | st.booleans(),
     "use_m2m": st.none() | st.booleans(),
     "hq_mode": hq_modes,
+    "exclude": st.lists(rles, max_size=3),
+    "exclude_iou_thresh": st.none() | numbers,
+    "exclude_parts": st.none() | st.booleans(),
 }
 side = st.integers(-1, 3)
 # Always a grid of a few points: the default grid has a thousand.

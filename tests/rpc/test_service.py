@@ -285,6 +285,7 @@ async def test_list_models_returns_capabilities_limits_and_defaults(
     transports = {"triton": pb.TRANSPORT_SHARED_MEMORY, "triton-message": pb.TRANSPORT_MESSAGE}
     assert model.transport == transports.get(engine_choice.kind, pb.TRANSPORT_IN_PROCESS)
     assert response.limits.max_prompts == 256
+    assert response.limits.max_exclude_masks == 1000
     assert response.automask_defaults == pb.AutoMaskOptions(
         points_per_side=32,
         points_per_batch=64,
@@ -298,6 +299,8 @@ async def test_list_models_returns_capabilities_limits_and_defaults(
         crop_n_points_downscale_factor=1,
         min_mask_region_area=0,
         max_masks=0,
+        exclude_iou_thresh=0.7,
+        exclude_parts=False,
         multimask_output=True,
         use_m2m=False,
     )

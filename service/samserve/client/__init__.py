@@ -13,6 +13,7 @@ down, the outer corner of the first pixel at (0, 0).
 
 from samserve.client.blocking import SyncClient
 from samserve.client.client import Client
+from samserve.client.coco_masks import MaskLike
 from samserve.client.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -72,6 +73,7 @@ __all__ = [
     "InvalidArgument",
     "Mask",
     "MaskFormat",
+    "MaskLike",
     "MethodDisabled",
     "Model",
     "ModelCard",

@@ -262,7 +262,8 @@ class Client(EmbeddingFileCalls):
         call = self._begin(request_id)
         request = pb.AutoMaskRequest(
             model=requests.checked_model(model),
-            options=requests.automask_message(options),
+            # In a thread, because masks to exclude may be encoded.
+            options=await asyncio.to_thread(requests.automask_message, options),
             output_mode=requests.output_mode_value(mask_format),
             polygon_options=requests.polygon_message(polygon_options),
         )

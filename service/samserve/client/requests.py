@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.descriptor import FieldDescriptor
 
-from samserve.client import images
+from samserve.client import coco_masks, images
+from samserve.client.coco_masks import MaskLike
 from samserve.client.images import ImageLike, Orientation, Upload
 from samserve.client.polygons import PolygonOptions
 from samserve.client.results import Embedding, EmbedOptions
-from samserve.core import run_lengths
 from samserve.v1 import samserve_pb2 as pb
 
 Source = Embedding | ImageLike
@@ -85,7 +85,8 @@ class AutoMaskOptions(TypedDict, total=False):
 
     Omitted options have the model's defaults (`Model.automask_defaults`).  ``point_grids`` are
     float ``[k, 2]`` in 0..1, one for each layer; ``region_of_interest`` is ``(x0, y0, x1, y1)`` in
-    pixels of the image.  ``hq_mode`` is for models with the capability of that name.
+    pixels of the image.  ``hq_mode`` is for models with the capability of that name.  ``exclude``
+    are masks of what is annotated already, which does not return; see `MaskLike` for their forms.
     """
 
     points_per_side: int
@@ -105,6 +106,9 @@ class AutoMaskOptions(TypedDict, total=False):
     multimask_output: bool
     use_m2m: bool
     hq_mode: HqMode
+    exclude: Sequence[MaskLike]
+    exclude_iou_thresh: float
+    exclude_parts: bool
 
 
 def embed_options(source: Source, orientation: Orientation | None) -> EmbedOptions:
@@ -204,10 +208,17 @@ def automask_message(options: AutoMaskOptions) -> pb.AutoMaskOptions:
     region = values.pop("region_of_interest", None)
     grids = values.pop("point_grids", ())
     _check_iterable(grids, "point_grids")
+    excluded = values.pop("exclude", ())
+    _check_iterable(excluded, "exclude")
+    if isinstance(excluded, Mapping):
+        raise TypeError("exclude must be a sequence of masks: write [mask] for a single one")
     message = pb.AutoMaskOptions(
         hq_mode=hq_mode_value(values.pop("hq_mode", None)),
         region_of_interest=None if region is None else _box(region, "region_of_interest"),
         point_grids=[_grid(grid, f"point_grids[{index}]") for index, grid in enumerate(grids)],
+        exclude=[
+            coco_masks.from_mask(mask, f"exclude[{index}]") for index, mask in enumerate(excluded)
+        ],
     )
     for name, value in values.items():
         try:
@@ -301,9 +312,7 @@ def _mask(mask: npt.NDArray[Any], name: str) -> pb.MaskInput:
     if not isinstance(mask, np.ndarray):
         raise TypeError(f"{name} must be a numpy array, got {type(mask).__name__}")
     if mask.ndim == 2 and mask.dtype == np.bool_:
-        coco = run_lengths.encode(mask)
-        size = pb.ImageSize(height=coco.size.height, width=coco.size.width)
-        return pb.MaskInput(binary=pb.CocoRle(size=size, counts=coco.counts))
+        return pb.MaskInput(binary=coco_masks.from_pixels(mask))
     if mask.ndim == 2 and mask.dtype == np.float32 and mask.shape[0] == mask.shape[1]:
         return pb.MaskInput(low_res_logits=mask.astype("<f4").tobytes())
     raise ValueError(

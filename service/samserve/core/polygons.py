@@ -8,7 +8,7 @@ searched, so memory and time depend on its length; GEOS joins the pieces.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import shapely
 from contourpy import LineType, contour_generator
 
-from samserve.core import scanlines
+from samserve.core import intervals, scanlines
 from samserve.core.scanlines import IntArray
 from samserve.types import Array, BoolArray, FloatArray, Polygon, PolygonOptions, Polygons, Size
 
@@ -46,9 +46,55 @@ def outline(
     size = Size(*mask.shape)
     if len(runs) == 1:
         return Polygons(size, (), 1.0)
-    parts = _simplified(_large(_parts(mask, box), options.min_area), options.tolerance)
-    polygons = tuple(_polygon(part) for part in shapely.orient_polygons(parts))
+    x_min, y_min, x_max, y_max = box
+    # With background around it, so that the outline is closed at the border of the image.
+    framed = np.pad(mask[y_min : y_max + 1, x_min : x_max + 1], 1)
+    source = _Source(
+        size=size,
+        origin=(x_min - 1, y_min - 1),
+        rows=framed.shape[0],
+        band=lambda top: framed[top : top + _TILE + 1],
+        inside=lambda row, column: mask[row, column],
+    )
+    polygons = _outline(source, options)
     return Polygons(size, polygons, _iou(polygons, runs, size))
+
+
+def outline_of_intervals(
+    pixels: IntArray, size: Size, options: PolygonOptions
+) -> tuple[Polygon, ...]:
+    """Return the polygons of `outline` around a mask of any size, without an array of the image.
+
+    *pixels* are its intervals, see `intervals`.
+    """
+    if not len(pixels):
+        return ()
+    left, top, right, bottom = intervals.extent(pixels, size.height)
+
+    def band(first: int) -> BoolArray:
+        start = top - 1 + first
+        end = min(start + _TILE + 1, bottom + 1)
+        return intervals.dense(pixels, size.height, (left - 1, start, right + 1, end))
+
+    def inside(row: IntArray, column: IntArray) -> BoolArray:
+        return intervals.contains(pixels, column * size.height + row)
+
+    return _outline(_Source(size, (left - 1, top - 1), bottom - top + 2, band, inside), options)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Source:
+    """The pixels of a mask, with a frame of background around its box.
+
+    ``origin`` is the first pixel of the frame, x and y; *band* returns the rows of the frame from
+    one on, up to `_TILE` + 1 of them; *inside* whether pixels of the image are in the mask.
+    """
+
+    size: Size
+    origin: tuple[int, int]
+    rows: int
+    band: Callable[[int], BoolArray]
+    inside: Callable[[IntArray, IntArray], BoolArray]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,33 +119,34 @@ class _Parts:
         return np.add.reduceat(signed, np.flatnonzero(self.exteriors()))
 
 
-def _parts(mask: BoolArray, box: tuple[int, int, int, int]) -> _Parts:
+def _outline(source: _Source, options: PolygonOptions) -> tuple[Polygon, ...]:
+    parts = _simplified(_large(_parts(source), options.min_area), options.tolerance)
+    return tuple(_polygon(part) for part in shapely.orient_polygons(parts))
+
+
+def _parts(source: _Source) -> _Parts:
     """Return the exact outline of a mask."""
-    x_min, y_min, x_max, y_max = box
-    # With background around it, so that the outline is closed at the border of the image.
-    framed = np.pad(mask[y_min : y_max + 1, x_min : x_max + 1], 1)
-    points, line = _lines(framed)
+    points, line = _lines(source)
     # From centres of the first framed pixel to corners of the image.
-    points += (x_min - 0.5, y_min - 0.5)
+    points += (source.origin[0] + 0.5, source.origin[1] + 0.5)
     pieces = shapely.multilinestrings(shapely.linestrings(points, indices=line))
     # Not `polygonize`, which holds Python's lock.
     merged = shapely.get_parts(shapely.line_merge(pieces))
     points, ring = shapely.get_coordinates(merged, return_index=True)
-    pixels, part, hole = _nesting(points, ring, mask)
+    pixels, part, hole = _nesting(points, ring, source)
     order = np.lexsort((hole, part))
     rings: _Geometries = shapely.linearrings(points, indices=ring)
     return _Parts(rings[order], part[order], pixels[order])
 
 
-def _lines(framed: BoolArray) -> tuple[Array, IntArray]:
+def _lines(source: _Source) -> tuple[Array, IntArray]:
     """Return the outline in pieces: float64 ``[n, 2]`` and int64 ``[n]``, points and their lines.
 
     The origin is the centre of the first pixel.
     """
     points: list[Array] = []
     lengths: list[Array] = []
-    for top, left in _mixed_tiles(framed):
-        tile = framed[top : top + _TILE + 1, left : left + _TILE + 1]
+    for top, left, tile in _mixed_tiles(source):
         height, width = tile.shape
         # The background as 1, as the saddle between two pixels that touch belongs to the lower.
         generator = contour_generator(
@@ -118,21 +165,19 @@ def _lines(framed: BoolArray) -> tuple[Array, IntArray]:
     return np.concatenate(points), np.repeat(np.arange(every.size), every)
 
 
-def _mixed_tiles(framed: BoolArray) -> Iterator[tuple[int, int]]:
-    """Yield the first row and column of tiles with pixels of both kinds."""
-    height, width = framed.shape
-    lefts = range(0, width - 1, _TILE)
-    for top in range(0, height - 1, _TILE):
-        band = framed[top : top + _TILE + 1]
+def _mixed_tiles(source: _Source) -> Iterator[tuple[int, int, BoolArray]]:
+    """Yield the first row and column, and the pixels, of tiles with pixels of both kinds."""
+    for top in range(0, source.rows - 1, _TILE):
+        band = source.band(top)
         some, every = np.asarray(band.any(axis=0)), np.asarray(band.all(axis=0))
-        for left in lefts:
+        for left in range(0, band.shape[1] - 1, _TILE):
             columns = slice(left, left + _TILE + 1)
             if some[columns].any() and not every[columns].all():
-                yield top, left
+                yield top, left, band[:, columns]
 
 
 def _nesting(
-    points: Array, ring: IntArray, mask: BoolArray
+    points: Array, ring: IntArray, source: _Source
 ) -> tuple[IntArray, IntArray, BoolArray]:
     """Return the pixels inside of each exact ring, the number of its part, and which are holes.
 
@@ -146,15 +191,16 @@ def _nesting(
     direction[np.append(starts[1:], len(ring)) - 1] = 0
     pixels = np.abs(np.add.reduceat(direction * y, starts)) // 2
     # The highest crossing of each ring, and all of them, column by column.
-    span = 2 * mask.shape[1] + 1
+    span = 2 * source.size.width + 1
     top = np.minimum.reduceat(y * span + x, starts)
     column, row = top % span // 2, top // span // 2
     crossing = np.flatnonzero(direction)
-    places = x[crossing] * (mask.shape[0] + 1) + y[crossing] // 2
+    stride = source.size.height + 1
+    places = x[crossing] * stride + y[crossing] // 2
     order = np.argsort(places)
     # A hole is in the part of the ring above it, which is its exterior, or another hole of it.
-    hole = ~mask[row, column]
-    above = np.searchsorted(places[order], (2 * column + 1) * (mask.shape[0] + 1) + row) - 1
+    hole = ~source.inside(row, column)
+    above = np.searchsorted(places[order], (2 * column + 1) * stride + row) - 1
     part = np.where(hole, ring[crossing][order][above], np.arange(len(starts)))
     while hole[part].any():
         part = part[part]

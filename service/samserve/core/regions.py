@@ -89,6 +89,15 @@ def remove_small_regions(
     return keep[regions], True
 
 
+def connected_to(mask: BoolArray, seeds: BoolArray) -> BoolArray:
+    """Return the 8-connected regions of a mask that have pixels of *seeds*; bool ``[h, w]``."""
+    count, regions = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    keep = np.zeros(count, dtype=np.bool_)
+    keep[np.unique(regions[seeds & mask])] = True
+    connected: BoolArray = keep[regions]
+    return connected
+
+
 def _inside(stats: Array, shape: tuple[int, ...]) -> BoolArray:
     """Return which regions, by their ``stats`` of OpenCV, do not touch the border."""
     left, top, width, height, _ = stats.T

@@ -29,7 +29,12 @@ def encode(mask: BoolArray) -> CocoRle:
 
     As fast as that one for objects; six times slower for noise.
     """
-    return CocoRle(Size(*mask.shape), _format_numbers(_differences(runs(mask))))
+    return from_runs(Size(*mask.shape), runs(mask))
+
+
+def from_runs(size: Size, lengths: IntArray) -> CocoRle:
+    """Encode run lengths, int64 ``[n]``, background first, that sum to the size."""
+    return CocoRle(size, _format_numbers(_differences(lengths)))
 
 
 def runs(mask: BoolArray) -> IntArray:
@@ -57,6 +62,20 @@ def decode(rle: CocoRle) -> BoolArray:
 def uncompressed(rle: CocoRle) -> list[int]:
     """Return the run lengths, background first, as the reference's ``uncompressed_rle`` does."""
     return [run for _, runs in _runs(rle.size, rle.counts) for run in runs.tolist()]
+
+
+def intervals(rle: CocoRle) -> IntArray:
+    """Return where runs of foreground start and end, int64 ``[m, 2]``, without empty ones.
+
+    Positions are column-major, ends exclusive.  Raises ``ValueError`` like `decode`.
+    """
+    parts, total = [], 0
+    for first, runs in _runs(rle.size, rle.counts):
+        ends = np.cumsum(runs) + total
+        total = int(ends[-1])
+        filled = (np.arange(first, first + runs.size) % 2 == 1) & (runs > 0)
+        parts.append(np.stack([(ends - runs)[filled], ends[filled]], axis=1))
+    return np.concatenate(parts)
 
 
 def validate(size: Size, counts: str) -> None:

@@ -8,12 +8,15 @@ from typing import Any, Literal
 import numpy as np
 
 from samserve.errors import InvalidRequest, Violations
-from samserve.rpc.request_fields import HQ_MODES, box, choice, out_of_bounds
+from samserve.rpc.request_fields import HQ_MODES, box, choice, coco_rle, out_of_bounds
 from samserve.segmentation.automask.options import PointGrid
 from samserve.settings import LimitSettings
+from samserve.types import CocoRle
 from samserve.v1 import samserve_pb2 as pb
 
-_SWITCHES: tuple[Literal["multimask_output", "use_m2m"], ...] = ("multimask_output", "use_m2m")
+_SWITCHES: tuple[Literal["multimask_output", "use_m2m", "exclude_parts"], ...] = (
+    *("multimask_output", "use_m2m", "exclude_parts"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,9 @@ def options(message: pb.AutoMaskRequest, limits: LimitSettings) -> dict[str, Any
             values["region_of_interest"] = box(
                 "options.region_of_interest", given.region_of_interest
             )
+    with violations.collect():
+        if given.exclude:
+            values["exclude"] = _excluded(given, limits.max_exclude_masks)
     violations.check()
     return values
 
@@ -90,6 +96,7 @@ def _ranges(limits: LimitSettings) -> dict[str, _Range]:
         "crop_n_points_downscale_factor": _Range(1, limits.max_points_per_side),
         "min_mask_region_area": _Range(0, None),
         "max_masks": _Range(0, None),
+        "exclude_iou_thresh": unit,
     }
 
 
@@ -101,6 +108,20 @@ def _scalar(given: pb.AutoMaskOptions, name: str, allowed: _Range) -> dict[str, 
     if not allowed.contains(value):
         raise out_of_bounds(f"options.{name}", f"must be {allowed}", allowed, f"{value:g}")
     return {name: value}
+
+
+def _excluded(given: pb.AutoMaskOptions, max_masks: int) -> tuple[CocoRle, ...]:
+    count = len(given.exclude)
+    if count > max_masks:
+        text = f"must have at most {max_masks} entries"
+        raise out_of_bounds("options.exclude", text, max_masks, count)
+    violations = Violations()
+    masks: list[CocoRle] = []
+    for index, mask in enumerate(given.exclude):
+        with violations.collect():
+            masks.append(coco_rle(f"options.exclude[{index}]", mask))
+    violations.check()
+    return tuple(masks)
 
 
 def _grids(given: pb.AutoMaskOptions, layers: int, limits: LimitSettings) -> tuple[PointGrid, ...]:

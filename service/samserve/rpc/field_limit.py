@@ -28,7 +28,8 @@ def max_fields(limits: LimitSettings) -> int:
     """Return an upper bound on the number of fields of a request within the limits."""
     grids = (limits.max_crop_n_layers + 1) * limits.max_points_per_side**2 * 3
     prompts = limits.max_prompts * (limits.max_points + 4) * 4
-    return (grids + prompts) * 2
+    excluded = limits.max_exclude_masks * 5
+    return (grids + prompts + excluded) * 2
 
 
 def is_quick_to_parse(kind: type[Message], data: bytes) -> bool:

@@ -67,6 +67,7 @@ def model_list(
             max_points_per_side=limits.max_points_per_side,
             max_points_per_batch=limits.max_points_per_batch,
             max_crop_n_layers=limits.max_crop_n_layers,
+            max_exclude_masks=limits.max_exclude_masks,
         ),
         automask_defaults=_automask_defaults(families.of(served[0])),
     )
@@ -75,7 +76,8 @@ def model_list(
 @cache
 def _automask_defaults(family: Family) -> pb.AutoMaskOptions:
     options = asdict(AutoMaskOptions.of(family, {}))
-    del options["point_grids"], options["region_of_interest"], options["hq_mode"]
+    for name in ("point_grids", "region_of_interest", "hq_mode", "exclude"):
+        del options[name]
     return pb.AutoMaskOptions(**options)
 
 

@@ -6,20 +6,17 @@ import math
 
 import numpy as np
 
-from samserve.core import rle
 from samserve.errors import InvalidRequest, Violations
-from samserve.rpc.request_fields import box, choice, choices, finite, out_of_bounds
+from samserve.rpc.request_fields import box, choice, choices, coco_rle, finite, out_of_bounds
 from samserve.settings import LimitSettings
 from samserve.types import (
     BinaryMask,
     Box,
-    CocoRle,
     Label,
     LogitsMask,
     MaskInput,
     Point,
     Prompt,
-    Size,
 )
 from samserve.v1 import samserve_pb2 as pb
 
@@ -78,7 +75,7 @@ def _point(field: str, message: pb.Point) -> Point:
 def _mask(field: str, message: pb.MaskInput) -> MaskInput:
     content = message.WhichOneof("content")
     if content == "binary":
-        return BinaryMask(_coco_rle(f"{field}.binary", message.binary))
+        return BinaryMask(coco_rle(f"{field}.binary", message.binary))
     if content == "low_res_logits":
         return LogitsMask(_logits(f"{field}.low_res_logits", message.low_res_logits))
     raise InvalidRequest(f"{field}.content", "set one of: low_res_logits, binary")
@@ -97,12 +94,3 @@ def _logits(field: str, data: bytes) -> np.ndarray:
     if not np.isfinite(logits).all():
         raise InvalidRequest(field, "must be finite")
     return logits
-
-
-def _coco_rle(field: str, message: pb.CocoRle) -> CocoRle:
-    size = Size(message.size.height, message.size.width)
-    try:
-        rle.validate(size, message.counts)
-    except ValueError as error:
-        raise InvalidRequest(field, str(error)) from error
-    return CocoRle(size, message.counts)

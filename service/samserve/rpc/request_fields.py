@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
+from samserve.core import rle
 from samserve.errors import InvalidRequest, Violations
 from samserve.segmentation.sources import EmbeddingRef, ImageSource, Source
 from samserve.types import (
     Box,
+    CocoRle,
     EncodedImage,
     HqMode,
     Image,
@@ -102,6 +104,16 @@ def _increasing(field: str, axis: str, low: float, high: float) -> None:
     if low >= high:
         text = f"must be greater than {axis}_min, {low:g}"
         raise out_of_bounds(f"{field}.{axis}_max", text, f"{low:g}", f"{high:g}")
+
+
+def coco_rle(field: str, message: pb.CocoRle) -> CocoRle:
+    """Read run lengths that fit their own size; that of the image is compared later."""
+    size = Size(message.size.height, message.size.width)
+    try:
+        rle.validate(size, message.counts)
+    except ValueError as error:
+        raise InvalidRequest(field, str(error)) from error
+    return CocoRle(size, message.counts)
 
 
 def finite(field: str, value: float) -> float:

@@ -57,10 +57,10 @@ def check_prompts(prompts: tuple[Prompt, ...], image: Size, model: ModelInfo) ->
             _check_box(violations, f"prompts[{i}].box", prompt.box, image)
         if isinstance(prompt.mask, BinaryMask):
             field, size = f"prompts[{i}].mask.binary.size", prompt.mask.rle.size
-            _check_mask_size(violations, field, size, image)
+            check_mask_size(violations, field, size, image)
         if isinstance(prompt.mask, LogitsMask):
             field, size = f"prompts[{i}].mask.low_res_logits", Size(*prompt.mask.logits.shape)
-            _check_mask_size(violations, field, size, Size(model.mask_size, model.mask_size))
+            check_mask_size(violations, field, size, Size(model.mask_size, model.mask_size))
     violations.check()
 
 
@@ -101,7 +101,8 @@ def _check_coordinate(
         violations.add(InvalidRequest(field, text, metadata=metadata))
 
 
-def _check_mask_size(violations: Violations, field: str, size: Size, expected: Size) -> None:
+def check_mask_size(violations: Violations, field: str, size: Size, expected: Size) -> None:
+    """Add a violation unless a mask has the expected size."""
     if size == expected:
         return
     limit = f"{expected.height}x{expected.width}"

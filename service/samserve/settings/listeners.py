@@ -184,3 +184,5 @@ class LimitSettings(Section):
     """Maximum grid points of one batch for AutoMask."""
     max_crop_n_layers: int = Field(default=3, ge=0)
     """Maximum crop layers for AutoMask."""
+    max_exclude_masks: int = Field(default=1000, ge=0)
+    """Maximum masks that one AutoMask excludes."""

@@ -1473,6 +1473,9 @@ class AutoMaskOptions(_message.Message):
     MULTIMASK_OUTPUT_FIELD_NUMBER: _builtins.int
     USE_M2M_FIELD_NUMBER: _builtins.int
     HQ_MODE_FIELD_NUMBER: _builtins.int
+    EXCLUDE_FIELD_NUMBER: _builtins.int
+    EXCLUDE_IOU_THRESH_FIELD_NUMBER: _builtins.int
+    EXCLUDE_PARTS_FIELD_NUMBER: _builtins.int
     points_per_side: _builtins.int
     """Grid points along each side, from 1 to `Limits.max_points_per_side`.
     Default 32. Not together with `point_grids`.
@@ -1534,6 +1537,16 @@ class AutoMaskOptions(_message.Message):
     """
     hq_mode: Global___HqMode.ValueType
     """How SAM-HQ's additional mask is used, for models with `Capabilities.hq_mode`."""
+    exclude_iou_thresh: _builtins.float
+    """Drops a candidate whose mask IoU with a mask of `exclude` is greater. The
+    IoU is that of pixels of the image, also for candidates of a crop. From 0 to
+    1, default 0.7.
+    """
+    exclude_parts: _builtins.bool
+    """Whether parts of an excluded mask are dropped too: candidates of whose
+    pixels a greater fraction than `exclude_iou_thresh` is inside it. Default
+    false.
+    """
     @_builtins.property
     def point_grids(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointGrid]:
         """Explicit grids, one for each layer including the whole image. Not together
@@ -1544,6 +1557,15 @@ class AutoMaskOptions(_message.Message):
     def region_of_interest(self) -> Global___Box:
         """Restricts the search to grid points inside this box, in image pixels. Masks
         may extend beyond it. The image is not encoded again.
+        """
+
+    @_builtins.property
+    def exclude(self) -> _containers.RepeatedCompositeFieldContainer[Global___CocoRle]:
+        """What is annotated already, as masks of the image's size; at most
+        `Limits.max_exclude_masks`. Every grid point is prompted; candidates that
+        equal one of these masks, by `exclude_iou_thresh`, are dropped before
+        non-maximum suppression, so they suppress no other mask. With
+        `min_mask_region_area`, a mask that it changes is compared again.
         """
 
     def __init__(
@@ -1566,10 +1588,13 @@ class AutoMaskOptions(_message.Message):
         multimask_output: _builtins.bool | None = ...,
         use_m2m: _builtins.bool | None = ...,
         hq_mode: Global___HqMode.ValueType = ...,
+        exclude: _abc.Iterable[Global___CocoRle] | None = ...,
+        exclude_iou_thresh: _builtins.float | None = ...,
+        exclude_parts: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_nms_thresh", b"_box_nms_thresh", "_crop_n_layers", b"_crop_n_layers", "_crop_n_points_downscale_factor", b"_crop_n_points_downscale_factor", "_crop_nms_thresh", b"_crop_nms_thresh", "_crop_overlap_ratio", b"_crop_overlap_ratio", "_max_masks", b"_max_masks", "_min_mask_region_area", b"_min_mask_region_area", "_multimask_output", b"_multimask_output", "_points_per_batch", b"_points_per_batch", "_points_per_side", b"_points_per_side", "_pred_iou_thresh", b"_pred_iou_thresh", "_stability_score_offset", b"_stability_score_offset", "_stability_score_thresh", b"_stability_score_thresh", "_use_m2m", b"_use_m2m", "box_nms_thresh", b"box_nms_thresh", "crop_n_layers", b"crop_n_layers", "crop_n_points_downscale_factor", b"crop_n_points_downscale_factor", "crop_nms_thresh", b"crop_nms_thresh", "crop_overlap_ratio", b"crop_overlap_ratio", "max_masks", b"max_masks", "min_mask_region_area", b"min_mask_region_area", "multimask_output", b"multimask_output", "points_per_batch", b"points_per_batch", "points_per_side", b"points_per_side", "pred_iou_thresh", b"pred_iou_thresh", "region_of_interest", b"region_of_interest", "stability_score_offset", b"stability_score_offset", "stability_score_thresh", b"stability_score_thresh", "use_m2m", b"use_m2m"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_box_nms_thresh", b"_box_nms_thresh", "_crop_n_layers", b"_crop_n_layers", "_crop_n_points_downscale_factor", b"_crop_n_points_downscale_factor", "_crop_nms_thresh", b"_crop_nms_thresh", "_crop_overlap_ratio", b"_crop_overlap_ratio", "_exclude_iou_thresh", b"_exclude_iou_thresh", "_exclude_parts", b"_exclude_parts", "_max_masks", b"_max_masks", "_min_mask_region_area", b"_min_mask_region_area", "_multimask_output", b"_multimask_output", "_points_per_batch", b"_points_per_batch", "_points_per_side", b"_points_per_side", "_pred_iou_thresh", b"_pred_iou_thresh", "_stability_score_offset", b"_stability_score_offset", "_stability_score_thresh", b"_stability_score_thresh", "_use_m2m", b"_use_m2m", "box_nms_thresh", b"box_nms_thresh", "crop_n_layers", b"crop_n_layers", "crop_n_points_downscale_factor", b"crop_n_points_downscale_factor", "crop_nms_thresh", b"crop_nms_thresh", "crop_overlap_ratio", b"crop_overlap_ratio", "exclude_iou_thresh", b"exclude_iou_thresh", "exclude_parts", b"exclude_parts", "max_masks", b"max_masks", "min_mask_region_area", b"min_mask_region_area", "multimask_output", b"multimask_output", "points_per_batch", b"points_per_batch", "points_per_side", b"points_per_side", "pred_iou_thresh", b"pred_iou_thresh", "region_of_interest", b"region_of_interest", "stability_score_offset", b"stability_score_offset", "stability_score_thresh", b"stability_score_thresh", "use_m2m", b"use_m2m"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_nms_thresh", b"_box_nms_thresh", "_crop_n_layers", b"_crop_n_layers", "_crop_n_points_downscale_factor", b"_crop_n_points_downscale_factor", "_crop_nms_thresh", b"_crop_nms_thresh", "_crop_overlap_ratio", b"_crop_overlap_ratio", "_max_masks", b"_max_masks", "_min_mask_region_area", b"_min_mask_region_area", "_multimask_output", b"_multimask_output", "_points_per_batch", b"_points_per_batch", "_points_per_side", b"_points_per_side", "_pred_iou_thresh", b"_pred_iou_thresh", "_stability_score_offset", b"_stability_score_offset", "_stability_score_thresh", b"_stability_score_thresh", "_use_m2m", b"_use_m2m", "box_nms_thresh", b"box_nms_thresh", "crop_n_layers", b"crop_n_layers", "crop_n_points_downscale_factor", b"crop_n_points_downscale_factor", "crop_nms_thresh", b"crop_nms_thresh", "crop_overlap_ratio", b"crop_overlap_ratio", "hq_mode", b"hq_mode", "max_masks", b"max_masks", "min_mask_region_area", b"min_mask_region_area", "multimask_output", b"multimask_output", "point_grids", b"point_grids", "points_per_batch", b"points_per_batch", "points_per_side", b"points_per_side", "pred_iou_thresh", b"pred_iou_thresh", "region_of_interest", b"region_of_interest", "stability_score_offset", b"stability_score_offset", "stability_score_thresh", b"stability_score_thresh", "use_m2m", b"use_m2m"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_box_nms_thresh", b"_box_nms_thresh", "_crop_n_layers", b"_crop_n_layers", "_crop_n_points_downscale_factor", b"_crop_n_points_downscale_factor", "_crop_nms_thresh", b"_crop_nms_thresh", "_crop_overlap_ratio", b"_crop_overlap_ratio", "_exclude_iou_thresh", b"_exclude_iou_thresh", "_exclude_parts", b"_exclude_parts", "_max_masks", b"_max_masks", "_min_mask_region_area", b"_min_mask_region_area", "_multimask_output", b"_multimask_output", "_points_per_batch", b"_points_per_batch", "_points_per_side", b"_points_per_side", "_pred_iou_thresh", b"_pred_iou_thresh", "_stability_score_offset", b"_stability_score_offset", "_stability_score_thresh", b"_stability_score_thresh", "_use_m2m", b"_use_m2m", "box_nms_thresh", b"box_nms_thresh", "crop_n_layers", b"crop_n_layers", "crop_n_points_downscale_factor", b"crop_n_points_downscale_factor", "crop_nms_thresh", b"crop_nms_thresh", "crop_overlap_ratio", b"crop_overlap_ratio", "exclude", b"exclude", "exclude_iou_thresh", b"exclude_iou_thresh", "exclude_parts", b"exclude_parts", "hq_mode", b"hq_mode", "max_masks", b"max_masks", "min_mask_region_area", b"min_mask_region_area", "multimask_output", b"multimask_output", "point_grids", b"point_grids", "points_per_batch", b"points_per_batch", "points_per_side", b"points_per_side", "pred_iou_thresh", b"pred_iou_thresh", "region_of_interest", b"region_of_interest", "stability_score_offset", b"stability_score_offset", "stability_score_thresh", b"stability_score_thresh", "use_m2m", b"use_m2m"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__box_nms_thresh: _TypeAlias = _typing.Literal["box_nms_thresh"]  # noqa: Y015
     _WhichOneofArgType__box_nms_thresh: _TypeAlias = _typing.Literal["_box_nms_thresh", b"_box_nms_thresh"]  # noqa: Y015
@@ -1581,6 +1606,10 @@ class AutoMaskOptions(_message.Message):
     _WhichOneofArgType__crop_nms_thresh: _TypeAlias = _typing.Literal["_crop_nms_thresh", b"_crop_nms_thresh"]  # noqa: Y015
     _WhichOneofReturnType__crop_overlap_ratio: _TypeAlias = _typing.Literal["crop_overlap_ratio"]  # noqa: Y015
     _WhichOneofArgType__crop_overlap_ratio: _TypeAlias = _typing.Literal["_crop_overlap_ratio", b"_crop_overlap_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__exclude_iou_thresh: _TypeAlias = _typing.Literal["exclude_iou_thresh"]  # noqa: Y015
+    _WhichOneofArgType__exclude_iou_thresh: _TypeAlias = _typing.Literal["_exclude_iou_thresh", b"_exclude_iou_thresh"]  # noqa: Y015
+    _WhichOneofReturnType__exclude_parts: _TypeAlias = _typing.Literal["exclude_parts"]  # noqa: Y015
+    _WhichOneofArgType__exclude_parts: _TypeAlias = _typing.Literal["_exclude_parts", b"_exclude_parts"]  # noqa: Y015
     _WhichOneofReturnType__max_masks: _TypeAlias = _typing.Literal["max_masks"]  # noqa: Y015
     _WhichOneofArgType__max_masks: _TypeAlias = _typing.Literal["_max_masks", b"_max_masks"]  # noqa: Y015
     _WhichOneofReturnType__min_mask_region_area: _TypeAlias = _typing.Literal["min_mask_region_area"]  # noqa: Y015
@@ -1609,6 +1638,10 @@ class AutoMaskOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__crop_nms_thresh) -> _WhichOneofReturnType__crop_nms_thresh | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__crop_overlap_ratio) -> _WhichOneofReturnType__crop_overlap_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exclude_iou_thresh) -> _WhichOneofReturnType__exclude_iou_thresh | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exclude_parts) -> _WhichOneofReturnType__exclude_parts | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_masks) -> _WhichOneofReturnType__max_masks | None: ...
     @_typing.overload
@@ -1850,8 +1883,9 @@ class FilterCount(_message.Message):
     IN_COUNT_FIELD_NUMBER: _builtins.int
     OUT_COUNT_FIELD_NUMBER: _builtins.int
     filter: _builtins.str
-    """Name of the filter: `pred_iou`, `stability_score`, `crop_edge`, `box_nms`,
-    `crop_nms`, `small_regions` or `max_masks`.
+    """Name of the filter: `pred_iou`, `stability_score`, `crop_edge`, `exclude`,
+    `box_nms`, `crop_nms`, `small_regions` or `max_masks`. Only filters that the
+    options of the call use are listed.
     """
     in_count: _builtins.int
     """Candidates before the filter."""
@@ -2195,6 +2229,7 @@ class Limits(_message.Message):
     MAX_POINTS_PER_SIDE_FIELD_NUMBER: _builtins.int
     MAX_POINTS_PER_BATCH_FIELD_NUMBER: _builtins.int
     MAX_CROP_N_LAYERS_FIELD_NUMBER: _builtins.int
+    MAX_EXCLUDE_MASKS_FIELD_NUMBER: _builtins.int
     max_request_bytes: _builtins.int
     """Bytes of one request message. Beyond it, `RESOURCE_EXHAUSTED`."""
     max_response_bytes: _builtins.int
@@ -2213,6 +2248,8 @@ class Limits(_message.Message):
     """`AutoMaskOptions.points_per_batch`."""
     max_crop_n_layers: _builtins.int
     """`AutoMaskOptions.crop_n_layers`."""
+    max_exclude_masks: _builtins.int
+    """Masks of `AutoMaskOptions.exclude`."""
     def __init__(
         self,
         *,
@@ -2225,10 +2262,11 @@ class Limits(_message.Message):
         max_points_per_side: _builtins.int = ...,
         max_points_per_batch: _builtins.int = ...,
         max_crop_n_layers: _builtins.int = ...,
+        max_exclude_masks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_crop_n_layers", b"max_crop_n_layers", "max_image_pixels", b"max_image_pixels", "max_image_side", b"max_image_side", "max_points", b"max_points", "max_points_per_batch", b"max_points_per_batch", "max_points_per_side", b"max_points_per_side", "max_prompts", b"max_prompts", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_crop_n_layers", b"max_crop_n_layers", "max_exclude_masks", b"max_exclude_masks", "max_image_pixels", b"max_image_pixels", "max_image_side", b"max_image_side", "max_points", b"max_points", "max_points_per_batch", b"max_points_per_batch", "max_points_per_side", b"max_points_per_side", "max_prompts", b"max_prompts", "max_request_bytes", b"max_request_bytes", "max_response_bytes", b"max_response_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

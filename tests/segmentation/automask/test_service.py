@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco
 from samserve.app import Running
 from samserve.v1 import samserve_pb2 as pb
 from samserve.v1.samserve_pb2_grpc import SegmentationServiceStub
@@ -156,6 +157,61 @@ async def test_masks_of_crops_are_in_the_frame_of_the_whole_image(
         assert record.mask.bbox.x >= record.crop_box.x - 1
         assert 0 <= record.point.x <= 640
         assert 0 <= record.point.y <= 480
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+async def test_what_is_excluded_does_not_return(layers: int, stub: SegmentationServiceStub) -> None:
+    options = {"points_per_side": 4, "crop_n_layers": layers, **KEEP_ALL}
+    _, first, before = await run(stub, request(**options, max_masks=6))
+    excluded = [record.mask.coco_rle for record in first]
+    _, second, summary = await run(stub, request(**options, max_masks=6, exclude=excluded))
+    names = [count.filter for count in summary.filters]
+    counts = {count.filter: (count.in_count, count.out_count) for count in summary.filters}
+
+    assert "exclude" not in [count.filter for count in before.filters]
+    assert names[:5] == ["pred_iou", "stability_score", "crop_edge", "exclude", "box_nms"]
+    assert counts["exclude"][0] == counts["crop_edge"][1]
+    assert counts["exclude"][0] - counts["exclude"][1] >= len(first)
+    assert len(second) == 6
+    assert highest_iou(second, first) <= 0.7
+
+
+async def test_records_are_the_same_with_nothing_to_exclude(stub: SegmentationServiceStub) -> None:
+    image = sample_images.image(480, 640)
+    plain = request(image, points_per_side=5, min_mask_region_area=9, max_masks=20)
+    with_options = pb.AutoMaskRequest()
+    with_options.CopyFrom(plain)
+    with_options.options.exclude_iou_thresh = 0.0
+    with_options.options.exclude_parts = True
+    (_, one, before), (_, other, after) = await run(stub, plain), await run(stub, with_options)
+
+    assert one == other != []
+    assert before.filters == after.filters
+
+
+async def test_embedding_id_takes_masks_of_its_image_to_exclude(
+    stub: SegmentationServiceStub,
+) -> None:
+    _, records, summary = await run(stub, request(points_per_side=3, **KEEP_ALL))
+    options = pb.AutoMaskOptions(
+        points_per_side=3,
+        exclude=[each.mask.coco_rle for each in records],
+        exclude_iou_thresh=0.0,
+    )
+    by_id = pb.AutoMaskRequest(embedding_id=summary.embedding.id, options=options)
+    _, none, _ = await run(stub, by_id)
+
+    # All masks of the fake engine overlap one of these.
+    assert none == []
+
+
+def highest_iou(records: list[pb.AutoMaskRecord], others: list[pb.AutoMaskRecord]) -> float:
+    """Return the highest IoU between masks of two lists, by pycocotools."""
+    first, second = (
+        [{"size": [480, 640], "counts": record.mask.coco_rle.counts.encode()} for record in each]
+        for each in (records, others)
+    )
+    return float(coco.iou(first, second, [0] * len(second)).max())
 
 
 async def test_large_masks_are_streamed_in_several_messages(stub: SegmentationServiceStub) -> None:

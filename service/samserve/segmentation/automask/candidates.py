@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from samserve.core import geometry, mask_formats, masks, rle
+from samserve.core import geometry, intervals, mask_formats, masks, rle, run_lengths
+from samserve.core.run_lengths import IntArray
 from samserve.core.upsampling import BoxedLogits, Upsampling
 from samserve.models.families.base import Family
 from samserve.segmentation.automask.crops import CropPlan
@@ -65,6 +66,15 @@ class DeferredMask:
         placed[y_min:y_max, x_min:x_max] = crop_mask
         return placed
 
+    def intervals(self) -> IntArray:
+        """Return the intervals of the mask over the image, in its pixels."""
+        plan, image = self.view.plan, self.view.image
+        found = intervals.from_runs(self.traced().runs())
+        if self.view.fills_image:
+            return found
+        left, top = plan.origin
+        return intervals.shifted(found, plan.size, left, top, image)
+
     def segmentation(self, mask_format: MaskFormat, polygons: PolygonOptions) -> Segmentation:
         """Return the mask over the image in *mask_format*."""
         if mask_format is MaskFormat.BOX:
@@ -90,6 +100,12 @@ class Candidate:
         if isinstance(self.pixels, CocoRle):
             return rle.decode(self.pixels)
         return self.pixels.image_mask()
+
+    def intervals(self) -> IntArray:
+        """Return the intervals of the mask over the image, int64 ``[n, 2]``."""
+        if isinstance(self.pixels, CocoRle):
+            return run_lengths.intervals(self.pixels)
+        return self.pixels.intervals()
 
     def segmentation(
         self, mask_format: MaskFormat, polygons: PolygonOptions = _POLYGONS

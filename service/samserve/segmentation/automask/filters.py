@@ -13,6 +13,7 @@ from samserve.engines.base import DecoderOutput, PromptBatch
 from samserve.models.families.base import Family, MaskChoice
 from samserve.segmentation.automask.candidates import Candidate, CropView, DeferredMask
 from samserve.segmentation.automask.events import FilterCount
+from samserve.segmentation.automask.exclusion import Exclusion
 from samserve.segmentation.automask.options import AutoMaskOptions
 from samserve.types import (
     Array,
@@ -86,10 +87,14 @@ class Passed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FilteredPiece:
-    """The remaining candidates of some that have passed, and how many of these were stable."""
+    """The remaining candidates of some that have passed, and how many were left by each filter.
+
+    ``excluded`` is the number of those that an exclusion has dropped; None without one.
+    """
 
     candidates: list[Candidate]
     stable: int
+    excluded: int | None
 
 
 def passed_iou(
@@ -115,11 +120,16 @@ def pieces(passed: Sequence[Passed], view: CropView) -> list[Sequence[Passed]]:
 
 
 def filter_piece(
-    batch: DecodedBatch, passed: Sequence[Passed], view: CropView, options: AutoMaskOptions
+    batch: DecodedBatch,
+    passed: Sequence[Passed],
+    view: CropView,
+    options: AutoMaskOptions,
+    exclusion: Exclusion | None,
 ) -> FilteredPiece:
-    """Filter candidates by stability and crop edge, upsampling only these.
+    """Filter candidates by stability, crop edge and exclusion, upsampling only these.
 
-    The result is that of automatic_mask_generator.py:266-322, which upsamples everything.
+    The result is that of automatic_mask_generator.py:266-322, which upsamples everything, and has
+    no exclusion.
     """
     family, offset = view.family, options.stability_score_offset
     candidates: list[Candidate] = []
@@ -135,7 +145,10 @@ def filter_piece(
         if not _touches_crop_edge(summary, view):
             point = batch.points[each.row]
             candidates.append(_candidate(low_res, each.iou, summary, point, view))
-    return FilteredPiece(candidates, stable)
+    if exclusion is None:
+        return FilteredPiece(candidates, stable, None)
+    remaining = exclusion.remaining(candidates)
+    return FilteredPiece(remaining, stable, len(candidates) - len(remaining))
 
 
 def filtered_batch(
@@ -144,12 +157,15 @@ def filtered_batch(
     """Return the result for a batch from those of its pieces."""
     candidates = [candidate for each in filtered for candidate in each.candidates]
     stable = sum(each.stable for each in filtered)
-    counts = (
+    whole = len(candidates) + sum(each.excluded or 0 for each in filtered)
+    counts = [
         first,
         FilterCount("stability_score", first.count_out, stable),
-        FilterCount("crop_edge", stable, len(candidates)),
-    )
-    return FilteredBatch(batch.evaluated, candidates, counts)
+        FilterCount("crop_edge", stable, whole),
+    ]
+    if any(each.excluded is not None for each in filtered):
+        counts.append(FilterCount("exclude", whole, len(candidates)))
+    return FilteredBatch(batch.evaluated, candidates, tuple(counts))
 
 
 def _passes_iou(iou: FloatArray, family: Family, options: AutoMaskOptions) -> BoolArray:

@@ -28,6 +28,7 @@ from samserve.segmentation.automask.candidates import (
     to_record,
     with_run_lengths,
 )
+from samserve.segmentation.automask.checks import check_request
 from samserve.segmentation.automask.crops import CropPlan, plan_crops
 from samserve.segmentation.automask.events import (
     Event,
@@ -37,6 +38,7 @@ from samserve.segmentation.automask.events import (
     Summary,
     sum_counts,
 )
+from samserve.segmentation.automask.exclusion import Exclusion
 from samserve.segmentation.automask.filters import (
     DecodedBatch,
     FilteredBatch,
@@ -48,16 +50,13 @@ from samserve.segmentation.automask.options import AutoMaskOptions
 from samserve.segmentation.automask.run_size import RunSize
 from samserve.segmentation.embed import EmbeddingService
 from samserve.segmentation.encode import EmbeddingLease
-from samserve.segmentation.prompts import check_box_inside, check_selection, grid_batch
+from samserve.segmentation.prompts import grid_batch
 from samserve.segmentation.sources import ImageSource, LeaseOptions, Source
 from samserve.types import (
     Embedding,
     ImageDigest,
     MaskFormat,
-    MaskSelection,
-    ModelInfo,
     PolygonOptions,
-    Size,
     UInt8Array,
 )
 
@@ -94,19 +93,19 @@ class AutoMasker:
         """Yield progress, then the records in batches, then a summary.
 
         *overrides* are fields of `AutoMaskOptions` by name; the model's family has the defaults.
-        Raises `InvalidRequest`, before any inference, for a region of interest outside the image
-        and for a model without AutoMask.
+        Raises `InvalidRequest`, before any inference, for what `check_request` rejects.
         Source: segment_anything/automatic_mask_generator.py.
         """
         leasing = LeaseOptions(
-            check=partial(_check_request, overrides),
+            check=partial(check_request, overrides),
             keep_pixels=overrides.get("crop_n_layers", 0) > 0,
         )
         async with self.embeddings.lease(source, model, context, leasing) as lease:
             options = AutoMaskOptions.of(families.of(lease.model), overrides)
             crops = plan_crops(lease.embedding.facts.image_size, options)
             pixels = await self._pixels(source, lease, context) if len(crops) > 1 else None
-            generation = _Generation(self, lease, options, context, crops, pixels)
+            exclusion = await self._exclusion(options, context)
+            generation = _Generation(self, lease, options, context, crops, pixels, exclusion)
             # Closed as soon as the caller disconnects, not at garbage collection.
             async with aclosing(generation.events(mask_format, polygons)) as events:
                 async for event in events:
@@ -124,6 +123,14 @@ class AutoMasker:
             return lease.pixels
         return await self.embeddings.decode(source.image, context)
 
+    async def _exclusion(
+        self, options: AutoMaskOptions, context: RequestContext
+    ) -> Exclusion | None:
+        if not options.exclude:
+            return None
+        with context.clock.stage("prepare"):
+            return await self.workers.run(context, Exclusion.of, options)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Generation:
@@ -135,6 +142,7 @@ class _Generation:
     context: RequestContext
     crops: list[CropPlan]
     pixels: UInt8Array | None
+    exclusion: Exclusion | None
     counts: list[FilterCount] = field(default_factory=list)
 
     async def events(
@@ -274,7 +282,7 @@ class _Generation:
     ) -> list[FilteredPiece]:
         """Filter candidates in pieces, on as many threads as are free."""
         jobs = [
-            partial(filters.filter_piece, batch, piece, view, self.options)
+            partial(filters.filter_piece, batch, piece, view, self.options, self.exclusion)
             for piece in filters.pieces(passed, view)
         ]
         with self.context.clock.stage("postprocess"):
@@ -308,6 +316,9 @@ class _Generation:
         clean, area = filters.remove_small_regions, self.options.min_mask_region_area
         # One by one: the masks of a large image take long.
         cleaned = [await self._run("filter", clean, each, area) for each in candidates]
+        if self.exclusion is not None:
+            # Without its islands, a mask may have become one that is excluded.
+            cleaned = await self._run("filter", self.exclusion.remaining_cleaned, cleaned)
         remaining = await self._run("filter", filters.suppress_cleaned, cleaned, self.options)
         self.counts.append(FilterCount("small_regions", len(candidates), len(remaining)))
         return remaining
@@ -332,15 +343,3 @@ class _Generation:
         """Call *function* in a worker thread and charge the time to *stage*."""
         with self.context.clock.stage(stage):
             return await self.masker.workers.run(self.context, function, *args, **kwargs)
-
-
-def _check_request(overrides: Mapping[str, Any], image: Size, model: ModelInfo) -> None:
-    capabilities = families.of(model).capabilities
-    if not capabilities.automask:
-        raise InvalidRequest("model", f"{model.name!r} has no AutoMask")
-    if overrides.get("use_m2m") and not capabilities.masks:
-        raise InvalidRequest("options.use_m2m", f"model {model.name!r} has no mask prompts")
-    check_selection(MaskSelection(hq_mode=overrides.get("hq_mode")), model, "options.hq_mode")
-    region = overrides.get("region_of_interest")
-    if region is not None:
-        check_box_inside("options.region_of_interest", region, image)

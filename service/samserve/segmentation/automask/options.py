@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from samserve.models.families.base import AutoMaskDefaults, Family
-from samserve.types import Box, FloatArray, HqMode, MaskSelection, Multimask
+from samserve.types import Box, CocoRle, FloatArray, HqMode, MaskSelection, Multimask
 
 PointGrid = npt.NDArray[np.float64]
 
@@ -22,7 +22,8 @@ class AutoMaskOptions(AutoMaskDefaults):
     Sources: segment_anything/automatic_mask_generator.py:36-52; ``use_m2m`` and
     ``multimask_output`` are those of sam2/automatic_mask_generator.py, ``hq_mode`` is that of
     segment-anything-hq.  Additions of samserve are ``point_grids`` (float64 ``[K, 2]`` in 0..1 per
-    layer), ``region_of_interest`` and ``max_masks`` (0: all).
+    layer), ``region_of_interest``, ``max_masks`` (0: all), and ``exclude`` with the two options of
+    its comparison.
     """
 
     multimask_output: bool = True
@@ -33,6 +34,9 @@ class AutoMaskOptions(AutoMaskDefaults):
     max_masks: int = 0
     point_grids: tuple[PointGrid, ...] = ()
     region_of_interest: Box | None = None
+    exclude: tuple[CocoRle, ...] = ()
+    exclude_iou_thresh: float = 0.7
+    exclude_parts: bool = False
 
     @classmethod
     def of(cls, family: Family, overrides: Mapping[str, Any]) -> AutoMaskOptions:
