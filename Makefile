@@ -16,6 +16,8 @@ PAGE_INPUTS := web/src web/public web/index.html web/package.json web/vite.confi
 PAGE := web/dist/index.html
 # Label Studio, for `make test-long`.
 LABEL_STUDIO := $(VENV)-label-studio
+# Label Studio's SDK without its server, for the test that it reads our tasks.
+LABEL_STUDIO_SDK := $(VENV)-label-studio-sdk
 # CVAT's command line, whose dependencies are not those of the server.
 CVAT := $(VENV)-cvat
 # The client of X-AnyLabeling, for the test of `samserve bridge` with it.
@@ -75,7 +77,7 @@ test-fast: $(VENV)/.test ## Run the fast tests, in under a minute.
 	$(PYTEST) $(WORKERS) -m "not slow and not long" --engine fake $(FAST)
 
 .PHONY: test-all
-test-all: $(X_ANYLABELING)/.done $(CVAT)/.done
+test-all: $(X_ANYLABELING)/.done $(CVAT)/.done $(LABEL_STUDIO_SDK)/.done
 test-all: $(VENV)/.test $(TRITON)/.done $(PROMETHEUS)/.done $(NODE)/.done $(PAGE) ## Run the slow tests, which `make test` skips.
 	$(PYTEST) $(WORKERS) -m "(slow or hypothesis) and not long" --hypothesis-profile thorough \
 		--durations=10
@@ -130,7 +132,7 @@ wheel: $(VENV)/.base $(PAGE) ## Build the wheels of server (with default model a
 
 .PHONY: clean
 clean: ## Remove all build outputs and virtual environments.
-	rm -rf $(CVAT) $(LABEL_STUDIO) $(X_ANYLABELING)
+	rm -rf $(CVAT) $(LABEL_STUDIO) $(LABEL_STUDIO_SDK) $(X_ANYLABELING)
 	rm -rf $(NODE) examples/*/node_modules examples/browser/gen examples/browser/dist
 	rm -rf web/node_modules web/src/gen web/dist
 	rm -rf $(VENV) $(TRITON) $(PROMETHEUS) build dist demo .pytest_cache .mypy_cache .ruff_cache
@@ -182,6 +184,11 @@ $(PROMETHEUS)/.done: scripts/get-prometheus
 $(LABEL_STUDIO)/.done: tests/tools/label_studio/requirements.txt
 	$(PYTHON) -m venv $(LABEL_STUDIO)
 	$(LABEL_STUDIO)/$(INSTALL) --requirement $<
+	touch $@
+
+$(LABEL_STUDIO_SDK)/.done: tests/tools/label_studio/sdk_requirements.txt
+	$(PYTHON) -m venv $(LABEL_STUDIO_SDK)
+	$(LABEL_STUDIO_SDK)/$(INSTALL) --no-deps --requirement $<
 	touch $@
 
 # The client is installed for its dependencies; the tests import the files of service/.

@@ -78,6 +78,7 @@ class StubServer(ThreadingHTTPServer):
         self.images: dict[str, bytes] = {}
         self.redirects: dict[str, str] = {}
         self.tasks: list[dict[str, Any]] = []
+        self.accepts_predictions = True
         self.requests: list[tuple[str, str, str]] = []
         """Method, path with query, and authorization of every request."""
 
@@ -137,6 +138,9 @@ class _Handler(BaseHTTPRequestHandler):
             )
         elif self._authorized():
             assert self.path == "/api/projects/1/import/predictions"
+            if not server.accepts_predictions:
+                self._json({"detail": "the database is full"}, 503)
+                return
             for each in body:
                 server.tasks[each["task"] - 1]["predictions"].append(each)
             self._json({"created": len(body)}, 201)

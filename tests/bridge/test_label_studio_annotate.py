@@ -101,6 +101,20 @@ def test_failed_tasks_are_reported_and_the_others_annotated(
     assert "answered with status 404" in sorted(errors)[1]
 
 
+def test_run_ends_when_label_studio_does_not_take_predictions(
+    samserve: Command, server: StubServer, arguments: tuple[str, ...]
+) -> None:
+    server.accepts_predictions = False
+
+    result = samserve(*arguments, "--concurrency", "1")
+
+    assert result.code == 1
+    assert result.out.splitlines()[0] == "annotated: 0"
+    assert "Label Studio answered with status 503" in result.err
+    # No masks are computed that could not be delivered.
+    assert len(server.paths("/api/projects/1/import/")) == 1
+
+
 def test_label_chooses_the_control(
     samserve: Command, server: StubServer, arguments: tuple[str, ...]
 ) -> None:

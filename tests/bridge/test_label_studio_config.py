@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from samserve.bridge.tools.label_studio.label_config import MAX_CONFIG_CHARS, LabelConfig
 from samserve.bridge.tools.label_studio.prompts import Selection, regions, selections
 from samserve.client import Prompt
+from samserve.datasets.label_studio.label_config import MAX_CONFIG_CHARS, LabelConfig
 from samserve.errors import InvalidRequest
 from samserve.types import Size
 

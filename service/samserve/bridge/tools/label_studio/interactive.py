@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from samserve.bridge.caller import Caller
 from samserve.bridge.segmenter import Segmenter
 from samserve.bridge.tools.label_studio.images import TaskImages
-from samserve.bridge.tools.label_studio.label_config import Control, LabelConfig
 from samserve.bridge.tools.label_studio.prompts import Region, Selection, selections
-from samserve.bridge.tools.label_studio.results import Json, Place, mask_format, of_mask
+from samserve.bridge.tools.label_studio.results import mask_format, of_mask
 from samserve.client import PolygonOptions
+from samserve.datasets.label_studio.label_config import Control, LabelConfig
+from samserve.datasets.label_studio.regions import Json, Place
 from samserve.errors import InvalidRequest
 from samserve.types import Size
 

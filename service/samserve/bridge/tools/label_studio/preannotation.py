@@ -14,17 +14,11 @@ from samserve.bridge.caller import Caller
 from samserve.bridge.segmenter import Segmenter
 from samserve.bridge.tools.label_studio.images import TaskImages
 from samserve.bridge.tools.label_studio.interactive import polygon_options
-from samserve.bridge.tools.label_studio.label_config import Control, LabelConfig
-from samserve.bridge.tools.label_studio.prompts import identifier
-from samserve.bridge.tools.label_studio.results import (
-    Json,
-    Place,
-    mask_format,
-    of_mask,
-    prediction,
-)
+from samserve.bridge.tools.label_studio.results import mask_format, of_mask
 from samserve.bridge.tools.label_studio.settings import LabelStudioSettings
 from samserve.client import AutoMaskResult, SamserveClientError
+from samserve.datasets.label_studio.label_config import Control, LabelConfig
+from samserve.datasets.label_studio.regions import Json, Place, identifier, prediction
 from samserve.errors import InvalidRequest, SamserveError
 from samserve.types import Size
 

@@ -6,7 +6,6 @@ click adds a point to the first.  Coordinates are percentages of the image.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import uuid
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from samserve.client import Prompt
+from samserve.datasets.label_studio.regions import PERCENT, identifier
 from samserve.errors import InvalidRequest
 from samserve.types import Size
 
@@ -21,8 +21,6 @@ MAX_REGIONS = 1000
 _FIELD = "params.context.result"
 _POINTS = ("keypointlabels", "keypoint")
 _BOXES = ("rectanglelabels", "rectangle")
-_PERCENT = 100.0
-_ID_CHARACTERS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +112,6 @@ def selections(found: Sequence[Region]) -> list[Selection]:
     ]
 
 
-def identifier(seed: str) -> str:
-    """Return an id of a region, the same for the same seed."""
-    return hashlib.sha256(seed.encode("utf-8", "replace")).hexdigest()[:_ID_CHARACTERS]
-
-
 def _of_label(label: str, found: Sequence[Region]) -> list[Selection]:
     boxes = [each for each in found if each.is_box]
     points: dict[Region | None, list[Region]] = {each: [] for each in (*boxes, None)}
@@ -175,13 +168,13 @@ def _number(value: Mapping[str, Any], name: str, default: float | None = None) -
     number = value.get(name, default)
     is_number = isinstance(number, int | float) and not isinstance(number, bool)
     # A larger percentage is no mistake of a hand at the edge of the image.
-    if not is_number or not abs(number) <= 100 * _PERCENT:
+    if not is_number or not abs(number) <= 100 * PERCENT:
         raise InvalidRequest(_FIELD, f"has a region whose {name} is not a percentage")
     return float(number)
 
 
 def _pixels(percent: float, side: int) -> float:
-    return percent / _PERCENT * side
+    return percent / PERCENT * side
 
 
 def _clipped(value: float, side: int) -> float:

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
-
-from samserve.bridge.tools.label_studio import rle
-from samserve.bridge.tools.label_studio.label_config import Control
 from samserve.client import Catalog, Mask, MaskFormat
+from samserve.datasets.label_studio import regions
+from samserve.datasets.label_studio.label_config import Control
+from samserve.datasets.label_studio.regions import MIN_CORNERS, Json, Place
 from samserve.types import CocoRle, Size
 
-Json = dict[str, Any]
-
 _MASK_FORMATS: dict[str, MaskFormat] = {"brushlabels": "coco_rle", "polygonlabels": "polygons"}
-_MIN_CORNERS = 3
-_DIGITS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a mask belongs in a task: its control, label, and the number of the image in a list."""
-
-    control: Control
-    label: str
-    item: int | None = None
 
 
 def mask_format(control: Control) -> MaskFormat:
@@ -42,15 +26,15 @@ def of_mask(mask: Mask, size: Size, place: Place, region_id: str) -> list[Json]:
     """
     values = _VALUES[place.control.kind](mask, size)
     return [
-        _region(value, mask, size, place, region_id if index == 0 else f"{region_id}-{index}")
+        regions.region(
+            value,
+            size,
+            place,
+            region_id if index == 0 else f"{region_id}-{index}",
+            mask.predicted_iou,
+        )
         for index, value in enumerate(values)
     ]
-
-
-def prediction(regions: Sequence[Json], model_version: str) -> Json:
-    """Return a prediction of regions, whose score is the lowest of theirs, 0 without any."""
-    score = min((each["score"] for each in regions), default=0.0)
-    return {"result": list(regions), "score": score, "model_version": model_version}
 
 
 def model_version(catalog: Catalog, name: str = "") -> str:
@@ -66,33 +50,14 @@ def model_version(catalog: Catalog, name: str = "") -> str:
 
 def _brush(mask: Mask, size: Size) -> Iterator[Json]:
     if mask.area:
-        yield {"format": "rle", "rle": rle.encode(CocoRle(size, mask.counts))}
+        yield regions.brush(CocoRle(size, mask.counts))
 
 
 def _polygon(mask: Mask, size: Size) -> Iterator[Json]:
     assert mask.polygons is not None, "the mask format is `polygons`"
-    scale = 100.0 / np.array([size.width, size.height])
     for part in mask.polygons.parts:
-        if len(part.exterior) >= _MIN_CORNERS:
-            yield {"points": np.round(part.exterior * scale, _DIGITS).tolist(), "closed": True}
+        if len(part.exterior) >= MIN_CORNERS:
+            yield regions.polygon(part.exterior, size)
 
 
 _VALUES = {"brushlabels": _brush, "polygonlabels": _polygon}
-
-
-def _region(value: Json, mask: Mask, size: Size, place: Place, region_id: str) -> Json:
-    control = place.control
-    labels = [place.label] if place.label else []
-    region = {
-        "id": region_id,
-        "type": control.kind,
-        "from_name": control.name,
-        "to_name": control.image,
-        "original_width": size.width,
-        "original_height": size.height,
-        "image_rotation": 0,
-        "value": {**value, control.kind: labels},
-        # The estimate of an IoU may be above 1, which Label Studio refuses.
-        "score": round(min(max(mask.predicted_iou, 0.0), 1.0), _DIGITS),
-    }
-    return region if place.item is None else {**region, "item_index": place.item}

@@ -17,12 +17,13 @@ from samserve.bridge.segmenter import Segmenter
 from samserve.bridge.tool import BridgeRequest, Reply, Route, json_reply
 from samserve.bridge.tools.label_studio import interactive, preannotation
 from samserve.bridge.tools.label_studio.images import TaskImages
-from samserve.bridge.tools.label_studio.label_config import LabelConfig
 from samserve.bridge.tools.label_studio.prompts import Region, regions
-from samserve.bridge.tools.label_studio.results import Json, model_version, prediction
+from samserve.bridge.tools.label_studio.results import model_version
 from samserve.bridge.tools.label_studio.settings import LabelStudioSettings
 from samserve.bridge.values import items, table, text
 from samserve.calls.status import Failure
+from samserve.datasets.label_studio.label_config import LabelConfig
+from samserve.datasets.label_studio.regions import Json, prediction
 from samserve.http.failures import http_status
 
 PATH = "/label-studio"

@@ -3,7 +3,7 @@
 Format: npm package @thi.ng/rle-pack, ``decode``; label_studio_sdk/converter/brush.py decode_rle.
 After the number of values (32 bits), the bits of a value minus 1 (5) and four bit widths minus 1 (4
 each) follow runs: a bit that is 1 for a repeated value, the index of the width (2), the length
-minus 1 in that width, and the value.
+minus 1 in that width, and the value; or with a bit that is 0, as many values.
 """
 
 from __future__ import annotations
@@ -43,6 +43,47 @@ def encode(mask: CocoRle) -> list[int]:
     bits = [np.frombuffer(header.encode("ascii"), dtype=np.uint8) - ord("0"), *_codes(rows)]
     packed: list[int] = np.packbits(np.concatenate(bits)).tolist()
     return packed
+
+
+def decode(data: bytes, size: Size) -> CocoRle:
+    """Decode a mask of *size*: a pixel is in it if its alpha is not 0, as on Label Studio's page.
+
+    Streams of its page and of its SDK have values between, and widths of their own.  Takes time and
+    memory for the stream, not for the pixels.  Raises ``ValueError`` for a stream that is not valid
+    or not of *size*.
+    """
+    reader = _Reader(data)
+    count = reader.read(32)
+    if count != size.pixels * _CHANNELS:
+        raise ValueError(
+            f"has {count} values, not {_CHANNELS} for each of {size.width}x{size.height} pixels"
+        )
+    if reader.read(5) != _VALUE_BITS - 1:
+        raise ValueError(f"has values that are not of {_VALUE_BITS} bits")
+    widths = [reader.read(4) + 1 for _ in _WIDTHS]
+    ends: list[IntArray] = [np.zeros(1, dtype=np.int64)]
+    inside: list[npt.NDArray[np.bool_]] = []
+    place = 0
+    while place < count:
+        repeated = reader.read(1)
+        end = place + 1 + reader.read(widths[reader.read(2)])
+        if end > count:
+            raise ValueError(f"has more than {count} values")
+        values = reader.bytes(1 if repeated else end - place)
+        # A value is the alpha of a pixel in every fourth place, the last of its channels.
+        first, last = place // _CHANNELS, end // _CHANNELS
+        if repeated:
+            ends.append(np.array([last]))
+            inside.append(values > 0)
+        else:
+            ends.append(np.arange(first, last) + 1)
+            inside.append(values[(_CHANNELS - 1 - place) % _CHANNELS :: _CHANNELS] > 0)
+        place = end
+    borders = np.concatenate(ends)
+    rows = _merged(borders[1:] - borders[:-1], np.concatenate(inside))
+    # What are rows here are columns of the image mirrored at its diagonal.
+    columns = row_runs(rows, Size(size.width, size.height))
+    return run_lengths.from_runs(size, columns)
 
 
 def row_runs(runs: IntArray, size: Size) -> IntArray:
@@ -91,6 +132,47 @@ def _odd(positions: IntArray) -> IntArray:
     counts = np.diff(different)
     once: IntArray = ordered[different[:-1][counts == 1]]
     return once
+
+
+def _merged(lengths: IntArray, inside: npt.NDArray[np.bool_]) -> IntArray:
+    """Return run lengths, background first, of pieces that are inside or not."""
+    filled = lengths > 0
+    lengths, inside = lengths[filled], inside[filled]
+    starts = np.flatnonzero(np.diff(inside, prepend=~inside[:1]))
+    runs = np.add.reduceat(lengths, starts)
+    return np.concatenate([[0], runs]) if inside[0] else runs
+
+
+class _Reader:
+    """Reads bits, the highest of a byte first.  Raises ``ValueError`` at the end of the stream."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._place = 0
+
+    def read(self, count: int) -> int:
+        """Return the number in the next *count* bits, at most 56."""
+        first, skipped = divmod(self._place, 8)
+        self._advance(count)
+        window = int.from_bytes(self._data[first : first + 8].ljust(8, b"\0"), "big")
+        return (window >> (64 - skipped - count)) & ((1 << count) - 1)
+
+    def bytes(self, count: int) -> npt.NDArray[np.uint8]:
+        """Return the next *count* values of 8 bits."""
+        first, skipped = divmod(self._place, 8)
+        self._advance(8 * count)
+        found = np.frombuffer(
+            self._data, dtype=np.uint8, count=-(-self._place // 8) - first, offset=first
+        )
+        if not skipped:
+            return found
+        high, low = found[:-1].astype(np.uint16), found[1:]
+        return (((high << 8) | low) >> (8 - skipped)).astype(np.uint8)
+
+    def _advance(self, count: int) -> None:
+        self._place += count
+        if self._place > 8 * len(self._data):
+            raise ValueError(f"ends within a run, after {len(self._data)} bytes")
 
 
 def _codes(rows: IntArray) -> list[npt.NDArray[np.uint8]]:
