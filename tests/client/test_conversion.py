@@ -6,11 +6,13 @@ import io
 import logging
 import os
 import struct
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -166,7 +168,7 @@ UNREADABLE = {
     "text": (b"no image", "is not an image: expected JPEG, PNG, WebP, or another format"),
     "PDF": (b"%PDF-1.4\n", "is not an image"),
     "EPS": (b"%!PS-Adobe-3.0 EPSF\n%%BoundingBox: 0 0 9 9\n", "is an EPS file: save it as PNG"),
-    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(40), "is a HEIC file: save it as JPEG"),
+    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(40), "is a HEIF file that Pillow cannot read"),
     "truncated": (encoded(PIXELS, "BMP")[:-99], "is a BMP file that Pillow cannot read"),
     "floats": (encoded(GREY16.astype(np.float32), "TIFF"), "has 32-bit floats: scale them to"),
     "large values": (
@@ -176,6 +178,29 @@ UNREADABLE = {
     "negative values": (encoded(GREY16.astype(np.int32) - 40_000, "TIFF"), "has values from -"),
     "no decoder": (b"\x89HDF\r\n\x1a\n" + bytes(50), "is a HDF5 file that Pillow cannot read"),
 }
+
+
+def heic(pixels: np.ndarray, **options: Any) -> bytes:
+    file = pillow_heif.from_bytes("RGB", pixels.shape[1::-1], pixels.tobytes())
+    buffer = io.BytesIO()
+    file.save(buffer, **options)
+    return buffer.getvalue()
+
+
+def test_heic_is_converted_if_its_package_is_installed() -> None:
+    data = heic(PIXELS, quality=-1, chroma=444, matrix_coefficients=0)
+
+    assert load(data).converted_from == "HEIF"
+    assert (decoded(data) == PIXELS).all()
+
+
+def test_without_its_package_the_error_for_heic_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    monkeypatch.setattr(Image, "ID", [each for each in Image.ID if each != "HEIF"])
+
+    with pytest.raises(ImageUnreadable, match=r"pip install 'samserve\[heif\]'"):
+        load(heic(PIXELS))
 
 
 @pytest.mark.parametrize("case", UNREADABLE)

@@ -11,7 +11,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -100,6 +100,8 @@ def _open(file: BinaryIO, name: str) -> ImageFile:
     prefix = file.read(16)
     if not prefix:
         raise ImageUnreadable.of(name, f"is empty: {_ACCEPTED}")
+    if _is_heif(prefix) and "HEIF" not in Image.OPEN:
+        _register_heif()
     reasons = []
     for kind in Image.ID:
         try:
@@ -137,13 +139,22 @@ class _OtherFormat(Exception):
     """A file is not of a format, or cannot be opened as such."""
 
 
+def _is_heif(prefix: bytes) -> bool:
+    return prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS
+
+
+def _register_heif() -> None:
+    """Make Pillow read HEIC, if the package for it is installed."""
+    with suppress(ImportError):
+        import pillow_heif  # noqa: PLC0415 - optional
+
+        pillow_heif.register_heif_opener()
+
+
 def _heic_hint(prefix: bytes) -> str:
-    if prefix[4:8] != b"ftyp" or prefix[8:12] not in _HEIF_BRANDS:
+    if not _is_heif(prefix) or "HEIF" in Image.OPEN:
         return ""
-    return (
-        "is a HEIC file: save it as JPEG; or, in Python, call "
-        "pillow_heif.register_heif_opener() of the package pillow-heif first"
-    )
+    return "is a HEIC file: pip install 'samserve[heif]' (or pillow-heif), or save it as JPEG"
 
 
 def _check_size(opened: ImageFile, name: str) -> None:

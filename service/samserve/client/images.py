@@ -29,6 +29,15 @@ format.  `ImageUnreadable` and `ImageTooLarge` are raised for those that cannot 
 Orientation = Literal["exif", "ignore"]
 """``exif`` applies the EXIF orientation, as viewers do; ``ignore`` does not."""
 
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp"}
+    | {".avif", ".bmp", ".gif", ".jp2", ".pbm", ".pgm", ".pnm", ".ppm", ".tif", ".tiff"}
+    | {".heic", ".heif", ".hif"}
+)
+"""The ends of the names of images in folders, in lower case."""
+FORMATS = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, HEIC, JPEG 2000 or PNM"
+"""The formats of `SUFFIXES`, for texts."""
+
 _ORIENTATIONS = {"exif": pb.ORIENTATION_EXIF, "ignore": pb.ORIENTATION_IGNORE}
 _LOG = logging.getLogger("samserve.client")
 # The first bytes of the formats that the server decodes.
