@@ -95,6 +95,25 @@ def test_bars_on_a_terminal_show_the_time_left(
     assert "0:00:00" in output.getvalue()
 
 
+def test_a_bar_of_images_has_the_mean_rate_without_those_that_were_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = io.StringIO()
+    clock = Clock()
+    console = Console(file=output, force_terminal=True, width=100, get_time=clock)
+    monkeypatch.setattr(progress, "_console", lambda: console)
+
+    with progress.image_progress("annotating", 100) as advance:
+        for _ in range(90):
+            advance(False)
+        clock.now += 20
+        # Two at once: the rate of the last moment would be far above the mean.
+        advance(True)
+        advance(True)
+
+    assert "92/100 0:00:20 0.10 images/s, about 80 s left" in output.getvalue()
+
+
 def counts(**numbers: tuple[int, int]) -> tuple[FilterCount, ...]:
     return tuple(FilterCount(name, *each) for name, each in numbers.items())
 

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 from samserve.cli import terminal
 from samserve.cli.automask_options import AutoMaskFlags
 from samserve.cli.endpoint import Endpoint
+from samserve.cli.exclude_options import ExcludeFlags
 from samserve.cli.format_options import FormatFlags, FormatName
 from samserve.cli.options import ImageFile, JsonFile, ModelName, Overlay
 from samserve.cli.progress import point_progress
 
 if TYPE_CHECKING:
-    from samserve.client import AutoMaskResult, FilterCount
+    from samserve.client import AutoMaskOptions, AutoMaskResult, FilterCount
 
 _REMEDIES = {
     "pred_iou": "lower --pred-iou-thresh",
     "stability_score": "lower --stability-score-thresh",
     "crop_edge": "use fewer layers with --crop-n-layers, or overlap them with --crop-overlap-ratio",
+    "exclude": "raise --exclude-iou-thresh, or omit --exclude-parts",
     "small_regions": "lower --min-mask-region-area",
 }
 """How to keep more masks, by the name of the filter that drops them."""
@@ -27,6 +29,7 @@ def automask(  # noqa: PLR0913 - each is an option of the command line, or a gro
     image: ImageFile,
     *,
     flags: AutoMaskFlags,
+    exclude: ExcludeFlags,
     formats: FormatFlags,
     model: ModelName = "",
     out: Overlay = None,
@@ -40,12 +43,15 @@ def automask(  # noqa: PLR0913 - each is an option of the command line, or a gro
     """
     from samserve.cli import files, inputs, session
 
-    options = flags.to_options()
+    options: AutoMaskOptions = {**flags.to_options(), **exclude.to_options()}
     polygon_options = formats.polygon_options()
     files.check_outputs(out, as_json)
     formats.check_drawable(out)
     named = inputs.single(image)
     file = named.load_with_note()
+    known = exclude.of_image(named.relative.name)
+    if known is not None:
+        options["exclude"] = known.objects()
 
     async def work() -> AutoMaskResult:
         async with session.connected(endpoint, model) as client:

@@ -20,3 +20,9 @@ class UsageError(CommandError):
     """The command line, or a file that it names, is invalid."""
 
     exit_code = 2
+
+
+class SomeFailed(CommandError):
+    """A command over many images has finished, but some of them have failed."""
+
+    exit_code = 3

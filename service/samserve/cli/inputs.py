@@ -14,15 +14,9 @@ from samserve.cli.errors import CommandError, UsageError
 from samserve.cli.terminal import write_note
 from samserve.client import ImageTooLarge, ImageUnreadable
 from samserve.client.channel import MAX_MESSAGE_BYTES
-from samserve.client.images import File, load
+from samserve.client.images import FORMATS, SUFFIXES, File, load
 
 _STDIN = Path("-")
-# In directories only: a file that is named on the command line may have any name.
-_IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp"}
-    | {".avif", ".bmp", ".gif", ".jp2", ".pbm", ".pgm", ".pnm", ".ppm", ".tif", ".tiff"}
-)
-_FORMATS = "JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or PNM"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +120,14 @@ def _walk(folder: Path, *, recursive: bool) -> Found:
         skipped += len(files) - len(found)
     if not paths and not failures:
         hint = "" if recursive else " (--recursive includes subdirectories)"
-        raise UsageError(f"{folder}: contains no {_FORMATS} file{hint}")
+        raise UsageError(f"{folder}: contains no {FORMATS} file{hint}")
     images = [Input(path, path.relative_to(folder)) for path in sorted(paths)]
     return Found(images, failures, skipped)
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith(".")
+    # In directories only: a file that is named on the command line may have any name.
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def _is_special(path: Path) -> bool:

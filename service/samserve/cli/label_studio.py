@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -19,11 +20,12 @@ from samserve.cli.errors import CommandError, UsageError
 from samserve.cli.options import ModelName, existing_file
 
 if TYPE_CHECKING:
+    from samserve.annotate.gateways import Gateways
+    from samserve.annotate.pipeline import Outcome, Summary
     from samserve.bridge.tools.label_studio.images import TaskImages
-    from samserve.bridge.tools.label_studio.preannotation import Target
     from samserve.bridge.tools.label_studio.server import LabelStudio
-    from samserve.cli.annotating import Annotation, Outcome
-    from samserve.client import AutoMaskResult, Client
+
+Task: TypeAlias = dict[str, Any]
 
 label_studio = Commands()
 
@@ -98,81 +100,87 @@ def annotate(
     options = flags.to_options()
     fetch = load_settings_of(BridgeSettings, None, None, {}).fetch
 
-    async def work() -> tuple[Outcome, int]:
+    async def work() -> tuple[Summary, int]:
         async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(session.connected(endpoint, model))
+            connected = session.connected_to_all([endpoint], model)
+            gateways = await stack.enter_async_context(connected)
             fetcher = stack.enter_context(closing(Fetcher(fetch)))
             server = LabelStudio(project.url, project.access_token_file, fetch.ca_file)
             await stack.enter_async_context(server)
             images = TaskImages(fetcher, server)
-            return await _annotate(client, server, images, project, {**options, "model": model})
+            run = _Run(gateways, server, images, project)
+            return await run({**options, "model": model})
 
     _report(*session.run(work()))
 
 
-async def _annotate(
-    client: Client,
-    server: LabelStudio,
-    images: TaskImages,
-    project: ProjectOptions,
-    options: Mapping[str, Any],
-) -> tuple[Outcome, int]:
-    """Return what was done, and the number of tasks that were skipped."""
-    from samserve.bridge.tools.label_studio.label_config import LabelConfig
-    from samserve.bridge.tools.label_studio.preannotation import Target
-    from samserve.bridge.tools.label_studio.results import model_version
-    from samserve.cli import annotating
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Predictions for the tasks of a project, several under way."""
 
-    found = await server.project(project.project)
-    target = Target.of(LabelConfig.parse(found["label_config"]), project.label)
-    chosen = options["model"] or target.control.model
-    version = model_version(await client.models(), chosen)
-    tasks = [task async for task in server.tasks(project.project)]
-    pending = [task for task in tasks if version not in task["model_versions"]]
-    job = _job(server, images, project, target, version, {**options, "model": chosen})
-    outcome = await annotating.annotate(client, pending, job)
-    return outcome, len(tasks) - len(pending)
+    gateways: Gateways
+    server: LabelStudio
+    images: TaskImages
+    project: ProjectOptions
 
+    async def __call__(self, options: Mapping[str, Any]) -> tuple[Summary, int]:
+        """Return what was done, and the number of tasks that were skipped."""
+        from samserve.annotate import pipeline
+        from samserve.bridge.tools.label_studio.preannotation import Target
+        from samserve.bridge.tools.label_studio.results import model_version
+        from samserve.cli.progress import image_progress
+        from samserve.datasets.label_studio.label_config import LabelConfig
 
-def _job(
-    server: LabelStudio,
-    images: TaskImages,
-    project: ProjectOptions,
-    target: Target,
-    version: str,
-    options: Mapping[str, Any],
-) -> Annotation[dict[str, Any]]:
-    import asyncio
+        found = await self.server.project(self.project.project)
+        target = Target.of(LabelConfig.parse(found["label_config"]), self.project.label)
+        chosen = options["model"] or target.control.model
+        version = model_version(await self.gateways.models(), chosen)
+        tasks = [task async for task in self.server.tasks(self.project.project)]
+        pending = [task for task in tasks if version not in task["model_versions"]]
+        own = {**options, "model": chosen, **target.options()}
 
-    from samserve.bridge.tools.label_studio.results import prediction
-    from samserve.cli import annotating
+        async def process(task: Task) -> Outcome:
+            image = await self.images.source(task, target.key).load()
+            result = await self.gateways.call(lambda client: client.automask_all(image, **own))
+            regions = await asyncio.to_thread(target.regions, result, self.project.max_area)
+            await self._deliver(task, regions, version)
+            return pipeline.Outcome(_name(task), pipeline.State.ANNOTATED, len(regions))
 
-    async def deliver(task: dict[str, Any], result: AutoMaskResult) -> int:
-        regions = await asyncio.to_thread(target.regions, result, project.max_area)
+        job = pipeline.Job(process, _name, self.project.concurrency)
+        with image_progress("annotating", len(pending)) as advance:
+            summary = await pipeline.run(pending, job, lambda _: advance(True))
+        return summary, len(tasks) - len(pending)
+
+    async def _deliver(self, task: Task, regions: list[Task], version: str) -> None:
+        from samserve.bridge.tools.label_studio.server import LabelStudioUnavailable
+        from samserve.datasets.label_studio.regions import prediction
+        from samserve.errors import Misconfigured
+
         made = {"task": task["id"], **prediction(regions, version)}
-        await server.import_predictions(project.project, [made])
-        return len(regions)
-
-    return annotating.Annotation(
-        name=lambda task: f"task {task['id']}",
-        load=lambda task: images.source(task, target.key).load(),
-        deliver=deliver,
-        options={**options, **target.options()},
-        concurrency=project.concurrency,
-    )
+        try:
+            await self.server.import_predictions(self.project.project, [made])
+        except LabelStudioUnavailable as error:
+            # The masks of the next tasks could not be delivered either, so none is computed.
+            raise Misconfigured(error.message) from error
 
 
-def _report(outcome: Outcome, skipped: int) -> None:
+def _name(task: Task) -> str:
+    return f"task {task['id']}"
+
+
+def _report(summary: Summary, skipped: int) -> None:
     """Print the numbers.  Raises `CommandError` if a task has failed."""
     from samserve.cli import bulk
 
     counts = {
-        "annotated": outcome.annotated,
-        "regions": outcome.regions,
+        "annotated": summary.annotated,
+        "regions": summary.masks,
         "skipped": skipped,
-        "failed": len(outcome.failures),
+        "failed": len(summary.failures),
     }
     terminal.write_line("\n".join(f"{name}: {number}" for name, number in counts.items()))
-    failures = [*bulk.truncated(outcome.failures, "run again to retry"), *outcome.aborted]
+    failed = [f"{each.name}: {each.reason}" for each in summary.failures]
+    failures = [*bulk.truncated(failed, "run again to retry")]
+    failures += [summary.aborted] if summary.aborted else []
     if failures:
         raise CommandError(*failures)

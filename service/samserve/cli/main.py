@@ -16,6 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # The command reports connection errors in one line; gRPC's core must be silenced
             # before it is imported.
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # noqa: TID251 - not a setting of ours
+        from samserve.system.telemetry_off import turn_off_telemetry
+
+        turn_off_telemetry()
         from samserve.cli import program
 
         return program.run(arguments)

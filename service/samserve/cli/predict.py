@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -12,6 +13,7 @@ from samserve.cli.format_options import FormatFlags
 from samserve.cli.options import HqModeName, ModelName, OptionalImageFiles, Recursive
 from samserve.cli.predict_options import CleanupFlags, OutputFlags, PromptFlags
 from samserve.cli.terminal import STDOUT, mask_line, write_json, write_line, write_timings
+from samserve.cli.tile_options import TileFlags
 
 if TYPE_CHECKING:
     from samserve.cli.inputs import Found
@@ -44,6 +46,7 @@ def predict(  # noqa: PLR0913 - each is an option of the command line, or a grou
     model: ModelName = "",
     recursive: Recursive = False,
     endpoint: Endpoint,
+    tiles: TileFlags,
 ) -> None:
     """Segment one or more objects in an image.
 
@@ -54,9 +57,9 @@ def predict(  # noqa: PLR0913 - each is an option of the command line, or a grou
     For several images or a directory, the prompts apply to each of them, and a line of JSON for
     each is printed; those that fail are listed at the end, and the exit code is then 1.
     """
-    from samserve.cli import inputs, predictions
+    from samserve.cli import inputs, predict_tiles, predictions
 
-    given = prompts.to_prompts()
+    given, tiling = prompts.to_prompts(), tiles.tiling()
     found = inputs.find(images or [], recursive=recursive)
     _check(found, embedding, endpoint, formats, outputs)
     task = predictions.Task(
@@ -66,15 +69,15 @@ def predict(  # noqa: PLR0913 - each is an option of the command line, or a grou
             "model": model,
             "multimask": multimask,
             "hq_mode": hq_mode,
+            **asdict(cleanup),
             "low_res_logits": outputs.logits_out is not None,
             "mask_format": formats.mask_format,
             "polygon_options": formats.polygon_options(),
-            "min_island_area": cleanup.min_island_area,
-            "min_hole_area": cleanup.min_hole_area,
-            "clip_to_box": cleanup.clip_to_box,
         },
     )
-    if found.several:
+    if tiling is not None:
+        predict_tiles.run(found, task, tiling, outputs, endpoint)
+    elif found.several:
         predictions.run_many(found, task, outputs, endpoint, model)
     else:
         _predict_one(found, task, outputs, endpoint, model)

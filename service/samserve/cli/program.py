@@ -13,11 +13,13 @@ from typer.main import get_command
 
 from samserve import __version__
 from samserve.cli import renames, terminal
+from samserve.cli.annotate import annotate
 from samserve.cli.automask import automask
 from samserve.cli.bridge import bridge
 from samserve.cli.cache.commands import cache
 from samserve.cli.command import Commands
 from samserve.cli.config import config
+from samserve.cli.dataset.commands import dataset
 from samserve.cli.doctor import doctor
 from samserve.cli.embed import embed
 from samserve.cli.errors import INTERRUPTED, CommandError
@@ -29,11 +31,12 @@ from samserve.cli.predict import predict
 from samserve.cli.serve import serve
 
 app = Commands(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-for command in (serve, bridge, embed, predict, automask, export, config, doctor):
+for command in (serve, bridge, embed, predict, automask, annotate, export, config, doctor):
     app.command()(command)
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")
 app.add_typer(cache, name="cache")
+app.add_typer(dataset, name="dataset")
 app.add_typer(label_studio, name="label-studio")
 
 

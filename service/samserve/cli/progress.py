@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +21,8 @@ Update: TypeAlias = Callable[[int, int | None], None]
 
 # Commands that end sooner write no lines of grid points.
 _LONG_S = 5.0
+# Between lines about images, which may go on for days.
+_LINE_INTERVAL_S = 60.0
 
 
 def _console() -> Console:
@@ -81,8 +85,67 @@ def item_progress(text: str, total: int, *, quiet: bool = False) -> Iterator[Cal
 
 
 @contextmanager
+def image_progress(text: str, total: int) -> Iterator[Callable[[bool], None]]:
+    """Show the number of processed images, the rate and the time left: a bar, or lines.
+
+    The yielded function counts one more image; its argument is whether there was work to do.  The
+    rate is that of images with work.
+    """
+    from rich.progress import MofNCompleteColumn, ProgressColumn, Task, TimeElapsedColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        # Not that of rich, which is of the last images: several are under way, and end together.
+        def render(self, task: Task) -> Text:
+            return Text(lines.speed(int(task.completed), total, task.elapsed or 0.0))
+
+    lines = TenPercentSteps(
+        lambda done, total: f"{text}: {done} of {total}", every_s=_LINE_INTERVAL_S, rate=_rate
+    )
+    numbers = itertools.count(1)
+    with _bar(text, total, (MofNCompleteColumn(), TimeElapsedColumn(), Speed()), lines) as update:
+
+        def advance(worked: bool) -> None:
+            lines.without_work += not worked
+            update(next(numbers), total)
+
+        yield advance
+
+
+@contextmanager
+def record_progress(text: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show the number of images of a data set that are done: a bar, or lines without a terminal.
+
+    *total* is None if it is unknown; the yielded function takes the number.  The lines begin when
+    the command has run for some seconds.
+    """
+    from rich.progress import MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    lines = TenPercentSteps(
+        lambda done, total: f"{text}: {done}{f' of {total}' if total else ''} images",
+        silent_s=_LONG_S,
+        every_s=_LINE_INTERVAL_S,
+        rate=_rate,
+    )
+    columns = (MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    # Results go to the same terminal while the bar is shown, or not to a terminal.
+    with _bar(text, total, columns, lines, redirect_stdout=sys.stdout.isatty()) as update:
+        yield lambda done: update(done, total)
+
+
+def _rate(per_s: float) -> str:
+    """Return the rate of a progress, of images."""
+    return f"{per_s:.2f} images/s" if per_s < 10 else f"{per_s:.0f} images/s"
+
+
+@contextmanager
 def _bar(
-    text: str, total: int | None, columns: Sequence[Any], fallback: Update
+    text: str,
+    total: int | None,
+    columns: Sequence[Any],
+    fallback: Update,
+    *,
+    redirect_stdout: bool = False,
 ) -> Iterator[Update]:
     """Yield the function that updates a bar; *fallback* without a terminal."""
     from rich.progress import BarColumn, Progress
@@ -93,7 +156,7 @@ def _bar(
         return
     shown = ("{task.description}", BarColumn(), *columns)
     # Standard output may be a pipe: the bar must not redirect it.
-    with Progress(*shown, console=console, redirect_stdout=False) as bar:
+    with Progress(*shown, console=console, redirect_stdout=redirect_stdout) as bar:
         task = bar.add_task(text, total=total)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -102,38 +165,53 @@ def _bar(
 class TenPercentSteps:
     """Writes a line of progress for each 10 %, with the time left at the speed until then.
 
-    Writes nothing in the first *silent_s* seconds.
+    Also writes one after *every_s* seconds, and nothing in the first *silent_s* seconds.  *rate*
+    returns a text for a number of items per second.  ``without_work`` counts items that took no
+    time, such as those that an earlier run has finished.
     """
 
     line: Callable[[int, int], str]
     shown: int = 0
     silent_s: float = 0.0
     now: Callable[[], float] = time.monotonic
+    every_s: float = math.inf
+    rate: Callable[[float], str] | None = None
+    without_work: int = 0
     _started: float = field(init=False)
+    _written: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self._started = self.now()
+        self._started = self._written = self.now()
 
     def __call__(self, done: int, total: int | None) -> None:
-        """Write a line if another 10 % is completed."""
+        """Write a line if another 10 % is completed, or the last one is long ago."""
         tenth = 10 * done // total if total else 0
-        elapsed = self.now() - self._started
-        if tenth == self.shown or elapsed < self.silent_s:
+        now = self.now()
+        elapsed = now - self._started
+        due = tenth != self.shown or now - self._written >= self.every_s
+        if not due or elapsed < self.silent_s:
             return
-        self.shown = tenth
-        write_note(f"{self.line(done, total or 0)}{_time_left(elapsed, done, total or 0)}")
+        self.shown, self._written = tenth, now
+        speed = self.speed(done, total or 0, elapsed)
+        write_note(", ".join(filter(None, (self.line(done, total or 0), speed))))
+
+    def speed(self, done: int, total: int, elapsed_s: float) -> str:
+        """Return the rate since the start, if there is one, and the time left."""
+        worked = done - self.without_work
+        rate = self.rate(worked / elapsed_s) if self.rate and worked and elapsed_s else ""
+        return ", ".join(filter(None, (rate, _time_left(elapsed_s, worked, total - done))))
 
 
-def _time_left(elapsed_s: float, done: int, total: int) -> str:
+def _time_left(elapsed_s: float, done: int, remaining: int) -> str:
     """Return the end of a line: the remaining time, or nothing if it is short or unknown."""
-    if not 0 < done < total:
+    if done <= 0 or remaining <= 0:
         return ""
-    left_s = round(elapsed_s * (total - done) / done)
+    left_s = round(elapsed_s * remaining / done)
     if left_s < 1:
         return ""
     minutes = round(left_s / 60)
     if left_s < 90:
-        return f", about {left_s} s left"
+        return f"about {left_s} s left"
     if minutes < 90:
-        return f", about {minutes} min left"
-    return f", about {minutes // 60} h {minutes % 60} min left"
+        return f"about {minutes} min left"
+    return f"about {minutes // 60} h {minutes % 60} min left"

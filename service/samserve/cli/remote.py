@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -14,8 +15,51 @@ from samserve.security import pem
 from samserve.settings.validation import describe
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class Connection:
+    """All that a client of a running server needs, with the content of files.
+
+    Picklable, for processes on other machines; without a representation, since it has secrets.
+    """
+
+    target: str
+    roots: bytes | None
+    private_key: bytes | None
+    certificate_chain: bytes | None
+    tls: bool
+    server_name: str
+    token: str
+    plaintext: bool
+
+    def client(self) -> Client:
+        """Return a client.  Raises `UsageError`, which never contains a token."""
+        try:
+            return Client(
+                self.target,
+                credentials=self._credentials(),
+                server_name=self.server_name,
+                token=self.token,
+                plaintext=self.plaintext,
+            )
+        except ValueError:
+            raise UsageError(
+                f"the token would be sent to {self.target} without TLS: set --ca, "
+                "SAMSERVE_CLIENT_TLS=true or SAMSERVE_CLIENT_PLAINTEXT=true on a trusted network"
+            ) from None
+
+    def _credentials(self) -> grpc.ChannelCredentials | None:
+        if not (self.tls or self.roots or self.certificate_chain):
+            return None
+        return grpc.ssl_channel_credentials(self.roots, self.private_key, self.certificate_chain)
+
+
 def client(target: str, ca_file: Path | None, token_file: Path | None) -> Client:
-    """Return a client of a running server; missing arguments come from the environment.
+    """Return a client of a running server, as `connection`."""
+    return connection(target, ca_file, token_file).client()
+
+
+def connection(target: str, ca_file: Path | None, token_file: Path | None) -> Connection:
+    """Read what a client needs; missing arguments come from the environment.
 
     Raises `UsageError`, which never contains a token, and `OSError`.
     """
@@ -28,20 +72,21 @@ def client(target: str, ca_file: Path | None, token_file: Path | None) -> Client
                 for part in error.errors(include_url=False, include_input=False)
             )
         ) from None
-    roots, name = _trusted(settings, ca_file)
-    try:
-        return Client(
-            target,
-            credentials=_tls(settings, roots),
-            server_name=settings.server_name or name,
-            token=_token(settings, token_file),
-            plaintext=settings.plaintext,
-        )
-    except ValueError:
+    if (settings.cert_file is None) != (settings.key_file is None):
         raise UsageError(
-            f"the token would be sent to {target} without TLS: set --ca, SAMSERVE_CLIENT_TLS=true "
-            "or SAMSERVE_CLIENT_PLAINTEXT=true on a trusted network"
-        ) from None
+            "SAMSERVE_CLIENT_CERT_FILE and SAMSERVE_CLIENT_KEY_FILE require each other"
+        )
+    roots, name = _trusted(settings, ca_file)
+    return Connection(
+        target,
+        roots,
+        _content(settings.key_file),
+        _certificates(settings.cert_file),
+        settings.tls,
+        settings.server_name or name,
+        _token(settings, token_file),
+        settings.plaintext,
+    )
 
 
 def _trusted(settings: ClientSettings, ca_file: Path | None) -> tuple[bytes | None, str]:
@@ -61,20 +106,6 @@ def _server_certificate(path: Path) -> tuple[bytes, str]:
         return pem.first_certificate(path.read_bytes())
     except pem.InvalidPem:
         raise UsageError(f"{path}: contains no PEM certificate") from None
-
-
-def _tls(settings: ClientSettings, roots: bytes | None) -> grpc.ChannelCredentials | None:
-    if (settings.cert_file is None) != (settings.key_file is None):
-        raise UsageError(
-            "SAMSERVE_CLIENT_CERT_FILE and SAMSERVE_CLIENT_KEY_FILE require each other"
-        )
-    if not (settings.tls or roots or settings.cert_file):
-        return None
-    return grpc.ssl_channel_credentials(
-        root_certificates=roots,
-        private_key=_content(settings.key_file),
-        certificate_chain=_certificates(settings.cert_file),
-    )
 
 
 def _token(settings: ClientSettings, token_file: Path | None) -> str:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from samserve.cli import progress, remote
+from samserve.annotate.retries import describe
+from samserve.cli import bulk, progress, remote
 from samserve.cli.configuration import Sections, load_settings
 from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import CommandError
-from samserve.client import Client, SamserveClientError, Unavailable
+from samserve.client import Client, SamserveClientError
 from samserve.errors import SamserveError
 
 if TYPE_CHECKING:
+    from samserve.annotate.gateways import Gateways
     from samserve.settings import Settings
 
 _T = TypeVar("_T")
@@ -51,22 +52,36 @@ async def connected(endpoint: Endpoint, model: str | None = None) -> AsyncIterat
         async with remote_client as client:
             yield client
         return
-    async with _in_process(endpoint.config, endpoint.assignments, model) as client:
+    async with serving(settings_of(endpoint, model)) as client:
         yield client
 
 
 @asynccontextmanager
-async def _in_process(
-    config: Path | None, assignments: Sequence[str] | None, model: str | None
-) -> AsyncIterator[Client]:
+async def connected_to_all(
+    endpoints: Sequence[Endpoint], model: str | None = None
+) -> AsyncIterator[Gateways]:
+    """Open a client of each server, as `connected` does, to use them evenly."""
+    from samserve.annotate.gateways import Gateways
+
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(each, model)) for each in endpoints]
+        names = [each.server or "the server" for each in endpoints]
+        yield Gateways(clients, names, on_retry=bulk.note_retry)
+
+
+def settings_of(endpoint: Endpoint, model: str | None) -> Settings:
+    """Return the settings of a server for one command, with the models as in `connected`."""
+    settings = load_settings(endpoint.config, endpoint.assignments, _PRIVATE)
+    return settings if model is None else _with_one_model(settings, model)
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Client]:
     """Run a server for this process only and open a client of it."""
     from samserve import app
     from samserve.telemetry import logs
 
-    settings = load_settings(config, assignments, _PRIVATE)
     logs.configure(settings.log)
-    if model is not None:
-        settings = _with_one_model(settings, model)
     async with AsyncExitStack() as stack:
         with progress.spinner("starting a server in this process"):
             service = await stack.enter_async_context(app.running(settings))
@@ -92,17 +107,3 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
         raise CommandError(describe(error)) from error
     except SamserveError as error:
         raise CommandError(error.message) from error
-
-
-def describe(error: SamserveClientError) -> str:
-    """Return one line with the server's error, or that the server is unreachable."""
-    if unreachable(error):
-        return f"the server is unreachable: {error.message}"
-    if not error.request_id:
-        return error.message  # raised by the client itself
-    return f"{error.message} ({error.reason or error.code}, request {error.request_id})"
-
-
-def unreachable(error: SamserveClientError) -> bool:
-    """Return whether the call got no response from a server."""
-    return isinstance(error, Unavailable) and not error.reason

@@ -36,12 +36,50 @@ class Labeling:
 
     async def open(self, project: int, task: int) -> None:
         """Open a task, and switch auto-annotation on."""
-        await self.page.goto(f"{self._server.url}/projects/{project}/data?task={task}")
-        await self.page.wait_for_function(_READY, timeout=_WAIT_MS)
-        await self.page.locator(".lsf-image-view canvas, .konvajs-content canvas").first.wait_for()
+        await self.show(project, task)
         toggle = self.page.get_by_label("Auto-Annotation")
         if not await toggle.is_checked():
             await self.page.get_by_text("Auto-Annotation").click()
+
+    async def show(self, project: int, task: int) -> None:
+        """Open a task; its annotation begins as its prediction."""
+        await self.page.goto(f"{self._server.url}/projects/{project}/data?task={task}")
+        await self.page.wait_for_function(_READY, timeout=_WAIT_MS)
+        await self.page.locator(".lsf-image-view canvas, .konvajs-content canvas").first.wait_for()
+
+    async def relabel_first(self, control: str, label: str) -> None:
+        """Change the label of the first region of the list."""
+        await self.page.locator(".lsf-outliner-item").first.click()
+        await self._label(control, label)
+        await self.page.wait_for_function(
+            f"(label) => {_SELECTED}.regions.some((each) => each.labels.includes(label))",
+            arg=label,
+            timeout=_WAIT_MS,
+        )
+        await self.page.keyboard.press("Escape")
+
+    async def draw_box(
+        self, control: str, label: str, x0: float, y0: float, x1: float, y1: float
+    ) -> None:
+        """Draw a rectangle by hand."""
+        before = len(await self.regions())
+        await self._label(control, label)
+        await self.page.mouse.move(*await self._on_screen(x0, y0))
+        await self.page.mouse.down()
+        await self.page.mouse.move(*await self._on_screen((x0 + x1) / 2, (y0 + y1) / 2))
+        await self.page.mouse.move(*await self._on_screen(x1, y1))
+        await self.page.mouse.up()
+        await self.page.wait_for_function(
+            f"(before) => {_SELECTED}.regions.length === before + 1", arg=before, timeout=_WAIT_MS
+        )
+
+    async def _label(self, control: str, label: str) -> None:
+        """Click on a label of a control."""
+        names = await self.page.evaluate(
+            f"() => {_SELECTED}.toNames.get('image').map((each) => each.name)"
+        )
+        group = self.page.locator(".lsf-labels").nth(names.index(control))
+        await group.locator(".lsf-label").filter(has_text=label).first.click()
 
     async def keep_label(self) -> None:
         """Keep labels selected after each click, as the settings of the interface offer."""

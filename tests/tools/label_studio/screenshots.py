@@ -10,10 +10,10 @@ from pathlib import Path
 import skimage.data
 from PIL import Image
 from playwright.async_api import Page, async_playwright
-from samserve.bridge.tools.label_studio.label_config import LabelConfig
 from samserve.bridge.tools.label_studio.preannotation import Target
-from samserve.bridge.tools.label_studio.results import prediction
 from samserve.client import SyncClient
+from samserve.datasets.label_studio.label_config import LabelConfig
+from samserve.datasets.label_studio.regions import prediction
 
 from harness.bridge import BridgeServer
 from harness.gateway import GatewayServer

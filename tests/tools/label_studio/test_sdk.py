@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from samserve.bridge.tools.label_studio import rle
-from samserve.bridge.tools.label_studio.label_config import LabelConfig
-from samserve.bridge.tools.label_studio.results import Place, of_mask, prediction
+from samserve.bridge.tools.label_studio.results import of_mask
 from samserve.client import Mask, Polygon, Polygons
 from samserve.core import run_lengths
+from samserve.datasets.label_studio import rle
+from samserve.datasets.label_studio.label_config import LabelConfig
+from samserve.datasets.label_studio.regions import Place, prediction
 from samserve.types import Size
 
 from harness.label_studio import PROGRAM

@@ -1,0 +1,1 @@
+"""`samserve dataset`: conversion, check and contact sheets of data sets."""
