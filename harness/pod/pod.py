@@ -33,10 +33,16 @@ class Pod:
     """
 
     def __init__(
-        self, spec: Mapping[str, Any], references: References, *, host: str = HOST
+        self,
+        spec: Mapping[str, Any],
+        references: References,
+        *,
+        host: str = HOST,
+        annotations: Mapping[str, str] | None = None,
     ) -> None:
         """Configure the pod; *host* is its address, on loopback, which the probes use."""
         self._host = host
+        self._annotations = annotations or {}
         self._spec = spec
         self._references = references
         self._ports: dict[int, int] = {}
@@ -70,7 +76,11 @@ class Pod:
         ports = ports_of(self._spec)
         self._ports = dict(zip(ports, free_ports(len(ports)), strict=True))
         volumes = Volumes(self._spec["volumes"], self._references, self._folder, self._ports)
-        pod_fields = {"metadata.uid": str(uuid.uuid4()), "status.podIP": self._host}
+        pod_fields = {
+            "metadata.uid": str(uuid.uuid4()),
+            "status.podIP": self._host,
+            **{f"metadata.annotations['{key}']": text for key, text in self._annotations.items()},
+        }
 
         def create(spec: Mapping[str, Any]) -> Container:
             assert self._folder is not None

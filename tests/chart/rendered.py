@@ -84,10 +84,10 @@ def only(objects: list[Object], kind: str) -> Object:
 
 
 def pods(objects: list[Object]) -> list[Object]:
-    """Return the pods and the pod templates of Deployments."""
+    """Return the pods and the pod templates of Deployments and Jobs."""
     return [
-        each["spec"]["template"] if each["kind"] == "Deployment" else each
-        for each in of_kind(objects, "Deployment", "Pod")
+        each if each["kind"] == "Pod" else each["spec"]["template"]
+        for each in of_kind(objects, "Deployment", "Job", "Pod")
     ]
 
 

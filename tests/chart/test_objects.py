@@ -24,7 +24,7 @@ from tests.chart.rendered import (
     render,
 )
 
-# Secrets in `ci/production-values.yaml` and `ci/bridge-values.yaml`, with their keys.
+# Secrets in the values files of `ci/`, with their keys.
 SECRETS = {
     "samserve-tls": {"tls.crt", "tls.key"},
     "samserve-ca": {"ca.crt"},
@@ -39,7 +39,7 @@ SECRETS = {
     "valkey-tls": {"ca.crt"},
     "valkey-client": {"tls.crt", "tls.key"},
 }
-CLAIMS = {"models", "tensorrt"}
+CLAIMS = {"images", "models", "tensorrt"}
 
 
 def labels(each: Object) -> dict[str, str]:
@@ -60,7 +60,7 @@ def ports_of(pod: Object) -> dict[str, int]:
 
 
 def replicas(objects: list[Object]) -> list[Object]:
-    return [each["spec"]["template"] for each in of_kind(objects, "Deployment")]
+    return [each["spec"]["template"] for each in of_kind(objects, "Deployment", "Job")]
 
 
 @for_each_values_file

@@ -5,11 +5,6 @@
 app.kubernetes.io/component: bridge
 {{- end -}}
 
-{{- /* The headless Service, whose name stands for every gateway. */ -}}
-{{- define "samserve.bridge.target" -}}
-{{- printf "dns:///%s-headless.%s:50051" (include "samserve.fullname" .) .Release.Namespace -}}
-{{- end -}}
-
 {{- /* The bridge's settings as TOML. Settings that the chart computes override `bridge.config`. */ -}}
 {{- define "samserve.bridge.config" -}}
 {{- $bridge := .Values.bridge -}}
@@ -19,7 +14,7 @@ app.kubernetes.io/component: bridge
 {{- $listener := dict "host" "::" "port" 9090 "admin_host" "::" "admin_port" 9091
     "allow_plaintext" (eq $bridge.tlsSecret "") "grace_period_s" .Values.shutdown.gracePeriodSeconds
     "allowed_hosts" (join "," (concat $hosts $bridge.allowedHosts)) -}}
-{{- $gateways := dict "targets" (include "samserve.bridge.target" .) -}}
+{{- $gateways := dict "targets" (include "samserve.gatewayTarget" .) -}}
 {{- if .Values.tls.secret -}}
 {{- $service := printf "%s.%s" (include "samserve.fullname" .) .Release.Namespace -}}
 {{- $_ := set $gateways "tls" true -}}

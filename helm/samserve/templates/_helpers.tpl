@@ -28,6 +28,11 @@ app.kubernetes.io/component: gateway
 app.kubernetes.io/component: triton
 {{- end -}}
 
+{{- /* The headless Service, whose name stands for every gateway. */ -}}
+{{- define "samserve.gatewayTarget" -}}
+{{- printf "dns:///%s-headless.%s:50051" (include "samserve.fullname" .) .Release.Namespace -}}
+{{- end -}}
+
 {{- /* `pod` or `split` with `engine: triton`, otherwise `onnx`. */ -}}
 {{- define "samserve.topology" -}}
 {{- ternary .Values.topology "onnx" (eq .Values.engine "triton") -}}

@@ -60,6 +60,9 @@
 {{- fail "bridge.labelStudio.tokenSecret: requires bridge.labelStudio.url" -}}
 {{- end -}}
 {{- end -}}
+{{- if $values.annotate.enabled -}}
+{{- include "samserve.annotate.validate" . -}}
+{{- end -}}
 {{- with $values.auth.jwt -}}
 {{- if and .secret (not (and .issuer .audience)) -}}
 {{- fail "auth.jwt.secret: requires auth.jwt.issuer and auth.jwt.audience" -}}
