@@ -39,12 +39,13 @@ PARTS = {
     "large": "AutoMask of an image of 48 megapixels",
     "memory": "peak memory of an AutoMask with 1,024 points",
     "automask": "AutoMask with 256 points, against the generator of segment-anything",
+    "annotate": "`samserve annotate` over 200 images, against one image after another",
     "families": "SAM 2.1, EdgeTAM and MobileSAM, against transformers and segment-anything",
     "soak": "memory and errors at 80 % load for many minutes",
 }
 """Each is a module of this package with a function ``run``."""
 
-SEPARATE = ("web", "families", "soak")
+SEPARATE = ("web", "annotate", "families", "soak")
 """Parts that take long, or need a browser, and run only by their names."""
 
 

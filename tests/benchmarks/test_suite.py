@@ -58,6 +58,15 @@ def test_browser_decodes_the_masks_of_the_server(plan: Plan) -> None:
     assert all(each.values for each in result.figures)
 
 
+def test_annotate_finds_the_masks_of_the_loop(plan: Plan) -> None:
+    (comparison,) = measured("annotate", plan).comparisons
+
+    assert re.fullmatch(
+        r"[1-9]\d* masks, 0 images with other masks, least part of equal pixels 1.000000",
+        comparison.agreement,
+    )
+
+
 def test_automask_finds_the_masks_of_the_plain_graph(plan: Plan) -> None:
     result = measured("automask", plan)
 
