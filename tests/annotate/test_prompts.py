@@ -206,6 +206,23 @@ async def test_a_list_of_results_needs_the_file_of_its_images(
     assert (annotation.score, annotation.category_id, summary.masks) == (0.75, 9, 1)
 
 
+async def test_a_list_of_results_alone_names_the_option_that_it_needs(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([{"image_id": 1, "bbox": [9, 9, 30, 30], "score": 0.75}]))
+
+    with pytest.raises(InvalidRequest, match="--image-list must name the COCO file"):
+        GivenPrompts.read(results, Kind.BOXES, ["a.png"])
+
+
+async def test_annotations_whose_keypoints_are_not_labelled_are_left_out(tmp_path: Path) -> None:
+    file = coco_file(tmp_path, a=[{"keypoints": [0, 0, 0] * 17}, {"keypoints": [9, 8, 1, 0, 0, 0]}])
+
+    prompts = GivenPrompts.read(file, Kind.POINTS, ["a.png"])
+
+    (annotation,) = prompts.annotations["a.png"]
+    assert (annotation.point_coords, prompts.unlabelled) == (((9, 8),), 1)
+
+
 async def test_images_are_annotated_again_when_their_prompts_change(
     gateways: Gateways, tmp_path: Path
 ) -> None:
@@ -246,8 +263,8 @@ async def test_boxes_are_in_the_image_as_displayed(gateways: Gateways, tmp_path:
     ("kind", "given", "text"),
     [
         (Kind.BOXES, {"point_coords": [[1, 1]]}, "annotation 101: has no bbox"),
-        (Kind.POINTS, {"bbox": [1, 1, 2, 2]}, "has neither point_coords nor labelled keypoints"),
-        (Kind.POINTS, {"keypoints": [1, 1, 0]}, "has neither point_coords nor labelled keypoints"),
+        (Kind.POINTS, {"bbox": [1, 1, 2, 2]}, "has neither point_coords nor keypoints"),
+        (Kind.POINTS, {"keypoints": []}, "has neither point_coords nor keypoints"),
         (Kind.POINTS, {"keypoints": [1, 1]}, "keypoints: must be a list of numbers"),
         (Kind.POINTS, {"keypoints": ["1", 1, 2]}, "keypoints: must be a list of numbers"),
         (Kind.BOXES, {"bbox": [1, 1, 2]}, "bbox"),

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 from samserve.cli import progress
+from samserve.cli.dataset import sheet as sheets
 from samserve.core import rle
-from samserve.datasets import coco, reading, sa1b
+from samserve.datasets import coco, image_files, reading, sa1b
 from samserve.datasets.formats import WriteOptions
 from samserve.datasets.types import Annotation, Category, DataSet, ImageRecord
 from samserve.types import Size
@@ -189,6 +191,20 @@ def test_check_prints_findings_and_their_numbers(
     assert (rows[0]["place"], rows[0]["annotation"]) == ("sub folder/0.jpg", None)
 
 
+def test_findings_replace_no_file_of_the_data_set(samserve: Command, source: Path) -> None:
+    record = source / "records" / "sub folder" / "0.jpg.json"
+    for path, target in ((record, record), (source, record), (source, source / "dataset.json")):
+        before = target.read_bytes()
+        refused = samserve("dataset", "check", path, "--json", target)
+
+        text = f"--json {target}: is a file of the data set: name another one"
+        assert (refused.code, refused.error) == (2, text)
+        assert target.read_bytes() == before
+
+    for _ in range(2):
+        assert samserve("dataset", "check", source, "--json", source / "a.jsonl").code == 0
+
+
 def test_check_lists_a_limited_number_of_findings(samserve: Command, tmp_path: Path) -> None:
     records = [replace(RECORDS[0], file_name=f"{n}.jpg", image_id=n) for n in range(150)]
     for record in records:
@@ -256,3 +272,57 @@ def test_show_draws_without_the_images_and_leaves_out_what_is_not_valid(
         "1 image is drawn without a readable file of its size: --images DIR names their folder"
     )
     assert third.startswith("wrote ")
+
+
+def test_captions_have_only_characters_that_the_font_has() -> None:
+    # A precomposed letter, and one with a combining accent.
+    assert sheets._legible("M\u00fcnchen/Cafe\u0301 \u65e5 1\n.jpg") == "Munchen/Cafe ? 1?.jpg"
+
+
+def test_image_files_beside_a_data_set_are_its_own_only_if_it_names_them(
+    samserve: Command, source: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    exported = folder / "exported.json"
+    assert samserve("dataset", "convert", source, "--to", "coco", "--out", exported).code == 0
+    photo(folder / "sheet.png", SIZE)
+
+    with_images = samserve("dataset", "check", exported)
+    elsewhere = exported.rename(tmp_path / "exported.json")
+    photo(tmp_path / "sheet.png", SIZE)
+    without = samserve("dataset", "check", elsewhere)
+
+    # The other image has no record, and is no finding.
+    assert (with_images.code, with_images.err) == (0, "")
+    assert (without.code, "image files were not compared" in without.err) == (0, True)
+    assert "sheet.png: the image has no record" in (
+        samserve("dataset", "check", elsewhere, "--images", folder).out
+    )
+
+
+def test_the_source_of_a_data_set_may_be_a_single_image(samserve: Command, tmp_path: Path) -> None:
+    record = replace(RECORDS[0], file_name="0.jpg")
+    photo(tmp_path / "0.jpg", SIZE)
+    photo(tmp_path / "other.jpg", SIZE)
+    sa1b.write_file(sa1b.record_path(tmp_path / "out" / "records", record.file_name), record)
+    sa1b.write_description(tmp_path / "out", CATEGORIES, source=str(tmp_path / "0.jpg"))
+
+    checked = samserve("dataset", "check", tmp_path / "out")
+
+    assert (checked.code, checked.err) == (0, "")
+
+
+def test_heic_images_are_compared(
+    samserve: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Another test may have made Pillow read them.
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    image_files.register_heif.cache_clear()
+    record = replace(RECORDS[0], file_name="0.heic")
+    image = Image.new("RGB", (SIZE.width, SIZE.height))
+    pillow_heif.from_pillow(image).save(tmp_path / "0.heic")
+    coco.write(DataSet([record], CATEGORIES), tmp_path / "data.json", WriteOptions())
+
+    checked = samserve("dataset", "check", tmp_path / "data.json", "--images", tmp_path)
+
+    assert (checked.code, checked.err) == (0, "")

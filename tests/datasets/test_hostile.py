@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from samserve.core import run_lengths
 from samserve.datasets import image_files, json_files, reading
 from samserve.datasets.checking import Check
 from samserve.datasets.coco import read_results
 from samserve.datasets.files import walk
 from samserve.datasets.formats import WriteOptions
-from samserve.datasets.types import Category, DataSet
+from samserve.datasets.types import Annotation, Category, DataSet, ImageRecord
 from samserve.errors import InvalidRequest
 from samserve.types import Size
 
@@ -111,6 +113,38 @@ def test_coco_files_that_are_not_valid_are_named_with_the_place(tmp_path: Path) 
             wrong.append((text[:100], expected, found))
         assert len(found) < 1000
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('{"info": {"image": 1}, "images": []}', "coco"),
+        ('\ufeff { "annotations" : [{"image": "a"}], "images": []}', "coco"),
+        ('{"images": [{"id": 1}, {"image": ', "coco"),
+        ('{"image": {"images": [], "categories": 3}, "annotations": []}', "sa1b"),
+        ('{"annotations": [], "image": {', "sa1b"),
+    ],
+)
+def test_formats_are_found_by_the_keys_of_the_file_itself(
+    text: str, name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+
+    assert reading.identify(path).name == name
+
+
+def test_an_image_id_beyond_64_bits_is_one_finding(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    images = [{**IMAGE, "id": 10**400}, IMAGE]
+    path.write_text(
+        json.dumps({"images": images, "annotations": [{"image_id": 1, "bbox": [0] * 4}]})
+    )
+
+    found = [each.place for each in Check(reading.open_dataset(path)).findings()]
+
+    assert found[0] == f"{path}: images[0]: id"
+    assert found[1:] == ["a.jpg"]
 
 
 def test_results_that_are_not_valid_are_named_with_the_place(tmp_path: Path) -> None:
@@ -276,6 +310,19 @@ def test_names_of_categories_that_xml_cannot_hold_are_named(
     with pytest.raises(InvalidRequest, match="categories: has a character that XML cannot hold"):
         target.write(data, tmp_path / "out", WRITE)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format_name", ["sa1b", "coco", "yolo", "label-studio", "cvat"])
+def test_masks_that_cannot_be_written_are_named_with_their_image(
+    format_name: str, tmp_path: Path
+) -> None:
+    annotation = Annotation(run_lengths.encode(np.ones((2, 2), np.bool_)), id=1, category_id=1)
+    record = ImageRecord("a.jpg", Size(3, 4), (annotation,), image_id=1)
+    target = reading.find_format(format_name)
+    assert target.write is not None
+
+    with pytest.raises(InvalidRequest, match=r"^a\.jpg: segmentation: is of 2x2 pixels"):
+        target.write(DataSet([record], (Category(1, "a"),)), tmp_path / "out", WRITE)
 
 
 def test_a_coco_file_takes_memory_for_its_text_not_for_its_objects(tmp_path: Path) -> None:

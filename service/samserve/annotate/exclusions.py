@@ -68,7 +68,7 @@ class Exclusions:
 
         Raises `samserve.errors.InvalidRequest` for one that is not valid, and ``OSError``.
         """
-        data = reading.open_dataset(path, images=reading.find_images(path))
+        data = reading.open_dataset(path, images=reading.path_of(reading.find_images(path)))
         found = match(data.images, names, Masks.of)
         return cls({name: each for name, each in found.values.items() if each.masks}, found.others)
 
@@ -82,7 +82,7 @@ def read_single(path: Path, name: str) -> Masks:
     """
     if path.is_file() and reading.identify(path) is coco.RESULTS:
         return _of_results(path)
-    data = reading.open_dataset(path, images=reading.find_images(path))
+    data = reading.open_dataset(path, images=reading.path_of(reading.find_images(path)))
     first, second, *_ = (*itertools.islice(data.images, 2), None, None)
     if first is not None and second is None:
         return Masks.of(first)

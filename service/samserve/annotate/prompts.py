@@ -16,7 +16,7 @@ from samserve.annotate.gateways import Gateways
 from samserve.annotate.matching import match
 from samserve.annotate.types import LoadedImage, Segmented
 from samserve.client import Client, HqMode, Mask, Prompt
-from samserve.datasets import pixels, reading
+from samserve.datasets import coco, pixels, reading
 from samserve.datasets.types import Annotation, Category, ImageRecord, Origin, Polygons, Xywh
 from samserve.errors import InvalidRequest, Violations
 from samserve.types import CocoRle, EncodedImage, Size
@@ -39,13 +39,15 @@ class GivenPrompts:
     """The annotations of a detector's data set, without pixels, by the names of their images.
 
     ``categories`` are those of the data set, ``others`` counts its images that are not annotated
-    in this run.
+    in this run, ``unlabelled`` the annotations whose keypoints are all not labelled, which are left
+    out.
     """
 
     kind: Kind
     annotations: Mapping[str, tuple[Annotation, ...]]
     categories: tuple[Category, ...] = ()
     others: int = 0
+    unlabelled: int = 0
 
     @classmethod
     def read(
@@ -57,16 +59,25 @@ class GivenPrompts:
         `samserve.errors.InvalidRequest` for a data set that is not valid, and for an annotation
         without a box or without points; and ``OSError``.
         """
-        data = reading.open_dataset(path, images=image_list or reading.find_images(path))
+        if image_list is None and reading.identify(path) is coco.RESULTS:
+            text = "is a list of results: --image-list must name the COCO file with their images"
+            raise InvalidRequest(str(path), text)
+        data = reading.open_dataset(
+            path, images=image_list or reading.path_of(reading.find_images(path))
+        )
+        unlabelled = 0
 
         def prompts_of(record: ImageRecord) -> tuple[Annotation, ...]:
-            return tuple(
+            nonlocal unlabelled
+            found = [
                 _prompting(each, number, record, kind)
                 for number, each in enumerate(record.annotations)
-            )
+            ]
+            unlabelled += found.count(None)
+            return tuple(each for each in found if each is not None)
 
         found = match(data.images, names, prompts_of)
-        return cls(kind, found.values, data.categories, found.others)
+        return cls(kind, found.values, data.categories, found.others, unlabelled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +163,13 @@ class PromptSegmenter:
         return Prompt(points=points)
 
 
-def _prompting(annotation: Annotation, number: int, record: ImageRecord, kind: Kind) -> Annotation:
-    """Return an annotation without pixels, with what is its prompt."""
+def _prompting(
+    annotation: Annotation, number: int, record: ImageRecord, kind: Kind
+) -> Annotation | None:
+    """Return an annotation without pixels, with what is its prompt.
+
+    None for one whose keypoints are all not labelled: COCO has these for people in the distance.
+    """
     place = f"{record.file_name}: {_name(annotation, number)}"
     bare = replace(annotation, segmentation=None, area=None, crop_box=None)
     if kind is Kind.BOXES:
@@ -161,9 +177,12 @@ def _prompting(annotation: Annotation, number: int, record: ImageRecord, kind: K
         if box is None:
             raise InvalidRequest(place, "has no bbox")
         return replace(bare, box=box, point_coords=())
-    points = annotation.point_coords or _keypoints(annotation.attributes.get("keypoints"), place)
+    keypoints = annotation.attributes.get("keypoints")
+    points = annotation.point_coords or _keypoints(keypoints, place)
+    if not points and keypoints:
+        return None
     if not points:
-        raise InvalidRequest(place, "has neither point_coords nor labelled keypoints")
+        raise InvalidRequest(place, "has neither point_coords nor keypoints")
     return replace(bare, box=None, point_coords=points)
 
 

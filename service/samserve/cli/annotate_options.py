@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -59,6 +59,8 @@ class RunOptions:
 @dataclass(frozen=True, slots=True)
 class Endpoints:
     """The servers of a command, used evenly; without any, one starts in this process."""
+
+    help_panel: ClassVar[str] = "Server"
 
     server: Annotated[
         list[str] | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -13,6 +13,8 @@ from samserve.cli.errors import UsageError
 @dataclass(frozen=True, slots=True)
 class RayOptions:
     """The cluster of a run; without an address, it runs on this machine."""
+
+    help_panel: ClassVar[str] = "Ray cluster"
 
     address: Annotated[
         str,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
 
@@ -40,6 +40,8 @@ def _number(help_text: str) -> Any:
 @dataclass(frozen=True, slots=True)
 class AutoMaskFlags:
     """The options as given on the command line; None or False for one that is not given."""
+
+    help_panel: ClassVar[str] = "AutoMask"
 
     points_per_side: Annotated[int | None, _whole("Grid points per side. Default: 32.")] = None
     points_per_batch: Annotated[int | None, _whole("Points per decoder call. Default: 64.")] = None

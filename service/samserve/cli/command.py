@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import Parameter
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.models import OptionInfo
 
 from samserve.cli import renames
 from samserve.cli.errors import UsageError
@@ -22,7 +24,8 @@ class Commands(typer.Typer):
     """A set of commands whose option values must be UTF-8, except file names.
 
     Other values that are not UTF-8 could neither be sent nor compared.  A parameter whose type is a
-    dataclass is replaced by one option for each field of it.
+    dataclass is replaced by one option for each field of it, in the panel of the help that its
+    class variable ``help_panel`` names.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -67,11 +70,21 @@ def _expand_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 def _options(group: type[Any]) -> Iterator[Parameter]:
     hints = get_type_hints(group, include_extras=True)
+    panel = getattr(group, "help_panel", None)
     for field in fields(group):
         default = Parameter.empty if field.default is MISSING else field.default
-        yield Parameter(
-            field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
-        )
+        annotation = hints[field.name] if panel is None else _in_panel(hints[field.name], panel)
+        yield Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _in_panel(annotation: Any, panel: str) -> Any:
+    kind, *details = get_args(annotation)
+    # Other groups may share the option.
+    copies = [copy.copy(each) for each in details]
+    for each in copies:
+        if isinstance(each, OptionInfo):
+            each.rich_help_panel = panel
+    return Annotated[kind, *copies]
 
 
 class _Group(TyperGroup):

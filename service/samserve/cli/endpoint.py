@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -18,6 +18,8 @@ class Endpoint:
 
     *ca* and *token_file* override the connection settings of the environment.
     """
+
+    help_panel: ClassVar[str] = "Server"
 
     server: Annotated[
         str,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class ExcludeFlags:
     """The masks to exclude, and how candidates are compared with them."""
+
+    help_panel: ClassVar[str] = "Excluded masks"
 
     exclude: Annotated[
         Path | None,

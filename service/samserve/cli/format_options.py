@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 
@@ -20,6 +20,8 @@ FormatName = Literal["coco_rle", "uncompressed_rle", "binary_mask", "png", "poly
 @dataclass(frozen=True, slots=True)
 class FormatFlags:
     """The options as given on the command line; None for one that is not given."""
+
+    help_panel: ClassVar[str] = "Mask format"
 
     mask_format: Annotated[
         FormatName,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from samserve.cli.errors import UsageError
 from samserve.cli.exclude_options import errors_of_file, others_note
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class GivenPromptsFlags:
     """A detector's data set, of which each annotation gets a mask."""
+
+    help_panel: ClassVar[str] = "Given prompts"
 
     boxes: Annotated[
         Path | None,
@@ -66,6 +68,8 @@ class GivenPromptsFlags:
         count = sum(map(len, given.annotations.values()))
         others = others_note(path, given.others)
         write_note(f"{kind.value}: {count}, in images: {len(given.annotations)}{others}")
+        if given.unlabelled:
+            write_note(f"without a mask, as no keypoint is labelled: {given.unlabelled}")
         if not given.annotations:
             write_note(
                 f"hint: no image has {kind.value}: each file_name must be the path relative to "

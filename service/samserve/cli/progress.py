@@ -23,6 +23,8 @@ Update: TypeAlias = Callable[[int, int | None], None]
 _LONG_S = 5.0
 # Between lines about images, which may go on for days.
 _LINE_INTERVAL_S = 60.0
+# In characters: leaves space for the rate and the time left on a terminal of 80.
+_SHORT_BAR = 16
 
 
 def _console() -> Console:
@@ -92,18 +94,25 @@ def image_progress(text: str, total: int) -> Iterator[Callable[[bool], None]]:
     rate is that of images with work.
     """
     from rich.progress import MofNCompleteColumn, ProgressColumn, Task, TimeElapsedColumn
+    from rich.table import Column
     from rich.text import Text
 
     class Speed(ProgressColumn):
         # Not that of rich, which is of the last images: several are under way, and end together.
+        shown = (0, "")
+
         def render(self, task: Task) -> Text:
-            return Text(lines.speed(int(task.completed), total, task.elapsed or 0.0))
+            done = int(task.completed)
+            if done != self.shown[0]:
+                self.shown = (done, lines.speed(done, total, task.elapsed or 0.0))
+            return Text(self.shown[1])
 
     lines = TenPercentSteps(
         lambda done, total: f"{text}: {done} of {total}", every_s=_LINE_INTERVAL_S, rate=_rate
     )
     numbers = itertools.count(1)
-    with _bar(text, total, (MofNCompleteColumn(), TimeElapsedColumn(), Speed()), lines) as update:
+    columns = (MofNCompleteColumn(), TimeElapsedColumn(), Speed(Column(no_wrap=True)))
+    with _bar(text, total, columns, lines, bar_width=_SHORT_BAR) as update:
 
         def advance(worked: bool) -> None:
             lines.without_work += not worked
@@ -146,6 +155,7 @@ def _bar(
     fallback: Update,
     *,
     redirect_stdout: bool = False,
+    bar_width: int = 40,
 ) -> Iterator[Update]:
     """Yield the function that updates a bar; *fallback* without a terminal."""
     from rich.progress import BarColumn, Progress
@@ -154,7 +164,7 @@ def _bar(
     if not console.is_terminal:
         yield fallback
         return
-    shown = ("{task.description}", BarColumn(), *columns)
+    shown = ("{task.description}", BarColumn(bar_width), *columns)
     # Standard output may be a pipe: the bar must not redirect it.
     with Progress(*shown, console=console, redirect_stdout=redirect_stdout) as bar:
         task = bar.add_task(text, total=total)

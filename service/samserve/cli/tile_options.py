@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -23,6 +23,8 @@ _OVERLAP = 8
 @dataclass(frozen=True, slots=True)
 class TileFlags:
     """How images are cut into tiles; without a side, they are not."""
+
+    help_panel: ClassVar[str] = "Large images"
 
     tile: Annotated[
         int | None,
@@ -62,6 +64,8 @@ class TileFlags:
 @dataclass(frozen=True, slots=True)
 class GeoJsonFlags:
     """Whether GeoJSON files are written."""
+
+    help_panel: ClassVar[str] = "Large images"
 
     geojson: Annotated[
         bool | None,

@@ -154,7 +154,7 @@ def _register_heif() -> None:
 def _heic_hint(prefix: bytes) -> str:
     if not _is_heif(prefix) or "HEIF" in Image.OPEN:
         return ""
-    return "is a HEIC file: pip install 'samserve[heif]' (or pillow-heif), or save it as JPEG"
+    return "is a HEIC file: install its decoder with pip install pillow-heif, or save it as JPEG"
 
 
 def _check_size(opened: ImageFile, name: str) -> None:

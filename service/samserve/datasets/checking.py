@@ -50,11 +50,13 @@ class Finding:
 class Check:
     """A check of a data set; after `findings`, the numbers of what it contains.
 
-    *images* is the folder of the image files; without it, these are not looked at.
+    *images_folder* is that of the image files; without it, these are not looked at.  *complete* is
+    whether each image in it should have a record.
     """
 
     data: DataSet
     images_folder: Path | None = None
+    complete: bool = True
     images: int = 0
     annotations: int = 0
     _names: set[str] = field(default_factory=set)
@@ -157,7 +159,7 @@ class Check:
 
     def _without_record(self) -> Iterator[Finding]:
         """Yield the images of the folder that have no record."""
-        if self.images_folder is None:
+        if self.images_folder is None or not self.complete:
             return
         # That of an image may be one that could not be read.
         text = f"the image has no {'valid ' if self._invalid else ''}record"

@@ -6,11 +6,12 @@ samserve: a photo of 4000x3000 pixels that is to be turned by 90 degrees is one 
 
 from __future__ import annotations
 
+import functools
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -83,6 +84,7 @@ def thumbnail(path: Path, side: int) -> tuple[UInt8Array, Size]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
+    register_heif()
     try:
         with warnings.catch_warnings():
             # About odd metadata, and large images, of which only the header is read here.
@@ -93,3 +95,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         missing = isinstance(error, FileNotFoundError)
         text = "is missing" if missing else "is not an image that can be read"
         raise InvalidRequest(str(path), text) from error
+
+
+@functools.cache
+def register_heif() -> None:
+    """Make Pillow read HEIC, if the package for it is installed."""
+    with suppress(ImportError):
+        import pillow_heif  # noqa: PLC0415 - optional
+
+        pillow_heif.register_heif_opener()

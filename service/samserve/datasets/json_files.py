@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from samserve.datasets.files import atomic
 from samserve.errors import InvalidRequest
 
-__all__ = ["atomic", "dumps", "head", "invalid_json", "loads", "read", "reject_constant", "write"]
+__all__ = [
+    "atomic",
+    "dumps",
+    "first_keys",
+    "head",
+    "invalid_json",
+    "loads",
+    "read",
+    "reject_constant",
+    "write",
+]
 
 _HEAD_BYTES = 1 << 16
 
@@ -41,6 +52,33 @@ def head(path: Path) -> str:
         return ""
     with path.open("rb") as file:
         return file.read(_HEAD_BYTES).decode("utf-8-sig", "replace").lstrip()
+
+
+def first_keys(path: Path) -> list[str]:
+    """Return the keys of a file's object that begin in its first part; none for other files.
+
+    Raises ``OSError``.
+    """
+    text = head(path)
+    decoder = json.JSONDecoder()
+    found: list[str] = []
+    # Of the last value, only the beginning is there.
+    with suppress(ValueError, RecursionError):
+        at = len(text) - len(text.removeprefix("{").lstrip())
+        while at and text.startswith('"', at):
+            key, at = decoder.raw_decode(text, at)
+            found.append(key)
+            _, at = decoder.raw_decode(text, _after(text, ":", at))
+            at = _after(text, ",", at)
+    return found
+
+
+def _after(text: str, character: str, at: int) -> int:
+    """Return the place of what follows *character* and space."""
+    rest = text[at:].lstrip()
+    if not rest.startswith(character):
+        raise ValueError(f"{character} is missing")
+    return len(text) - len(rest[1:].lstrip())
 
 
 def dumps(value: Any, place: str) -> bytes:

@@ -8,6 +8,8 @@ whose corners are halfway between the centres of pixels: `to_rle` of `to_polygon
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +25,7 @@ MAX_PIXELS = 1 << 29
 MAX_CROSSINGS = 1 << 26
 """Columns that the lines of polygons cross, all together: 100 bytes each while they are filled."""
 
-
+_FIELD = "segmentation"
 EMPTY = hashlib.blake2b(digest_size=16).digest()
 """The `fingerprint` of no pixels."""
 
@@ -85,9 +87,10 @@ def extent_of(segmentation: Segmentation, size: Size) -> Extent:
 def to_rle(segmentation: Segmentation, size: Size) -> CocoRle:
     """Return the pixels as run lengths of an image of *size*.
 
-    Raises `InvalidRequest` for run lengths that do not fit, and for polygons over `MAX_CROSSINGS`.
+    Raises `InvalidRequest` for run lengths of another size, and for polygons over `MAX_CROSSINGS`.
     """
     if isinstance(segmentation, CocoRle):
+        _check_size(segmentation, size)
         return segmentation
     return rle.from_runs(size, _runs(segmentation, size))
 
@@ -139,6 +142,18 @@ def fingerprint(segmentation: Segmentation, size: Size) -> bytes:
     return hashlib.blake2b(changes.tobytes(), digest_size=16).digest()
 
 
+@contextmanager
+def named(file_name: str) -> Iterator[None]:
+    """Name the image in the errors of this module that the block raises."""
+    try:
+        yield
+    except InvalidRequest as error:
+        field, text = error.violations[0]
+        if field != _FIELD:
+            raise
+        raise InvalidRequest(f"{file_name}: {field}", text) from error
+
+
 def rings_box(outline: Polygons) -> Xywh | None:
     """Return the box around the corners of polygons; None if there are none."""
     corners = [corner for part in outline.parts for ring in part for corner in ring]
@@ -150,18 +165,18 @@ def rings_box(outline: Polygons) -> Xywh | None:
 
 def _runs(segmentation: Segmentation, size: Size) -> IntArray:
     if isinstance(segmentation, CocoRle):
-        if segmentation.size != size:
-            raise InvalidRequest("segmentation", _other_size(segmentation.size, size))
+        _check_size(segmentation, size)
         try:
             return runs_of(segmentation)
         except ValueError as error:
-            raise InvalidRequest("segmentation", str(error)) from error
+            raise InvalidRequest(_FIELD, str(error)) from error
     return _filled(segmentation, size)
 
 
-def _other_size(mask: Size, image: Size) -> str:
-    sizes = [f"{each.width}x{each.height}" for each in (mask, image)]
-    return f"is of {sizes[0]} pixels, the image has {sizes[1]}"
+def _check_size(mask: CocoRle, image: Size) -> None:
+    if mask.size != image:
+        sizes = [f"{each.width}x{each.height}" for each in (mask.size, image)]
+        raise InvalidRequest(_FIELD, f"is of {sizes[0]} pixels, the image has {sizes[1]}")
 
 
 def _filled(segmentation: Polygons, size: Size) -> IntArray:
@@ -170,7 +185,7 @@ def _filled(segmentation: Polygons, size: Size) -> IntArray:
     crossings = sum(_crossings(ring, size) for part in parts for ring in part)
     if crossings > MAX_CROSSINGS:
         text = f"has polygons that cross {crossings:.0f} columns in all, at most {MAX_CROSSINGS}"
-        raise InvalidRequest("segmentation", text)
+        raise InvalidRequest(_FIELD, text)
     found = [scanlines.runs_inside(part, size) for part in parts]
     return found[0] if len(found) == 1 else _union(found, size)
 
@@ -211,7 +226,7 @@ def _crop(runs: IntArray, size: Size, box: Extent) -> tuple[BoolArray, int, int]
         text = (
             f"has {columns * size.height} pixels in its columns, at most {MAX_PIXELS} for polygons"
         )
-        raise InvalidRequest("segmentation", text)
+        raise InvalidRequest(_FIELD, text)
     borders = np.clip(np.cumsum(runs), box.x_min * size.height, (box.x_max + 1) * size.height)
     lengths = np.diff(borders, prepend=box.x_min * size.height)
     mask = np.repeat(np.arange(lengths.size) % 2 == 1, lengths)

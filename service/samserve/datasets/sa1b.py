@@ -19,6 +19,7 @@ from samserve.datasets import json_files, objects, pixels
 from samserve.datasets.categories import categories_value, read_categories
 from samserve.datasets.files import atomic, atomic_folder, check_name, walk
 from samserve.datasets.formats import Format, WriteOptions, Written
+from samserve.datasets.image_files import is_image
 from samserve.datasets.types import Annotation, Category, DataSet, ImageRecord, Polygons
 from samserve.datasets.validation import Id, Model, parse
 from samserve.errors import InvalidRequest, Violations
@@ -77,10 +78,9 @@ def dumps(record: ImageRecord) -> bytes:
         "file_name": record.file_name,
         **objects.keys(record.attributes, objects.IMAGE_KEYS),
     }
-    value: dict[str, Any] = {
-        "image": image,
-        "annotations": [_value(each, record.size) for each in record.annotations],
-    }
+    with pixels.named(record.file_name):
+        annotations = [_value(each, record.size) for each in record.annotations]
+    value: dict[str, Any] = {"image": image, "annotations": annotations}
     if record.metadata:
         value["samserve"] = dict(record.metadata)
     return json_files.dumps(value, record.file_name) + b"\n"
@@ -146,7 +146,7 @@ def write_description(path: Path, categories: tuple[Category, ...], **others: An
 
 
 def source_of(path: Path) -> Path | None:
-    """Return the folder of the images that ``dataset.json`` below *path* names, if there is one."""
+    """Return the folder, or the only image, that ``dataset.json`` below *path* names, if any."""
     try:
         value = json_files.read(path / DESCRIPTION)
     except (OSError, InvalidRequest):
@@ -156,7 +156,7 @@ def source_of(path: Path) -> Path | None:
         return None
     # Relative to where the command ran: it may have been elsewhere.
     found = Path(source)
-    return found if found.is_dir() else None
+    return found if found.is_dir() or (is_image(found) and found.is_file()) else None
 
 
 def _categories(path: Path) -> tuple[Category, ...]:
@@ -204,8 +204,7 @@ def _recognises(path: Path) -> bool:
 
 
 def _is_record(path: Path) -> bool:
-    head = json_files.head(path)
-    return head.startswith("{") and ('"image":' in head or '"image" :' in head)
+    return "image" in json_files.first_keys(path)
 
 
 def _read(path: Path, images: Path | None) -> DataSet:

@@ -15,19 +15,24 @@ import typer
 from samserve.cli import files
 from samserve.cli.dataset.convert import Source
 from samserve.cli.dataset.watching import watched
+from samserve.cli.errors import UsageError
 from samserve.cli.terminal import STDOUT, json_line, write_line, write_note
 from samserve.datasets.checking import Check, Finding, Problem
+from samserve.datasets.reading import ImagesFolder
 from samserve.errors import InvalidRequest
 
 FOUND = 3
 """The exit code if something is wrong."""
 _MAX_SHOWN = 100
+_SUFFIXES = (".json", ".txt", ".xml", ".yaml", ".yml")
+"""Of files that data sets consist of."""
 
 
 def run(source: Source, as_json: str) -> None:
     """Check a data set; exit with `FOUND` if something is wrong."""
     files.check_outputs(None, as_json)
     source.check()
+    _check_destination(source.path, as_json)
     counts: Counter[Problem] = Counter()
     images = source.images_folder()
     with _writer(as_json) as write:
@@ -43,13 +48,23 @@ def run(source: Source, as_json: str) -> None:
         raise typer.Exit(FOUND)
 
 
+def _check_destination(source: Path, as_json: str) -> None:
+    """Raise `UsageError` if the findings would replace a file of the data set."""
+    target = Path(as_json)
+    if as_json in ("", STDOUT) or not target.exists():
+        return
+    inside = target.resolve().is_relative_to(source.resolve())
+    if target.samefile(source) or (inside and target.suffix.lower() in _SUFFIXES):
+        raise UsageError(f"--json {as_json}: is a file of the data set: name another one")
+
+
 @dataclass(slots=True)
 class _Checked:
     """The check of a data set; None until it is opened."""
 
     check: Check | None = None
 
-    def findings(self, source: Source, images: Path | None) -> Iterator[Finding]:
+    def findings(self, source: Source, images: ImagesFolder | None) -> Iterator[Finding]:
         """Yield the findings; a file that cannot be read at all is one, too."""
         try:
             opened = source.open()
@@ -57,7 +72,7 @@ class _Checked:
             yield from (Finding(Problem.INVALID, *each) for each in error.violations)
             return
         with watched(opened, "checking") as data:
-            self.check = Check(data, images)
+            self.check = Check(data, images.path, images.complete) if images else Check(data)
             yield from self.check.findings()
 
 
@@ -75,7 +90,7 @@ def _record(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _summarise(check: Check | None, counts: Counter[Problem], images: Path | None) -> None:
+def _summarise(check: Check | None, counts: Counter[Problem], images: ImagesFolder | None) -> None:
     more = counts.total() - _MAX_SHOWN
     if more > 0:
         write_line(f"and {more} more: --json FILE has all of them")

@@ -44,10 +44,10 @@ class Source:
         with spinner("reading the data set"):
             return reading.open_dataset(self.path, self.check(), self.images)
 
-    def images_folder(self) -> Path | None:
+    def images_folder(self) -> reading.ImagesFolder | None:
         """Return the folder of the image files, None if that is unknown."""
         if self.images is not None and self.images.is_dir():
-            return self.images
+            return reading.ImagesFolder(self.images, complete=True)
         return reading.find_images(self.path)
 
 
@@ -62,7 +62,7 @@ def run(source: Source, to: str, out: Path, options: WriteOptions) -> None:
         raise UsageError(f"--out {out}: exists already: name another one")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: {out.parent} is not a directory")
-    images = options.images or source.images_folder()
+    images = options.images or reading.path_of(source.images_folder())
     try:
         with watched(source.open(), "converting") as data:
             written = write(data, out, replace(options, images=images))

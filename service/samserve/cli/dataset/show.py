@@ -11,6 +11,7 @@ from samserve.cli.dataset.convert import Source, lines_of
 from samserve.cli.dataset.sheet import Sheet
 from samserve.cli.errors import CommandError
 from samserve.cli.terminal import write_note
+from samserve.datasets.reading import path_of
 from samserve.datasets.types import DataSet, ImageRecord
 from samserve.errors import InvalidRequest
 
@@ -24,7 +25,7 @@ def run(source: Source, out: Path, *, columns: int, limit: int) -> None:
     folder = source.images_folder()
     try:
         data = source.open()
-        sheet = Sheet(data.categories, folder, columns)
+        sheet = Sheet(data.categories, path_of(folder), columns)
         for record in itertools.islice(_records(data), limit):
             sheet.add(record)
     except InvalidRequest as error:

@@ -16,9 +16,8 @@ __all__ = ["FORMAT", "RESULTS", "CocoOptions", "CocoWriter", "coco_writer", "rea
 
 
 def _is_instances(path: Path) -> bool:
-    head = json_files.head(path)
-    keys = ('"images"', '"annotations"', '"categories"')
-    return head.startswith("{") and '"image":' not in head and any(key in head for key in keys)
+    keys = json_files.first_keys(path)
+    return "image" not in keys and not {"images", "annotations", "categories"}.isdisjoint(keys)
 
 
 def _is_results(path: Path) -> bool:

@@ -15,7 +15,7 @@ from samserve.datasets import objects
 from samserve.datasets.categories import read_categories
 from samserve.datasets.coco.scanning import Found, Text
 from samserve.datasets.types import Annotation, Category, DataSet, ImageRecord
-from samserve.datasets.validation import Id, Model, parse
+from samserve.datasets.validation import MAX_ID, Id, Model, parse
 from samserve.errors import InvalidRequest, Violations
 from samserve.types import Size
 
@@ -179,7 +179,7 @@ class _ImageIterator:
         place = f"{text.place}: images[{number}]"
         value = text.value(self._file.images[number])
         image_id = value.get("id") if isinstance(value, dict) else None
-        if type(image_id) is int:
+        if type(image_id) is int and abs(image_id) <= MAX_ID:
             twice = image_id in self._seen
             self._seen.add(image_id)
             if twice:

@@ -74,7 +74,9 @@ class CocoWriter:
         self._images.add(json_files.dumps(image, name))
         for annotation in record.annotations:
             number = self._annotation_ids.next(annotation.id, name)
-            value = {"id": number, "image_id": image_id, **self._value(annotation, record.size)}
+            with pixels.named(name):
+                own = self._value(annotation, record.size)
+            value = {"id": number, "image_id": image_id, **own}
             self._annotations.add(json_files.dumps(value, f"{name}: annotation {number}"))
 
     def _value(self, annotation: Annotation, size: Size) -> dict[str, Any]:

@@ -61,7 +61,9 @@ class _Writer:
         file.write(_encoded('<?xml version="1.0" encoding="utf-8"?>', "<annotations>"))
         file.write(_encoded("  <version>1.1</version>", *_meta(labels)))
         for number, image in enumerate(data.images):
-            file.write(_encoded(*self._image(image, number)))
+            with pixels.named(image.file_name):
+                lines = _encoded(*self._image(image, number))
+            file.write(lines)
             self.written.images += 1
         file.write(_encoded("</annotations>"))
 

@@ -101,7 +101,8 @@ class TaskWriter:
             place = f"{image.file_name}: annotations[{number}]"
             found = _Object(image, each, self._label(each, place), place)
             region_id = regions.identifier(f"{image.file_name}:{number}")
-            made.append(self._regions(found, region_id))
+            with pixels.named(image.file_name):
+                made.append(self._regions(found, region_id))
         # The largest first, so that it hides no smaller one.
         made.sort(key=lambda pair: -pair[0])
         result = [region for _, found in made for region in found]

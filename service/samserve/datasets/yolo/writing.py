@@ -60,7 +60,8 @@ class _Writer:
         if labels.exists():
             text = f"its labels would be those of another image: {labels.relative_to(self._folder)}"
             raise InvalidRequest(record.file_name, text)
-        lines = self._lines(record)
+        with pixels.named(record.file_name):
+            lines = self._lines(record)
         labels.parent.mkdir(parents=True, exist_ok=True)
         labels.write_text("".join(f"{line}\n" for line in lines), "utf-8")
         image.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,7 @@ class _Writer:
         """Return the line of an annotation; empty for one that is left out."""
         written = self.written
         if annotation.iscrowd:
-            written.count("are crowds, left out")
+            written.count("are of a crowd, left out")
             return ""
         number = self._class(annotation)
         if annotation.segmentation is None and annotation.box is None:
