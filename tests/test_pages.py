@@ -148,9 +148,9 @@ async def serving(command: str, folder: Path, environment: dict[str, str]) -> As
 @pytest.mark.slow
 async def test_commands_of_the_readme_run(tmp_path: Path) -> None:
     """A new user's commands, in the README's order, on ports of this test."""
-    (tmp_path / "photo.jpg").write_bytes(
-        sample_images.encode(sample_images.noise(480, 640), "JPEG")
-    )
+    (tmp_path / "photos").mkdir()
+    for path in (tmp_path / "photo.jpg", tmp_path / "photos" / "photo.jpg"):
+        path.write_bytes(sample_images.encode(sample_images.noise(480, 640), "JPEG"))
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.crt")
     issued = authority.issue_cert("localhost")
