@@ -124,7 +124,7 @@ RESERVED = {
     "fsspec": ("annotate",),
     "rasterio": ("annotate.tiles.gdal",),
     "ray": ("annotate.ray",),
-    "pillow_heif": ("client.conversion",),
+    "pillow_heif": ("client.conversion", "datasets.image_files"),
     "redis": ("cache.shared.redis.connection",),
     "xxhash": ("cache.shared.value_format",),
     "yaml": ("datasets.yolo.description",),
