@@ -265,3 +265,12 @@ def _models_and_files() -> Iterator[Panel]:
         mappings={"0": ("failed", RED), "1": ("ok", GREEN)},
         no_value="no reloadable files",
     )
+    yield Panel(
+        "Calls by version of the model",
+        """Successful calls per second by the version that answered: the first digits of its digest.
+        Two versions of one model at the same time: `samserve models promote` is in progress, calls
+        end on the version that they began with, or some gateways were not switched.""",
+        "reqps",
+        rate("samserve_model_calls_total", GATEWAY_MODEL, "model, version"),
+        width=24,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +51,7 @@ from samserve.segmentation.embedding_files import EmbeddingFiles
 from samserve.segmentation.encode import EncodeJobs
 from samserve.segmentation.predict import Predictor
 from samserve.segmentation.prefetch import PrefetchQueue
+from samserve.segmentation.promotion import Promoter
 from samserve.segmentation.warmup import warm_up
 from samserve.settings import EngineSettings, Settings
 from samserve.settings.folders import user_models
@@ -199,7 +200,8 @@ async def open_engine(settings: Settings, metrics: Metrics) -> Engine:
         case "onnx":
             return await asyncio.to_thread(_open_onnx, settings.engine, metrics)
         case "triton":
-            engine = TritonEngine(settings.triton, metrics, settings.engine.default_model)
+            default, most = settings.engine.default_model, settings.engine.max_model_bytes
+            engine = TritonEngine(settings.triton, metrics, default, max_model_bytes=most)
             async with AsyncExitStack() as until_open:
                 until_open.push_async_callback(engine.aclose)
                 await engine.open()
@@ -225,7 +227,12 @@ def select_models(settings: EngineSettings) -> Selection:
 
 
 def _open_onnx(settings: EngineSettings, metrics: Metrics) -> Engine:
-    return OnnxEngine(select_models(settings), settings.threads or core_count(), metrics)
+    return OnnxEngine(
+        select_models(settings),
+        settings.threads or core_count(),
+        metrics,
+        max_model_bytes=settings.max_model_bytes,
+    )
 
 
 @asynccontextmanager
@@ -255,6 +262,7 @@ async def _servicer(
                 _files(settings, security, embeddings),
                 Predictor(embeddings, engine, workers, per_run),
                 AutoMasker(embeddings, engine, workers, run_size),
+                Promoter(engine, cache, decoders.update),
             )
             yield SegmentationServicer(
                 use_cases, engine, workers, settings.limits, decoders.digests
@@ -289,9 +297,13 @@ def _prefetches(settings: Settings, security: Security, metrics: Metrics) -> Pre
 
 def _decoders(settings: Settings, engine: Engine) -> DecoderFiles:
     """Open the decoders that clients may download; only this process's engine knows their files."""
-    files = engine.decoder_files if isinstance(engine, OnnxEngine) else {}
-    served = files if settings.http.enabled else {}
-    return DecoderFiles(engine.models.values(), served, settings.http.decoders)
+
+    def served() -> Mapping[str, Path]:
+        if isinstance(engine, OnnxEngine) and settings.http.enabled:
+            return engine.decoder_files
+        return {}
+
+    return DecoderFiles(lambda: engine.models, served, settings.http.decoders)
 
 
 def _pipelines(

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 from samserve.errors import DeadlineExceeded
 from samserve.security.principal import ANONYMOUS, UNLIMITED, Allowance, Principal
 from samserve.stages import StageClock
+from samserve.types.models import ModelInfo
 
 
 class Priority(IntEnum):
@@ -23,18 +25,23 @@ class Priority(IntEnum):
 class CallFacts:
     """Attributes of a call that are collected while it runs, for metrics, logs and traces.
 
-    ``model`` is the name of a served model, ``cache`` where the embedding was found: ``local``,
-    ``shared``, ``miss``, ``joined`` or ``pending``.  ``filters`` are AutoMask's: name, number of
-    candidates in, and number of candidates out.
+    ``model`` is the name of a served model, ``version`` the first digits of its digest, ``cache``
+    where the embedding was found: ``local``, ``shared``, ``miss``, ``joined`` or ``pending``.
+    ``filters`` are AutoMask's: name, number of candidates in, and number of candidates out.
     """
 
     model: str = ""
+    version: str = ""
     cache: str = ""
     prompts: int = 0
     masks: int = 0
     filters: tuple[tuple[str, int, int], ...] = ()
     received_bytes: int = 0
     sent_bytes: int = 0
+
+    def of_model(self, model: ModelInfo) -> None:
+        """Set the model of the call and its version."""
+        self.model, self.version = model.name, model.version
 
 
 @dataclass(slots=True)
@@ -49,6 +56,8 @@ class RequestContext:
     clock: StageClock = field(default_factory=StageClock)
     facts: CallFacts = field(default_factory=CallFacts)
     now: Callable[[], float] = time.monotonic
+    weights: dict[str, Any] = field(default_factory=dict)
+    """By model, the version that the call began with: the engine's own object (`Engine.using`)."""
 
     @property
     def tenant(self) -> str:

@@ -19,6 +19,7 @@
     │   ├── HostNotAllowed        the HTTP listener is addressed by a name that is not its own
     │   └── OriginNotAllowed      a web page of another origin calls the HTTP listener
     ├── MethodDisabled            the operator has not enabled the method
+    ├── PromotionRefused          the version of the model cannot be put into service
     ├── Overloaded                a limit is reached: retry after ``retry_after_s``
     │   ├── MemoryExhausted       no shared memory is available
     │   └── QuotaExceeded         a quota of the tenant, or the rate limit of the server
@@ -214,6 +215,12 @@ class MethodDisabled(SamserveError):
     """The operator has not enabled the method."""
 
     reason = "METHOD_DISABLED"
+
+
+class PromotionRefused(SamserveError):
+    """The version of the model cannot be put into service; the one in service stays."""
+
+    reason = "PROMOTION_REFUSED"
 
 
 class Overloaded(SamserveError):

@@ -32,7 +32,7 @@ def test_service_config_names_every_method() -> None:
     (method_config,) = config["methodConfig"]
     assert {name["method"] for name in method_config["name"]} == {
         *("Embed", "Predict", "AutoMask", "DeleteEmbedding", "ListModels"),
-        *("GetEmbedding", "PutEmbedding"),
+        *("GetEmbedding", "PutEmbedding", "PromoteModel"),
     }
     assert method_config["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
 

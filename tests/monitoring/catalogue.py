@@ -11,6 +11,7 @@ _TABLE = {
     "grpc_server_handled_total": f"{_RPC} grpc_code",
     "grpc_server_handling_seconds": f"H {_RPC}",
     "samserve_call_seconds": "H grpc_method model",
+    "samserve_model_calls_total": "grpc_method model version",
     "samserve_stage_seconds": "H grpc_method model stage",
     "samserve_inflight_requests": "grpc_method",
     "samserve_inflight_limit": "grpc_method",

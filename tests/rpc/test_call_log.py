@@ -47,7 +47,7 @@ from tests.support.waiting import until
 FORMATS = ("json", "console")
 FIELDS = {
     *("event", "level", "timestamp", "method", "code", "reason", "duration_ms", "stages_ms"),
-    *("model", "cache", "prompts", "masks", "received_bytes", "sent_bytes", "protocol"),
+    *("model", "version", "cache", "prompts", "masks", "received_bytes", "sent_bytes", "protocol"),
     *("tenant", "caller", "request_id", "trace_id"),
 }
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -246,11 +246,19 @@ async def test_line_describes_request_and_response(
         "event": "rpc",
         "level": "info",
         "model": "fake",
+        "version": "fake-1",
         "cache": "local",
     }
-    nothing = {"model": None, "cache": None, "prompts": None, "masks": None}
+    nothing = {"model": None, "version": None, "cache": None, "prompts": None, "masks": None}
     assert lines == [
-        {**base, "method": "Embed", **nothing, "model": "fake", "cache": "miss"}
+        {
+            **base,
+            "method": "Embed",
+            **nothing,
+            "model": "fake",
+            "version": "fake-1",
+            "cache": "miss",
+        }
         | sizes(request, embedded),
         {**base, "method": "Predict", "prompts": 2, "masks": 6} | sizes(several, predicted),
         {**base, "method": "AutoMask", "prompts": None, "masks": found[-1].summary.mask_count}

@@ -291,6 +291,12 @@ async def _method_that_is_not_enabled(kit: Kit) -> Any:
     return await error_for(pb.GetEmbeddingRequest(embedding_id="0" * 64))
 
 
+@provokes("FAILED_PRECONDITION", "PROMOTION_REFUSED")
+async def _version_that_is_not_prepared(kit: Kit) -> Any:
+    step = pb.PROMOTION_STEP_ACTIVATE
+    return await error_for(pb.PromoteModelRequest(step=step, model="fake", digest="0" * 64))
+
+
 def quota(name: str, value: str, *requests: Any) -> None:
     """Provoke QUOTA_EXCEEDED with the last of some requests."""
 

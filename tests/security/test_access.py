@@ -79,6 +79,8 @@ def valid(name: str, embedding_id: str = "") -> Any:
         request.prompts.append(sample_images.point_prompt(32, 24))
     if name == "AutoMask":
         request.options.points_per_side = 2
+    if name == "PromoteModel":
+        request.step, request.model, request.digest = pb.PROMOTION_STEP_DRAIN, "fake", "0" * 64
     if name == "PutEmbedding":
         request.chunk = files.build()
     return request

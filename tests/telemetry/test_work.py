@@ -147,6 +147,7 @@ async def test_calls_in_flight_and_their_limits_are_exported() -> None:
         ("Predict",): 6,
         ("AutoMask",): 7,
         ("ListModels",): 8,
+        ("PromoteModel",): 4,
         ("DeleteEmbedding",): 8,
         ("GetEmbedding",): 9,
         ("PutEmbedding",): 9,

@@ -124,6 +124,7 @@ class CallRecorder:
             duration_ms=round(seconds * 1e5) / 100,
             stages_ms={stage: round(spent * 1e5) / 100 for stage, spent in stages.items()},
             model=facts.model or None,
+            version=facts.version or None,
             cache=facts.cache or None,
             prompts=facts.prompts or None,
             masks=facts.masks or None,

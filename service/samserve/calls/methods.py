@@ -68,6 +68,14 @@ METHODS = (
         "embedding_files",
         client_streams=True,
     ),
+    # Loading a large model takes minutes; draining waits for the longest call.
+    Method(
+        "PromoteModel",
+        frozenset({Permission.MODELS_ADMIN}),
+        "promotion",
+        Priority.BULK,
+        small_request=True,
+    ),
     Method("ListModels", ALL_PERMISSIONS, small_request=True),
 )
 

@@ -21,6 +21,7 @@ class Code(Enum):
     NOT_FOUND = 5
     PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
@@ -33,6 +34,7 @@ _CODES: tuple[tuple[type[errors.SamserveError], Code], ...] = (
     (errors.Unauthenticated, Code.UNAUTHENTICATED),
     (errors.PermissionDenied, Code.PERMISSION_DENIED),
     (errors.MethodDisabled, Code.UNIMPLEMENTED),
+    (errors.PromotionRefused, Code.FAILED_PRECONDITION),
     (errors.Overloaded, Code.RESOURCE_EXHAUSTED),
     (errors.Unavailable, Code.UNAVAILABLE),
     (errors.DeadlineExceeded, Code.DEADLINE_EXCEEDED),

@@ -12,6 +12,7 @@ from samserve.cli.command import Commands
 from samserve.cli.endpoint import Endpoint
 from samserve.cli.errors import UsageError
 from samserve.cli.export_options import card_lines
+from samserve.cli.promote import promote, rollback
 from samserve.cli.pull import pull
 from samserve.cli.terminal import STDOUT, print_table, write_json, write_line, write_note
 from samserve.cli.upgrade import upgrade
@@ -35,6 +36,8 @@ models.command()(pull)
 models.command()(catalog)
 models.command()(default)
 models.command()(upgrade)
+models.command()(promote)
+models.command()(rollback)
 
 
 @models.callback(invoke_without_command=True)

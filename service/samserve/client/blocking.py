@@ -156,6 +156,7 @@ class SyncClient:
     get_embedding = _blocking(Client.get_embedding)
     put_embedding = _blocking(Client.put_embedding)
     models = _blocking(Client.models)
+    promote_model = _blocking(Client.promote_model)
     ready = _blocking(Client.ready)
 
     def before_fork(self) -> bool:

@@ -20,6 +20,7 @@ from samserve.client.errors import EmbeddingNotFound, Unavailable
 from samserve.client.images import ImageLike, Orientation
 from samserve.client.metadata import Token
 from samserve.client.polygons import PolygonOptions
+from samserve.client.promotion import PromotionCalls
 from samserve.client.requests import (
     AutoMaskOptions,
     HqMode,
@@ -44,7 +45,7 @@ from samserve.v1 import samserve_pb2 as pb
 _RETRY_WITH_IMAGE = ("EMBEDDING_NOT_FOUND", "CACHE_UNAVAILABLE")
 
 
-class Client(EmbeddingFileCalls):
+class Client(EmbeddingFileCalls, PromotionCalls):
     """Client of one samserve server; used as ``async with Client("host:port") as client``.
 
     *target* is ``host:port``, with an IPv6 address in brackets, or a name that gRPC resolves.

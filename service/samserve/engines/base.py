@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +12,16 @@ import numpy as np
 from samserve.context import RequestContext
 from samserve.memory.anonymous import Memory
 from samserve.memory.slot import Slot
-from samserve.types import Array, Embedding, FloatArray, ModelInfo, Size, Transport, UInt8Array
+from samserve.types import (
+    Array,
+    Embedding,
+    FloatArray,
+    ModelInfo,
+    ModelVersion,
+    Size,
+    Transport,
+    UInt8Array,
+)
 
 LOGITS, IOU, OBJECT_SCORE = "low_res_logits", "predicted_iou", "object_score_logits"
 """Outputs of decoders; the last one is that of families with an object score only."""
@@ -118,6 +128,35 @@ class Engine(Protocol):
         self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
     ) -> DecoderOutput:
         """Decode *prompts* on *embedding*; queued work is ordered by ``context.priority``."""
+        ...
+
+    def using(self, model: ModelInfo, context: RequestContext) -> AbstractContextManager[None]:
+        """Decode the call with this version of a model while the block runs.
+
+        The version stays loaded until then, also if another is put into service.
+        """
+        ...
+
+    async def prepare(self, version: ModelVersion) -> ModelInfo:
+        """Load a version beside the one in service, if there is memory for both.
+
+        Raises `PromotionRefused`, or `MemoryExhausted`; then nothing has changed.
+        """
+        ...
+
+    def activate(self, model: str, digest: str) -> None:
+        """Put a prepared version into service: for the calls that begin from now on.
+
+        Raises `PromotionRefused` if it is not prepared.
+        """
+        ...
+
+    async def drain(self, model: str, digest: str) -> None:
+        """Wait until no call uses a version."""
+        ...
+
+    async def release(self, model: str, digest: str) -> None:
+        """Unload a version.  Raises `PromotionRefused` for the one in service."""
         ...
 
     async def ready(self) -> bool:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
 from samserve.context import RequestContext
 from samserve.engines.base import DecoderOutput, EncoderInput, PromptBatch
-from samserve.errors import EngineFailure
+from samserve.errors import EngineFailure, PromotionRefused
 from samserve.memory.anonymous import AnonymousMemory, Memory
 from samserve.memory.slot import Slot
 from samserve.models import families
@@ -24,6 +25,7 @@ from samserve.types import (
     Embedding,
     FloatArray,
     ModelInfo,
+    ModelVersion,
     TensorSpec,
     Transport,
     UInt8Array,
@@ -44,6 +46,7 @@ MODEL = ModelInfo(
 _RADII = (40.0, 20.0, 40.0, 60.0, 30.0)
 _IOUS = (0.90, 0.95, 0.92, 0.89, 0.91)
 _OBJECT_SCORE_LOGIT = 4.0
+_NO_VERSIONS = "the engine 'fake' draws masks: it has no versions of models"
 
 
 class FakeEngine:
@@ -141,6 +144,25 @@ class FakeEngine:
         y = (grid[:, None] - centre_xy[1]) / stretch[1]
         distance = np.hypot(x, y)
         return np.stack([radius - distance for radius in self._radii]).astype(np.float32)
+
+    def using(self, model: ModelInfo, context: RequestContext) -> AbstractContextManager[None]:
+        """See `Engine.using`."""
+        return nullcontext()
+
+    async def prepare(self, version: ModelVersion) -> ModelInfo:
+        """See `Engine.prepare`; there is no other version."""
+        raise PromotionRefused(_NO_VERSIONS)
+
+    def activate(self, model: str, digest: str) -> None:
+        """See `Engine.activate`."""
+        if digest != self._model.digest:
+            raise PromotionRefused(_NO_VERSIONS)
+
+    async def drain(self, model: str, digest: str) -> None:
+        """See `Engine.drain`."""
+
+    async def release(self, model: str, digest: str) -> None:
+        """See `Engine.release`."""
 
     async def ready(self) -> bool:
         """See `Engine.ready`."""

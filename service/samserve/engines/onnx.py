@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +14,6 @@ from typing import TypeVar
 import numpy as np
 import onnxruntime as ort
 import structlog
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from samserve.context import RequestContext
 from samserve.engines.base import (
@@ -24,33 +24,23 @@ from samserve.engines.base import (
     EncoderInput,
     PromptBatch,
 )
-from samserve.engines.weights import check_weights
-from samserve.errors import EngineFailure, EngineUnavailable
+from samserve.engines.onnx_sessions import ORT_ERRORS, open_all, open_bundle
+from samserve.engines.versions import Versions, check_memory
+from samserve.engines.weights import check_weights, weights_changed
+from samserve.errors import EngineFailure, EngineUnavailable, PromotionRefused
 from samserve.memory.anonymous import AnonymousMemory, Memory
 from samserve.memory.slot import Slot
 from samserve.models import families
-from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS, STAMP_KEY, digest_of_note
-from samserve.models.repository import Bundle, default_first
-from samserve.models.selection import Selection, load_failure, of_repository
-from samserve.models.tensors import IOU_THRESHOLD, GraphTensors, check_tensors
+from samserve.models.digest import DIGEST_OUTPUT, DIGEST_WORDS
+from samserve.models.repository import Bundle
+from samserve.models.selection import Selection, of_repository
+from samserve.models.tensors import IOU_THRESHOLD
+from samserve.models.versions import bundle_from, files_of, weight_bytes
 from samserve.scheduling.fair_semaphore import FairSemaphore
 from samserve.telemetry.metrics import Metrics
-from samserve.types import Embedding, ModelInfo, Transport
+from samserve.types import Embedding, EmbeddingFacts, ModelInfo, ModelVersion, Transport
 
 T = TypeVar("T")
-
-_ORT_ERRORS = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-    # Of runs with an `IOBinding`, whatever the cause.
-    RuntimeError,
-)
 
 
 class OnnxEngine:
@@ -64,22 +54,34 @@ class OnnxEngine:
     """
 
     def __init__(
-        self, models: Path | Selection, threads: int, metrics: Metrics, default_model: str = ""
+        self,
+        models: Path | Selection,
+        threads: int,
+        metrics: Metrics,
+        default_model: str = "",
+        *,
+        max_model_bytes: int = 0,
     ) -> None:
         if isinstance(models, Path):
             models = of_repository(models, default_model)
-        self._bundles = _open_all(models, threads)
-        self.decoder_files: Mapping[str, Path] = {
-            each.info.name: each.graphs["decoder"]
-            for each in models.bundles
-            if each.info.name in self._bundles
+        self._bundles = open_all(models, threads)
+        self._threads, self._max_model_bytes = threads, max_model_bytes
+        self._versions: Versions[ort.InferenceSession] = Versions()
+        self._files = {
+            each.info.name: each for each in models.bundles if each.info.name in self._bundles
         }
-        """The ONNX files of the decoders of all served models, by model."""
+        self._prepared_files: dict[tuple[str, str], Bundle[Path]] = {}
+        self._log = structlog.get_logger("samserve.models")
         self._metrics = metrics.engine
         self._semaphores = {"encoder": FairSemaphore(1), "decoder": FairSemaphore(1)}
         for network, semaphore in self._semaphores.items():
             self._metrics.register_queue(network, partial(getattr, semaphore, "waiting"))
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="engine")
+
+    @property
+    def decoder_files(self) -> Mapping[str, Path]:
+        """The ONNX files of the decoders of all served models, by model."""
+        return {name: bundle.graphs["decoder"] for name, bundle in self._files.items()}
 
     @property
     def models(self) -> Mapping[str, ModelInfo]:
@@ -99,7 +101,7 @@ class OnnxEngine:
         self, model: str, image: EncoderInput, into: Slot, context: RequestContext
     ) -> None:
         """See `Engine.encode`."""
-        session = self._bundles[model].graphs["encoder"]
+        session = self._with_encoder(model, into.facts).graphs["encoder"]
         feeds = image.tensors
 
         def call(options: ort.RunOptions) -> None:
@@ -124,7 +126,7 @@ class OnnxEngine:
         self, model: str, embedding: Embedding, prompts: PromptBatch, context: RequestContext
     ) -> DecoderOutput:
         """See `Engine.decode`."""
-        bundle = self._bundles[model]
+        bundle = context.weights.get(model) or self._bundles[model]
         session, has_score = bundle.graphs["decoder"], families.of(bundle.info).object_score
         feeds = {name: tensor[None] for name, tensor in embedding.tensors.items()} | {
             "point_coords": prompts.point_coords[None],
@@ -145,6 +147,62 @@ class OnnxEngine:
 
         return await self._run("decoder", model, context, call)
 
+    def using(self, model: ModelInfo, context: RequestContext) -> AbstractContextManager[None]:
+        """See `Engine.using`."""
+        bundle = self._versions.find(model, self._bundles)
+        if bundle is None:
+            raise weights_changed(model.name)
+        return self._versions.using(bundle, context)
+
+    async def prepare(self, version: ModelVersion) -> ModelInfo:
+        """See `Engine.prepare`."""
+        current = self._bundles.get(version.model)
+        if current is None:
+            raise PromotionRefused(f"no model {version.model!r} is served")
+        bundle, _ = bundle_from(version)
+        loaded = self._versions.find(bundle.info, self._bundles)
+        if loaded is not None:
+            return loaded.info
+        repository = self._files[version.model].graphs["decoder"].parents[2]
+        files = await asyncio.to_thread(files_of, repository, bundle)
+        kept = {}
+        if bundle.info.encoder_digest == current.info.encoder_digest:
+            kept["encoder"] = current.graphs["encoder"]
+        new = sum(weight_bytes(path) for role, path in files.graphs.items() if role not in kept)
+        check_memory(new, self._loaded_bytes(), self._max_model_bytes, local=True)
+        try:
+            opened = await asyncio.to_thread(open_bundle, files, self._threads, kept)
+        except EngineUnavailable as error:
+            raise PromotionRefused(error.message) from error
+        key = version.model, version.digest
+        self._versions.others[key], self._prepared_files[key] = opened, files
+        return opened.info
+
+    def activate(self, model: str, digest: str) -> None:
+        """See `Engine.activate`."""
+        current = self._bundles.get(model)
+        if current is not None and current.info.digest == digest:
+            return
+        new = self._versions.prepared(model, digest)
+        old = self._bundles[model]
+        old_key, new_key = (model, old.info.digest), (model, digest)
+        self._bundles[model] = self._versions.others.pop(new_key)
+        self._versions.others[old_key] = old
+        self._prepared_files[old_key] = self._files[model]
+        self._files[model] = self._prepared_files.pop(new_key)
+        self._log.info("model version in service", model=model, digest=new.info.digest)
+
+    async def drain(self, model: str, digest: str) -> None:
+        """See `Engine.drain`."""
+        await self._versions.drain(model, digest)
+
+    async def release(self, model: str, digest: str) -> None:
+        """See `Engine.release`; calls that still use the version keep its sessions."""
+        if model in self._bundles and self._bundles[model].info.digest == digest:
+            raise PromotionRefused(f"version {digest[:12]} of {model!r} is in service")
+        self._versions.others.pop((model, digest), None)
+        self._prepared_files.pop((model, digest), None)
+
     async def ready(self) -> bool:
         """See `Engine.ready`; models in this process are ready once they are loaded."""
         return True
@@ -152,6 +210,21 @@ class OnnxEngine:
     async def aclose(self) -> None:
         """See `Engine.aclose`."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _with_encoder(self, model: str, facts: EmbeddingFacts) -> Bundle[ort.InferenceSession]:
+        """Return a version with the encoder of an embedding; the one in service if there is none.
+
+        A run of another encoder is discarded.
+        """
+        current = self._bundles[model]
+        if current.info.encoder_digest == facts.encoder_digest:
+            return current
+        return self._versions.of_encoder(model, facts.encoder_digest) or current
+
+    def _loaded_bytes(self) -> int:
+        bundles = (*self._files.values(), *self._prepared_files.values())
+        paths = {path for bundle in bundles for path in bundle.graphs.values()}
+        return sum(weight_bytes(path) for path in paths)
 
     async def _run(
         self,
@@ -174,7 +247,7 @@ class OnnxEngine:
             # The semaphore and the slot stay in use until the run has really ended.
             await _wait_until_done(running)
             raise
-        except _ORT_ERRORS as error:
+        except ORT_ERRORS as error:
             raise EngineFailure(f"the {network} failed") from error
 
 
@@ -186,75 +259,3 @@ async def _wait_until_done(running: asyncio.Future[T]) -> None:
         except asyncio.CancelledError:
             continue
     running.exception()
-
-
-def _open_all(selection: Selection, threads: int) -> dict[str, Bundle[ort.InferenceSession]]:
-    """Load all models, the default one first; without optional ones that cannot be loaded."""
-    bundles = {bundle.info.name: bundle for bundle in selection.bundles}
-    problems, opened = list(selection.problems), {}
-    for name in default_first(bundles, selection.default):
-        try:
-            opened[name] = _open(bundles[name], threads)
-        except EngineUnavailable as error:
-            if name not in selection.stored:
-                raise
-            failure = load_failure(name, bundles[name].graphs["encoder"], error)
-            if name not in selection.optional:
-                raise EngineUnavailable(failure) from error
-            problems.append(failure)
-    log = structlog.get_logger("samserve.models")
-    for problem in problems:
-        log.error("model not served", error=problem)
-    return opened
-
-
-def _open(bundle: Bundle[Path], threads: int) -> Bundle[ort.InferenceSession]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Threads that spin between runs would compete with image decoding and mask processing.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # With a pattern, the second run allocates one block for all its tensors, while the arena keeps
-    # those of the first run: much more memory, and no time saved.
-    options.enable_mem_pattern = False
-    options.log_severity_level = 3
-    try:
-        sessions = {
-            role: ort.InferenceSession(path, options, ["CPUExecutionProvider"])
-            for role, path in bundle.graphs.items()
-        }
-    except _ORT_ERRORS as error:
-        raise EngineUnavailable(f"model {bundle.info.name!r} cannot be loaded: {error}") from error
-    for role, path in bundle.graphs.items():
-        _check_graph(path, sessions[role], bundle.info)
-        check_tensors(role, _tensors(sessions[role]), bundle.info)
-    return Bundle(bundle.info, sessions)
-
-
-def _check_graph(path: Path, session: ort.InferenceSession, info: ModelInfo) -> None:
-    """Reject a graph that does not belong to the encoder that its configuration names.
-
-    The files may also have been replaced since the configuration was read.
-    """
-    outputs = {output.name for output in session.get_outputs()}
-    note = session.get_modelmeta().custom_metadata_map.get(STAMP_KEY, "")
-    if DIGEST_OUTPUT not in outputs or digest_of_note(note) != info.encoder_digest:
-        stamped, expected = digest_of_note(note)[:12] or "none", info.encoder_digest[:12]
-        raise EngineUnavailable(
-            f"model {info.name!r}: {path} has the digest {stamped}, its configuration {expected}; "
-            f"start again if the files are being replaced, otherwise update them with: "
-            f"samserve models upgrade {path.parents[2]}"
-        )
-
-
-def _tensors(session: ort.InferenceSession) -> GraphTensors:
-    """Return the tensors that the graph itself declares, whatever its configuration does."""
-    inputs, outputs = (
-        # Open axes have names instead of lengths.
-        {
-            each.name: [dim if isinstance(dim, int) else -1 for dim in each.shape[1:]]
-            for each in tensors
-        }
-        for tensors in (session.get_inputs(), session.get_outputs())
-    )
-    return GraphTensors(inputs, outputs)

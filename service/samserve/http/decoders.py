@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,22 +55,37 @@ class DecoderFiles:
     """The decoders that may be downloaded, until the block ends."""
 
     def __init__(
-        self, models: Iterable[ModelInfo], files: Mapping[str, Path], allowed: Iterable[str]
+        self,
+        models: Callable[[], Mapping[str, ModelInfo]],
+        files: Callable[[], Mapping[str, Path]],
+        allowed: Iterable[str],
     ) -> None:
         """Open the *files*, by model, of models with a permissive licence and of *allowed* ones."""
         self._stack = ExitStack()
+        self._named = frozenset(allowed)
         self._files: dict[str, DecoderFile] = {}
+        self._opened: dict[Path, DecoderFile] = {}
         self.digests: dict[str, str] = {}
         """The digests by model."""
-        named = frozenset(allowed)
-        for info in models:
-            path = files.get(info.name)
-            permitted = info.card.license.lower() in PERMISSIVE or info.name in named
+        self._models, self._paths = models, files
+        self.update()
+
+    def update(self) -> None:
+        """Open the files of versions that are in service since the last call.
+
+        Those of earlier versions stay available: a page that has listed the models before may still
+        download them.
+        """
+        paths = self._paths()
+        for info in self._models().values():
+            path = paths.get(info.name)
+            permitted = info.card.license.lower() in PERMISSIVE or info.name in self._named
             # External weights are a second file, which a digest of the first does not cover.
             if path is None or not permitted or path.with_name(DATA_FILE).exists():
+                self.digests.pop(info.name, None)
                 continue
-            file = self._open(path)
-            self._files[file.digest] = file
+            file = self._opened.get(path) or self._open(path)
+            self._opened[path] = self._files[file.digest] = file
             self.digests[info.name] = file.digest
 
     def __enter__(self) -> Self:

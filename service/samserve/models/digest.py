@@ -81,6 +81,18 @@ def digest_of_note(note: str) -> str:
     return match[1] if match else ""
 
 
+def stamped_digest(path: Path) -> str:
+    """Return the digest of the encoder in the stamp of a graph's file.
+
+    Empty if the file has no stamp, or if another program has rewritten it since.
+    """
+    if not stamp_bytes(path):
+        return ""
+    with path.open("rb") as file:
+        file.seek(-_NOTE_BYTES, 2)
+        return digest_of_note(file.read().decode("ascii"))
+
+
 def stamp_bytes(path: Path) -> int:
     """Return how many bytes `export.stamp` has appended to a graph's file; 0 if none.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -27,6 +27,10 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 }
 
 
+FIRST_VERSION = "1"
+"""The version folder of an exported graph."""
+CONFIG_FILE = "config.pbtxt"
+
 # The largest one that is exported.
 _MAX_DELTA = 1000
 
@@ -45,6 +49,8 @@ class Bundle(Generic[G]):
 
     info: ModelInfo
     graphs: Mapping[str, G]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """The version folder of each graph, by role; a role without one has that of `FIRST_VERSION`."""
 
 
 def discover(repository: Path) -> tuple[Bundle[Path], ...]:
@@ -53,11 +59,11 @@ def discover(repository: Path) -> tuple[Bundle[Path], ...]:
     Configurations without samserve's parameters belong to other models and are ignored.  Raises
     `EngineUnavailable` for a repository without a model and for graphs that are inconsistent.
     """
-    configs = read_configs(repository)
+    configs = [in_service(config, repository) for config in read_configs(repository)]
     bundles = [bundle_of(encoder, configs, repository) for encoder in encoders(configs)]
     if not bundles:
         raise EngineUnavailable(f"no model in {repository}")
-    return tuple(_with_files(bundle, repository) for bundle in bundles)
+    return tuple(with_files(bundle, repository) for bundle in bundles)
 
 
 def discover_each(repository: Path) -> tuple[tuple[Bundle[Path], ...], dict[str, str]]:
@@ -66,9 +72,9 @@ def discover_each(repository: Path) -> tuple[tuple[Bundle[Path], ...], dict[str,
     Returns why they cannot by the name of the model, or of the folder of an invalid configuration.
     """
     configs, bundles, problems = [], [], {}
-    for path in sorted(repository.glob("*/config.pbtxt")):
+    for path in sorted(repository.glob(f"*/{CONFIG_FILE}")):
         try:
-            configs.append(_read(path))
+            configs.append(in_service(read_config(path), repository))
         except (EngineUnavailable, OSError) as error:
             problems[re.sub("_(encoder|decoder)$", "", path.parent.name)] = str(error)
     for encoder in encoders(configs):
@@ -76,7 +82,7 @@ def discover_each(repository: Path) -> tuple[tuple[Bundle[Path], ...], dict[str,
         if name in problems:
             continue
         try:
-            bundles.append(_with_files(bundle_of(encoder, configs, repository), repository))
+            bundles.append(with_files(bundle_of(encoder, configs, repository), repository))
         except EngineUnavailable as error:
             problems[name] = str(error)
     return tuple(bundles), problems
@@ -87,7 +93,34 @@ def read_configs(repository: Path) -> list[ModelConfig]:
 
     Raises `EngineUnavailable` for a file that is not a configuration.
     """
-    return [_read(path) for path in sorted(repository.glob("*/config.pbtxt"))]
+    return [read_config(path) for path in sorted(repository.glob(f"*/{CONFIG_FILE}"))]
+
+
+def version_of(config: ModelConfig) -> str:
+    """Return the version folder that a configuration describes."""
+    return parameter(config, "version") or FIRST_VERSION
+
+
+def config_of_version(repository: Path, graph: str, version: str) -> Path:
+    """Return the configuration of one version of a graph that has been promoted or replaced."""
+    return repository / graph / "configs" / f"version-{version}.pbtxt"
+
+
+def in_service(config: ModelConfig, repository: Path) -> ModelConfig:
+    """Return the configuration of the version of a graph that is in service.
+
+    The decoder's configuration names the version of the encoder that it belongs to: so the rename
+    of one file puts both networks into service, also if the command that renames it then ends.
+    """
+    if parameter(config, "role") != "encoder":
+        return config
+    decoder = repository / f"{parameter(config, 'model')}_decoder" / CONFIG_FILE
+    if not decoder.is_file():
+        return config
+    wanted = parameter(read_config(decoder), "encoder_version")
+    if wanted in ("", version_of(config)):
+        return config
+    return read_config(config_of_version(repository, config.name, wanted))
 
 
 def encoders(configs: Iterable[ModelConfig]) -> list[ModelConfig]:
@@ -134,7 +167,11 @@ def bundle_of(
         )
     for role, config in graphs.items():
         check_tensors(role, _tensors(config), info)
-    return Bundle(info, {role: config.name for role, config in graphs.items()})
+    return Bundle(
+        info,
+        {role: config.name for role, config in graphs.items()},
+        {role: version_of(config) for role, config in graphs.items()},
+    )
 
 
 def _tensors(config: ModelConfig) -> GraphTensors:
@@ -255,20 +292,24 @@ def _dynamic_multimask(decoder: ModelConfig) -> DynamicMultimask | None:
     return DynamicMultimask(delta, thresh)
 
 
-def _read(path: Path) -> ModelConfig:
+def read_config(path: Path) -> ModelConfig:
+    """Read one configuration.  Raises `EngineUnavailable` for a file that is not one."""
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise EngineUnavailable(f"{path} is not a model configuration: {error}") from error
 
 
-def _with_files(bundle: Bundle[str], repository: Path) -> Bundle[Path]:
-    files = {role: _file(repository, name) for role, name in bundle.graphs.items()}
-    return Bundle(bundle.info, files)
+def with_files(bundle: Bundle[str], repository: Path) -> Bundle[Path]:
+    """Return the files of the graphs.  Raises `EngineUnavailable` for a missing one."""
+    files = {
+        role: _file(repository, name, bundle.versions[role]) for role, name in bundle.graphs.items()
+    }
+    return Bundle(bundle.info, files, bundle.versions)
 
 
-def _file(repository: Path, model: str) -> Path:
-    path = repository / model / "1" / MODEL_FILE
+def _file(repository: Path, model: str, version: str) -> Path:
+    path = repository / model / version / MODEL_FILE
     if not path.is_file():
         raise EngineUnavailable(f"{path} is missing")
     return path

@@ -19,12 +19,14 @@ from samserve.rpc.request_fields import HQ_MODES, choice, choices, embedding_id,
 from samserve.scheduling.offload import is_quick
 from samserve.scheduling.thread_pools import Workers
 from samserve.segmentation.predict import PredictOptions
+from samserve.segmentation.promotion import Step
 from samserve.segmentation.sources import Source
 from samserve.settings import LimitSettings
 from samserve.types import (
     Image,
     MaskFormat,
     MaskSelection,
+    ModelVersion,
     Multimask,
     PolygonOptions,
     Prompt,
@@ -34,6 +36,11 @@ from samserve.v1 import samserve_pb2 as pb
 _DURABILITIES = {pb.DURABILITY_UNSPECIFIED: False, pb.DURABILITY_DURABLE: True}
 _MULTIMASKS = choices(pb.Multimask, "MULTIMASK", Multimask, Multimask.AUTO)
 # None: logits alone, without pixels.
+_STEPS: dict[int, Step] = {
+    pb.PromotionStep.Value(f"PROMOTION_STEP_{step.name}"): step for step in Step
+}
+# A model has two graphs, some families have more.
+_MAX_CONFIGS = 16
 _OUTPUT_MODES: dict[int, MaskFormat | None] = {**FORMATS, pb.OUTPUT_MODE_LOW_RES_LOGITS: None}
 
 
@@ -144,6 +151,29 @@ def automask(request: pb.AutoMaskRequest, limits: LimitSettings) -> AutoMaskCall
         options = automask_requests.options(request, limits)
     violations.check()
     return AutoMaskCall(segmented, request.model, options, mask_format, polygons)
+
+
+def promotion(request: pb.PromoteModelRequest) -> tuple[Step, ModelVersion]:
+    """Read a PromoteModel request.  Raises `InvalidRequest`."""
+    step = _STEPS.get(request.step)
+    if step is None:
+        raise InvalidRequest("step", "is required")
+    for field in ("model", "digest"):
+        if not getattr(request, field):
+            raise InvalidRequest(field, "is required")
+    if len(request.configs) > _MAX_CONFIGS:
+        raise InvalidRequest("configs", f"must have at most {_MAX_CONFIGS} elements")
+    for field in ("new_bytes", "served_bytes"):
+        if getattr(request, field) < 0:
+            raise InvalidRequest(field, "must be at least 0")
+    return step, ModelVersion(
+        model=request.model,
+        number=request.version,
+        digest=request.digest,
+        configs=tuple(request.configs),
+        new_bytes=request.new_bytes,
+        served_bytes=request.served_bytes,
+    )
 
 
 def delete(request: pb.DeleteEmbeddingRequest) -> str:

@@ -21,6 +21,7 @@ from samserve.segmentation.automask.generator import AutoMasker
 from samserve.segmentation.embed import EmbeddingService
 from samserve.segmentation.embedding_files import EmbeddingFiles
 from samserve.segmentation.predict import Predictor
+from samserve.segmentation.promotion import Promoter
 from samserve.segmentation.sources import ImageSource, LeaseOptions
 from samserve.settings import LimitSettings
 from samserve.v1 import samserve_pb2 as pb
@@ -34,6 +35,7 @@ class UseCases:
     files: EmbeddingFiles
     predictor: Predictor
     automasker: AutoMasker
+    promoter: Promoter
 
 
 class SegmentationServicer:
@@ -52,6 +54,7 @@ class SegmentationServicer:
         self._files = use_cases.files
         self._predictor = use_cases.predictor
         self._automasker = use_cases.automasker
+        self._promoter = use_cases.promoter
         self._engine = engine
         self._model_lists = ModelLists(limits, decoders)
         self._reader = RequestReader(limits, workers)
@@ -118,6 +121,14 @@ class SegmentationServicer:
         self._files.check_enabled("PutEmbedding")
         async with aclosing(message.chunk async for message in messages) as chunks:
             return self._writer.put(await self._files.put(chunks, context))
+
+    async def PromoteModel(
+        self, request: pb.PromoteModelRequest, context: RequestContext
+    ) -> pb.PromoteModelResponse:
+        step, version = requests.promotion(request)
+        in_service = await self._promoter.run(step, version)
+        context.facts.of_model(in_service)
+        return pb.PromoteModelResponse(digest=in_service.digest)
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: RequestContext

@@ -20,6 +20,7 @@ class Permission(StrEnum):
     EMBEDDINGS_READ = "embeddings_read"
     EMBEDDINGS_WRITE = "embeddings_write"
     DECODERS_READ = "decoders_read"
+    MODELS_ADMIN = "models_admin"
 
 
 ALL_PERMISSIONS = frozenset(Permission)

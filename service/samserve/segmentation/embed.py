@@ -149,11 +149,12 @@ class EmbeddingService:
             async with self._lease_pending_or_cached(key, context) as embedding:
                 assert embedding is not None
                 model = served.model_of(embedding_id, embedding.facts, self.engine.models)
-                context.facts.model = model.name
-                served.check_name(model_name, model, self.engine.models)
-                options.check(embedding.facts.image_size, model)
-                lease = EmbeddingLease(embedding_id, embedding, model, cached=True)
-                yield lease
+                context.facts.of_model(model)
+                with self.engine.using(model, context):
+                    served.check_name(model_name, model, self.engine.models)
+                    options.check(embedding.facts.image_size, model)
+                    lease = EmbeddingLease(embedding_id, embedding, model, cached=True)
+                    yield lease
         except WeightsChanged:
             if lease is None:
                 # The embedding was being encoded; that encode failed.
@@ -218,20 +219,23 @@ class EmbeddingService:
         self, image: Image, model: ModelInfo, context: RequestContext, options: LeaseOptions
     ) -> AsyncIterator[EmbeddingLease]:
         """Lease the embedding of *image* by exactly this model: the cached one, or a new one."""
-        key = await self._key(image, model, context)
-        async with self._lookup(key, image, context, renew=options.renew) as embedding:
-            if embedding is not None:
-                options.check(embedding.facts.image_size, model)
-                yield EmbeddingLease(key.embedding_id, embedding, model, cached=True)
-                return
-        job = await self._job(key, image, model, context)
-        options.check(job.size, model)
-        job = replace(job, keep_pixels=options.keep_pixels)
-        async with self.jobs.encode(job, context) as lease:
-            yield lease
+        # Before any wait: from here on, the call uses this version.
+        with self.engine.using(model, context):
+            key = await self._key(image, model, context)
+            async with self._lookup(key, image, context, renew=options.renew) as embedding:
+                if embedding is not None:
+                    options.check(embedding.facts.image_size, model)
+                    yield EmbeddingLease(key.embedding_id, embedding, model, cached=True)
+                    return
+            job = await self._job(key, image, model, context)
+            options.check(job.size, model)
+            job = replace(job, keep_pixels=options.keep_pixels)
+            async with self.jobs.encode(job, context) as lease:
+                # The encode may be another call's, which began with another decoder.
+                yield replace(lease, model=model)
 
     async def _key(self, image: Image, model: ModelInfo, context: RequestContext) -> EmbeddingKey:
-        context.facts.model = model.name
+        context.facts.of_model(model)
         # The header is not read here: a cached image does not need it, and reading it takes half
         # as long as the hash.
         with context.clock.stage("hash"):

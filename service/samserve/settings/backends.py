@@ -31,6 +31,10 @@ class EngineSettings(Section):
     automask_batch_s: float = Field(default=0.04, gt=0, le=60)
     """Time of one mask decoder run of AutoMask: it gets as many prompts as take about this long, at
     least one. A Predict waits for one such run at most."""
+    max_model_bytes: int = Field(default=0, ge=0)
+    """Maximum bytes of weights, by the sizes of their files, while `samserve models promote` loads
+    another version: of all models (`onnx`), or of both versions, the new one in each of its
+    instances (`triton`). 0 leaves only the memory that is available."""
     default_model: str = ""
     """Model of requests that name none; empty uses the first of `engine.models`, else that of
     `samserve models default`, else the first in alphabetical order, pulled models excluded."""

@@ -132,6 +132,8 @@ class DeadlineSettings(Section):
     """Deadline in seconds of AutoMask calls whose client sets none."""
     embedding_files_s: float = Field(default=60.0, gt=0)
     """Deadline in seconds of GetEmbedding and PutEmbedding calls whose client sets none."""
+    promotion_s: float = Field(default=900.0, gt=0)
+    """Deadline in seconds of PromoteModel calls whose client sets none."""
     other_s: float = Field(default=10.0, gt=0)
     """Deadline in seconds of calls of the other methods whose client sets none."""
 
@@ -147,6 +149,8 @@ class AdmissionSettings(Section):
     """Maximum concurrent AutoMask calls."""
     max_concurrent_embedding_files: int = Field(default=16, ge=1)
     """Maximum concurrent GetEmbedding calls, and again of PutEmbedding calls."""
+    max_concurrent_promotion: int = Field(default=4, ge=1)
+    """Maximum concurrent PromoteModel calls."""
     max_concurrent_other: int = Field(default=256, ge=1)
     """Maximum concurrent calls of each other method."""
     max_in_flight_request_bytes: int = Field(default=512 * MIB, ge=1)

@@ -36,3 +36,34 @@ def peak_memory_bytes() -> int:
     except (OSError, StopIteration):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak << 10
+
+
+def available_memory_bytes() -> int | None:
+    """Return how much more memory this process may use: its cgroup's, and the machine's.
+
+    None if neither is known.
+    """
+    known = [each for each in (_machine_memory(), _cgroup_memory()) if each is not None]
+    return min(known, default=None)
+
+
+def _machine_memory() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        kibibytes = next(line for line in lines if line.startswith("MemAvailable:"))
+        return int(kibibytes.split()[1]) << 10
+    except (OSError, StopIteration):
+        return None
+
+
+def _cgroup_memory() -> int | None:
+    """Return the rest of the limit of a container, whose own cgroup is the root of the mount."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = int((folder / "memory.max").read_text(encoding="ascii"))
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        # Cached file pages are released as needed.
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, limit - used + int(stat.get("inactive_file", 0)))
+    except (OSError, ValueError):  # no limit reads "max"
+        return None

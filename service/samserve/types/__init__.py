@@ -22,6 +22,7 @@ import numpy.typing as npt
 from samserve.types.models import DynamicMultimask as DynamicMultimask
 from samserve.types.models import ModelCard as ModelCard
 from samserve.types.models import ModelInfo as ModelInfo
+from samserve.types.models import ModelVersion as ModelVersion
 from samserve.types.models import Parity as Parity
 from samserve.types.models import TensorSpec as TensorSpec
 

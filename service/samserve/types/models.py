@@ -98,6 +98,27 @@ class ModelInfo:
     skips_masks: bool = False
 
     @property
+    def version(self) -> str:
+        """The version in logs and metrics: the first 12 digits of the digest."""
+        return self.digest[:12]
+
+    @property
     def embedding_bytes(self) -> int:
         """Bytes of one embedding."""
         return sum(spec.nbytes for spec in self.embedding)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A version of a model that is installed beside the one in service.
+
+    ``configs`` are the configurations of its graphs, as text.  ``new_bytes`` are those of the
+    weights that are not in service yet, ``served_bytes`` those of the version in service.
+    """
+
+    model: str
+    number: str
+    digest: str
+    configs: tuple[str, ...]
+    new_bytes: int
+    served_bytes: int

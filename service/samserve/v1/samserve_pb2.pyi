@@ -78,6 +78,40 @@ STORED_PENDING: Stored.ValueType  # 3
 """Not stored yet: encoding is in progress, see `EmbedRequest.prefetch`."""
 Global___Stored: _TypeAlias = Stored  # noqa: Y015
 
+class _PromotionStep:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PromotionStepEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PromotionStep.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROMOTION_STEP_UNSPECIFIED: _PromotionStep.ValueType  # 0
+    """Not valid."""
+    PROMOTION_STEP_PREPARE: _PromotionStep.ValueType  # 1
+    """Loads the version beside the one in service, and runs it once."""
+    PROMOTION_STEP_ACTIVATE: _PromotionStep.ValueType  # 2
+    """Calls that begin from now on use the version."""
+    PROMOTION_STEP_DRAIN: _PromotionStep.ValueType  # 3
+    """Returns when no call uses the version any more."""
+    PROMOTION_STEP_RELEASE: _PromotionStep.ValueType  # 4
+    """Unloads the version. Not for the one in service."""
+
+class PromotionStep(_PromotionStep, metaclass=_PromotionStepEnumTypeWrapper):
+    """A step of [PromoteModel][samserve.v1.SegmentationService.PromoteModel]. On
+    several servers, each step follows the one before it on all of them.
+    """
+
+PROMOTION_STEP_UNSPECIFIED: PromotionStep.ValueType  # 0
+"""Not valid."""
+PROMOTION_STEP_PREPARE: PromotionStep.ValueType  # 1
+"""Loads the version beside the one in service, and runs it once."""
+PROMOTION_STEP_ACTIVATE: PromotionStep.ValueType  # 2
+"""Calls that begin from now on use the version."""
+PROMOTION_STEP_DRAIN: PromotionStep.ValueType  # 3
+"""Returns when no call uses the version any more."""
+PROMOTION_STEP_RELEASE: PromotionStep.ValueType  # 4
+"""Unloads the version. Not for the one in service."""
+Global___PromotionStep: _TypeAlias = PromotionStep  # noqa: Y015
+
 class _Transport:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1933,6 +1967,78 @@ class StageTiming(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StageTiming: _TypeAlias = StageTiming  # noqa: Y015
+
+@_typing.final
+class PromoteModelRequest(_message.Message):
+    """Request for [PromoteModel][samserve.v1.SegmentationService.PromoteModel]."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CONFIGS_FIELD_NUMBER: _builtins.int
+    NEW_BYTES_FIELD_NUMBER: _builtins.int
+    SERVED_BYTES_FIELD_NUMBER: _builtins.int
+    step: Global___PromotionStep.ValueType
+    """Required. The step."""
+    model: _builtins.str
+    """Required. Name of a served model."""
+    digest: _builtins.str
+    """Required. Digest of the version that the step concerns."""
+    version: _builtins.str
+    """Number of the version in the model repository. Needed to prepare."""
+    new_bytes: _builtins.int
+    """Bytes of the weights that are not in service yet. Needed to prepare."""
+    served_bytes: _builtins.int
+    """Bytes of the weights of the version in service. Needed to prepare."""
+    @_builtins.property
+    def configs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The configurations of the graphs of the version, as in `config.pbtxt`. Needed
+        to prepare.
+        """
+
+    def __init__(
+        self,
+        *,
+        step: Global___PromotionStep.ValueType = ...,
+        model: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        version: _builtins.str = ...,
+        configs: _abc.Iterable[_builtins.str] | None = ...,
+        new_bytes: _builtins.int = ...,
+        served_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configs", b"configs", "digest", b"digest", "model", b"model", "new_bytes", b"new_bytes", "served_bytes", b"served_bytes", "step", b"step", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteModelRequest: _TypeAlias = PromoteModelRequest  # noqa: Y015
+
+@_typing.final
+class PromoteModelResponse(_message.Message):
+    """Response of [PromoteModel][samserve.v1.SegmentationService.PromoteModel]."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """Digest of the version that is in service after the step."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteModelResponse: _TypeAlias = PromoteModelResponse  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):

@@ -89,6 +89,11 @@ class SegmentationServiceStub:
                 request_serializer=samserve_dot_v1_dot_samserve__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=samserve_dot_v1_dot_samserve__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.PromoteModel = channel.unary_unary(
+                '/samserve.v1.SegmentationService/PromoteModel',
+                request_serializer=samserve_dot_v1_dot_samserve__pb2.PromoteModelRequest.SerializeToString,
+                response_deserializer=samserve_dot_v1_dot_samserve__pb2.PromoteModelResponse.FromString,
+                _registered_method=True)
 
 
 class SegmentationServiceServicer:
@@ -174,6 +179,16 @@ class SegmentationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PromoteModel(self, request, context):
+        """One step of putting another version of a model into service, see
+        `samserve models promote`. `FAILED_PRECONDITION` with reason
+        `PROMOTION_REFUSED`, or `RESOURCE_EXHAUSTED` with `MEMORY_EXHAUSTED` if there
+        is no memory for both versions: then nothing has changed. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SegmentationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -211,6 +226,11 @@ def add_SegmentationServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=samserve_dot_v1_dot_samserve__pb2.ListModelsRequest.FromString,
                     response_serializer=samserve_dot_v1_dot_samserve__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'PromoteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteModel,
+                    request_deserializer=samserve_dot_v1_dot_samserve__pb2.PromoteModelRequest.FromString,
+                    response_serializer=samserve_dot_v1_dot_samserve__pb2.PromoteModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -422,6 +442,33 @@ class SegmentationService:
             '/samserve.v1.SegmentationService/ListModels',
             samserve_dot_v1_dot_samserve__pb2.ListModelsRequest.SerializeToString,
             samserve_dot_v1_dot_samserve__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/samserve.v1.SegmentationService/PromoteModel',
+            samserve_dot_v1_dot_samserve__pb2.PromoteModelRequest.SerializeToString,
+            samserve_dot_v1_dot_samserve__pb2.PromoteModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -83,6 +83,12 @@ class SegmentationServiceStub:
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_samserve_pb2.ListModelsRequest, _samserve_pb2.ListModelsResponse]
     """Lists the served models, the limits on requests and the defaults."""
+    PromoteModel: _grpc.UnaryUnaryMultiCallable[_samserve_pb2.PromoteModelRequest, _samserve_pb2.PromoteModelResponse]
+    """One step of putting another version of a model into service, see
+    `samserve models promote`. `FAILED_PRECONDITION` with reason
+    `PROMOTION_REFUSED`, or `RESOURCE_EXHAUSTED` with `MEMORY_EXHAUSTED` if there
+    is no memory for both versions: then nothing has changed. Idempotent.
+    """
 
 @_typing.type_check_only
 class SegmentationServiceAsyncStub(SegmentationServiceStub):
@@ -139,6 +145,12 @@ class SegmentationServiceAsyncStub(SegmentationServiceStub):
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_samserve_pb2.ListModelsRequest, _samserve_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the served models, the limits on requests and the defaults."""
+    PromoteModel: _aio.UnaryUnaryMultiCallable[_samserve_pb2.PromoteModelRequest, _samserve_pb2.PromoteModelResponse]  # type: ignore[assignment]
+    """One step of putting another version of a model into service, see
+    `samserve models promote`. `FAILED_PRECONDITION` with reason
+    `PROMOTION_REFUSED`, or `RESOURCE_EXHAUSTED` with `MEMORY_EXHAUSTED` if there
+    is no memory for both versions: then nothing has changed. Idempotent.
+    """
 
 class SegmentationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Segments images with models of the Segment Anything family.
@@ -234,5 +246,17 @@ class SegmentationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_samserve_pb2.ListModelsResponse, _abc.Awaitable[_samserve_pb2.ListModelsResponse]]:
         """Lists the served models, the limits on requests and the defaults."""
+
+    @_abc_1.abstractmethod
+    def PromoteModel(
+        self,
+        request: _samserve_pb2.PromoteModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_samserve_pb2.PromoteModelResponse, _abc.Awaitable[_samserve_pb2.PromoteModelResponse]]:
+        """One step of putting another version of a model into service, see
+        `samserve models promote`. `FAILED_PRECONDITION` with reason
+        `PROMOTION_REFUSED`, or `RESOURCE_EXHAUSTED` with `MEMORY_EXHAUSTED` if there
+        is no memory for both versions: then nothing has changed. Idempotent.
+        """
 
 def add_SegmentationServiceServicer_to_server(servicer: SegmentationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ class RecordingEngine:
     @property
     def models(self) -> Mapping[str, ModelInfo]:
         return self._engine.models
+
+    def using(self, model: ModelInfo, context: RequestContext) -> AbstractContextManager[None]:
+        return self._engine.using(model, context)
 
     async def encode(
         self, model: str, image: EncoderInput, into: Slot, context: RequestContext

@@ -51,9 +51,17 @@ class Channels:
         """Return the channel for the next inference request."""
         return next(self._round_robin)
 
-    async def call(self, method: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+    async def call(
+        self,
+        method: Callable[..., Coroutine[Any, Any, T]],
+        *args: Any,
+        timeout_s: float = CONTROL_S,
+        **kwargs: Any,
+    ) -> T:
         """Call a *method* of `InferenceServerClient` over the control channel."""
-        return await method(self.control, *args, headers=self.headers, client_timeout=CONTROL_S)
+        return await method(
+            self.control, *args, headers=self.headers, client_timeout=timeout_s, **kwargs
+        )
 
     async def ensure_connected(self) -> None:
         """Check that every channel for inference requests is connected."""

@@ -22,9 +22,13 @@ _INDEX = InferenceServerClient.get_model_repository_index
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InferCall:
-    """One inference request: tensors in the types of tritonclient; *priority* 0 means none."""
+    """One inference request: tensors in the types of tritonclient; *priority* 0 means none.
+
+    *version* is a version folder of the model: never the one that Triton loaded last.
+    """
 
     model: str
+    version: str
     inputs: Sequence[InferInput]
     outputs: Sequence[InferRequestedOutput]
     request_id: str = ""
@@ -91,6 +95,7 @@ class TritonConnection:
             lambda channels: channels.next().infer(
                 call.model,
                 list(call.inputs),
+                model_version=call.version,
                 outputs=list(call.outputs),
                 request_id=call.request_id,
                 priority=call.priority,
@@ -100,10 +105,23 @@ class TritonConnection:
             )
         )
 
-    async def ready_models(self) -> frozenset[str]:
-        """Return the names of the models that are ready in Triton."""
+    async def ready_models(self) -> Mapping[str, str]:
+        """Return the models that are ready in Triton, each with its lowest ready version."""
         index = await self._control(_INDEX)
-        return frozenset(model.name for model in index.models if model.state == "READY")
+        ready = [each for each in index.models if each.state == "READY"]
+        ready.sort(key=lambda each: int(each.version or 0), reverse=True)
+        return {each.name: each.version for each in ready}
+
+    async def load(self, model: str, config: str, timeout_s: float) -> None:
+        """Load a model with a *config* in JSON; that of its file if it is empty.
+
+        Versions that are loaded already are not loaded again if only the version policy differs.
+        """
+        call = InferenceServerClient.load_model
+        options = {"config": config} if config else {}
+        await self._call(
+            lambda channels: channels.call(call, model, timeout_s=timeout_s, **options)
+        )
 
     async def config(self, model: str) -> model_config_pb2.ModelConfig:
         """Return the configuration of a model, as completed by Triton."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from tritonclient.grpc import model_config_pb2
 
@@ -31,15 +31,15 @@ class Served:
 
 async def served_bundles(
     connection: TritonConnection,
-    ready: frozenset[str],
+    ready: Mapping[str, str],
     default_model: str,
     before: Mapping[str, Bundle[str]],
 ) -> Served:
     """Read the configurations of the *ready* graphs and collect the graphs of each model.
 
-    They are read every time: weights may be replaced under the same name.  While a model has graphs
-    of two encoders, it stays what it was *before*: it is still served, and its runs report the
-    encoder that they belong to.
+    *ready* has a ready version of each graph.  The configurations are read every time: weights may
+    be replaced under the same name.  While a model has graphs of two encoders, it stays what it was
+    *before*: it is still served, and its runs report the encoder that they belong to.
 
     A model whose graphs are inconsistent is skipped, so that other models on the same Triton are
     still served.  Raises `EngineUnavailable` if no model is left, or if the default model is
@@ -53,7 +53,7 @@ async def served_bundles(
     for encoder in encoders(configs):
         name = parameter(encoder, "model")
         try:
-            found[name] = bundle_of(encoder, configs)
+            found[name] = _versioned(bundle_of(encoder, configs), configs, ready)
         except EngineUnavailable as error:
             skipped.append(str(error))
             if isinstance(error, MixedWeights) and name in before:
@@ -66,6 +66,25 @@ async def served_bundles(
     except EngineUnavailable as error:
         raise EngineUnavailable(f"{error}{details}") from None
     return Served({name: found.get(name) or changing[name] for name in names}, tuple(skipped))
+
+
+def _versioned(
+    bundle: Bundle[str], configs: Iterable[model_config_pb2.ModelConfig], ready: Mapping[str, str]
+) -> Bundle[str]:
+    """Name the version of each graph: the one that its configuration describes.
+
+    Raises `MixedWeights` while Triton has loaded other versions than the configuration describes.
+    """
+    versions = {}
+    by_name = {config.name: config for config in configs}
+    for role, name in bundle.graphs.items():
+        config = by_name[name]
+        version = parameter(config, "version")
+        loaded = config.version_policy.specific.versions
+        if version and loaded and int(version) not in loaded:
+            raise MixedWeights(f"another version of {name!r} is being put into service")
+        versions[role] = version or ready[name]
+    return replace(bundle, versions=versions)
 
 
 async def _config(connection: TritonConnection, model: str) -> model_config_pb2.ModelConfig | None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,10 +34,10 @@ from samserve.engines.triton.tensors import (
     encoder_inputs,
     reported_digest,
 )
+from samserve.engines.triton.versions import TritonVersions
 from samserve.engines.weights import check_weights, weights_changed
 from samserve.errors import (
     EngineFailure,
-    EngineUnavailable,
     MemoryExhausted,
     SamserveError,
     WeightsChanged,
@@ -49,7 +49,7 @@ from samserve.models.repository import Bundle
 from samserve.scheduling.fair_semaphore import FairSemaphore
 from samserve.settings import TritonSettings
 from samserve.telemetry.metrics import Metrics
-from samserve.types import Embedding, EmbeddingFacts, ModelInfo, Transport
+from samserve.types import Embedding, EmbeddingFacts, ModelInfo, ModelVersion, Transport
 
 # If no more than this is left of the deadline, a timeout is attributed to the deadline.
 _CLOSE_TO_DEADLINE_S = 0.05
@@ -63,7 +63,14 @@ class TritonEngine:
     segment of its own from the pool, which shows when a request without a response has ended.
     """
 
-    def __init__(self, settings: TritonSettings, metrics: Metrics, default_model: str = "") -> None:
+    def __init__(
+        self,
+        settings: TritonSettings,
+        metrics: Metrics,
+        default_model: str = "",
+        *,
+        max_model_bytes: int = 0,
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._log = structlog.get_logger("samserve.triton")
@@ -72,6 +79,9 @@ class TritonEngine:
         self._shared = SharedMemory(group=settings.shared_memory_group)
         self._regions = ShmRegions(self._connection, self._shared)
         self._monitor = HealthMonitor(self._connection, self._regions, settings, default_model)
+        self._versions = TritonVersions(
+            self._connection, self._monitor, self._regions, max_model_bytes
+        )
         self._pool = ShmPool(
             self._shared, self._regions, settings.shared_memory_pool_bytes, metrics
         )
@@ -139,7 +149,11 @@ class TritonEngine:
             try:
                 inputs = encoder_inputs(image, segment)
                 call = InferCall(
-                    bundle.graphs["encoder"], inputs, response.outputs(), context.request_id
+                    bundle.graphs["encoder"],
+                    bundle.versions["encoder"],
+                    inputs,
+                    response.outputs(),
+                    context.request_id,
                 )
                 result = await self._infer(call, into.facts, context)
             except BaseException as error:
@@ -169,6 +183,7 @@ class TritonEngine:
                 inputs = decoder_inputs(bundle.info, embedding, prompts, shared)
                 call = InferCall(
                     model=bundle.graphs["decoder"],
+                    version=bundle.versions["decoder"],
                     inputs=inputs,
                     outputs=response.outputs(),
                     request_id=context.request_id,
@@ -186,6 +201,26 @@ class TritonEngine:
                 self._pool.release_after(segment, output.low_res_logits)
             return output
 
+    def using(self, model: ModelInfo, context: RequestContext) -> AbstractContextManager[None]:
+        """See `Engine.using`."""
+        return self._versions.using(model, context)
+
+    async def prepare(self, version: ModelVersion) -> ModelInfo:
+        """See `Engine.prepare`."""
+        return await self._versions.prepare(version)
+
+    def activate(self, model: str, digest: str) -> None:
+        """See `Engine.activate`."""
+        self._versions.activate(model, digest)
+
+    async def drain(self, model: str, digest: str) -> None:
+        """See `Engine.drain`."""
+        await self._versions.drain(model, digest)
+
+    async def release(self, model: str, digest: str) -> None:
+        """See `Engine.release`."""
+        await self._versions.release(model, digest)
+
     async def ready(self) -> bool:
         """See `Engine.ready`; returns the state of the last check and sends no request."""
         return self._monitor.healthy
@@ -196,15 +231,6 @@ class TritonEngine:
             stack.push_async_callback(self._connection.aclose)
             stack.push_async_callback(self._regions.aclose)
             stack.push_async_callback(self._monitor.aclose)
-
-    def _bundle(self, model: str, facts: EmbeddingFacts) -> Bundle[str]:
-        """Return the model with the encoder of an embedding; never one with another encoder."""
-        bundle = self._monitor.bundles.get(model)
-        if bundle is None:
-            raise EngineUnavailable(f"Triton no longer serves the model {model!r}")
-        if bundle.info.encoder_digest != facts.encoder_digest:
-            raise weights_changed(model)
-        return bundle
 
     def _release_failed(
         self, segment: SharedSegment, error: BaseException
@@ -226,7 +252,7 @@ class TritonEngine:
         bundle: Bundle[str] | None = None
         try:
             async with self._semaphores[network][model].acquire(context):
-                bundle = self._bundle(model, facts)
+                bundle = self._versions.bundle(model, facts, context)
                 with self._metrics.engine.run(network, model):
                     yield bundle
         except WeightsChanged:

@@ -45,7 +45,7 @@ class HealthMonitor:
         self._rotation = CredentialRotation(settings, connection)
         self._default_model = default_model
         self._log = structlog.get_logger("samserve.triton")
-        self._ready_models: frozenset[str] = frozenset()
+        self._ready_models: Mapping[str, str] = {}
         self._list_at = 0.0
         self._reopen_at: float | None = None
         self._logged: tuple[bool, bool] | None = None
@@ -57,6 +57,9 @@ class HealthMonitor:
         self._skipped: tuple[str, ...] = ()
         self._tasks = AsyncExitStack()
         self._running = False
+        # Versions that this gateway has put into service and that Triton's configurations do not
+        # describe yet, each with the digest that they described then.
+        self._activated: dict[str, tuple[Bundle[str], str]] = {}
         self.bundles: Mapping[str, Bundle[str]] = {}
         self.models: Mapping[str, ModelInfo] = {}
         self.healthy = False
@@ -84,6 +87,14 @@ class HealthMonitor:
         self.healthy = False
         self._stale = True
         self._wake.set()
+
+    def activate(self, bundle: Bundle[str]) -> None:
+        """Put a version into service that Triton has loaded beside the one it describes."""
+        name = bundle.info.name
+        described = self._activated.get(name, (bundle, self.models[name].digest))[1]
+        self._activated[name] = bundle, described
+        self.bundles = {**self.bundles, name: bundle}
+        self.models = {**self.models, name: bundle.info}
 
     async def refresh(self) -> None:
         """Refresh the state of Triton's models; return when that has completed or failed."""
@@ -189,13 +200,23 @@ class HealthMonitor:
         served = await served_bundles(
             self._connection, self._ready_models, self._default_model, self.bundles
         )
-        models = {name: bundle.info for name, bundle in served.bundles.items()}
+        bundles = self._with_activated(served.bundles)
+        models = {name: bundle.info for name, bundle in bundles.items()}
         if models != self.models:
             self._log.info("models discovered", models=list(models))
         for reason in served.skipped:
             if reason not in self._skipped:
                 self._log.warning("model skipped", reason=reason)
-        self.bundles, self.models, self._skipped = served.bundles, models, served.skipped
+        self.bundles, self.models, self._skipped = bundles, models, served.skipped
+
+    def _with_activated(self, found: Mapping[str, Bundle[str]]) -> Mapping[str, Bundle[str]]:
+        """Replace those found by those that this gateway has put into service since."""
+        for name, (_, described) in list(self._activated.items()):
+            if name not in found or found[name].info.digest != described:
+                # Triton describes it now, or something else was loaded.
+                del self._activated[name]
+        activated = {name: bundle for name, (bundle, _) in self._activated.items()}
+        return {**found, **activated}
 
     def _log_state_change(self, reason: str) -> None:
         state = (self.healthy, self._regions.accepted)

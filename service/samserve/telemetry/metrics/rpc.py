@@ -113,6 +113,14 @@ class CallMetrics:
         self._masks = Histograms(
             "samserve_masks_per_call", "Masks per call.", by_method, MASKS, registry
         )
+        # One series for each version that this process has served.
+        self._versions = Counters(
+            "samserve_model_calls",
+            "Successful calls by the version of the model that answered: the first digits of its "
+            "digest.",
+            ["grpc_method", "model", "version"],
+            registry,
+        )
         self._candidates = Counters(
             "samserve_automask_candidates",
             "AutoMask candidates before (in) and after (out) each filter.",
@@ -144,6 +152,8 @@ class CallMetrics:
         if call.code == _OK:
             client_s = sum(call.stages.get(stage, 0.0) for stage in CLIENT_STAGES)
             self._served.children[method, facts.model].observe(call.seconds - client_s, exemplar)
+            if facts.version:
+                self._versions.children[method, facts.model, facts.version].inc()
         if call.reason:
             self._errors.labels(method, call.reason).inc()
         if call.exhausted:

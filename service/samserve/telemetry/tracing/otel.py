@@ -113,6 +113,7 @@ class OtelCall:
                 "samserve.request_id": end.request_id,
                 "samserve.tenant": end.tenant,
                 "samserve.model": facts.model,
+                "samserve.model_version": facts.version,
                 "samserve.cache": facts.cache,
                 "samserve.prompts": facts.prompts,
                 "samserve.masks": facts.masks,
