@@ -1,0 +1,74 @@
+"""Versions replaced under load: no failed call, no mask of another version, no second encode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.engines.promotion.clients import Clients, InService
+from tests.engines.promotion.models import NAME, write_model, write_small
+from tests.engines.promotion.services import Services, command, served
+from tests.metric_values import total
+
+Write = Callable[..., str]
+
+
+def encodes(services: Services) -> float:
+    """Return the number of runs of the encoder."""
+    return sum(
+        total(service.metrics.registry, "samserve_engine_runs_total", network="encoder")
+        for service, _ in services
+    )
+
+
+@pytest.mark.parametrize("kind", ["onnx", "triton"])
+@pytest.mark.parametrize(
+    ("write", "times", "clicking_and_segmenting", "gateways"),
+    [
+        pytest.param(write_small, 1, (5, 1), 1, id="once"),
+        pytest.param(
+            write_small, 20, (44, 6), 1, id="often", marks=[pytest.mark.slow, pytest.mark.long]
+        ),
+        pytest.param(write_model, 2, (9, 1), 2, id="two-gateways", marks=pytest.mark.slow),
+    ],
+)
+async def test_calls_end_on_the_version_that_they_began_with(
+    kind: str,
+    write: Write,
+    times: int,
+    clicking_and_segmenting: tuple[int, int],
+    gateways: int,
+    tmp_path: Path,
+) -> None:
+    repository, new = tmp_path / "models", tmp_path / "new"
+    write(repository, 1)
+    write(new, 2, name="tuned")
+    in_service = InService(frozenset({1}))
+    # AutoMask gets a turn only while no click waits; its calls are in flight most of the time.
+    slow = write is not write_small
+    pause_s = (0.1 if slow else 0.01) * clicking_and_segmenting[0]
+    clients = Clients(in_service, pause_s=pause_s, points_per_side=4 if slow else 10)
+    codes = []
+    async with served(kind, repository, gateways) as services:
+        stubs = [stub for _, stub in services]
+        async with clients.running(stubs, *clicking_and_segmenting):
+            await clients.progress()
+            encoded = encodes(services)
+            for _ in range(times):
+                for version, arguments in (
+                    (2, ("promote", NAME, str(new))),
+                    (1, ("rollback", NAME)),
+                ):
+                    in_service.set(1, 2)
+                    codes.append(await command(services, repository, *arguments))
+                    in_service.set(version)
+                    await clients.progress()
+            encoded = encodes(services) - encoded
+    print(clients.counts)
+
+    assert clients.wrong == []
+    assert codes == [0] * (2 * times)
+    assert {version for _, version in clients.counts} == {1, 2}
+    assert encoded == 0
