@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from samserve.tuning.interactive import PromptBatch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -23,22 +25,22 @@ SCENE_STREAM, PROMPTS_STREAM, SETTINGS_STREAM = 0, 1, 2
 @dataclass
 class Batch:
     """``image`` uint8 ``[B,S,S,3]``, ``size`` int32 ``[B,2]``, ids ``levels`` int32
-    ``[B,3,S/4,S/4]``, and PromptSet's fields with a B axis.
+    ``[B,3,S/4,S/4]``, and prompts.
     """
 
     image: Tensor
     size: Tensor
     levels: Tensor
-    coords: Tensor
-    labels: Tensor
-    masks: Tensor
-    valid: Tensor
-    target: Tensor
-    boxed: Tensor
+    prompts: PromptBatch
 
     def to(self, device: str) -> Batch:
         """Return the batch on this device."""
-        return Batch(*(getattr(self, item.name).to(device) for item in fields(self)))
+        return Batch(
+            self.image.to(device),
+            self.size.to(device),
+            self.levels.to(device),
+            self.prompts.to(device),
+        )
 
 
 class SceneBatches(Dataset[Batch]):
@@ -93,7 +95,7 @@ def enlarged(scene: Scene, side: int) -> Scene:
 
 def collate(scenes: list[Scene], prompts: list[PromptSet]) -> Batch:
     """Stack arrays into tensors."""
-    stacked = {
+    stacked: dict[str, Any] = {
         item.name: torch.from_numpy(
             np.stack([getattr(prompt_set, item.name) for prompt_set in prompts])
         )
@@ -102,4 +104,4 @@ def collate(scenes: list[Scene], prompts: list[PromptSet]) -> Batch:
     image = torch.from_numpy(np.stack([scene.image for scene in scenes]))
     size = torch.tensor([scene.size for scene in scenes], dtype=torch.int32)
     levels = torch.from_numpy(np.stack([scene.levels[:, 2::4, 2::4] for scene in scenes]))
-    return Batch(image, size, levels, **stacked)
+    return Batch(image, size, levels, PromptBatch(**stacked))

@@ -8,11 +8,10 @@ object. The latter uses the decoder's own keys and queries, as a point prompt do
 from __future__ import annotations
 
 import torch
+from samserve.export.tiny.decoder import COSINE_GAIN, HEAD_WIDTH, HEADS, SUBCELLS, MaskDecoder
+from samserve.export.tiny.layers import EMBEDDING_CHANNELS
 from torch import Tensor, nn
 from torch.nn import functional
-
-from training.decoder import COSINE_GAIN, HEAD_WIDTH, HEADS, SUBCELLS, MaskDecoder
-from training.encoder import EMBEDDING_CHANNELS
 
 LEVELS = 3
 QUERIES = 48

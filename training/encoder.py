@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import torch
+from samserve.export.tiny.layers import (
+    EMBEDDING_CHANNELS,
+    EncoderBlock,
+    GlobalAttention,
+    conv_bn,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.layers import EncoderBlock, GlobalAttention, conv_bn
-
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-EMBEDDING_CHANNELS = 256
-CELL = 16
-"""Image pixels per embedding cell."""
 
 
 class ImageEncoder(nn.Module):

@@ -6,13 +6,14 @@ most. Everything but `MaskIouHead` is frozen, which makes a step cheap.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
+from samserve.tuning.interactive import rounds
+from samserve.tuning.losses import Result, ValidLevels, iou_loss
 
 from training.data import Batch, batches
-from training.interactive import rounds
-from training.losses import Result, ValidLevels, iou_loss
 from training.model import SamTiny
 from training.schedule import Schedule
 
@@ -63,7 +64,7 @@ class IouFit:
         self.optimiser.zero_grad(set_to_none=True)
         with torch.autocast(self.device, torch.bfloat16):
             embedding = self.model.encoder(batch.image, batch.size)
-            all_rounds = rounds(self.model.decoder, embedding, batch, self._score)
+            all_rounds = rounds(partial(self.model.decoder, embedding), batch.prompts, self._score)
             losses = [one.weight * one.result.loss.mean() for one in all_rounds]
         torch.stack(losses).sum().backward()
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)

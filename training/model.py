@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from samserve.export.tiny.decoder import MaskDecoder
+from samserve.export.tiny.iou import IouHead, MaskIouHead
 from torch import nn
 
-from training.decoder import MaskDecoder
 from training.encoder import ImageEncoder
-from training.iou import IouHead, MaskIouHead
 
 
 class SamTiny(nn.Module):

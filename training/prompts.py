@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from samserve.tuning.prompts import BOX_START, FOREGROUND, KINDS, PADDING, sample_points
 
 from training.scenes import OBJECT, Scene
 
@@ -21,11 +22,8 @@ MIN_AREA = 300
 """Minimum of visible pixels of a target in training."""
 MIN_EVALUATED_AREA = 24**2
 """The same in evaluation: 1.5 cells of the embedding grid squared."""
-KINDS = ("point", "box", "box and point", "points")
-"""Kinds of prompts in training; the evaluation has "centre" and "exact box" too."""
 Target = tuple[int, int]
 """Level and id."""
-FOREGROUND, BACKGROUND, BOX_START, BOX_END, PADDING = 1, 0, 2, 3, -1
 
 
 @dataclass
@@ -135,7 +133,7 @@ def _pick(sampler: Sampler, targets: Array) -> Target:
 
 def _fill(prompts: PromptSet, index: int, sampler: Sampler, target: Target, kind: str) -> None:
     """Write one prompt and its valid levels."""
-    level, points = target[0], _points(sampler.rng, sampler.mask(*target), kind)
+    level, points = target[0], sample_points(sampler.rng, sampler.mask(*target), kind)
     for position, (x, y, label) in enumerate(points):
         prompts.coords[index, position] = x, y
         prompts.labels[index, position] = label
@@ -144,24 +142,6 @@ def _fill(prompts: PromptSet, index: int, sampler: Sampler, target: Target, kind
     for other, other_id in _valid_targets(sampler, target, points):
         prompts.masks[index, other] = sampler.low_res(other, other_id)
         prompts.valid[index, other] = True
-
-
-def _points(rng: np.random.Generator, mask: Array, kind: str) -> list[tuple[float, float, int]]:
-    """Return points and box corners (x, y, label) of one prompt; a box comes first."""
-    points: list[tuple[float, float, int]] = []
-    if kind in ("box", "box and point"):
-        points += _box(mask, _jitter(rng))
-    if kind == "exact box":
-        points += _box(mask, np.zeros(4))
-    if kind in ("point", "box and point"):
-        points.append(_random_point(rng, mask, FOREGROUND))
-    if kind == "centre":
-        points.append(_centre(mask))
-    if kind == "points":
-        points += [_random_point(rng, mask, FOREGROUND) for _ in range(int(rng.integers(1, 4)))]
-        if len(points) < 3:
-            points.append(_random_point(rng, _surroundings(mask), BACKGROUND))
-    return points
 
 
 def _valid_targets(
@@ -182,50 +162,3 @@ def _valid_targets(
         if other_id > 0 and agrees and sampler.low_res(other, other_id).sum() >= 4:
             valid_targets.append((other, other_id))
     return valid_targets
-
-
-def _window(mask: Array) -> tuple[int, int, int, int]:
-    """Return the bounding box (top, left, bottom, right), end exclusive."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
-
-
-def _random_point(rng: np.random.Generator, mask: Array, label: int) -> tuple[float, float, int]:
-    """Return a random pixel of the mask or, as users place it, one far from its edge."""
-    top, left, bottom, right = _window(mask)
-    crop = mask[top:bottom, left:right]
-    if rng.random() < 0.45:
-        depth = cv2.distanceTransform(np.pad(crop, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-        crop = depth >= rng.uniform(0.5, 1.0) * depth.max()
-    inside = np.flatnonzero(crop)
-    row, column = divmod(int(inside[rng.integers(len(inside))]), crop.shape[1])
-    return left + column + 0.5, top + row + 0.5, label
-
-
-def _centre(mask: Array) -> tuple[float, float, int]:
-    """Return the pixel farthest from the edge, the first point in the SAM paper's evaluation."""
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return float(column) + 0.5, float(row) + 0.5, FOREGROUND
-
-
-def _surroundings(mask: Array) -> Array:
-    """Return the pixels outside the mask within its slightly enlarged bounding box."""
-    top, left, bottom, right = _window(mask)
-    margin = 6 + max(bottom - top, right - left) // 5
-    near = np.zeros_like(mask)
-    near[max(0, top - margin) : bottom + margin, max(0, left - margin) : right + margin] = True
-    return np.asarray(near & ~mask) if (near & ~mask).any() else ~mask
-
-
-def _jitter(rng: np.random.Generator) -> Array:
-    """Return the errors of a hand-drawn box's sides, relative to its extent; sometimes 0."""
-    return np.clip(rng.normal(0, 0.05, 4) * (rng.random() < 0.7), -0.12, 0.12)
-
-
-def _box(mask: Array, jitter: Array) -> list[tuple[float, float, int]]:
-    """Return the bounding box as two corners, its sides (left, top, right, bottom) moved."""
-    top, left, bottom, right = _window(mask)
-    sides = np.array([right - left, bottom - top, right - left, bottom - top])
-    x0, y0, x1, y1 = np.array([left, top, right, bottom]) + jitter * sides
-    return [(float(x0), float(y0), BOX_START), (float(x1), float(y1), BOX_END)]

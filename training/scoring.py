@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+from samserve.tuning.measures import PIXELS_PER_LOGIT, mask_iou, widest_error
 from scipy.optimize import linear_sum_assignment
 
 from training.data import enlarged
 from training.prompts import (
     MIN_EVALUATED_AREA,
-    PADDING,
     PromptSet,
     Sampler,
     Target,
@@ -32,7 +31,6 @@ Array = NDArray[Any]
 HELD_OUT_SEED, NESTED_SEED = 900_000_000, 950_000_000
 """Not drawn in training, whose seeds have four numbers."""
 ENLARGED_SIDE = 512
-PIXELS_PER_LOGIT = 4
 PROMPT_KINDS = ("centre", "point", "box", "exact box")
 BOXES = {"box": "exact box", "hand-drawn box": "box"}
 """Names of measures: the bounding box of the ground truth, and one with hand-drawn errors."""
@@ -93,13 +91,6 @@ class Scores:
         goals, points = _target_masks(prompts), prompts.coords[:, 0]
         for mask, goal, point, value in zip(masks, goals, points, iou, strict=True):
             self.cases.append(Case(scene.image, point, mask, goal, float(value)))
-
-
-def mask_iou(masks: Array, goals: Array) -> Array:
-    """Return the IoU of logits or masks (above 0) and goals, broadcast, over the last two axes."""
-    chosen, goal = masks > 0, goals > 0
-    common = (chosen & goal).sum((-2, -1))
-    return np.asarray(common / np.maximum((chosen | goal).sum((-2, -1)), 1))
 
 
 def held_out_scenes(count: int, first: int, settings: SceneSettings) -> Iterator[Scene]:
@@ -251,14 +242,3 @@ def _score_refinement(
         iou = mask_iou(logits[:, 0], goal)
         scores.add(f"{2 + step} points", iou)
         scores.add_ious(CORRECTED, logits[:, 0], predicted[:, 0], iou)
-
-
-def widest_error(mask: Array, goal: Array) -> tuple[tuple[float, float], int]:
-    """Return the centre (x, y in model pixels) of a mask's widest error, and the true label."""
-    wrong = np.pad(mask != goal, 1).astype(np.uint8)
-    depth = cv2.distanceTransform(wrong, cv2.DIST_L2, 3)[1:-1, 1:-1]
-    if not depth.any():
-        return (0.0, 0.0), PADDING
-    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    x, y = (float(value + 0.5) * PIXELS_PER_LOGIT for value in (column, row))
-    return (x, y), int(goal[row, column])

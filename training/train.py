@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from samserve.export.tiny.layers import channels_last
+from samserve.tuning.interactive import Round, rounds
+from samserve.tuning.loop import Loop, update_average
+from samserve.tuning.losses import prompt_loss
+from torch import nn
 
 from training.data import Batch, batches
 from training.dense import DenseHeads
-from training.interactive import rounds
 from training.iou_fit import IouFit
-from training.layers import channels_last
-from training.losses import Result, prompt_loss
 from training.model import SamTiny
 from training.optimiser import Optimiser
 from training.schedule import Schedule
@@ -41,114 +42,72 @@ class Plan:
     device: str = "cpu"
 
 
-class Trainer:
+class Trainer(Loop[Batch]):
     """Model, averaged model, optimiser, and the state that is needed to continue a run."""
 
     def __init__(self, plan: Plan, out: Path) -> None:
         torch.manual_seed(plan.schedule.seed)
-        self.plan, self.out = plan, out
+        self.plan = plan
         self.model = channels_last(SamTiny()).to(plan.device)
         self.average = copy.deepcopy(self.model).eval()
         self.dense = channels_last(DenseHeads()).to(plan.device)
         self.trainable = nn.ModuleDict({"model": self.model, "dense": self.dense})
         self.optimiser = Optimiser(self.trainable)
-        self.step, self.seconds = 0, 0.0
-        self.totals: dict[str, float] = {}
+        super().__init__(
+            {
+                "model": self.model,
+                "dense": self.dense,
+                "average": self.average,
+                "optimiser": self.optimiser,
+            },
+            seed=plan.schedule.seed,
+            device=plan.device,
+            out=out,
+            save_s=CHECKPOINT_SECONDS,
+        )
 
-    def save(self, name: str = "last.pt") -> None:
-        """Write a checkpoint atomically."""
-        state = {
-            "model": self.model.state_dict(),
-            "dense": self.dense.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-        }
-        partial = self.out / f"{name}.partial"
-        torch.save(state, partial)
-        partial.replace(self.out / name)
-
-    def resume(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint."""
-        state = torch.load(checkpoint, map_location=self.plan.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.dense.load_state_dict(state["dense"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.seconds = state["step"], state["seconds"]
-
-    def run(self) -> None:
+    def train(self) -> None:
         """Train to the last step."""
-        schedule, saved, previous = self.plan.schedule, time.monotonic(), time.monotonic()
-        for batch in batches(schedule, range(self.step, schedule.steps), self.plan.workers):
-            if self.step == schedule.cooldown_start:
-                self.save(STATIONARY_END)
-            self._train_step(batch.to(self.plan.device))
-            self.step += 1
-            now = time.monotonic()
-            self.seconds, previous = self.seconds + now - previous, now
-            if self.step % REPORT_STEPS == 0:
-                self._report()
-            if now - saved > CHECKPOINT_SECONDS:
-                self.save()
-                saved = now
-        self.save()
+        steps = range(self.step, self.plan.schedule.steps)
+        self.run(batches(self.plan.schedule, steps, self.plan.workers))
 
-    def _train_step(self, batch: Batch) -> None:
+    def train_step(self, batch: Batch) -> None:
         """Run one optimiser step: a first round on all prompts, more rounds on some."""
-        # Rounds draw random numbers; seeded by step, so that a resumed run draws the same ones.
-        torch.manual_seed(self.plan.schedule.seed * 1_000_003 + self.step)
+        if self.step == self.plan.schedule.cooldown_start:
+            self.save(STATIONARY_END)
+        batch = batch.to(self.plan.device)
         self.trainable.zero_grad(set_to_none=True)
         with torch.autocast(self.plan.device, torch.bfloat16):
             embedding = self.model.encoder(batch.image, batch.size)
             dense = self.dense(self.model.decoder, embedding, batch.levels)
-            all_rounds = list(rounds(self.model.decoder, embedding, batch, prompt_loss))
+            decode = partial(self.model.decoder, embedding)
+            all_rounds = list(rounds(decode, batch.prompts, prompt_loss))
             loss = sum((round_.weight * round_.result.loss for round_ in all_rounds), dense)
-        self._add("dense", float(dense.detach()), 1)
+        self.add("dense", float(dense.detach()))
         for round_ in all_rounds:
-            self._record_round(
-                "refined" if round_.boxed is None else "first", round_.result, round_.boxed
-            )
+            self._record(round_)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.trainable.parameters(), 1.0)
         if torch.isfinite(norm):
             self.optimiser.step(self.plan.schedule.rate(self.step))
-        self._update_average()
+        update_average(self.average, self.model, self.step, AVERAGING)
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        """Update the exponential average of the weights, faster at first."""
-        decay = min(AVERAGING, (1 + self.step) / (10 + self.step))
-        averaged, current = self.average.state_dict(), self.model.state_dict()
-        counters = [name for name, value in averaged.items() if not value.is_floating_point()]
-        for name in counters:
-            averaged.pop(name).copy_(current.pop(name))
-        torch._foreach_lerp_(list(averaged.values()), list(current.values()), 1 - decay)
+    def after_step(self) -> None:
+        """Print the measures at times."""
+        if self.step % REPORT_STEPS == 0:
+            figures = [f"{name} {value:.3f}" for name, value in self.take_means().items()]
+            done = f"step {self.step} of {self.plan.schedule.steps}"
+            print(f"{done}, minute {self.seconds / 60:.1f}: " + ", ".join(figures), flush=True)
 
-    def _record_round(self, name: str, result: Result, boxed: Tensor | None) -> None:
+    def _record(self, round_: Round) -> None:
         """Add a round's measures to the running totals."""
-        tokens = {"single": result.target_iou[:, 0], "best": result.iou[:, 1:].amax(1)}
-        groups = {"": slice(None)} if boxed is None else {"": ~boxed, " box": boxed}
-        self._add(f"{name} loss", float(result.loss.detach()), 1)
-        for suffix, group in groups.items():
-            for token, values in tokens.items():
-                chosen = values[group]
-                self._add(f"{name}{suffix} {token}", float(chosen.sum()), len(chosen))
-
-    def _add(self, name: str, value: float, count: int) -> None:
-        self.totals[name] = self.totals.get(name, 0.0) + value
-        self.totals[name + "#"] = self.totals.get(name + "#", 0.0) + count
-
-    def _report(self) -> None:
-        figures = [
-            f"{name} {value / max(1.0, self.totals[name + '#']):.3f}"
-            for name, value in self.totals.items()
-            if not name.endswith("#")
-        ]
-        done = f"step {self.step} of {self.plan.schedule.steps}, minute {self.seconds / 60:.1f}: "
-        print(done + ", ".join(figures), flush=True)
-        self.totals.clear()
+        name = "first" if round_.boxed is not None else "refined"
+        self.add(f"{name} loss", float(round_.result.loss.detach()))
+        if round_.boxed is None:
+            self.add_result(name, round_.result)
+        else:
+            self.add_result(name, round_.result, ~round_.boxed)
+            self.add_result(f"{name} box", round_.result, round_.boxed)
 
 
 def main() -> None:
@@ -166,7 +125,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.resume:
         trainer.resume(options.out / "last.pt")
-    trainer.run()
+    trainer.train()
     fit = IouFit(trainer.average, schedule, options.device)
     fit.run(options.workers)
     fit.save(options.out / "final.pt")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from samserve.export.tiny.decoder import MaskDecoder
 from torch import Tensor
-
-from training.decoder import MaskDecoder
 
 GRID = 16
 Prompts = tuple[Tensor, Tensor, Tensor]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from samserve.export.onnx_file import parsed
+from samserve.export.tiny.graphs import ServedDecoder, decoder_onnx
 
-from training.export import ServedDecoder, decoder_onnx, encoder_onnx
+from training.export import encoder_onnx
 from training.model import SamTiny
 from training.runtime import OnnxPair
 

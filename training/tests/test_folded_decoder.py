@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from samserve.export.tiny.decoder import MaskDecoder
+from samserve.export.tiny.folded_decoder import FoldedDecoder
+from samserve.export.tiny.iou import IouHead, MaskIouHead
 from torch import Tensor
-
-from training.decoder import MaskDecoder
-from training.folded_decoder import FoldedDecoder
-from training.iou import IouHead, MaskIouHead
 
 GRID = 16
 BATCH = 2

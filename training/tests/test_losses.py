@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
+from samserve.tuning.corrections import correction
+from samserve.tuning.losses import ValidLevels, ambiguity_loss, mask_costs, prompt_loss, true_iou
 from torch.nn import functional
-
-from training.corrections import correction
-from training.losses import ValidLevels, ambiguity_loss, mask_costs, prompt_loss, true_iou
 
 
 def test_costs_match_their_definition() -> None:

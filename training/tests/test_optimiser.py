@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
+from samserve.export.tiny.layers import channels_last
 from torch import nn
 
-from training.layers import channels_last
 from training.model import SamTiny
 from training.optimiser import MATRIX_RATE, Optimiser
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from samserve.tuning.measures import mask_iou, widest_error
 
 from training.photographs import coin_masks, score_coins
 from training.scenes import NESTED
@@ -11,9 +12,7 @@ from training.scoring import (
     HELD_OUT_SEED,
     NESTED_SEED,
     held_out_scenes,
-    mask_iou,
     matched,
-    widest_error,
 )
 
 

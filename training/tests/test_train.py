@@ -34,12 +34,12 @@ def small_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_resumed_run_matches_an_uninterrupted_one(tmp_path: Path) -> None:
     plan = Plan(Schedule(6, 1), workers=0)
     whole = Trainer(plan, tmp_path)
-    whole.run()
+    whole.train()
     assert (tmp_path / "stationary.pt").is_file()
     resumed = Trainer(plan, tmp_path)
     resumed.resume(tmp_path / "stationary.pt")
     assert 0 < resumed.step < 6
-    resumed.run()
+    resumed.train()
     for name, value in whole.average.state_dict().items():
         assert torch.equal(value, resumed.average.state_dict()[name]), name
 
@@ -49,7 +49,7 @@ def test_another_seed_gives_another_model(tmp_path: Path) -> None:
     models = []
     for seed in (1, 2):
         trainer = Trainer(Plan(Schedule(2, seed), workers=0), tmp_path)
-        trainer.run()
+        trainer.train()
         models.append(trainer.model.state_dict())
     assert any(not torch.equal(value, models[1][name]) for name, value in models[0].items())
 

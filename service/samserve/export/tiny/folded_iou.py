@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.iou import TOKENS, IouHead, MaskIouHead
-from training.layers import convolution
+from samserve.export.tiny.iou import TOKENS, IouHead, MaskIouHead
+from samserve.export.tiny.layers import convolution
 
 SUBCELLS = 16
 SAMPLE = slice(None, None, 5)

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
+EMBEDDING_CHANNELS = 256
+CELL = 16
+"""Image pixels per embedding cell."""
+
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     """Return convolution and batch normalisation, which are folded into one node at export."""

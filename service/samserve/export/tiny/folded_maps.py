@@ -8,10 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training.decoder import COSINE_GAIN, HEAD_WIDTH, HEADS
-from training.encoder import CELL, EMBEDDING_CHANNELS
-from training.layers import convolution
-from training.prompt_maps import (
+from samserve.export.tiny.decoder import COSINE_GAIN, HEAD_WIDTH, HEADS
+from samserve.export.tiny.layers import CELL, EMBEDDING_CHANNELS, convolution
+from samserve.export.tiny.prompt_maps import (
     BOX_SOFTNESS,
     GAUSSIAN_SIGMAS,
     MASK_SCALE,

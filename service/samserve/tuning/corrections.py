@@ -42,8 +42,8 @@ def feedback(logits: Tensor, target_iou: Tensor) -> Tensor:
     return torch.where(torch.rand(count, 1, 1, device=device) < 0.2, binary, chosen)
 
 
-def drop_points(labels: Tensor, masks: int) -> Tensor:
+def drop_points(labels: Tensor, masks: int, probability: float) -> Tensor:
     """Drop all points of some of the first ``masks`` prompts; labels are ``[B,P,N]``."""
-    dropped = torch.rand(labels.shape[:2], device=labels.device) < 0.15
+    dropped = torch.rand(labels.shape[:2], device=labels.device) < probability
     dropped[:, masks:] = False
     return torch.where(dropped.unsqueeze(2), -1.0, labels)

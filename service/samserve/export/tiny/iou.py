@@ -2,7 +2,7 @@
 
 In mask training `IouHead` is sufficient, and its gradient improves the decoder's features. For the
 final masks, `MaskIouHead` also has the outline of a mask and its surroundings as input;
-`training.iou_fit` fits it.
+the IoU fit of `training` fits it.
 """
 
 from __future__ import annotations

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.encoder import CELL, EMBEDDING_CHANNELS
-from training.iou import TOKENS, IouHead, MaskIouHead
-from training.layers import PromptBlock
-from training.prompt_maps import (
+from samserve.export.tiny.iou import TOKENS, IouHead, MaskIouHead
+from samserve.export.tiny.layers import CELL, EMBEDDING_CHANNELS, PromptBlock
+from samserve.export.tiny.prompt_maps import (
     Points,
     box_maps,
     gaussian_maps,

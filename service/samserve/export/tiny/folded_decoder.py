@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.decoder import BASIS, LOGIT_GAIN, SUBCELLS, WIDTHS, MaskDecoder
-from training.folded_iou import FoldedIouHead
-from training.folded_maps import FoldedMaps, arrange
-from training.iou import TOKENS
-from training.layers import PromptBlock, convolution, scaling
+from samserve.export.tiny.decoder import BASIS, LOGIT_GAIN, SUBCELLS, WIDTHS, MaskDecoder
+from samserve.export.tiny.folded_iou import FoldedIouHead
+from samserve.export.tiny.folded_maps import FoldedMaps, arrange
+from samserve.export.tiny.iou import TOKENS
+from samserve.export.tiny.layers import PromptBlock, convolution, scaling
 
 
 class FoldedBlock(nn.Module):
