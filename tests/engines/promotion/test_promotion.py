@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from samserve.v1 import samserve_pb2 as pb
 
+from harness.program import DIRECT
 from tests.engines.promotion.clients import Clients, InService
 from tests.engines.promotion.models import NAME, write_model, write_small
 from tests.engines.promotion.services import Services, command, served
@@ -21,6 +24,13 @@ def encodes(services: Services) -> float:
         total(service.metrics.registry, "samserve_engine_runs_total", network="encoder")
         for service, _ in services
     )
+
+
+def content_of(url: str) -> bytes:
+    """Download a file."""
+    with DIRECT.open(url, timeout=60) as response:
+        content: bytes = response.read()
+        return content
 
 
 @pytest.mark.parametrize("kind", ["onnx", "triton"])
@@ -72,3 +82,44 @@ async def test_calls_end_on_the_version_that_they_began_with(
     assert codes == [0] * (2 * times)
     assert {version for _, version in clients.counts} == {1, 2}
     assert encoded == 0
+
+
+async def test_command_that_is_repeated_switches_gateways_that_it_did_not_reach(
+    tmp_path: Path,
+) -> None:
+    repository, new = tmp_path / "models", tmp_path / "new"
+    write_small(repository, 1)
+    digest = write_small(new, 2, name="tuned")
+    arguments = ("promote", NAME, str(new))
+    async with served("onnx", repository, 2) as services:
+        codes = [await command(services[:1], repository, *arguments)]
+        before = [service.engine.models[NAME].digest for service, _ in services]
+        codes += [await command(services, repository, *arguments) for _ in range(2)]
+        after = [service.engine.models[NAME].digest for service, _ in services]
+
+    assert codes == [0, 0, 1]
+    assert before[0] == digest != before[1]
+    assert after == [digest, digest]
+    assert not list(repository.glob("*/3"))
+
+
+async def test_new_decoder_can_be_downloaded_beside_the_old_one(tmp_path: Path) -> None:
+    repository, new = tmp_path / "models", tmp_path / "new"
+    write_model(repository, 1)
+    write_model(new, 2, name="tuned")
+    http = {"enabled": True, "port": 0}
+    async with served("onnx", repository, http=http) as services:
+        ((service, stub),) = services
+
+        async def download() -> tuple[str, bytes]:
+            (model,) = (await stub.ListModels(pb.ListModelsRequest())).models
+            url = f"{service.http_address}/decoders/{model.decoder_sha256}"
+            return url, await asyncio.to_thread(content_of, url)
+
+        old, first = await download()
+        await command(services, repository, "promote", NAME, str(new))
+        _, content = await download()
+        kept = await asyncio.to_thread(content_of, old)
+
+    assert content == (new / "tuned_decoder" / "1" / "model.onnx").read_bytes()
+    assert kept == first != content

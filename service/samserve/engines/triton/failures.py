@@ -87,6 +87,7 @@ _TABLE: Mapping[str, tuple[_Row, ...]] = {
     "UNAVAILABLE": (
         ("maximum queue size", QueueFull, "Triton's queue is full"),
         ("timeout expired", QueueTimeout, "deadline exceeded in Triton's queue"),
+        ("explicit model", RequestRejected, "Triton does not load models on request"),
         ("not ready", EngineUnavailable, "the model is not ready in Triton"),
         (
             "is restricted",

@@ -67,9 +67,14 @@ class TritonVersions:
         current = self._monitor.bundles.get(version.model)
         if current is None:
             raise PromotionRefused(f"Triton serves no model {version.model!r}")
-        for each in (current, self._versions.others.get((version.model, version.digest))):
-            if each is not None and each.info.digest == version.digest:
-                return each.info
+        if current.info.digest == version.digest:
+            return current.info
+        loaded = self._versions.others.get((version.model, version.digest))
+        if loaded is not None:
+            if loaded.versions["decoder"] == version.number:
+                return loaded.info
+            # Of a command that did not end; its files may be gone.
+            await self.release(version.model, version.digest)
         bundle = await load_beside(
             self._connection, version, current, self._max_model_bytes, local=self._regions.accepted
         )
