@@ -17,7 +17,8 @@ from tests.rpc.errors import failure_of
 from tests.support.waiting import until
 
 
-@pytest.mark.parametrize("kind", ["onnx", pytest.param("triton", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "triton"])
 async def test_old_ids_are_not_found_and_clients_embed_again(kind: str, tmp_path: Path) -> None:
     repository, new = tmp_path / "models", tmp_path / "new"
     write_model(repository, 1)
@@ -27,7 +28,7 @@ async def test_old_ids_are_not_found_and_clients_embed_again(kind: str, tmp_path
         image = sample_images.image()
         old = (await stub.Embed(pb.EmbedRequest(image=image))).embedding.id
         options = pb.AutoMaskOptions(
-            points_per_side=10, points_per_batch=1, pred_iou_thresh=0, stability_score_thresh=0
+            points_per_side=8, points_per_batch=1, pred_iou_thresh=0, stability_score_thresh=0
         )
         stream = stub.AutoMask(pb.AutoMaskRequest(embedding_id=old, options=options))
         events = aiter(stream)

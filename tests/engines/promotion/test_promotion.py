@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from samserve.models import versions
 from samserve.v1 import samserve_pb2 as pb
 
 from harness.program import DIRECT
-from tests.engines.promotion.clients import Clients, InService
+from tests import sample_images
+from tests.engines.promotion.clients import Clients, InService, version_of
 from tests.engines.promotion.models import NAME, write_model, write_small
 from tests.engines.promotion.services import Services, command, served
 from tests.metric_values import total
@@ -123,3 +125,24 @@ async def test_new_decoder_can_be_downloaded_beside_the_old_one(tmp_path: Path) 
 
     assert content == (new / "tuned_decoder" / "1" / "model.onnx").read_bytes()
     assert kept == first != content
+
+
+@pytest.mark.slow
+async def test_triton_and_gateway_that_start_serve_the_version_committed_last(
+    tmp_path: Path,
+) -> None:
+    repository, new = tmp_path / "models", tmp_path / "new"
+    write_small(repository, 1)
+    write_small(new, 2, name="tuned")
+    request = pb.PredictRequest(image=sample_images.image(), prompts=[sample_images.point_prompt()])
+    # A command that ended before the commit has left this.
+    installed = versions.install(repository, NAME, new)
+    seen = []
+    for _ in range(2):
+        async with served("triton", repository) as services:
+            ((_, stub),) = services
+            masks = (await stub.Predict(request)).results[0].masks
+            seen.append(version_of(mask.predicted_iou for mask in masks))
+        versions.commit(repository, installed)
+
+    assert seen == [1, 2]
