@@ -29,9 +29,10 @@ from samserve.cli.label_studio import label_studio
 from samserve.cli.models import models
 from samserve.cli.predict import predict
 from samserve.cli.serve import serve
+from samserve.cli.tune import tune
 
 app = Commands(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-for command in (serve, bridge, embed, predict, automask, annotate, export, config, doctor):
+for command in (serve, bridge, embed, predict, automask, annotate, export, tune, config, doctor):
     app.command()(command)
 app.add_typer(models, name="models")
 app.add_typer(keys, name="keys")

@@ -49,8 +49,10 @@ def export_encoder(network: Network, *, keep_uncast: bool = False) -> onnx.Model
     return model
 
 
-def export_decoder(network: Network) -> onnx.ModelProto:
+def export_decoder(network: Network, graph: nn.Module | None = None) -> onnx.ModelProto:
     """Trace prompt encoder and mask decoder as one graph, with dynamic axes B, P, N and M.
+
+    *graph* has other weights than the checkpoint; None for those of the checkpoint.
 
     With one version of torch, the same weights give the same model.
     """
@@ -79,7 +81,7 @@ def export_decoder(network: Network) -> onnx.ModelProto:
         torch.zeros(2, 1, side, side),
         torch.full((2, masks), -torch.inf),
     )
-    return trace(network.decoder_graph(), example, interface)
+    return trace(graph or network.decoder_graph(), example, interface)
 
 
 def _embedding(network: Network) -> dict[str, Axes]:

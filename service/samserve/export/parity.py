@@ -125,30 +125,51 @@ class ExportedModel:
 
     def __init__(self, graphs: Mapping[str, Path]) -> None:
         self._encoder, self._decoder = _session(graphs["encoder"]), _session(graphs["decoder"])
+        self._decoder_inputs = {each.name for each in self._decoder.get_inputs()}
 
     def run(self, case: ParityCase) -> ModelOutput:
         """Run the graphs as a server does."""
-        inputs = case.encoder_inputs()
-        names = [each.name for each in self._encoder.get_outputs() if each.name != DIGEST_OUTPUT]
-        embedding = dict(zip(names, self._encoder.run(names, inputs), strict=True))
+        return self.decode_case(self.embed(case.encoder_inputs()), case)
+
+    def decode_case(self, embedding: Mapping[str, Array], case: ParityCase) -> ModelOutput:
+        """Decode the prompts of a case with an embedding as `embed` returns it."""
         side = case.transform.mask_side
         no_masks = np.zeros((1, 0, side, side), dtype=np.float32)
         outputs = [
-            self._decoder.run(
-                ["low_res_logits", "predicted_iou"],
-                {
-                    **embedding,
-                    "point_coords": coords,
-                    "point_labels": labels,
-                    "mask_input": no_masks,
-                    IOU_THRESHOLD: case.every_mask(),
-                },
-            )
-            for coords, labels in case.prompts
+            self.decode(embedding, coords, labels, no_masks) for coords, labels in case.prompts
         ]
         logits, iou = (np.concatenate(parts, 1)[0] for parts in zip(*outputs, strict=True))
         embedding32 = {name: tensor.astype(np.float32) for name, tensor in embedding.items()}
         return ModelOutput(embedding32, logits, iou)
+
+    def embed(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the tensors of an embedding by name, float16 ``[1, ...]``."""
+        names = [each.name for each in self._encoder.get_outputs() if each.name != DIGEST_OUTPUT]
+        return dict(zip(names, self._encoder.run(names, dict(inputs)), strict=True))
+
+    def decode(
+        self,
+        embedding: Mapping[str, Array],
+        coords: FloatArray,
+        labels: FloatArray,
+        masks: FloatArray,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return logits ``[1, P, T, L, L]`` and predicted IoU ``[1, P, T]`` of all prompts.
+
+        Coordinates are ``[1, P, N, 2]``, labels ``[1, P, N]``, mask prompts ``[1, M, L, L]``.
+        """
+        outputs = {each.name: each for each in self._decoder.get_outputs()}
+        tokens = outputs["predicted_iou"].shape[-1]
+        inputs: dict[str, Array] = {
+            **embedding,
+            "point_coords": coords,
+            "point_labels": labels,
+            "mask_input": masks,
+        }
+        if IOU_THRESHOLD in self._decoder_inputs:
+            inputs[IOU_THRESHOLD] = np.full((1, tokens), -np.inf, dtype=np.float32)
+        logits, iou = self._decoder.run(["low_res_logits", "predicted_iou"], inputs)
+        return logits, iou
 
 
 @dataclass(frozen=True, slots=True)

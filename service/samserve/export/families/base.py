@@ -44,6 +44,8 @@ class Network(ABC):
     """
 
     family: ClassVar[Family]
+    prompt_encoder: ClassVar[str] = "prompt_encoder"
+    """Name of the prompt encoder in `decoder_graph`."""
     title: str
     variant: str
     name: str

@@ -32,6 +32,7 @@ class Sam2Network(Network):
     """The networks of a `Sam2Model` or `EdgeTamModel` of the library, of a given size."""
 
     family = families.SAM2
+    prompt_encoder = "prompts"
 
     def __init__(self, model: Any, size: Size, *, title: str, variant: str, naming: Naming) -> None:
         self.model, self.title, self.naming = model, title, naming

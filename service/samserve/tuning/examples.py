@@ -1,0 +1,205 @@
+"""What a decoder is tuned and measured on: images with the masks of their objects."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from samserve.errors import SamserveError
+from samserve.images import ImageLimits, decode
+from samserve.tuning.errors import TuningError
+from samserve.types import CocoRle, EncodedImage, Size, UInt8Array
+
+LIMITS = ImageLimits(max_pixels=100_000_000, max_side=32_768)
+MIN_TRAINED, MIN_HELD_OUT = 8, 4
+"""Objects that a training part and a held-out part have at least."""
+UNKNOWN = "unknown"
+WEIGHTS = {"proposed": 0.25, "accepted": 1.0, "corrected": 2.0, "added": 2.0, UNKNOWN: 1.0}
+"""Weight of an object in the loss by the origin of its annotation.  Where a person has corrected a
+proposal or added an object, the model was wrong."""
+
+
+class Annotated(Protocol):
+    """An annotation of `samserve.datasets`."""
+
+    @property
+    def segmentation(self) -> object:
+        """Run lengths, polygons, or None."""
+        ...
+
+    @property
+    def iscrowd(self) -> bool:
+        """Whether it is a group of objects."""
+        ...
+
+    @property
+    def origin(self) -> Enum | None:
+        """How the annotation came about."""
+        ...
+
+
+class Record(Protocol):
+    """An image of a data set with its annotations."""
+
+    @property
+    def file_name(self) -> str:
+        """Relative path with ``/``."""
+        ...
+
+    @property
+    def size(self) -> Size:
+        """Size of the image."""
+        ...
+
+    @property
+    def annotations(self) -> Sequence[Annotated]:
+        """The objects."""
+        ...
+
+
+ToRle = Callable[[object, Size], CocoRle]
+"""Run lengths of a segmentation in an image of a size; raises `SamserveError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An object: its pixels, and its weight in the loss."""
+
+    mask: CocoRle
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An image with its objects; ``key`` is the SHA-256 of the file in hexadecimal digits."""
+
+    path: Path
+    key: str
+    size: Size
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What is trained on, what the model is measured on, and old data that is mixed in."""
+
+    trained: tuple[Example, ...]
+    held_out: tuple[Example, ...]
+    replay: tuple[Example, ...] = ()
+    replay_held_out: tuple[Example, ...] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
+def read_examples(
+    records: Iterable[Record],
+    folder: Path,
+    to_rle: ToRle,
+    weights: Mapping[str, float] = WEIGHTS,
+) -> tuple[Example, ...]:
+    """Read the images with objects of a data set, without groups and boxes without pixels.
+
+    *folder* has the image files; *weights* are by origin.  Raises `TuningError` for images that are
+    missing or cannot be read, and for masks of another size than their image.
+    """
+    found, missing = [], []
+    for record in records:
+        path = folder / record.file_name
+        if not path.is_file():
+            missing.append(record.file_name)
+            continue
+        example = _example(record, path, to_rle, weights)
+        if example.targets:
+            found.append(example)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise TuningError(f"images are missing in {folder}: {missing[0]}{more}")
+    return tuple(found)
+
+
+def _example(record: Record, path: Path, to_rle: ToRle, weights: Mapping[str, float]) -> Example:
+    data = path.read_bytes()
+    size = Size(*_pixels(data, path).shape[:2])
+    targets = []
+    for index, annotation in enumerate(record.annotations):
+        if annotation.segmentation is None or annotation.iscrowd:
+            continue
+        origin = UNKNOWN if annotation.origin is None else str(annotation.origin.value)
+        mask = _mask(annotation.segmentation, size, to_rle, f"{path.name}, annotation {index}")
+        weight = weights[origin]
+        if weight:
+            targets.append(Target(mask, weight))
+    return Example(path, hashlib.sha256(data).hexdigest(), size, tuple(targets))
+
+
+def _mask(segmentation: object, size: Size, to_rle: ToRle, place: str) -> CocoRle:
+    try:
+        mask = to_rle(segmentation, size)
+    except (SamserveError, ValueError) as error:
+        raise TuningError(f"{place}: {error}") from error
+    if mask.size != size:
+        sizes = [f"{each.width}x{each.height}" for each in (mask.size, size)]
+        raise TuningError(f"{place}: the mask is of {sizes[0]} pixels, the image has {sizes[1]}")
+    return mask
+
+
+def read_pixels(example: Example) -> UInt8Array:
+    """Return the image as uint8 RGB ``[h, w, 3]``.  Raises `TuningError`."""
+    try:
+        return _pixels(example.path.read_bytes(), example.path)
+    except OSError as error:
+        raise TuningError(f"{example.path} cannot be read: {error.strerror}") from error
+
+
+def _pixels(data: bytes, path: Path) -> UInt8Array:
+    try:
+        return decode(EncodedImage(data), LIMITS)
+    except SamserveError as error:
+        raise TuningError(f"{path} cannot be read as an image: {error}") from error
+
+
+def split(
+    examples: Sequence[Example], fraction: float, seed: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Return a training part and a held-out part of about a *fraction* of the images.
+
+    The same image is never in both.  Raises `TuningError` if there would be no held-out part.
+    """
+    if not 0 < fraction < 1:
+        raise TuningError(
+            f"there is no held-out part: its fraction must be between 0 and 1, not {fraction:g}"
+        )
+    keys = sorted({example.key for example in examples})
+    count = round(fraction * len(keys)) if len(keys) > 1 else 0
+    chosen = np.random.default_rng((seed, 0)).permutation(len(keys))[: max(count, len(keys) > 1)]
+    held_out = {keys[index] for index in chosen}
+    return (
+        tuple(example for example in examples if example.key not in held_out),
+        tuple(example for example in examples if example.key in held_out),
+    )
+
+
+def check_parts(parts: Parts) -> None:
+    """Raise `TuningError` for parts that are too small or share an image."""
+    for name, examples, minimum in (
+        ("the held-out part", parts.held_out, MIN_HELD_OUT),
+        ("the training part", parts.trained, MIN_TRAINED),
+    ):
+        count = sum(len(example.targets) for example in examples)
+        if count < minimum:
+            raise TuningError(
+                f"{name} is too small: {count} objects on {len(examples)} images, "
+                f"at least {minimum} are needed"
+            )
+    keys = {example.key for example in (*parts.trained, *parts.replay)}
+    shared = [example for example in parts.held_out if example.key in keys]
+    if shared:
+        raise TuningError(
+            f"{len(shared)} images of the held-out part are also in the training part, "
+            f"such as {shared[0].path.name}"
+        )

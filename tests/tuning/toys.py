@@ -1,0 +1,96 @@
+"""Small models, and images of discs that they can learn."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from samserve.core import run_lengths
+from samserve.export.pipeline import ExportOptions, export
+from samserve.models.repository import Bundle, discover
+from samserve.tuning.batches import Sampling
+from samserve.tuning.examples import Example, Parts, Target
+from samserve.tuning.pipeline import TuneOptions
+from samserve.types import Size
+
+from tests.families.toys import SAM2_SIZE
+from tests.oracle import photos, sam2, sam2_local
+from tests.oracle.sam import SMALL, build_sam
+
+SIDE = 128
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A checkpoint, and its export."""
+
+    checkpoint: Path
+    base: Bundle[Path]
+
+    def options(self, folder: Path, **changes: object) -> TuneOptions:
+        """Return options of a short run with all of its files in *folder*."""
+        values: dict[str, object] = {
+            "repository": folder / "models",
+            "name": "tuned",
+            "run": folder / "run",
+            "steps": 3,
+            "rate": 1e-3,
+            "checkpoint": self.checkpoint,
+            "sampling": Sampling(images=1, prompts=4),
+            "max_objects": 4,
+        }
+        return TuneOptions(**values | changes)  # type: ignore[arg-type]
+
+
+def sam1(folder: Path) -> Toy:
+    """Build a SAM."""
+    original = build_sam(SMALL, photos.calibration())
+    torch.save(original.state_dict(), folder / "sam.pth")
+    return _exported(folder / "sam.pth", folder)
+
+
+def sam21(folder: Path) -> Toy:
+    """Build a SAM 2.1."""
+    model = sam2.model(SAM2_SIZE)
+    sam2_local.localise(model, photos.calibration())
+    return _exported(sam2.save(model, folder / "checkpoint"), folder)
+
+
+MAKERS = {"sam1": sam1, "sam2": sam21}
+
+
+def _exported(checkpoint: Path, folder: Path) -> Toy:
+    export(checkpoint, ExportOptions(folder / "repository", "toy", check_parity=False))
+    (base,) = discover(folder / "repository")
+    return Toy(checkpoint, base)
+
+
+def discs(folder: Path, seed: int, images: int) -> tuple[Example, ...]:
+    """Write images with bright discs, and return them with their masks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return tuple(_discs(folder / f"{seed}-{index}.png", (seed, index)) for index in range(images))
+
+
+def _discs(path: Path, seed: tuple[int, int]) -> Example:
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    image = rng.integers(0, 60, (SIDE, SIDE, 3), np.uint8)
+    masks = []
+    for x, y in ((32, 32), (96, 32), (32, 96), (96, 96)):
+        radius = rng.uniform(10, 26)
+        mask = (columns - x) ** 2 + (rows - y) ** 2 < radius**2
+        image[mask] = rng.integers(150, 255, 3)
+        masks.append(mask)
+    Image.fromarray(image).save(path)
+    targets = tuple(Target(run_lengths.encode(mask)) for mask in masks)
+    key = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Example(path, key, Size(SIDE, SIDE), targets)
+
+
+def parts(folder: Path) -> Parts:
+    """Return a training part of four images, and a held-out part of two."""
+    return Parts(discs(folder, 1, 4), discs(folder, 2, 2))
