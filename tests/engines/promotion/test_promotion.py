@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 from samserve.models import versions
 from samserve.v1 import samserve_pb2 as pb
@@ -16,6 +17,7 @@ from tests.engines.promotion.clients import Clients, InService, version_of
 from tests.engines.promotion.models import NAME, write_model, write_small
 from tests.engines.promotion.services import Services, command, served
 from tests.metric_values import total
+from tests.support.waiting import until
 
 Write = Callable[..., str]
 
@@ -146,3 +148,45 @@ async def test_triton_and_gateway_that_start_serve_the_version_committed_last(
         versions.commit(repository, installed)
 
     assert seen == [1, 2]
+
+
+@pytest.mark.slow
+async def test_gateway_of_the_same_triton_that_was_not_named_switches_by_itself(
+    tmp_path: Path,
+) -> None:
+    repository, new = tmp_path / "models", tmp_path / "new"
+    write_model(repository, 1)
+    digest = write_model(new, 2, name="tuned")
+    seen: list[int] = []
+    failures: set[str] = set()
+    over = asyncio.Event()
+    async with served("triton", repository, 2) as services:
+        (_, (other, stub)) = services
+        image = sample_images.image()
+        embedding = (await stub.Embed(pb.EmbedRequest(image=image))).embedding.id
+        options = pb.AutoMaskOptions(
+            points_per_side=3, points_per_batch=1, pred_iou_thresh=0, stability_score_thresh=0
+        )
+
+        async def segment() -> None:
+            while not over.is_set():
+                stream = stub.AutoMask(pb.AutoMaskRequest(embedding_id=embedding, options=options))
+                try:
+                    records = [each async for part in stream for each in part.masks.records]
+                    seen.append(version_of(each.mask.predicted_iou for each in records))
+                except grpc.aio.AioRpcError as error:
+                    failures.add(error.code().name)
+
+        segmenting = asyncio.create_task(segment())
+        await until(lambda: seen)
+        code = await command(services[:1], repository, "promote", NAME, str(new))
+        await until(lambda: other.engine.models[NAME].digest == digest)
+        count = len(seen)
+        await until(lambda: len(seen) >= count + 3)
+        over.set()
+        await segmenting
+
+    assert code == 0
+    assert failures <= {"UNAVAILABLE"}
+    assert (seen[0], seen[-1]) == (1, 2)
+    assert seen == sorted(seen)

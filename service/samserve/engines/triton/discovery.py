@@ -79,9 +79,12 @@ def _versioned(
     by_name = {config.name: config for config in configs}
     for role, name in bundle.graphs.items():
         config = by_name[name]
-        version = parameter(config, "version")
         loaded = config.version_policy.specific.versions
-        if version and loaded and int(version) not in loaded:
+        # Without the parameter it is the version before the first promotion.
+        version = parameter(config, "version") or (str(min(loaded)) if loaded else "")
+        lowest = int(ready.get(name) or 0)
+        other = bool(loaded) and bool(version) and int(version) not in loaded
+        if other or (version and int(version) < lowest):
             raise MixedWeights(f"another version of {name!r} is being put into service")
         versions[role] = version or ready[name]
     return replace(bundle, versions=versions)

@@ -2,8 +2,8 @@
 
 Triton keeps the configuration of the version in service while both are loaded: only its list of
 versions changes, so Triton neither loads that version again nor interrupts it.  When the old
-version has no calls left, it is unloaded first, and then the configuration in the repository
-replaces the one in Triton; for that Triton loads the new version once more, beside itself.
+version has no calls left, it is unloaded first, and then the configuration of the new version
+replaces that of the old one; for that Triton loads the new version once more, beside itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from samserve.engines.triton.connection import TritonConnection
 from samserve.engines.triton.failures import RequestTimeout, Unreachable
 from samserve.engines.versions import check_memory
 from samserve.errors import EngineUnavailable, PromotionRefused, SamserveError
-from samserve.models.repository import Bundle, ModelConfig, parameter, version_of
+from samserve.models.repository import Bundle, ModelConfig, parameter
 from samserve.models.versions import bundle_from
 from samserve.types import ModelVersion
 
@@ -33,8 +33,8 @@ async def load_beside(
     max_model_bytes: int,
     *,
     local: bool,
-) -> Bundle[str]:
-    """Load a version beside the *current* one and return it.
+) -> tuple[Bundle[str], Mapping[str, ModelConfig]]:
+    """Load a version beside the *current* one; return it and its configurations by role.
 
     *local* is whether Triton is on this machine.  Raises `PromotionRefused`, `MemoryExhausted` or
     `EngineUnavailable`; then Triton serves what it served before.
@@ -58,14 +58,20 @@ async def load_beside(
         for role in loaded:
             await _load(connection, served[role], [int(current.versions[role])])
         raise
-    return bundle
+    return bundle, configs
 
 
 async def unload(
-    connection: TritonConnection, old: Bundle[str], current: Mapping[str, Bundle[str]]
+    connection: TritonConnection,
+    old: Bundle[str],
+    serving: Bundle[str],
+    configs: Mapping[str, ModelConfig],
 ) -> None:
-    """Unload the versions of *old* that the version in service does not use."""
-    serving = current[old.info.name]
+    """Unload the versions of *old* that the version in service does not use.
+
+    *configs* are those of the version in service, by role, if this gateway has put it there.
+    Triton would not read the file again: it has seen its change when it loaded other versions.
+    """
     for role, name in serving.graphs.items():
         if old.versions.get(role) == serving.versions[role]:
             continue
@@ -73,8 +79,9 @@ async def unload(
         keep = int(serving.versions[role])
         if list(config.version_policy.specific.versions) != [keep]:
             await _load(connection, config, [keep])
-        if version_of(config) != serving.versions[role] or not parameter(config, "version"):
-            await connection.load(name, "", _LOAD_TIMEOUT_S)
+        described = parameter(config, "version") == serving.versions[role]
+        if not described and role in configs:
+            await _load(connection, configs[role], [keep])
 
 
 async def _load(connection: TritonConnection, config: ModelConfig, versions: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import structlog
@@ -14,7 +15,7 @@ from samserve.engines.triton.shm_regions import ShmRegions
 from samserve.engines.versions import Versions
 from samserve.engines.weights import weights_changed
 from samserve.errors import EngineUnavailable, PromotionRefused
-from samserve.models.repository import Bundle
+from samserve.models.repository import Bundle, ModelConfig
 from samserve.types import EmbeddingFacts, ModelInfo, ModelVersion
 
 
@@ -33,6 +34,7 @@ class TritonVersions:
         self._regions = regions
         self._max_model_bytes = max_model_bytes
         self._versions: Versions[str] = Versions()
+        self._configs: dict[tuple[str, str], Mapping[str, ModelConfig]] = {}
         self._log = structlog.get_logger("samserve.models")
 
     def bundle(self, model: str, facts: EmbeddingFacts, context: RequestContext) -> Bundle[str]:
@@ -75,10 +77,11 @@ class TritonVersions:
                 return loaded.info
             # Of a command that did not end; its files may be gone.
             await self.release(version.model, version.digest)
-        bundle = await load_beside(
+        bundle, configs = await load_beside(
             self._connection, version, current, self._max_model_bytes, local=self._regions.accepted
         )
         self._versions.others[version.model, version.digest] = bundle
+        self._configs[version.model, version.digest] = configs
         return bundle.info
 
     def activate(self, model: str, digest: str) -> None:
@@ -104,6 +107,8 @@ class TritonVersions:
             raise PromotionRefused(f"version {digest[:12]} of {model!r} is in service")
         old = self._versions.others.get((model, digest))
         if old is not None:
-            await unload(self._connection, old, self._monitor.bundles)
+            configs = self._configs.get((model, current.info.digest), {})
+            await unload(self._connection, old, current, configs)
+            self._configs.pop((model, digest), None)
             del self._versions.others[model, digest]
             await self._monitor.refresh()
