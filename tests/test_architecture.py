@@ -79,7 +79,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "types",
     ),
     "export": ("core", "errors", "images", "models", "types"),
-    "tuning": ("core", "errors", "export", "images", "models", "types"),
+    "tuning": ("core", "datasets", "errors", "export", "images", "models", "types"),
     "cli": (
         *("annotate", "app", "bridge", "client", "datasets", "errors", "export", "images"),
         *("models", "security", "settings"),

@@ -7,24 +7,50 @@ from pathlib import Path
 import pytest
 from samserve.cli import tune
 from samserve.cli.tune import NotBetterError
+from samserve.datasets import coco
+from samserve.datasets.formats import WriteOptions
+from samserve.datasets.types import Annotation, DataSet, ImageRecord, Origin
 from samserve.tuning.errors import NotBetter, TuningError
-from samserve.tuning.examples import Example
+from samserve.tuning.examples import WEIGHTS
 
 from tests.cli.conftest import Command
 from tests.tuning import toys
 
 
 @pytest.fixture
-def four_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set of four images; how formats are read is tested in their package."""
+def four_images(tmp_path: Path) -> Path:
+    """A data set of four images, in a COCO file beside them."""
     folder = tmp_path / "data"
-    examples = toys.discs(folder, 1, 4)
+    records = [
+        ImageRecord(
+            example.path.name,
+            example.size,
+            tuple(Annotation(target.mask, origin=Origin.CORRECTED) for target in example.targets),
+        )
+        for example in toys.discs(folder, 1, 4)
+    ]
+    coco.write(DataSet(records), folder / "coco.json", WriteOptions())
+    return folder / "coco.json"
 
-    def read(_path: Path, _images: Path | None) -> tuple[Example, ...]:
-        return examples
 
-    monkeypatch.setattr(tune, "_read", read)
-    return folder
+def test_images_and_origins_are_read(four_images: Path) -> None:
+    examples = tune._read(four_images, None)
+
+    assert [example.path.name for example in examples] == [f"1-{index}.png" for index in range(4)]
+    assert {target.weight for example in examples for target in example.targets} == {
+        WEIGHTS["corrected"]
+    }
+
+
+def test_a_data_set_without_its_images_is_refused(
+    samserve: Command, four_images: Path, tmp_path: Path
+) -> None:
+    moved = four_images.rename(tmp_path / "coco.json")
+
+    result = samserve("tune", moved, "--model", "sam_tiny", "--out", tmp_path / "models")
+
+    assert result.code == 1
+    assert "does not say where its images are: name them with --images" in result.err
 
 
 def test_unknown_model_is_named(samserve: Command, four_images: Path, tmp_path: Path) -> None:

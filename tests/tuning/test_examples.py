@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
 from PIL import Image
 from samserve.core import run_lengths
+from samserve.datasets.types import Annotation, ImageRecord, Origin
 from samserve.tuning.errors import TuningError
 from samserve.tuning.examples import WEIGHTS, read_examples, split
 from samserve.types import CocoRle, Size
 
 from tests.tuning import toys
-
-
-class Origin(Enum):
-    """As in `samserve.datasets`."""
-
-    ACCEPTED = "accepted"
-    CORRECTED = "corrected"
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """An annotation of a data set."""
-
-    segmentation: object
-    iscrowd: bool = False
-    origin: Enum | None = None
-
-
-@dataclass(frozen=True)
-class Record:
-    """An image of a data set."""
-
-    file_name: str
-    size: Size
-    annotations: tuple[Annotation, ...]
-
-
-def _to_rle(segmentation: object, _size: Size) -> CocoRle:
-    return cast(CocoRle, segmentation)
 
 
 def _mask(height: int, width: int) -> CocoRle:
@@ -54,7 +24,7 @@ def _mask(height: int, width: int) -> CocoRle:
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> Record:
+def record(tmp_path: Path) -> ImageRecord:
     """An image of 20x10 pixels with an accepted and a corrected object, a group and a box."""
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     mask = _mask(10, 20)
@@ -64,11 +34,13 @@ def record(tmp_path: Path) -> Record:
         Annotation(mask, iscrowd=True),
         Annotation(None),
     )
-    return Record("a.png", Size(10, 20), annotations)
+    return ImageRecord("a.png", Size(10, 20), annotations)
 
 
-def test_objects_with_pixels_are_weighed_by_their_origin(tmp_path: Path, record: Record) -> None:
-    (example,) = read_examples([record], tmp_path, _to_rle)
+def test_objects_with_pixels_are_weighed_by_their_origin(
+    tmp_path: Path, record: ImageRecord
+) -> None:
+    (example,) = read_examples([record], tmp_path)
 
     assert example.size == Size(10, 20)
     weights = [target.weight for target in example.targets]
@@ -76,25 +48,27 @@ def test_objects_with_pixels_are_weighed_by_their_origin(tmp_path: Path, record:
     assert weights[1] > weights[0]
 
 
-def test_missing_images_are_named(tmp_path: Path, record: Record) -> None:
-    missing = [Record(f"{name}.png", record.size, record.annotations) for name in "xyz"]
+def test_missing_images_are_named(tmp_path: Path, record: ImageRecord) -> None:
+    missing = [replace(record, file_name=f"{name}.png") for name in "xyz"]
 
     with pytest.raises(TuningError, match=r"images are missing in .*: x\.png and 2 more"):
-        read_examples([record, *missing], tmp_path, _to_rle)
+        read_examples([record, *missing], tmp_path)
 
 
-def test_mask_of_another_size_than_its_image_is_refused(tmp_path: Path, record: Record) -> None:
-    wrong = Record("a.png", Size(20, 10), (Annotation(_mask(20, 10)),))
+def test_mask_of_another_size_than_its_image_is_refused(
+    tmp_path: Path, record: ImageRecord
+) -> None:
+    wrong = ImageRecord("a.png", Size(20, 10), (Annotation(_mask(20, 10)),))
 
-    with pytest.raises(TuningError, match=r"a\.png, annotation 0: the mask is of 10x20 pixels"):
-        read_examples([wrong], tmp_path, _to_rle)
+    with pytest.raises(TuningError, match=r"a\.png: its masks are of 10x20 pixels"):
+        read_examples([wrong], tmp_path)
 
 
-def test_file_that_is_no_image_is_refused(tmp_path: Path, record: Record) -> None:
+def test_file_that_is_no_image_is_refused(tmp_path: Path, record: ImageRecord) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
 
     with pytest.raises(TuningError, match=r"a\.png cannot be read as an image"):
-        read_examples([record], tmp_path, _to_rle)
+        read_examples([record], tmp_path)
 
 
 def test_held_out_part_is_drawn_by_image_from_the_seed(tmp_path: Path) -> None:

@@ -123,13 +123,13 @@ class _Server:
 
     async def step(self, step: str, version: ModelVersion) -> None:
         """Run a step.  Raises `CommandError` that names the server."""
-        from samserve.cli import session
+        from samserve.annotate.retries import describe
         from samserve.client import SamserveClientError
 
         try:
             await self.client.promote_model(step, version)
         except SamserveClientError as error:
-            raise CommandError(f"{self.address}: {session.describe(error)}") from error
+            raise CommandError(f"{self.address}: {describe(error)}") from error
 
 
 @asynccontextmanager
@@ -137,7 +137,8 @@ async def _opened(
     addresses: Sequence[str], ca: Path | None, token_file: Path | None, model: str
 ) -> AsyncIterator[list[_Server]]:
     """Connect to the servers.  Raises `CommandError` if one cannot be reached."""
-    from samserve.cli import remote, session
+    from samserve.annotate.retries import describe
+    from samserve.cli import remote
     from samserve.cli.endpoint import Endpoint
     from samserve.client import SamserveClientError
 
@@ -150,7 +151,7 @@ async def _opened(
             try:
                 listing = await client.models()
             except SamserveClientError as error:
-                raise CommandError(f"{address}: {session.describe(error)}") from error
+                raise CommandError(f"{address}: {describe(error)}") from error
             digests = [each.digest for each in listing.models if each.name == model]
             if not digests:
                 raise CommandError(f"{address}: no model {model!r} is served")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -114,15 +113,13 @@ def _fraction(text: str) -> float:
 
 def _read(path: Path, images: Path | None) -> tuple[Example, ...]:
     """Return the images of a data set.  Raises `CommandError`."""
+    from samserve.datasets import reading
     from samserve.tuning.examples import read_examples
 
-    reading: Any = importlib.import_module("samserve.datasets.reading")
-    pixels: Any = importlib.import_module("samserve.datasets.pixels")
-    opened = reading.open_dataset(path, images=images)
-    folder = images or reading.find_images(path)
+    folder = images or reading.path_of(reading.find_images(path))
     if folder is None:
         raise CommandError(f"{path} does not say where its images are: name them with --images")
-    return read_examples(opened.images, folder, pixels.to_rle)
+    return read_examples(reading.open_dataset(path, images=folder).images, folder)
 
 
 def _show(progress: Progress) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
+from samserve.datasets import pixels
+from samserve.datasets.types import ImageRecord, Segmentation
 from samserve.errors import SamserveError
 from samserve.images import ImageLimits, decode
 from samserve.tuning.errors import TuningError
@@ -23,48 +23,6 @@ UNKNOWN = "unknown"
 WEIGHTS = {"proposed": 0.25, "accepted": 1.0, "corrected": 2.0, "added": 2.0, UNKNOWN: 1.0}
 """Weight of an object in the loss by the origin of its annotation.  Where a person has corrected a
 proposal or added an object, the model was wrong."""
-
-
-class Annotated(Protocol):
-    """An annotation of `samserve.datasets`."""
-
-    @property
-    def segmentation(self) -> object:
-        """Run lengths, polygons, or None."""
-        ...
-
-    @property
-    def iscrowd(self) -> bool:
-        """Whether it is a group of objects."""
-        ...
-
-    @property
-    def origin(self) -> Enum | None:
-        """How the annotation came about."""
-        ...
-
-
-class Record(Protocol):
-    """An image of a data set with its annotations."""
-
-    @property
-    def file_name(self) -> str:
-        """Relative path with ``/``."""
-        ...
-
-    @property
-    def size(self) -> Size:
-        """Size of the image."""
-        ...
-
-    @property
-    def annotations(self) -> Sequence[Annotated]:
-        """The objects."""
-        ...
-
-
-ToRle = Callable[[object, Size], CocoRle]
-"""Run lengths of a segmentation in an image of a size; raises `SamserveError`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +55,8 @@ class Parts:
 
 
 def read_examples(
-    records: Iterable[Record],
+    records: Iterable[ImageRecord],
     folder: Path,
-    to_rle: ToRle,
     weights: Mapping[str, float] = WEIGHTS,
 ) -> tuple[Example, ...]:
     """Read the images with objects of a data set, without groups and boxes without pixels.
@@ -113,7 +70,7 @@ def read_examples(
         if not path.is_file():
             missing.append(record.file_name)
             continue
-        example = _example(record, path, to_rle, weights)
+        example = _example(record, path, weights)
         if example.targets:
             found.append(example)
     if missing:
@@ -122,30 +79,31 @@ def read_examples(
     return tuple(found)
 
 
-def _example(record: Record, path: Path, to_rle: ToRle, weights: Mapping[str, float]) -> Example:
+def _example(record: ImageRecord, path: Path, weights: Mapping[str, float]) -> Example:
     data = path.read_bytes()
     size = Size(*_pixels(data, path).shape[:2])
+    if record.size != size:
+        sizes = [f"{each.width}x{each.height}" for each in (record.size, size)]
+        raise TuningError(
+            f"{path.name}: its masks are of {sizes[0]} pixels, the image has {sizes[1]}"
+        )
     targets = []
     for index, annotation in enumerate(record.annotations):
         if annotation.segmentation is None or annotation.iscrowd:
             continue
         origin = UNKNOWN if annotation.origin is None else str(annotation.origin.value)
-        mask = _mask(annotation.segmentation, size, to_rle, f"{path.name}, annotation {index}")
+        mask = _mask(annotation.segmentation, record.size, f"{path.name}, annotation {index}")
         weight = weights[origin]
         if weight:
             targets.append(Target(mask, weight))
     return Example(path, hashlib.sha256(data).hexdigest(), size, tuple(targets))
 
 
-def _mask(segmentation: object, size: Size, to_rle: ToRle, place: str) -> CocoRle:
+def _mask(segmentation: Segmentation, size: Size, place: str) -> CocoRle:
     try:
-        mask = to_rle(segmentation, size)
-    except (SamserveError, ValueError) as error:
+        return pixels.to_rle(segmentation, size)
+    except SamserveError as error:
         raise TuningError(f"{place}: {error}") from error
-    if mask.size != size:
-        sizes = [f"{each.width}x{each.height}" for each in (mask.size, size)]
-        raise TuningError(f"{place}: the mask is of {sizes[0]} pixels, the image has {sizes[1]}")
-    return mask
 
 
 def read_pixels(example: Example) -> UInt8Array:
