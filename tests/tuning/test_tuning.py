@@ -132,6 +132,7 @@ def test_resumed_run_ends_with_the_same_weights(
         assert [name for (name, value), same in pairs if not torch.equal(value, same)] == []
 
 
+@pytest.mark.slow
 def test_minutes_decide_the_number_of_steps_once(tmp_path: Path, one_toy: Toy) -> None:
     tuner = Tuner(
         open_decoder(one_toy.base, one_toy.checkpoint), Plan(None, 2.0, 0, 1e-4), tmp_path
@@ -215,6 +216,7 @@ def test_too_few_objects_and_shared_images_are_refused(one_toy: Toy, tmp_path: P
         assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_run_folder_of_another_run_is_refused(one_toy: Toy, tmp_path: Path) -> None:
     parts = toys.parts(tmp_path / "data")
     options = one_toy.options(tmp_path, steps=1, max_objects=1, demands=ANY)
