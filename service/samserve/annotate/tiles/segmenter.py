@@ -26,6 +26,7 @@ from samserve.client import AutoMaskOptions, Model
 from samserve.core import intervals
 from samserve.datasets.types import Annotation
 from samserve.errors import InvalidRequest
+from samserve.system.malloc import return_large_buffers
 
 T = TypeVar("T")
 
@@ -94,6 +95,7 @@ class TileSegmenter:
         server.
         """
         self.tiling.check_limits((await gateways.models()).limits)
+        return_large_buffers()
         # GDAL's datasets are used by the thread that has opened them.
         with ThreadPoolExecutor(1) as thread, ExitStack() as stack:
             loop = asyncio.get_running_loop()
