@@ -28,12 +28,13 @@ SEAMS = [(2000, 1000), (1000, 2000), (2000, 2000), (2000, 3100), (3000, 2000)]
 """Centres of objects over the seams and the corner of four tiles of 2112 pixels."""
 AUTOMASK = ("--pred-iou-thresh", "0.8", "--min-mask-region-area", "3000")
 CLIENT_BYTES = 1 << 30
-# The last line is the peak of the memory of the process.
+# The last line is the peak of the memory of the process, in KiB.  That of `getrusage` would be at
+# least the memory of the process that has started this one.
 RUN = """
-import resource, sys
+import re, sys
 from samserve.cli.main import main
 code = main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10, file=sys.stderr)
+print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1], file=sys.stderr)
 sys.exit(code)
 """
 
@@ -51,7 +52,7 @@ def annotate(address: str, image: Path, out: Path, *options: str) -> int:
     process = Popen([sys.executable, "-c", RUN, *arguments, *AUTOMASK], stderr=-1, text=True)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    return int(errors.splitlines()[-1])
+    return int(errors.splitlines()[-1]) << 10
 
 
 def ious(scene: Scene, record: dict[str, Any]) -> list[float]:
