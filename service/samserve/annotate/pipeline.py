@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from samserve.annotate import names
 from samserve.annotate.gateways import Gateways
 from samserve.annotate.locations import reason_of
+from samserve.annotate.parallel import in_parallel
 from samserve.annotate.records import Records, record_key
 from samserve.annotate.retries import describe, is_fatal
 from samserve.annotate.source import ImageFile, Source
@@ -100,23 +101,16 @@ async def run(
 ) -> Summary:
     """Process all items; *advance* is called with each outcome."""
     summary = Summary()
-    remaining = iter(items)
     started = time.monotonic()
 
-    async def worker() -> None:
-        for item in remaining:
-            outcome = await _outcome(item, job)
-            summary.add(outcome)
-            advance(outcome)
+    async def process(item: T) -> None:
+        outcome = await _outcome(item, job)
+        summary.add(outcome)
+        advance(outcome)
 
     try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(job.concurrency):
-                group.create_task(worker())
-    except ExceptionGroup as failures:
-        error = failures.exceptions[0]
-        if not isinstance(error, SamserveError | SamserveClientError):
-            raise error from None
+        await in_parallel(items, process, job.concurrency)
+    except (SamserveError, SamserveClientError) as error:
         summary.aborted = reason(error)
     summary.seconds = time.monotonic() - started
     return summary

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from samserve.annotate.parallel import in_parallel
 from samserve.annotate.retries import Retries, describe, is_fatal
 from samserve.cli.progress import item_progress
 from samserve.cli.terminal import write_note
@@ -45,28 +45,10 @@ async def run(items: Sequence[_T], job: Job[_T], *, quiet: bool) -> list[str]:
             advance()
 
         try:
-            await _for_each(items, process, job.concurrency)
+            await in_parallel(items, process, job.concurrency)
         except SamserveClientError as error:
             return [describe(error)]
     return []
-
-
-async def _for_each(
-    items: Iterable[_T], work: Callable[[_T], Awaitable[None]], concurrency: int
-) -> None:
-    """Run *work* for all items, *concurrency* at a time; the first exception cancels the rest."""
-    remaining = iter(items)
-
-    async def worker() -> None:
-        for item in remaining:
-            await work(item)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(worker())
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
 
 
 def note_retry(error: ResourceExhausted) -> None:

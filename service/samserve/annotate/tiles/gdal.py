@@ -89,7 +89,9 @@ def _opened(source: Source, image: ImageFile) -> Iterator[Raster]:
         if not dataset.count or dataset.colorinterp[0] is ColorInterp.cyan:
             raise _Unsupported
         if np.dtype(dataset.dtypes[0]).kind == "c":
-            raise InvalidRequest("image", "has complex samples, which are no picture")
+            raise InvalidRequest(
+                "image", "has complex samples: expected whole or floating point numbers"
+            )
         row_bytes = dataset.width * dataset.count * np.dtype(dataset.dtypes[0]).itemsize
         wanted = max(_MIN_CACHE_BYTES, min(_ROWS_IN_CACHE * row_bytes, _MAX_CACHE_BYTES))
         set_gdal_config("GDAL_CACHEMAX", wanted)

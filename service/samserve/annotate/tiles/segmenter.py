@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from samserve.annotate.automask import AutoMaskSegmenter
 from samserve.annotate.gateways import Gateways
 from samserve.annotate.outputs import Output
+from samserve.annotate.parallel import in_parallel
 from samserve.annotate.records import record_key
 from samserve.annotate.tiles import geojson, masks, merge, refine
 from samserve.annotate.tiles.finished import FinishedTiles
@@ -229,19 +230,3 @@ def _reference_box(extent: intervals.Window) -> tuple[float, float, float, float
     """Return a box as servers do: its width is the difference of the inclusive extreme pixels."""
     left, top, width, height = _xywh(extent)
     return left, top, width - 1, height - 1
-
-
-async def in_parallel(items: Iterable[T], use: Callable[[T], Any], count: int) -> None:
-    """Await *use* of each item, *count* of them at a time.  Raises the first error alone."""
-    remaining: Iterator[T] = iter(items)
-
-    async def worker() -> None:
-        for item in remaining:
-            await use(item)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(count):
-                group.create_task(worker())
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
