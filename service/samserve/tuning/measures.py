@@ -19,12 +19,18 @@ def mask_iou(masks: Array, goals: Array) -> Array:
     return np.asarray(common / np.maximum((chosen | goal).sum((-2, -1)), 1))
 
 
-def widest_error(mask: Array, goal: Array) -> tuple[tuple[float, float], int]:
-    """Return the centre (x, y in model pixels) of a mask's widest error, and the true label."""
+def widest_error(
+    mask: Array, goal: Array, scale: float = PIXELS_PER_LOGIT
+) -> tuple[tuple[float, float], int]:
+    """Return the centre (x, y) of a mask's widest error, and the true label.
+
+    *scale* is the side of the mask's pixels in the result: by default, low-resolution masks give
+    model pixels.
+    """
     wrong = np.pad(mask != goal, 1).astype(np.uint8)
     depth = cv2.distanceTransform(wrong, cv2.DIST_L2, 3)[1:-1, 1:-1]
     if not depth.any():
         return (0.0, 0.0), PADDING
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    x, y = (float(value + 0.5) * PIXELS_PER_LOGIT for value in (column, row))
+    x, y = (float(value + 0.5) * scale for value in (column, row))
     return (x, y), int(goal[row, column])

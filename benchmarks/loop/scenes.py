@@ -1,7 +1,7 @@
 """Images of other kinds than those that `sam_tiny` is trained on, with the masks of their objects.
 
-Cells as a fluorescence microscope shows them, print on textured paper, and tools on wood.
-Textures of paper are photographs of scikit-image; everything else is drawn from the seed.
+Cells of a stained tissue, print on textured paper, and tools on wood.  The textures of tissue and
+paper are photographs of scikit-image; everything else is drawn from the seed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import cv2
 import numpy as np
 import skimage
 from samserve.types import Array, BoolArray, UInt8Array
+from scipy import spatial
 
 SIDE = 512
 MIN_VISIBLE = 150
+NUCLEUS = np.array([120.0, 125.0, 165.0])
 """Pixels of an object that is annotated."""
 
 
@@ -41,22 +43,34 @@ def other_scene(seed: int, index: int) -> OtherScene:
 
 
 def cells(rng: np.random.Generator) -> tuple[Array, Array]:
-    """Return cells that touch, brighter at their nuclei, on a dark and uneven ground."""
-    ground = 12 + 18 * _clouds(rng, 90)
-    image, ids = ground.copy(), np.zeros((SIDE, SIDE), np.int32)
-    radius = rng.uniform(16, 38)
-    for number in range(1, int(rng.integers(14, 40))):
-        x, y = rng.uniform(0, SIDE, 2)
-        blob = _blob(rng, x, y, radius * rng.uniform(0.7, 1.4))
-        blob &= ids == 0
-        depth = cv2.distanceTransform(blob.astype(np.uint8), cv2.DIST_L2, 5)
-        rim = np.clip(depth / (radius * rng.uniform(0.25, 0.6)), 0, 1) ** 0.7
-        level = rng.uniform(45, 150)
-        image[blob] = (ground + level * (0.25 + 0.75 * rim) * (0.75 + 0.5 * _clouds(rng, 9)))[blob]
-        ids[blob] = number
-    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.8, 2.2))
-    tint = np.array([(0.3, 1.0, 0.35), (0.35, 0.5, 1.0), (1.0, 1.0, 1.0), (1.0, 0.4, 0.4)])
-    return image[:, :, None] * tint[int(rng.integers(len(tint)))], ids
+    """Return cells of a stained tissue: membranes that are faint in places, and darker nuclei.
+
+    Colours and textures are those of `skimage.data.immunohistochemistry`.
+    """
+    tissue = _tissue(rng)
+    labels = _packed(rng)
+    stroma = 0.4 * tissue + 0.6 * np.array([214.0, 216.0, 228.0])
+    image, ids = stroma.copy(), np.zeros((SIDE, SIDE), np.int32)
+    stain = np.array([190.0, 150.0, 105.0]) + rng.uniform(-25, 25, 3)
+    strength, width = rng.uniform(0.25, 0.6) * (0.4 + 0.9 * _clouds(rng, 60)), rng.uniform(2, 4)
+    nucleus = rng.uniform(0.35, 0.6)
+    number = 0
+    for label in rng.permutation(np.unique(labels)):
+        if rng.random() < 0.3:
+            continue
+        cell = labels == label
+        depth = cv2.distanceTransform(np.pad(cell, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+        number += 1
+        ids[cell] = number
+        colour = stain * rng.uniform(0.85, 1.15)
+        body = 0.35 * tissue + 0.65 * colour
+        core = depth > (1 - nucleus) * depth.max()
+        if rng.random() < 0.85:
+            darker = 0.4 * tissue + 0.6 * NUCLEUS * rng.uniform(0.8, 1.2)
+            body = np.where(core[:, :, None], darker, body)
+        membrane = (strength * np.exp(-((depth / width) ** 2)))[:, :, None]
+        image[cell] = (body * (1 - membrane) + 0.45 * colour * membrane)[cell]
+    return cv2.GaussianBlur(image, (0, 0), rng.uniform(0.6, 1.3)), ids
 
 
 def prints(rng: np.random.Generator) -> tuple[Array, Array]:
@@ -116,15 +130,21 @@ def _clouds(rng: np.random.Generator, scale: float) -> Array:
     return np.asarray(np.clip(large, 0, 1))
 
 
-def _blob(rng: np.random.Generator, x: float, y: float, radius: float) -> BoolArray:
-    angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
-    bumps = sum(
-        rng.normal(0, 0.16 / order) * np.cos(order * angles + rng.uniform(0, 6.3))
-        for order in range(2, 6)
-    )
-    lengths = radius * (1 + bumps)
-    corners = np.stack([x + lengths * np.cos(angles), y + lengths * np.sin(angles)], 1)
-    return _filled(corners)
+def _packed(rng: np.random.Generator) -> Array:
+    """Return labels ``[S, S]`` of long cells side by side, the Voronoi cells of a turned grid."""
+    angle, stretch = rng.uniform(0, np.pi), rng.uniform(1.1, 2.0)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    space = rng.uniform(48, 84)
+    reach = np.arange(-0.8 * SIDE, 0.8 * SIDE, space)
+    seeds = np.stack(np.meshgrid(reach, reach), -1).reshape(-1, 2)
+    seeds += rng.normal(0, 0.22 * space, seeds.shape)
+    wave = rng.normal(0, 6, (2,))
+    rows, columns = np.mgrid[:SIDE, :SIDE] - SIDE / 2
+    rows = rows + wave[0] * np.sin(columns / 23)
+    columns = columns + wave[1] * np.sin(rows / 31)
+    pixels = np.stack([columns, rows], -1).reshape(-1, 2) @ turn.T * (1, 1 / stretch)
+    nearest = spatial.cKDTree(seeds).query(pixels)[1]
+    return np.asarray(nearest.reshape(SIDE, SIDE))
 
 
 def _filled(corners: Array) -> BoolArray:
@@ -138,6 +158,19 @@ def _ink(rng: np.random.Generator, image: Array, glyph: BoolArray, texture: Arra
     colour = rng.uniform(20, 120) + rng.uniform(-20, 20, 3)
     cover = np.clip(rng.uniform(0.5, 0.9) + 0.8 * (texture - 0.5), 0.15, 1)[:, :, None]
     image[glyph] = (image * (1 - cover) + colour * cover)[glyph]
+
+
+def _tissue(rng: np.random.Generator) -> Array:
+    """Return a part of a photograph of stained tissue, ``[S, S, 3]``."""
+    photo = np.rot90(_stained(), int(rng.integers(4)))
+    side = int(rng.uniform(120, 300))
+    row, column = (int(rng.integers(0, extent - side + 1)) for extent in photo.shape[:2])
+    return cv2.resize(photo[row : row + side, column : column + side], (SIDE, SIDE))
+
+
+@functools.cache
+def _stained() -> Array:
+    return np.asarray(skimage.data.immunohistochemistry(), np.float64)
 
 
 @functools.cache
