@@ -26,6 +26,8 @@ X_ANYLABELING := $(VENV)-x-anylabeling
 PIP_FLAGS ?=
 # --no-compile: Python compiles modules on import, and most are never imported.
 INSTALL := bin/pip install --quiet --no-compile $(PIP_FLAGS)
+# Empty: off. Where it is set, as in many containers, every process of a test run compiles all its imports.
+export PYTHONDONTWRITEBYTECODE :=
 # PASSIVE: waiting threads of torch would otherwise spin and slow down the other workers.
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 # In several processes; tests/conftest.py defines which tests must not run concurrently.

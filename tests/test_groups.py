@@ -19,10 +19,14 @@ def test_it(number):
 """
 
 
-def test_group_runs_in_one_worker(pytester: pytest.Pytester) -> None:
+def test_group_runs_in_one_worker(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Other plugins would take most of the time.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile(test_a=TEST, test_b=TEST)
 
-    result = pytester.runpytest_subprocess("-n", "2", "--dist", "loadgroup")
+    result = pytester.runpytest_subprocess("-p", "xdist", "-n", "2", "--dist", "loadgroup")
 
     result.assert_outcomes(passed=12)
     assert len(list(pytester.path.glob("gw*"))) == 1

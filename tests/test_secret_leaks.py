@@ -75,8 +75,10 @@ def run(pytester: pytest.Pytester, test: str, *options: str) -> pytest.RunResult
 
 
 @pytest.fixture(autouse=True)
-def _plugin_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def _one_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # Other plugins would take most of the time.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
 
 def test_run_without_leaks_passes(pytester: pytest.Pytester) -> None:
@@ -88,7 +90,7 @@ def test_run_without_leaks_passes(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize("test", [OUTPUT, FILE], ids=["output", "file"])
-@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["alone", "in workers"])
+@pytest.mark.parametrize("options", [(), ("-p", "xdist", "-n", "2")], ids=["alone", "in workers"])
 def test_leak_fails_the_run(pytester: pytest.Pytester, test: str, options: tuple[str, ...]) -> None:
     result = run(pytester, test, *options)
 

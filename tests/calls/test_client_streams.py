@@ -85,7 +85,12 @@ async def test_each_message_has_the_timeout_of_a_request() -> None:
     call = asyncio.create_task(upload(service, idle))
     await idle.sent_all.wait()
 
-    await advance_loop(10 + slow_clients.SLOW_AFTER_S + 1)
+    await advance_loop(slow_clients.SLOW_AFTER_S + 1)
+    assert service.admission.slow_requests.in_use == 1
+    # The timeout begins when the client is found to be slow.
+    await advance_loop(9)
+    assert not call.done()
+    await advance_loop(2)
     await call
 
     assert idle.outcome == ("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED")
