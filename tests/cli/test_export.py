@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from samserve.app import default_repository
 from samserve.cli import export_options
+from samserve.cli.main import main
 
 from tests.cli.conftest import RUN, Command, Result
 from tests.oracle import sam2
@@ -32,25 +36,40 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Exported:
+    """The result of an export, and the repository that it wrote."""
+
+    result: Result
+    repository: Path
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    folder = tmp_path_factory.mktemp("repository")
+    command = ("export", checkpoint, "--repository", folder, "--name", "mine", "--image", SAMPLE)
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = main([str(argument) for argument in command])
+    return Exported(Result(code, out.getvalue(), err.getvalue()), folder)
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
 def test_export_prints_what_it_wrote_and_models_shows_the_card(
-    samserve: Command, checkpoint: Path, tmp_path: Path
+    samserve: Command, checkpoint: Path, exported: Exported
 ) -> None:
-    result = samserve(
-        "export", checkpoint, "--repository", tmp_path, "--name", "mine", "--image", SAMPLE
-    )
-    served = ("--set", f"engine.model_repository={tmp_path}")
+    result, repository = exported.result, exported.repository
+    served = ("--set", f"engine.model_repository={repository}")
     table = samserve("models", *served)
     card = samserve("models", "show", "mine", *served)
     record = json.loads(samserve("models", "--json", *served).out)["models"][0]["card"]
 
     assert result.code == 0
-    assert f"wrote {tmp_path / 'mine_encoder'}" in result.out
+    assert f"wrote {repository / 'mine_encoder'}" in result.out
     assert "precision: fp32" in result.out
-    assert names(tmp_path) == ["mine_decoder", "mine_encoder"]
+    assert names(repository) == ["mine_decoder", "mine_encoder"]
     header, row = table.out.splitlines()
     assert row[header.index("precision") :].startswith("fp32")
     assert row[header.index("masks") :].startswith(("0.99", "1.00"))
@@ -63,12 +82,8 @@ def test_export_prints_what_it_wrote_and_models_shows_the_card(
     assert record["parity"]["prompts"] == 25
 
 
-def test_every_step_is_printed_with_the_time_and_memory_so_far(
-    samserve: Command, checkpoint: Path, tmp_path: Path
-) -> None:
-    result = samserve("export", checkpoint, "--repository", tmp_path, "--image", SAMPLE)
-
-    lines = result.err.splitlines()
+def test_every_step_is_printed_with_the_time_and_memory_so_far(exported: Exported) -> None:
+    lines = exported.result.err.splitlines()
     steps = [re.fullmatch(r"\[ *(\d+) s, peak +(\d+) MiB\] (.+)", line) for line in lines[:-1]]
     texts = [step[3] for step in steps if step]
     assert len(texts) == len(lines) - 1
@@ -81,7 +96,8 @@ def test_every_step_is_printed_with_the_time_and_memory_so_far(
     total = re.fullmatch(r"took \d+ s, at most (\d+) MiB of memory; wrote ([\d.]+) MiB", lines[-1])
     assert total
     assert int(total[1]) >= values[-1]
-    written = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    files = [file for file in exported.repository.rglob("*") if file.is_file()]
+    written = sum(file.stat().st_size for file in files)
     assert float(total[2]) == pytest.approx(written / 2**20, abs=0.051)
 
 

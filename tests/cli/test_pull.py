@@ -86,6 +86,7 @@ def setup(samserve: Command, content: bytes, tmp_path: Path) -> Iterator[Setup]:
         yield Setup(tmp_path, server, content, samserve)
 
 
+@without_tracing
 def test_a_pulled_model_is_verified_exported_and_named_by_the_catalog(setup: Setup) -> None:
     setup.server.on("/weights/small.pt", redirect(setup.server.address + "/store/1"))
     setup.server.on("/store/1", file(setup.content))

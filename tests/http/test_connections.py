@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from samserve.app import Running
 from samserve.calls import slow_clients
+from samserve.http import transports
 from samserve.http.origins import OriginPolicy
 from samserve.http.request import HttpRequest
 from samserve.http.server.connection import Connection
@@ -313,6 +314,7 @@ async def test_a_broken_body_ends_the_call(service: Running) -> None:
 
 async def test_a_stream_that_is_not_read_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slow_clients, "SLOW_AFTER_S", 0.05)
+    monkeypatch.setattr(transports, "_FAIL_TIMEOUT_S", 0.05)
     image = pb.Image(encoded=sample_images.encode(np.zeros((2800, 2800, 3), np.uint8)))
     request = pb.AutoMaskRequest(
         image=image,

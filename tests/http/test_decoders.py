@@ -9,11 +9,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from samserve.app import Running, default_repository, running
+from samserve.app import Running, running
+from samserve.http import decoders
 from samserve.settings import Settings
 from samserve.v1 import samserve_pb2 as pb
 
 from tests.conftest import stub_of
+from tests.engine_choice import drawing_repository
 from tests.http.serving import settings_of
 from tests.http.wire import Response, connected
 from tests.metric_values import total
@@ -23,8 +25,8 @@ LICENSE = re.compile(r'parameters \{ key: "samserve.license".*?\}\s*\}', re.DOTA
 
 
 def repository(folder: Path, license_name: str) -> Path:
-    """Copy the default model, with another licence in its card."""
-    shutil.copytree(default_repository(), folder)
+    """Copy a small model, with another licence in its card."""
+    shutil.copytree(drawing_repository(), folder)
     for config in folder.glob("*/config.pbtxt"):
         text = LICENSE.sub("", config.read_text())
         value = f'{{ string_value: "{license_name}" }}'
@@ -61,7 +63,11 @@ async def listed_digest(service: Running) -> str:
     return str(model.decoder_sha256)
 
 
-async def test_a_decoder_is_downloaded_by_its_digest(permissive: Path) -> None:
+async def test_a_decoder_is_downloaded_by_its_digest(
+    permissive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Several chunks.
+    monkeypatch.setattr(decoders, "_CHUNK_BYTES", 1000)
     content = decoder_of(permissive).read_bytes()
     async with running(settings(permissive)) as service:
         digest = await listed_digest(service)
