@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from samserve import errors
 from samserve.annotate.gateways import GIVE_UP_S, Gateways
-from samserve.client import Client, Embedding, Overloaded, Unavailable
+from samserve.client import Catalog, Client, Embedding, Overloaded, Unavailable
 from samserve.client.errors import ErrorDetails
 from samserve.engines.fake import MODEL, FakeEngine
 
@@ -106,9 +106,19 @@ async def test_a_gateway_that_stops_is_avoided_and_used_again_when_it_is_back() 
     assert used[-1] == leaving
 
 
+class Unreachable(Client):
+    """Fails at once; a client that connects repeats each call for most of a second."""
+
+    async def models(self) -> Catalog:
+        raise GONE
+
+    async def embed(self, *_: object, **__: object) -> Embedding:
+        raise GONE
+
+
 async def test_a_run_ends_when_no_gateway_is_available_for_a_minute() -> None:
     sleeper = Sleeper()
-    async with Client("127.0.0.1:1") as client:
+    async with Unreachable("127.0.0.1:1") as client:
         every = gateways([client], sleeper)
 
         with pytest.raises(Unavailable):

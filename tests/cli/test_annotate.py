@@ -329,13 +329,13 @@ def test_a_server_that_does_not_respond_ends_the_run(samserve: Command, tmp_path
 def test_calls_that_a_busy_server_rejects_are_repeated(samserve: Command, tmp_path: Path) -> None:
     source = tmp_path / "images"
     source.mkdir()
-    for number in range(6):
+    for number in range(3):
         (source / f"{number}.png").write_bytes(sample_images.png(seed=number))
-    limit = ("--set", "admission.max_concurrent_automask=1", "--concurrency", "6")
+    limit = ("--set", "admission.max_concurrent_automask=1", "--concurrency", "3")
 
     result = samserve("annotate", source, "--out", tmp_path / "out", *FEW, *limit)
 
-    assert (result.code, lines(result.out)["annotated"]) == (0, "6")
+    assert (result.code, lines(result.out)["annotated"]) == (0, "3")
     assert result.err.count("retrying after the delay that the server returned") == 1
 
 
