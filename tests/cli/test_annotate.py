@@ -6,9 +6,6 @@ import hashlib
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,10 +18,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pycocotools.coco import COCO
 
 from tests import sample_images
+from tests.cli.annotating import FEW, lines, records
 from tests.cli.conftest import FAKE, Command
-from tests.support.waiting import until_sync
-
-FEW = (*FAKE, "--points-per-side", "2", "--pred-iou-thresh", "0", "--stability-score-thresh", "0")
 
 
 @pytest.fixture
@@ -68,20 +63,6 @@ def heic(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     pillow_heif.from_bytes("RGB", pixels.shape[1::-1], pixels.tobytes()).save(buffer)
     return buffer.getvalue()
-
-
-def lines(text: str) -> dict[str, str]:
-    """The numbers of a summary by their names."""
-    return dict(line.split(": ", 1) for line in text.splitlines())
-
-
-def records(out: Path) -> dict[str, Any]:
-    found = {}
-    for path in (out / "records").rglob("*.json"):
-        record = json.loads(path.read_bytes())
-        assert str(path.relative_to(out / "records")) == record["image"]["file_name"] + ".json"
-        found[record["image"]["file_name"]] = record
-    return found
 
 
 # Of pycocotools, with NumPy 2.
@@ -255,28 +236,6 @@ def test_unchanged_files_of_a_bucket_are_not_downloaded_again(
     assert bucket.opened == ["/photos/1.png"]
 
 
-def test_shards_annotate_every_image_once_and_write_no_coco_file(
-    samserve: Command, tmp_path: Path
-) -> None:
-    source, out = tmp_path / "images", tmp_path / "masks"
-    source.mkdir()
-    for number in range(12):
-        (source / f"{number}.png").write_bytes(sample_images.png(seed=number))
-    (source / "text.jpg").write_bytes(b"no image")
-
-    results = [
-        samserve("annotate", source, "--out", out, *FEW, "--shard", f"{index}/3")
-        for index in range(3)
-    ]
-
-    assert sorted(each.code for each in results) == [0, 0, 3]
-    assert sum(int(lines(each.out)["annotated"]) for each in results) == 12
-    assert all(lines(each.out)["annotated"] != "0" for each in results)
-    assert len(records(out)) == 12
-    assert not (out / "annotations.json").exists()
-    assert len(list(out.glob("failures-?-of-3.jsonl"))) == 1
-
-
 def test_when_nothing_is_found_a_hint_names_the_thresholds(
     samserve: Command, tmp_path: Path
 ) -> None:
@@ -315,46 +274,3 @@ def test_usage_errors_come_before_any_work(samserve: Command, tmp_path: Path) ->
         result = samserve("annotate", *arguments)
         assert (result.code, text in result.error) == (2, True), result
     assert not (tmp_path / "o").exists()
-
-
-def test_a_server_that_does_not_respond_ends_the_run(samserve: Command, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(sample_images.png())
-
-    result = samserve("annotate", tmp_path, "--out", tmp_path / "o", "--server", "127.0.0.1:1")
-
-    assert result.code == 1
-    assert "the server is unreachable" in result.err
-
-
-def test_calls_that_a_busy_server_rejects_are_repeated(samserve: Command, tmp_path: Path) -> None:
-    source = tmp_path / "images"
-    source.mkdir()
-    for number in range(3):
-        (source / f"{number}.png").write_bytes(sample_images.png(seed=number))
-    limit = ("--set", "admission.max_concurrent_automask=1", "--concurrency", "3")
-
-    result = samserve("annotate", source, "--out", tmp_path / "out", *FEW, *limit)
-
-    assert (result.code, lines(result.out)["annotated"]) == (0, "3")
-    assert result.err.count("retrying after the delay that the server returned") == 1
-
-
-def test_ctrl_c_keeps_what_is_done_and_says_how_to_continue(tmp_path: Path) -> None:
-    source, out = tmp_path / "images", tmp_path / "out"
-    source.mkdir()
-    for number in range(500):
-        (source / f"{number}.png").write_bytes(sample_images.png(seed=number))
-    arguments = (sys.executable, "-m", "samserve", "annotate", source, "--out", out, *FEW)
-
-    with subprocess.Popen(list(map(str, arguments)), stderr=subprocess.PIPE, text=True) as run:
-        until_sync(lambda: any((out / "records").glob("*.json")))
-        run.send_signal(signal.SIGINT)
-        _, written = run.communicate()
-
-    assert run.returncode == 130
-    assert written.splitlines()[-2:] == [
-        "the images that are done are kept: the same command continues",
-        "samserve: error: interrupted",
-    ]
-    assert 0 < len(records(out)) < 500
-    assert not list((out / ".partial").iterdir())

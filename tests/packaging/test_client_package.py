@@ -17,7 +17,7 @@ from harness.gateway import GatewayServer
 from harness.triton.ports import free_ports
 from tests import photos
 from tests.packaging.environments import Environment, run
-from tests.packaging.test_images import pins
+from tests.packaging.images import pins
 from tests.test_architecture import CLIENT_LEAVES, CLIENT_PARTS, PACKAGE, name_of, part_of
 
 ROOT = Path(__file__).parents[2]
