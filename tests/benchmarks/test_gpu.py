@@ -32,6 +32,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return json.loads(output.read_text())
 
 
+@pytest.mark.slow
 def test_all_parts_run_at_toy_size(result: Any) -> None:
     assert result["toy"]
     assert result["left_out"] == []
@@ -40,6 +41,7 @@ def test_all_parts_run_at_toy_size(result: Any) -> None:
     assert set(result["operations_per_second"]) == set(suite.TYPES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "limit"), [("fp32", 1e-5), ("bf16", 0.05), ("fp16", 0.05)])
 def test_variants_agree_with_the_plain_one_in_float32(
     result: Any, dtype: str, limit: float
@@ -50,6 +52,7 @@ def test_variants_agree_with_the_plain_one_in_float32(
     assert all(row["signs"] > 0.98 for row in found if row["part"] == "decoder")
 
 
+@pytest.mark.slow
 def test_both_searches_find_the_same_masks_in_float32(result: Any) -> None:
     notes = [
         row["note"]

@@ -30,6 +30,9 @@ from tests.support.engines import SMALL_MODEL
 
 HEIGHT, WIDTH = 300, 400
 FILE = sample_images.png(HEIGHT, WIDTH)
+# To find everything in it is cheaper.
+SMALL_HEIGHT, SMALL_WIDTH = 60, 80
+SMALL_FILE = sample_images.png(SMALL_HEIGHT, SMALL_WIDTH)
 CLICKS, EVERYTHING = "samserve.fake", "samserve.fake.everything"
 
 
@@ -198,11 +201,11 @@ async def test_detector_gives_the_masks_of_automask() -> None:
     """Read as `DetectionResultConverter` does: pixels, then the box, in one list."""
     async with bridged(FakeEngine(model=SMALL_MODEL)) as (bridge, gateway):
         cvat = Cvat.of(bridge)
-        image = base64.b64encode(FILE).decode()
+        image = base64.b64encode(SMALL_FILE).decode()
         answer = (await cvat.invoke(EVERYTHING, {"image": image})).json()
         strict = (await cvat.invoke(EVERYTHING, {"image": image, "threshold": 0.93})).json()
         async with Client(gateway.address) as client:
-            records = (await client.automask_all(FILE, orientation="ignore")).records
+            records = (await client.automask_all(SMALL_FILE, orientation="ignore")).records
 
     assert len(answer) == len(records) > 0
     for found, record in zip(answer, records, strict=True):
@@ -210,7 +213,7 @@ async def test_detector_gives_the_masks_of_automask() -> None:
         assert 0 <= float(found["confidence"]) <= 1
         left, top, right, bottom = found["mask"][-4:]
         pixels = np.array(found["mask"][:-4]).reshape(bottom - top + 1, right - left + 1)
-        full = np.zeros((HEIGHT, WIDTH), bool)
+        full = np.zeros((SMALL_HEIGHT, SMALL_WIDTH), bool)
         full[top : bottom + 1, left : right + 1] = pixels.astype(bool)
         assert np.array_equal(full, record.mask.array)
         corners = np.array(found["points"]).reshape(-1, 2)
@@ -254,7 +257,7 @@ async def test_click_on_nothing_is_an_error_as_cvat_needs_a_mask() -> None:
 
 async def test_masks_of_a_detector_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cvat_nuclio, "_MAX_PIXELS", 1000)
-    image = base64.b64encode(FILE).decode()
+    image = base64.b64encode(SMALL_FILE).decode()
     async with bridged(FakeEngine(model=SMALL_MODEL)) as (bridge, _):
         answer = await Cvat.of(bridge).invoke(EVERYTHING, {"image": image})
 

@@ -22,6 +22,7 @@ from samserve.v1 import samserve_pb2 as pb
 
 from tests import sample_images
 from tests.conftest import serving, settings_with
+from tests.engine_choice import drawing_settings
 from tests.support.engines import SMALL_MODEL
 from tests.support.waiting import until
 from tests.telemetry.scraping import values
@@ -100,7 +101,7 @@ async def test_queue_depth_counts_work_waiting_for_a_network(
         return await run(*args)
 
     monkeypatch.setattr(OnnxEngine, "_run_alone", wait)
-    async with serving(settings_with(engine={"kind": "onnx"})) as (service, stub):
+    async with serving(settings_with(**drawing_settings("onnx"))) as (service, stub):
         embedded = await stub.Embed(pb.EmbedRequest(image=sample_images.image()))
         predict = pb.PredictRequest(
             embedding_id=embedded.embedding.id, prompts=[sample_images.point_prompt()]
