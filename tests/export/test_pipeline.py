@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from samserve.cli.export_options import card_lines
 from samserve.export import pipeline
 from samserve.export.errors import ExportError
 from samserve.export.images import SAMPLES
+from samserve.export.onnx_export import export_decoder, export_encoder
 from samserve.export.overlays import Overlays, TensorRt
 from samserve.export.pipeline import ExportOptions, Precision, export
 from samserve.export.sources.source import Source
@@ -37,6 +39,42 @@ def checkpoint(pairs: MakePair, tmp_path_factory: pytest.TempPathFactory) -> Pat
     path = tmp_path_factory.mktemp("checkpoint") / "small.pth"
     path.write_bytes(pairs(SMALL, FOREGROUND).checkpoint.read_bytes())
     return path
+
+
+Graphs = dict[str, onnx.ModelProto]
+UseGraphs = Callable[[Graphs], None]
+
+
+def traced(checkpoint: Path) -> Graphs:
+    """Return the graphs of a checkpoint by role."""
+    network = pipeline.open_network(checkpoint)[0]
+    # The functions themselves: those of `pipeline` may be replaced.
+    return {"encoder": export_encoder(network), "decoder": export_decoder(network)}
+
+
+@pytest.fixture(scope="module")
+def graphs(checkpoint: Path) -> Graphs:
+    return traced(checkpoint)
+
+
+@pytest.fixture
+def use_graphs(monkeypatch: pytest.MonkeyPatch) -> UseGraphs:
+    """A function that replaces tracing, which takes seconds, by graphs that are traced once."""
+
+    def use(graphs: Graphs) -> None:
+        for role, graph in graphs.items():
+            # The export changes the graph that it gets.
+            monkeypatch.setattr(pipeline, f"export_{role}", lambda _, graph=graph: deepcopy(graph))
+
+    return use
+
+
+@pytest.fixture
+def _traced_once(graphs: Graphs, use_graphs: UseGraphs) -> None:
+    use_graphs(graphs)
+
+
+traced_once = pytest.mark.usefixtures("_traced_once")
 
 
 def changed(path: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -146,12 +184,11 @@ def test_masks_below_the_minimum_iou_fail(checkpoint: Path, tmp_path: Path) -> N
 
 
 def test_a_wrong_export_fails_the_parity_check(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, graphs: Graphs, use_graphs: UseGraphs, tmp_path: Path
 ) -> None:
     """Here the traced decoder is not that of the checkpoint."""
     other = pipeline.open_network(changed(checkpoint, tmp_path, _swap_masks))[0]
-    decoder = pipeline.export_decoder(other)
-    monkeypatch.setattr(pipeline, "export_decoder", lambda _sam: decoder)
+    use_graphs({**graphs, "decoder": export_decoder(other)})
 
     with pytest.raises(
         ExportError, match=r"^parity check failed: masks in fp32 have a mean IoU of 0\.[0-8]"
@@ -182,6 +219,11 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
+@pytest.fixture(scope="module")
+def blank_graphs(blank: list[Path]) -> list[Graphs]:
+    return [traced(path) for path in blank]
+
+
 @pytest.mark.parametrize(
     ("part", "message"),
     [
@@ -196,18 +238,26 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ],
 )
 def test_empty_masks_do_not_hide_a_wrong_export(
-    blank: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, message: str
+    blank: list[Path],
+    blank_graphs: list[Graphs],
+    use_graphs: UseGraphs,
+    tmp_path: Path,
+    part: str,
+    message: str,
 ) -> None:
-    other = getattr(pipeline, f"export_{part}")(pipeline.open_network(blank[1])[0])
-    monkeypatch.setattr(pipeline, f"export_{part}", lambda _sam: other)
+    own, other = blank_graphs
+    use_graphs({**own, part: other[part]})
 
     with pytest.raises(ExportError, match=message):
         export(blank[0], ExportOptions(tmp_path / "repository", images=ONE))
     assert not any((tmp_path / "repository").iterdir())
 
 
-def test_empty_masks_are_compared_by_their_logits(blank: list[Path], tmp_path: Path) -> None:
+def test_empty_masks_are_compared_by_their_logits(
+    blank: list[Path], blank_graphs: list[Graphs], use_graphs: UseGraphs, tmp_path: Path
+) -> None:
     steps: list[str] = []
+    use_graphs(blank_graphs[0])
 
     exported = export(blank[0], ExportOptions(tmp_path, images=ONE), steps.append)
 
@@ -285,6 +335,7 @@ def test_an_invalid_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     assert not repository.exists()
 
 
+@traced_once
 def test_an_interrupted_export_keeps_the_existing_models(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +391,7 @@ def test_exports_are_reproducible_across_processes(checkpoint: Path, tmp_path: P
     assert models[0] == models[1]
 
 
+@traced_once
 def test_overlays_set_gpus_and_tensorrt(checkpoint: Path, tmp_path: Path) -> None:
     overlays = Overlays(gpus=(0, 2), tensorrt=TensorRt.FP16)
 
@@ -356,6 +408,7 @@ def test_overlays_set_gpus_and_tensorrt(checkpoint: Path, tmp_path: Path) -> Non
     assert not decoder.HasField("optimization")
 
 
+@traced_once
 @pytest.mark.parametrize(
     ("cores", "encoder_threads", "decoder_threads"),
     # Triton runs two decoder inferences concurrently.
