@@ -67,6 +67,7 @@ def test_both_naming_schemes_give_the_tensors_of_the_checkpoint(file: Path, fold
         assert not network.sam.training
 
 
+@pytest.mark.slow
 def test_both_naming_schemes_give_the_same_graphs(file: Path, folder: Path) -> None:
     original, library = network_of(file), network_of(folder)
 
