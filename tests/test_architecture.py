@@ -173,15 +173,17 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield every imported module, including imports inside functions."""
+@functools.cache
+def imports(path: Path) -> tuple[str, ...]:
+    """Return every imported module, including imports inside functions."""
+    found: list[str] = []
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                submodule = f"{node.module}.{alias.name}"
-                yield submodule if submodule in modules() else node.module
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [each if each in modules() else node.module for each in submodules]
+    return tuple(found)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import re
 import shlex
@@ -91,6 +92,7 @@ def unknown_in(arguments: list[str]) -> list[str]:
     return unknown + [each for each in settings if each.partition("=")[0] not in known]
 
 
+@functools.cache
 def _sections() -> dict[str, dict[str, object]]:
     sections: dict[str, dict[str, object]] = {}
 
