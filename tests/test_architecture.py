@@ -115,6 +115,7 @@ RESERVED = {
     "cryptography": ("security.pem",),
     "torch": ("export", "tuning"),
     "transformers": ("export.families",),
+    "peft": ("tuning.adapters",),
     "onnx": ("export", "tuning"),
     "onnxruntime": (
         *("engines.onnx", "engines.onnx_sessions", "export.parity", "export.tiny.shapes"),

@@ -124,6 +124,7 @@ def test_every_import_is_a_declared_dependency() -> None:
             ["pydantic-core"],
             # `tune` includes `export`.
             extras["export"] if part.startswith(("export/", "tuning/")) else [],
+            extras["tune"] if part.startswith("tuning/") else [],
             extras["bridge"] if part.startswith("bridge/") else [],
             extras["ray"] if part.startswith("annotate/ray/") else [],
             extras["geo"] if part == "annotate/tiles/gdal.py" else [],

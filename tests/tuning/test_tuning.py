@@ -15,20 +15,16 @@ from samserve.export.parity import ExportedModel
 from samserve.models import families
 from samserve.models.digest import graph_digest
 from samserve.models.repository import Bundle, discover
-from samserve.tuning.batches import Batches, Micro, Sampling
-from samserve.tuning.decoders import open_decoder
+from samserve.tuning.batches import Batches, Sampling
 from samserve.tuning.embeddings import Embeddings
 from samserve.tuning.errors import NotBetter, TuningError
-from samserve.tuning.evaluation import Demands
 from samserve.tuning.examples import Parts
 from samserve.tuning.pipeline import CURVE, REPORT, tune
+from samserve.tuning.tunable import open_tunable
 from samserve.tuning.tuner import Plan, Tuner, read_losses
 
 from tests.tuning import toys
-from tests.tuning.toys import Toy
-
-ANY = Demands(min_gain=-1.0, max_loss=1.0)
-"""Demands that every model fulfils: toys learn too little in a few steps."""
+from tests.tuning.toys import ANY, Toy
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,7 +116,7 @@ def test_resumed_run_ends_with_the_same_weights(
     whole.tune(_batches(one_toy, tmp_path))
     killed = _tuner(one_toy, tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
-        killed.tune(_Killing(_batches(one_toy, tmp_path), killed_at))
+        killed.tune(toys.Killing(_batches(one_toy, tmp_path), killed_at))
 
     resumed = _tuner(one_toy, tmp_path / "killed")
     resumed.continue_run()
@@ -135,7 +131,7 @@ def test_resumed_run_ends_with_the_same_weights(
 @pytest.mark.slow
 def test_minutes_decide_the_number_of_steps_once(tmp_path: Path, one_toy: Toy) -> None:
     tuner = Tuner(
-        open_decoder(one_toy.base, one_toy.checkpoint), Plan(None, 2.0, 0, 1e-4), tmp_path
+        open_tunable(one_toy.base, one_toy.checkpoint), Plan(None, 2.0, 0, 1e-4), tmp_path
     )
     tuner.step, tuner.seconds = 10, 30.0
 
@@ -147,22 +143,10 @@ def test_minutes_decide_the_number_of_steps_once(tmp_path: Path, one_toy: Toy) -
     assert tuner.steps == 40
 
 
-class _Killing:
-    """Batches that end with an interrupt."""
-
-    def __init__(self, batches: Batches, step: int) -> None:
-        self._batches, self._step = batches, step
-
-    def of_step(self, step: int) -> list[Micro]:
-        if step == self._step:
-            raise KeyboardInterrupt
-        return self._batches.of_step(step)
-
-
 def _tuner(toy: Toy, out: Path) -> Tuner:
     out.mkdir(exist_ok=True)
     plan = Plan(4, None, 3, 1e-4)
-    return Tuner(open_decoder(toy.base, toy.checkpoint), plan, out, save_s=0.0)
+    return Tuner(open_tunable(toy.base, toy.checkpoint), plan, out, save_s=0.0)
 
 
 def _batches(toy: Toy, folder: Path) -> Batches:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 from samserve.core import run_lengths
-from samserve.export.pipeline import ExportOptions, export
+from samserve.export.pipeline import ExportOptions, Precision, export
 from samserve.models.repository import Bundle, discover
-from samserve.tuning.batches import Sampling
+from samserve.tuning.batches import Batches, Micro, Sampling
+from samserve.tuning.evaluation import Demands
 from samserve.tuning.examples import Example, Parts, Target
 from samserve.tuning.pipeline import TuneOptions
 from samserve.types import Size
@@ -22,6 +23,8 @@ from tests.oracle import photos, sam2, sam2_local
 from tests.oracle.sam import SMALL, build_sam
 
 SIDE = 128
+ANY = Demands(min_gain=-1.0, max_loss=1.0)
+"""Demands that every model fulfils: toys learn too little in a few steps."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,24 @@ class Toy:
         return TuneOptions(**values | changes)  # type: ignore[arg-type]
 
 
-def sam1(folder: Path) -> Toy:
+class Killing(Batches):
+    """Batches that end with an interrupt."""
+
+    def __init__(self, batches: Batches, step: int) -> None:
+        self._batches, self._step = batches, step
+
+    def of_step(self, step: int) -> list[Micro]:
+        """Return the batch of a step before the interrupt."""
+        if step == self._step:
+            raise KeyboardInterrupt
+        return self._batches.of_step(step)
+
+
+def sam1(folder: Path, precision: str = "fp32") -> Toy:
     """Build a SAM."""
     original = build_sam(SMALL, photos.calibration())
     torch.save(original.state_dict(), folder / "sam.pth")
-    return _exported(folder / "sam.pth", folder)
+    return _exported(folder / "sam.pth", folder, precision)
 
 
 def sam21(folder: Path) -> Toy:
@@ -63,8 +79,14 @@ def sam21(folder: Path) -> Toy:
 MAKERS = {"sam1": sam1, "sam2": sam21}
 
 
-def _exported(checkpoint: Path, folder: Path) -> Toy:
-    export(checkpoint, ExportOptions(folder / "repository", "toy", check_parity=False))
+def _exported(checkpoint: Path, folder: Path, precision: str = "fp32") -> Toy:
+    options = ExportOptions(
+        folder / "repository",
+        "toy",
+        precision=Precision(precision),
+        check_parity=precision != "fp32",
+    )
+    export(checkpoint, options)
     (base,) = discover(folder / "repository")
     return Toy(checkpoint, base)
 

@@ -36,10 +36,10 @@ def tune(
     ],
     flags: TuneFlags,
 ) -> None:
-    """Tune the mask decoder of a model on a data set.
+    """Tune the mask decoder of a model on a data set, and its image encoder with --adapter-rank.
 
-    The new model has the same image encoder, so that embeddings stay valid. It is written only if
-    it is better on the held-out part; else the exit code is 3.
+    Without it, the new model has the same image encoder, so that embeddings stay valid. It is
+    written only if it is better on the held-out part; else the exit code is 3.
     """
     with _errors():
         from samserve.tuning.pipeline import tune as run
@@ -70,6 +70,7 @@ def _options(flags: TuneFlags) -> TuneOptions:
         # An existing file takes precedence over a name on the hub.
         checkpoint=Path(checkpoint) if checkpoint and Path(checkpoint).exists() else checkpoint,
         resume=flags.resume,
+        adapter_rank=flags.adapter_rank,
         sampling=Sampling(flags.images, flags.prompts, flags.replay_ratio),
     )
 
@@ -138,6 +139,8 @@ def _print(outcome: Outcome, options: TuneOptions) -> None:
     if outcome.old is not None:
         write_line(f"old data before: {outcome.old[0].text()}")
         write_line(f"old data after:  {outcome.old[1].text()}")
+    if options.adapter_rank:
+        write_note("the image encoder has changed: images must be embedded again")
     write_note(f"report and curve of the losses: {options.run}")
 
 

@@ -73,6 +73,15 @@ class TuneFlags:
         float | None,
         typer.Option("--rate", metavar="X", help="Learning rate. Default: that of the family."),
     ] = None
+    adapter_rank: Annotated[
+        int,
+        typer.Option(
+            "--adapter-rank",
+            metavar="N",
+            min=0,
+            help="Train adapters of this rank in the image encoder too. 0 for none.",
+        ),
+    ] = 0
     images: Annotated[
         int, typer.Option("--images-per-step", metavar="N", min=1, help="Images of a step.")
     ] = 2
@@ -81,7 +90,7 @@ class TuneFlags:
     ] = 12
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0)] = 0
     device: Annotated[
-        str, typer.Option("--device", metavar="cpu|cuda", help="Where the decoder is trained.")
+        str, typer.Option("--device", metavar="cpu|cuda", help="Where the model is trained.")
     ] = "cpu"
     run: Annotated[
         Path | None,

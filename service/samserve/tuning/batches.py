@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samserve.core import run_lengths
 from samserve.models.families.base import Family, ImageTransform
-from samserve.tuning.embeddings import Embeddings
+from samserve.tuning.embeddings import Source
 from samserve.tuning.examples import Example
 from samserve.tuning.interactive import PromptBatch
 from samserve.tuning.prompts import BOX_START, LabelledPoint, sample_points
@@ -38,9 +38,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Micro:
-    """One image of a step: the tensors of its embedding, and its prompts."""
+    """One image of a step: the tensors that it begins with, see `Source`, and its prompts."""
 
-    embedding: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...]
     prompts: PromptBatch
 
 
@@ -50,14 +50,14 @@ class Batches:
     def __init__(
         self,
         parts: tuple[Sequence[Example], Sequence[Example]],
-        embeddings: Embeddings,
+        source: Source,
         family: Family,
         sampling: Sampling,
         seed: int,
     ) -> None:
         """Draw from new and old examples; the old ones may be none."""
         self._trained, self._replay = parts
-        self._embeddings, self._family = embeddings, family
+        self._source, self._family = source, family
         self._sampling, self._seed = sampling, seed
         self._goals: OrderedDict[str, UInt8Array] = OrderedDict()
         weights = [target.weight for example in self._trained for target in example.targets]
@@ -72,14 +72,14 @@ class Batches:
         old = bool(self._replay) and rng.random() < self._sampling.replay
         examples = self._replay if old else self._trained
         example = examples[int(rng.integers(len(examples)))]
-        embedding = self._embeddings.of(example)
+        inputs = self._source.of(example)
         prompts = self._prompts(example, rng, 1.0 if old else self._mean_weight)
-        return Micro(tuple(embedding.values()), prompts)
+        return Micro(tuple(inputs.values()), prompts)
 
     def _prompts(
         self, example: Example, rng: np.random.Generator, mean_weight: float
     ) -> PromptBatch:
-        transform = self._embeddings.transform(example)
+        transform = self._source.transform(example)
         goals = self._low_res(example, transform)
         areas = goals.sum((1, 2))
         large = np.flatnonzero(areas >= MIN_PIXELS)

@@ -11,16 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from samserve.export.checkpoint import open_network
-from samserve.export.errors import ExportError
 from samserve.export.families.base import Network
 from samserve.export.onnx_export import export_decoder
 from samserve.export.onnx_file import parsed
-from samserve.export.stamp import without_stamp
 from samserve.export.tiny.graphs import LOGIT_SCALE, decoder_onnx
 from samserve.export.tiny.layers import channels_last
-from samserve.export.tiny.reading import is_tiny_decoder, read_decoder
-from samserve.models.repository import Bundle
+from samserve.export.tiny.reading import read_decoder
 from samserve.tuning import interactive, losses
 from samserve.tuning.errors import TuningError
 from samserve.tuning.interactive import Interaction
@@ -179,31 +175,3 @@ class NetworkDecoder(TunableDecoder):
         if state.keys() != {name for name, _ in self.trained()}:
             raise TuningError(f"{file} has the weights of another model than the checkpoint")
         self.module.load_state_dict(state, strict=False)
-
-
-def open_decoder(bundle: Bundle[Path], checkpoint: str | Path | None) -> TunableDecoder:
-    """Return the decoder of a served model, from its graph or from its checkpoint.
-
-    Raises `TuningError` if neither has its weights, and `ExportError` for an invalid checkpoint.
-    """
-    path, name = bundle.graphs["decoder"], bundle.info.name
-    model = without_stamp(onnx.load(path, load_external_data=False))
-    if is_tiny_decoder(model):
-        return TinyDecoder(model)
-    if checkpoint is None:
-        source = bundle.info.card.source
-        raise TuningError(
-            f"the weights of model {name!r} are read from its checkpoint"
-            f"{f', {source}' if source else ''}: name it with --checkpoint"
-        )
-    try:
-        network, opened = open_network(checkpoint)
-    except ExportError as error:
-        raise TuningError(str(error)) from error
-    if opened.sha256 != bundle.info.card.source_sha256:
-        raise TuningError(f"model {name!r} was not exported from this checkpoint")
-    decoder = NetworkDecoder(network)
-    tuned = path.with_name(TUNED_FILE)
-    if tuned.exists():
-        decoder.restore(tuned)
-    return decoder

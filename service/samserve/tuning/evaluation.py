@@ -99,24 +99,23 @@ class Evaluation:
 
     def __init__(
         self,
-        embeddings: Embeddings,
         info: ModelInfo,
         seed: int,
         *,
         max_objects: int = MAX_OBJECTS,
         done: Callable[[], None] = lambda: None,
     ) -> None:
-        self._embeddings, self._info, self._seed = embeddings, info, seed
+        self._info, self._seed = info, seed
         self._family, self._max_objects, self._done = families.of(info), max_objects, done
 
-    def figures(self, model: ExportedModel, examples: Iterable[Example]) -> Figures:
-        """Measure a model with the encoder of the embeddings."""
+    def figures(self, embeddings: Embeddings, examples: Iterable[Example]) -> Figures:
+        """Measure the model of the embeddings."""
         click: list[float] = []
         box: list[float] = []
         clicks: list[float] = []
         images = 0
         for example in examples:
-            scene = self._scene(model, example)
+            scene = self._scene(embeddings, example)
             if not scene.goals.size:
                 continue
             images += 1
@@ -131,20 +130,20 @@ class Evaluation:
             images, len(click), *(float(np.mean(values)) for values in (click, box, clicks))
         )
 
-    def _scene(self, model: ExportedModel, example: Example) -> _Scene:
+    def _scene(self, embeddings: Embeddings, example: Example) -> _Scene:
         rng = np.random.default_rng((self._seed, int(example.key[:12], 16)))
         count = min(self._max_objects, len(example.targets))
         chosen = rng.choice(len(example.targets), count, replace=False)
-        transform = self._embeddings.transform(example)
+        transform = embeddings.transform(example)
         masks = [run_lengths.decode(example.targets[index].mask) for index in chosen]
         goals = [low_res(mask, transform) for mask in masks]
         # What covers no pixel of the logits cannot be measured.
         kept = [index for index, goal in enumerate(goals) if goal.any()]
-        embedding = {name: each.numpy() for name, each in self._embeddings.of(example).items()}
+        embedding = {name: each.numpy() for name, each in embeddings.of(example).items()}
         side = transform.mask_side
         return _Scene(
             self,
-            model,
+            embeddings.model,
             embedding,
             transform,
             [masks[index] for index in kept],

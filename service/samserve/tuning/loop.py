@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import nn
 
 from samserve.tuning.losses import Result
 
@@ -112,7 +111,7 @@ class Loop(ABC, Generic[Batch]):
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+def update_average(average: Stateful, model: Stateful, step: int, decay: float) -> None:
     """Update the exponential average of a model's weights, faster at first."""
     decay = min(decay, (1 + step) / (10 + step))
     averaged, current = average.state_dict(), model.state_dict()

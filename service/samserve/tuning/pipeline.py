@@ -17,13 +17,13 @@ from samserve.models import families
 from samserve.models.repository import Bundle
 from samserve.tuning import publishing
 from samserve.tuning.batches import Batches, Sampling
-from samserve.tuning.decoders import open_decoder
 from samserve.tuning.embeddings import Embeddings
 from samserve.tuning.errors import NotBetter, TuningError
 from samserve.tuning.evaluation import MAX_OBJECTS, Demands, Evaluation, Figures, shortcoming
 from samserve.tuning.examples import Example, Parts, check_parts
 from samserve.tuning.loop import LAST
 from samserve.tuning.plot import write_curve
+from samserve.tuning.tunable import Tunable, open_tunable
 from samserve.tuning.tuner import SAVE_S, Plan, Progress, Tuner, read_losses
 
 CURVE, REPORT, SETTINGS, EMBEDDINGS = "curve.png", "report.json", "settings.json", "embeddings"
@@ -35,7 +35,8 @@ class TuneOptions:
 
     ``repository`` gets the model ``name``; ``run`` is the folder of the run's checkpoints, report
     and embeddings, from which it continues with ``resume``.  ``rate`` is None for the decoder's
-    own, ``checkpoint`` is None for a decoder that is read from its graph.
+    own, ``checkpoint`` is None for a decoder that is read from its graph.  With an
+    ``adapter_rank`` above 0, the image encoder is trained too, by adapters of this rank.
     """
 
     repository: Path
@@ -48,6 +49,7 @@ class TuneOptions:
     device: str = "cpu"
     checkpoint: str | Path | None = None
     resume: bool = False
+    adapter_rank: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     max_objects: int = MAX_OBJECTS
     demands: Demands = field(default_factory=Demands)
@@ -56,6 +58,8 @@ class TuneOptions:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise TuningError("the length of the run is needed, either in steps or in minutes")
+        if self.adapter_rank < 0:
+            raise TuningError(f"the rank of adapters must be at least 0, not {self.adapter_rank}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,35 +82,35 @@ def tune(
     report: Report = lambda text: None,
     progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:
-    """Tune the decoder of a model and write the new model to a repository.
+    """Tune a model and write the new one to a repository.
 
     *report* is called with a line for each step, *progress* during the training.  Raises
     `TuningError` if that is not possible, and `NotBetter`, after which nothing is written but the
     folder of the run.
     """
     check_parts(parts)
-    decoder = open_decoder(base, options.checkpoint)
-    rate = decoder.rate if options.rate is None else options.rate
-    plan = Plan(options.steps, options.minutes, options.seed, rate, options.device)
+    tunable = open_tunable(base, options.checkpoint, options.adapter_rank, options.seed)
+    plan = _plan(options, tunable)
     _prepare(base, parts, options, plan)
-    served = ExportedModel(base.graphs)
-    embeddings = Embeddings(served, base.info, options.run / EMBEDDINGS)
-    evaluation = Evaluation(embeddings, base.info, options.seed, max_objects=options.max_objects)
+    embeddings = Embeddings(ExportedModel(base.graphs), base.info, options.run / EMBEDDINGS)
+    different = f"model {base.info.name!r} has other weights than its checkpoint"
+    publishing.check_parity(embeddings, tunable, tunable.networks, parts.held_out[:1], different)
+    evaluation = Evaluation(base.info, options.seed, max_objects=options.max_objects)
     report(f"measuring {base.info.name} on {len(parts.held_out)} held-out images")
-    before = [evaluation.figures(served, each) for each in _measured(parts)]
+    before = [evaluation.figures(embeddings, each) for each in _measured(parts)]
     report(f"before: {before[0].text()}")
-    tuner = Tuner(decoder, plan, options.run, progress, options.save_s)
+    tuner = Tuner(tunable, plan, options.run, progress, options.save_s)
     if options.resume:
         tuner.continue_run()
-    family = families.of(base.info)
-    sources = parts.trained, parts.replay
-    tuner.tune(Batches(sources, embeddings, family, options.sampling, options.seed))
-    report("exporting the decoder and comparing it with PyTorch")
-    module = tuner.average
-    with publishing.staged(options.repository, options.name, base, decoder, module) as tuned:
-        figures = publishing.check_parity(tuned, decoder, module, embeddings, base, parts.held_out)
-        model = tuned.model
-        after = [evaluation.figures(model, each) for each in _measured(parts)]
+    source, family = tunable.encoder.source(embeddings), families.of(base.info)
+    trained = parts.trained, parts.replay
+    tuner.tune(Batches(trained, source, family, options.sampling, options.seed))
+    report("exporting the model and comparing it with PyTorch")
+    networks = tuner.average
+    with publishing.staged(options.repository, options.name, base, tunable, networks) as tuned:
+        exported = tuned.embeddings(base.info, options.run / EMBEDDINGS)
+        figures = publishing.check_parity(exported, tunable, networks, parts.held_out)
+        after = [evaluation.figures(exported, each) for each in _measured(parts)]
         report(f"after: {after[0].text()}")
         outcome = _outcome(before, after)
         facts = _report(base, parts, plan, tuner, outcome)
@@ -114,10 +118,20 @@ def tune(
         reason = shortcoming(outcome.before, outcome.after, outcome.old, options.demands)
         if reason:
             raise NotBetter(f"the tuned model is not better and was not written: {reason}")
-        summary = _summary(base, outcome)
-        text = publishing.description(base, decoder, figures, summary, facts)
-        folders = tuned.publish(text)
+        summary = _summary(base, outcome) + tunable.encoder.summary
+        folders = tuned.publish(publishing.description(base, tunable, figures, summary, facts))
     return Outcome(outcome.before, outcome.after, outcome.old, folders)
+
+
+def _plan(options: TuneOptions, tunable: Tunable) -> Plan:
+    return Plan(
+        options.steps,
+        options.minutes,
+        options.seed,
+        tunable.decoder.rate if options.rate is None else options.rate,
+        options.device,
+        options.adapter_rank,
+    )
 
 
 def _measured(parts: Parts) -> list[tuple[Example, ...]]:
@@ -173,6 +187,7 @@ def _report(
         "objects": sum(len(example.targets) for example in parts.trained),
         "seed": plan.seed,
         "steps": tuner.step,
+        "adapter_rank": plan.adapter_rank,
         "before": outcome.before.facts(),
         "after": outcome.after.facts(),
     }

@@ -1,4 +1,4 @@
-"""Writes a tuned model: the encoder as it was, and a new decoder, checked like any export."""
+"""Writes a tuned model, checked like any export."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from samserve.export import parity
 from samserve.export.parity import ExportedModel, ModelOutput, ParityCase
@@ -25,11 +24,11 @@ from samserve.export.triton_repository import (
 )
 from samserve.models import card, families
 from samserve.models.repository import Bundle
-from samserve.tuning.decoders import TunableDecoder
 from samserve.tuning.embeddings import Embeddings
 from samserve.tuning.errors import TuningError
 from samserve.tuning.examples import Example, read_pixels
-from samserve.types import Parity
+from samserve.tuning.tunable import Networks, Tunable
+from samserve.types import ModelInfo, Parity
 
 PARITY_IMAGES = 3
 REPORT_PARAMETER = "tuning"
@@ -45,10 +44,10 @@ class Tuned:
     stage: Staging
     repository: Path
 
-    @property
-    def model(self) -> ExportedModel:
-        """Return the model's graphs."""
-        return ExportedModel(self.bundle.graphs)
+    def embeddings(self, base: ModelInfo, folder: Path) -> Embeddings:
+        """Return the embeddings of the model, which is the base but for its weights."""
+        info = replace(base, encoder_digest=self.bundle.encoder_digest)
+        return Embeddings(ExportedModel(self.bundle.graphs), info, folder)
 
     def publish(self, description: Description) -> tuple[Path, ...]:
         """Write the configurations, move the folders to the repository, and return them."""
@@ -59,63 +58,72 @@ class Tuned:
 
 @contextmanager
 def staged(
-    repository: Path, name: str, base: Bundle[Path], decoder: TunableDecoder, module: nn.Module
+    repository: Path, name: str, base: Bundle[Path], tunable: Tunable, networks: Networks
 ) -> Iterator[Tuned]:
     """Write the graphs of a tuned model to a staging folder, which is removed at the end.
 
-    *module* has the tuned weights.  Raises `TuningError` if the encoder's digest changes.
+    *networks* have the tuned weights.  Raises `TuningError` if a fixed encoder's digest changes.
     """
     check_name(name)
-    module = module.cpu()
+    networks = networks.cpu()
+    decoder, encoder = tunable.decoder, tunable.encoder
     with staging(repository) as stage:
-        models = {"encoder": onnx.load(base.graphs["encoder"]), "decoder": decoder.graph(module)}
-        bundle = stage_bundle(stage.folder, name, models)
-        if bundle.encoder_digest != base.info.encoder_digest:
+        # The decoder first: the export of an encoder may convert modules that both have.
+        graphs = {"decoder": decoder.graph(networks.decoder)}
+        graphs["encoder"] = encoder.graph(networks.encoder)
+        bundle = stage_bundle(stage.folder, name, graphs)
+        if encoder.fixed and bundle.encoder_digest != base.info.encoder_digest:
             raise TuningError("the image encoder cannot be copied unchanged")
-        decoder.keep(module, bundle.graphs["decoder"].parent)
+        decoder.keep(networks.decoder, bundle.graphs["decoder"].parent)
+        encoder.keep(networks.encoder, bundle.graphs["encoder"].parent)
         yield Tuned(bundle, stage, repository)
 
 
 def check_parity(
-    tuned: Tuned,
-    decoder: TunableDecoder,
-    module: nn.Module,
-    embeddings: Embeddings,
-    base: Bundle[Path],
+    exported: Embeddings,
+    tunable: Tunable,
+    networks: Networks,
     examples: Sequence[Example],
+    error: str = "parity check failed",
 ) -> Parity:
-    """Compare the masks of the exported decoder with those in PyTorch, as the export does.
+    """Compare the masks of exported graphs with those in PyTorch, as the export does.
 
-    Both get the same embeddings.  Raises `TuningError` if the check fails.
+    *exported* are the embeddings of the graphs; *networks* have the weights that these must have.
+    Raises `TuningError` with the text *error* and the reason if the check fails.
     """
-    family, model = families.of(base.info), tuned.model
+    info, source = exported.info, tunable.encoder.source(exported)
     cases, expected, actual = [], [], []
     for example in examples[:PARITY_IMAGES]:
-        case = parity.parity_case(read_pixels(example), family, base.info)
-        embedding = embeddings.of(example)
+        case = parity.parity_case(read_pixels(example), families.of(info), info)
         cases.append(case)
-        expected.append(_in_torch(decoder, module, embedding, case))
-        arrays = {name: each.numpy() for name, each in embedding.items()}
-        actual.append(model.decode_case(arrays, case))
+        with torch.no_grad():
+            tensors = networks.encoder(*source.of(example).values())
+            embedding = {
+                spec.name: each for spec, each in zip(info.embedding, tensors, strict=True)
+            }
+            expected.append(_in_torch(tunable, networks, embedding, case))
+        arrays = {name: each.numpy() for name, each in exported.of(example).items()}
+        actual.append(exported.model.decode_case(arrays, case))
     comparison = parity.compare(cases, expected, actual)
-    failure = comparison.failure("fp32", DEFAULT_MIN_IOU)
+    failure = comparison.failure(tunable.encoder.precision, DEFAULT_MIN_IOU)
     if failure:
-        raise TuningError(f"parity check failed: {failure}")
+        raise TuningError(f"{error}: {failure}")
     return comparison.figures
 
 
 def _in_torch(
-    decoder: TunableDecoder, module: nn.Module, embedding: Mapping[str, Tensor], case: ParityCase
+    tunable: Tunable, networks: Networks, embedding: Mapping[str, Tensor], case: ParityCase
 ) -> ModelOutput:
     side, tensors = case.transform.mask_side, list(embedding.values())
     no_masks = torch.zeros(1, 0, side, side)
-    with torch.no_grad():
-        outputs = [
-            decoder.served(
-                module, tensors, (torch.from_numpy(coords), torch.from_numpy(labels), no_masks)
-            )
-            for coords, labels in case.prompts
-        ]
+    outputs = [
+        tunable.decoder.served(
+            networks.decoder,
+            tensors,
+            (torch.from_numpy(coords), torch.from_numpy(labels), no_masks),
+        )
+        for coords, labels in case.prompts
+    ]
     logits, iou = (torch.cat(parts, 1)[0].numpy() for parts in zip(*outputs, strict=True))
     embedding32 = {name: each.float().numpy() for name, each in embedding.items()}
     return ModelOutput(embedding32, logits, iou)
@@ -123,7 +131,7 @@ def _in_torch(
 
 def description(
     base: Bundle[Path],
-    decoder: TunableDecoder,
+    tunable: Tunable,
     figures: Parity,
     summary: str,
     report: Mapping[str, object],
@@ -134,7 +142,7 @@ def description(
     """
     original = (base.info.description or base.info.name).partition(_TUNED)[0]
     parameters = {
-        **decoder.parameters(),
+        **tunable.decoder.parameters(),
         **card.to_parameters(replace(base.info.card, parity=figures)),
         REPORT_PARAMETER: json.dumps(report, sort_keys=True),
     }

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from samserve.tuning.adapters import copy_sharing_frozen
 from samserve.tuning.batches import Batches, Micro
-from samserve.tuning.decoders import TunableDecoder
-from samserve.tuning.interactive import Round, rounds
+from samserve.tuning.interactive import PromptBatch, Round, rounds
 from samserve.tuning.loop import LAST, Loop, Stateful, update_average
 from samserve.tuning.losses import prompt_loss
+from samserve.tuning.tunable import TrainedWeights, Tunable
 
 AVERAGING = 0.99
 CALIBRATION_STEPS = 10
@@ -34,7 +36,8 @@ class Plan:
     """Length, seed and rate of a run: *steps*, or as many as there are in *minutes*.
 
     How many that are is measured once and part of the checkpoint, so that a run that is resumed
-    has as many as another.
+    has as many as another.  ``adapter_rank`` is that of the adapters of the image encoder, 0 for
+    none.
     """
 
     steps: int | None
@@ -42,6 +45,7 @@ class Plan:
     seed: int
     rate: float
     device: str = "cpu"
+    adapter_rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +64,26 @@ class Progress:
 
 
 class Tuner(Loop[list[Micro]]):
-    """Trains a decoder on embeddings that do not change."""
+    """Trains a decoder, and the adapters of an image encoder if it has some."""
 
     def __init__(
         self,
-        decoder: TunableDecoder,
+        tunable: Tunable,
         plan: Plan,
         out: Path,
         report: Callable[[Progress], None] = lambda progress: None,
         save_s: float = SAVE_S,
     ) -> None:
-        self.decoder, self.plan, self.report = decoder, plan, report
-        self.module = decoder.module.to(plan.device)
-        self.average = copy.deepcopy(self.module)
-        self.weights = [parameter for _, parameter in decoder.trained()]
+        self.decoder, self.plan, self.report = tunable.decoder, plan, report
+        self.module = tunable.networks.to(plan.device)
+        self.average = copy_sharing_frozen(self.module)
+        self._trained, self._averaged = TrainedWeights(self.module), TrainedWeights(self.average)
+        self.weights = list(self._trained.by_name.values())
         self.optimiser = torch.optim.AdamW(self.weights, plan.rate, weight_decay=WEIGHT_DECAY)
         self.steps = plan.steps
         parts: dict[str, Stateful] = {
-            "module": self.module,
-            "average": self.average,
+            "module": self._trained,
+            "average": self._averaged,
             "optimiser": self.optimiser,
         }
         super().__init__(parts, seed=plan.seed, device=plan.device, out=out, save_s=save_s)
@@ -97,32 +102,47 @@ class Tuner(Loop[list[Micro]]):
         """Run one step of the optimiser."""
         self.optimiser.zero_grad(set_to_none=True)
         for micro in batch:
-            for round_ in self._rounds(micro):
-                # Logits that are fed back have no gradient: each round is a graph of its own.
-                (round_.weight / len(batch) * round_.result.loss).backward()
-                self._record(round_)
+            with self._embedding(micro) as embedding:
+                for round_ in self._rounds(embedding, micro.prompts):
+                    # Logits that are fed back have no gradient: each round is a graph of its own.
+                    (round_.weight / len(batch) * round_.result.loss).backward()
+                    self._record(round_)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         if torch.isfinite(norm):
             for group in self.optimiser.param_groups:
                 group["lr"] = self.plan.rate * self._scale()
             self.optimiser.step()
-        update_average(self.average, self.module, self.step, AVERAGING)
+        update_average(self._averaged, self._trained, self.step, AVERAGING)
 
-    def _rounds(self, micro: Micro) -> Iterator[Round]:
-        device, decoder = self.plan.device, self.decoder
-        decode = partial(self._decode, [each.to(device) for each in micro.embedding])
+    @contextmanager
+    def _embedding(self, micro: Micro) -> Iterator[list[Tensor]]:
+        """Yield the embedding of an image, then continue its gradients into the encoder.
+
+        The encoder runs once for all rounds.
+        """
+        tensors = self.module.encoder(*(each.to(self.plan.device) for each in micro.inputs))
+        embedding = [each.detach().requires_grad_(each.requires_grad) for each in tensors]
+        yield embedding
+        pairs = zip(tensors, embedding, strict=True)
+        used = [(one, other.grad) for one, other in pairs if other.grad is not None]
+        if used:
+            torch.autograd.backward([one for one, _ in used], [gradient for _, gradient in used])
+
+    def _rounds(self, embedding: list[Tensor], prompts: PromptBatch) -> Iterator[Round]:
+        decoder = self.decoder
+        decode = partial(self._decode, embedding)
         score = partial(prompt_loss, recipe=decoder.recipe)
-        return rounds(decode, micro.prompts.to(device), score, decoder.interaction)
+        return rounds(decode, prompts.to(self.plan.device), score, decoder.interaction)
 
     def _decode(
         self,
-        embedding: list[torch.Tensor],
-        coords: torch.Tensor,
-        labels: torch.Tensor,
-        masks: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        embedding: list[Tensor],
+        coords: Tensor,
+        labels: Tensor,
+        masks: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.plan.device, torch.bfloat16, enabled=self.decoder.autocast):
-            return self.decoder.decode(self.module, embedding, (coords, labels, masks))
+            return self.decoder.decode(self.module.decoder, embedding, (coords, labels, masks))
 
     def _scale(self) -> float:
         """Return the learning rate of this step, relative to the highest."""
