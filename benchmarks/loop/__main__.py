@@ -16,9 +16,9 @@ from typing import Any
 from samserve.client import Client
 from samserve.tuning.evaluation import Figures
 
-from benchmarks.loop import data, pictures, questions, service
+from benchmarks.loop import data, plots, questions, service
 from benchmarks.loop.annotator import Effort, review
-from benchmarks.loop.data import Picture
+from benchmarks.loop.data import LabelledImage
 from benchmarks.loop.questions import Answers
 from tests.cli.conftest import Served
 from training.scenes import HELD_OUT, TRAINING
@@ -32,13 +32,13 @@ REVIEWED = "reviewed.json"
 class HeldOut:
     """Images that are never trained: of the other kinds, and of the model's own."""
 
-    others: list[Picture]
-    old: list[Picture]
+    others: list[LabelledImage]
+    old: list[LabelledImage]
 
-    async def ask(self, client: Client) -> dict[str, list[Answers]]:
-        """Ask the served model the same questions about all of them."""
+    async def measure(self, client: Client) -> dict[str, list[Answers]]:
+        """Measure the served model on all of them."""
         parts = {"new": self.others, "old": self.old}
-        return {name: await questions.ask(client, part) for name, part in parts.items()}
+        return {name: await questions.measure(client, part) for name, part in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Loop:
         await self._annotated(folder, server, client, new, effort)
         # Training uses what was annotated in earlier turns, too.
         photos.mkdir(exist_ok=True)
-        for picture in new:
-            shutil.copy(picture.path, photos)
+        for labelled in new:
+            shutil.copy(labelled.path, photos)
         files = [self.out / f"turn-{each}" / REVIEWED for each in range(number + 1)]
         tasks = [task for file in files for task in json.loads(file.read_text())]
         (self.out / REVIEWED).write_text(json.dumps(tasks))
@@ -88,7 +88,7 @@ class Loop:
         }
 
     async def _annotated(
-        self, folder: Path, server: Served, client: Client, new: list[Picture], effort: Effort
+        self, folder: Path, server: Served, client: Client, new: list[LabelledImage], effort: Effort
     ) -> None:
         """Propose masks for new images, and review them; add the tasks to those of before."""
         proposals, tasks = folder / "proposals", folder / "tasks"
@@ -143,19 +143,19 @@ async def run(loop: Loop, turns: int) -> None:
             for number in range(turns):
                 turn = partial(_turn, loop, number, server, client)
                 stages.append(await _kept(loop.out / f"turn-{number}.json", turn))
-    pictures.write_plot(loop.out / "loop.png", stages)
-    pictures.write_sheet(loop.out / "masks.png", loop.held_out.others, loop.out)
+    plots.write_plot(loop.out / "loop.png", stages)
+    plots.write_sheet(loop.out / "masks.png", loop.held_out.others, loop.out)
 
 
 async def _before(loop: Loop, client: Client) -> dict[str, Any]:
-    await pictures.write_masks(client, loop.held_out.others, loop.out / "before.npz")
-    return {"figures": facts(await loop.held_out.ask(client))}
+    await plots.write_masks(client, loop.held_out.others, loop.out / "before.npz")
+    return {"figures": facts(await loop.held_out.measure(client))}
 
 
 async def _turn(loop: Loop, number: int, server: Served, client: Client) -> dict[str, Any]:
     done = await loop.turn(number, server, client)
-    await pictures.write_masks(client, loop.held_out.others, loop.out / "after.npz")
-    return {**done, "figures": facts(await loop.held_out.ask(client))}
+    await plots.write_masks(client, loop.held_out.others, loop.out / "after.npz")
+    return {**done, "figures": facts(await loop.held_out.measure(client))}
 
 
 async def _kept(file: Path, work: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:

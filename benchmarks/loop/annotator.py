@@ -28,7 +28,7 @@ from samserve.types import BoolArray
 
 from benchmarks.loop import clicking
 from benchmarks.loop.clicking import Attempt
-from benchmarks.loop.data import Picture
+from benchmarks.loop.data import LabelledImage
 
 ACCEPTED_IOU, CORRECTED_IOU = 0.9, 0.5
 """IoU of a proposal with an object from which it is accepted, and from which it is corrected."""
@@ -59,14 +59,14 @@ class _Decision:
 
 
 async def review(
-    client: Client, folder: Path, proposals: Path, pictures: Sequence[Picture], effort: Effort
+    client: Client, folder: Path, proposals: Path, images: Sequence[LabelledImage], effort: Effort
 ) -> list[Json]:
     """Return the reviewed tasks: those in *folder*, made of the data set *proposals*."""
     config = LabelConfig.parse((folder / CONFIG_NAME).read_text("utf-8"))
     control = config.outputs("image")[0]
     place = Place(control, control.labels[0])
     records = {record.file_name: record for record in open_dataset(proposals).images}
-    by_name = {picture.path.name: picture for picture in pictures}
+    by_name = {labelled.path.name: labelled for labelled in images}
     reviewed = []
     for task in json.loads((folder / TASKS_NAME).read_text("utf-8")):
         name = task["data"]["file_name"]
@@ -96,10 +96,10 @@ def _decisions(record: ImageRecord, goals: Iterable[BoolArray]) -> Iterator[_Dec
 
 
 async def _drawn(
-    client: Client, picture: Picture, decisions: Sequence[_Decision], effort: Effort
+    client: Client, labelled: LabelledImage, decisions: Sequence[_Decision], effort: Effort
 ) -> list[BoolArray]:
     """Return the final mask of each object: the proposal, that of the clicks, or a painted one."""
-    embedding = await client.embed(picture.path)
+    embedding = await client.embed(labelled.path)
     goals = [each.goal for each in decisions if each.proposal is None]
     attempts = await clicking.click(client, embedding, goals, RIGHT_IOU, MAX_CLICKS)
     effort.clicks += sum(len(each.ious) for each in attempts)

@@ -1,4 +1,4 @@
-"""Somebody who knows an object, and clicks in a running server until its mask is right."""
+"""Clicks on a known object in a running server, until its mask is right."""
 
 from __future__ import annotations
 

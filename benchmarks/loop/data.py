@@ -23,7 +23,7 @@ COCO_FILE = "coco.json"
 
 
 @dataclass(frozen=True)
-class Picture:
+class LabelledImage:
     """An image file, what it shows, and the masks of its objects, bool ``[h, w]``."""
 
     path: Path
@@ -31,7 +31,7 @@ class Picture:
     masks: list[BoolArray]
 
 
-def others(folder: Path, seed: int, indices: Iterable[int]) -> list[Picture]:
+def others(folder: Path, seed: int, indices: Iterable[int]) -> list[LabelledImage]:
     """Write images of kinds that the model is not trained on."""
     found = []
     for index in indices:
@@ -40,7 +40,7 @@ def others(folder: Path, seed: int, indices: Iterable[int]) -> list[Picture]:
     return found
 
 
-def scenes(folder: Path, first: int, count: int, settings: SceneSettings) -> list[Picture]:
+def scenes(folder: Path, first: int, count: int, settings: SceneSettings) -> list[LabelledImage]:
     """Write scenes of the kind that `sam_tiny` is trained on."""
     found = []
     for seed in range(first, first + count):
@@ -51,16 +51,16 @@ def scenes(folder: Path, first: int, count: int, settings: SceneSettings) -> lis
     return found
 
 
-def write_coco(pictures: Iterable[Picture], folder: Path) -> Path:
+def write_coco(images: Iterable[LabelledImage], folder: Path) -> Path:
     """Write a COCO file beside the images, and return it."""
     records = (
         ImageRecord(
-            picture.path.name,
-            Size(*picture.masks[0].shape),
-            tuple(Annotation(run_lengths.encode(mask)) for mask in picture.masks),
+            labelled.path.name,
+            Size(*labelled.masks[0].shape),
+            tuple(Annotation(run_lengths.encode(mask)) for mask in labelled.masks),
         )
-        for picture in pictures
-        if picture.masks
+        for labelled in images
+        if labelled.masks
     )
     file = folder / COCO_FILE
     file.unlink(missing_ok=True)
@@ -77,7 +77,7 @@ def _objects(scene: Scene) -> Iterator[BoolArray]:
                 yield np.ascontiguousarray(level == each)
 
 
-def _written(path: Path, kind: str, image: UInt8Array, masks: list[BoolArray]) -> Picture:
+def _written(path: Path, kind: str, image: UInt8Array, masks: list[BoolArray]) -> LabelledImage:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
-    return Picture(path, kind, masks)
+    return LabelledImage(path, kind, masks)

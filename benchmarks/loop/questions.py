@@ -1,4 +1,4 @@
-"""The questions that a model is asked before and after: one click, a box, and clicks to 0.9."""
+"""What a served model is measured by before and after: one click, a box, and clicks to 0.9."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from samserve.client import Client
 from samserve.tuning.evaluation import GOOD_IOU, MAX_CLICKS, Figures
 
 from benchmarks.loop import clicking
-from benchmarks.loop.data import Picture
+from benchmarks.loop.data import LabelledImage
 
 MAX_OBJECTS = 16
 
@@ -26,22 +26,22 @@ class Answers:
     clicks: int
 
 
-async def ask(client: Client, pictures: Sequence[Picture]) -> list[Answers]:
-    """Ask the served model about up to `MAX_OBJECTS` objects of each image.
+async def measure(client: Client, images: Sequence[LabelledImage]) -> list[Answers]:
+    """Measure the served model on up to `MAX_OBJECTS` objects of each image.
 
     IoUs are those of the masks in the pixels of the image.
     """
     found = []
-    for picture in pictures:
-        embedding = await client.embed(picture.path)
-        rng = np.random.default_rng(len(picture.masks))
-        chosen = rng.permutation(len(picture.masks))[:MAX_OBJECTS]
-        goals = [picture.masks[index] for index in chosen]
+    for labelled in images:
+        embedding = await client.embed(labelled.path)
+        rng = np.random.default_rng(len(labelled.masks))
+        chosen = rng.permutation(len(labelled.masks))[:MAX_OBJECTS]
+        goals = [labelled.masks[index] for index in chosen]
         boxes = await clicking.boxed(client, embedding, goals)
         attempts = await clicking.click(client, embedding, goals, GOOD_IOU, MAX_CLICKS)
         for box, attempt in zip(boxes, attempts, strict=True):
             found.append(
-                Answers(picture.path.name, picture.kind, attempt.ious[0], box, len(attempt.ious))
+                Answers(labelled.path.name, labelled.kind, attempt.ious[0], box, len(attempt.ious))
             )
     return found
 

@@ -16,7 +16,7 @@ from urllib.request import urlopen
 from samserve import app
 from samserve.client import Client, Prompt
 
-from benchmarks.loop.data import Picture
+from benchmarks.loop.data import LabelledImage
 from tests.cli.conftest import Served, server_process
 
 MODEL = "sam_tiny"
@@ -62,11 +62,11 @@ class Load:
 
 @asynccontextmanager
 async def clicking_clients(
-    client: Client, pictures: Sequence[Picture], load: Load
+    client: Client, images: Sequence[LabelledImage], load: Load
 ) -> AsyncIterator[None]:
     """Click with embeddings from before the block, while the block runs."""
-    chosen = pictures[:CLIENTS]
-    embeddings = [await client.embed(picture.path) for picture in chosen]
+    chosen = images[:CLIENTS]
+    embeddings = [await client.embed(labelled.path) for labelled in chosen]
     over = asyncio.Event()
 
     async def clicks(embedding: str) -> None:

@@ -15,7 +15,7 @@ from samserve.tuning.prompts import LabelledPoint, sample_points
 from samserve.types import Array, BoolArray
 
 from benchmarks.loop import clicking
-from benchmarks.loop.data import Picture
+from benchmarks.loop.data import LabelledImage
 
 SHOWN = 3
 """Images of the sheet: one of each kind."""
@@ -23,24 +23,24 @@ COLOURS = np.array([(230, 60, 60), (60, 160, 240), (250, 190, 40), (80, 200, 90)
 SIDE = 360
 
 
-async def write_masks(client: Client, pictures: Sequence[Picture], path: Path) -> None:
+async def write_masks(client: Client, images: Sequence[LabelledImage], path: Path) -> None:
     """Write the mask of one click on each object of the first images."""
     found = {}
-    for number, picture in enumerate(pictures[:SHOWN]):
-        embedding = await client.embed(picture.path)
-        attempts = await clicking.click(client, embedding, picture.masks, 1.0, 1)
+    for number, labelled in enumerate(images[:SHOWN]):
+        embedding = await client.embed(labelled.path)
+        attempts = await clicking.click(client, embedding, labelled.masks, 1.0, 1)
         found[str(number)] = [each.mask.array for each in attempts if each.mask is not None]
     np.savez_compressed(path, **{name: np.stack(masks) for name, masks in found.items()})
 
 
-def write_sheet(path: Path, pictures: Sequence[Picture], folder: Path) -> None:
+def write_sheet(path: Path, images: Sequence[LabelledImage], folder: Path) -> None:
     """Write a row for each image: its objects, and the masks of `write_masks` in *folder*."""
     before, after = np.load(folder / "before.npz"), np.load(folder / "after.npz")
     rows = []
-    for number, picture in enumerate(pictures[:SHOWN]):
-        image = np.asarray(Image.open(picture.path).convert("RGB"))
-        points = [_centre(mask) for mask in picture.masks]
-        columns = (picture.masks, before[str(number)], after[str(number)])
+    for number, labelled in enumerate(images[:SHOWN]):
+        image = np.asarray(Image.open(labelled.path).convert("RGB"))
+        points = [_centre(mask) for mask in labelled.masks]
+        columns = (labelled.masks, before[str(number)], after[str(number)])
         rows.append(np.concatenate([_drawn(image, each, points) for each in columns], 1))
     Image.fromarray(np.concatenate(rows)).save(path)
 
