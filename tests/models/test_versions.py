@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from samserve.errors import PromotionRefused
 from samserve.models import versions
+from samserve.models.digest import MODEL_FILE, TUNED_FILE
 from samserve.models.repository import discover
 from samserve.types import ModelInfo
 
@@ -56,6 +57,17 @@ def test_new_decoder_is_in_service_once_committed_and_the_previous_one_after_a_r
     assert in_service(repository) == installed
     with pytest.raises(PromotionRefused, match="no version before 1"):
         versions.previous(repository, NAME)
+
+
+def test_weights_for_further_tuning_are_installed(repository: Path, tmp_path: Path) -> None:
+    new = source(tmp_path / "new")
+    (decoder,) = (path for path in new.rglob(MODEL_FILE) if "decoder" in str(path))
+    decoder.with_name(TUNED_FILE).write_bytes(b"weights")
+
+    versions.commit(repository, versions.install(repository, NAME, new))
+
+    (bundle,) = discover(repository)
+    assert bundle.graphs["decoder"].with_name(TUNED_FILE).read_bytes() == b"weights"
 
 
 def test_rollback_goes_to_the_version_that_was_replaced(repository: Path, tmp_path: Path) -> None:

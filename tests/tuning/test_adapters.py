@@ -23,11 +23,10 @@ from samserve.export.parity import ExportedModel
 from samserve.export.sam.config import SamConfig, TinyVitConfig
 from samserve.export.sam.model import Sam
 from samserve.models import families
-from samserve.models.digest import DIGEST_OUTPUT
+from samserve.models.digest import DIGEST_OUTPUT, TUNED_FILE
 from samserve.models.repository import Bundle, discover
 from samserve.tuning import adapters
 from samserve.tuning.batches import Batches, Sampling
-from samserve.tuning.decoders import TUNED_FILE
 from samserve.tuning.embeddings import Embeddings
 from samserve.tuning.errors import TuningError
 from samserve.tuning.pipeline import EMBEDDINGS, REPORT, tune

@@ -13,6 +13,8 @@ import numpy as np
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 """External weights, next to a model that does not fit into one file."""
+TUNED_FILE = "tuned.safetensors"
+"""Weights next to a tuned model, from which it can be tuned again; they are not served."""
 
 DIGEST_OUTPUT = "samserve_digest"
 """Output of every graph of a model, int32 ``[B, 8]``: in each row, the digest of the encoder whose

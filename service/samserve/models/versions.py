@@ -21,6 +21,7 @@ from samserve.errors import EngineUnavailable, PromotionRefused
 from samserve.models.digest import (
     DATA_FILE,
     MODEL_FILE,
+    TUNED_FILE,
     bundle_digest,
     graph_digests,
     stamped_digest,
@@ -298,7 +299,7 @@ def _copy(source: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    for name in (MODEL_FILE, DATA_FILE):
+    for name in (MODEL_FILE, DATA_FILE, TUNED_FILE):
         if (source / name).exists():
             with (source / name).open("rb") as file, (partial / name).open("xb") as copied:
                 shutil.copyfileobj(file, copied, 1 << 20)

@@ -17,13 +17,12 @@ from samserve.export.onnx_file import parsed
 from samserve.export.tiny.graphs import LOGIT_SCALE, decoder_onnx
 from samserve.export.tiny.layers import channels_last
 from samserve.export.tiny.reading import read_decoder
+from samserve.models.digest import TUNED_FILE
 from samserve.tuning import interactive, losses
 from samserve.tuning.errors import TuningError
 from samserve.tuning.interactive import Interaction
 from samserve.tuning.losses import Recipe
 
-TUNED_FILE = "tuned.safetensors"
-"""Weights of a tuned decoder, beside its graph, from which it can be tuned again."""
 _CLICKED = Interaction(share=1, rounds=2, another=0.5, all_masks=1.0, dropped=0.0, weight=1.0)
 """All prompts are corrected by clicks, with the previous logits, as in SAM's training."""
 

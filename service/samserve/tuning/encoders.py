@@ -16,9 +16,9 @@ from samserve.export.families.base import Network
 from samserve.export.half import halve
 from samserve.export.onnx_export import export_encoder
 from samserve.export.parity import BOUNDS
+from samserve.models.digest import TUNED_FILE
 from samserve.models.repository import Bundle
 from samserve.tuning import adapters
-from samserve.tuning.decoders import TUNED_FILE
 from samserve.tuning.embeddings import Embeddings, Pixels, Source
 from samserve.tuning.errors import TuningError
 

@@ -16,8 +16,9 @@ from samserve.export.errors import ExportError
 from samserve.export.families.base import Network
 from samserve.export.stamp import without_stamp
 from samserve.export.tiny.reading import is_tiny_decoder
+from samserve.models.digest import TUNED_FILE
 from samserve.models.repository import Bundle
-from samserve.tuning.decoders import TUNED_FILE, NetworkDecoder, TinyDecoder, TunableDecoder
+from samserve.tuning.decoders import NetworkDecoder, TinyDecoder, TunableDecoder
 from samserve.tuning.encoders import AdaptedEncoder, FixedEncoder, TunableEncoder
 from samserve.tuning.errors import TuningError
 
