@@ -116,6 +116,8 @@ class Loop:
             "--steps": self.steps,
             "--seed": number,
         }
+        # A turn that was interrupted after its training has a model, which `tune` does not replace.
+        shutil.rmtree(folder / "models", ignore_errors=True)
         options = [part for pair in arguments.items() for part in pair]
         print(await _command("tune", self.out / REVIEWED, *options, "--resume"), flush=True)
 

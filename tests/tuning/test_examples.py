@@ -25,7 +25,10 @@ def _mask(height: int, width: int) -> CocoRle:
 
 @pytest.fixture
 def record(tmp_path: Path) -> ImageRecord:
-    """An image of 20x10 pixels with an accepted and a corrected object, a group and a box."""
+    """An image of 20x10 pixels with an accepted and a corrected object, and what does not count.
+
+    That is a group, a box, and a mask without pixels.
+    """
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     mask = _mask(10, 20)
     annotations = (
@@ -33,6 +36,7 @@ def record(tmp_path: Path) -> ImageRecord:
         Annotation(mask, origin=Origin.CORRECTED),
         Annotation(mask, iscrowd=True),
         Annotation(None),
+        Annotation(run_lengths.encode(np.zeros((10, 20), bool))),
     )
     return ImageRecord("a.png", Size(10, 20), annotations)
 

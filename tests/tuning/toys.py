@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from samserve import app
 from samserve.core import run_lengths
+from samserve.datasets import coco
+from samserve.datasets.formats import WriteOptions
+from samserve.datasets.types import Annotation, DataSet, ImageRecord, Origin
 from samserve.export.pipeline import ExportOptions, Precision, export
 from samserve.models.repository import Bundle, discover
 from samserve.tuning.batches import Batches, Micro, Sampling
@@ -19,19 +23,21 @@ from samserve.tuning.pipeline import TuneOptions
 from samserve.types import Size
 
 from tests.families.toys import SAM2_SIZE
-from tests.oracle import photos, sam2, sam2_local
+from tests.oracle import edgetam, photos, sam2, sam2_local, sam_hq
 from tests.oracle.sam import SMALL, build_sam
 
 SIDE = 128
 ANY = Demands(min_gain=-1.0, max_loss=1.0)
 """Demands that every model fulfils: toys learn too little in a few steps."""
+SAM_TINY = app.default_repository()
+"""The repository of the default model."""
 
 
 @dataclass(frozen=True)
 class Toy:
-    """A checkpoint, and its export."""
+    """A checkpoint, and its export; the default model has no checkpoint."""
 
-    checkpoint: Path
+    checkpoint: Path | None
     base: Bundle[Path]
 
     def options(self, folder: Path, **changes: object) -> TuneOptions:
@@ -76,7 +82,20 @@ def sam21(folder: Path) -> Toy:
     return _exported(sam2.save(model, folder / "checkpoint"), folder)
 
 
-MAKERS = {"sam1": sam1, "sam2": sam21}
+def hq(folder: Path) -> Toy:
+    """Build a SAM-HQ."""
+    torch.save(sam_hq.build().state_dict(), folder / "sam_hq.pth")
+    return _exported(folder / "sam_hq.pth", folder)
+
+
+def edge(folder: Path) -> Toy:
+    """Build an EdgeTAM, whose image encoder is that of the published model."""
+    model = edgetam.model(SAM2_SIZE.grid, SAM2_SIZE.channels)
+    sam2_local.localise(model, photos.calibration())
+    return _exported(sam2.save(model, folder / "checkpoint"), folder)
+
+
+MAKERS = {"sam1": sam1, "sam2": sam21, "sam_hq": hq, "edgetam": edge}
 
 
 def _exported(checkpoint: Path, folder: Path, precision: str = "fp32") -> Toy:
@@ -111,6 +130,20 @@ def _discs(path: Path, seed: tuple[int, int]) -> Example:
     targets = tuple(Target(run_lengths.encode(mask)) for mask in masks)
     key = hashlib.sha256(path.read_bytes()).hexdigest()
     return Example(path, key, Size(SIDE, SIDE), targets)
+
+
+def write_coco(folder: Path, seed: int, images: int) -> Path:
+    """Write images with discs, and a COCO file beside them with their masks; return it."""
+    records = [
+        ImageRecord(
+            example.path.name,
+            example.size,
+            tuple(Annotation(target.mask, origin=Origin.CORRECTED) for target in example.targets),
+        )
+        for example in discs(folder, seed, images)
+    ]
+    coco.write(DataSet(records), folder / "coco.json", WriteOptions())
+    return folder / "coco.json"
 
 
 def parts(folder: Path) -> Parts:

@@ -55,15 +55,20 @@ def _options(flags: TuneFlags) -> TuneOptions:
     from samserve.tuning.batches import Sampling
     from samserve.tuning.pipeline import TuneOptions
 
+    if flags.steps is not None and flags.minutes is not None:
+        raise UsageError("--steps and --minutes both set the length: give one of them")
+    if flags.replay_ratio is not None and flags.replay is None:
+        raise UsageError("--replay-ratio requires --replay")
     name = flags.name or f"{flags.model}_tuned"
     checkpoint = flags.checkpoint
     steps = flags.steps if flags.steps or flags.minutes else 1000
+    replay = Sampling().replay if flags.replay_ratio is None else flags.replay_ratio
     return TuneOptions(
         repository=flags.out or user_models.folder(),
         name=name,
         run=flags.run or Path(f"{name}-run"),
         steps=steps,
-        minutes=flags.minutes if steps is None else None,
+        minutes=flags.minutes,
         seed=flags.seed,
         rate=flags.rate,
         device=flags.device,
@@ -71,7 +76,7 @@ def _options(flags: TuneFlags) -> TuneOptions:
         checkpoint=Path(checkpoint) if checkpoint and Path(checkpoint).exists() else checkpoint,
         resume=flags.resume,
         adapter_rank=flags.adapter_rank,
-        sampling=Sampling(flags.images, flags.prompts, flags.replay_ratio),
+        sampling=Sampling(flags.images, flags.prompts, replay),
     )
 
 
@@ -81,10 +86,15 @@ def _base(flags: TuneFlags) -> Bundle[Path]:
     from samserve.models.repository import discover_each
 
     folders = [flags.models] if flags.models else [user_models.folder(), app.default_repository()]
-    known = [bundle for folder in folders for bundle in discover_each(folder)[0]]
-    for bundle in known:
-        if bundle.info.name == flags.model:
-            return bundle
+    known: list[Bundle[Path]] = []
+    for folder in folders:
+        bundles, problems = discover_each(folder)
+        known += bundles
+        for bundle in bundles:
+            if bundle.info.name == flags.model:
+                return bundle
+        if flags.model in problems:
+            raise CommandError(f"{folder}: {problems[flags.model]}")
     names = ", ".join(sorted(bundle.info.name for bundle in known)) or "none"
     raise UsageError(f"there is no model {flags.model!r}; available: {names}")
 
@@ -94,12 +104,12 @@ def _parts(dataset: Path, flags: TuneFlags) -> Parts:
 
     examples = _read(dataset, flags.images_folder)
     if Path(flags.held_out).exists():
-        trained, held_out = examples, _read(Path(flags.held_out), None)
+        trained, held_out = examples, _read_other(Path(flags.held_out), flags.images_folder)
     else:
         trained, held_out = split(examples, _fraction(flags.held_out), flags.seed)
     if flags.replay is None:
         return Parts(trained, held_out)
-    old = split(_read(flags.replay, None), 0.2, flags.seed)
+    old = split(_read_other(flags.replay, flags.images_folder), 0.2, flags.seed, "the old data")
     return replace(Parts(trained, held_out), replay=old[0], replay_held_out=old[1])
 
 
@@ -117,10 +127,19 @@ def _read(path: Path, images: Path | None) -> tuple[Example, ...]:
     from samserve.datasets import reading
     from samserve.tuning.examples import read_examples
 
+    reading.identify(path)
     folder = images or reading.path_of(reading.find_images(path))
     if folder is None:
         raise CommandError(f"{path} does not say where its images are: name them with --images")
     return read_examples(reading.open_dataset(path, images=folder).images, folder)
+
+
+def _read_other(path: Path, images: Path | None) -> tuple[Example, ...]:
+    """Return the images of another data set than DATASET, which may have the same folder."""
+    from samserve.datasets import reading
+
+    reading.identify(path)
+    return _read(path, reading.path_of(reading.find_images(path)) or images)
 
 
 def _show(progress: Progress) -> None:

@@ -40,7 +40,13 @@ class TuneFlags:
     ] = None
     images_folder: Annotated[
         Path | None,
-        typer.Option("--images", metavar="DIR", help="Folder of the data set's image files."),
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Folder of the data set's image files.",
+        ),
     ] = None
     held_out: Annotated[
         str,
@@ -59,9 +65,13 @@ class TuneFlags:
         ),
     ] = None
     replay_ratio: Annotated[
-        float,
-        typer.Option("--replay-ratio", metavar="X", help="Part of the images from old data."),
-    ] = 0.3
+        float | None,
+        typer.Option(
+            "--replay-ratio",
+            metavar="X",
+            help="Part of the images from old data, below 1. Default: 0.3.",
+        ),
+    ] = None
     steps: Annotated[
         int | None, typer.Option("--steps", metavar="N", min=1, help="Length. Default: 1000.")
     ] = None

@@ -14,6 +14,7 @@ from torch import Tensor
 from samserve.core import run_lengths
 from samserve.models.families.base import Family, ImageTransform
 from samserve.tuning.embeddings import Source
+from samserve.tuning.errors import TuningError
 from samserve.tuning.examples import Example
 from samserve.tuning.interactive import PromptBatch
 from samserve.tuning.prompts import BOX_START, LabelledPoint, sample_points
@@ -23,6 +24,8 @@ KINDS, PROBABILITIES = ("point", "box", "box and point"), (0.5, 0.4, 0.1)
 LEVELS = 3
 MIN_PIXELS = 4
 """Low-resolution pixels of an object that is trained."""
+DRAWS = 100
+"""Images that are drawn for one with an object that is large enough."""
 REMEMBERED = 64
 """Images whose low-resolution masks are kept in memory."""
 
@@ -34,6 +37,17 @@ class Sampling:
     images: int = 2
     prompts: int = 12
     replay: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Raise `TuningError` for numbers that are out of range."""
+        if self.images < 1 or self.prompts < 2:
+            raise TuningError("a step needs an image and two prompts at least")
+        # Written so that NaN fails.
+        if not 0 <= self.replay < 1:
+            raise TuningError(
+                f"the part of the images from old data must be at least 0 and below 1, "
+                f"not {self.replay:g}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +84,30 @@ class Batches:
 
     def _micro(self, rng: np.random.Generator) -> Micro:
         old = bool(self._replay) and rng.random() < self._sampling.replay
-        examples = self._replay if old else self._trained
-        example = examples[int(rng.integers(len(examples)))]
+        example, goals = self._drawn(self._replay if old else self._trained, rng)
         inputs = self._source.of(example)
-        prompts = self._prompts(example, rng, 1.0 if old else self._mean_weight)
+        prompts = self._prompts(example, goals, rng, 1.0 if old else self._mean_weight)
         return Micro(tuple(inputs.values()), prompts)
 
+    def _drawn(
+        self, examples: Sequence[Example], rng: np.random.Generator
+    ) -> tuple[Example, UInt8Array]:
+        """Return an image with an object that is large enough, and the masks of all objects."""
+        for _ in range(DRAWS):
+            example = examples[int(rng.integers(len(examples)))]
+            goals = self._low_res(example, self._source.transform(example))
+            if goals.sum((1, 2)).max() >= MIN_PIXELS:
+                return example, goals
+        raise TuningError(
+            f"the objects of {DRAWS} images are too small: none covers {MIN_PIXELS} pixels of the "
+            f"low-resolution logits"
+        )
+
     def _prompts(
-        self, example: Example, rng: np.random.Generator, mean_weight: float
+        self, example: Example, goals: UInt8Array, rng: np.random.Generator, mean_weight: float
     ) -> PromptBatch:
         transform = self._source.transform(example)
-        goals = self._low_res(example, transform)
-        areas = goals.sum((1, 2))
-        large = np.flatnonzero(areas >= MIN_PIXELS)
-        usable = large if len(large) else np.array([int(areas.argmax())])
+        usable = np.flatnonzero(goals.sum((1, 2)) >= MIN_PIXELS)
         count = self._sampling.prompts
         chosen = rng.choice(usable, count, replace=len(usable) < count)
         kind = str(rng.choice(KINDS, p=PROBABILITIES))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from samserve.export.families.base import Network
@@ -22,6 +22,7 @@ from samserve.tuning import interactive, losses
 from samserve.tuning.errors import TuningError
 from samserve.tuning.interactive import Interaction
 from samserve.tuning.losses import Recipe
+from samserve.tuning.weight_files import read_weights
 
 _CLICKED = Interaction(share=1, rounds=2, another=0.5, all_masks=1.0, dropped=0.0, weight=1.0)
 """All prompts are corrected by clicks, with the previous logits, as in SAM's training."""
@@ -170,7 +171,8 @@ class NetworkDecoder(TunableDecoder):
 
     def restore(self, file: Path) -> None:
         """Load the weights that `keep` has written.  Raises `TuningError`."""
-        state: Mapping[str, Tensor] = load_file(file)
-        if state.keys() != {name for name, _ in self.trained()}:
+        state = read_weights(file)
+        shapes = {name: weights.shape for name, weights in self.trained()}
+        if shapes != {name: weights.shape for name, weights in state.items()}:
             raise TuningError(f"{file} has the weights of another model than the checkpoint")
         self.module.load_state_dict(state, strict=False)

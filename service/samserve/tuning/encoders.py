@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from samserve.export.families.base import Network
@@ -21,6 +21,7 @@ from samserve.models.repository import Bundle
 from samserve.tuning import adapters
 from samserve.tuning.embeddings import Embeddings, Pixels, Source
 from samserve.tuning.errors import TuningError
+from samserve.tuning.weight_files import read_weights
 
 
 class TunableEncoder(ABC):
@@ -102,7 +103,7 @@ class AdaptedEncoder(TunableEncoder):
         self._network = network
         tuned = base.graphs["encoder"].with_name(TUNED_FILE)
         if tuned.exists():
-            self._load(load_file(tuned), str(tuned))
+            self._load(read_weights(tuned), str(tuned))
         self.precision = base.info.card.precision or "fp32"
         if self.precision not in BOUNDS:
             raise TuningError(f"an image encoder in {self.precision} cannot be tuned")

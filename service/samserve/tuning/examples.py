@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from samserve.core import run_lengths
 from samserve.datasets import pixels
 from samserve.datasets.types import ImageRecord, Segmentation
 from samserve.errors import SamserveError
@@ -19,6 +20,7 @@ from samserve.types import CocoRle, EncodedImage, Size, UInt8Array
 LIMITS = ImageLimits(max_pixels=100_000_000, max_side=32_768)
 MIN_TRAINED, MIN_HELD_OUT = 8, 4
 """Objects that a training part and a held-out part have at least."""
+HELD_OUT, REPLAY_HELD_OUT = "the held-out part", "the held-out part of the old data"
 UNKNOWN = "unknown"
 WEIGHTS = {"proposed": 0.25, "accepted": 1.0, "corrected": 2.0, "added": 2.0, UNKNOWN: 1.0}
 """Weight of an object in the loss by the origin of its annotation.  Where a person has corrected a
@@ -94,7 +96,7 @@ def _example(record: ImageRecord, path: Path, weights: Mapping[str, float]) -> E
         origin = UNKNOWN if annotation.origin is None else str(annotation.origin.value)
         mask = _mask(annotation.segmentation, record.size, f"{path.name}, annotation {index}")
         weight = weights[origin]
-        if weight:
+        if weight and len(run_lengths.intervals(mask)):
             targets.append(Target(mask, weight))
     return Example(path, hashlib.sha256(data).hexdigest(), size, tuple(targets))
 
@@ -122,19 +124,25 @@ def _pixels(data: bytes, path: Path) -> UInt8Array:
 
 
 def split(
-    examples: Sequence[Example], fraction: float, seed: int
+    examples: Sequence[Example], fraction: float, seed: int, name: str = "the data set"
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Return a training part and a held-out part of about a *fraction* of the images.
 
-    The same image is never in both.  Raises `TuningError` if there would be no held-out part.
+    The same image is never in both; *name* is that of the data in errors.  Raises `TuningError` if
+    there would be no held-out part.
     """
     if not 0 < fraction < 1:
         raise TuningError(
             f"there is no held-out part: its fraction must be between 0 and 1, not {fraction:g}"
         )
     keys = sorted({example.key for example in examples})
-    count = round(fraction * len(keys)) if len(keys) > 1 else 0
-    chosen = np.random.default_rng((seed, 0)).permutation(len(keys))[: max(count, len(keys) > 1)]
+    if len(keys) < 2:
+        raise TuningError(
+            f"there is no held-out part: {len(keys)} images of {name} have objects, "
+            f"at least 2 are needed"
+        )
+    count = max(1, round(fraction * len(keys)))
+    chosen = np.random.default_rng((seed, 0)).permutation(len(keys))[:count]
     held_out = {keys[index] for index in chosen}
     return (
         tuple(example for example in examples if example.key not in held_out),
@@ -144,10 +152,7 @@ def split(
 
 def check_parts(parts: Parts) -> None:
     """Raise `TuningError` for parts that are too small or share an image."""
-    for name, examples, minimum in (
-        ("the held-out part", parts.held_out, MIN_HELD_OUT),
-        ("the training part", parts.trained, MIN_TRAINED),
-    ):
+    for name, examples, minimum in _demanded(parts):
         count = sum(len(example.targets) for example in examples)
         if count < minimum:
             raise TuningError(
@@ -155,9 +160,23 @@ def check_parts(parts: Parts) -> None:
                 f"at least {minimum} are needed"
             )
     keys = {example.key for example in (*parts.trained, *parts.replay)}
-    shared = [example for example in parts.held_out if example.key in keys]
-    if shared:
-        raise TuningError(
-            f"{len(shared)} images of the held-out part are also in the training part, "
-            f"such as {shared[0].path.name}"
-        )
+    for name, examples in (
+        (HELD_OUT, parts.held_out),
+        (REPLAY_HELD_OUT, parts.replay_held_out),
+    ):
+        shared = [example for example in examples if example.key in keys]
+        if shared:
+            raise TuningError(
+                f"{len(shared)} images of {name} are also among those that are trained on, "
+                f"such as {shared[0].path.name}"
+            )
+
+
+def _demanded(parts: Parts) -> Iterator[tuple[str, Sequence[Example], int]]:
+    """Yield the parts of a run, with their names and the number of objects that they need."""
+    yield HELD_OUT, parts.held_out, MIN_HELD_OUT
+    yield "the training part", parts.trained, MIN_TRAINED
+    # Without a held-out part of its own, a loss on old data would go unnoticed.
+    if parts.replay or parts.replay_held_out:
+        yield REPLAY_HELD_OUT, parts.replay_held_out, MIN_HELD_OUT
+        yield "the training part of the old data", parts.replay, MIN_TRAINED

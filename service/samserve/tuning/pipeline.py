@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,12 +15,12 @@ from samserve import __version__
 from samserve.export.parity import ExportedModel
 from samserve.models import families
 from samserve.models.repository import Bundle
-from samserve.tuning import publishing
+from samserve.tuning import checks, publishing
 from samserve.tuning.batches import Batches, Sampling
 from samserve.tuning.embeddings import Embeddings
 from samserve.tuning.errors import NotBetter, TuningError
 from samserve.tuning.evaluation import MAX_OBJECTS, Demands, Evaluation, Figures, shortcoming
-from samserve.tuning.examples import Example, Parts, check_parts
+from samserve.tuning.examples import MIN_HELD_OUT, Example, Parts, check_parts
 from samserve.tuning.loop import LAST
 from samserve.tuning.plot import write_curve
 from samserve.tuning.tunable import Tunable, open_tunable
@@ -36,7 +36,8 @@ class TuneOptions:
     ``repository`` gets the model ``name``; ``run`` is the folder of the run's checkpoints, report
     and embeddings, from which it continues with ``resume``.  ``rate`` is None for the decoder's
     own, ``checkpoint`` is None for a decoder that is read from its graph.  With an
-    ``adapter_rank`` above 0, the image encoder is trained too, by adapters of this rank.
+    ``adapter_rank`` above 0, the image encoder is trained too, by adapters of this rank.  Raises
+    `TuningError` for invalid options.
     """
 
     repository: Path
@@ -56,8 +57,10 @@ class TuneOptions:
     save_s: float = SAVE_S
 
     def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            raise TuningError("the length of the run is needed, either in steps or in minutes")
+        checks.check_length(self.steps, self.minutes)
+        checks.check_rate(self.rate)
+        checks.check_device(self.device)
+        checks.check_model_name(self.name)
         if self.adapter_rank < 0:
             raise TuningError(f"the rank of adapters must be at least 0, not {self.adapter_rank}")
 
@@ -99,6 +102,7 @@ def tune(
     report(f"measuring {base.info.name} on {len(parts.held_out)} held-out images")
     before = [evaluation.figures(embeddings, each) for each in _measured(parts)]
     report(f"before: {before[0].text()}")
+    _check_measured(parts, before, options.max_objects)
     tuner = Tuner(tunable, plan, options.run, progress, options.save_s)
     if options.resume:
         tuner.continue_run()
@@ -138,14 +142,24 @@ def _measured(parts: Parts) -> list[tuple[Example, ...]]:
     return [parts.held_out, *([parts.replay_held_out] if parts.replay_held_out else [])]
 
 
+def _check_measured(parts: Parts, before: Sequence[Figures], max_objects: int) -> None:
+    """Raise `TuningError` if too few objects are large enough to be measured."""
+    for examples, figures in zip(_measured(parts), before, strict=True):
+        fewest = min(MIN_HELD_OUT, max_objects * len(examples))
+        if figures.objects < fewest:
+            raise TuningError(
+                f"only {figures.objects} objects on {len(examples)} held-out images are large "
+                f"enough to be measured, at least {fewest} are needed"
+            )
+
+
 def _outcome(before: list[Figures], after: list[Figures]) -> Outcome:
     old = (before[1], after[1]) if len(before) > 1 else None
     return Outcome(before[0], after[0], old, ())
 
 
 def _prepare(base: Bundle[Path], parts: Parts, options: TuneOptions, plan: Plan) -> None:
-    """Create the folder of the run; raise `TuningError` if it has another run."""
-    options.run.mkdir(parents=True, exist_ok=True)
+    """Create the folders of the run; raise `TuningError` if they have another run or the model."""
     settings = {
         "model": base.info.digest,
         "data": _digest(parts),
@@ -153,9 +167,15 @@ def _prepare(base: Bundle[Path], parts: Parts, options: TuneOptions, plan: Plan)
         "sampling": asdict(options.sampling),
     }
     file = options.run / SETTINGS
-    if not (options.run / LAST).exists():
+    begun = (options.run / LAST).exists()
+    if begun:
+        _check_same_run(file, settings, options)
+    checks.check_folders(options.repository, options.name, options.run)
+    if not begun:
         file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        return
+
+
+def _check_same_run(file: Path, settings: Mapping[str, object], options: TuneOptions) -> None:
     if not options.resume:
         raise TuningError(
             f"{options.run} has a run already: continue it with --resume, or name another folder"

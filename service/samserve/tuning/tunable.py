@@ -83,6 +83,8 @@ def open_tunable(
                 f"the image encoder of model {name!r} is a graph without a checkpoint and cannot "
                 "have adapters: tune it with --adapter-rank 0"
             )
+        if checkpoint is not None:
+            raise TuningError(f"the weights of model {name!r} are in its graph: omit --checkpoint")
         return Tunable(TinyDecoder(model), fixed)
     network = _network(bundle, checkpoint)
     decoder = NetworkDecoder(network)
