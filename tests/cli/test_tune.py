@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from samserve.cli import tune
+from samserve.cli.main import main
 from samserve.cli.tune import NotBetterError
-from samserve.datasets import coco
-from samserve.datasets.formats import WriteOptions
-from samserve.datasets.types import Annotation, DataSet, ImageRecord, Origin
 from samserve.tuning.errors import NotBetter, TuningError
 from samserve.tuning.examples import WEIGHTS
 
@@ -20,17 +19,7 @@ from tests.tuning import toys
 @pytest.fixture
 def four_images(tmp_path: Path) -> Path:
     """A data set of four images, in a COCO file beside them."""
-    folder = tmp_path / "data"
-    records = [
-        ImageRecord(
-            example.path.name,
-            example.size,
-            tuple(Annotation(target.mask, origin=Origin.CORRECTED) for target in example.targets),
-        )
-        for example in toys.discs(folder, 1, 4)
-    ]
-    coco.write(DataSet(records), folder / "coco.json", WriteOptions())
-    return folder / "coco.json"
+    return toys.write_coco(tmp_path / "data", 1, 4)
 
 
 def test_images_and_origins_are_read(four_images: Path) -> None:
@@ -61,23 +50,6 @@ def test_unknown_model_is_named(samserve: Command, four_images: Path, tmp_path: 
     assert "sam_tiny" in result.err
 
 
-@pytest.mark.parametrize("held_out", ["0", "1"])
-def test_no_held_out_part_is_refused(
-    samserve: Command, four_images: Path, tmp_path: Path, held_out: str
-) -> None:
-    models, run = tmp_path / "models", tmp_path / "run"
-
-    result = samserve(
-        *("tune", four_images, "--model", "sam_tiny", "--out", models),
-        *("--held-out", held_out, "--run", run),
-    )
-
-    assert result.code == 1
-    assert "there is no held-out part" in result.err
-    assert not models.exists()
-    assert not run.exists()
-
-
 def test_a_model_that_is_not_better_has_an_exit_code_of_its_own() -> None:
     with pytest.raises(NotBetterError) as raised, tune._errors():
         raise NotBetter("not better")
@@ -86,3 +58,16 @@ def test_a_model_that_is_not_better_has_an_exit_code_of_its_own() -> None:
     with pytest.raises(tune.CommandError) as other, tune._errors():
         raise TuningError("too small")
     assert other.value.exit_code == 1
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}])
+def test_waiting_threads_of_torch_do_not_spin_unless_that_is_set(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    variables = dict(given)
+    monkeypatch.setattr("os.environ", variables)
+    monkeypatch.setattr(sys, "argv", ["samserve", "tune", "--help"])
+
+    assert main() == 0
+
+    assert variables["OMP_WAIT_POLICY"] == given.get("OMP_WAIT_POLICY", "PASSIVE")
