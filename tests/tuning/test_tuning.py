@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +13,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file
 from samserve.export.parity import ExportedModel
 from samserve.models import families
 from samserve.models.digest import graph_digest
 from samserve.models.repository import Bundle, discover
 from samserve.tuning.batches import Batches, Sampling
+from samserve.tuning.decoders import TUNED_FILE, NetworkDecoder
 from samserve.tuning.embeddings import Embeddings
 from samserve.tuning.errors import NotBetter, TuningError
 from samserve.tuning.examples import Parts
+from samserve.tuning.loop import LAST
 from samserve.tuning.pipeline import CURVE, REPORT, tune
 from samserve.tuning.tunable import open_tunable
 from samserve.tuning.tuner import Plan, Tuner, read_losses
@@ -50,7 +55,7 @@ def one_toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 @pytest.mark.slow
 def test_losses_fall_and_only_the_decoder_changes(toy: Toy, tmp_path: Path) -> None:
     parts = toys.parts(tmp_path / "data")
-    options = toy.options(tmp_path, steps=40, rate=1e-4, max_objects=2, demands=ANY)
+    options = toy.options(tmp_path, steps=20, rate=1e-4, max_objects=2, demands=ANY)
 
     outcome = tune(toy.base, parts, options)
 
@@ -62,6 +67,8 @@ def test_losses_fall_and_only_the_decoder_changes(toy: Toy, tmp_path: Path) -> N
     assert graph_digest(new.graphs["encoder"]) == graph_digest(toy.base.graphs["encoder"])
     _check_embeddings(toy.base, new)
     _check_weights(toy.base, new)
+    _check_average(tmp_path / "run", new)
+    assert (outcome.before.images, outcome.before.objects) == (2, 4)
     assert new.info.dynamic_multimask == toy.base.info.dynamic_multimask
     assert new.info.card.parity is not None
     assert f"one click {outcome.before.click_iou:.3f} to" in new.info.description
@@ -91,6 +98,43 @@ def _check_weights(base: Bundle[Path], new: Bundle[Path]) -> None:
     assert prompts
     assert not prompts & changed
     assert len(changed) > 0.5 * len(before.keys() - prompts)
+    # The token of SAM-HQ and its head, which other families do not have.
+    additional = {name for name in before if re.search(r"hf_(token|mlp)", name)}
+    assert additional <= changed
+    assert bool(additional) == (families.of(base.info) is families.SAM_HQ)
+
+
+def _check_average(run: Path, new: Bundle[Path]) -> None:
+    """Check that the average of the weights over the steps was exported, not the last ones."""
+    exported = load_file(new.graphs["decoder"].with_name(TUNED_FILE))
+    saved = torch.load(run / LAST, weights_only=True)
+    assert all(
+        torch.equal(saved["average"][f"decoder.{name}"], each) for name, each in exported.items()
+    )
+    assert not all(
+        torch.equal(saved["module"][f"decoder.{name}"], each) for name, each in exported.items()
+    )
+
+
+@pytest.mark.slow
+def test_graph_that_differs_from_the_tuned_module_is_not_written(
+    one_toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = NetworkDecoder.graph
+
+    def altered(decoder: NetworkDecoder, module: torch.nn.Module) -> onnx.ModelProto:
+        module = copy.deepcopy(module)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(1.5)
+        return graph(decoder, module)
+
+    monkeypatch.setattr(NetworkDecoder, "graph", altered)
+    options = one_toy.options(tmp_path, steps=1, max_objects=1, demands=ANY)
+
+    with pytest.raises(TuningError, match="parity check failed"):
+        tune(one_toy.base, toys.parts(tmp_path / "data"), options)
+    assert list((tmp_path / "models").iterdir()) == []
 
 
 @pytest.mark.slow
@@ -101,7 +145,11 @@ def test_tuned_model_can_be_tuned_again(one_toy: Toy, tmp_path: Path) -> None:
 
     again = replace(one_toy, base=first)
     second = tmp_path / "second"
-    tune(first, parts, again.options(second, steps=1, rate=0.0, max_objects=1, demands=ANY))
+    tune(
+        first,
+        parts,
+        again.options(second, steps=1, rate=toys.TINY_RATE, max_objects=1, demands=ANY),
+    )
 
     (unchanged,) = discover(second / "models")
     assert unchanged.info.digest == first.info.digest
@@ -191,7 +239,7 @@ def test_too_few_objects_and_shared_images_are_refused(one_toy: Toy, tmp_path: P
     cases = {
         "the training part is too small: 4 objects on 1 images": Parts(images[:1], images[1:]),
         "the held-out part is too small: 0 objects on 0 images": Parts(images, ()),
-        "1 images of the held-out part are also in the training part": Parts(images, images[:1]),
+        "1 images of the held-out part are also among those that": Parts(images, images[:1]),
     }
     for (message, parts), number in zip(cases.items(), itertools.count(), strict=False):
         folder = tmp_path / str(number)
@@ -201,12 +249,25 @@ def test_too_few_objects_and_shared_images_are_refused(one_toy: Toy, tmp_path: P
 
 
 @pytest.mark.slow
-def test_run_folder_of_another_run_is_refused(one_toy: Toy, tmp_path: Path) -> None:
-    parts = toys.parts(tmp_path / "data")
+def test_old_data_is_measured_and_run_folder_of_another_run_is_refused(
+    one_toy: Toy, tmp_path: Path
+) -> None:
+    old = toys.discs(tmp_path / "old", 3, 3)
+    parts = replace(toys.parts(tmp_path / "data"), replay=old[:2], replay_held_out=old[2:])
     options = one_toy.options(tmp_path, steps=1, max_objects=1, demands=ANY)
-    tune(one_toy.base, parts, options)
+
+    outcome = tune(one_toy.base, parts, options)
+
+    assert (outcome.before.images, outcome.after.images) == (2, 2)
+    assert outcome.old is not None
+    assert [(each.images, each.objects) for each in outcome.old] == [(1, 1)] * 2
 
     with pytest.raises(TuningError, match="has a run already: continue it with --resume"):
         tune(one_toy.base, parts, options)
     with pytest.raises(TuningError, match="has a run with another plan"):
         tune(one_toy.base, parts, replace(options, resume=True, seed=5))
+    other = replace(parts, trained=parts.trained[:3])
+    with pytest.raises(TuningError, match="has a run with another data"):
+        tune(one_toy.base, other, replace(options, resume=True))
+    with pytest.raises(TuningError, match="has a model 'tuned' already"):
+        tune(one_toy.base, parts, replace(options, resume=True))

@@ -29,6 +29,8 @@ from tests.oracle.sam import SMALL, build_sam
 SIDE = 128
 ANY = Demands(min_gain=-1.0, max_loss=1.0)
 """Demands that every model fulfils: toys learn too little in a few steps."""
+TINY_RATE = 1e-60
+"""A learning rate that is 0 in float32."""
 SAM_TINY = app.default_repository()
 """The repository of the default model."""
 
@@ -96,6 +98,8 @@ def edge(folder: Path) -> Toy:
 
 
 MAKERS = {"sam1": sam1, "sam2": sam21, "sam_hq": hq, "edgetam": edge}
+ADAPTED = ("sam1", "sam2")
+"""Those that are tuned with adapters: EdgeTAM's encoder has no attention."""
 
 
 def _exported(checkpoint: Path, folder: Path, precision: str = "fp32") -> Toy:
