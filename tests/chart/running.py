@@ -14,10 +14,12 @@ import trustme
 from samserve.client import Client, Prompt
 from samserve.client.errors import SamserveClientError
 
+from harness.cluster.cluster import Cluster
 from harness.pod.pod import Pod
 from harness.pod.volumes import References
 from tests import sample_images
 from tests.chart.rendered import Object, deployment, gateway_deployment, of_kind, only
+from tests.cluster.caches import LONG_TIMEOUTS
 from tests.secret_leaks import secret
 
 IMAGES = [sample_images.encode(sample_images.noise(48, 64, seed=n)) for n in range(12)]
@@ -27,6 +29,18 @@ def tls_secret(issued: trustme.LeafCert) -> dict[str, bytes]:
     """Return the data of a kubernetes.io/tls Secret."""
     key = secret(issued.private_key_pem.bytes().decode()).encode()
     return {"tls.crt": b"".join(blob.bytes() for blob in issued.cert_chain_pems), "tls.key": key}
+
+
+def shared_cache(cluster: Cluster) -> dict[str, Any]:
+    """Return values with the shared tier in *cluster*, and a small local tier.
+
+    Its timeouts are long: a node that a busy machine does not schedule for half a second would be
+    an outage, in which embeddings stay on the gateway that computed them.
+    """
+    return {
+        "cache": {"local": {"memory": "64Mi"}, "shared": {"nodes": list(cluster.addresses[:2])}},
+        "config": {"cache": {"shared": LONG_TIMEOUTS}},
+    }
 
 
 Secrets = Mapping[str, Mapping[str, bytes]]

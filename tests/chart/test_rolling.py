@@ -13,7 +13,7 @@ from harness.cluster.cluster import Cluster
 from harness.envoy.proxy import EnvoyProxy
 from harness.pod.pod import Pod
 from tests.chart.rendered import render
-from tests.chart.running import Load, replica_of
+from tests.chart.running import Load, replica_of, shared_cache
 from tests.support.waiting import until
 
 
@@ -28,7 +28,7 @@ async def test_rolling_update_fails_no_call(cluster: Cluster) -> None:
     values: dict[str, Any] = {
         "engine": "onnx",
         "replicas": 2,
-        "cache": {"local": {"memory": "64Mi"}, "shared": {"nodes": list(cluster.addresses[:2])}},
+        **shared_cache(cluster),
         "shutdown": {"drainDelaySeconds": 2, "gracePeriodSeconds": 20},
     }
     objects = render(values)

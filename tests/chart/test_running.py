@@ -19,7 +19,7 @@ from harness.pod.images import resolve_triton_args, supported_triton_args
 from harness.program import DIRECT
 from tests import sample_images
 from tests.chart.rendered import Object, ci_values, container, render
-from tests.chart.running import Load, helm_test, replica_of, tls_secret
+from tests.chart.running import Load, helm_test, replica_of, shared_cache, tls_secret
 from tests.security.credentials import KeyFile
 from tests.support.waiting import until
 
@@ -100,7 +100,7 @@ async def test_default_pod_runs_and_is_replaced_without_a_failed_call(
     """
     values: dict[str, Any] = {
         **ci_values("default"),
-        "cache": {**LOCAL, "shared": {"nodes": list(cluster.addresses[:2])}},
+        **shared_cache(cluster),
         "triton": {**ci_values("default").get("triton", {}), **POOL},
         "shutdown": {"drainDelaySeconds": 2, "gracePeriodSeconds": 20},
     }
