@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,32 +20,19 @@ from samserve.export.families.sam1 import Sam1Network
 from samserve.export.parity import ExportedModel
 from samserve.export.sam.config import SamConfig, TinyVitConfig
 from samserve.export.sam.model import Sam
-from samserve.models import families
-from samserve.models.digest import DIGEST_OUTPUT, TUNED_FILE
+from samserve.models.digest import DIGEST_OUTPUT
 from samserve.models.repository import Bundle, discover
 from samserve.tuning import adapters
-from samserve.tuning.batches import Batches, Sampling
-from samserve.tuning.embeddings import Embeddings
 from samserve.tuning.errors import TuningError
 from samserve.tuning.pipeline import EMBEDDINGS, REPORT, tune
 from samserve.tuning.tunable import open_tunable
-from samserve.tuning.tuner import Plan, Tuner, read_losses
+from samserve.tuning.tuner import read_losses
 from torch import Tensor, nn
 
 from tests.oracle import sam_hq
 from tests.oracle.sam import SMALL
 from tests.tuning import toys
 from tests.tuning.toys import ANY, Toy
-
-RANK = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=toys.ADAPTED)
@@ -56,17 +41,11 @@ def toy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return toys.MAKERS[request.param](tmp_path_factory.mktemp(request.param))
 
 
-@pytest.fixture(scope="module")
-def one_toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    """A small SAM."""
-    return toys.sam1(tmp_path_factory.mktemp("sam1"))
-
-
 @pytest.mark.slow
 def test_losses_fall_and_both_networks_change(toy: Toy, tmp_path: Path) -> None:
     parts = toys.parts(tmp_path / "data")
     options = toy.options(
-        tmp_path, steps=40, rate=1e-4, max_objects=2, demands=ANY, adapter_rank=RANK
+        tmp_path, steps=40, rate=1e-4, max_objects=2, demands=ANY, adapter_rank=toys.RANK
     )
 
     tune(toy.base, parts, options)
@@ -77,8 +56,8 @@ def test_losses_fall_and_both_networks_change(toy: Toy, tmp_path: Path) -> None:
     assert new.info.encoder_digest != toy.base.info.encoder_digest
     assert _changed(toy.base, new, "decoder")
     _check_changed_projections(toy, new)
-    assert f"adapters of rank {RANK} in the image encoder" in new.info.description
-    assert json.loads((tmp_path / "run" / REPORT).read_text())["adapter_rank"] == RANK
+    assert f"adapters of rank {toys.RANK} in the image encoder" in new.info.description
+    assert json.loads((tmp_path / "run" / REPORT).read_text())["adapter_rank"] == toys.RANK
     # Rounding to float16 causes 2e-4 and another order of sums less; a wrong encoder about 1.
     assert new.info.card.parity is not None
     assert 0 < new.info.card.parity.embedding_error < 3e-4
@@ -115,7 +94,7 @@ def _check_changed_projections(toy: Toy, new: Bundle[Path]) -> None:
         assert 0 < np.abs(difference).max() < 0.1
         # Of the rank of an adapter, but for the rounding of its sum with the weight.
         singular = np.linalg.svd(difference, compute_uv=False)
-        assert singular[RANK:].max(initial=0) < 1e-2 * singular[0]
+        assert singular[toys.RANK :].max(initial=0) < 1e-2 * singular[0]
 
 
 def _projections(network: Network) -> dict[str, Tensor]:
@@ -128,11 +107,11 @@ def _projections(network: Network) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 def test_exported_encoder_equals_the_adapted_one(toy: Toy, tmp_path: Path) -> None:
-    tunable = open_tunable(toy.base, toy.checkpoint, RANK, seed=1)
+    tunable = open_tunable(toy.base, toy.checkpoint, toys.RANK, seed=1)
     module = tunable.networks.encoder
-    _redraw(module)
+    toys.redraw_adapters(module)
     example = toys.discs(tmp_path, 3, 1)[0]
-    inputs = tunable.encoder.source(_embeddings(toy, tmp_path)).of(example)
+    inputs = tunable.encoder.source(toys.embeddings(toy, tmp_path)).of(example)
     with torch.no_grad():
         expected = module(*inputs.values())
 
@@ -155,123 +134,11 @@ def _distance(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.linalg.norm(one - other) / np.linalg.norm(other))
 
 
-def _redraw(module: nn.Module) -> None:
-    """Draw all adapters: the second factor of a new one is 0."""
-    torch.manual_seed(7)
-    with torch.no_grad():
-        for each in module.parameters():
-            if each.requires_grad:
-                each.normal_(0, 0.1)
-
-
-def _embeddings(toy: Toy, folder: Path) -> Embeddings:
-    return Embeddings(ExportedModel(toy.base.graphs), toy.base.info, folder / "embeddings")
-
-
-@pytest.mark.slow
-def test_gradients_of_all_rounds_reach_the_adapters(one_toy: Toy, tmp_path: Path) -> None:
-    tuner = _tuner(one_toy, tmp_path)
-    _redraw(tuner.module.encoder)
-    (micro,) = _batches(one_toy, tmp_path).of_step(0)
-    losses: tuple[Callable[[Tensor], Tensor], ...] = (torch.sin, torch.square)
-    tensors = tuner.module.encoder(*micro.inputs)
-    sum(loss(each).sum() for each in tensors for loss in losses).backward()
-    weights = [each for each in tuner.module.encoder.parameters() if each.requires_grad]
-    expected = [each.grad.clone() for each in weights if each.grad is not None]
-    tuner.optimiser.zero_grad()
-
-    with tuner._embedding(micro) as embedding:
-        for loss in losses:
-            sum(loss(each).sum() for each in embedding).backward()
-
-    assert len(expected) == len(weights) > 0
-    for each, right in zip(weights, expected, strict=True):
-        assert each.grad is not None
-        assert torch.allclose(each.grad, right, rtol=1e-3, atol=1e-4 * float(right.abs().max()))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("killed_at", [1, 3])
-def test_resumed_run_ends_with_the_same_weights(
-    one_toy: Toy, tmp_path: Path, killed_at: int
-) -> None:
-    whole = _tuner(one_toy, tmp_path / "whole")
-    first = {name: each.clone() for name, each in whole.module.state_dict().items()}
-    whole.tune(_batches(one_toy, tmp_path))
-    killed = _tuner(one_toy, tmp_path / "killed")
-    with pytest.raises(KeyboardInterrupt):
-        killed.tune(toys.Killing(_batches(one_toy, tmp_path), killed_at))
-
-    resumed = _tuner(one_toy, tmp_path / "killed")
-    resumed.continue_run()
-    assert resumed.step == killed_at
-    resumed.tune(_batches(one_toy, tmp_path))
-
-    for one, other in ((whole.module, resumed.module), (whole.average, resumed.average)):
-        pairs = zip(one.state_dict().items(), other.state_dict().values(), strict=True)
-        assert [name for (name, value), same in pairs if not torch.equal(value, same)] == []
-    trained = {name for name, each in whole.module.named_parameters() if each.requires_grad}
-    changed = {
-        name
-        for name, each in whole.module.state_dict().items()
-        if not torch.equal(each, first[name])
-    }
-    assert {name for name in trained if ".lora_" in name}
-    # Only in the last layers of tokens that no loss depends on, weights may stay.
-    assert changed <= trained
-    assert {name for name in trained if ".lora_" in name} <= changed
-
-
-def _tuner(toy: Toy, out: Path) -> Tuner:
-    out.mkdir(exist_ok=True)
-    plan = Plan(4, None, 3, 1e-4, adapter_rank=RANK)
-    return Tuner(open_tunable(toy.base, toy.checkpoint, RANK, 3), plan, out, save_s=0.0)
-
-
-def _batches(toy: Toy, folder: Path) -> Batches:
-    tunable = open_tunable(toy.base, toy.checkpoint, RANK)
-    source = tunable.encoder.source(_embeddings(toy, folder))
-    parts = toys.parts(folder / "data")
-    sampling = Sampling(images=1, prompts=2)
-    family = families.of(toy.base.info)
-    return Batches((parts.trained, parts.held_out), source, family, sampling, seed=3)
-
-
-@pytest.mark.slow
-def test_adapted_model_can_be_tuned_again_with_and_without_adapters(
-    one_toy: Toy, tmp_path: Path
-) -> None:
-    base, digests = one_toy.base, [one_toy.base.info.encoder_digest]
-    parts = toys.parts(tmp_path / "data")
-    for rank, rate, name in (
-        (RANK, 1e-2, "first"),
-        (0, 1e-2, "second"),
-        (RANK, toys.TINY_RATE, "third"),
-    ):
-        options = one_toy.options(tmp_path / name, steps=2, rate=rate, adapter_rank=rank)
-        tune(base, parts, replace(options, demands=ANY, max_objects=1))
-        (base,) = discover(tmp_path / name / "models")
-        digests.append(base.info.encoder_digest)
-
-    assert digests[0] != digests[1]
-    # Neither a decoder of its own nor adapters that learn nothing change the encoder.
-    assert digests[1] == digests[2] == digests[3]
-    for role in ("encoder", "decoder"):
-        lost = discover(tmp_path / "first" / "models")[0]
-        kept = lost.graphs[role].with_name(TUNED_FILE)
-        content = kept.read_bytes()
-        kept.unlink()
-        again = one_toy.options(tmp_path / f"without-{role}", adapter_rank=RANK)
-        with pytest.raises(TuningError, match="has other weights than its checkpoint"):
-            tune(lost, parts, again)
-        kept.write_bytes(content)
-
-
 @pytest.mark.slow
 def test_half_precision_of_the_base_is_kept(tmp_path: Path) -> None:
     toy = toys.sam1(tmp_path, precision="fp16")
     parts = toys.parts(tmp_path / "data")
-    options = toy.options(tmp_path, steps=2, max_objects=1, demands=ANY, adapter_rank=RANK)
+    options = toy.options(tmp_path, steps=2, max_objects=1, demands=ANY, adapter_rank=toys.RANK)
 
     tune(toy.base, parts, options)
 
@@ -283,16 +150,6 @@ def test_half_precision_of_the_base_is_kept(tmp_path: Path) -> None:
     assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
 
 
-@pytest.mark.slow
-def test_run_of_another_rank_is_not_continued(one_toy: Toy, tmp_path: Path) -> None:
-    parts = toys.parts(tmp_path / "data")
-    options = one_toy.options(tmp_path, steps=1, max_objects=1, demands=ANY, adapter_rank=RANK)
-    tune(one_toy.base, parts, options)
-
-    with pytest.raises(TuningError, match="has a run with another plan"):
-        tune(one_toy.base, parts, replace(options, resume=True, adapter_rank=2))
-
-
 def test_new_adapters_change_nothing_in_any_family(tmp_path: Path) -> None:
     for network in (_mobile(), _sam_hq(tmp_path)):
         graph = network.encoder_graph().eval()
@@ -302,7 +159,7 @@ def test_new_adapters_change_nothing_in_any_family(tmp_path: Path) -> None:
         projections = _projections(network)
         with torch.no_grad():
             before = graph(*inputs)
-            adapters.add_adapters(graph, RANK, seed=0)
+            adapters.add_adapters(graph, toys.RANK, seed=0)
             after = graph(*inputs)
 
         assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
@@ -328,7 +185,7 @@ def _sam_hq(folder: Path) -> Network:
 
 def test_copies_share_the_memory_of_frozen_weights_only() -> None:
     graph = _mobile().encoder_graph()
-    adapters.add_adapters(graph, RANK, seed=0)
+    adapters.add_adapters(graph, toys.RANK, seed=0)
 
     copied = adapters.copy_sharing_frozen(graph)
 
@@ -343,14 +200,14 @@ def test_copies_share_the_memory_of_frozen_weights_only() -> None:
 
 def test_encoder_without_attention_is_refused() -> None:
     with pytest.raises(TuningError, match="has no attention to add adapters to"):
-        adapters.add_adapters(nn.Sequential(nn.Conv2d(3, 3, 1)), RANK, seed=0)
+        adapters.add_adapters(nn.Sequential(nn.Conv2d(3, 3, 1)), toys.RANK, seed=0)
 
 
 def test_default_model_has_no_adapters(tmp_path: Path) -> None:
     (tiny,) = discover(app.default_repository())
 
     with pytest.raises(TuningError, match="'sam_tiny' is a graph without a checkpoint"):
-        open_tunable(tiny, None, RANK)
+        open_tunable(tiny, None, toys.RANK)
 
 
 def test_negative_rank_is_refused(one_toy: Toy, tmp_path: Path) -> None:
@@ -362,6 +219,6 @@ def test_missing_library_is_named(one_toy: Toy, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "peft", None)
 
     with pytest.raises(CommandError, match=r"requires peft.*\[tune\]"), errors():
-        open_tunable(one_toy.base, one_toy.checkpoint, RANK)
+        open_tunable(one_toy.base, one_toy.checkpoint, toys.RANK)
     # Not needed without adapters.
     open_tunable(one_toy.base, one_toy.checkpoint)

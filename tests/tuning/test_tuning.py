@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,24 +31,10 @@ from tests.tuning import toys
 from tests.tuning.toys import ANY, Toy
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", params=list(toys.MAKERS))
 def toy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Toy:
     """A small model of a family."""
     return toys.MAKERS[request.param](tmp_path_factory.mktemp(request.param))
-
-
-@pytest.fixture(scope="module")
-def one_toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    """A small SAM."""
-    return toys.sam1(tmp_path_factory.mktemp("sam1"))
 
 
 @pytest.mark.slow

@@ -14,19 +14,24 @@ from samserve.core import run_lengths
 from samserve.datasets import coco
 from samserve.datasets.formats import WriteOptions
 from samserve.datasets.types import Annotation, DataSet, ImageRecord, Origin
+from samserve.export.parity import ExportedModel
 from samserve.export.pipeline import ExportOptions, Precision, export
 from samserve.models.repository import Bundle, discover
 from samserve.tuning.batches import Batches, Micro, Sampling
+from samserve.tuning.embeddings import Embeddings
 from samserve.tuning.evaluation import Demands
 from samserve.tuning.examples import Example, Parts, Target
 from samserve.tuning.pipeline import TuneOptions
 from samserve.types import Size
+from torch import nn
 
 from tests.families.toys import SAM2_SIZE
 from tests.oracle import edgetam, photos, sam2, sam2_local, sam_hq
 from tests.oracle.sam import SMALL, build_sam
 
 SIDE = 128
+RANK = 4
+"""The rank of adapters."""
 ANY = Demands(min_gain=-1.0, max_loss=1.0)
 """Demands that every model fulfils: toys learn too little in a few steps."""
 TINY_RATE = 1e-60
@@ -153,3 +158,17 @@ def write_coco(folder: Path, seed: int, images: int) -> Path:
 def parts(folder: Path) -> Parts:
     """Return a training part of four images, and a held-out part of two."""
     return Parts(discs(folder, 1, 4), discs(folder, 2, 2))
+
+
+def redraw_adapters(module: nn.Module) -> None:
+    """Draw all adapters: the second factor of a new one is 0."""
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for each in module.parameters():
+            if each.requires_grad:
+                each.normal_(0, 0.1)
+
+
+def embeddings(toy: Toy, folder: Path) -> Embeddings:
+    """Return the embeddings by the encoder of a toy, with their files in *folder*."""
+    return Embeddings(ExportedModel(toy.base.graphs), toy.base.info, folder / "embeddings")
